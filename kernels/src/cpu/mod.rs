@@ -1,0 +1,155 @@
+//! The processor as a [`Device`]: every operation in f32, the same bits for every thread count and instruction set.
+//!
+//! A feature's work belongs together: activations are kept by feature (`encode.rs`), and decode, backward and Adam walk
+//! over them feature by feature, so weights are read once per batch and only the small `[B, D]` arrays are gathered.
+
+mod adam;
+mod backward;
+mod decode;
+mod dense;
+mod dictionary;
+mod encode;
+mod memory;
+mod normalize;
+mod peak;
+mod product;
+mod residual;
+mod screen;
+mod simd;
+
+pub use dictionary::CpuDictionary;
+pub use memory::Buffer;
+pub use normalize::Rows;
+pub use peak::Peaks;
+pub use screen::Screen;
+pub use simd::Isa;
+
+use crate::{Device, Error, RowDtype, Shape, Sums};
+use rayon::ThreadPool;
+use std::sync::Arc;
+
+/// The processor.
+pub struct Cpu {
+    engine: Arc<Engine>,
+}
+
+/// What the operations run on.
+pub(crate) struct Engine {
+    pool: ThreadPool,
+    isa: Isa,
+    screen: Screen,
+}
+
+/// Choices that change speed and never results. `None` takes what is best here.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Worker threads; by default one per core that this process may use.
+    pub threads: Option<usize>,
+    /// How the encoder finds pairs that may be active.
+    pub screen: Option<Screen>,
+    /// Instruction set of all other operations.
+    pub isa: Option<Isa>,
+}
+
+impl Cpu {
+    /// The processor with `threads` workers, by default one per core that this process may use.
+    ///
+    /// # Panics
+    /// When the system gives no threads.
+    pub fn new(threads: Option<usize>) -> Self {
+        Self::with(Options { threads, ..Options::default() })
+    }
+
+    /// As [`Cpu::new`], with choices for tests and benchmarks.
+    ///
+    /// # Panics
+    /// When this machine lacks what was asked for, or the system gives no threads.
+    pub fn with(options: Options) -> Self {
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let screen = options.screen.unwrap_or_else(Screen::detect);
+        assert!(isa.available() && screen.available(), "{isa:?} and {screen:?} exist on this machine");
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads.unwrap_or(0))
+            .thread_name(|index| format!("kernels-{index}"))
+            .build()
+            .unwrap_or_else(|e| panic!("no threads for the cpu device: {e}"));
+        Cpu { engine: Arc::new(Engine { pool, isa, screen }) }
+    }
+}
+
+impl Engine {
+    /// Workers, hence scratch areas.
+    fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+}
+
+/// Rows are padded with zeros to whole blocks, so that no kernel has a tail.
+fn stride(width: usize) -> usize {
+    width.next_multiple_of(simd::LANES)
+}
+
+impl Device for Cpu {
+    type Staging = Staging;
+    type Rows = Rows;
+    type Tally = Tally;
+    type Dictionary = CpuDictionary;
+
+    fn describe(&self) -> String {
+        let Engine { isa, screen, .. } = &*self.engine;
+        format!("cpu, {} threads, {}, {} screen", self.engine.threads(), isa.name(), screen.name())
+    }
+
+    fn dense_above(&self) -> f64 {
+        dense::FASTER_ABOVE
+    }
+
+    fn staging(&self, bytes: usize) -> Result<Staging, Error> {
+        Ok(Staging(Buffer::new(bytes, "staging for stored rows")?))
+    }
+
+    fn rows(&self, batch: usize, width: usize) -> Result<Rows, Error> {
+        Rows::new(batch, width)
+    }
+
+    fn tally(&self, width: usize, features: usize) -> Result<Tally, Error> {
+        Ok(Tally { sums: Sums::new(width, features) })
+    }
+
+    fn dictionary(&self, shape: Shape) -> Result<CpuDictionary, Error> {
+        CpuDictionary::new(self.engine.clone(), shape)
+    }
+
+    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, scale: f32, x: &mut Rows) {
+        x.fill(&self.engine, &staged.0, dtype, n, scale);
+    }
+
+    fn take_sums(&self, tally: &mut Tally) -> Sums {
+        let empty = Sums::new(tally.sums.x_d.len(), tally.sums.fired_f.len());
+        std::mem::replace(&mut tally.sums, empty)
+    }
+
+    fn put_sums(&self, tally: &mut Tally, sums: &Sums) {
+        tally.sums.clone_from(sums);
+    }
+}
+
+/// Bytes of stored rows.
+pub struct Staging(Buffer<u8>);
+
+impl AsRef<[u8]> for Staging {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsMut<[u8]> for Staging {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// Sums over counted rows.
+pub struct Tally {
+    pub(crate) sums: Sums,
+}

@@ -1,0 +1,47 @@
+//! The screen without narrow dtypes: f32 products of `gemm`, 512 tokens at a time, marked while they are in L2.
+
+use super::{PANEL, Screener};
+use crate::cpu::normalize::Rows;
+use crate::cpu::product::{Matrix, multiply};
+use std::ops::Range;
+
+/// Tokens of a product: with 96 features 192 KiB of results.
+const TOKENS: usize = 512;
+
+pub fn mark(
+    of: &Screener,
+    features: Range<usize>,
+    w_enc_fd: &[f32],
+    x: &Rows,
+    product: &mut Vec<f32>,
+    marks: &mut [u64],
+) {
+    let panels = x.n.div_ceil(PANEL);
+    product.resize(features.len() * TOKENS, 0.0);
+    for first in (0..x.n).step_by(TOKENS) {
+        let tokens = first..(first + TOKENS).min(x.n);
+        let w = Matrix::new(&w_enc_fd[features.start * of.stride..], features.len(), of.width, of.stride);
+        let xt = Matrix::new(&x.x_bd[first * of.stride..], tokens.len(), of.width, of.stride).t();
+        multiply(product, TOKENS, false, w, xt);
+        for (local, f) in features.clone().enumerate() {
+            let bound = of.bounds_f[f];
+            for (i, panel) in product[local * TOKENS..][..tokens.len()].chunks(PANEL).enumerate() {
+                let beta = &of.beta_b[first + i * PANEL..][..panel.len()];
+                let mark = panel.iter().zip(beta).enumerate().fold(0, |mark, (lane, (&acc, &beta))| {
+                    let sum = acc + bound.p + beta * bound.q;
+                    mark | (u64::from(sum > 0.0 || sum.is_nan()) << lane)
+                });
+                marks[local * panels + first / PANEL + i] = mark;
+            }
+        }
+    }
+}
+
+/// `‖w‖`.
+pub fn norm(w_row: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; 16];
+    for block in w_row.as_chunks::<16>().0 {
+        lanes.iter_mut().zip(block).for_each(|(sum, w)| *sum += w * w);
+    }
+    lanes.iter().sum::<f32>().sqrt()
+}

@@ -1,0 +1,322 @@
+//! The device seam: what a device must offer so that the trainer can run a step on it.
+//!
+//! Buffers are opaque. Operations are enqueued in call order and may return before they are done; what the host wants
+//! to know is read from a small [`Report`]. Memory is taken when a device object is made: a step allocates nothing.
+//! On the step's path no weights, rows or gradients cross the seam; [`Dictionary::read`] and [`Dictionary::write`]
+//! exist for checkpoints, initialisation and export.
+
+use std::ops::Range;
+
+/// How the values of a stored row are encoded, little endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowDtype {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+}
+
+impl RowDtype {
+    /// Bytes of one value.
+    pub fn size(self) -> usize {
+        match self {
+            RowDtype::F32 => 4,
+            RowDtype::F16 | RowDtype::Bf16 => 2,
+        }
+    }
+}
+
+/// Which rows Adam updates at a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdamMode {
+    /// Every row, every step: Adam as published.
+    Dense,
+    /// Rows whose feature fired in the batch; before their gradient is added, the steps that dense Adam would have
+    /// made since the last touch are applied in closed form.
+    Catchup,
+    /// Rows whose feature fired in the batch; the others keep weights and moments as they are.
+    Touched,
+}
+
+/// What a dictionary is made for; all memory follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// `D`, values in a row.
+    pub width: usize,
+    /// `F`, features held by this rank.
+    pub features: usize,
+    /// `B`, most rows in a batch.
+    pub batch: usize,
+    /// Which rows Adam updates; `None` makes a dictionary that cannot train and holds no moments.
+    pub adam: Option<AdamMode>,
+    /// Bytes that the dense path may take to keep the activations of a batch for the backward pass. When `4·B·F` is
+    /// more, it computes them again, tile by tile.
+    pub dense_bytes: usize,
+}
+
+/// How encode and decode treat a batch. Both give the same numbers up to rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Lists of active features; nothing of size `B×F` is written.
+    Sparse,
+    /// Products over tiles of features: faster when a large share of the features is active.
+    Dense,
+}
+
+/// The parameters of a dictionary. Each is `rows × columns`, row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tensor {
+    /// `W_enc [F, D]` (stored feature-major; files hold its transpose).
+    EncoderWeight,
+    /// `b_enc [F, 1]`.
+    EncoderBias,
+    /// `W_dec [F, D]`.
+    DecoderWeight,
+    /// `b_dec [1, D]`.
+    DecoderBias,
+}
+
+/// Which of the three arrays that belong to a [`Tensor`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// The parameter itself.
+    Value,
+    /// Adam's first moment.
+    FirstMoment,
+    /// Adam's second moment.
+    SecondMoment,
+}
+
+/// Counters kept for each feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// One more than the step of the feature's last Adam update; 0 before the first ([`AdamMode::Catchup`] needs it).
+    LastUpdate,
+    /// Tokens that the run had seen at the end of the last batch in which the feature fired; 0 before the first.
+    LastFired,
+}
+
+/// The learning rate over a run: constant, then linear to 0. Catching up needs that of steps gone by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LearningRate {
+    /// Before the decay.
+    pub base: f64,
+    /// First step of the decay.
+    pub decay_from: f64,
+    /// Steps of the run.
+    pub steps: f64,
+}
+
+impl LearningRate {
+    /// The same at every step.
+    pub fn constant(base: f64) -> Self {
+        LearningRate { base, decay_from: f64::INFINITY, steps: f64::INFINITY }
+    }
+
+    /// `base`, and from `decay_from` on `base · (S − s) / (S − decay_from)`.
+    pub fn at(self, step: u64) -> f64 {
+        let s = step as f64;
+        if s < self.decay_from { self.base } else { self.base * (self.steps - s) / (self.steps - self.decay_from) }
+    }
+}
+
+/// One Adam step: β = (0.9, 0.999), ε = 1e-8, bias correction with `step + 1`.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamUpdate {
+    /// Counted from 0.
+    pub step: u64,
+    /// Learning rate of this and earlier steps.
+    pub lr: LearningRate,
+    /// The gradient is multiplied by `min(1, clip / (‖g‖ + 1e-6))`.
+    pub clip: f32,
+    /// Tokens seen by the run when this batch is done; features that fired in it get it as [`Clock::LastFired`].
+    pub tokens: u64,
+}
+
+/// What a step tells the host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Rows in the batch.
+    pub rows: usize,
+    /// Indices in the batch of rows with a NaN or infinite value (at most 64 are named). If there is one, or the
+    /// gradient norm is not finite, the update was refused and no state has changed.
+    pub non_finite_rows: Vec<usize>,
+    /// False when the update was refused (or none was asked for because the gradient is not finite).
+    pub ok: bool,
+    /// `Σ_t ‖x_t − x̂_t‖²`.
+    pub squared_error: f64,
+    /// `Σ_t Σ_f a_tf ‖W_dec[f]‖`.
+    pub l1: f64,
+    /// `Σ_t #{f : a_tf > 0}`.
+    pub active: u64,
+    /// `‖∂L‖₂` over all parameters, before clipping; 0 without a backward pass.
+    pub gradient_norm: f64,
+}
+
+/// Sums over counted rows from which every reported metric follows. Adding two gives the sums of both.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sums {
+    /// Counted rows.
+    pub rows: u64,
+    /// `Σ ‖x − x̂‖²`.
+    pub squared_error: f64,
+    /// `Σ ‖x‖²`.
+    pub squared_norm: f64,
+    /// `Σ x`, `[D]`.
+    pub x_d: Vec<f64>,
+    /// `Σ Σ_f a_f ‖W_dec[f]‖`.
+    pub l1: f64,
+    /// `Σ #{f : a_f > 0}`.
+    pub active: u64,
+    /// Rows on which each feature fired, `[F]`.
+    pub fired_f: Vec<u64>,
+}
+
+impl Sums {
+    /// Nothing counted yet.
+    pub fn new(width: usize, features: usize) -> Self {
+        Sums {
+            rows: 0,
+            squared_error: 0.0,
+            squared_norm: 0.0,
+            x_d: vec![0.0; width],
+            l1: 0.0,
+            active: 0,
+            fired_f: vec![0; features],
+        }
+    }
+
+    /// Adds the sums over other rows of the same data and dictionary.
+    ///
+    /// # Panics
+    /// When widths or feature counts differ.
+    pub fn add(&mut self, other: &Sums) {
+        assert_eq!((self.x_d.len(), self.fired_f.len()), (other.x_d.len(), other.fired_f.len()), "sums of one shape");
+        self.rows += other.rows;
+        self.squared_error += other.squared_error;
+        self.squared_norm += other.squared_norm;
+        self.l1 += other.l1;
+        self.active += other.active;
+        self.x_d.iter_mut().zip(&other.x_d).for_each(|(a, b)| *a += b);
+        self.fired_f.iter_mut().zip(&other.fired_f).for_each(|(a, b)| *a += b);
+    }
+}
+
+/// Why a device could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Memory for an object could not be had.
+    #[error("{what} needs {bytes} bytes of memory, more than this machine gives: lower train.batch or sae.features")]
+    OutOfMemory {
+        /// What was being made.
+        what: &'static str,
+        /// What it takes.
+        bytes: usize,
+    },
+}
+
+/// One accelerator, or the processor.
+pub trait Device: Sync {
+    /// Host memory that the loader fills and the device reads fast.
+    type Staging: AsRef<[u8]> + AsMut<[u8]> + Send;
+    /// A batch on the device, scaled: `x [B, D]`.
+    type Rows: Send;
+    /// Sums kept on the device over several batches.
+    type Tally: Send;
+    /// A dictionary on the device.
+    type Dictionary: Dictionary<Rows = Self::Rows, Tally = Self::Tally>;
+
+    /// Name and what matters of it, for people: `cpu, 2 threads, avx512f + avx512_bf16`.
+    fn describe(&self) -> String;
+
+    /// Share of active pairs above which [`Path::Dense`] is the faster one here.
+    fn dense_above(&self) -> f64;
+
+    /// Takes memory for stored rows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn staging(&self, bytes: usize) -> Result<Self::Staging, Error>;
+
+    /// Takes memory for a batch of at most `batch` rows of `width` values.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn rows(&self, batch: usize, width: usize) -> Result<Self::Rows, Error>;
+
+    /// Takes memory for sums; they start at 0.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn tally(&self, width: usize, features: usize) -> Result<Self::Tally, Error>;
+
+    /// Takes memory for a dictionary; everything in it starts at 0.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn dictionary(&self, shape: Shape) -> Result<Self::Dictionary, Error>;
+
+    /// `x = scale · rows` for the first `n` rows of `staged`, which lie there one after the other in `dtype`. Rows
+    /// with a value that is not finite are remembered in `x`.
+    fn normalize(&self, staged: &Self::Staging, dtype: RowDtype, n: usize, scale: f32, x: &mut Self::Rows);
+
+    /// Reads the sums and starts again at 0.
+    fn take_sums(&self, tally: &mut Self::Tally) -> Sums;
+
+    /// Sets the sums: a run that goes on from a checkpoint goes on summing where it stood, to the same bits.
+    fn put_sums(&self, tally: &mut Self::Tally, sums: &Sums);
+}
+
+/// A rank's features with their optimiser state and the scratch of a step. The operations of a step are called in the
+/// order in which they stand here.
+pub trait Dictionary: Send + Sized {
+    /// See [`Device::Rows`].
+    type Rows;
+    /// See [`Device::Tally`].
+    type Tally;
+
+    /// What it was made for.
+    fn shape(&self) -> Shape;
+
+    /// `a = ReLU(x · W_encᵀ + b_enc)`.
+    fn encode(&mut self, x: &Self::Rows, path: Path);
+
+    /// `x̂ = b_dec + a · W_dec`.
+    fn decode(&mut self, x: &Self::Rows);
+
+    /// `g = 2 (x̂ − x) / b` with `b` the rows of the batch, and the sums of the report. Rows whose index lies in
+    /// `counted` are added to `tally`. Changes no training state.
+    fn residual(&mut self, x: &Self::Rows, tally: &mut Self::Tally, counted: Range<usize>);
+
+    /// The gradient of `mean ‖x − x̂‖² + λ · mean Σ a ‖W_dec‖` in all parameters, and its norm.
+    fn backward(&mut self, x: &Self::Rows, lambda: f32);
+
+    /// Clips, updates, and moves the clocks; does nothing when the batch or its gradient is not finite.
+    fn adam(&mut self, update: &AdamUpdate);
+
+    /// Waits for the enqueued operations and returns what the last batch gave.
+    fn report(&mut self) -> Report;
+
+    /// A dictionary without moments in which every update that [`AdamMode::Catchup`] still owes has been made, as of
+    /// before the update `next`; `None` when nothing is owed in this mode. Leaves this one as it is, so that bits never
+    /// depend on when somebody looked.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn settled(&self, next: &AdamUpdate) -> Result<Option<Self>, Error>;
+
+    /// Copies `rows` of an array of `tensor` to `out` (`rows.len() × columns` values). Moments of a dictionary that
+    /// cannot train read as 0.
+    fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]);
+
+    /// Sets `rows` of an array of `tensor`. Decoder norms follow.
+    fn write(&mut self, tensor: Tensor, slot: Slot, rows: Range<usize>, values: &[f32]);
+
+    /// Copies the clocks of `features` to `out`.
+    fn read_clock(&self, clock: Clock, features: Range<usize>, out: &mut [u64]);
+
+    /// Sets the clocks of `features`.
+    fn write_clock(&mut self, clock: Clock, features: Range<usize>, values: &[u64]);
+}
