@@ -1,0 +1,445 @@
+//! Opening a dataset: from its manifest, or from the footers of its shards.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use serde::Deserialize;
+
+use crate::footer::{Footer, Layout};
+use crate::{Dtype, Error, Location, Manifest, Piece, Result, RowId, Shard, Store, manifest};
+
+/// Footers read at the same time.
+const FOOTER_THREADS: usize = 16;
+
+/// How a dataset is opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// A cached manifest (path or URL), such as the one a run directory keeps: used if it exists and fits the data.
+    pub manifest: Option<String>,
+    /// The activation column, where its name or type does not say.
+    pub column: Option<String>,
+}
+
+/// Shards of one width and dtype. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    manifest: Manifest,
+    /// For each shard its store and key.
+    sources: Vec<(Store, String)>,
+    column: Option<String>,
+    /// Footers, read when first needed.
+    footers: Vec<OnceLock<Arc<Footer>>>,
+    /// Checksums that became known while reading: (shard, row group).
+    filled: Mutex<HashMap<(u32, u32), Vec<Piece>>>,
+    found_manifest: bool,
+}
+
+/// One shard as found by listing.
+struct Found {
+    store: Store,
+    key: String,
+    /// Its path in the manifest.
+    path: String,
+    size: u64,
+    etag: Option<String>,
+}
+
+impl Dataset {
+    /// Opens folders, files, globs or URLs.
+    pub fn open(urls: &[String], options: &OpenOptions) -> Result<Self> {
+        if urls.is_empty() {
+            return Err(Error::Arguments("no data: give a folder, a file, a glob or a URL".into()));
+        }
+        let mut found = Vec::new();
+        let mut manifests = Vec::new();
+        for (i, url) in urls.iter().enumerate() {
+            // With several places, paths carry the place's number: names may repeat.
+            let prefix = if urls.len() > 1 { format!("{i:04}/") } else { String::new() };
+            find(url, &prefix, &mut found, &mut manifests)?;
+        }
+        if found.is_empty() {
+            return Err(Error::NotFound { location: urls.join(", "), hint: no_shards_hint(urls) });
+        }
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        let cached = cached_manifest(options)?;
+        let known = cached.into_iter().chain(manifests.into_iter().flatten());
+        let mut beside: HashMap<String, Described> = HashMap::new();
+        for m in known {
+            let (dtype, width, prepared, checksummed) = (m.dtype, m.width, m.prepared, m.checksummed);
+            for shard in m.shards {
+                let path = shard.path.clone();
+                beside.entry(path).or_insert(Described { shard, dtype, width, prepared, checksummed });
+            }
+        }
+        let found_manifest = found.iter().all(|f| beside.contains_key(&f.path));
+        let described = describe(&found, &beside, options)?;
+        let manifest = combine(&found, described)?;
+        let sources = found.into_iter().map(|f| (f.store, f.key)).collect::<Vec<_>>();
+        let footers = sources.iter().map(|_| OnceLock::new()).collect();
+        let filled = Mutex::default();
+        let column = options.column.clone();
+        let inner = Inner { manifest, sources, column, footers, filled, found_manifest };
+        Ok(Dataset { inner: Arc::new(inner) })
+    }
+
+    /// Numbers per row.
+    pub fn width(&self) -> usize {
+        self.inner.manifest.width
+    }
+
+    /// Stored format of the numbers.
+    pub fn dtype(&self) -> Dtype {
+        self.inner.manifest.dtype
+    }
+
+    /// Bytes of a row as stored.
+    pub fn row_bytes(&self) -> usize {
+        self.inner.manifest.row_bytes()
+    }
+
+    /// Rows of all shards.
+    pub fn rows(&self) -> u64 {
+        self.inner.manifest.rows()
+    }
+
+    /// Bytes of all rows as stored.
+    pub fn bytes(&self) -> u64 {
+        self.rows() * self.row_bytes() as u64
+    }
+
+    /// The shards, by path.
+    pub fn shards(&self) -> &[Shard] {
+        &self.inner.manifest.shards
+    }
+
+    /// The manifest as it is known now: checksums fill in while rows are read, the identity stays.
+    pub fn manifest(&self) -> Manifest {
+        let mut manifest = self.inner.manifest.clone();
+        let filled = self.inner.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((shard, group), pieces) in filled.iter() {
+            manifest.shards[*shard as usize].row_groups[*group as usize].pieces.clone_from(pieces);
+        }
+        manifest
+    }
+
+    /// The hash that order and cursors are tied to.
+    pub fn identity(&self) -> String {
+        self.inner.manifest.identity().to_string()
+    }
+
+    /// Whether the rows are globally shuffled.
+    pub fn prepared(&self) -> bool {
+        self.inner.manifest.prepared
+    }
+
+    /// Whether a manifest described every shard, so that no footer had to be read.
+    pub fn has_manifest(&self) -> bool {
+        self.inner.found_manifest
+    }
+
+    /// A row as `path:row`.
+    pub fn row_name(&self, row: RowId) -> String {
+        match self.inner.manifest.shards.get(row.shard as usize) {
+            Some(shard) => format!("{}:{}", shard.path, row.row),
+            None => format!("shard {}:{}", row.shard, row.row),
+        }
+    }
+
+    pub(crate) fn as_opened(&self) -> &Manifest {
+        &self.inner.manifest
+    }
+
+    pub(crate) fn source(&self, shard: u32) -> (&Store, &str) {
+        let (store, key) = &self.inner.sources[shard as usize];
+        (store, key)
+    }
+
+    /// A row group's place, for messages.
+    pub(crate) fn group_name(&self, shard: u32, group: u32) -> String {
+        let (store, key) = self.source(shard);
+        format!("{}, row group {group}", store.url_of(key))
+    }
+
+    pub(crate) fn footer(&self, shard: u32) -> Result<Arc<Footer>> {
+        let cell = &self.inner.footers[shard as usize];
+        if let Some(footer) = cell.get() {
+            return Ok(footer.clone());
+        }
+        let (store, key) = self.source(shard);
+        let s = &self.shards()[shard as usize];
+        let footer = Footer::read(store, key, s.size, self.inner.column.as_deref())?;
+        let same = footer.width == self.width() && footer.dtype == self.dtype();
+        let groups = footer.row_groups();
+        let fits = groups.len() == s.row_groups.len()
+            && groups
+                .iter()
+                .zip(&s.row_groups)
+                .all(|(a, b)| (a.rows, a.offset, a.length) == (b.rows, b.offset, b.length));
+        if !same || !fits {
+            let problem = "the file's footer does not fit the manifest".to_string();
+            return Err(Error::Changed { location: store.url_of(key), problem });
+        }
+        Ok(cell.get_or_init(|| Arc::new(footer)).clone())
+    }
+
+    /// The known pieces of a row group.
+    pub(crate) fn pieces(&self, shard: u32, group: u32) -> Vec<Piece> {
+        let opened = &self.shards()[shard as usize].row_groups[group as usize].pieces;
+        if !opened.is_empty() {
+            return opened.clone();
+        }
+        let filled = self.inner.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        filled.get(&(shard, group)).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn fill(&self, shard: u32, group: u32, pieces: Vec<Piece>) {
+        let mut filled = self.inner.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        filled.insert((shard, group), pieces);
+    }
+}
+
+fn no_shards_hint(urls: &[String]) -> String {
+    let single = urls.len() == 1 && urls[0].contains(".parquet");
+    if single { String::new() } else { ": no .parquet files there; check the prefix".into() }
+}
+
+/// Lists the shards at one location and reads the manifest beside them.
+fn find(url: &str, prefix: &str, found: &mut Vec<Found>, manifests: &mut Vec<Option<Manifest>>) -> Result<()> {
+    let location = Location::resolve(url)?;
+    let looks_like_file = location.pattern.is_none() && url.ends_with(".parquet");
+    if looks_like_file && let Some((folder, name)) = location.split_file() {
+        let store = folder.store();
+        if let Some(entry) = store.head(&name)? {
+            let mut known = read_manifest(&store)?;
+            if let Some(m) = &mut known {
+                m.shards.retain(|s| s.path == name);
+            }
+            push_manifest(known, prefix, manifests);
+            found.push(Found { path: format!("{prefix}{name}"), store, key: name, size: entry.size, etag: entry.etag });
+            return Ok(());
+        }
+    }
+    let store = location.store();
+    let known = read_manifest(&store)?;
+    if !store.lists() {
+        return find_unlisted(&store, prefix, known, found, manifests);
+    }
+    let entries = store.list("")?;
+    let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
+    let is_shard =
+        |key: &str| key.ends_with(".parquet") && !key.rsplit('/').next().is_some_and(|n| n.starts_with(['.', '_']));
+    let chosen: Vec<_> = entries
+        .into_iter()
+        .filter(|e| is_shard(&e.key))
+        .filter(|e| location.pattern.as_ref().is_none_or(|p| p.matches_with(&e.key, options)))
+        .collect();
+    if let Some(m) = &known {
+        check_against(&store, m, &chosen, location.pattern.is_some())?;
+    }
+    let bionemo =
+        chosen.iter().any(|e| e.key == "shard_00000.parquet").then(|| store.get("metadata.json").ok()).flatten();
+    if let Some(json) = bionemo {
+        check_bionemo(&store, &json, chosen.len())?;
+    }
+    push_manifest(known, prefix, manifests);
+    for e in chosen {
+        found.push(Found {
+            path: format!("{prefix}{}", e.key),
+            store: store.clone(),
+            key: e.key,
+            size: e.size,
+            etag: e.etag,
+        });
+    }
+    Ok(())
+}
+
+/// A server without listing: the manifest says what there is.
+fn find_unlisted(
+    store: &Store,
+    prefix: &str,
+    known: Option<Manifest>,
+    found: &mut Vec<Found>,
+    manifests: &mut Vec<Option<Manifest>>,
+) -> Result<()> {
+    let Some(m) = known else {
+        let hint = ": plain HTTP has no listing: name the .parquet files, or put a manifest.json beside them".into();
+        return Err(Error::NotFound { location: store.url().into(), hint });
+    };
+    for s in &m.shards {
+        let (path, etag) = (format!("{prefix}{}", s.path), None);
+        found.push(Found { path, store: store.clone(), key: s.path.clone(), size: s.size, etag });
+    }
+    push_manifest(Some(m), prefix, manifests);
+    Ok(())
+}
+
+/// Puts the place's number before the paths.
+fn push_manifest(known: Option<Manifest>, prefix: &str, manifests: &mut Vec<Option<Manifest>>) {
+    manifests.push(known.map(|mut m| {
+        m.shards.iter_mut().for_each(|s| s.path = format!("{prefix}{}", s.path));
+        m
+    }));
+}
+
+fn read_manifest(store: &Store) -> Result<Option<Manifest>> {
+    let key = manifest::FILE_NAME;
+    let Some(entry) = store.head(key)? else { return Ok(None) };
+    if entry.size > manifest::MAX_BYTES {
+        return Err(Error::data(store.url_of(key), format!("{} bytes are no manifest", entry.size)));
+    }
+    let json = store.get(key)?;
+    if !Manifest::is_ours(&json) {
+        tracing::warn!("{} is not a manifest of activation shards: left alone", store.url_of(key));
+        return Ok(None);
+    }
+    let manifest = Manifest::from_json(&json, &store.url_of(key))?;
+    if let Some(root) = store.local_path() {
+        inside(root, &manifest)?;
+    }
+    Ok(Some(manifest))
+}
+
+/// Refuses shards of a manifest that are links out of its folder.
+fn inside(root: &std::path::Path, manifest: &Manifest) -> Result<()> {
+    let Ok(real_root) = root.canonicalize() else { return Ok(()) };
+    for s in &manifest.shards {
+        let path = root.join(&s.path);
+        if path.canonicalize().is_ok_and(|real| !real.starts_with(&real_root)) {
+            let problem = "a shard of the manifest is a link that leaves the manifest's folder".to_string();
+            return Err(Error::data(path.display().to_string(), problem));
+        }
+    }
+    Ok(())
+}
+
+/// A manifest must describe exactly what lies there.
+fn check_against(store: &Store, m: &Manifest, listed: &[crate::Entry], partial: bool) -> Result<()> {
+    let sizes: HashMap<&str, u64> = listed.iter().map(|e| (e.key.as_str(), e.size)).collect();
+    let known: HashMap<&str, u64> = m.shards.iter().map(|s| (s.path.as_str(), s.size)).collect();
+    let redo = "if the new data is meant, delete manifest.json and write it again with `sae inspect --write-manifest`";
+    for s in &m.shards {
+        match sizes.get(s.path.as_str()) {
+            Some(&size) if size != s.size => {
+                let problem = format!("{size} bytes, the manifest says {}: {redo}", s.size);
+                return Err(Error::Changed { location: store.url_of(&s.path), problem });
+            }
+            None if !partial => {
+                return Err(Error::data(store.url_of(&s.path), format!("listed in the manifest, but absent: {redo}")));
+            }
+            _ => {}
+        }
+    }
+    match listed.iter().find(|e| !known.contains_key(e.key.as_str())) {
+        Some(extra) => {
+            Err(Error::data(store.url_of(&extra.key), format!("not listed in the manifest beside it: {redo}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// BioNeMo's store says how many shards there must be.
+fn check_bionemo(store: &Store, json: &[u8], shards: usize) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Store {
+        n_shards: usize,
+    }
+    match serde_json::from_slice::<Store>(json) {
+        Ok(s) if s.n_shards != shards => Err(Error::data(
+            store.url_of("metadata.json"),
+            format!("speaks of {} shards, there are {shards}", s.n_shards),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn cached_manifest(options: &OpenOptions) -> Result<Option<Manifest>> {
+    let Some(url) = &options.manifest else { return Ok(None) };
+    let Some((folder, name)) = Location::resolve(url)?.split_file() else { return Ok(None) };
+    let store = folder.store();
+    match store.get(&name) {
+        Ok(json) => Manifest::from_json(&json, url).map(Some),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A shard with what belongs to the whole dataset.
+#[derive(Clone)]
+struct Described {
+    shard: Shard,
+    dtype: Dtype,
+    width: usize,
+    prepared: bool,
+    /// Whether its checksums belong to the identity.
+    checksummed: bool,
+}
+
+/// Describes every found shard: from a manifest where it fits, from the footer otherwise, several at a time.
+fn describe(found: &[Found], known: &HashMap<String, Described>, options: &OpenOptions) -> Result<Vec<Described>> {
+    let next = AtomicUsize::new(0);
+    let results: Vec<OnceLock<Result<Described>>> = found.iter().map(|_| OnceLock::new()).collect();
+    let work = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(f) = found.get(i) else { break };
+            let described = match known.get(&f.path) {
+                Some(d) if d.shard.size == f.size => {
+                    let mut d = d.clone();
+                    // Only what the store says now: a copy of the data has other tags than the manifest.
+                    d.shard.etag.clone_from(&f.etag);
+                    Ok(d)
+                }
+                _ => from_footer(f, options),
+            };
+            // Set once per index: each index is handed out once.
+            let _ = results[i].set(described);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = if known.is_empty() { FOOTER_THREADS.min(found.len()) } else { 1 };
+        (0..threads).for_each(|_| drop(scope.spawn(work)));
+    });
+    let absent = || Error::Arguments("a thread that reads footers died".into());
+    results.into_iter().map(|cell| cell.into_inner().unwrap_or_else(|| Err(absent()))).collect()
+}
+
+fn from_footer(f: &Found, options: &OpenOptions) -> Result<Described> {
+    let footer = Footer::read(&f.store, &f.key, f.size, options.column.as_deref())?;
+    let row_groups = footer.row_groups();
+    let rows = row_groups.iter().map(|g| g.rows).sum();
+    let raw = footer.layout == Layout::Raw;
+    let row_bytes = (footer.width * footer.dtype.size()) as u64;
+    if let Some(i) = row_groups.iter().position(|g| raw && g.length < g.rows.saturating_mul(row_bytes)) {
+        let problem = format!("row group {i}: damaged: claims more rows than its bytes can hold");
+        return Err(Error::data(f.store.url_of(&f.key), problem));
+    }
+    let shard = Shard { path: f.path.clone(), size: f.size, etag: f.etag.clone(), rows, raw, row_groups };
+    let (dtype, width, prepared) = (footer.dtype, footer.width, footer.prepared);
+    Ok(Described { shard, dtype, width, prepared, checksummed: false })
+}
+
+/// One manifest of all shards, if they agree.
+fn combine(found: &[Found], described: Vec<Described>) -> Result<Manifest> {
+    let (dtype, width) = (described[0].dtype, described[0].width);
+    let prepared = described.iter().all(|d| d.prepared);
+    let checksummed = described.iter().all(|d| d.checksummed);
+    for (f, d) in found.iter().zip(&described).skip(1) {
+        if (d.dtype, d.width) != (dtype, width) {
+            let first = found[0].store.url_of(&found[0].key);
+            let problem = format!(
+                "rows of {} × {} here, of {width} × {dtype} in {first}: all shards need one shape",
+                d.width, d.dtype
+            );
+            return Err(Error::data(f.store.url_of(&f.key), problem));
+        }
+    }
+    let shards = described.into_iter().map(|d| d.shard).collect();
+    Ok(Manifest::new(width, dtype, prepared, checksummed, shards))
+}

@@ -1,0 +1,252 @@
+//! A full pass over a dataset: shape, statistics, bad values, state of the manifest.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use serde::Serialize;
+
+use crate::footer::Footer;
+use crate::load::{Loader, extents};
+use crate::unit::{Extent, Loaded};
+use crate::{Dataset, Dtype, Error, Location, Manifest, OpenOptions, Result, RowFilter, RowId, SkipList, manifest};
+
+/// Non-finite rows that are named.
+const FIRST: usize = 10;
+/// Threads of a pass.
+const THREADS: usize = 4;
+
+/// How much of a dataset is inspected.
+#[derive(Default)]
+pub struct InspectOptions<'a> {
+    /// How the dataset is opened.
+    pub open: OpenOptions,
+    /// Look at about this many rows instead of all.
+    pub sample: Option<u64>,
+    /// Called now and then.
+    pub progress: Option<&'a mut dyn FnMut(Progress)>,
+    /// Write the manifest beside the data if it is absent.
+    pub write_manifest: bool,
+}
+
+/// How far an inspection is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Rows looked at.
+    pub rows: u64,
+    /// Rows to look at.
+    pub of: u64,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+/// Whether the data has a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ManifestState {
+    /// There is none.
+    Absent,
+    /// Written by this inspection.
+    Written,
+    /// There is one, and every checksum that was read fits.
+    Verified,
+    /// There is none, and the place is read-only.
+    ReadOnly,
+}
+
+/// What a dataset holds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// Columns with their Parquet types, one a line.
+    pub schema: String,
+    /// Rows of all shards.
+    pub rows: u64,
+    /// Numbers per row.
+    pub width: usize,
+    /// Stored format.
+    pub dtype: Dtype,
+    /// Number of shards.
+    pub shards: usize,
+    /// Identity of the manifest.
+    pub identity: String,
+    /// Whether the rows are globally shuffled.
+    pub prepared: bool,
+    /// Rows looked at.
+    pub looked_at: u64,
+    /// E‖x‖ over finite rows.
+    pub mean_norm: f64,
+    /// E‖x‖² over finite rows.
+    pub mean_norm_sq: f64,
+    /// Rows with a NaN or an infinity.
+    pub non_finite: u64,
+    /// The first of them.
+    pub first_non_finite: Vec<RowId>,
+    /// The same by name, `path:row`.
+    pub first_non_finite_names: Vec<String>,
+    /// State of the manifest.
+    pub manifest: ManifestState,
+    /// What does not fit, in words: damaged row groups with their files.
+    pub mismatches: Vec<String>,
+}
+
+/// Sums over the rows of one unit.
+#[derive(Default)]
+struct Sums {
+    rows: u64,
+    finite: u64,
+    norm: f64,
+    norm_sq: f64,
+    bytes: u64,
+    bad: Vec<RowId>,
+    bad_count: u64,
+}
+
+/// Reads a dataset and reports on it. Damage is listed in the report; an error means that nothing could be said.
+pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspection> {
+    let dataset = Dataset::open(urls, &options.open)?;
+    let first = dataset.source(0);
+    let schema = Footer::read(first.0, first.1, dataset.shards()[0].size, options.open.column.as_deref())?.schema;
+    let units = units(&dataset, options.sample);
+    let of = units.iter().map(|u| u.rows.end - u.rows.start).sum();
+    let (total, mismatches) = pass(&dataset, &units, of, &mut options.progress);
+    let damaged = !mismatches.is_empty();
+    let manifest = manifest_state(&dataset, urls, options.write_manifest && options.sample.is_none() && !damaged)?;
+    let mut first_non_finite = total.bad;
+    first_non_finite.sort();
+    first_non_finite.truncate(FIRST);
+    Ok(Inspection {
+        schema,
+        rows: dataset.rows(),
+        width: dataset.width(),
+        dtype: dataset.dtype(),
+        shards: dataset.shards().len(),
+        identity: dataset.identity(),
+        prepared: dataset.prepared(),
+        looked_at: total.rows,
+        mean_norm: total.norm / total.finite.max(1) as f64,
+        mean_norm_sq: total.norm_sq / total.finite.max(1) as f64,
+        non_finite: total.bad_count,
+        first_non_finite_names: first_non_finite.iter().map(|&row| dataset.row_name(row)).collect(),
+        first_non_finite,
+        manifest,
+        mismatches,
+    })
+}
+
+/// The units to look at: all, or evenly spread ones that hold about `sample` rows.
+fn units(dataset: &Dataset, sample: Option<u64>) -> Vec<Extent> {
+    let mut units = Vec::new();
+    for (s, shard) in dataset.shards().iter().enumerate() {
+        for (g, group) in shard.row_groups.iter().enumerate().filter(|(_, g)| g.rows > 0) {
+            units.extend(extents(s as u32, g as u32, group, shard.raw, 8 << 20));
+        }
+    }
+    let every = match sample {
+        Some(rows) => {
+            let per_unit = (dataset.rows() / units.len().max(1) as u64).max(1);
+            units.len() / (rows.div_ceil(per_unit) as usize).clamp(1, units.len().max(1))
+        }
+        None => 1,
+    };
+    units.into_iter().step_by(every.max(1)).collect()
+}
+
+/// Loads the units on several threads; their sums are added in the order of the units, so results do not depend on timing.
+fn pass(
+    dataset: &Dataset,
+    units: &[Extent],
+    of: u64,
+    progress: &mut Option<&mut dyn FnMut(Progress)>,
+) -> (Sums, Vec<String>) {
+    let loader = Loader::new(dataset, SkipList::default(), RowFilter::default());
+    let next = AtomicUsize::new(0);
+    let (sender, receiver) = mpsc::sync_channel(THREADS * 2);
+    let work = || {
+        let sender = sender.clone();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(unit) = units.get(i) else { break };
+            let sums = loader.load(unit).map(|loaded| sum(dataset, unit, &loaded));
+            if sender.send((i, sums)).is_err() {
+                break;
+            }
+        }
+    };
+    let mut results: Vec<Option<Result<Sums>>> = units.iter().map(|_| None).collect();
+    std::thread::scope(|scope| {
+        (0..THREADS).for_each(|_| drop(scope.spawn(work)));
+        let (mut rows, mut bytes) = (0, 0);
+        for _ in 0..units.len() {
+            // The senders live as long as this scope: a missing answer means a thread that died.
+            let Ok((i, sums)) = receiver.recv() else { break };
+            rows += units[i].rows.end - units[i].rows.start;
+            bytes += sums.as_ref().map_or(0, |s| s.bytes);
+            if let Some(call) = progress {
+                call(Progress { rows, of, bytes });
+            }
+            results[i] = Some(sums);
+        }
+    });
+    let (mut total, mut mismatches) = (Sums::default(), Vec::new());
+    for result in results.into_iter().flatten() {
+        match result {
+            Ok(s) => total.add(s),
+            Err(e) => mismatches.push(e.to_string()),
+        }
+    }
+    (total, mismatches)
+}
+
+impl Sums {
+    fn add(&mut self, other: Sums) {
+        self.rows += other.rows;
+        self.finite += other.finite;
+        self.norm += other.norm;
+        self.norm_sq += other.norm_sq;
+        self.bytes += other.bytes;
+        self.bad_count += other.bad_count;
+        if self.bad.len() < FIRST {
+            self.bad.extend(other.bad);
+        }
+    }
+}
+
+fn sum(dataset: &Dataset, unit: &Extent, loaded: &Loaded) -> Sums {
+    let shard = &dataset.shards()[unit.shard as usize];
+    let first: u64 = shard.row_groups[..unit.group as usize].iter().map(|g| g.rows).sum::<u64>() + unit.rows.start;
+    let mut row_f32 = vec![0f32; dataset.width()];
+    let mut sums = Sums { bytes: unit.bytes.end - unit.bytes.start, ..Sums::default() };
+    for row in 0..unit.rows.end - unit.rows.start {
+        dataset.dtype().to_f32(loaded.rows(row as usize, 1, dataset.row_bytes()), &mut row_f32);
+        let norm_sq = row_f32.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        sums.rows += 1;
+        if norm_sq.is_finite() {
+            sums.finite += 1;
+            sums.norm += norm_sq.sqrt();
+            sums.norm_sq += norm_sq;
+        } else {
+            sums.bad_count += 1;
+            if sums.bad.len() < FIRST {
+                sums.bad.push(RowId { shard: unit.shard, row: first + row });
+            }
+        }
+    }
+    sums
+}
+
+fn manifest_state(dataset: &Dataset, urls: &[String], write: bool) -> Result<ManifestState> {
+    if dataset.has_manifest() {
+        return Ok(ManifestState::Verified);
+    }
+    let [url] = urls else { return Ok(ManifestState::Absent) };
+    let location = Location::resolve(url)?;
+    if !write || location.pattern.is_some() || url.ends_with(".parquet") {
+        return Ok(ManifestState::Absent);
+    }
+    let opened = dataset.manifest();
+    let complete = Manifest::new(opened.width, opened.dtype, opened.prepared, true, opened.shards);
+    match location.store().put(manifest::FILE_NAME, complete.to_json()) {
+        Ok(()) => Ok(ManifestState::Written),
+        Err(Error::CannotWrite { .. }) => Ok(ManifestState::ReadOnly),
+        Err(e) => Err(e),
+    }
+}

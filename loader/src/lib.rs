@@ -1,0 +1,46 @@
+//! Activation shards in Parquet on any object store: manifests, the order of rows, streaming, writing.
+//!
+//! A run opens a [`Dataset`], starts a [`Stream`] at a [`Cursor`] and takes batches into buffers that it owns. The order of
+//! rows is a pure function of (manifest identity, seed, epoch, position), stated in `order.rs`. Rows come out in their stored
+//! [`Dtype`]: conversion and scaling belong to the consumer. The crate knows no GPU, no rank and no mathematics of the trainer.
+
+mod cursor;
+mod dataset;
+mod decode;
+mod dtype;
+mod error;
+mod feed;
+mod footer;
+mod inspect;
+mod io;
+mod load;
+mod local;
+mod location;
+mod manifest;
+mod order;
+mod pages;
+mod permutation;
+mod pool;
+mod sample;
+mod skip;
+mod store;
+mod stream;
+pub mod synth;
+mod thrift;
+mod unit;
+mod upload;
+mod writer;
+
+pub use cursor::Cursor;
+pub use dataset::{Dataset, OpenOptions};
+pub use dtype::Dtype;
+pub use error::{Error, Result};
+pub use inspect::{InspectOptions, Inspection, ManifestState, Progress, inspect};
+pub use location::Location;
+pub use manifest::{Manifest, Piece, RowGroup, Shard};
+pub use order::{Order, Plan, RowId, STREAMS};
+pub use sample::sample;
+pub use skip::{RowFilter, SkipList};
+pub use store::{Entry, Store};
+pub use stream::{Batch, Stream, StreamOptions};
+pub use writer::{Columns, Compression, ShardWriter, WriteOptions};

@@ -1,0 +1,263 @@
+//! Loading units: read, verify, decode, and mark the rows that are left out.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStore;
+use object_store::path::Path as Key;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::decode::{self, Buffer};
+use crate::footer::unchecked_range;
+use crate::pages;
+use crate::pool::Pool;
+use crate::store::{Target, get_exact};
+use crate::unit::{Extent, FILTERED, Loaded, SKIPPED};
+use crate::{Dataset, Error, Piece, Result, RowFilter, RowGroup, SkipList, io, local, manifest};
+
+/// Bytes of one GET at most.
+const GET: u64 = 16 << 20;
+/// GETs of one unit at the same time (only row groups without known pieces need several).
+const GETS: usize = 4;
+/// Bytes that are read and hashed before the next ones are read: stays in the L2 cache.
+const BLOCK: usize = 256 << 10;
+
+/// Everything that loading a unit needs. Shared by all threads of a stream.
+#[derive(Debug)]
+pub(crate) struct Loader {
+    pub(crate) dataset: Dataset,
+    pub(crate) skip: SkipList,
+    pub(crate) filter: RowFilter,
+    pub(crate) pool: Arc<Pool>,
+    /// Bytes read so far.
+    pub(crate) bytes_read: AtomicU64,
+}
+
+/// A place to read from.
+pub(crate) enum Source {
+    Local(std::path::PathBuf),
+    Remote { store: Arc<dyn ObjectStore>, key: Key, url: String, etag: Option<String> },
+}
+
+impl Loader {
+    pub(crate) fn new(dataset: &Dataset, skip: SkipList, filter: RowFilter) -> Self {
+        Loader { dataset: dataset.clone(), skip, filter, pool: Arc::default(), bytes_read: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn source(&self, shard: u32) -> Source {
+        let (store, key) = self.dataset.source(shard);
+        match store.target(key) {
+            Target::Local(path) => Source::Local(path),
+            Target::Remote(remote, path) => {
+                let etag = self.dataset.shards()[shard as usize].etag.clone();
+                Source::Remote { store: remote, key: path, url: store.url_of(key), etag }
+            }
+        }
+    }
+
+    /// A unit's rows, from wherever they lie. Blocks.
+    pub(crate) fn load(&self, extent: &Extent) -> Result<Loaded> {
+        if self.is_skipped(extent) {
+            return Ok(self.skipped(extent));
+        }
+        match self.source(extent.shard) {
+            Source::Local(path) => {
+                let pieces = self.known_pieces(extent);
+                let buffer = self.read_local(&path, extent, &pieces)?;
+                self.finish(extent, Buffer::Pooled(buffer), true)
+            }
+            Source::Remote { store, key, url, etag } => {
+                let range = extent.bytes.clone();
+                let bytes = io::wait(async move { fetch(&store, &key, range, etag.as_deref(), &url).await })?;
+                self.finish(extent, Buffer::Shared(bytes), false)
+            }
+        }
+    }
+
+    pub(crate) fn is_skipped(&self, extent: &Extent) -> bool {
+        self.skip.has_row_group(extent.shard, extent.group)
+    }
+
+    /// A unit of a row group on the skip list: it is not read.
+    pub(crate) fn skipped(&self, extent: &Extent) -> Loaded {
+        let n = (extent.rows.end - extent.rows.start) as usize;
+        Loaded { buffer: None, runs: Vec::new(), flags: Some(vec![SKIPPED; n]) }
+    }
+
+    /// Verifies (unless that was done while reading) and decodes what was read.
+    pub(crate) fn finish(&self, extent: &Extent, buffer: Buffer, verified: bool) -> Result<Loaded> {
+        self.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        let name = || self.dataset.group_name(extent.shard, extent.group);
+        let fail = |problem: String| Error::data(name(), problem);
+        let known = self.known_pieces(extent);
+        if !verified {
+            decode::verify(&buffer, &known).map_err(fail)?;
+        }
+        let row_bytes = self.dataset.row_bytes();
+        let rows = (extent.rows.end - extent.rows.start) as usize;
+        let shard = &self.dataset.shards()[extent.shard as usize];
+        let raw = shard.raw.then(|| pages::raw_runs(&buffer, rows, row_bytes));
+        let (buffer, runs) = match raw {
+            Some(Ok(runs)) => {
+                if known.is_empty() {
+                    let pieces = decode::pieces(&buffer, rows as u64, Some((&runs, row_bytes)));
+                    self.dataset.fill(extent.shard, extent.group, pieces);
+                }
+                (buffer, runs)
+            }
+            // Part of a group was asked because a manifest called it raw.
+            Some(Err(problem)) if !self.is_whole(extent) => return Err(fail(format!("damaged: {problem}"))),
+            _ => {
+                let footer = self.dataset.footer(extent.shard)?;
+                let pieces = known.is_empty().then(|| decode::pieces(&buffer, rows as u64, None));
+                let decoded = decode::whole_group(&footer, extent.group as usize, buffer, row_bytes).map_err(fail)?;
+                if let Some(pieces) = pieces {
+                    self.dataset.fill(extent.shard, extent.group, pieces);
+                }
+                decoded
+            }
+        };
+        let mut loaded = Loaded { buffer: Some(buffer), runs, flags: None };
+        loaded.flags = self.flags(extent, &loaded)?;
+        Ok(loaded)
+    }
+
+    fn is_whole(&self, extent: &Extent) -> bool {
+        self.dataset.shards()[extent.shard as usize].row_groups[extent.group as usize].rows == extent.rows.end
+            && extent.rows.start == 0
+    }
+
+    fn known_pieces(&self, extent: &Extent) -> Vec<Piece> {
+        let mut pieces = self.dataset.pieces(extent.shard, extent.group);
+        if extent.pieces.is_empty() { pieces } else { pieces.drain(extent.pieces.clone()).collect() }
+    }
+
+    /// Reads into a buffer of the pool, hashing each block while it is in the cache.
+    fn read_local(&self, path: &std::path::Path, extent: &Extent, pieces: &[Piece]) -> Result<crate::pool::Pooled> {
+        let file = local::open(path)?;
+        let shard = &self.dataset.shards()[extent.shard as usize];
+        local::check_unchanged(&file, path, shard.size, shard.etag.as_deref())?;
+        let mut buffer = self.pool.take((extent.bytes.end - extent.bytes.start) as usize);
+        let mut at = 0usize;
+        let read = |part: &mut [u8], at: &mut usize| -> Result<()> {
+            local::read_at(&file, path, extent.bytes.start + *at as u64, part)?;
+            *at += part.len();
+            Ok(())
+        };
+        for Piece(_, length, sum) in pieces {
+            let end = (at + *length as usize).min(buffer.len());
+            let mut hash = Xxh3::new();
+            while at < end {
+                let to = (at + BLOCK).min(end);
+                let part = &mut buffer[at..to];
+                read(part, &mut at)?;
+                hash.update(part);
+            }
+            if manifest::parse_sum(sum) != Some(hash.digest()) {
+                let problem = "damaged: the checksum differs from the manifest's".to_string();
+                return Err(Error::data(self.dataset.group_name(extent.shard, extent.group), problem));
+            }
+        }
+        let rest = at;
+        read(&mut buffer[rest..], &mut at)?;
+        Ok(buffer)
+    }
+
+    /// For each row whether and why it is left out; `None` if all are kept.
+    fn flags(&self, extent: &Extent, loaded: &Loaded) -> Result<Option<Vec<u8>>> {
+        let shard = &self.dataset.shards()[extent.shard as usize];
+        let group_start: u64 = shard.row_groups[..extent.group as usize].iter().map(|g| g.rows).sum();
+        let first = group_start + extent.rows.start;
+        let n = (extent.rows.end - extent.rows.start) as usize;
+        let mut flags = vec![0u8; n];
+        if self.filter.needs_norm() {
+            self.flag_norms(loaded, &mut flags);
+        }
+        for (name, unwanted) in [("pos", &self.filter.positions), ("token_id", &self.filter.token_ids)] {
+            if !unwanted.is_empty() {
+                let values = self.int_values(extent, name)?;
+                for (flag, value) in flags.iter_mut().zip(&values[extent.rows.start as usize..]) {
+                    *flag = if unwanted.contains(value) { FILTERED } else { *flag };
+                }
+            }
+        }
+        for row in self.skip.rows_in(extent.shard, first..first + n as u64) {
+            flags[(row - first) as usize] = SKIPPED;
+        }
+        Ok(flags.iter().any(|&f| f != 0).then_some(flags))
+    }
+
+    fn flag_norms(&self, loaded: &Loaded, flags: &mut [u8]) {
+        let (row_bytes, dtype) = (self.dataset.row_bytes(), self.dataset.dtype());
+        let mut row_f32 = vec![0f32; self.dataset.width()];
+        for (row, flag) in flags.iter_mut().enumerate() {
+            dtype.to_f32(loaded.rows(row, 1, row_bytes), &mut row_f32);
+            let norm = row_f32.iter().map(|x| x * x).sum::<f32>().sqrt();
+            if !self.filter.keeps_norm(norm) {
+                *flag = FILTERED;
+            }
+        }
+    }
+
+    fn int_values(&self, extent: &Extent, name: &str) -> Result<Vec<i32>> {
+        let footer = self.dataset.footer(extent.shard)?;
+        let (store, key) = self.dataset.source(extent.shard);
+        let Some(column) = footer.leaf(name) else {
+            let problem = format!("has no column {name}, which the row filter needs");
+            return Err(Error::data(store.url_of(key), problem));
+        };
+        let (offset, length) = unchecked_range(footer.metadata.row_group(extent.group as usize).column(column));
+        let bytes = store.get_range(key, offset..offset + length)?;
+        decode::int_column(&footer, column, extent.group as usize, bytes).map_err(|e| {
+            Error::data(self.dataset.group_name(extent.shard, extent.group), format!("column {name}: {e}"))
+        })
+    }
+}
+
+/// Fetches a range, in several GETs if it is long.
+pub(crate) async fn fetch(
+    store: &Arc<dyn ObjectStore>,
+    key: &Key,
+    range: Range<u64>,
+    etag: Option<&str>,
+    url: &str,
+) -> Result<Bytes> {
+    if range.end - range.start <= GET {
+        return get_exact(&**store, key, range, etag, url).await;
+    }
+    let starts: Vec<u64> = (range.start..range.end).step_by(GET as usize).collect();
+    let parts: Vec<Bytes> = futures::stream::iter(starts)
+        .map(|s| get_exact(&**store, key, s..(s + GET).min(range.end), etag, url))
+        .buffered(GETS)
+        .try_collect()
+        .await?;
+    let mut all = Vec::with_capacity((range.end - range.start) as usize);
+    parts.iter().for_each(|p| all.extend_from_slice(p));
+    Ok(all.into())
+}
+
+/// Cuts a row group into units of about `target` bytes, where its pieces are known and hold whole rows.
+pub(crate) fn extents(shard: u32, group: u32, g: &RowGroup, raw: bool, target: u64) -> Vec<Extent> {
+    let whole = |pieces| Extent { shard, group, rows: 0..g.rows, bytes: g.offset..g.offset + g.length, pieces };
+    if !raw || g.pieces.len() < 2 {
+        return vec![whole(0..0)];
+    }
+    let mut units = Vec::new();
+    let (mut rows, mut bytes, mut first) = (0..0, g.offset..g.offset, 0);
+    for (i, Piece(piece_rows, length, _)) in g.pieces.iter().enumerate() {
+        rows.end += piece_rows;
+        bytes.end += length;
+        let last = i + 1 == g.pieces.len();
+        let full = bytes.end - bytes.start >= target
+            || g.pieces.get(i + 1).is_some_and(|p| bytes.end + p.1 - bytes.start > 2 * target);
+        if last || full {
+            units.push(Extent { shard, group, rows: rows.clone(), bytes: bytes.clone(), pieces: first..i + 1 });
+            (rows.start, bytes.start, first) = (rows.end, bytes.end, i + 1);
+        }
+    }
+    units.retain(|u| u.rows.end > u.rows.start);
+    units
+}

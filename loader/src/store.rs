@@ -1,0 +1,366 @@
+//! A folder in any store, with the few blocking operations that shards, checkpoints and run directories need.
+//!
+//! Local writes go to a temporary file, are synced and renamed, and the folder is synced; remote puts are atomic by nature.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+
+use crate::location::{Backend, redact};
+use crate::{Error, Location, Result, io, local};
+
+/// One stored object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Relative to the store's folder.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// Changes when the object does.
+    pub etag: Option<String>,
+}
+
+/// A folder in a store. Cheap to clone. Keys are relative, with `/` between parts.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) backend: Backend,
+    url: String,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.url)
+    }
+}
+
+impl Store {
+    /// The folder at a path or URL; it need not exist yet.
+    pub fn open(url: &str) -> Result<Self> {
+        let location = Location::resolve(url)?;
+        if location.pattern.is_some() {
+            return Err(Error::Arguments(format!("{url}: a folder is needed here, not a glob")));
+        }
+        Ok(location.store())
+    }
+
+    pub(crate) fn new(backend: Backend, url: String) -> Self {
+        Store { backend, url }
+    }
+
+    /// The folder as the user wrote it; never holds credentials.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A folder below this one.
+    pub fn join(&self, folder: &str) -> Store {
+        let backend = match &self.backend {
+            Backend::Local(root) => Backend::Local(root.join(folder)),
+            Backend::Remote { store, prefix, lists } => {
+                Backend::Remote { store: store.clone(), prefix: below(prefix, folder), lists: *lists }
+            }
+        };
+        Store { backend, url: self.url_of(folder) }
+    }
+
+    /// What a key is called in messages.
+    pub fn url_of(&self, key: &str) -> String {
+        if key.is_empty() { self.url.clone() } else { format!("{}/{key}", self.url) }
+    }
+
+    /// The folder's path, if it is local.
+    pub fn local_path(&self) -> Option<&Path> {
+        match &self.backend {
+            Backend::Local(root) => Some(root),
+            Backend::Remote { .. } => None,
+        }
+    }
+
+    pub(crate) fn target(&self, key: &str) -> Target {
+        match &self.backend {
+            Backend::Local(root) => Target::Local(root.join(key)),
+            Backend::Remote { store, prefix, .. } => Target::Remote(store.clone(), below(prefix, key)),
+        }
+    }
+
+    pub(crate) fn lists(&self) -> bool {
+        !matches!(self.backend, Backend::Remote { lists: false, .. })
+    }
+
+    /// Stores an object, all or nothing, replacing an earlier one.
+    pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<()> {
+        self.put_with(key, bytes.into(), PutMode::Overwrite).map(|_| ())
+    }
+
+    /// Stores an object unless the key exists; says whether it did. Some S3 servers silently ignore the condition: use keys
+    /// of your own, and take this as a second lock.
+    pub fn put_new(&self, key: &str, bytes: impl Into<Bytes>) -> Result<bool> {
+        self.put_with(key, bytes.into(), PutMode::Create)
+    }
+
+    fn put_with(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool> {
+        let url = self.url_of(key);
+        match self.target(key) {
+            Target::Local(path) => local::put(&path, &bytes, mode == PutMode::Create),
+            Target::Remote(store, path) => io::wait(async move {
+                match store.put_opts(&path, PutPayload::from_bytes(bytes), mode.into()).await {
+                    Ok(_) => Ok(true),
+                    Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                        Ok(false)
+                    }
+                    Err(e) => Err(write_error(&url, e)),
+                }
+            }),
+        }
+    }
+
+    /// The whole object.
+    pub fn get(&self, key: &str) -> Result<Bytes> {
+        match self.target(key) {
+            Target::Local(path) => std::fs::read(&path).map(Bytes::from).map_err(|e| local::read_error(&path, &e)),
+            Target::Remote(store, path) => {
+                let url = self.url_of(key);
+                io::wait(async move {
+                    let result = store.get(&path).await.map_err(|e| read_error(&url, e))?;
+                    let size = result.meta.size;
+                    let bytes = result.bytes().await.map_err(|e| read_error(&url, e))?;
+                    assert_length(&url, bytes.len() as u64, size)?;
+                    Ok(bytes)
+                })
+            }
+        }
+    }
+
+    /// A part of an object, of exactly the asked length.
+    pub fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        match self.target(key) {
+            Target::Local(path) => {
+                let file = local::open(&path)?;
+                let size = file.metadata().map_err(|e| local::read_error(&path, &e))?.len();
+                if range.end > size || range.start > range.end {
+                    return Err(Error::Changed {
+                        location: path.display().to_string(),
+                        problem: format!("bytes {}..{} asked of a file of {size}", range.start, range.end),
+                    });
+                }
+                let mut out = vec![0; (range.end - range.start) as usize];
+                local::read_at(&file, &path, range.start, &mut out)?;
+                Ok(out.into())
+            }
+            Target::Remote(store, path) => {
+                let url = self.url_of(key);
+                io::wait(async move { get_exact(&*store, &path, range, None, &url).await })
+            }
+        }
+    }
+
+    /// Size and tag of an object, or nothing.
+    pub fn head(&self, key: &str) -> Result<Option<Entry>> {
+        match self.target(key) {
+            Target::Local(path) => {
+                Ok(local::stat(&path)?.map(|(size, etag)| Entry { key: key.into(), size, etag: Some(etag) }))
+            }
+            Target::Remote(store, path) => {
+                let (url, key) = (self.url_of(key), key.to_string());
+                io::wait(async move {
+                    match store.head(&path).await {
+                        Ok(m) => Ok(Some(Entry { key, size: m.size, etag: m.e_tag })),
+                        Err(e) => match read_error(&url, e) {
+                            Error::NotFound { .. } => Ok(None),
+                            other => Err(other),
+                        },
+                    }
+                })
+            }
+        }
+    }
+
+    /// All objects below a folder of this one (`""` for all), sorted by key. An absent folder is empty.
+    pub fn list(&self, folder: &str) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        match &self.backend {
+            Backend::Local(root) => local::list(root, &root.join(folder), &mut entries)?,
+            Backend::Remote { store, prefix, .. } => {
+                let (store, root, from) = (store.clone(), prefix.clone(), below(prefix, folder));
+                let url = self.url_of(folder);
+                entries = io::wait(async move {
+                    let all = store.list(Some(&from)).try_collect::<Vec<_>>().await.map_err(|e| read_error(&url, e));
+                    let all = match all {
+                        Err(Error::NotFound { .. }) => Vec::new(),
+                        other => other?,
+                    };
+                    Ok(all.into_iter().filter_map(|m| relative(&root, m)).collect())
+                })?;
+                entries.sort_by(|a, b| a.key.cmp(&b.key));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Removes an object; one that is absent is fine.
+    pub fn delete(&self, key: &str) -> Result<()> {
+        match self.target(key) {
+            Target::Local(path) => match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(local::write_error(&path, &e)),
+                _ => Ok(()),
+            },
+            Target::Remote(store, path) => {
+                let url = self.url_of(key);
+                io::wait(async move {
+                    match store.delete(&path).await {
+                        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                        Err(e) => Err(write_error(&url, e)),
+                    }
+                })
+            }
+        }
+    }
+}
+
+/// Where a key's bytes are.
+pub(crate) enum Target {
+    Local(PathBuf),
+    Remote(Arc<dyn ObjectStore>, Key),
+}
+
+/// A key below a prefix; `Key` drops empty parts and encodes the rest.
+fn below(prefix: &Key, key: &str) -> Key {
+    let parts = key.split('/').filter(|p| !p.is_empty() && *p != ".");
+    prefix.parts().map(|p| p.as_ref().to_string()).chain(parts.map(String::from)).collect()
+}
+
+fn relative(root: &Key, meta: object_store::ObjectMeta) -> Option<Entry> {
+    let rest: Vec<String> = meta.location.prefix_match(root)?.map(|p| p.as_ref().to_string()).collect();
+    Some(Entry { key: rest.join("/"), size: meta.size, etag: meta.e_tag })
+}
+
+fn assert_length(url: &str, got: u64, asked: u64) -> Result<()> {
+    if got == asked {
+        Ok(())
+    } else {
+        Err(Error::Unreachable { location: url.into(), problem: format!("{got} bytes came where {asked} were asked") })
+    }
+}
+
+/// A ranged GET whose length is asserted: stores' clients accept short bodies. A short one is asked for again, three times.
+pub(crate) async fn get_exact(
+    store: &dyn ObjectStore,
+    path: &Key,
+    range: Range<u64>,
+    etag: Option<&str>,
+    url: &str,
+) -> Result<Bytes> {
+    let asked = range.end - range.start;
+    let mut failure = None;
+    for attempt in 0..4u32 {
+        if attempt > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(50 << (2 * attempt))).await;
+        }
+        let options = object_store::GetOptions { range: Some(range.clone().into()), ..Default::default() };
+        let outcome = async {
+            let result = store.get_opts(path, options).await.map_err(|e| read_error(url, e))?;
+            check_tag(url, etag, result.meta.e_tag.as_deref())?;
+            let bytes = collect(result, asked as usize).await.map_err(|e| read_error(url, e))?;
+            assert_length(url, bytes.len() as u64, asked)?;
+            Ok(bytes)
+        };
+        match outcome.await {
+            Err(e @ Error::Unreachable { .. }) => failure = Some(e),
+            other => return other,
+        }
+    }
+    Err(failure.unwrap_or(Error::Unreachable { location: url.into(), problem: "no answer".into() }))
+}
+
+/// The body in one piece, without trusting its length for the allocation.
+async fn collect(result: object_store::GetResult, asked: usize) -> object_store::Result<Bytes> {
+    let mut body = result.into_stream();
+    let Some(first) = body.next().await.transpose()? else { return Ok(Bytes::new()) };
+    if first.len() >= asked {
+        return Ok(first);
+    }
+    let mut all = Vec::with_capacity(asked);
+    all.extend_from_slice(&first);
+    while let Some(part) = body.next().await.transpose()? {
+        if all.len() + part.len() > asked {
+            break;
+        }
+        all.extend_from_slice(&part);
+    }
+    Ok(all.into())
+}
+
+fn check_tag(url: &str, known: Option<&str>, now: Option<&str>) -> Result<()> {
+    match (known, now) {
+        (Some(known), Some(now)) if known != now => {
+            Err(Error::Changed { location: url.into(), problem: "its ETag differs: the object was replaced".into() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A store's error while reading.
+pub(crate) fn read_error(url: &str, e: object_store::Error) -> Error {
+    use object_store::Error as E;
+    let (location, text) = (url.to_string(), redact(&chain(&e)));
+    match e {
+        _ if text.contains("NoSuchBucket") => {
+            Error::Arguments(format!("{location}: the bucket does not exist (or lies at another endpoint or region)"))
+        }
+        E::NotFound { .. } => Error::NotFound { location, hint: String::new() },
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => Error::Denied {
+            location,
+            problem: format!(
+                "check the credentials in the environment and the bucket's policy; the store says: {}",
+                brief(&text)
+            ),
+        },
+        E::NotSupported { .. }
+        | E::NotImplemented { .. }
+        | E::InvalidPath { .. }
+        | E::UnknownConfigurationKey { .. } => Error::Arguments(format!("{location}: {text}")),
+        _ if text.contains("redirect without LOCATION") => {
+            Error::Arguments(format!("{location}: the bucket lies in another region: set AWS_REGION"))
+        }
+        _ if text.contains("URL scheme is not allowed") => Error::Arguments(format!(
+            "{location}: the endpoint is plain http: set AWS_ALLOW_HTTP=true if that is meant"
+        )),
+        _ => Error::Unreachable { location, problem: brief(&text) },
+    }
+}
+
+/// A store's error while writing: refusals mean that writing is impossible there.
+pub(crate) fn write_error(url: &str, e: object_store::Error) -> Error {
+    match read_error(url, e) {
+        Error::Denied { location, problem } => Error::CannotWrite { location, problem },
+        Error::NotFound { location, .. } => {
+            Error::CannotWrite { location, problem: "the target does not exist".into() }
+        }
+        other => other,
+    }
+}
+
+/// An error with its causes, each once.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(c) = cause {
+        let next = c.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = c.source();
+    }
+    text
+}
+
+/// The first line, of bounded length: servers answer with whole XML documents.
+fn brief(text: &str) -> String {
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.chars().count() > 400 { format!("{}…", line.chars().take(400).collect::<String>()) } else { line }
+}

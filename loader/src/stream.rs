@@ -1,0 +1,266 @@
+//! A stream of batches in a dataset's order.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::feed::{Admitted, Feed, FeedOptions};
+use crate::load::Loader;
+use crate::unit::{Loaded, SKIPPED};
+use crate::{Cursor, Dataset, Error, Order, Plan, Result, RowFilter, RowId, SkipList};
+
+/// How a dataset is streamed.
+#[derive(Debug, Clone)]
+pub struct StreamOptions {
+    /// The order of rows.
+    pub order: Order,
+    /// Seed of the order.
+    pub seed: u64,
+    /// Epoch of the order.
+    pub epoch: u64,
+    /// Rows of the global batch.
+    pub batch: usize,
+    /// Rows in the epoch: the first so many of the order's row sequence.
+    pub limit: Option<u64>,
+    /// This rank's slice of every batch: (index, count).
+    pub partition: (u64, u64),
+    /// Bytes held at most, windows included; 0: what the order needs and 256 MiB to read ahead.
+    pub prefetch_bytes: u64,
+    /// Threads that read, verify and decode.
+    pub threads: usize,
+    /// Rows left out.
+    pub skip: SkipList,
+    /// Rows not wanted.
+    pub filter: RowFilter,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        StreamOptions {
+            order: Order::Direct { window_bytes: 1 << 30 },
+            seed: 0,
+            epoch: 0,
+            batch: 4096,
+            limit: None,
+            partition: (0, 1),
+            prefetch_bytes: 0,
+            threads: 2,
+            skip: SkipList::default(),
+            filter: RowFilter::default(),
+        }
+    }
+}
+
+/// What `next` put into the caller's buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows written, one after the other from the buffer's start.
+    pub rows: usize,
+    /// Position (step · batch + slot) of this rank's first slot.
+    pub first_position: u64,
+    /// Step of the batch.
+    pub step: u64,
+    /// Rows left out by the skip list.
+    pub skipped: u64,
+    /// Rows left out by the filter.
+    pub filtered: u64,
+    /// How long `next` waited for data.
+    pub stall: Duration,
+    /// Slots of the batch that were left out, ascending.
+    pub(crate) dropped: Vec<u64>,
+}
+
+/// Batches of rows, in order, read ahead by threads of its own.
+pub struct Stream {
+    plan: Arc<Plan>,
+    feed: Feed,
+    loader: Arc<Loader>,
+    partition: (u64, u64),
+    step: u64,
+    row_bytes: usize,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Stream(step {} of {})", self.step, self.plan.steps())
+    }
+}
+
+/// Where a batch's rows go, and what was left out of it.
+struct Gather<'a> {
+    out: &'a mut [u8],
+    at: usize,
+    row_bytes: usize,
+    slot: u64,
+    batch: Batch,
+}
+
+impl Gather<'_> {
+    /// Takes one slot's row, or leaves it out.
+    fn row(&mut self, loaded: &Loaded, row: usize) {
+        match loaded.flag(row) {
+            0 => {
+                let bytes = loaded.rows(row, 1, self.row_bytes);
+                self.out[self.at..self.at + self.row_bytes].copy_from_slice(bytes);
+                self.at += self.row_bytes;
+            }
+            why => {
+                self.batch.dropped.push(self.slot);
+                *(if why == SKIPPED { &mut self.batch.skipped } else { &mut self.batch.filtered }) += 1;
+            }
+        }
+        self.slot += 1;
+    }
+
+    /// Takes rows that follow each other, as many as are contiguous; returns their number.
+    fn run(&mut self, loaded: &Loaded, row: usize, rows: usize) -> usize {
+        if loaded.flags.is_some() {
+            self.row(loaded, row);
+            return 1;
+        }
+        let bytes = loaded.rows(row, rows, self.row_bytes);
+        self.out[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+        let taken = bytes.len() / self.row_bytes;
+        self.slot += taken as u64;
+        taken
+    }
+}
+
+impl Stream {
+    /// Starts at a cursor (`Cursor::default()`: the beginning). A cursor of other data or another order is refused.
+    pub fn start(dataset: &Dataset, options: StreamOptions, from: Cursor) -> Result<Self> {
+        let (index, count) = options.partition;
+        if index >= count {
+            return Err(Error::Arguments(format!("partition {index} of {count} does not exist")));
+        }
+        let StreamOptions { order, seed, epoch, batch, limit, .. } = options;
+        let plan = Arc::new(Plan::new(dataset.as_opened(), order, seed, epoch, batch, limit)?);
+        from.check(&plan)?;
+        let loader = Arc::new(Loader::new(dataset, options.skip, options.filter));
+        let (partition, prefetch_bytes, threads) = (options.partition, options.prefetch_bytes, options.threads);
+        let reading = FeedOptions { partition, prefetch_bytes, threads };
+        let step = from.step.min(plan.steps());
+        let feed = Feed::start(plan.clone(), loader.clone(), &reading, step)?;
+        Ok(Stream { plan, feed, loader, partition, step, row_bytes: dataset.row_bytes() })
+    }
+
+    /// Writes the rank's slice of the next batch into `out`, in the stored dtype; `None` at the end of the epoch.
+    /// `out` needs [`Stream::max_rows`] rows.
+    pub fn next(&mut self, out: &mut [u8]) -> Result<Option<Batch>> {
+        let (step, rows) = (self.step, self.plan.batch_rows(self.step));
+        if rows == 0 {
+            return Ok(None);
+        }
+        let slots = self.plan.slots(step, self.partition);
+        let needed = (slots.end - slots.start) as usize * self.row_bytes;
+        if out.len() < needed {
+            return Err(Error::Arguments(format!("a buffer of {} bytes for a batch of {needed}", out.len())));
+        }
+        let first_position = step * self.plan.batch() + slots.start;
+        let (stall, dropped) = (Duration::ZERO, Vec::new());
+        let batch = Batch { rows: 0, first_position, step, skipped: 0, filtered: 0, stall, dropped };
+        let mut gather = Gather { out, at: 0, row_bytes: self.row_bytes, slot: slots.start, batch };
+        if !slots.is_empty() {
+            let stream_of = |slot: u64| (u128::from(slot) * u128::from(self.plan.streams()) / u128::from(rows)) as u64;
+            for stream in stream_of(slots.start)..=stream_of(slots.end - 1) {
+                self.take(stream, step, &mut gather)?;
+            }
+        }
+        let Gather { at, mut batch, .. } = gather;
+        batch.rows = at / self.row_bytes;
+        self.step += 1;
+        self.feed.release(self.step);
+        self.feed.top_up(self.step);
+        Ok(Some(batch))
+    }
+
+    /// Takes one stream's rows of a step.
+    fn take(&mut self, stream: u64, step: u64, gather: &mut Gather<'_>) -> Result<()> {
+        let offsets = self.feed.offsets(stream, step);
+        let mut offset = offsets.start;
+        while offset < offsets.end {
+            let windows = &self.feed.windows[&stream].admitted;
+            let at = windows.partition_point(|w| w.end() <= offset);
+            let (admitted, until) = (&windows[at], offsets.end.min(windows[at].end()));
+            if admitted.window.is_in_order() {
+                offset = self.take_in_order(admitted, offset, until, gather)?;
+                continue;
+            }
+            if !admitted.ready {
+                for unit in admitted.parts.iter().filter_map(|p| p.unit.as_ref()) {
+                    gather.batch.stall += self.feed.wait(unit);
+                    unit.loaded()?;
+                }
+            }
+            for o in offset..until {
+                let row = admitted.window.row(o - admitted.window.offset);
+                let part = &admitted.parts[admitted.part(row)];
+                if let Some(unit) = &part.unit {
+                    gather.row(unit.loaded()?, (part.unit_row + row - part.start) as usize);
+                }
+            }
+            offset = until;
+            if let Some(windows) = self.feed.windows.get_mut(&stream) {
+                windows.admitted[at].ready = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes rows of a window that is not permuted, in contiguous runs; returns the offset after them.
+    fn take_in_order(&self, admitted: &Admitted, offset: u64, until: u64, gather: &mut Gather<'_>) -> Result<u64> {
+        let row = offset - admitted.window.offset;
+        let part = &admitted.parts[admitted.part(row)];
+        let rows = (until - offset).min(part.start + part.rows - row);
+        let Some(unit) = &part.unit else {
+            return Err(Error::Arguments("a part that was not to be needed is needed".into()));
+        };
+        gather.batch.stall += self.feed.wait(unit);
+        let loaded = unit.loaded()?;
+        let taken = gather.run(loaded, (part.unit_row + row - part.start) as usize, rows as usize);
+        Ok(offset + taken as u64)
+    }
+
+    /// Where the stream stands: the step that `next` delivers next.
+    pub fn cursor(&self) -> Cursor {
+        Cursor::at(&self.plan, self.step)
+    }
+
+    /// The most rows that a batch of this rank can have.
+    pub fn max_rows(&self) -> usize {
+        [0, self.plan.steps().saturating_sub(1)]
+            .map(|step| self.plan.slots(step, self.partition))
+            .map(|slots| (slots.end - slots.start) as usize)
+            .into_iter()
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Batches in the epoch.
+    pub fn steps(&self) -> u64 {
+        self.plan.steps()
+    }
+
+    /// The order, to evaluate at any position.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Bytes read from the store so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.loader.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of rows held in memory now.
+    pub fn bytes_held(&self) -> u64 {
+        self.feed.held()
+    }
+
+    /// The rows of a batch, in the order they were written.
+    pub fn row_ids(&self, batch: &Batch) -> Vec<RowId> {
+        let slots = self.plan.slots(batch.step, self.partition);
+        let kept = slots.filter(|slot| batch.dropped.binary_search(slot).is_err());
+        kept.map(|slot| self.plan.row_at(batch.step, slot)).collect()
+    }
+}

@@ -1,0 +1,144 @@
+//! Synthetic activations with known true directions: the ground truth that recovery is measured against.
+
+mod model;
+
+use rayon::prelude::*;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+
+use crate::{Dtype, Error, Manifest, Result, ShardWriter, Store, WriteOptions};
+use model::{Block, Model};
+
+/// What synthetic activations are made of. Everything is a function of these values: thread counts change nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spec {
+    /// True directions.
+    pub features: usize,
+    /// Numbers per row.
+    pub width: usize,
+    /// Rows to write.
+    pub rows: u64,
+    /// Shards to spread them over.
+    pub shards: usize,
+    /// Stored format.
+    pub dtype: Dtype,
+    /// Directions active in a row, on average.
+    pub active: f64,
+    /// Frequencies fall as rank^-zipf.
+    pub zipf: f64,
+    /// Groups of directions that fire together (0: none).
+    pub groups: usize,
+    /// Share of a group's firing that is shared.
+    pub group_correlation: f64,
+    /// Share of the directions that are parents with children that fire only with them (0: none).
+    pub parents: f64,
+    /// Children of a parent.
+    pub children: usize,
+    /// Standard deviation of isotropic noise, relative to a unit direction.
+    pub noise: f64,
+    /// Shape of a lognormal factor on a row's norm (0: none).
+    pub norm_tail: f64,
+    /// Seed.
+    pub seed: u64,
+    /// Which disjoint set of rows from the same directions: 0 for training, 1 for evaluation.
+    pub set: u64,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Spec {
+            features: 1024,
+            width: 128,
+            rows: 1 << 20,
+            shards: 4,
+            dtype: Dtype::F16,
+            active: 16.0,
+            zipf: 0.7,
+            groups: 0,
+            group_correlation: 0.5,
+            parents: 0.0,
+            children: 4,
+            noise: 0.02,
+            norm_tail: 0.0,
+            seed: 0,
+            set: 0,
+        }
+    }
+}
+
+/// Blocks generated before they are written: bounds the memory.
+const BLOCKS: u64 = 64;
+
+impl Spec {
+    /// Refuses impossible values, naming the key.
+    pub fn validate(&self) -> Result<()> {
+        let fail = |problem: String| Err(Error::Arguments(format!("synth: {problem}")));
+        let share = |x: f64| (0.0..=1.0).contains(&x);
+        let tops = self.features - self.parent_count() * self.children;
+        if self.features == 0 || self.width == 0 || self.rows == 0 || self.shards == 0 {
+            return fail("features, width, rows and shards must be at least 1".into());
+        }
+        if !(self.active > 0.0 && self.active <= self.features as f64) {
+            return fail(format!("active = {} must lie between 0 and features = {}", self.active, self.features));
+        }
+        if !share(self.group_correlation) || !share(self.parents) || (self.parents > 0.0 && self.children == 0) {
+            return fail("group_correlation and parents are shares between 0 and 1, and parents need children".into());
+        }
+        if !(self.zipf.is_finite() && self.zipf >= 0.0 && self.noise >= 0.0 && self.norm_tail >= 0.0) {
+            return fail("zipf, noise and norm_tail must not be negative".into());
+        }
+        if self.groups * model::GROUP > tops {
+            return fail(format!("{} groups of {} need more than {tops} directions", self.groups, model::GROUP));
+        }
+        Ok(())
+    }
+
+    /// Directions that have children.
+    fn parent_count(&self) -> usize {
+        if self.children == 0 { 0 } else { (self.parents * self.features as f64) as usize / (1 + self.children) }
+    }
+}
+
+/// Writes the shards, their manifest and `truth.safetensors`: `directions` [N, D] f32, `frequencies` [N] f64 (expected per
+/// row), `occurrences` [N] u64 (in the rows written), `parents` [N] i64 (-1: none). `progress` gets the rows written so far.
+pub fn write(spec: &Spec, store: &Store, threads: usize, progress: &mut dyn FnMut(u64)) -> Result<Manifest> {
+    spec.validate()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| Error::Arguments(format!("cannot start {threads} threads: {e}")))?;
+    let mut options = WriteOptions::new(spec.width, spec.dtype);
+    options.shard_rows = spec.rows.div_ceil(spec.shards as u64);
+    // Rows are independent draws: storage order is as good as any.
+    options.prepared = true;
+    let mut writer = ShardWriter::create(store, options)?;
+    let model = Model::new(spec)?;
+    let mut occurrences = vec![0u64; spec.features];
+    let (blocks, mut written) = (spec.rows.div_ceil(model::BLOCK_ROWS), 0);
+    for first in (0..blocks).step_by(BLOCKS as usize) {
+        let range = first..(first + BLOCKS).min(blocks);
+        let made: Vec<Block> = pool.install(|| range.into_par_iter().map(|b| model.block(b)).collect());
+        for block in made {
+            writer.write(&block.rows, None)?;
+            block.fired.iter().for_each(|&f| occurrences[f as usize] += 1);
+            written += (block.rows.len() / (spec.width * spec.dtype.size())) as u64;
+        }
+        progress(written);
+    }
+    store.put("truth.safetensors", truth(&model, &occurrences)?)?;
+    writer.finish()
+}
+
+fn truth(model: &Model, occurrences: &[u64]) -> Result<Vec<u8>> {
+    let n = occurrences.len();
+    let width = model.directions_fd.len() / n;
+    let view = |dtype, shape: Vec<usize>, bytes| TensorView::new(dtype, shape, bytes);
+    let tensors = [
+        ("directions", view(safetensors::Dtype::F32, vec![n, width], bytemuck::cast_slice(&model.directions_fd))),
+        ("frequencies", view(safetensors::Dtype::F64, vec![n], bytemuck::cast_slice(&model.frequencies))),
+        ("occurrences", view(safetensors::Dtype::U64, vec![n], bytemuck::cast_slice(occurrences))),
+        ("parents", view(safetensors::Dtype::I64, vec![n], bytemuck::cast_slice(&model.parents))),
+    ];
+    let fail = |e: safetensors::SafeTensorError| Error::Arguments(format!("truth.safetensors: {e}"));
+    let tensors = tensors.into_iter().map(|(name, t)| t.map(|t| (name, t))).collect::<std::result::Result<Vec<_>, _>>();
+    safetensors::serialize(tensors.map_err(fail)?, None).map_err(fail)
+}

@@ -1,0 +1,70 @@
+//! One behavioural suite for every store that needs no server, and what happens where nothing can be written.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+
+use common::memory;
+use loader::{Error, Store};
+
+fn behaves(store: &Store) {
+    assert!(store.list("").unwrap().is_empty());
+    assert_eq!(store.head("a").unwrap(), None);
+    assert!(matches!(store.get("a"), Err(Error::NotFound { .. })));
+    store.put("a", &b"one"[..]).unwrap();
+    store.put("a", &b"two!"[..]).unwrap();
+    assert_eq!(&store.get("a").unwrap()[..], b"two!");
+    assert_eq!(&store.get_range("a", 1..3).unwrap()[..], b"wo");
+    assert!(store.get_range("a", 2..9).is_err(), "a short body is an error");
+    assert!(store.put_new("b/c/d", &b"x"[..]).unwrap());
+    assert!(!store.put_new("b/c/d", &b"y"[..]).unwrap());
+    assert_eq!(&store.join("b").get("c/d").unwrap()[..], b"x");
+    let keys = |folder: &str| store.list(folder).unwrap().into_iter().map(|e| e.key).collect::<Vec<_>>();
+    assert_eq!(keys(""), ["a", "b/c/d"]);
+    assert_eq!(keys("b"), ["b/c/d"]);
+    assert_eq!(store.head("a").unwrap().unwrap().size, 4);
+    store.delete("a").unwrap();
+    store.delete("a").unwrap();
+    assert_eq!(keys(""), ["b/c/d"]);
+}
+
+#[test]
+fn memory_and_local_behave_alike() {
+    behaves(&Store::open(&memory()).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    behaves(&Store::open(folder.path().join("new/er").to_str().unwrap()).unwrap());
+}
+
+#[test]
+fn a_place_that_cannot_be_written_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), b"").unwrap();
+    let error = Store::open(folder.path().join("file").to_str().unwrap()).unwrap().put("a", &b"x"[..]).unwrap_err();
+    assert_eq!(error.exit_code(), 73, "{error}");
+    let readonly = folder.path().join("readonly");
+    std::fs::create_dir(&readonly).unwrap();
+    std::fs::set_permissions(&readonly, std::fs::Permissions::from_mode(0o555)).unwrap();
+    // Root may write anywhere.
+    if std::fs::write(readonly.join("probe"), b"").is_err() {
+        let error = Store::open(readonly.to_str().unwrap()).unwrap().put("a", &b"x"[..]).unwrap_err();
+        assert_eq!(error.exit_code(), 73, "{error}");
+    }
+}
+
+#[test]
+fn a_failed_write_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+    std::fs::create_dir(folder.path().join("taken")).unwrap();
+    assert!(store.put("taken", &b"x"[..]).is_err());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn an_unreachable_server_is_told_from_a_wrong_address() {
+    // Nothing listens on port 9: the request is refused at once, but the retry budget is three minutes, so only the parse
+    // and the scheme are checked here; servers are tested elsewhere.
+    let store = Store::open("http://127.0.0.1:9/x").unwrap();
+    assert_eq!(format!("{store:?}"), "Store(http://127.0.0.1:9/x)");
+}
