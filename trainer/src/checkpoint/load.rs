@@ -1,0 +1,184 @@
+//! Reading a checkpoint back.
+
+use bytes::Bytes;
+use kernels::{Dictionary, Sums};
+use loader::Store;
+use safetensors::{Dtype, SafeTensors};
+
+use super::find::{newest, read_manifest};
+use super::save::hash_tiles;
+use super::{CLOCKS, Entry, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, entries};
+use crate::Error;
+
+/// The checkpoint that a path names: an attempt's folder, a step's (its highest committed attempt), or a run (its
+/// newest intact checkpoint). Returns it with the store it lies in.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when there is none or it is damaged.
+pub fn open(path: &str) -> Result<(Store, Found), Error> {
+    let trimmed = path.trim_end_matches('/');
+    if let Some((run, folder)) = trimmed.rfind("/checkpoints/step-").map(|at| (&trimmed[..at], &trimmed[at + 1..])) {
+        let store = Store::open(run)?;
+        if folder.contains("/attempt-") {
+            let found = read_manifest(&store, folder.to_owned())?;
+            verify(&store, &found)?;
+            return Ok((store, found));
+        }
+        let of_step = format!("{folder}/");
+        let highest = super::find::committed(&store)?
+            .find(|found| found.as_ref().map_or(true, |found| found.folder.starts_with(&of_step)));
+        let found = highest.ok_or_else(|| Error::Checkpoint(format!("{path} holds no committed checkpoint")))??;
+        verify(&store, &found)?;
+        return Ok((store, found));
+    }
+    let store = Store::open(path)?;
+    match newest(&store)? {
+        Some(found) => Ok((store, found)),
+        None => Err(Error::Checkpoint(format!(
+            "{path} holds no committed checkpoint: name a run's folder, or a checkpoints/step-… folder inside it"
+        ))),
+    }
+}
+
+/// Reads every file of a checkpoint once and compares all hashes.
+///
+/// # Errors
+/// [`Error::Checkpoint`] that names the first damaged file.
+pub fn verify(store: &Store, found: &Found) -> Result<(), Error> {
+    found.manifest.files.iter().try_for_each(|file| read(store, found, file).map(drop))
+}
+
+/// Fills the weights and `b_dec` of a fresh dictionary; with `optimizer` its moments and clocks too.
+///
+/// # Errors
+/// [`Error::Checkpoint`] that names the damaged file.
+pub fn load_weights(
+    store: &Store,
+    found: &Found,
+    dictionary: &mut impl Dictionary,
+    optimizer: bool,
+) -> Result<(), Error> {
+    for file in found.manifest.files.iter().filter(|file| optimizer || file.holds != Holds::Optimizer) {
+        let bytes = read(store, found, file)?;
+        let tensors = parse(store, found, file, &bytes)?;
+        let rows = match file.holds {
+            Holds::Shared => 0..1,
+            _ => file.first_feature..file.first_feature + file.features,
+        };
+        for Entry { name, tensor, slot, per_feature } in entries(file.holds, found.manifest.width) {
+            if slot != kernels::Slot::Value && !optimizer {
+                continue;
+            }
+            let values: Vec<f32> = typed(store, found, file, &tensors, name, Dtype::F32, rows.len() * per_feature)?;
+            dictionary.write(tensor, slot, rows.clone(), &values);
+        }
+        if file.holds == Holds::Optimizer {
+            for (name, clock) in CLOCKS {
+                let values: Vec<u64> = typed(store, found, file, &tensors, name, Dtype::U64, file.features)?;
+                dictionary.write_clock(clock, rows.clone(), &values);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// When each feature fired last, as [`kernels::Clock::LastFired`] counts.
+///
+/// # Errors
+/// [`Error::Checkpoint`] that names the damaged file.
+pub fn load_clocks(store: &Store, found: &Found) -> Result<Vec<u64>, Error> {
+    let mut last_fired_f = vec![0; found.manifest.features];
+    for file in found.manifest.files.iter().filter(|file| file.holds == Holds::Optimizer) {
+        let bytes = read(store, found, file)?;
+        let tensors = parse(store, found, file, &bytes)?;
+        let values: Vec<u64> = typed(store, found, file, &tensors, CLOCKS[0].0, Dtype::U64, file.features)?;
+        last_fired_f[file.first_feature..][..file.features].copy_from_slice(&values);
+    }
+    Ok(last_fired_f)
+}
+
+/// The host's side of a checkpoint.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when the file of sums is damaged.
+pub fn load_state(store: &Store, found: &Found) -> Result<State, Error> {
+    let manifest = &found.manifest;
+    let Some(file) = manifest.files.iter().find(|file| file.holds == Holds::Shared) else {
+        return Err(damaged(store, found, "manifest.json", "names no shared file"));
+    };
+    let bytes = read(store, found, file)?;
+    let tensors = parse(store, found, file, &bytes)?;
+    let sums = |of: &str| -> Result<Sums, Error> {
+        let [scalars, counts, x, fired] = SUMS_PARTS.map(|part| format!("{of}.{part}"));
+        let scalars: Vec<f64> = typed(store, found, file, &tensors, &scalars, Dtype::F64, 3)?;
+        let counts: Vec<u64> = typed(store, found, file, &tensors, &counts, Dtype::U64, 2)?;
+        Ok(Sums {
+            rows: counts[0],
+            squared_error: scalars[0],
+            squared_norm: scalars[1],
+            x_d: typed(store, found, file, &tensors, &x, Dtype::F64, manifest.width)?,
+            l1: scalars[2],
+            active: counts[1],
+            fired_f: typed(store, found, file, &tensors, &fired, Dtype::U64, manifest.features)?,
+        })
+    };
+    let [tally, window, closing] = SUMS.map(sums);
+    Ok(State {
+        step: manifest.step,
+        steps: manifest.steps,
+        tokens: manifest.tokens,
+        scale: manifest.scale,
+        density: manifest.density,
+        tally: tally?,
+        window: window?,
+        closing: closing?,
+        held_out: manifest.held_out.clone(),
+        wall_s: manifest.wall_s,
+        stall_s: manifest.stall_s,
+    })
+}
+
+fn damaged(store: &Store, found: &Found, file: &str, what: &str) -> Error {
+    Error::Checkpoint(format!("{}/{}/{file} {what}", store.url(), found.folder))
+}
+
+/// A file's bytes, once its size and every hash agree with the manifest.
+fn read(store: &Store, found: &Found, file: &File) -> Result<Bytes, Error> {
+    let bytes = match store.get(&format!("{}/{}", found.folder, file.name)) {
+        Err(loader::Error::NotFound { .. }) => return Err(damaged(store, found, &file.name, "is missing")),
+        other => other?,
+    };
+    if bytes.len() as u64 != file.bytes {
+        let what = format!("has {} bytes and should have {}", bytes.len(), file.bytes);
+        return Err(damaged(store, found, &file.name, &what));
+    }
+    match hash_tiles(&bytes, file.holds, file.features) {
+        Ok((header_bytes, tiles))
+            if Hash::of(&bytes[..header_bytes]) == file.header_hash && tiles == file.tile_hashes =>
+        {
+            Ok(bytes)
+        }
+        _ => Err(damaged(store, found, &file.name, "does not have the hashes that its manifest names")),
+    }
+}
+
+fn parse<'a>(store: &Store, found: &Found, file: &File, bytes: &'a [u8]) -> Result<SafeTensors<'a>, Error> {
+    SafeTensors::deserialize(bytes).map_err(|error| damaged(store, found, &file.name, &error.to_string()))
+}
+
+fn typed<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+    store: &Store,
+    found: &Found,
+    file: &File,
+    tensors: &SafeTensors<'_>,
+    name: &str,
+    dtype: Dtype,
+    length: usize,
+) -> Result<Vec<T>, Error> {
+    match tensors.tensor(name) {
+        Ok(tensor) if tensor.dtype() == dtype && tensor.data().len() == length * size_of::<T>() => {
+            Ok(bytemuck::pod_collect_to_vec(tensor.data()))
+        }
+        _ => Err(damaged(store, found, &file.name, &format!("has no {dtype:?} tensor {name} of {length} values"))),
+    }
+}

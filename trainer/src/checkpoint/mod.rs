@@ -1,0 +1,220 @@
+//! Checkpoints: written once, completely, then committed by one marker.
+//!
+//! ```text
+//! checkpoints/step-0000012345/attempt-0002/
+//!     weights-000000.safetensors …     W_enc [n,D], b_enc [n], W_dec [n,D] of whole tiles of 128 features, ≤ 64 MiB a file
+//!     optimizer-000000.safetensors …   Adam's moments and the clocks of the same features
+//!     shared.safetensors               b_dec with its moments, and the running sums of the metrics
+//!     manifest.json                    what the files hold and their hashes; position in the data; recipe
+//!     COMMIT                           hash of manifest.json, written last
+//! ```
+//! Files do not depend on how many ranks wrote them. Without COMMIT nothing counts; attempts of a step count up, and
+//! the highest committed one holds.
+
+mod find;
+mod load;
+mod retain;
+mod save;
+
+use std::fmt;
+
+use kernels::{Slot, Sums, Tensor};
+use loader::Cursor;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::metrics::Metrics;
+use crate::recipe::Recipe;
+
+pub use find::{Found, best_loss, newest};
+pub use load::{load_clocks, load_state, load_weights, open, verify};
+pub use retain::retain;
+pub use save::save;
+
+/// Version of the layout above. A reader refuses others.
+pub const FORMAT: u32 = 1;
+
+/// Features in a tile: every file boundary, and later every boundary between ranks, lies on one.
+pub const TILE: usize = 128;
+
+/// Most bytes of tensors in a file, unless a single tile is larger.
+const FILE_BYTES: usize = 64 << 20;
+
+/// What a run has come to, besides its weights and moments.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Steps done; the next one to make.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Rows trained on.
+    pub tokens: u64,
+    /// Factor on every row.
+    pub scale: f32,
+    /// Active pairs of the last batch, and all its pairs: decides between sparse and dense path.
+    pub density: (u64, u64),
+    /// Sums on the device.
+    pub tally: Sums,
+    /// Sums since the last line of metrics that have left the device.
+    pub window: Sums,
+    /// Sums over the last rows of the run, when it is evaluated on them.
+    pub closing: Sums,
+    /// Held-out metrics at this step, if it was evaluated.
+    pub held_out: Option<Metrics>,
+    /// Seconds spent in steps, over all starts of the run.
+    pub wall_s: f64,
+    /// Seconds of these spent waiting for data.
+    pub stall_s: f64,
+}
+
+/// Content of manifest.json.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Program and version that wrote it.
+    pub software: String,
+    /// See [`State::step`].
+    pub step: u64,
+    /// See [`State::steps`].
+    pub steps: u64,
+    /// Counts up when a step is saved again.
+    pub attempt: u32,
+    /// See [`State::tokens`].
+    pub tokens: u64,
+    /// `D`.
+    pub width: usize,
+    /// `F`.
+    pub features: usize,
+    /// See [`State::scale`].
+    pub scale: f32,
+    /// See [`State::density`].
+    pub density: (u64, u64),
+    /// See [`State::held_out`].
+    pub held_out: Option<Metrics>,
+    /// See [`State::wall_s`].
+    pub wall_s: f64,
+    /// See [`State::stall_s`].
+    pub stall_s: f64,
+    /// Position in the data.
+    pub cursor: Cursor,
+    /// The whole recipe.
+    pub recipe: Recipe,
+    /// Every file of the checkpoint but this one and COMMIT.
+    pub files: Vec<File>,
+}
+
+/// A safetensors file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Name in the attempt's folder.
+    pub name: String,
+    /// What is in it.
+    pub holds: Holds,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// First feature; 0 in `shared`.
+    pub first_feature: usize,
+    /// Number of features; 0 in `shared`.
+    pub features: usize,
+    /// Hash of the header: its length and its JSON.
+    pub header_hash: Hash,
+    /// For each tile the hash of its rows in every tensor, tensors in the order of their offsets; in `shared` a single
+    /// hash of everything behind the header.
+    pub tile_hashes: Vec<Hash>,
+}
+
+/// Kinds of [`File`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Holds {
+    /// Encoder and decoder of some features.
+    Weights,
+    /// Moments and clocks of some features.
+    Optimizer,
+    /// What belongs to no feature.
+    Shared,
+}
+
+/// xxh3-128, in hexadecimal.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hash(String);
+
+impl Hash {
+    fn of(bytes: &[u8]) -> Self {
+        Hash(format!("{:032x}", xxh3_128(bytes)))
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The folder of an attempt, relative to the run's.
+fn folder(step: u64, attempt: u32) -> String {
+    format!("checkpoints/step-{step:010}/attempt-{attempt:04}")
+}
+
+/// A tensor of a file: its name there, what it is on the device, and its values for one feature.
+struct Entry {
+    name: &'static str,
+    tensor: Tensor,
+    slot: Slot,
+    per_feature: usize,
+}
+
+fn entries(holds: Holds, width: usize) -> Vec<Entry> {
+    let entry = |name, tensor, slot, per_feature| Entry { name, tensor, slot, per_feature };
+    match holds {
+        Holds::Weights => vec![
+            entry("W_dec", Tensor::DecoderWeight, Slot::Value, width),
+            entry("W_enc", Tensor::EncoderWeight, Slot::Value, width),
+            entry("b_enc", Tensor::EncoderBias, Slot::Value, 1),
+        ],
+        Holds::Optimizer => vec![
+            entry("W_dec.m", Tensor::DecoderWeight, Slot::FirstMoment, width),
+            entry("W_dec.v", Tensor::DecoderWeight, Slot::SecondMoment, width),
+            entry("W_enc.m", Tensor::EncoderWeight, Slot::FirstMoment, width),
+            entry("W_enc.v", Tensor::EncoderWeight, Slot::SecondMoment, width),
+            entry("b_enc.m", Tensor::EncoderBias, Slot::FirstMoment, 1),
+            entry("b_enc.v", Tensor::EncoderBias, Slot::SecondMoment, 1),
+        ],
+        Holds::Shared => vec![
+            entry("b_dec", Tensor::DecoderBias, Slot::Value, width),
+            entry("b_dec.m", Tensor::DecoderBias, Slot::FirstMoment, width),
+            entry("b_dec.v", Tensor::DecoderBias, Slot::SecondMoment, width),
+        ],
+    }
+}
+
+/// The sums of a shared file, by name: what is in [`SUMS_PARTS`] of each.
+const SUMS: [&str; 3] = ["tally", "window", "closing"];
+
+/// Tensors that make up a [`Sums`]: `[squared_error, squared_norm, l1]`, `[rows, active]`, `x_d`, `fired_f`.
+const SUMS_PARTS: [&str; 4] = ["scalars", "counts", "x", "fired"];
+
+/// Clocks in optimizer files.
+const CLOCKS: [(&str, kernels::Clock); 2] =
+    [("last_fired", kernels::Clock::LastFired), ("last_update", kernels::Clock::LastUpdate)];
+
+/// Features in each file of a kind.
+fn features_per_file(holds: Holds, width: usize) -> usize {
+    let bytes: usize = entries(holds, width).iter().map(|entry| 4 * entry.per_feature).sum::<usize>()
+        + if holds == Holds::Optimizer { 8 * CLOCKS.len() } else { 0 };
+    (FILE_BYTES / (bytes * TILE)).max(1) * TILE
+}
+
+/// Bytes of a whole checkpoint, up to its headers.
+pub fn bytes(width: usize, features: usize) -> u64 {
+    let parameters = 2 * width * features + features + width;
+    (3 * 4 * parameters + 16 * features) as u64
+}

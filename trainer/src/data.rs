@@ -1,0 +1,215 @@
+//! From the recipe's `[data]` to streams of rows.
+
+use bytes::Bytes;
+use kernels::RowDtype;
+use loader::synth::{self, Spec};
+use loader::{Cursor, Dataset, Dtype, OpenOptions, RowFilter, RowId, SkipList, Store, Stream, StreamOptions, sample};
+
+use crate::Error;
+use crate::recipe::{Order, Recipe, Scale};
+use crate::schedule::Schedule;
+
+/// Rows sampled to find the scale, and to calibrate biases.
+pub const SAMPLE_ROWS: usize = 65_536;
+
+/// The data of a run, opened and checked.
+#[derive(Debug)]
+pub struct Data {
+    /// What is trained on.
+    pub train: Dataset,
+    /// What is held out.
+    pub eval: Option<Dataset>,
+    /// Rows trained on: all, or `train.tokens`.
+    pub rows: u64,
+    /// Their order.
+    pub order: loader::Order,
+}
+
+impl Data {
+    /// Opens the shards that the recipe names.
+    ///
+    /// # Errors
+    /// Those of the loader; [`Error::Recipe`] when widths differ or `train.tokens` is more than there is.
+    pub fn open(recipe: &Recipe) -> Result<Data, Error> {
+        let train = Dataset::open(&recipe.data.train, &OpenOptions::default())?;
+        let eval = match recipe.data.eval.as_slice() {
+            [] => None,
+            urls => Some(Dataset::open(urls, &OpenOptions::default())?),
+        };
+        if let Some(eval) = eval.as_ref().filter(|eval| eval.width() != train.width()) {
+            return Err(Error::Recipe(format!(
+                "data.train has rows of width {} and data.eval of width {}: they must come from the same layer",
+                train.width(),
+                eval.width()
+            )));
+        }
+        let rows = match recipe.train.tokens {
+            Some(tokens) if tokens > train.rows() => {
+                return Err(Error::Recipe(format!(
+                    "train.tokens is {tokens}, but data.train has {} rows, and each is used once: leave train.tokens \
+                     out for the whole epoch",
+                    train.rows()
+                )));
+            }
+            tokens => tokens.unwrap_or(train.rows()),
+        };
+        let order = match recipe.data.order {
+            Order::Sequential => loader::Order::Sequential,
+            Order::Striped => loader::Order::Striped,
+            Order::Auto if train.prepared() => loader::Order::Sequential,
+            Order::Auto | Order::Direct => loader::Order::Direct { window_bytes: recipe.data.window_bytes },
+        };
+        Ok(Data { train, eval, rows, order })
+    }
+
+    /// The run's schedules: its steps follow from rows and batch.
+    pub fn schedule(&self, recipe: &Recipe) -> Schedule {
+        let train = &recipe.train;
+        let steps = self.rows.div_ceil(train.batch as u64);
+        Schedule::new(steps, train.lr, train.l1, train.l1_warmup, train.lr_decay)
+    }
+
+    /// `data.scale`, or the factor that makes E‖x‖² = D on a sample of the training rows.
+    ///
+    /// # Errors
+    /// Those of the loader; [`Error::Recipe`] when the sample is all zeros or not finite.
+    pub fn scale(&self, recipe: &Recipe) -> Result<f32, Error> {
+        if let Scale::Fixed(factor) = recipe.data.scale {
+            return Ok(factor as f32);
+        }
+        let width = self.train.width();
+        let rows = sample(&self.train, SAMPLE_ROWS, recipe.data.seed)?;
+        let norms = rows.chunks_exact(width).map(|x| x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>());
+        let finite: Vec<f64> = norms.filter(|norm| norm.is_finite()).collect();
+        let mean = finite.iter().sum::<f64>() / finite.len() as f64;
+        if !(mean.is_finite() && mean > 0.0) {
+            return Err(Error::Recipe(format!(
+                "data.scale = \"auto\" finds a mean squared norm of {mean} on {} sampled rows: look at the data with \
+                 `sae inspect`, or give data.scale a number",
+                finite.len()
+            )));
+        }
+        Ok((width as f64 / mean).sqrt() as f32)
+    }
+
+    /// The training rows from `from` on.
+    ///
+    /// # Errors
+    /// Those of the loader.
+    pub fn train_stream(&self, recipe: &Recipe, from: Cursor) -> Result<Stream, Error> {
+        let options = StreamOptions {
+            order: self.order,
+            seed: recipe.data.seed,
+            batch: recipe.train.batch,
+            limit: Some(self.rows),
+            prefetch_bytes: recipe.data.prefetch_bytes,
+            threads: threads(recipe),
+            skip: skip_list(&self.train, &recipe.data.skip)?,
+            filter: filter(recipe),
+            ..StreamOptions::default()
+        };
+        Ok(Stream::start(&self.train, options, from)?)
+    }
+}
+
+/// Makes the synthetic shards that the recipe asks for where there are none yet. `progress` hears the rows written, and
+/// how many there will be.
+///
+/// # Errors
+/// Those of the loader.
+pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
+    let Some(spec) = &recipe.data.synth else { return Ok(()) };
+    let eval_rows = recipe.data.synth_eval_rows;
+    let eval = Spec { set: spec.set + 1, rows: eval_rows, shards: 1, ..spec.clone() };
+    let places = [(recipe.data.train.first(), spec), (recipe.data.eval.first(), &eval)];
+    for (url, spec) in places.into_iter().filter_map(|(url, spec)| Some((url?, spec))) {
+        let store = Store::open(url)?;
+        // The manifest is written last: without it a folder holds no or not all shards.
+        if store.head("manifest.json")?.is_none() {
+            synth::write(spec, &store, threads(recipe), &mut |rows| progress(rows, spec.rows))?;
+        }
+    }
+    Ok(())
+}
+
+/// The rows of `dataset` as stored, at most `limit` of them: what evaluation reads.
+///
+/// # Errors
+/// Those of the loader.
+pub fn eval_stream(dataset: &Dataset, recipe: &Recipe, limit: Option<u64>) -> Result<Stream, Error> {
+    let options = StreamOptions {
+        order: loader::Order::Sequential,
+        batch: recipe.train.batch,
+        limit,
+        prefetch_bytes: recipe.data.prefetch_bytes,
+        threads: threads(recipe),
+        filter: filter(recipe),
+        ..StreamOptions::default()
+    };
+    Ok(Stream::start(dataset, options, Cursor::default())?)
+}
+
+/// The folder that a path, URL or glob names or lies in.
+pub(crate) fn folder_of(url: &str) -> &str {
+    let names_files = url.ends_with(".parquet") || url.contains(['*', '?', '[']);
+    match url.rfind('/') {
+        Some(at) if names_files => &url[..at],
+        None if names_files => ".",
+        _ => url,
+    }
+}
+
+/// A single file by path or URL.
+///
+/// # Errors
+/// Those of the store.
+pub fn read_file(url: &str) -> Result<Bytes, Error> {
+    let (folder, name) = url.rsplit_once('/').unwrap_or((".", url));
+    Ok(Store::open(if folder.is_empty() { "/" } else { folder })?.get(name)?)
+}
+
+fn threads(recipe: &Recipe) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
+    recipe.data.threads.unwrap_or_else(cores)
+}
+
+/// `data.skip` in the shards of a dataset: `file.parquet:row` or `file.parquet#group`.
+fn skip_list(dataset: &Dataset, entries: &[String]) -> Result<SkipList, Error> {
+    let mut list = SkipList::default();
+    for entry in entries {
+        let shard = |path: &str| dataset.shards().iter().position(|shard| shard.path == path).map(|at| at as u32);
+        let row = entry.rsplit_once(':').and_then(|(path, row)| Some((shard(path)?, row.parse().ok()?)));
+        let group = entry.rsplit_once('#').and_then(|(path, group)| Some((shard(path)?, group.parse().ok()?)));
+        match (row, group) {
+            (Some((shard, row)), _) => list.add_row(RowId { shard, row }),
+            (None, Some((shard, group))) => list.add_row_group(shard, group),
+            (None, None) => {
+                return Err(Error::Recipe(format!(
+                    "data.skip: \"{entry}\" names no row of data.train: write file.parquet:row or file.parquet#group, \
+                     with a file such as {}",
+                    dataset.shards().first().map_or("shard-00000.parquet", |shard| shard.path.as_str())
+                )));
+            }
+        }
+    }
+    Ok(list)
+}
+
+fn filter(recipe: &Recipe) -> RowFilter {
+    let filter = &recipe.data.filter;
+    RowFilter {
+        norm_min: filter.norm_min,
+        norm_max: filter.norm_max,
+        positions: filter.positions.clone(),
+        token_ids: filter.token_ids.clone(),
+    }
+}
+
+/// The loader's dtype as the device names it: the two crates know nothing of each other.
+pub fn row_dtype(dtype: Dtype) -> RowDtype {
+    match dtype {
+        Dtype::F32 => RowDtype::F32,
+        Dtype::F16 => RowDtype::F16,
+        Dtype::Bf16 => RowDtype::Bf16,
+    }
+}

@@ -1,0 +1,65 @@
+//! What can go wrong in training, by what the caller can do about it.
+
+/// The crate's error. Each text names the thing and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A key of the recipe, or two that do not fit.
+    #[error("{0}")]
+    Recipe(String),
+    /// `train.init_from`, or weights to export, cannot be used.
+    #[error("{0}")]
+    Weights(String),
+    /// The run's folder is in use or holds something else.
+    #[error("{0}")]
+    RunDir(String),
+    /// A checkpoint is damaged or missing.
+    #[error("{0}")]
+    Checkpoint(String),
+    /// A checkpoint of another version of this program.
+    #[error("{0}")]
+    OtherFormat(String),
+    /// NaN or infinity: the update was refused, the weights are those before the step.
+    #[error("{0}")]
+    Divergence(String),
+    /// Somebody asked the run to stop, and it did after saving.
+    #[error("stopped at step {step} after saving {checkpoint}: continue with --resume")]
+    Interrupted {
+        /// Steps done.
+        step: u64,
+        /// What was saved.
+        checkpoint: String,
+    },
+    /// A local file of the run cannot be written.
+    #[error("{path}: cannot write: {source}: free some space or fix its permissions, then continue with --resume")]
+    CannotWrite {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Data or storage.
+    #[error(transparent)]
+    Loader(#[from] loader::Error),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] kernels::Error),
+    /// A bug of this program.
+    #[error("internal error, please report it: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// The exit code: 0 is done, 64 recipe or arguments, 65 data, 69 storage unreachable, 70 divergence, 71 hardware, 73
+    /// cannot write, 75 interrupted after a checkpoint.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Recipe(_) | Error::Weights(_) | Error::RunDir(_) | Error::OtherFormat(_) => 64,
+            Error::Checkpoint(_) => 65,
+            Error::Divergence(_) | Error::Internal(_) => 70,
+            Error::Device(_) => 71,
+            Error::CannotWrite { .. } => 73,
+            Error::Interrupted { .. } => 75,
+            Error::Loader(error) => error.exit_code(),
+        }
+    }
+}

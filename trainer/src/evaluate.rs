@@ -1,0 +1,104 @@
+//! Evaluation: one streaming pass over rows that are not trained on.
+
+use kernels::{AdamMode, Device, Dictionary, Path, Shape, Sums};
+use loader::{Dataset, Stream};
+
+use crate::data::row_dtype;
+use crate::recipe::Adam;
+use crate::{Error, checkpoint, train};
+
+/// Memory for the rows of a batch, on host and device, and for its sums.
+#[derive(Debug)]
+pub struct Buffers<D: Device> {
+    /// Rows as stored.
+    pub staging: D::Staging,
+    /// Rows as used.
+    pub x: D::Rows,
+    /// Sums over them.
+    pub tally: D::Tally,
+}
+
+impl<D: Device> Buffers<D> {
+    /// For batches of `batch` rows of `width` values of `value_bytes`.
+    ///
+    /// # Errors
+    /// [`kernels::Error::OutOfMemory`].
+    pub fn new(
+        device: &D,
+        batch: usize,
+        width: usize,
+        value_bytes: usize,
+        features: usize,
+    ) -> Result<Self, kernels::Error> {
+        Ok(Buffers {
+            staging: device.staging(batch * width * value_bytes)?,
+            x: device.rows(batch, width)?,
+            tally: device.tally(width, features)?,
+        })
+    }
+}
+
+/// Reads `stream` to its end and returns the sums over its rows. `progress` hears the rows done so far.
+///
+/// # Errors
+/// Those of the loader; [`loader::Error::Data`] naming a row that is not finite.
+pub fn sums<D: Device>(
+    device: &D,
+    sae: &mut D::Dictionary,
+    buffers: &mut Buffers<D>,
+    dataset: &Dataset,
+    stream: &mut Stream,
+    scale: f32,
+    mut progress: impl FnMut(u64),
+) -> Result<Sums, Error> {
+    let Buffers { staging, x, tally } = buffers;
+    device.take_sums(tally);
+    let (mut density, mut rows) = (1.0, 0);
+    while let Some(batch) = stream.next(staging.as_mut())? {
+        if batch.rows == 0 {
+            continue;
+        }
+        device.normalize(staging, row_dtype(dataset.dtype()), batch.rows, scale, x);
+        sae.encode(x, if density > device.dense_above() { Path::Dense } else { Path::Sparse });
+        sae.decode(x);
+        sae.residual(x, tally, 0..batch.rows);
+        let report = sae.report();
+        if let Some(&row) = report.non_finite_rows.first() {
+            let id = stream.row_ids(&batch).get(row).map(|id| dataset.row_name(*id)).unwrap_or_default();
+            return Err(loader::Error::Data {
+                location: id,
+                problem: "this row holds a value that is NaN or infinite: leave it out of the data".into(),
+            }
+            .into());
+        }
+        density = report.active as f64 / (report.rows * sae.shape().features) as f64;
+        rows += batch.rows as u64;
+        progress(rows);
+    }
+    Ok(device.take_sums(tally))
+}
+
+/// A dictionary that can encode and decode, with the weights of a checkpoint; updates that `catchup` still owes are made.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when a file is damaged; [`kernels::Error::OutOfMemory`].
+pub fn load<D: Device>(
+    device: &D,
+    store: &loader::Store,
+    found: &checkpoint::Found,
+    batch: usize,
+) -> Result<D::Dictionary, Error> {
+    let manifest = &found.manifest;
+    let lazy = manifest.recipe.train.adam == Adam::Catchup;
+    let shape = Shape {
+        width: manifest.width,
+        features: manifest.features,
+        batch,
+        adam: lazy.then_some(AdamMode::Catchup),
+        dense_bytes: manifest.recipe.train.dense_bytes as usize,
+    };
+    let mut sae = device.dictionary(shape)?;
+    checkpoint::load_weights(store, found, &mut sae, lazy)?;
+    let next = train::next_update(manifest);
+    Ok(sae.settled(&next)?.unwrap_or(sae))
+}

@@ -1,0 +1,29 @@
+//! Training of sparse autoencoders: the step, its schedules, the loop around it, checkpoints, metrics, evaluation and
+//! export.
+//!
+//! [`train::train`] is the entry. It takes a [`Recipe`](recipe::Recipe), a device of the `kernels` crate, and rows from
+//! the `loader` crate; [`step::step`] is the algorithm.
+
+pub mod checkpoint;
+pub mod data;
+pub mod evaluate;
+pub mod export;
+pub mod metrics;
+pub mod plan;
+pub mod recipe;
+pub mod recovery;
+pub mod run_dir;
+pub mod schedule;
+pub mod step;
+pub mod summary;
+pub mod train;
+
+mod calibrate;
+mod dot;
+mod error;
+mod events;
+mod init;
+mod journal;
+
+pub use error::Error;
+pub use journal::Line;

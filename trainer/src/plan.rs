@@ -1,0 +1,65 @@
+//! What a run will read, hold in memory and write: known before it starts, because a step allocates nothing.
+
+use crate::checkpoint;
+use crate::data::Data;
+use crate::recipe::Recipe;
+
+/// The plan of a run on one rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Rows of the run.
+    pub rows: u64,
+    /// `D`.
+    pub width: usize,
+    /// Stored format of the rows.
+    pub dtype: &'static str,
+    /// The order, in words.
+    pub order: String,
+    /// Steps.
+    pub steps: u64,
+    /// Trained numbers.
+    pub parameters: u64,
+    /// Bytes of rows read from storage.
+    pub bytes_read: u64,
+    /// Bytes of weights, moments and the encoder's bf16 copy.
+    pub weight_bytes: u64,
+    /// Bytes of a batch, its lists, and the gradient, at most: half of all pairs active, every row touched.
+    pub step_bytes: u64,
+    /// Bytes of rows held ahead of the step.
+    pub stream_bytes: u64,
+    /// Bytes of a checkpoint.
+    pub checkpoint_bytes: u64,
+}
+
+impl Plan {
+    /// Of `recipe` on opened data.
+    pub fn of(recipe: &Recipe, data: &Data) -> Plan {
+        let (width, features) = (data.train.width() as u64, recipe.sae.features as u64);
+        let batch = recipe.train.batch as u64;
+        let parameters = 2 * width * features + features + width;
+        // x, its bf16 copy, x̂ and g; rows as stored; the gradient of every row; dense activations up to their bound.
+        let batch_bytes = batch * width * (3 * 4 + 2) + batch * data.train.row_bytes() as u64;
+        let dense = (4 * batch * features).min(recipe.train.dense_bytes);
+        let window = match data.order {
+            loader::Order::Direct { window_bytes } => window_bytes.min(data.train.bytes()),
+            loader::Order::Sequential | loader::Order::Striped => 0,
+        };
+        Plan {
+            rows: data.rows,
+            width: width as usize,
+            dtype: data.train.dtype().name(),
+            order: match data.order {
+                loader::Order::Sequential => "sequential".into(),
+                loader::Order::Striped => "striped".into(),
+                loader::Order::Direct { window_bytes } => format!("direct, window of {window_bytes} bytes"),
+            },
+            steps: data.schedule(recipe).steps(),
+            parameters,
+            bytes_read: data.rows * data.train.row_bytes() as u64,
+            weight_bytes: 3 * 4 * parameters + 2 * width * features,
+            step_bytes: batch_bytes + 4 * parameters + dense,
+            stream_bytes: window + recipe.data.prefetch_bytes,
+            checkpoint_bytes: checkpoint::bytes(width as usize, features as usize),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The folder of a run: who may use it, and where its files lie.
+//!
+//! Checkpoints and the summary go to the store that `run.dir` names. Files that grow (metrics.jsonl, TensorBoard events)
+//! need a file system: for a run in object storage they are kept in a local folder and copied over with every checkpoint.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use loader::Store;
+
+use crate::Error;
+use crate::recipe::Recipe;
+
+/// A run's folder, claimed by this process.
+#[derive(Debug)]
+pub struct RunDir {
+    /// Where checkpoints go.
+    pub store: Store,
+    local: PathBuf,
+    remote: bool,
+    new: bool,
+    /// Held for the life of the process: the operating system gives it back whatever happens.
+    _lock: File,
+}
+
+impl RunDir {
+    /// Claims the folder for a new run, or with `resume` for the run that it holds.
+    ///
+    /// # Errors
+    /// [`Error::RunDir`] when another process uses it, when it holds a run and `resume` is false, or the reverse;
+    /// [`Error::Recipe`] when it holds a run of another recipe.
+    pub fn claim(recipe: &Recipe, resume: bool) -> Result<RunDir, Error> {
+        let store = Store::open(&recipe.run.dir)?;
+        let (local, remote) = match store.local_path() {
+            Some(path) => (path.to_owned(), false),
+            None => (spool(store.url()), true),
+        };
+        let cannot_write = |source| Error::CannotWrite { path: local.display().to_string(), source };
+        fs::create_dir_all(&local).map_err(cannot_write)?;
+        let lock = File::create(local.join("lock")).map_err(cannot_write)?;
+        if lock.try_lock().is_err() {
+            return Err(Error::RunDir(format!(
+                "{} is in use by another process: wait for it, or choose another run.dir",
+                store.url()
+            )));
+        }
+        let saved = match store.get("config.toml") {
+            Ok(bytes) => Some(bytes),
+            Err(loader::Error::NotFound { .. }) => None,
+            Err(other) => return Err(other.into()),
+        };
+        let new = saved.is_none();
+        match (saved, resume) {
+            (None, false) => {}
+            (None, true) => {
+                return Err(Error::RunDir(format!(
+                    "{} holds no run to resume: leave out --resume to start one there",
+                    store.url()
+                )));
+            }
+            (Some(_), false) => {
+                return Err(Error::RunDir(format!(
+                    "{} already holds a run: continue it with --resume, or choose another run.dir (--set run.dir=…)",
+                    store.url()
+                )));
+            }
+            (Some(bytes), true) => recipe.check_resumes(&parse(&bytes, store.url())?)?,
+        }
+        let run_dir = RunDir { store, local, remote, new, _lock: lock };
+        if remote && resume {
+            run_dir.fetch("metrics.jsonl")?;
+        }
+        Ok(run_dir)
+    }
+
+    /// Leaves the recipe in the folder of a new run, which makes it one. Called once nothing is left that a wrong key could
+    /// break: a start that fails leaves the folder free.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn begin(&self, recipe: &Recipe) -> Result<(), Error> {
+        if self.new {
+            self.store.put("config.toml", recipe.to_toml().into_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Where files that grow are kept.
+    pub fn local(&self) -> &Path {
+        &self.local
+    }
+
+    /// Copies the files that grow to the store, when they do not lie there already.
+    ///
+    /// # Errors
+    /// Those of the store; [`Error::CannotWrite`] when a local file cannot be read back.
+    pub fn publish(&self) -> Result<(), Error> {
+        if !self.remote {
+            return Ok(());
+        }
+        let unreadable = |source| Error::CannotWrite { path: self.local.display().to_string(), source };
+        for entry in fs::read_dir(&self.local).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.ends_with(".jsonl") || name.starts_with("events.") {
+                self.store.put(name, fs::read(&path).map_err(unreadable)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fetch(&self, name: &str) -> Result<(), Error> {
+        match self.store.get(name) {
+            Ok(bytes) => {
+                let path = self.local.join(name);
+                fs::write(&path, &bytes)
+                    .map_err(|source| Error::CannotWrite { path: path.display().to_string(), source })
+            }
+            Err(loader::Error::NotFound { .. }) => Ok(()),
+            Err(other) => Err(other.into()),
+        }
+    }
+}
+
+/// The recipe that a run was started with.
+///
+/// # Errors
+/// [`Error::RunDir`] when the folder holds none.
+pub fn saved_recipe(store: &Store) -> Result<Recipe, Error> {
+    match store.get("config.toml") {
+        Ok(bytes) => parse(&bytes, store.url()),
+        Err(loader::Error::NotFound { .. }) => {
+            Err(Error::RunDir(format!("{} holds no run: it has no config.toml", store.url())))
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn parse(bytes: &[u8], place: &str) -> Result<Recipe, Error> {
+    toml::from_slice(bytes).map_err(|error| {
+        Error::RunDir(format!("{place}/config.toml cannot be read, by this version at least: {}", error.message()))
+    })
+}
+
+/// A local folder for the growing files of a run elsewhere, the same for the same URL.
+fn spool(url: &str) -> PathBuf {
+    let name: String = url.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    std::env::temp_dir().join("sae-runs").join(name)
+}

@@ -1,0 +1,29 @@
+//! One training step: the algorithm.
+
+use std::ops::Range;
+
+use kernels::{AdamUpdate, Dictionary, Path, Report};
+
+/// What a step is made with besides its rows.
+#[derive(Clone, Debug)]
+pub struct StepInput {
+    /// How encode and decode treat the batch.
+    pub path: Path,
+    /// λ at this step.
+    pub lambda: f32,
+    /// The update at this step.
+    pub update: AdamUpdate,
+    /// Index in the batch from which rows count towards the tally; rows before it have been counted into another.
+    pub counted: Range<usize>,
+}
+
+/// Runs the step `x → a → x̂ → g → ∂ → update` on the rows `x` and says what it gave. When a row or the gradient is not
+/// finite the dictionary stays as it was and the report says so.
+pub fn step<Sae: Dictionary>(sae: &mut Sae, x: &Sae::Rows, tally: &mut Sae::Tally, input: StepInput) -> Report {
+    sae.encode(x, input.path);
+    sae.decode(x);
+    sae.residual(x, tally, input.counted);
+    sae.backward(x, input.lambda);
+    sae.adam(&input.update);
+    sae.report()
+}

@@ -1,0 +1,62 @@
+//! summary.json: what a finished run came to.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::metrics::{DensityHistogram, Metrics};
+
+/// Which rows the metrics of a summary are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvaluatedOn {
+    /// `data.eval`, at the end.
+    Eval,
+    /// The last 65,536 training rows, each before it was trained on.
+    LastTrainingRows,
+}
+
+/// Content of summary.json; metrics use the final λ.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// loss, mse, l1, explained_variance, normalized_mse, l0.
+    #[serde(flatten)]
+    pub metrics: Option<Metrics>,
+    /// The rows behind the metrics.
+    pub evaluated_on: EvaluatedOn,
+    /// Share of features silent over the last `dead_window` tokens.
+    pub dead_fraction: f64,
+    /// `train.dead_window`, or all tokens when there were fewer.
+    pub dead_window: u64,
+    /// How often features fired on the evaluated rows.
+    pub density: DensityHistogram,
+    /// Rows trained on.
+    pub tokens: u64,
+    /// Steps made.
+    pub steps: u64,
+    /// Rows a second, over `wall_s`.
+    pub tokens_per_s: f64,
+    /// Seconds in steps, data included, over all starts of the run.
+    pub wall_s: f64,
+    /// Seconds of `wall_s` spent waiting for data.
+    pub stall_s: f64,
+    /// Share of the true directions of synthetic data that were found; null for other data.
+    pub recovered: Option<f64>,
+    /// Mean max cosine similarity with them.
+    pub mmcs: Option<f64>,
+    /// Factor on every row.
+    pub scale: f32,
+    /// Folder of the last checkpoint, relative to the run's.
+    pub checkpoint: String,
+}
+
+impl Summary {
+    /// As it is written.
+    ///
+    /// # Errors
+    /// [`Error::Internal`].
+    pub fn to_json(&self) -> Result<Vec<u8>, Error> {
+        let mut json = serde_json::to_vec_pretty(self).map_err(|error| Error::Internal(error.to_string()))?;
+        json.push(b'\n');
+        Ok(json)
+    }
+}
