@@ -1,0 +1,204 @@
+//! The command line.
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Trains sparse autoencoders on activation shards streamed from Parquet, at scale.
+#[derive(Parser, Debug)]
+#[command(name = "sae", version, propagate_version = true, max_term_width = 110)]
+#[command(
+    after_help = "Start with:\n  sae train launch/recipes/quickstart.toml\n\nExit codes: 0 done, 64 recipe or arguments, \
+65 data, 69 storage unreachable,\n70 NaN or infinity, 71 hardware, 73 cannot write, 75 interrupted after a checkpoint \
+(start again with --resume)."
+)]
+pub struct Args {
+    /// How messages are written to standard error.
+    #[arg(long, global = true, value_enum, default_value_t = Log::Pretty)]
+    pub log: Log,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// `--log`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Log {
+    /// For people, with progress bars on a terminal.
+    Pretty,
+    /// One JSON object a line, for log collectors.
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    Train(Train),
+    Inspect(Inspect),
+    Synth(Synth),
+    Eval(Eval),
+    Export(Export),
+}
+
+/// Train a dictionary as a recipe says.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sae train launch/recipes/quickstart.toml\n  sae train my.toml --set train.l1=8 --set \
+run.dir=runs/l1-8\n  sae train my.toml --dry-run\n  sae train my.toml --resume\n\nlaunch/recipes/README.md lists every key."
+)]
+pub struct Train {
+    /// The recipe, a TOML file.
+    pub recipe: String,
+    /// Go on from the newest checkpoint in run.dir.
+    #[arg(long)]
+    pub resume: bool,
+    /// Set a key over the recipe's value: a TOML value, or a bare word for a string. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Print the whole recipe and what would be read, held in memory and written; then stop.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The best that is there.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// Look at activation shards: schema, statistics, bad values; write or verify their manifest.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sae inspect data/quickstart/train\n  sae inspect 's3://bucket/layer12/*.parquet' --json\n  \
+sae inspect /mnt/acts --rows 1000000 --no-write"
+)]
+pub struct Inspect {
+    /// Folders, files, globs or URLs (file://, s3://, gs://, az://, http://).
+    #[arg(required = true)]
+    pub data: Vec<String>,
+    /// Look at about this many rows instead of all.
+    #[arg(long)]
+    pub rows: Option<u64>,
+    /// Do not write a manifest beside the data.
+    #[arg(long)]
+    pub no_write: bool,
+    /// Print a JSON object to standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Make activation shards that are sparse sums of known directions.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sae synth --out data/synth --features 2048 --width 256 --rows 4000000\n  sae synth --out \
+s3://bucket/synth --rows 10000000 --groups 64 --parents 0.1 --norm-tail 0.5"
+)]
+pub struct Synth {
+    /// Folder or URL for the shards and truth.safetensors.
+    #[arg(long)]
+    pub out: String,
+    /// True directions.
+    #[arg(long, default_value_t = 1024)]
+    pub features: usize,
+    /// Values in a row.
+    #[arg(long, default_value_t = 128)]
+    pub width: usize,
+    /// Rows to write.
+    #[arg(long, default_value_t = 1 << 20)]
+    pub rows: u64,
+    /// Shards to spread them over.
+    #[arg(long, default_value_t = 4)]
+    pub shards: usize,
+    /// Stored format: f16, bf16 or f32.
+    #[arg(long, default_value = "f16")]
+    pub dtype: String,
+    /// Mean number of directions active in a row.
+    #[arg(long, default_value_t = 16.0)]
+    pub active: f64,
+    /// Frequencies fall as rank^-zipf.
+    #[arg(long, default_value_t = 0.7)]
+    pub zipf: f64,
+    /// Groups of directions that fire together (0: none).
+    #[arg(long, default_value_t = 0)]
+    pub groups: usize,
+    /// Share of a group's firing that is shared.
+    #[arg(long, default_value_t = 0.5)]
+    pub group_correlation: f64,
+    /// Share of the directions that are parents with children that fire only with them (0: none).
+    #[arg(long, default_value_t = 0.0)]
+    pub parents: f64,
+    /// Children of a parent.
+    #[arg(long, default_value_t = 4)]
+    pub children: usize,
+    /// Standard deviation of the noise, relative to a unit direction.
+    #[arg(long, default_value_t = 0.02)]
+    pub noise: f64,
+    /// Spread of a lognormal factor on a row's norm (0: none).
+    #[arg(long, default_value_t = 0.0)]
+    pub norm_tail: f64,
+    /// Seed of directions and rows.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Which disjoint set of rows from the same directions: 0 for training, 1 for evaluation.
+    #[arg(long, default_value_t = 0)]
+    pub set: u64,
+}
+
+/// Measure a run or a checkpoint on rows.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  sae eval runs/quickstart --data data/quickstart/eval\n  sae eval \
+runs/a/checkpoints/step-0000001000 --data s3://bucket/held-out --json")]
+pub struct Eval {
+    /// A run's folder (its newest checkpoint) or a checkpoints/step-… folder in it; a path or URL.
+    pub run: String,
+    /// Folders, files, globs or URLs of the rows; the run's data.eval when absent.
+    #[arg(long)]
+    pub data: Vec<String>,
+    /// At most this many rows.
+    #[arg(long)]
+    pub rows: Option<u64>,
+    /// Print a JSON object to standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write a dictionary in the format of another tool.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Example:\n  sae export runs/quickstart --format saelens --out exported/quickstart\n\nthen in Python:\n  \
+from sae_lens import SAE\n  sae = SAE.load_from_disk(\"exported/quickstart\")\n  features = sae.encode(activations)"
+)]
+pub struct Export {
+    /// A run's folder (its newest checkpoint) or a checkpoints/step-… folder in it; a path or URL.
+    pub run: String,
+    /// The format.
+    #[arg(long, value_enum, default_value_t = Format::Saelens)]
+    pub format: Format,
+    /// New folder or URL.
+    #[arg(long)]
+    pub out: String,
+    /// Leave out features that are dead (silent over train.dead_window).
+    #[arg(long)]
+    pub alive_only: bool,
+    /// Model that the activations came from.
+    #[arg(long, default_value = "unknown")]
+    pub model: String,
+    /// Hook that they were taken at.
+    #[arg(long, default_value = "unknown")]
+    pub hook: String,
+    /// Data set that the model read.
+    #[arg(long, default_value = "unknown")]
+    pub dataset: String,
+    /// Tokens in a context.
+    #[arg(long, default_value_t = 1024)]
+    pub context_size: usize,
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The folder that sae-lens 6 loads.
+    Saelens,
+}

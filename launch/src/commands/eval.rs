@@ -1,0 +1,107 @@
+//! `sae eval`.
+
+use indicatif::HumanCount;
+use kernels::cpu::Cpu;
+use loader::{Dataset, OpenOptions};
+use serde::Serialize;
+use trainer::evaluate::{self, Buffers};
+use trainer::metrics::{DensityHistogram, Metrics, dead_fraction};
+use trainer::recovery::{Truth, recovery};
+use trainer::{checkpoint, data};
+
+use crate::args::Eval;
+use crate::failure::Failure;
+use crate::progress::Bar;
+use crate::table;
+
+/// What is printed with `--json`: the names of summary.json where they apply.
+#[derive(Serialize)]
+struct Report {
+    checkpoint: String,
+    step: u64,
+    #[serde(flatten)]
+    metrics: Metrics,
+    /// Of the training run, as of the checkpoint.
+    dead_fraction: f64,
+    dead_window: u64,
+    density: DensityHistogram,
+    tokens: u64,
+    tokens_per_s: f64,
+    wall_s: f64,
+    recovered: Option<f64>,
+    mmcs: Option<f64>,
+}
+
+/// Measures a checkpoint in one pass over the rows.
+pub fn run(args: &Eval) -> Result<(), Failure> {
+    let (store, found) = checkpoint::open(&args.run)?;
+    let recipe = found.manifest.recipe.clone();
+    let urls = if args.data.is_empty() { recipe.data.eval.clone() } else { args.data.clone() };
+    if urls.is_empty() {
+        return Err(Failure::arguments("the run has no data.eval: say what to measure on with --data"));
+    }
+    let dataset = Dataset::open(&urls, &OpenOptions::default())?;
+    let (width, features) = (found.manifest.width, found.manifest.features);
+    if dataset.width() != width {
+        return Err(Failure::data(format!(
+            "{} has rows of width {}, and the dictionary takes {width}: it was trained on another layer or model",
+            urls.join(", "),
+            dataset.width()
+        )));
+    }
+    let device = Cpu::new(recipe.train.threads);
+    let batch = recipe.train.batch;
+    let mut sae = evaluate::load(&device, &store, &found, batch)?;
+    let mut buffers = Buffers::new(&device, batch, width, dataset.dtype().size(), features)?;
+    let rows = args.rows.unwrap_or(u64::MAX).min(dataset.rows());
+    let mut stream = data::eval_stream(&dataset, &recipe, Some(rows))?;
+    let mut bar = Bar::new("evaluating", 0, rows);
+    let started = std::time::Instant::now();
+    let sums = evaluate::sums(&device, &mut sae, &mut buffers, &dataset, &mut stream, found.manifest.scale, |done| {
+        bar.set(done, "");
+    })?;
+    bar.finish();
+    let wall_s = started.elapsed().as_secs_f64();
+    let metrics = Metrics::of(&sums, recipe.train.l1).ok_or_else(|| Failure::data("no row was measured"))?;
+    let truth = Truth::beside(&urls)?.filter(|truth| truth.width == width);
+    let recovery = truth.and_then(|truth| recovery(&truth, 1.0, &sae));
+    let last_fired_f = checkpoint::load_clocks(&store, &found)?;
+    let report = Report {
+        checkpoint: store.url_of(&found.folder),
+        step: found.manifest.step,
+        metrics,
+        dead_fraction: dead_fraction(&last_fired_f, found.manifest.tokens, recipe.train.dead_window),
+        dead_window: recipe.train.dead_window.min(found.manifest.tokens),
+        density: DensityHistogram::of(&sums),
+        tokens: sums.rows,
+        tokens_per_s: sums.rows as f64 / wall_s,
+        wall_s,
+        recovered: recovery.map(|recovery| recovery.recovered),
+        mmcs: recovery.map(|recovery| recovery.mmcs),
+    };
+    print(args, &report)
+}
+
+fn print(args: &Eval, report: &Report) -> Result<(), Failure> {
+    if args.json {
+        let json = serde_json::to_string_pretty(report).map_err(|error| Failure::arguments(error.to_string()))?;
+        println!("{json}");
+        return Ok(());
+    }
+    let mut rows = vec![
+        ("rows", HumanCount(report.tokens).to_string()),
+        ("loss", table::number(report.metrics.loss)),
+        ("explained variance", table::percent(report.metrics.explained_variance)),
+        ("normalised MSE", report.metrics.normalized_mse.map_or("–".into(), table::number)),
+        ("L0", table::number(report.metrics.l0)),
+        ("features silent on these rows", HumanCount(report.density.silent).to_string()),
+        ("features dead in training", table::percent(Some(report.dead_fraction))),
+        ("tokens/s", HumanCount(report.tokens_per_s as u64).to_string()),
+    ];
+    if report.recovered.is_some() {
+        rows.push(("true directions recovered", table::percent(report.recovered)));
+    }
+    table::print(&report.checkpoint, &rows);
+    println!("next: sae export {} --format saelens --out exported", args.run);
+    Ok(())
+}

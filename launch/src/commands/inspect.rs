@@ -1,0 +1,64 @@
+//! `sae inspect`.
+
+use indicatif::HumanCount;
+use loader::{InspectOptions, ManifestState, Progress};
+
+use crate::args::Inspect;
+use crate::failure::Failure;
+use crate::progress::Bar;
+use crate::table;
+
+/// Reads the data once and reports on it. Damage makes it fail, after the report.
+pub fn run(args: &Inspect) -> Result<(), Failure> {
+    let mut bar: Option<Bar> = None;
+    let mut watch = |progress: Progress| {
+        bar.get_or_insert_with(|| Bar::new("inspecting", 0, progress.of)).set(progress.rows, "");
+    };
+    let options = InspectOptions {
+        sample: args.rows,
+        progress: Some(&mut watch),
+        write_manifest: !args.no_write,
+        ..InspectOptions::default()
+    };
+    let found = loader::inspect(&args.data, options)?;
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    if args.json {
+        let json = serde_json::to_string_pretty(&found).map_err(|error| Failure::arguments(error.to_string()))?;
+        println!("{json}");
+    } else {
+        let manifest = match found.manifest {
+            ManifestState::Absent => "none",
+            ManifestState::Written => "written",
+            ManifestState::Verified => "verified",
+            ManifestState::ReadOnly => "none, and the place is read-only",
+        };
+        println!("{}", found.schema.trim_end());
+        let rows = [
+            ("rows", HumanCount(found.rows).to_string()),
+            ("width", found.width.to_string()),
+            ("dtype", found.dtype.name().to_owned()),
+            ("shards", found.shards.to_string()),
+            ("globally shuffled", if found.prepared { "yes" } else { "not known to be" }.to_owned()),
+            ("rows looked at", HumanCount(found.looked_at).to_string()),
+            ("mean norm", table::number(found.mean_norm)),
+            ("mean squared norm", table::number(found.mean_norm_sq)),
+            ("scale to E‖x‖² = D", table::number((found.width as f64 / found.mean_norm_sq).sqrt())),
+            ("rows with NaN or infinity", HumanCount(found.non_finite).to_string()),
+            ("manifest", manifest.to_owned()),
+            ("identity", found.identity.clone()),
+        ];
+        table::print(&args.data.join(", "), &rows);
+        if !found.first_non_finite_names.is_empty() {
+            println!("rows with NaN or infinity begin with: {}", found.first_non_finite_names.join(", "));
+        }
+    }
+    if found.mismatches.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::data(format!(
+        "the data does not fit its manifest:\n  {}\nfetch or make the named files again",
+        found.mismatches.join("\n  ")
+    )))
+}

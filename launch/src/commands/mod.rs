@@ -1,0 +1,7 @@
+//! One file for each command.
+
+pub mod eval;
+pub mod export;
+pub mod inspect;
+pub mod synth;
+pub mod train;

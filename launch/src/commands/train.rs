@@ -1,0 +1,148 @@
+//! `sae train`.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use indicatif::{HumanBytes, HumanCount};
+use kernels::Device as _;
+use kernels::cpu::Cpu;
+use trainer::data::{self, Data};
+use trainer::plan::Plan;
+use trainer::recipe::Recipe;
+use trainer::summary::{EvaluatedOn, Summary};
+use trainer::train::{Event, Start, train};
+
+use crate::args::Train;
+use crate::failure::Failure;
+use crate::progress::Bar;
+use crate::{recipes, table};
+
+/// Trains, resumes or only plans.
+pub fn run(args: &Train) -> Result<(), Failure> {
+    let recipe = recipes::read(&args.recipe, &args.set)?;
+    let device = Cpu::new(recipe.train.threads);
+    if args.dry_run {
+        return dry_run(&recipe, &device);
+    }
+    synthesize(&recipe)?;
+    let stop = stop_on_signals()?;
+    let mut bar: Option<Bar> = None;
+    let mut extra = String::new();
+    let watch = Box::new(|event: Event<'_>| show(event, &mut bar, &mut extra));
+    let summary = train(&device, &recipe, Start { resume: args.resume, stop: &stop, watch })?;
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    closing_table(&recipe, &summary);
+    Ok(())
+}
+
+/// The first SIGTERM, SIGINT or SIGUSR1 (what SLURM sends before its time limit) asks the run to save and stop; the
+/// second ends it at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT, SIGUSR1] {
+        signal_hook::flag::register_conditional_shutdown(signal, 75, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
+    }
+    Ok(stop)
+}
+
+fn synthesize(recipe: &Recipe) -> Result<(), Failure> {
+    let mut bar: Option<Bar> = None;
+    data::synthesize(recipe, &mut |rows, total| {
+        let bar = bar.get_or_insert_with(|| Bar::new("making shards", 0, total));
+        bar.set(rows, "");
+        if rows == total {
+            bar.finish();
+        }
+    })?;
+    Ok(())
+}
+
+fn show(event: Event<'_>, bar: &mut Option<Bar>, extra: &mut String) {
+    match event {
+        Event::Start { tokens, rows, .. } => *bar = Some(Bar::new("training", tokens, rows)),
+        Event::Step { tokens, loss, l0, .. } => {
+            if let Some(bar) = bar {
+                bar.set(tokens, &format!("loss {loss:.3} · L0 {l0:.1}{extra}"));
+            }
+        }
+        Event::Line(line) => {
+            *extra = format!(
+                " · EV {} · dead {} · stall {}",
+                table::percent(line.metrics.explained_variance),
+                table::percent(Some(line.dead_fraction)),
+                table::percent(Some(line.stall_share))
+            );
+        }
+        Event::Evaluated(metrics) => tracing::info!(
+            "held-out loss {:.4}, explained variance {}, L0 {:.1}",
+            metrics.loss,
+            table::percent(metrics.explained_variance),
+            metrics.l0
+        ),
+        Event::Saved(_) | Event::Evaluating(..) => {}
+    }
+}
+
+fn closing_table(recipe: &Recipe, summary: &Summary) {
+    let evaluated_on = match summary.evaluated_on {
+        EvaluatedOn::Eval => "data.eval".to_owned(),
+        EvaluatedOn::LastTrainingRows => "the last training rows".to_owned(),
+    };
+    let mut rows = vec![("evaluated on", evaluated_on)];
+    if let Some(metrics) = &summary.metrics {
+        rows.extend([
+            ("loss", table::number(metrics.loss)),
+            ("explained variance", table::percent(metrics.explained_variance)),
+            ("normalised MSE", metrics.normalized_mse.map_or("–".into(), table::number)),
+            ("L0", table::number(metrics.l0)),
+        ]);
+    }
+    rows.push(("dead features", table::percent(Some(summary.dead_fraction))));
+    if summary.recovered.is_some() {
+        rows.push(("true directions recovered", table::percent(summary.recovered)));
+    }
+    rows.extend([
+        ("tokens", HumanCount(summary.tokens).to_string()),
+        ("tokens/s", HumanCount(summary.tokens_per_s as u64).to_string()),
+        ("time in steps", format!("{:.1} s", summary.wall_s)),
+        ("waiting for data", table::percent(Some(summary.stall_s / summary.wall_s))),
+    ]);
+    let dir = &recipe.run.dir;
+    table::print(&format!("{dir}/summary.json"), &rows);
+    println!("next: sae export {dir} --format saelens --out {dir}/saelens");
+}
+
+/// What a run would read, hold and write, without touching its folder.
+fn dry_run(recipe: &Recipe, device: &Cpu) -> Result<(), Failure> {
+    print!("{}", recipe.to_toml());
+    let data = match Data::open(recipe) {
+        Ok(data) => data,
+        Err(trainer::Error::Loader(_)) if recipe.data.synth.is_some() => {
+            println!("# data.train holds nothing yet: training would make the synthetic shards first");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let plan = Plan::of(recipe, &data);
+    let rows = [
+        ("device", device.describe()),
+        ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),
+        ("order", plan.order),
+        ("steps", HumanCount(plan.steps).to_string()),
+        ("parameters", HumanCount(plan.parameters).to_string()),
+        ("read", HumanBytes(plan.bytes_read).to_string()),
+        ("memory: weights and moments", HumanBytes(plan.weight_bytes).to_string()),
+        ("memory: step, at most", HumanBytes(plan.step_bytes).to_string()),
+        ("memory: rows read ahead, at most", HumanBytes(plan.stream_bytes).to_string()),
+        ("written at each checkpoint", HumanBytes(plan.checkpoint_bytes).to_string()),
+        ("checkpoints kept", format!("{} and the best", recipe.checkpoint.keep)),
+    ];
+    table::print(&format!("plan for {}", recipe.run.dir), &rows);
+    println!("next: the same command without --dry-run");
+    Ok(())
+}

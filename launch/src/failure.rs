@@ -1,0 +1,51 @@
+//! How a command fails: one message that names the thing and the remedy, and an exit code for launchers.
+
+use std::process::ExitCode;
+
+/// A message and its exit code.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    /// A wrong argument or recipe.
+    pub fn arguments(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), code: 64 }
+    }
+
+    /// Data that cannot be used.
+    pub fn data(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), code: 65 }
+    }
+
+    /// Prints the message and gives the exit code.
+    pub fn report(self) -> ExitCode {
+        // An interrupted run did what it was asked: that is no error.
+        if self.code == 75 {
+            tracing::warn!("{}", self.message);
+        } else {
+            tracing::error!(exit_code = self.code, "{}", self.message);
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<trainer::Error> for Failure {
+    fn from(error: trainer::Error) -> Self {
+        Failure { code: error.exit_code(), message: error.to_string() }
+    }
+}
+
+impl From<loader::Error> for Failure {
+    fn from(error: loader::Error) -> Self {
+        trainer::Error::from(error).into()
+    }
+}
+
+impl From<kernels::Error> for Failure {
+    fn from(error: kernels::Error) -> Self {
+        trainer::Error::from(error).into()
+    }
+}

@@ -1,0 +1,31 @@
+//! `sae`: trains, inspects, evaluates and exports sparse autoencoders.
+
+mod args;
+mod commands;
+mod failure;
+mod logging;
+mod progress;
+mod recipes;
+mod table;
+
+use std::process::ExitCode;
+
+use args::{Args, Command};
+use clap::Parser;
+
+/// Runs the command and turns its failure into a message and an exit code.
+fn main() -> ExitCode {
+    let args = Args::parse();
+    logging::start(args.log);
+    let done = match args.command {
+        Command::Train(train) => commands::train::run(&train),
+        Command::Inspect(inspect) => commands::inspect::run(&inspect),
+        Command::Synth(synth) => commands::synth::run(&synth),
+        Command::Eval(eval) => commands::eval::run(&eval),
+        Command::Export(export) => commands::export::run(&export),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,77 @@
+//! Progress bars with rate and time left; on something that is no terminal, a message now and then instead.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+
+/// A bar over some number of rows.
+#[derive(Debug)]
+pub struct Bar {
+    bar: ProgressBar,
+    what: &'static str,
+    total: u64,
+    plain: Option<Plain>,
+}
+
+/// Messages in place of a bar.
+#[derive(Debug)]
+struct Plain {
+    started: Instant,
+    from: u64,
+    last: Instant,
+}
+
+/// Time between messages where there is no terminal.
+const QUIET: Duration = Duration::from_secs(10);
+
+impl Bar {
+    /// Starts at `from` of `total` rows.
+    pub fn new(what: &'static str, from: u64, total: u64) -> Self {
+        if !std::io::stderr().is_terminal() {
+            let now = Instant::now();
+            return Bar {
+                bar: ProgressBar::hidden(),
+                what,
+                total,
+                plain: Some(Plain { started: now, from, last: now }),
+            };
+        }
+        let style = ProgressStyle::with_template(
+            "{prefix} {bar:24} {human_pos}/{human_len} rows · {per_sec} · {eta} left{wide_msg}",
+        )
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::new(total).with_style(style).with_prefix(what).with_position(from);
+        bar.reset_eta();
+        Bar { bar, what, total, plain: None }
+    }
+
+    /// Moves to `position`, with what else is known.
+    pub fn set(&mut self, position: u64, message: &str) {
+        let Some(plain) = &mut self.plain else {
+            self.bar.set_position(position);
+            self.bar.set_message(format!(" · {message}").trim_end_matches(" · ").to_owned());
+            return;
+        };
+        if plain.last.elapsed() < QUIET {
+            return;
+        }
+        plain.last = Instant::now();
+        let rate = position.saturating_sub(plain.from) as f64 / plain.started.elapsed().as_secs_f64();
+        let left = Duration::from_secs_f64((self.total.saturating_sub(position) as f64 / rate.max(1e-9)).min(1e9));
+        tracing::info!(
+            "{}: {} of {} rows, {}/s, {} s left{}{message}",
+            self.what,
+            HumanCount(position),
+            HumanCount(self.total),
+            HumanCount(rate as u64),
+            left.as_secs(),
+            if message.is_empty() { "" } else { ", " },
+        );
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
