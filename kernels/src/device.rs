@@ -293,8 +293,9 @@ pub trait Dictionary: Send + Sized {
     /// The gradient of `mean ‖x − x̂‖² + λ · mean Σ a ‖W_dec‖` in all parameters, and its norm.
     fn backward(&mut self, x: &Self::Rows, lambda: f32);
 
-    /// Clips, updates, and moves the clocks; does nothing when the batch or its gradient is not finite.
-    fn adam(&mut self, update: &AdamUpdate);
+    /// Clips, updates, and moves the clocks; does nothing when the batch or its gradient is not finite. Takes the rows
+    /// again because a device may make gradient rows a second time instead of storing them.
+    fn adam(&mut self, x: &Self::Rows, update: &AdamUpdate);
 
     /// Waits for the enqueued operations and returns what the last batch gave.
     fn report(&mut self) -> Report;

@@ -24,6 +24,6 @@ pub fn step<Sae: Dictionary>(sae: &mut Sae, x: &Sae::Rows, tally: &mut Sae::Tall
     sae.decode(x);
     sae.residual(x, tally, input.counted);
     sae.backward(x, input.lambda);
-    sae.adam(&input.update);
+    sae.adam(x, &input.update);
     sae.report()
 }

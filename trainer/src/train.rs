@@ -433,8 +433,7 @@ impl<'a, D: Device> Run<'a, D> {
         self.device.put_sums(&mut self.buffers.tally, &self.state.tally);
         // After a refused step the stream is one batch ahead of the weights.
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
-        let folder =
-            checkpoint::save(&self.run_dir.store, &self.sae, &self.state, &cursor, self.recipe)?;
+        let folder = checkpoint::save(&self.run_dir.store, &self.sae, &self.state, &cursor, self.recipe)?;
         checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep)?;
         self.saved_at = Instant::now();
         self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));

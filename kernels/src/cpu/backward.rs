@@ -12,8 +12,8 @@
 //! they are stored: with D = 384, F = 4096 and 20 pairs a feature, one core, backward and Adam take 9.3 ms stored and
 //! 13.0 ms made twice; with 3 pairs a feature storing would move `16·F·D` bytes to save a gather of `8·n·D`.
 //!
-//! Rejected: asking for rows ahead of their use (no change: the gathers are bound by L3's rate, not its latency); eight
-//! blocks of columns in registers instead of four (no change).
+//! Rejected: asking for rows ahead of their use and eight
+//! blocks of columns in registers instead of four (no difference beyond the noise of a machine under load).
 
 use super::encode::{Scratch, TILE, TileCodes, scratch};
 use super::memory::SharedRows;

@@ -74,8 +74,6 @@ struct GradientBuffers {
     lambda_over_b: f32,
     /// Whether the rows are stored; otherwise Adam makes them again from the lists.
     stored: bool,
-    /// The batch, held from backward to Adam.
-    x_bd: Option<Arc<Buffer<f32>>>,
 }
 
 impl Parameter {
@@ -166,7 +164,6 @@ impl CpuDictionary {
                 b_dec_d: Buffer::new(stride, what)?,
                 lambda_over_b: 0.0,
                 stored: false,
-                x_bd: None,
             },
             engine,
         })
@@ -373,12 +370,10 @@ impl Dictionary for CpuDictionary {
         let b_dec2: f64 = gradient.b_dec_sums_d.iter().map(|sum| sum * sum).sum();
         report.gradient_norm = (gradient.norm2_f.iter().sum::<f64>() + b_dec2).sqrt();
         report.ok = report.ok && report.gradient_norm.is_finite();
-        gradient.x_bd = Some(x.x_bd.clone());
     }
 
-    fn adam(&mut self, update: &AdamUpdate) {
+    fn adam(&mut self, x: &Rows, update: &AdamUpdate) {
         let Some(mode) = self.shape.adam else { panic!("a dictionary made without Adam does not train") };
-        let Some(x_bd) = self.gradient.x_bd.take() else { panic!("backward comes before Adam") };
         if !self.batch.report.ok {
             return;
         }
@@ -387,7 +382,7 @@ impl Dictionary for CpuDictionary {
         let rows = match gradient.stored {
             false => {
                 let (g_bd, lambda_over_b) = (&*self.batch.g_bd, gradient.lambda_over_b);
-                let operands = Operands { x_bd: &x_bd, stride: self.stride, g_bd, lambda_over_b };
+                let operands = Operands { x_bd: &x.x_bd, stride: self.stride, g_bd, lambda_over_b };
                 GradientRows::Lists { operands, tiles: &self.batch.tiles }
             }
             true => GradientRows::Stored { dec_fd: &gradient.dec_fd, enc_fd: &gradient.enc_fd, stride: self.stride },

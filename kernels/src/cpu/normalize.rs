@@ -13,7 +13,6 @@ use super::{Engine, stride};
 use crate::{Error, RowDtype};
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
-use std::sync::Arc;
 
 /// Rows of a task.
 const ROWS: usize = 64;
@@ -27,7 +26,7 @@ pub struct Rows {
     /// Rows in the batch; the arrays may hold more.
     pub(crate) n: usize,
     /// Shared with a dictionary between backward and Adam, which makes the gradient rows again from it.
-    pub(crate) x_bd: Arc<Buffer<f32>>,
+    pub(crate) x_bd: Buffer<f32>,
     /// `‖x_t‖²`.
     pub(crate) norm2_b: Buffer<f32>,
     /// 1 for rows with a value that is not finite.
@@ -43,7 +42,7 @@ impl Rows {
             width,
             stride,
             n: 0,
-            x_bd: Arc::new(Buffer::new(batch * stride, what)?),
+            x_bd: Buffer::new(batch * stride, what)?,
             norm2_b: Buffer::new(batch, what)?,
             bad_b: Buffer::new(batch, what)?,
             non_finite: Vec::with_capacity(NAMED),
@@ -81,21 +80,11 @@ impl Rows {
                 }
             }
         };
-        let x_bd = unshared(&mut self.x_bd);
-        let rows = &mut x_bd[..n * stride];
+        let rows = &mut self.x_bd[..n * stride];
         engine.pool.install(|| rows.par_chunks_mut(ROWS * stride).enumerate().for_each(convert_rows));
         self.non_finite.clear();
         self.non_finite.extend((0..n).filter(|&t| self.bad_b[t] != 0).take(NAMED));
     }
-}
-
-/// The memory, or new memory of the same size when a dictionary still holds it (backward was not followed by Adam).
-fn unshared(x_bd: &mut Arc<Buffer<f32>>) -> &mut Buffer<f32> {
-    if Arc::get_mut(x_bd).is_none() {
-        let fresh = Buffer::new(x_bd.len(), "a batch of rows").unwrap_or_else(|e| panic!("{e}"));
-        *x_bd = Arc::new(fresh);
-    }
-    Arc::get_mut(x_bd).unwrap_or_else(|| unreachable!("just made"))
 }
 
 /// Little-endian values to f32.

@@ -7,9 +7,7 @@ use kernels::{
 use proptest::{prelude::*, test_runner::RngSeed};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-#[path = "../../tests/src/reference.rs"]
-mod reference;
-use reference::Parameters;
+use tests::reference::{self, Parameters};
 
 const TENSORS: [Tensor; 4] = [Tensor::EncoderWeight, Tensor::EncoderBias, Tensor::DecoderWeight, Tensor::DecoderBias];
 
@@ -110,7 +108,7 @@ impl<'a> Run<'a> {
     fn step(&mut self, path: Path, lambda: f32, update: &AdamUpdate) -> Report {
         self.forward(path, 0..usize::MAX);
         self.dictionary.backward(&self.x, lambda);
-        self.dictionary.adam(update);
+        self.dictionary.adam(&self.x, update);
         self.dictionary.report()
     }
 
