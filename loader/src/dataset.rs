@@ -155,6 +155,10 @@ impl Dataset {
         &self.inner.manifest
     }
 
+    pub(crate) fn is_local(&self) -> bool {
+        self.inner.sources.iter().all(|(store, _)| store.local_path().is_some())
+    }
+
     pub(crate) fn source(&self, shard: u32) -> (&Store, &str) {
         let (store, key) = &self.inner.sources[shard as usize];
         (store, key)
@@ -205,7 +209,7 @@ impl Dataset {
 }
 
 fn no_shards_hint(urls: &[String]) -> String {
-    let single = urls.len() == 1 && urls[0].contains(".parquet");
+    let single = urls.len() == 1 && urls[0].ends_with(".parquet") && !urls[0].contains(['*', '?', '[']);
     if single { String::new() } else { ": no .parquet files there; check the prefix".into() }
 }
 

@@ -16,8 +16,9 @@ use crate::{Piece, manifest};
 
 type Outcome<T> = std::result::Result<T, String>;
 
-/// Bytes of a piece of the manifest, about: what can be fetched and verified alone.
-const PIECE: u64 = 4 << 20;
+/// Bytes of a piece of the manifest at least: what can be fetched and verified alone. Below 4 MiB, so that a page of about
+/// 4 MiB is one piece and not half of one.
+const PIECE: u64 = 3 << 20;
 
 /// Bytes that rows lie in.
 #[derive(Debug)]

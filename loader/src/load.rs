@@ -251,7 +251,8 @@ pub(crate) fn extents(shard: u32, group: u32, g: &RowGroup, raw: bool, target: u
         rows.end += piece_rows;
         bytes.end += length;
         let last = i + 1 == g.pieces.len();
-        let full = bytes.end - bytes.start >= target
+        // A piece a little short of the target counts as enough: pages of 4 MiB hold whole rows.
+        let full = bytes.end - bytes.start >= target / 4 * 3
             || g.pieces.get(i + 1).is_some_and(|p| bytes.end + p.1 - bytes.start > 2 * target);
         if last || full {
             units.push(Extent { shard, group, rows: rows.clone(), bytes: bytes.clone(), pieces: first..i + 1 });

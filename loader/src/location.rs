@@ -206,6 +206,10 @@ fn s3(bucket: &str, url: &Url) -> Result<Arc<dyn ObjectStore>> {
     Ok(Arc::new(store))
 }
 
+/// What to do without credentials.
+pub(crate) const NO_CREDENTIALS: &str = "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT, \
+    AWS_REGION where needed), or AWS_SKIP_SIGNATURE=true for public data";
+
 fn metadata_service_answers() -> bool {
     let address = SocketAddr::from(([169, 254, 169, 254], 80));
     TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()

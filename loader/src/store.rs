@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
-use crate::location::{Backend, redact};
+use crate::location::{Backend, NO_CREDENTIALS, redact};
 use crate::{Error, Location, Result, io, local};
 
 /// One stored object.
@@ -202,12 +202,18 @@ impl Store {
         Ok(entries)
     }
 
-    /// Removes an object; one that is absent is fine.
+    /// Removes an object; one that is absent is fine. Local folders that this leaves empty go too, as they would in an
+    /// object store.
     pub fn delete(&self, key: &str) -> Result<()> {
         match self.target(key) {
             Target::Local(path) => match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(local::write_error(&path, &e)),
-                _ => Ok(()),
+                _ => {
+                    let inside = |folder: &&Path| self.local_path().is_some_and(|root| *folder != root);
+                    // A folder that is not empty cannot be removed, and ends the walk.
+                    let _ = path.ancestors().skip(1).take_while(inside).try_for_each(std::fs::remove_dir);
+                    Ok(())
+                }
             },
             Target::Remote(store, path) => {
                 let url = self.url_of(key);
@@ -247,7 +253,8 @@ fn assert_length(url: &str, got: u64, asked: u64) -> Result<()> {
     }
 }
 
-/// A ranged GET whose length is asserted: stores' clients accept short bodies. A short one is asked for again, three times.
+/// A ranged GET whose length is asserted: stores' clients accept short bodies. A short or broken one is asked for again, three
+/// times; a request that fails was already retried by the client, within its budget.
 pub(crate) async fn get_exact(
     store: &dyn ObjectStore,
     path: &Key,
@@ -256,25 +263,21 @@ pub(crate) async fn get_exact(
     url: &str,
 ) -> Result<Bytes> {
     let asked = range.end - range.start;
-    let mut failure = None;
-    for attempt in 0..4u32 {
-        if attempt > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(50 << (2 * attempt))).await;
-        }
+    let mut attempt = 0u32;
+    loop {
         let options = object_store::GetOptions { range: Some(range.clone().into()), ..Default::default() };
-        let outcome = async {
-            let result = store.get_opts(path, options).await.map_err(|e| read_error(url, e))?;
-            check_tag(url, etag, result.meta.e_tag.as_deref())?;
-            let bytes = collect(result, asked as usize).await.map_err(|e| read_error(url, e))?;
-            assert_length(url, bytes.len() as u64, asked)?;
-            Ok(bytes)
-        };
-        match outcome.await {
-            Err(e @ Error::Unreachable { .. }) => failure = Some(e),
+        let result = store.get_opts(path, options).await.map_err(|e| read_error(url, e))?;
+        check_tag(url, etag, result.meta.e_tag.as_deref())?;
+        let body = collect(result, asked as usize).await.map_err(|e| read_error(url, e));
+        let exact = body.and_then(|bytes| assert_length(url, bytes.len() as u64, asked).map(|()| bytes));
+        match exact {
+            Err(Error::Unreachable { .. }) if attempt < 3 => {
+                attempt += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(50 << (2 * attempt))).await;
+            }
             other => return other,
         }
     }
-    Err(failure.unwrap_or(Error::Unreachable { location: url.into(), problem: "no answer".into() }))
 }
 
 /// The body in one piece, without trusting its length for the allocation.
@@ -312,14 +315,19 @@ pub(crate) fn read_error(url: &str, e: object_store::Error) -> Error {
         _ if text.contains("NoSuchBucket") => {
             Error::Arguments(format!("{location}: the bucket does not exist (or lies at another endpoint or region)"))
         }
+        // The machine is no cloud instance, or one without a role.
+        _ if text.contains("169.254.169.254") => Error::Denied { location, problem: NO_CREDENTIALS.into() },
         E::NotFound { .. } => Error::NotFound { location, hint: String::new() },
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => Error::Denied {
-            location,
-            problem: format!(
-                "check the credentials in the environment and the bucket's policy; the store says: {}",
-                brief(&text)
-            ),
-        },
+        // Listings report a refusal without its type.
+        _ if matches!(e, E::PermissionDenied { .. } | E::Unauthenticated { .. }) || is_refusal(&text) => {
+            Error::Denied {
+                location,
+                problem: format!(
+                    "check the credentials in the environment and the bucket's policy; the store says: {}",
+                    brief(&text)
+                ),
+            }
+        }
         E::NotSupported { .. }
         | E::NotImplemented { .. }
         | E::InvalidPath { .. }
@@ -332,6 +340,10 @@ pub(crate) fn read_error(url: &str, e: object_store::Error) -> Error {
         )),
         _ => Error::Unreachable { location, problem: brief(&text) },
     }
+}
+
+fn is_refusal(text: &str) -> bool {
+    ["status code: 403", "status code: 401"].iter().any(|code| text.contains(code))
 }
 
 /// A store's error while writing: refusals mean that writing is impossible there.

@@ -1,13 +1,19 @@
 //! A stream of batches in a dataset's order.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::feed::{Admitted, Feed, FeedOptions};
+use rayon::prelude::*;
+
+use crate::feed::{Admitted, Feed, FeedOptions, Part};
 use crate::load::Loader;
 use crate::unit::{Loaded, SKIPPED};
 use crate::{Cursor, Dataset, Error, Order, Plan, Result, RowFilter, RowId, SkipList};
+
+/// Batches of fewer bytes are copied by the caller's thread alone.
+const PARALLEL_BYTES: usize = 1 << 20;
 
 /// How a dataset is streamed.
 #[derive(Debug, Clone)]
@@ -78,6 +84,8 @@ pub struct Stream {
     partition: (u64, u64),
     step: u64,
     row_bytes: usize,
+    /// Whether large batches are copied by several threads.
+    parallel: bool,
 }
 
 impl std::fmt::Debug for Stream {
@@ -86,13 +94,22 @@ impl std::fmt::Debug for Stream {
     }
 }
 
-/// Where a batch's rows go, and what was left out of it.
+/// Contiguous slots of a step that one stream fills.
+#[derive(Debug, Clone)]
+struct Need {
+    stream: u64,
+    offsets: Range<u64>,
+    first_slot: u64,
+}
+
+/// Where rows go, and what was left out.
 struct Gather<'a> {
     out: &'a mut [u8],
     at: usize,
     row_bytes: usize,
     slot: u64,
-    batch: Batch,
+    /// (slot, why).
+    dropped: Vec<(u64, u8)>,
 }
 
 impl Gather<'_> {
@@ -104,10 +121,7 @@ impl Gather<'_> {
                 self.out[self.at..self.at + self.row_bytes].copy_from_slice(bytes);
                 self.at += self.row_bytes;
             }
-            why => {
-                self.batch.dropped.push(self.slot);
-                *(if why == SKIPPED { &mut self.batch.skipped } else { &mut self.batch.filtered }) += 1;
-            }
+            why => self.dropped.push((self.slot, why)),
         }
         self.slot += 1;
     }
@@ -142,7 +156,8 @@ impl Stream {
         let reading = FeedOptions { partition, prefetch_bytes, threads };
         let step = from.step.min(plan.steps());
         let feed = Feed::start(plan.clone(), loader.clone(), &reading, step)?;
-        Ok(Stream { plan, feed, loader, partition, step, row_bytes: dataset.row_bytes() })
+        let parallel = threads > 1;
+        Ok(Stream { plan, feed, loader, partition, step, row_bytes: dataset.row_bytes(), parallel })
     }
 
     /// Writes the rank's slice of the next batch into `out`, in the stored dtype; `None` at the end of the epoch.
@@ -158,40 +173,113 @@ impl Stream {
             return Err(Error::Arguments(format!("a buffer of {} bytes for a batch of {needed}", out.len())));
         }
         let first_position = step * self.plan.batch() + slots.start;
-        let (stall, dropped) = (Duration::ZERO, Vec::new());
-        let batch = Batch { rows: 0, first_position, step, skipped: 0, filtered: 0, stall, dropped };
-        let mut gather = Gather { out, at: 0, row_bytes: self.row_bytes, slot: slots.start, batch };
-        if !slots.is_empty() {
-            let stream_of = |slot: u64| (u128::from(slot) * u128::from(self.plan.streams()) / u128::from(rows)) as u64;
-            for stream in stream_of(slots.start)..=stream_of(slots.end - 1) {
-                self.take(stream, step, &mut gather)?;
+        let needs = self.needs(step, &slots);
+        let (stall, all_kept) = self.wait(&needs)?;
+        let mut batch = Batch { rows: 0, first_position, step, skipped: 0, filtered: 0, stall, dropped: Vec::new() };
+        if all_kept && self.parallel && needed >= PARALLEL_BYTES {
+            self.gather_parallel(&needs, &mut out[..needed])?;
+            batch.rows = (slots.end - slots.start) as usize;
+        } else {
+            let mut gather = Gather { out, at: 0, row_bytes: self.row_bytes, slot: 0, dropped: Vec::new() };
+            for need in &needs {
+                gather.slot = need.first_slot;
+                self.gather(need, &mut gather)?;
             }
+            batch.rows = gather.at / self.row_bytes;
+            batch.skipped = gather.dropped.iter().filter(|d| d.1 == SKIPPED).count() as u64;
+            batch.filtered = gather.dropped.len() as u64 - batch.skipped;
+            batch.dropped = gather.dropped.into_iter().map(|d| d.0).collect();
         }
-        let Gather { at, mut batch, .. } = gather;
-        batch.rows = at / self.row_bytes;
         self.step += 1;
         self.feed.release(self.step);
         self.feed.top_up(self.step);
         Ok(Some(batch))
     }
 
-    /// Takes one stream's rows of a step.
-    fn take(&mut self, stream: u64, step: u64, gather: &mut Gather<'_>) -> Result<()> {
-        let offsets = self.feed.offsets(stream, step);
-        let mut offset = offsets.start;
-        while offset < offsets.end {
-            let windows = &self.feed.windows[&stream].admitted;
-            let at = windows.partition_point(|w| w.end() <= offset);
-            let (admitted, until) = (&windows[at], offsets.end.min(windows[at].end()));
-            if admitted.window.is_in_order() {
-                offset = self.take_in_order(admitted, offset, until, gather)?;
-                continue;
-            }
-            if !admitted.ready {
-                for unit in admitted.parts.iter().filter_map(|p| p.unit.as_ref()) {
-                    gather.batch.stall += self.feed.wait(unit);
-                    unit.loaded()?;
+    /// What each stream gives to a step, in the order of the slots.
+    fn needs(&self, step: u64, slots: &Range<u64>) -> Vec<Need> {
+        if slots.is_empty() {
+            return Vec::new();
+        }
+        let b = u128::from(self.plan.batch_rows(step));
+        let stream_of = |slot: u64| (u128::from(slot) * u128::from(self.plan.streams()) / b) as u64;
+        let mut first_slot = slots.start;
+        let mut needs = Vec::new();
+        for stream in stream_of(slots.start)..=stream_of(slots.end - 1) {
+            let offsets = self.feed.offsets(stream, step);
+            let n = offsets.end - offsets.start;
+            needs.push(Need { stream, offsets, first_slot });
+            first_slot += n;
+        }
+        needs
+    }
+
+    /// Waits for everything that a step needs: (how long, whether every row is kept).
+    fn wait(&mut self, needs: &[Need]) -> Result<(Duration, bool)> {
+        let (mut stall, mut all_kept) = (Duration::ZERO, true);
+        for Need { stream, offsets, .. } in needs.iter().filter(|n| !n.offsets.is_empty()) {
+            let Some(windows) = self.feed.windows.get(stream) else { continue };
+            let mut ready = Vec::new();
+            for (i, w) in windows.admitted.iter().enumerate() {
+                let (first, end) = (w.window.offset, w.end());
+                if end <= offsets.start || first >= offsets.end {
+                    continue;
                 }
+                if let Some(kept) = w.ready {
+                    all_kept &= kept;
+                    continue;
+                }
+                let mut kept = true;
+                let touched = |p: &&Part| {
+                    let at = first + p.start;
+                    !w.window.is_in_order() || (at < offsets.end && at + p.rows > offsets.start)
+                };
+                for unit in w.parts.iter().filter(touched).filter_map(|p| p.unit.as_ref()) {
+                    stall += self.feed.wait(unit);
+                    kept &= unit.loaded()?.flags.is_none();
+                }
+                all_kept &= kept;
+                if !w.window.is_in_order() {
+                    ready.push((i, kept));
+                }
+            }
+            if let Some(windows) = self.feed.windows.get_mut(stream) {
+                ready.into_iter().for_each(|(i, kept)| windows.admitted[i].ready = Some(kept));
+            }
+        }
+        Ok((stall, all_kept))
+    }
+
+    /// Copies with several threads: rows of a window lie all over it, and one core alone waits for memory.
+    fn gather_parallel(&self, needs: &[Need], out: &mut [u8]) -> Result<()> {
+        let rows = (PARALLEL_BYTES / 4 / self.row_bytes).max(1) as u64;
+        let mut tasks = Vec::new();
+        let mut rest = out;
+        for Need { stream, offsets, .. } in needs {
+            let mut start = offsets.start;
+            while start < offsets.end {
+                let end = (start + rows).min(offsets.end);
+                let (part, tail) = rest.split_at_mut((end - start) as usize * self.row_bytes);
+                tasks.push((Need { stream: *stream, offsets: start..end, first_slot: 0 }, part));
+                (rest, start) = (tail, end);
+            }
+        }
+        tasks.into_par_iter().try_for_each(|(need, out)| {
+            let mut gather = Gather { out, at: 0, row_bytes: self.row_bytes, slot: 0, dropped: Vec::new() };
+            self.gather(&need, &mut gather)
+        })
+    }
+
+    /// Copies one stream's rows; everything they need was waited for.
+    fn gather(&self, need: &Need, gather: &mut Gather<'_>) -> Result<()> {
+        let mut offset = need.offsets.start;
+        while offset < need.offsets.end {
+            let windows = &self.feed.windows[&need.stream].admitted;
+            let admitted = &windows[windows.partition_point(|w| w.end() <= offset)];
+            let until = need.offsets.end.min(admitted.end());
+            if admitted.window.is_in_order() {
+                offset = gather_in_order(admitted, offset, until, gather)?;
+                continue;
             }
             for o in offset..until {
                 let row = admitted.window.row(o - admitted.window.offset);
@@ -201,25 +289,8 @@ impl Stream {
                 }
             }
             offset = until;
-            if let Some(windows) = self.feed.windows.get_mut(&stream) {
-                windows.admitted[at].ready = true;
-            }
         }
         Ok(())
-    }
-
-    /// Takes rows of a window that is not permuted, in contiguous runs; returns the offset after them.
-    fn take_in_order(&self, admitted: &Admitted, offset: u64, until: u64, gather: &mut Gather<'_>) -> Result<u64> {
-        let row = offset - admitted.window.offset;
-        let part = &admitted.parts[admitted.part(row)];
-        let rows = (until - offset).min(part.start + part.rows - row);
-        let Some(unit) = &part.unit else {
-            return Err(Error::Arguments("a part that was not to be needed is needed".into()));
-        };
-        gather.batch.stall += self.feed.wait(unit);
-        let loaded = unit.loaded()?;
-        let taken = gather.run(loaded, (part.unit_row + row - part.start) as usize, rows as usize);
-        Ok(offset + taken as u64)
     }
 
     /// Where the stream stands: the step that `next` delivers next.
@@ -263,4 +334,16 @@ impl Stream {
         let kept = slots.filter(|slot| batch.dropped.binary_search(slot).is_err());
         kept.map(|slot| self.plan.row_at(batch.step, slot)).collect()
     }
+}
+
+/// Copies rows of a window that is not permuted, in contiguous runs; returns the offset after them.
+fn gather_in_order(admitted: &Admitted, offset: u64, until: u64, gather: &mut Gather<'_>) -> Result<u64> {
+    let row = offset - admitted.window.offset;
+    let part = &admitted.parts[admitted.part(row)];
+    let rows = (until - offset).min(part.start + part.rows - row);
+    let Some(unit) = &part.unit else {
+        return Err(Error::Arguments("a part that was not to be needed is needed".into()));
+    };
+    let taken = gather.run(unit.loaded()?, (part.unit_row + row - part.start) as usize, rows as usize);
+    Ok(offset + taken as u64)
 }

@@ -123,7 +123,7 @@ impl ShardWriter {
         }
         let row_bytes = options.width * options.dtype.size();
         let page_rows = (options.page_bytes / row_bytes).max(1);
-        let group_rows = (options.row_group_bytes / row_bytes).max(1).next_multiple_of(page_rows);
+        let group_rows = (options.row_group_bytes / row_bytes / page_rows).max(1) * page_rows;
         let (store, columns) = (store.clone(), Default::default());
         Ok(ShardWriter {
             store,
@@ -143,7 +143,7 @@ impl ShardWriter {
         let n = rows.len() / self.row_bytes;
         let given = columns.map(|c| [c.token_id, c.doc_id, c.pos]);
         let fits = given.is_none_or(|g| g.iter().all(|c| c.len() == n));
-        if rows.len() % self.row_bytes != 0 || given.is_some() != self.options.columns || !fits {
+        if !rows.len().is_multiple_of(self.row_bytes) || given.is_some() != self.options.columns || !fits {
             return Err(Error::Arguments(format!(
                 "{} bytes are not rows of {} with the columns declared",
                 rows.len(),

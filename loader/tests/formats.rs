@@ -143,7 +143,8 @@ fn all_layouts_give_the_same_rows() {
         let (_folder, url) = one("act", array, nullable, properties);
         assert_eq!(read(&url), values(), "{name}");
         // A second pass over known checksums, in the other order.
-        let report = inspect(&[url.clone()], InspectOptions { write_manifest: true, ..Default::default() }).unwrap();
+        let report =
+            inspect(std::slice::from_ref(&url), InspectOptions { write_manifest: true, ..Default::default() }).unwrap();
         assert_eq!((report.manifest, report.mismatches.len()), (ManifestState::Written, 0), "{name}");
         assert!(open(&url).has_manifest());
         assert_eq!(read(&url), values(), "{name}, with a manifest");
@@ -285,12 +286,12 @@ fn skip_list_and_filters_shorten_batches_and_move_nothing() {
     skip.add_row_group(0, 3);
     let (kept, skipped, filtered) =
         run(skip.clone(), RowFilter { positions: vec![0], token_ids: vec![4], ..RowFilter::default() });
-    let out = |i: &u64| *i == 5 || (300..400).contains(i) || i % 7 == 0 || i % 20 == 4;
+    let out = |i: &u64| *i == 5 || (300..400).contains(i) || i.is_multiple_of(7) || i % 20 == 4;
     assert!(kept.iter().eq(all.iter().filter(|i| !out(i))), "the same order, shorter");
     assert_eq!((skipped, kept.len() as u64 + skipped + filtered), (101, 1000));
     let filter = RowFilter { norm_min: Some(100.0), norm_max: Some(500.0), ..RowFilter::default() };
     let (kept, ..) = run(SkipList::default(), filter);
-    assert!(kept.iter().all(|&i| i >= 87 && i <= 500) && kept.len() > 380);
+    assert!(kept.iter().all(|i| (87..=500).contains(i)) && kept.len() > 380);
     let mut more = skip.clone();
     more.add_row(RowId { shard: 0, row: 6 });
     assert!(more.includes(&skip) && !skip.includes(&more));

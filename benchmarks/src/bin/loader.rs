@@ -94,13 +94,18 @@ fn copy(bytes: u64, block: usize) -> f64 {
     began.elapsed().as_secs_f64()
 }
 
-fn pyarrow(python: &str, dir: &Path) -> Option<f64> {
+fn pyarrow(python: &str, dir: &Path, memory_map: bool) -> Option<f64> {
     let script = "import sys,time,glob,pyarrow.parquet as pq\n\
         t=time.perf_counter(); n=0\n\
         for f in sorted(glob.glob(sys.argv[1]+'/*.parquet')):\n\
-        \x20for b in pq.ParquetFile(f, memory_map=True).iter_batches(batch_size=4096): n+=b.num_rows\n\
+        \x20for b in pq.ParquetFile(f, memory_map=sys.argv[2]=='map').iter_batches(batch_size=4096): n+=b.num_rows\n\
         print(time.perf_counter()-t)";
-    let output = Command::new(python).args(["-c", script]).arg(dir).output().ok()?;
+    let output = Command::new(python)
+        .args(["-c", script])
+        .arg(dir)
+        .arg(if memory_map { "map" } else { "read" })
+        .output()
+        .ok()?;
     String::from_utf8(output.stdout).ok()?.trim().parse().ok()
 }
 
@@ -132,13 +137,14 @@ fn run(a: &Arguments, dir: &Path) -> Result<(), loader::Error> {
         let stall = median(runs.iter().map(|r| r.1 / r.0).collect());
         println!("{name:<28} {:>8.2} {:>8.2} {:>7.0}%", rate(seconds), rate(seconds) / copied, stall * 100.0);
     }
-    if let Some(python) = &a.python {
-        let times: Vec<f64> = (0..REPEATS).filter_map(|_| pyarrow(python, dir)).collect();
+    for (name, memory_map) in [("pyarrow, memory map", true), ("pyarrow, reading", false)] {
+        let Some(python) = &a.python else { break };
+        let times: Vec<f64> = (0..REPEATS).filter_map(|_| pyarrow(python, dir, memory_map)).collect();
         if times.is_empty() {
-            println!("pyarrow: {python} could not read the files");
+            println!("{name}: {python} could not read the files");
         } else {
             let r = rate(median(times));
-            println!("{:<28} {r:>8.2} {:>8.2}", "pyarrow iter_batches", r / copied);
+            println!("{name:<28} {r:>8.2} {:>8.2}", r / copied);
         }
     }
     Ok(())
