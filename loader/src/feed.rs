@@ -19,7 +19,7 @@ use crate::decode::Buffer;
 use crate::load::{Loader, Source, extents, fetch};
 use crate::order::{Plan, Window};
 use crate::unit::{Extent, Unit};
-use crate::{Error, Result, io};
+use crate::{Dataset, Error, Result, io};
 
 /// Requests in flight to a remote store, over all units.
 const REQUESTS: usize = 32;
@@ -126,6 +126,39 @@ impl Shared {
     }
 }
 
+/// Bytes of a unit of reading.
+fn unit_bytes(plan: &Plan) -> u64 {
+    if plan.window_bytes() >= 16 << 20 { 8 << 20 } else { 4 << 20 }
+}
+
+/// The bytes that may be held for so many streams: what was asked for, if the order fits into it.
+pub(crate) fn budget(dataset: &Dataset, plan: &Plan, streams: u64, asked: u64) -> Result<u64> {
+    let raw = dataset.shards().iter().all(|s| s.raw);
+    let group = |g: &crate::RowGroup| (g.rows * dataset.row_bytes() as u64).max(g.length);
+    let whole = |g: &crate::RowGroup| if raw && g.pieces.len() > 1 { 2 * unit_bytes(plan) } else { group(g) };
+    let groups = dataset.shards().iter().flat_map(|s| &s.row_groups);
+    let largest = groups.clone().map(whole).max().unwrap_or(0);
+    let all: u64 = groups.map(group).sum();
+    let window = if plan.is_permuted() { plan.window_bytes() } else { 0 };
+    let needed = (streams * (window + largest)).min(all);
+    if asked == 0 {
+        let ahead = if dataset.is_local() { AHEAD_LOCAL } else { AHEAD_REMOTE };
+        return Ok(needed + ahead);
+    }
+    if needed > asked {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        return Err(Error::Arguments(format!(
+            "the order needs {} MiB in memory ({streams} windows of {} MiB and a unit of reading of {} MiB for each), {} MiB \
+             are allowed: raise prefetch_bytes, lower the window, or shuffle the data once and read it in sequence",
+            mib(needed),
+            mib(window),
+            mib(largest),
+            mib(asked)
+        )));
+    }
+    Ok(asked)
+}
+
 /// The windows of one rank's slice, read ahead.
 pub(crate) struct Feed {
     plan: Arc<Plan>,
@@ -144,7 +177,7 @@ pub(crate) struct Feed {
 
 impl Feed {
     pub(crate) fn start(plan: Arc<Plan>, loader: Arc<Loader>, options: &FeedOptions, step: u64) -> Result<Self> {
-        let unit_bytes = if plan.window_bytes() >= 16 << 20 { 8 << 20 } else { 4 << 20 };
+        let unit_bytes = unit_bytes(&plan);
         let shared = Arc::new(Shared {
             jobs: Mutex::default(),
             work: Condvar::new(),
@@ -167,7 +200,8 @@ impl Feed {
             first_step: step,
         };
         feed.find_first_windows(step);
-        feed.budget = feed.check_budget(options.prefetch_bytes)?;
+        feed.budget =
+            budget(&feed.shared.loader.dataset, &feed.plan, feed.windows.len() as u64, options.prefetch_bytes)?;
         for i in 0..options.threads.max(1) {
             let shared = feed.shared.clone();
             let thread = std::thread::Builder::new().name(format!("loader-{i}")).spawn(move || shared.serve());
@@ -201,36 +235,6 @@ impl Feed {
                 self.next.push(Reverse((needed, stream, self.plan.window_of(stream, first))));
             }
         }
-    }
-
-    /// The bytes that may be held: what was asked for, if the order fits into it.
-    fn check_budget(&self, asked: u64) -> Result<u64> {
-        let dataset = &self.shared.loader.dataset;
-        let raw = dataset.shards().iter().all(|s| s.raw);
-        let group = |g: &crate::RowGroup| (g.rows * dataset.row_bytes() as u64).max(g.length);
-        let whole = |g: &crate::RowGroup| if raw && g.pieces.len() > 1 { 2 * self.unit_bytes } else { group(g) };
-        let groups = dataset.shards().iter().flat_map(|s| &s.row_groups);
-        let largest = groups.clone().map(whole).max().unwrap_or(0);
-        let all: u64 = groups.map(group).sum();
-        let window = if self.plan.is_permuted() { self.plan.window_bytes() } else { 0 };
-        let needed = (self.windows.len() as u64 * (window + largest)).min(all);
-        if asked == 0 {
-            let ahead = if dataset.is_local() { AHEAD_LOCAL } else { AHEAD_REMOTE };
-            return Ok(needed + ahead);
-        }
-        if needed > asked {
-            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-            return Err(Error::Arguments(format!(
-                "the order needs {} MiB in memory ({} windows of {} MiB and a unit of reading of {} MiB for each), {} MiB are \
-                 allowed: raise prefetch_bytes, lower the window, or shuffle the data once and read it in sequence",
-                mib(needed),
-                self.windows.len(),
-                mib(window),
-                mib(largest),
-                mib(asked)
-            )));
-        }
-        Ok(asked)
     }
 
     /// Bytes held now.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rayon::prelude::*;
 
-use crate::feed::{Admitted, Feed, FeedOptions, Part};
+use crate::feed::{self, Admitted, Feed, FeedOptions, Part};
 use crate::load::Loader;
 use crate::unit::{Loaded, SKIPPED};
 use crate::{Cursor, Dataset, Error, Order, Plan, Result, RowFilter, RowId, SkipList};
@@ -158,6 +158,16 @@ impl Stream {
         let feed = Feed::start(plan.clone(), loader.clone(), &reading, step)?;
         let parallel = threads > 1;
         Ok(Stream { plan, feed, loader, partition, step, row_bytes: dataset.row_bytes(), parallel })
+    }
+
+    /// The most bytes of rows that a stream of these options holds, before it is started.
+    ///
+    /// # Errors
+    /// [`Error::Arguments`] when `prefetch_bytes` is less than the order needs.
+    pub fn bytes_at_most(dataset: &Dataset, options: &StreamOptions) -> Result<u64> {
+        let StreamOptions { order, seed, epoch, batch, limit, .. } = *options;
+        let plan = Plan::new(dataset.as_opened(), order, seed, epoch, batch, limit)?;
+        feed::budget(dataset, &plan, plan.streams().min(plan.rows()), options.prefetch_bytes)
     }
 
     /// Writes the rank's slice of the next batch into `out`, in the stored dtype; `None` at the end of the epoch.

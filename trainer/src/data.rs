@@ -97,18 +97,25 @@ impl Data {
     /// # Errors
     /// Those of the loader.
     pub fn train_stream(&self, recipe: &Recipe, from: Cursor) -> Result<Stream, Error> {
-        let options = StreamOptions {
+        Ok(Stream::start(&self.train, self.train_options(recipe)?, from)?)
+    }
+
+    /// How the training rows are streamed.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] when `data.skip` names what is not there.
+    pub fn train_options(&self, recipe: &Recipe) -> Result<StreamOptions, Error> {
+        Ok(StreamOptions {
             order: self.order,
             seed: recipe.data.seed,
             batch: recipe.train.batch,
             limit: Some(self.rows),
-            prefetch_bytes: recipe.data.prefetch_bytes,
+            prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
             threads: threads(recipe),
             skip: skip_list(&self.train, &recipe.data.skip)?,
             filter: filter(recipe),
             ..StreamOptions::default()
-        };
-        Ok(Stream::start(&self.train, options, from)?)
+        })
     }
 }
 
@@ -141,7 +148,7 @@ pub fn eval_stream(dataset: &Dataset, recipe: &Recipe, limit: Option<u64>) -> Re
         order: loader::Order::Sequential,
         batch: recipe.train.batch,
         limit,
-        prefetch_bytes: recipe.data.prefetch_bytes,
+        prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
         threads: threads(recipe),
         filter: filter(recipe),
         ..StreamOptions::default()

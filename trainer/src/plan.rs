@@ -1,5 +1,8 @@
 //! What a run will read, hold in memory and write: known before it starts, because a step allocates nothing.
 
+use loader::Stream;
+
+use crate::Error;
 use crate::checkpoint;
 use crate::data::Data;
 use crate::recipe::Recipe;
@@ -33,18 +36,18 @@ pub struct Plan {
 
 impl Plan {
     /// Of `recipe` on opened data.
-    pub fn of(recipe: &Recipe, data: &Data) -> Plan {
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] and those of the loader, when the run could not start.
+    pub fn of(recipe: &Recipe, data: &Data) -> Result<Plan, Error> {
         let (width, features) = (data.train.width() as u64, recipe.sae.features as u64);
         let batch = recipe.train.batch as u64;
         let parameters = 2 * width * features + features + width;
         // x, its bf16 copy, x̂ and g; rows as stored; the gradient of every row; dense activations up to their bound.
         let batch_bytes = batch * width * (3 * 4 + 2) + batch * data.train.row_bytes() as u64;
         let dense = (4 * batch * features).min(recipe.train.dense_bytes);
-        let window = match data.order {
-            loader::Order::Direct { window_bytes } => window_bytes.min(data.train.bytes()),
-            loader::Order::Sequential | loader::Order::Striped => 0,
-        };
-        Plan {
+        let stream_bytes = Stream::bytes_at_most(&data.train, &data.train_options(recipe)?)?;
+        Ok(Plan {
             rows: data.rows,
             width: width as usize,
             dtype: data.train.dtype().name(),
@@ -58,8 +61,8 @@ impl Plan {
             bytes_read: data.rows * data.train.row_bytes() as u64,
             weight_bytes: 3 * 4 * parameters + 2 * width * features,
             step_bytes: batch_bytes + 4 * parameters + dense,
-            stream_bytes: window + recipe.data.prefetch_bytes,
+            stream_bytes,
             checkpoint_bytes: checkpoint::bytes(width as usize, features as usize),
-        }
+        })
     }
 }

@@ -55,9 +55,9 @@ pub struct Data {
     /// Factor on every row.
     #[serde(default)]
     pub scale: Scale,
-    /// Most bytes read ahead of the step.
-    #[serde(default = "default_prefetch_bytes")]
-    pub prefetch_bytes: u64,
+    /// Most bytes of rows held, windows included; what the order needs and some to read ahead when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefetch_bytes: Option<u64>,
     /// Threads that decode shards; as many as the machine has cores, at most 4, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -358,9 +358,6 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
 fn default_window_bytes() -> u64 {
     1 << 30
 }
-fn default_prefetch_bytes() -> u64 {
-    256 << 20
-}
 fn default_synth_eval_rows() -> u64 {
     16_384
 }
@@ -435,6 +432,7 @@ impl Recipe {
             ("train.threads", self.train.threads.unwrap_or(1) as u64),
             ("data.threads", self.data.threads.unwrap_or(1) as u64),
             ("data.window_bytes", self.data.window_bytes),
+            ("data.prefetch_bytes", self.data.prefetch_bytes.unwrap_or(1)),
             ("checkpoint.keep", self.checkpoint.keep as u64),
             ("eval.rows", self.eval.rows),
             ("log.every", self.log.every),

@@ -128,7 +128,7 @@ fn dry_run(recipe: &Recipe, device: &Cpu) -> Result<(), Failure> {
         }
         Err(error) => return Err(error.into()),
     };
-    let plan = Plan::of(recipe, &data);
+    let plan = Plan::of(recipe, &data)?;
     let rows = [
         ("device", device.describe()),
         ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Prints the path of a Python that has everything in requirements.txt, making the virtual environment if it is missing.
+#
+#   PYTHON_REF="$(tests/reference/venv.sh)"
+#
+# The environment lies outside the clone, in ${SAE_CACHE:-$HOME/.cache/sae-ci}/venv-<hash of requirements.txt>, and is
+# shared by every clone with the same requirements. It counts as present only once its `complete` file is there, which is
+# written last: an interrupted installation is thrown away. Two callers at once wait for each other.
+# Only the path goes to stdout; progress goes to stderr. SAE_PYTHON chooses the interpreter (default: python3).
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+requirements="$here/requirements.txt"
+cache="${SAE_CACHE:-$HOME/.cache/sae-ci}"
+venv="$cache/venv-$(sha256sum "$requirements" | cut -c1-16)"
+
+if [[ ! -f "$venv/complete" ]]; then
+    mkdir -p "$cache"
+    exec 9>"$venv.lock"
+    flock 9
+    if [[ ! -f "$venv/complete" ]]; then
+        echo "venv.sh: making $venv (several GB, minutes)" >&2
+        rm -rf "$venv"
+        "${SAE_PYTHON:-python3}" -m venv "$venv" >&2
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir -r "$requirements" >&2
+        "$venv/bin/python" -c 'import torch, numpy, pyarrow, safetensors, sae_lens, tensorboard, moto' >&2
+        touch "$venv/complete"
+    fi
+fi
+echo "$venv/bin/python"

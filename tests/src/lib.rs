@@ -1,0 +1,18 @@
+//! What the end-to-end tests share: data sets and recipes of a small size, the binary `sae`, and what can be done to a run
+//! from outside. Nothing here stands in for a part of the program: runs are processes, files are files.
+
+pub mod checkpoints;
+pub mod fixture;
+pub mod golden;
+pub mod kills;
+pub mod need;
+pub mod reference;
+pub mod s3;
+pub mod sae;
+
+use std::path::{Path, PathBuf};
+
+/// The folder of the workspace.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_owned()
+}

@@ -1,0 +1,85 @@
+//! What some tests need of the machine besides Rust. Where it is missing they say so and pass, or, with SAE_REQUIRE_ALL
+//! set, fail: CI sets it, so nothing is left out there without anybody noticing.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Says that a test did not run. Not by `eprintln!`: the test runner would swallow it.
+///
+/// # Panics
+/// With SAE_REQUIRE_ALL.
+#[track_caller]
+pub fn missing(what: &str) {
+    assert!(std::env::var_os("SAE_REQUIRE_ALL").is_none(), "SAE_REQUIRE_ALL is set, and this machine has no {what}");
+    let place = std::panic::Location::caller();
+    let _ = writeln!(std::io::stderr(), "SKIPPED at {}:{}: this machine has no {what}", place.file(), place.line());
+}
+
+/// The Python of tests/reference/requirements.txt: PYTHON_REF, or the environment that tests/reference/venv.sh has made.
+/// It is not made here: that takes minutes and gigabytes, which nobody expects of `cargo test`.
+#[track_caller]
+pub fn python() -> Option<PathBuf> {
+    let found = std::env::var_os("PYTHON_REF").map(PathBuf::from).or_else(made_environment);
+    if found.is_none() {
+        missing("Python environment: make it with tests/reference/venv.sh");
+    }
+    found
+}
+
+fn made_environment() -> Option<PathBuf> {
+    let sum = Command::new("sha256sum").arg(crate::root().join("tests/reference/requirements.txt")).output().ok()?;
+    let hash = String::from_utf8(sum.stdout).ok()?.get(..16)?.to_owned();
+    let cache = match std::env::var_os("SAE_CACHE") {
+        Some(cache) => PathBuf::from(cache),
+        None => Path::new(&std::env::var_os("HOME")?).join(".cache/sae-ci"),
+    };
+    let environment = cache.join(format!("venv-{hash}"));
+    environment.join("complete").exists().then(|| environment.join("bin/python"))
+}
+
+/// A file system of its own size, mounted for the life of this value.
+#[derive(Debug)]
+pub struct SizedDisk {
+    folder: tempfile::TempDir,
+}
+
+impl SizedDisk {
+    /// Mounts one of `bytes`; needs root.
+    ///
+    /// # Panics
+    /// When there is no temporary folder.
+    #[track_caller]
+    pub fn mount(bytes: u64) -> Option<SizedDisk> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let size = format!("size={bytes}");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path());
+        if mount.output().is_ok_and(|output| output.status.success()) {
+            return Some(SizedDisk { folder });
+        }
+        missing("permission to mount a tmpfs");
+        None
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Gives it another size.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn resize(&self, bytes: u64) {
+        let size = format!("remount,size={bytes}");
+        let status = Command::new("mount").args(["-o", &size]).arg(self.path()).status().expect("mount(8) runs");
+        assert!(status.success(), "the disk keeps its size");
+    }
+}
+
+impl Drop for SizedDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.path()).status();
+    }
+}

@@ -1,0 +1,82 @@
+//! A real S3 server on loopback: moto, from the Python environment.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// A server with one bucket, ended with this value.
+#[derive(Debug)]
+pub struct S3 {
+    server: Child,
+    address: String,
+}
+
+impl S3 {
+    /// Starts one on a free port and makes the bucket `bucket`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start(python: &Path) -> S3 {
+        let mut command = Command::new(python);
+        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut server = command.spawn().expect("moto starts");
+        let mut lines = BufReader::new(server.stderr.take().expect("standard error")).lines();
+        let address = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| Some(line.split_once("Running on http://")?.1.trim().to_owned()))
+            .expect("moto says where it listens");
+        // It writes a line for each request and must not block on them.
+        std::thread::spawn(move || lines.for_each(drop));
+        let s3 = S3 { server, address };
+        assert_eq!(s3.request("PUT", "bucket").0, 200, "a bucket is made");
+        s3
+    }
+
+    /// What `sae` needs in its environment to use it.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let pairs = [
+            ("AWS_ENDPOINT", format!("http://{}", self.address)),
+            ("AWS_ALLOW_HTTP", "true".into()),
+            ("AWS_REGION", "us-east-1".into()),
+            ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE".into()),
+            ("AWS_SECRET_ACCESS_KEY", "c4n4ry-never-print-me".into()),
+        ];
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// An object's bytes, asked for without our own client.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    pub fn get(&self, key: &str) -> Vec<u8> {
+        let (status, body) = self.request("GET", &format!("bucket/{key}"));
+        assert_eq!(status, 200, "{key}: {}", String::from_utf8_lossy(&body));
+        body
+    }
+
+    fn request(&self, method: &str, path: &str) -> (u16, Vec<u8>) {
+        let mut stream = TcpStream::connect(&self.address).expect("moto listens");
+        // moto lets a stranger make a bucket but not read an object, and takes any signature for a good one.
+        let signed = "Authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+        let signature = if method == "GET" { format!("{signed}\r\n") } else { String::new() };
+        let head = format!("Host: {}\r\n{signature}Content-Length: 0", self.address);
+        let request = format!("{method} /{path} HTTP/1.0\r\n{head}\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("a request is sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer comes");
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head ends") + 4;
+        let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+        let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        (status, answer.split_off(end))
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}

@@ -1,0 +1,280 @@
+//! What other programs say about ours: PyTorch about the losses, SAELens about exports, TensorBoard about events, an S3
+//! server about requests. They come from the Python environment that tests/reference/venv.sh makes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use kernels::cpu::Cpu;
+use kernels::{Dictionary, Slot, Tensor};
+use loader::Dtype;
+use serde_json::Value;
+use tests::fixture::{Fixture, json, json_lines, plain_rows, text, write_shards};
+use tests::golden::Weights;
+use tests::s3::S3;
+use tests::{checkpoints, kills, need, root, sae};
+use trainer::recipe::{BiasInit, Every, Order, Recipe, Run, Scale};
+use trainer::{checkpoint, evaluate};
+
+fn python(program: &Path, arguments: &[String]) -> String {
+    let output = Command::new(program).args(arguments).current_dir(root()).output().expect("Python runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    said
+}
+
+/// The same weights on the same batches lose the same in PyTorch, step by step.
+#[test]
+fn losses_are_those_of_pytorch() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::new();
+    write_shards(&fixture.path("plain"), 64, &plain_rows(50 * 128, 64, 4), Dtype::F32, 3000);
+    let mut cases = vec![(fixture.path("plain"), 64, 512, 128, 0.5, 2.0)];
+    let minilm = root().join("../shared/data/minilm/train");
+    if minilm.exists() {
+        cases.push((minilm, 384, 1024, 512, 1.578_103, 5.0));
+    }
+    for (data, width, features, batch, scale, l1) in cases {
+        let start = fixture.text("start.safetensors");
+        Weights::start(width, features, 0.0).write(Path::new(&start));
+        let log = fixture.text("torch.jsonl");
+        let arguments = [
+            ("--train", text(&data)),
+            ("--scale", format!("{scale}")),
+            ("--batch", format!("{batch}")),
+            ("--steps", "50".into()),
+            ("--lr", "3e-4".into()),
+            ("--l1", format!("{l1}")),
+            ("--init", start.clone()),
+            ("--json", log.clone()),
+            ("--matmul", "highest".into()),
+            ("--threads", "2".into()),
+        ];
+        let mut call = vec!["tests/reference/recipe.py".to_owned()];
+        call.extend(arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+        python(&interpreter, &call);
+
+        let mut recipe = fixture.recipe(&format!("run-{width}"));
+        recipe.data.train = vec![text(&data)];
+        recipe.data.order = Order::Sequential;
+        recipe.data.scale = Scale::Fixed(scale);
+        recipe.sae.features = features;
+        recipe.train.batch = batch;
+        recipe.train.tokens = Some(50 * batch as u64);
+        recipe.train.lr = 3e-4;
+        recipe.train.l1 = l1;
+        recipe.train.init_from = Some(start);
+        recipe.checkpoint.every = Every::Minutes(60.0);
+        recipe.log.every = 1;
+        sae::run(&["train", &fixture.save("recipe", &recipe)]).exits(0);
+        let ours = json_lines(&Path::new(&recipe.run.dir).join("metrics.jsonl"));
+        let theirs = json_lines(Path::new(&log));
+        assert_eq!((ours.len(), theirs.len()), (50, 51), "a line a step, and the summary of PyTorch");
+        for (step, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            for (key, their_key, tolerance) in
+                [("loss", "loss", 1e-5), ("mse", "mse", 5e-5), ("l0", "l0", 1e-3), ("gradient_norm", "grad_norm", 1e-4)]
+            {
+                let (a, b) = (ours[key].as_f64().expect("ours"), theirs[their_key].as_f64().expect("theirs"));
+                assert!((a - b).abs() <= tolerance * b.abs(), "D = {width}, step {step}, {key}: ours {a}, PyTorch {b}");
+            }
+        }
+    }
+}
+
+/// SAELens loads an export and computes the same activations and reconstructions of raw rows.
+#[test]
+fn saelens_agrees_with_our_export() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::with_data();
+    let raw = plain_rows(400, 32, 6);
+    write_shards(&fixture.path("raw"), 32, &raw, Dtype::F32, 1000);
+    let mut recipe = fixture.recipe("run");
+    recipe.sae.bias_init = BiasInit::Calibrated;
+    recipe.sae.bias_init_l0 = 8.0;
+    // So short that features count as dead when they were silent in the last batch.
+    recipe.train.dead_window = 1;
+    recipe.train.l1 = 5.0;
+    sae::run(&["train", &fixture.save("recipe", &recipe)]).exits(0);
+    for (out, alive_only) in [("all", false), ("alive", true)] {
+        let out = fixture.text(out);
+        let mut arguments = vec!["export", &recipe.run.dir, "--format", "saelens", "--out", &out];
+        arguments.extend(alive_only.then_some("--alive-only"));
+        sae::run(&arguments).exits(0);
+        let config = json(&Path::new(&out).join("cfg.json"));
+        let features: Option<Vec<usize>> =
+            serde_json::from_value(config["metadata"]["features"].clone()).expect("a list");
+        assert_eq!(features.is_some(), alive_only);
+        let features = features.unwrap_or_else(|| (0..256).collect());
+        assert!(alive_only == (features.len() < 256) && !features.is_empty(), "{} alive features", features.len());
+        let ours = fixture.path("ours.safetensors");
+        write_ours(&recipe.run.dir, &features, &raw, &ours);
+        let shard = fixture.text("raw/shard-00000.parquet");
+        let check = ["tests/reference/saelens_check.py", "--export", &out, "--rows", &shard, "--ours", &text(&ours)];
+        python(&interpreter, &check.map(str::to_owned));
+        // Slightly other numbers are seen.
+        let wrong: Vec<f32> = raw.iter().map(|x| x * 1.001).collect();
+        write_ours(&recipe.run.dir, &features, &wrong, &ours);
+        let output = Command::new(&interpreter).args(check).current_dir(root()).output().expect("Python runs");
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+/// Activations and reconstructions of raw rows from the weights in the checkpoint, in double precision.
+fn write_ours(run: &str, features: &[usize], raw: &[f32], path: &Path) {
+    use safetensors::tensor::{Dtype, TensorView};
+    let (store, found) = checkpoint::open(run).expect("a checkpoint");
+    let device = Cpu::new(Some(1));
+    let sae = evaluate::load(&device, &store, &found, 1).expect("weights");
+    let (width, all) = (found.manifest.width, found.manifest.features);
+    let read = |tensor, rows: std::ops::Range<usize>, columns: usize| {
+        let mut values = vec![0.0f32; rows.len() * columns];
+        sae.read(tensor, Slot::Value, rows, &mut values);
+        values.into_iter().map(f64::from).collect::<Vec<f64>>()
+    };
+    let (w_enc, w_dec) = (read(Tensor::EncoderWeight, 0..all, width), read(Tensor::DecoderWeight, 0..all, width));
+    let (b_enc, b_dec) = (read(Tensor::EncoderBias, 0..all, 1), read(Tensor::DecoderBias, 0..1, width));
+    let scale = f64::from(found.manifest.scale);
+    let (mut activations, mut reconstruction) = (Vec::new(), Vec::new());
+    for row in raw.chunks_exact(width) {
+        let mut out_d = b_dec.clone();
+        for &f in features {
+            let of = |w: &[f64]| w[f * width..(f + 1) * width].to_vec();
+            let pre: f64 = of(&w_enc).iter().zip(row).map(|(w, x)| w * scale * f64::from(*x)).sum();
+            let a = (pre + b_enc[f]).max(0.0);
+            out_d.iter_mut().zip(of(&w_dec)).for_each(|(out, w)| *out += a * w);
+            activations.extend((a as f32).to_le_bytes());
+        }
+        reconstruction.extend(out_d.iter().flat_map(|out| ((out / scale) as f32).to_le_bytes()));
+    }
+    let n = raw.len() / width;
+    let view = |columns, bytes| TensorView::new(Dtype::F32, vec![n, columns], bytes).expect("bytes fit the shape");
+    let tensors =
+        [("activations", view(features.len(), &activations)), ("reconstruction", view(width, &reconstruction))];
+    std::fs::write(path, safetensors::serialize(tensors, None).expect("serialised")).expect("written");
+}
+
+const READ_EVENTS: &str = "
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1], size_guidance={'scalars': 0, 'histograms': 0})
+events.Reload()
+tags = events.Tags()
+print(json.dumps({
+    'scalars': {tag: [[e.step, e.value] for e in events.Scalars(tag)] for tag in tags['scalars']},
+    'histograms': {tag: [[e.step, e.histogram_value.num] for e in events.Histograms(tag)] for tag in tags['histograms']},
+}))
+";
+
+/// TensorBoard finds the values of metrics.jsonl in the event files, across an interruption.
+#[test]
+fn tensorboard_reads_our_events() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::with_data();
+    let mut recipe = fixture.recipe("run");
+    recipe.data.eval = vec![fixture.text("eval")];
+    recipe.eval.every = 20;
+    sae::run(&["train", &fixture.save("recipe", &recipe)]).exits(0);
+    let said = python(&interpreter, &["-c".into(), READ_EVENTS.into(), recipe.run.dir.clone()]);
+    let events: Value = serde_json::from_str(said.lines().last().expect("a line")).expect("JSON");
+    let scalars: BTreeMap<String, Vec<(u64, f64)>> =
+        serde_json::from_value(events["scalars"].clone()).expect("scalars");
+    let lines = json_lines(&fixture.path("run/metrics.jsonl"));
+    for (tag, key) in [
+        ("loss", "loss"),
+        ("l0", "l0"),
+        ("explained_variance", "explained_variance"),
+        ("dead_fraction", "dead_fraction"),
+        ("schedule/lr", "lr"),
+        ("schedule/lambda", "lambda"),
+        ("gradient_norm", "gradient_norm"),
+    ] {
+        let expected: Vec<(u64, f64)> = lines
+            .iter()
+            .map(|line| {
+                (line["step"].as_u64().expect("a step"), f64::from(line[key].as_f64().expect("a value") as f32))
+            })
+            .collect();
+        assert_eq!(scalars.get(tag), Some(&expected), "{tag}");
+    }
+    let summary = fixture.json("run/summary.json");
+    let (step, loss) = scalars["held_out/loss"].last().copied().expect("a held-out loss");
+    assert_eq!((step, loss as f32), (61, summary["loss"].as_f64().expect("a loss") as f32));
+    assert_eq!(scalars["held_out/loss"].len(), 4, "three evaluations on the way and one at the end");
+    let fired = 256.0 - summary["density"]["silent"].as_u64().expect("a count") as f64;
+    let histogram = events["histograms"]["held_out/log10_density"].as_array().expect("a histogram");
+    assert_eq!(histogram.last().map(|entry| entry[1].as_f64()), Some(Some(fired)));
+}
+
+/// Everything in object storage: shards, run, checkpoints, export; interrupted and resumed, to the bits of a local run. No
+/// secret shows at the finest level of logging.
+#[test]
+fn a_run_in_object_storage_is_the_same_run() {
+    let Some(interpreter) = need::python() else { return };
+    let s3 = S3::start(&interpreter);
+    let fixture = Fixture::new();
+    let spool = fixture.path("tmp");
+    std::fs::create_dir(&spool).expect("a folder is made");
+    let mut environment = s3.environment();
+    environment.push(("TMPDIR".into(), text(&spool)));
+    let pairs: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let on_s3 = |arguments: &[&str]| sae::run_with(arguments, &pairs);
+
+    let shape = ["--features", "128", "--width", "32", "--rows", "15401", "--shards", "3", "--active", "4"];
+    on_s3(&[&["synth", "--out", "s3://bucket/train"][..], &shape].concat()).exits(0);
+    sae::run(&[&["synth", "--out", &fixture.text("train")][..], &shape].concat()).exits(0);
+    let report = on_s3(&["inspect", "s3://bucket/train", "--json"]).exits(0).json();
+    assert_eq!((report["rows"].as_u64(), &report["manifest"]), (Some(15_401), &"verified".into()));
+
+    let mut local = fixture.recipe("local");
+    local.log.every = 1;
+    local.checkpoint.every = Every::Steps(20);
+    sae::run(&["train", &fixture.save("local", &local)]).exits(0);
+    let mut remote = Recipe { run: Run { dir: "s3://bucket/run".into() }, ..local.clone() };
+    remote.data.train = vec!["s3://bucket/train".into()];
+    let path = fixture.save("remote", &remote);
+    stop_after_lines(&path, &spool.join("sae-runs/s3___bucket_run/metrics.jsonl"), 25, &pairs);
+    on_s3(&["train", &path]).exits(64).says(&["already holds a run"]);
+    on_s3(&["train", &path, "--resume"]).exits(0);
+
+    let summary: Value = serde_json::from_slice(&s3.get("run/summary.json")).expect("a summary");
+    let folder = format!("run/{}", summary["checkpoint"].as_str().expect("a checkpoint"));
+    let manifest: Value = serde_json::from_slice(&s3.get(&format!("{folder}/manifest.json"))).expect("a manifest");
+    let same = checkpoints::last(&fixture.path("local"));
+    let files = manifest["files"].as_array().expect("files");
+    assert_eq!(files.len(), same.len());
+    for (name, bytes) in &same {
+        assert!(s3.get(&format!("{folder}/{name}")) == *bytes, "{name} differs from the local run's");
+    }
+    let lines = String::from_utf8(s3.get("run/metrics.jsonl")).expect("text");
+    assert_eq!(lines.lines().count(), kills::metrics(&fixture.path("local")).len());
+
+    let traced: Vec<(&str, &str)> = pairs.iter().copied().chain([("RUST_LOG", "trace")]).collect();
+    let evaluated =
+        sae::run_with(&["eval", "s3://bucket/run", "--data", "s3://bucket/train", "--json"], &traced).exits(0);
+    let here = sae::run(&["eval", &local.run.dir, "--data", &fixture.text("train"), "--json"]).exits(0);
+    assert_eq!(evaluated.json()["loss"], here.json()["loss"]);
+    assert!(evaluated.stderr.contains("TRACE"), "tracing was on: {}", evaluated.stderr);
+    assert!(!evaluated.stderr.contains("c4n4ry"), "a secret shows");
+    on_s3(&["export", "s3://bucket/run", "--format", "saelens", "--out", "s3://bucket/exported"]).exits(0);
+    assert!(s3.get("exported/sae_weights.safetensors").len() > 4 * 2 * 32 * 256);
+
+    let missing = |data: &str| {
+        on_s3(&["train", &path, "--set", &format!("data.train={data}"), "--set", "run.dir=s3://bucket/none"])
+    };
+    missing("s3://no-such-bucket/acts").exits(64).says(&["bucket does not exist"]);
+    missing("s3://bucket/nothing-here").exits(65).says(&["s3://bucket/nothing-here"]);
+}
+
+/// Starts a run and stops it when a file has so many lines.
+fn stop_after_lines(recipe: &str, file: &PathBuf, lines: usize, environment: &[(&str, &str)]) {
+    let mut command = sae::sae(&["train", recipe]);
+    command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("sae starts");
+    let written = || std::fs::read_to_string(file).unwrap_or_default().lines().count();
+    while written() < lines && child.try_wait().expect("a child has a state").is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    sae::signal(&child, "TERM");
+    assert_eq!(child.wait().expect("a child can be waited for").code(), Some(75));
+}

@@ -1,0 +1,310 @@
+//! Rules about the sources that a machine can hold: which crate may know which, where `unsafe` may stand, what every
+//! file begins with, that documents and code name the same things.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tests::root;
+use toml::{Table, Value};
+
+/// Crates, and which of the others each may depend on.
+const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
+    ("kernels", &[]),
+    ("loader", &[]),
+    ("trainer", &["kernels", "loader"]),
+    ("launch", &["trainer", "kernels", "loader"]),
+    ("tests", &["kernels", "loader", "trainer", "launch", "benchmarks"]),
+    ("benchmarks", &["kernels", "loader", "trainer", "launch", "tests"]),
+];
+
+/// Dependencies that give access to a GPU: they belong to `kernels`.
+const GPU_CRATES: [&str; 4] = ["cudarc", "cust", "nccl", "wgpu"];
+
+/// The operations of a step: each names its CPU version, its test and its benchmark.
+const STEMS: [&str; 7] = ["normalize", "encode", "decode", "residual", "backward", "adam", "dense"];
+
+/// Longest source file, in lines.
+const MOST_LINES: usize = 600;
+
+#[test]
+fn crates_depend_in_one_direction() {
+    for (name, allowed) in MAY_DEPEND_ON {
+        let manifest = manifest(name);
+        for dependency in dependencies(&manifest) {
+            if MAY_DEPEND_ON.iter().any(|(known, _)| *known == dependency) {
+                assert!(allowed.contains(&dependency.as_str()), "{name} depends on {dependency}");
+            }
+            assert!(
+                name == "kernels" || name == "benchmarks" || !GPU_CRATES.contains(&dependency.as_str()),
+                "{name} depends on {dependency}: GPUs belong to kernels"
+            );
+        }
+    }
+    let workspace = manifest(".");
+    let members: BTreeSet<&str> =
+        workspace["workspace"]["members"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    assert_eq!(members, MAY_DEPEND_ON.iter().map(|(name, _)| *name).collect(), "members of the workspace");
+}
+
+#[test]
+fn only_kernels_may_hold_unsafe_code() {
+    assert_eq!(manifest(".")["workspace"]["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));
+    for (name, _) in MAY_DEPEND_ON.iter().filter(|(name, _)| *name != "kernels") {
+        let lints = &manifest(name)["lints"];
+        assert_eq!(lints["workspace"].as_bool(), Some(true), "{name} takes the lints of the workspace");
+    }
+    // Each block in kernels names the check above it; clippy's lint does not see blocks that macros make.
+    for path in sources().filter(|path| path.starts_with(root().join("kernels/src"))) {
+        let text = read(&path);
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.contains(concat!("unsa", "fe {"))) {
+            let above = lines[at.saturating_sub(8)..=at].iter().any(|line| line.contains("SAFETY:"));
+            assert!(above, "{}:{}: {line}: no SAFETY comment", path.display(), at + 1);
+        }
+    }
+}
+
+#[test]
+fn every_source_file_has_a_head_and_a_bearable_length() {
+    for path in sources() {
+        let text = read(&path);
+        assert!(text.starts_with("//! "), "{} does not begin with a //! that says what it is", path.display());
+        let lines = text.lines().count();
+        assert!(lines <= MOST_LINES, "{} has {lines} lines, more than {MOST_LINES}", path.display());
+    }
+}
+
+#[test]
+fn nothing_unfinished_and_no_path_of_one_machine() {
+    let unfinished = [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("TO", "DO"), concat!("FIX", "ME")];
+    let machine = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
+    for path in files(&["rs", "md", "toml", "py", "sh", "yml", "json"]) {
+        let text = read(&path);
+        for (at, line) in text.lines().enumerate() {
+            let found = unfinished.iter().chain(&machine).find(|word| line.contains(**word));
+            assert_eq!(found, None, "{}:{}: {line}", path.display(), at + 1);
+        }
+    }
+}
+
+#[test]
+fn links_in_documents_lead_somewhere() {
+    let documents: Vec<PathBuf> = files(&["md"]).collect();
+    assert!(documents.iter().any(|path| path.ends_with("README.md")), "there is a README.md");
+    for path in documents {
+        for link in links(&read(&path)) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let folder = path.parent().expect("a file lies in a folder");
+            let target = if file.is_empty() { path.clone() } else { folder.join(file) };
+            assert!(target.exists(), "{}: {link} leads nowhere", path.display());
+            if !anchor.is_empty() && target.extension().is_some_and(|extension| extension == "md") {
+                assert!(anchors(&read(&target)).contains(anchor), "{}: {link}: no such heading", path.display());
+            }
+        }
+    }
+}
+
+/// The table in launch/recipes/README.md has a row for each key of the recipe, with its default, and no others.
+#[test]
+fn every_recipe_key_is_documented_with_its_default() {
+    let documented = documented_keys();
+    let known = recipe_keys();
+    let missing: Vec<_> = known.iter().filter(|key| !documented.contains_key(*key)).collect();
+    assert!(missing.is_empty(), "launch/recipes/README.md lacks {missing:?}");
+    let stale: Vec<_> = documented.keys().filter(|key| !known.contains(*key)).collect();
+    assert!(stale.is_empty(), "launch/recipes/README.md describes keys that do not exist: {stale:?}");
+
+    let text = "[data]\ntrain = \"x\"\n[data.synth]\n[sae]\nfeatures = 1\n[train]\n[run]\ndir = \"x\"\n";
+    let minimal: trainer::recipe::Recipe = toml::from_str(text).expect("a recipe of nothing but what must be given");
+    let full: Table = minimal.to_toml().parse().expect("a recipe writes TOML");
+    let mut defaults = BTreeMap::new();
+    flatten("", &Value::Table(full), &mut defaults);
+    for required in ["data.train", "sae.features", "run.dir"] {
+        defaults.remove(required);
+    }
+    for (key, default) in defaults {
+        let cell = documented[&key].trim().trim_matches('`').trim_matches('"').to_owned();
+        let same = match (cell.parse::<f64>(), as_number(&default)) {
+            (Ok(cell), Some(default)) => cell as f32 == default as f32,
+            _ => default.as_str().map_or(default.to_string(), str::to_owned) == cell,
+        };
+        assert!(same, "launch/recipes/README.md says that {key} is {cell} by default; it is {default}");
+    }
+}
+
+#[test]
+fn an_operation_has_one_name_everywhere() {
+    let tests = read(&root().join("tests/tests/operations.rs"));
+    let benchmarks: String =
+        sources().filter(|path| path.starts_with(root().join("benchmarks"))).map(|path| read(&path)).collect();
+    for stem in STEMS {
+        let cpu = root().join("kernels/src/cpu");
+        assert!(cpu.join(format!("{stem}.rs")).exists() || cpu.join(stem).is_dir(), "kernels/src/cpu has no {stem}");
+        assert!(tests.contains(stem), "tests/tests/operations.rs does not mention {stem}");
+        assert!(benchmarks.contains(stem), "no benchmark mentions {stem}");
+    }
+}
+
+#[test]
+fn the_changelog_knows_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let changelog = read(&root().join("CHANGELOG.md"));
+    assert!(
+        changelog.lines().any(|line| line.starts_with("## ") && line.contains(version)),
+        "no heading for {version}"
+    );
+}
+
+/// Every file of the checkout with one of the extensions, builds and downloaded things aside.
+fn files(extensions: &[&str]) -> impl Iterator<Item = PathBuf> {
+    let made: Vec<PathBuf> = ["target", "data", "runs", "shared"].iter().map(|name| root().join(name)).collect();
+    let mut found = Vec::new();
+    let mut folders = vec![root()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("the checkout can be read").flatten() {
+            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            let hidden = name.starts_with('.') && name != ".ci" && name != ".github";
+            if path.is_dir() {
+                if !hidden && name != "__pycache__" && !made.contains(&path) {
+                    folders.push(path);
+                }
+            } else if extensions.iter().any(|extension| name.ends_with(&format!(".{extension}"))) {
+                found.push(path);
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no {extensions:?} files");
+    found.sort();
+    found.into_iter()
+}
+
+fn sources() -> impl Iterator<Item = PathBuf> {
+    files(&["rs"])
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn manifest(name: &str) -> Table {
+    read(&root().join(name).join("Cargo.toml")).parse().expect("Cargo.toml is TOML")
+}
+
+/// Names under every `dependencies` table of a manifest, those of targets and builds included.
+fn dependencies(manifest: &Table) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut tables = vec![manifest];
+    while let Some(table) = tables.pop() {
+        for (key, value) in table {
+            let Some(inner) = value.as_table() else { continue };
+            if key.ends_with("dependencies") {
+                names.extend(inner.keys().cloned());
+            } else {
+                tables.push(inner);
+            }
+        }
+    }
+    names
+}
+
+/// Targets of `[text](target)`, code aside.
+fn links(text: &str) -> Vec<String> {
+    let mut links = Vec::new();
+    let mut in_block = false;
+    for line in text.lines() {
+        in_block ^= line.trim_start().starts_with("```");
+        if in_block {
+            continue;
+        }
+        // Every other part between backticks is code.
+        for prose in line.split('`').step_by(2) {
+            for after in prose.split("](").skip(1) {
+                links.extend(after.split_once(')').map(|(target, _)| target.to_owned()));
+            }
+        }
+    }
+    links
+}
+
+/// The anchors of a document's headings, as they are made when it is shown.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    headings
+        .map(|heading| {
+            let kept = heading.to_lowercase();
+            kept.chars()
+                .filter(|c| c.is_alphanumeric() || " -_".contains(*c))
+                .map(|c| if c == ' ' { '-' } else { c })
+                .collect()
+        })
+        .collect()
+}
+
+/// `| `key` | unit | default | …` → key → default.
+fn documented_keys() -> BTreeMap<String, String> {
+    let text = read(&root().join("launch/recipes/README.md"));
+    text.lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let key = cells.get(1)?.strip_prefix('`')?.strip_suffix('`')?;
+            (cells.len() >= 6 && key.contains('.')).then(|| (key.to_owned(), cells[3].to_owned()))
+        })
+        .collect()
+}
+
+/// `section.key` of every field of the recipe's structs, read from the sources: optional keys have no value to find.
+fn recipe_keys() -> BTreeSet<String> {
+    let mut structs = fields(&read(&root().join("trainer/src/recipe.rs")));
+    structs.extend(fields(&read(&root().join("loader/src/synth.rs"))));
+    let mut keys = BTreeSet::new();
+    let mut open = vec![(String::new(), "Recipe".to_owned())];
+    while let Some((prefix, name)) = open.pop() {
+        for (field, kind) in &structs[&name] {
+            let key = if prefix.is_empty() { field.clone() } else { format!("{prefix}.{field}") };
+            let inner =
+                kind.trim_start_matches("Option<").trim_end_matches('>').rsplit("::").next().unwrap_or_default();
+            if structs.contains_key(inner) {
+                open.push((key, inner.to_owned()));
+            } else {
+                keys.insert(key);
+            }
+        }
+    }
+    keys
+}
+
+/// The public structs of a source file with their public fields and types.
+fn fields(source: &str) -> BTreeMap<String, Vec<(String, String)>> {
+    let mut structs = BTreeMap::new();
+    let mut lines = source.lines();
+    while let Some(line) = lines.next() {
+        let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.strip_suffix(" {")) else { continue };
+        let body = lines.by_ref().take_while(|line| *line != "}");
+        let pairs = body
+            .filter_map(|line| line.trim().strip_prefix("pub ")?.trim_end_matches(',').split_once(": "))
+            .map(|(field, kind)| (field.to_owned(), kind.to_owned()));
+        structs.insert(name.to_owned(), pairs.collect());
+    }
+    structs
+}
+
+fn flatten(prefix: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Table(table) => {
+            for (key, value) in table {
+                flatten(&if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") }, value, out);
+            }
+        }
+        leaf => {
+            out.insert(prefix.to_owned(), leaf.clone());
+        }
+    }
+}
+
+fn as_number(value: &Value) -> Option<f64> {
+    value.as_float().or(value.as_integer().map(|integer| integer as f64))
+}
