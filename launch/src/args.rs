@@ -79,8 +79,11 @@ pub struct Inspect {
     #[arg(required = true)]
     pub data: Vec<String>,
     /// Look at about this many rows instead of all.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub rows: Option<u64>,
+    /// The column of activations, where its name or type does not say.
+    #[arg(long)]
+    pub column: Option<String>,
     /// Do not write a manifest beside the data.
     #[arg(long)]
     pub no_write: bool,
@@ -157,7 +160,7 @@ pub struct Eval {
     #[arg(long)]
     pub data: Vec<String>,
     /// At most this many rows.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub rows: Option<u64>,
     /// Print a JSON object to standard output.
     #[arg(long)]

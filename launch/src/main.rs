@@ -15,7 +15,15 @@ use clap::Parser;
 
 /// Runs the command and turns its failure into a message and an exit code.
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let code = if error.use_stderr() { 64 } else { 0 };
+            // That help cannot be printed leaves nothing to tell and nobody to tell it to.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
     logging::start(args.log);
     let done = match args.command {
         Command::Train(train) => commands::train::run(&train),

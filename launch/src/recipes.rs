@@ -44,7 +44,7 @@ fn explain(path: &str, errors: figment::Error) -> Failure {
 
 fn explain_one(path: &str, error: &figment::Error) -> String {
     // A key that came by --set has no file as its source.
-    let from_file = error.metadata.as_ref().is_none_or(|metadata| metadata.source.is_some());
+    let from_file = error.metadata.as_ref().is_none_or(|metadata| metadata.name.contains("TOML"));
     let place = if from_file { path } else { "--set" };
     let parent = error.path.join(".");
     let full = |key: &str| if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") };
@@ -66,6 +66,7 @@ fn explain_one(path: &str, error: &figment::Error) -> String {
         Kind::MissingField(key) => {
             format!("{path}: {} is missing: launch/recipes/README.md says what it may be", full(key))
         }
+        kind if parent.is_empty() => format!("{place}: {kind}"),
         kind => format!("{place}: {parent}: {kind}"),
     }
 }

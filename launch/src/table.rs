@@ -1,7 +1,17 @@
-//! The table that a command ends with.
+//! What a command says on standard output: a table, and the next command.
+
+use std::fmt::Display;
+use std::io::{self, Write};
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
+
+/// Writes a line to standard output. When nobody reads on (`sae eval … | head`), the rest is not said.
+pub fn say(line: impl Display) {
+    if let Err(error) = writeln!(io::stdout(), "{line}") {
+        std::process::exit(if error.kind() == io::ErrorKind::BrokenPipe { 0 } else { 73 });
+    }
+}
 
 /// Prints names and values in two columns.
 pub fn print(title: &str, rows: &[(&str, String)]) {
@@ -13,7 +23,7 @@ pub fn print(title: &str, rows: &[(&str, String)]) {
     if let Some(values) = table.column_mut(1) {
         values.set_cell_alignment(CellAlignment::Right);
     }
-    println!("{table}");
+    say(table);
 }
 
 /// A share as a percentage, `–` where it is not defined.

@@ -15,7 +15,9 @@ const FOOTER_THREADS: usize = 16;
 /// How a dataset is opened.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// A cached manifest (path or URL), such as the one a run directory keeps: used if it exists and fits the data.
+    /// A manifest (path or URL) of an earlier opening, such as [`Dataset::manifest`] saved in a run directory. If it exists it
+    /// wins over one beside the data, so that a run keeps its identity when somebody inspects the data meanwhile, and its
+    /// checksums are verified. Data of another shape is refused.
     pub manifest: Option<String>,
     /// The activation column, where its name or type does not say.
     pub column: Option<String>,
@@ -68,6 +70,9 @@ impl Dataset {
         }
         found.sort_by(|a, b| a.path.cmp(&b.path));
         let cached = cached_manifest(options)?;
+        if let (Some(cached), Some(url)) = (&cached, &options.manifest) {
+            check_shape(cached, url, &found, &manifests)?;
+        }
         let known = cached.into_iter().chain(manifests.into_iter().flatten());
         let mut beside: HashMap<String, Described> = HashMap::new();
         for m in known {
@@ -118,7 +123,8 @@ impl Dataset {
         &self.inner.manifest.shards
     }
 
-    /// The manifest as it is known now: checksums fill in while rows are read, the identity stays.
+    /// The manifest as it is known now: checksums fill in while rows are read, the identity stays. A run saves its JSON and gives
+    /// it to [`OpenOptions::manifest`] when it continues: rows read before are then verified when they are read again.
     pub fn manifest(&self) -> Manifest {
         let mut manifest = self.inner.manifest.clone();
         let filled = self.inner.filled.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,7 +134,7 @@ impl Dataset {
         manifest
     }
 
-    /// The hash that order and cursors are tied to.
+    /// The hash that cursors are tied to.
     pub fn identity(&self) -> String {
         self.inner.manifest.identity().to_string()
     }
@@ -327,7 +333,7 @@ fn inside(root: &std::path::Path, manifest: &Manifest) -> Result<()> {
 fn check_against(store: &Store, m: &Manifest, listed: &[crate::Entry], partial: bool) -> Result<()> {
     let sizes: HashMap<&str, u64> = listed.iter().map(|e| (e.key.as_str(), e.size)).collect();
     let known: HashMap<&str, u64> = m.shards.iter().map(|s| (s.path.as_str(), s.size)).collect();
-    let redo = "if the new data is meant, delete manifest.json and write it again with `sae inspect --write-manifest`";
+    let redo = "delete manifest.json beside the data and run `sae inspect` again if the change is meant";
     for s in &m.shards {
         match sizes.get(s.path.as_str()) {
             Some(&size) if size != s.size => {
@@ -372,6 +378,43 @@ fn cached_manifest(options: &OpenOptions) -> Result<Option<Manifest>> {
         Err(Error::NotFound { .. }) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Refuses data whose files are not those of the cached manifest, naming the first difference.
+fn check_shape(cached: &Manifest, url: &str, found: &[Found], beside: &[Option<Manifest>]) -> Result<()> {
+    let before: HashMap<&str, &Shard> = cached.shards.iter().map(|s| (s.path.as_str(), s)).collect();
+    let changed = |location: String, what: String| {
+        let problem = format!("{what} ({url}): bring the earlier data back, or start a new run");
+        Err(Error::Changed { location, problem })
+    };
+    for f in found {
+        let location = f.store.url_of(&f.key);
+        match before.get(f.path.as_str()) {
+            None => return changed(location, "the file is new".into()),
+            Some(s) if s.size != f.size => {
+                return changed(location, format!("{} bytes now, {} before", f.size, s.size));
+            }
+            Some(_) => {}
+        }
+    }
+    // Listings are sorted by path and hold each path once.
+    let is_there = |s: &&Shard| found.binary_search_by(|f| f.path.cmp(&s.path)).is_ok();
+    if let Some(gone) = cached.shards.iter().find(|s| !is_there(s)) {
+        return changed(gone.path.clone(), "the file is gone".into());
+    }
+    let shape = |s: &Shard| s.row_groups.iter().map(|g| (g.rows, g.offset, g.length)).collect::<Vec<_>>();
+    for m in beside.iter().flatten() {
+        if (m.width, m.dtype) != (cached.width, cached.dtype) {
+            let what = format!("rows of {} × {} now, of {} × {} before", m.width, m.dtype, cached.width, cached.dtype);
+            return changed(m.shards.first().map_or_else(String::new, |s| s.path.clone()), what);
+        }
+        // A glob takes only some of the shards that the manifest beside them lists.
+        let differs = |s: &&Shard| before.get(s.path.as_str()).is_some_and(|b| shape(b) != shape(s));
+        if let Some(s) = m.shards.iter().find(differs) {
+            return changed(s.path.clone(), "the manifest beside it has other row groups".into());
+        }
+    }
+    Ok(())
 }
 
 /// A shard with what belongs to the whole dataset.

@@ -20,6 +20,9 @@ type Outcome<T> = std::result::Result<T, String>;
 /// 4 MiB is one piece and not half of one.
 const PIECE: u64 = 3 << 20;
 
+/// Said of rows that are absent or lack a number: nothing can be trained on them.
+pub(crate) const NULLS: &str = "null values: every row needs all its numbers: leave such rows out when writing";
+
 /// Bytes that rows lie in.
 #[derive(Debug)]
 pub(crate) enum Buffer {
@@ -37,17 +40,14 @@ impl std::ops::Deref for Buffer {
     }
 }
 
-/// Compares pieces with their checksums; `bytes` begins with the first of them.
-pub(crate) fn verify(bytes: &[u8], pieces: &[Piece]) -> Outcome<()> {
+/// Whether pieces fit their checksums; `bytes` begins with the first of them.
+pub(crate) fn verify(bytes: &[u8], pieces: &[Piece]) -> bool {
     let mut rest = bytes;
-    for Piece(_, length, sum) in pieces {
-        let (piece, tail) = rest.split_at_checked(*length as usize).ok_or("ends too early")?;
-        if manifest::parse_sum(sum) != Some(xxh3_64(piece)) {
-            return Err("damaged: the checksum differs from the manifest's".into());
-        }
+    pieces.iter().all(|Piece(_, length, sum)| {
+        let Some((piece, tail)) = rest.split_at_checked(*length as usize) else { return false };
         rest = tail;
-    }
-    Ok(())
+        manifest::parse_sum(sum) == Some(xxh3_64(piece))
+    })
 }
 
 /// The pieces of a whole chunk: runs of pages where pages are rows (`runs` with the bytes of a row), plain cuts otherwise.
@@ -134,7 +134,7 @@ pub(crate) fn int_column(footer: &Footer, column: usize, group: usize, chunk: By
     each_batch(footer, column, group, chunk, 8192, |array| {
         let cast = array.as_primitive_opt::<arrow::datatypes::Int32Type>().ok_or("is not int32")?;
         if cast.null_count() > 0 {
-            return Err("has nulls".into());
+            return Err("null values".into());
         }
         out.extend_from_slice(cast.values());
         Ok(())
@@ -177,7 +177,7 @@ fn each_batch(
 /// Appends the bytes of an array of rows.
 fn append(array: &ArrayRef, row_bytes: usize, out: &mut Vec<u8>) -> Outcome<()> {
     if array.null_count() > 0 {
-        return Err("a row is null".into());
+        return Err(NULLS.into());
     }
     match array.data_type() {
         DataType::FixedSizeBinary(n) if *n as usize == row_bytes => {
@@ -208,7 +208,7 @@ fn append(array: &ArrayRef, row_bytes: usize, out: &mut Vec<u8>) -> Outcome<()> 
 
 fn append_numbers(values: &ArrayRef, out: &mut Vec<u8>) -> Outcome<()> {
     if values.null_count() > 0 {
-        return Err("a value is null".into());
+        return Err(NULLS.into());
     }
     match values.data_type() {
         DataType::Float16 => out.extend_from_slice(bytemuck::cast_slice(values.as_primitive::<Float16Type>().values())),

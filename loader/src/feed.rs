@@ -146,17 +146,25 @@ pub(crate) fn budget(dataset: &Dataset, plan: &Plan, streams: u64, asked: u64) -
         return Ok(needed + ahead);
     }
     if needed > asked {
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         return Err(Error::Arguments(format!(
-            "the order needs {} MiB in memory ({streams} windows of {} MiB and a unit of reading of {} MiB for each), {} MiB \
-             are allowed: raise prefetch_bytes, lower the window, or shuffle the data once and read it in sequence",
-            mib(needed),
-            mib(window),
-            mib(largest),
-            mib(asked)
+            "the order needs {} in memory ({streams} windows of {} and a unit of reading of {} for each), {} are allowed: \
+             raise data.prefetch_bytes to {needed}, lower data.window_bytes, or shuffle the data once and read it in sequence",
+            size(needed),
+            size(window),
+            size(largest),
+            size(asked)
         )));
     }
     Ok(asked)
+}
+
+/// Bytes in the largest unit that does not round them to nothing.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
 }
 
 /// The windows of one rank's slice, read ahead.

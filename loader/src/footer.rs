@@ -9,6 +9,7 @@ use parquet::basic::{Compression, LogicalType, Type};
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::schema::types::ColumnDescriptor;
 
+use crate::decode::NULLS;
 use crate::pages::Levels;
 use crate::{Dtype, Error, Result, RowGroup, Store, thrift};
 
@@ -84,6 +85,9 @@ impl Footer {
             }
         }
         let (column, dtype, per_row) = find_column(&metadata, wanted)?;
+        for group in metadata.row_groups() {
+            check_codec(group.column(column))?;
+        }
         let descriptor = metadata.file_metadata().schema_descr().column(column);
         let width = if descriptor.max_rep_level() == 0 { per_row } else { list_width(&metadata, column)? };
         if width == 0 || width > MAX_WIDTH {
@@ -125,6 +129,21 @@ fn chunk_range(column: &ColumnChunkMetaData, data_end: u64) -> std::result::Resu
         return Err(damaged());
     }
     Ok((start, length))
+}
+
+/// Refuses codecs that this build cannot read: the reader would call such pages damaged.
+pub(crate) fn check_codec(column: &ColumnChunkMetaData) -> std::result::Result<(), String> {
+    let name = match column.compression() {
+        Compression::UNCOMPRESSED
+        | Compression::SNAPPY
+        | Compression::LZ4
+        | Compression::LZ4_RAW
+        | Compression::ZSTD(_) => return Ok(()),
+        Compression::GZIP(_) => "GZIP",
+        Compression::BROTLI(_) => "BROTLI",
+        Compression::LZO => "LZO",
+    };
+    Err(format!("compressed with {name}: write it with zstd, snappy, lz4 or none"))
 }
 
 /// (offset, length) of a chunk of a footer that was checked.
@@ -222,7 +241,16 @@ fn list_width(metadata: &ParquetMetaData, column: usize) -> std::result::Result<
         let (values, rows) = (group.column(column).num_values() as u64, group.num_rows() as u64);
         let here = values / rows;
         if values % rows != 0 || *width.get_or_insert(here) != here {
-            return Err(format!("row group {i}: {values} values in {rows} rows: every row needs the same width"));
+            // A null row counts as one value. Only statistics, where there are some, tell it from a shorter list.
+            let nulls = group.column(column).statistics().and_then(|s| s.null_count_opt());
+            if nulls.is_some_and(|n| n > 0) {
+                return Err(format!("row group {i}: {NULLS}"));
+            }
+            let nulls = metadata.file_metadata().schema_descr().column(column).max_def_level() > 1 && nulls.is_none();
+            let or_nulls = if nulls { ", and none may be null" } else { "" };
+            return Err(format!(
+                "row group {i}: {values} values in {rows} rows: every row needs the same width{or_nulls}"
+            ));
         }
     }
     usize::try_from(width.ok_or("no rows, so no width can be seen")?).map_err(|_| "impossible width".into())

@@ -66,7 +66,7 @@ pub struct Inspection {
     pub dtype: Dtype,
     /// Number of shards.
     pub shards: usize,
-    /// Identity of the manifest.
+    /// Identity that the data has when it is opened after this: of the manifest written just now, if one was.
     pub identity: String,
     /// Whether the rows are globally shuffled.
     pub prepared: bool,
@@ -109,7 +109,8 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
     let of = units.iter().map(|u| u.rows.end - u.rows.start).sum();
     let (total, mismatches) = pass(&dataset, &units, of, &mut options.progress);
     let damaged = !mismatches.is_empty();
-    let manifest = manifest_state(&dataset, urls, options.write_manifest && options.sample.is_none() && !damaged)?;
+    let (manifest, identity) =
+        manifest_state(&dataset, urls, options.write_manifest && options.sample.is_none() && !damaged)?;
     let mut first_non_finite = total.bad;
     first_non_finite.sort();
     first_non_finite.truncate(FIRST);
@@ -119,7 +120,7 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
         width: dataset.width(),
         dtype: dataset.dtype(),
         shards: dataset.shards().len(),
-        identity: dataset.identity(),
+        identity,
         prepared: dataset.prepared(),
         looked_at: total.rows,
         mean_norm: total.norm / total.finite.max(1) as f64,
@@ -233,20 +234,22 @@ fn sum(dataset: &Dataset, unit: &Extent, loaded: &Loaded) -> Sums {
     sums
 }
 
-fn manifest_state(dataset: &Dataset, urls: &[String], write: bool) -> Result<ManifestState> {
+/// The state of the manifest, and the data's identity from now on.
+fn manifest_state(dataset: &Dataset, urls: &[String], write: bool) -> Result<(ManifestState, String)> {
+    let as_opened = |state| Ok((state, dataset.identity()));
     if dataset.has_manifest() {
-        return Ok(ManifestState::Verified);
+        return as_opened(ManifestState::Verified);
     }
-    let [url] = urls else { return Ok(ManifestState::Absent) };
+    let [url] = urls else { return as_opened(ManifestState::Absent) };
     let location = Location::resolve(url)?;
     if !write || location.pattern.is_some() || url.ends_with(".parquet") {
-        return Ok(ManifestState::Absent);
+        return as_opened(ManifestState::Absent);
     }
     let opened = dataset.manifest();
     let complete = Manifest::new(opened.width, opened.dtype, opened.prepared, true, opened.shards);
     match location.store().put(manifest::FILE_NAME, complete.to_json()) {
-        Ok(()) => Ok(ManifestState::Written),
-        Err(Error::CannotWrite { .. }) => Ok(ManifestState::ReadOnly),
+        Ok(()) => Ok((ManifestState::Written, complete.identity().to_string())),
+        Err(Error::CannotWrite { .. }) => as_opened(ManifestState::ReadOnly),
         Err(e) => Err(e),
     }
 }

@@ -1,7 +1,7 @@
 //! Activation shards in Parquet on any object store: manifests, the order of rows, streaming, writing.
 //!
 //! A run opens a [`Dataset`], starts a [`Stream`] at a [`Cursor`] and takes batches into buffers that it owns. The order of
-//! rows is a pure function of (manifest identity, seed, epoch, position), stated in `order.rs`. Rows come out in their stored
+//! rows is a pure function of (shape of the shards, seed, epoch, position), stated in `order.rs`. Rows come out in their stored
 //! [`Dtype`]: conversion and scaling belong to the consumer. The crate knows no GPU, no rank and no mathematics of the trainer.
 
 mod cursor;

@@ -11,7 +11,7 @@ use object_store::path::Path as Key;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::decode::{self, Buffer};
-use crate::footer::unchecked_range;
+use crate::footer::{check_codec, unchecked_range};
 use crate::pages;
 use crate::pool::Pool;
 use crate::store::{Target, get_exact};
@@ -93,8 +93,8 @@ impl Loader {
         let name = || self.dataset.group_name(extent.shard, extent.group);
         let fail = |problem: String| Error::data(name(), problem);
         let known = self.known_pieces(extent);
-        if !verified {
-            decode::verify(&buffer, &known).map_err(fail)?;
+        if !verified && !decode::verify(&buffer, &known) {
+            return Err(self.mismatch(extent));
         }
         let row_bytes = self.dataset.row_bytes();
         let rows = (extent.rows.end - extent.rows.start) as usize;
@@ -135,6 +135,19 @@ impl Loader {
         if extent.pieces.is_empty() { pieces } else { pieces.drain(extent.pieces.clone()).collect() }
     }
 
+    /// Bytes that do not fit their checksum. Checksums of the identity came with the data; others were recorded while reading.
+    fn mismatch(&self, extent: &Extent) -> Error {
+        let location = self.dataset.group_name(extent.shard, extent.group);
+        let path = &self.dataset.shards()[extent.shard as usize].path;
+        let leave = format!("or leave the row group out with data.skip = [\"{path}#{}\"]", extent.group);
+        if self.dataset.as_opened().checksummed {
+            let problem = "damaged: the checksum differs from the manifest's: fetch or make the file again";
+            return Error::data(location, format!("{problem}, {leave}"));
+        }
+        let problem = "the checksum differs from the one recorded before: bring the earlier file back";
+        Error::Changed { location, problem: format!("{problem}, {leave}") }
+    }
+
     /// Reads into a buffer of the pool, hashing each block while it is in the cache.
     fn read_local(&self, path: &std::path::Path, extent: &Extent, pieces: &[Piece]) -> Result<crate::pool::Pooled> {
         let file = local::open(path)?;
@@ -157,8 +170,7 @@ impl Loader {
                 hash.update(part);
             }
             if manifest::parse_sum(sum) != Some(hash.digest()) {
-                let problem = "damaged: the checksum differs from the manifest's".to_string();
-                return Err(Error::data(self.dataset.group_name(extent.shard, extent.group), problem));
+                return Err(self.mismatch(extent));
             }
         }
         let rest = at;
@@ -210,6 +222,9 @@ impl Loader {
             return Err(Error::data(store.url_of(key), problem));
         };
         let (offset, length) = unchecked_range(footer.metadata.row_group(extent.group as usize).column(column));
+        check_codec(footer.metadata.row_group(extent.group as usize).column(column)).map_err(|e| {
+            Error::data(self.dataset.group_name(extent.shard, extent.group), format!("column {name}: {e}"))
+        })?;
         let bytes = store.get_range(key, offset..offset + length)?;
         decode::int_column(&footer, column, extent.group as usize, bytes).map_err(|e| {
             Error::data(self.dataset.group_name(extent.shard, extent.group), format!("column {name}: {e}"))

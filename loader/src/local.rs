@@ -5,12 +5,15 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::store::Entry;
 use crate::{Error, Result};
 
 /// Files being written carry this in their name; listings leave them out.
 const TEMPORARY: &str = ".loader-tmp-";
+/// A temporary file that nobody wrote to for so long belongs to a writer that was killed.
+const LEFTOVER: Duration = Duration::from_secs(3600);
 
 pub(crate) fn read_error(path: &Path, e: &std::io::Error) -> Error {
     let location = path.display().to_string();
@@ -46,6 +49,7 @@ impl Pending {
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(|e| write_error(folder, &e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
+        remove_leftovers(folder, &name);
         let unique = format!("{TEMPORARY}{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let temporary = folder.join(unique);
         let file = File::create(&temporary).map_err(|e| write_error(path, &e))?;
@@ -74,6 +78,23 @@ impl Pending {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         File::open(folder).and_then(|f| f.sync_all()).map_err(|e| write_error(folder, &e))?;
         Ok(true)
+    }
+}
+
+/// Removes what killed writers of the same target left behind. Young files may belong to another writer that is alive.
+fn remove_leftovers(folder: &Path, name: &str) {
+    // Best effort: a leftover costs space, and nothing reads it.
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let file = entry.file_name();
+        let unique = file.to_str().and_then(|f| f.strip_prefix(TEMPORARY));
+        // PROCESS-COUNT-NAME
+        if unique.and_then(|u| u.splitn(3, '-').nth(2)) != Some(name) {
+            continue;
+        }
+        let age = entry.metadata().ok().and_then(|m| m.modified().ok()?.elapsed().ok());
+        if age.is_some_and(|age| age > LEFTOVER) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

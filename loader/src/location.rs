@@ -14,7 +14,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::memory::InMemory;
 use object_store::path::Path as Key;
-use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
 use url::Url;
 
 use crate::{Error, Result, Store};
@@ -168,9 +168,15 @@ fn backend(url: &Url) -> Result<Backend> {
     }
 }
 
-/// Retries of one request: 5xx, throttling, resets and timeouts, for at most three minutes. A 403 is not retried.
+/// Retries of one request: 5xx, throttling, resets and timeouts, until two and a half minutes have passed since it began, so
+/// that a store may restart during a run. A 403 or a 404 is not retried.
+///
+/// The time decides and not the number: backoffs are random between the first one and three times the last, so that ten of
+/// them may end within seconds. The number only bounds the requests that fail at once.
 fn retry() -> RetryConfig {
-    RetryConfig { max_retries: 10, retry_timeout: Duration::from_secs(180), ..RetryConfig::default() }
+    let (init_backoff, max_backoff) = (Duration::from_secs(1), Duration::from_secs(15));
+    let backoff = BackoffConfig { init_backoff, max_backoff, base: 3.0 };
+    RetryConfig { backoff, max_retries: 150, retry_timeout: Duration::from_secs(150) }
 }
 
 fn s3(bucket: &str, url: &Url) -> Result<Arc<dyn ObjectStore>> {

@@ -97,9 +97,23 @@ impl Manifest {
         manifest
     }
 
-    /// The hash that order and cursors are tied to, 32 hex digits.
+    /// The hash that cursors are tied to, 32 hex digits.
     pub fn identity(&self) -> &str {
         &self.identity
+    }
+
+    /// What permutations are derived from: names, rows and row groups alone. The identity also holds checksums, if the manifest
+    /// is complete; the order of the same files must not change because somebody wrote a manifest beside them.
+    pub(crate) fn shape_key(&self) -> u64 {
+        let mut h = Xxh3::new();
+        let mut word = |w: u64| h.update(&w.to_le_bytes());
+        for shard in &self.shards {
+            word(xxh3_64(shard.path.as_bytes()));
+            word(shard.rows);
+            word(shard.row_groups.len() as u64);
+            shard.row_groups.iter().for_each(|g| word(g.rows));
+        }
+        h.digest()
     }
 
     /// Rows of all shards.
@@ -233,11 +247,6 @@ fn validate_pieces(g: &RowGroup) -> std::result::Result<(), String> {
 /// Reads a checksum.
 pub(crate) fn parse_sum(hex: &str) -> Option<u64> {
     if hex.len() == 16 { u64::from_str_radix(hex, 16).ok() } else { None }
-}
-
-/// A key for the order from an identity.
-pub(crate) fn hash_words(identity: &str) -> u64 {
-    xxh3_64(identity.as_bytes())
 }
 
 /// Why a path may not appear in a manifest: it must stay inside the manifest's folder.

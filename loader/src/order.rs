@@ -1,7 +1,10 @@
-//! The order of rows: a pure function of (manifest identity, seed, epoch, batch, order). This page is the rule.
+//! The order of rows: a pure function of (shape, seed, epoch, batch, order). This page is the rule.
+//!
+//! **Shape** = for each shard its path, rows and the rows of its row groups. It is less than the manifest's identity, which
+//! cursors are checked against: the same files have one order, with a manifest beside them and without.
 //!
 //! **Row sequence.** `Sequential` and `Striped`: storage order (shards by path, row groups, rows). `Direct`: the row groups
-//! permuted by a key of (identity, seed, epoch), rows inside a group in storage order. An epoch holds the first N rows of the
+//! permuted by a key of (shape, seed, epoch), rows inside a group in storage order. An epoch holds the first N rows of the
 //! sequence, N = min(rows of the dataset, limit): with `Direct` a limit takes a random set of row groups (one of them cut).
 //!
 //! **Batches.** B rows each; full = ⌊N/B⌋ of them, then a last short one of r = N − full·B rows: used, never padded or
@@ -14,7 +17,7 @@
 //! otherwise are in proportion to their slots.
 //!
 //! **Windows** (`Direct`). A piece of L rows is cut into windows of w = max(1, window_bytes / (C · bytes of a row)) rows; rows
-//! inside a window are permuted by a key of (identity, seed, epoch, stream, window). If L > w the first window of stream c is
+//! inside a window are permuted by a key of (shape, seed, epoch, stream, window). If L > w the first window of stream c is
 //! only max(1, ⌊w·(c+1)/C⌋) rows long, so that streams turn windows over one after the other and not all in the same batch.
 //!
 //! **Ranks.** Rank i of n takes slots ⌊b·i/n⌋ .. ⌊b·(i+1)/n⌋ of each batch: neither n nor threads nor prefetch depth appears
@@ -127,8 +130,7 @@ impl Plan {
         let batch = batch as u64;
         let (full, rest) = (rows / batch, rows % batch);
         let row_bytes = (manifest.width * manifest.dtype.size()).max(1) as u64;
-        let identity_key = key(&[crate::manifest::hash_words(manifest.identity())]);
-        let seed_key = key(&[identity_key, seed, epoch]);
+        let seed_key = key(&[manifest.shape_key(), seed, epoch]);
         let (streams, window_rows, permuted) = match order {
             Order::Direct { window_bytes } => (STREAMS, (window_bytes / (STREAMS * row_bytes)).max(1), true),
             // Nothing is permuted, so the window is no part of the order: a step of reading of about 8 MiB.

@@ -1,55 +1,130 @@
 //! A deterministic random sample of rows, for scales and biases.
 
+use std::ops::Range;
+
 use crate::load::{Loader, extents};
 use crate::permutation::{Permutation, key};
-use crate::unit::Extent;
-use crate::{Dataset, Result, RowFilter, SkipList, manifest};
+use crate::unit::{Extent, Loaded};
+use crate::{Dataset, Result, RowFilter, SkipList};
 
-/// Places that a sample is spread over at most, each one unit of reading of about 8 MiB.
+/// Places that a sample is spread over at most.
 const PLACES: u64 = 64;
+/// Bytes of rows of a place: cut by rows and not by pieces, which only a manifest knows.
+const PLACE_BYTES: u64 = 8 << 20;
 
-/// `n` rows (or all, if there are fewer) as f32, row after row: a function of the manifest's identity and the seed. They come
-/// from at most 64 units spread over the dataset, so that a sample of 10 TB reads half a gigabyte.
-pub fn sample(dataset: &Dataset, n: usize, seed: u64) -> Result<Vec<f32>> {
-    let n = (n as u64).min(dataset.rows());
-    let mut units: Vec<Extent> = Vec::new();
-    for (s, shard) in dataset.shards().iter().enumerate() {
-        for (g, group) in shard.row_groups.iter().enumerate().filter(|(_, g)| g.rows > 0) {
-            // Whole pieces where the identity holds them; otherwise the group, so that what was read before changes nothing.
-            let cut = shard.raw && dataset.as_opened().checksummed;
-            units.extend(extents(s as u32, g as u32, group, cut, 8 << 20));
+/// Neighbouring rows of one row group.
+#[derive(Debug, Clone)]
+struct Place {
+    shard: u32,
+    group: u32,
+    /// Rows in the row group.
+    rows: Range<u64>,
+    /// Its number among all places: what its rows are drawn by.
+    number: u64,
+}
+
+/// `n` rows (or all, if there are fewer) as f32, row after row: a function of the shards' names and shape, the seed and what
+/// is left out. They come from at most 64 places spread over the dataset, so that a sample of 10 TB reads half a gigabyte
+/// (whole row groups where no manifest says how to read less).
+///
+/// Row groups on the skip list are not read, and rows that are skipped or filtered are not sampled: fewer than `n` rows come
+/// out when the places hold fewer that are kept.
+pub fn sample(dataset: &Dataset, n: usize, seed: u64, skip: &SkipList, filter: &RowFilter) -> Result<Vec<f32>> {
+    let seed_key = key(&[dataset.as_opened().shape_key(), seed, 0x73616d706c65]);
+    let (chosen, rows) = choose(dataset, n as u64, seed_key, skip);
+    let n = (n as u64).min(rows);
+    // In storage order, so that no row group is read twice; what each place gives is put together in the order of the choice.
+    let mut by_storage: Vec<usize> = (0..chosen.len()).collect();
+    by_storage.sort_by_key(|&k| (chosen[k].shard, chosen[k].group, chosen[k].rows.start));
+    let loader = Loader::new(dataset, skip.clone(), filter.clone());
+    let mut parts: Vec<Vec<f32>> = vec![Vec::new(); chosen.len()];
+    let mut loaded: Vec<(Extent, Loaded)> = Vec::new();
+    let (mut taken, mut seen) = (0u64, 0u64);
+    for k in by_storage {
+        let place = &chosen[k];
+        let in_place = place.rows.end - place.rows.start;
+        seen += in_place;
+        // Each place gives in proportion to its rows, and what the ones before it lacked; rounding adds up to n exactly.
+        let until = (u128::from(n) * u128::from(seen) / u128::from(rows)) as u64;
+        load(&loader, place, &mut loaded)?;
+        let inside = Permutation::new(key(&[seed_key, place.number]), in_place);
+        let mut left = until - taken;
+        for i in 0..in_place {
+            if left == 0 {
+                break;
+            }
+            if append(dataset, &loaded, place.rows.start + inside.apply(i), &mut parts[k]) {
+                (left, taken) = (left - 1, taken + 1);
+            }
         }
     }
-    let seed_key = key(&[manifest::hash_words(&dataset.identity()), seed, 0x73616d706c65]);
-    let order = Permutation::new(seed_key, units.len().max(1) as u64);
-    let mut chosen = Vec::new();
-    let mut rows = 0;
-    // Enough units that each gives a small share of its rows, more if the rows ask for it.
-    for k in 0..units.len() as u64 {
-        if rows >= n && (k >= PLACES || rows >= n.saturating_mul(PLACES)) {
+    let mut out = Vec::with_capacity(taken as usize * dataset.width());
+    // Each part is freed once it is copied.
+    parts.into_iter().for_each(|part| out.extend_from_slice(&part));
+    Ok(out)
+}
+
+/// The places to sample from, with the number of their rows.
+fn choose(dataset: &Dataset, n: u64, seed_key: u64, skip: &SkipList) -> (Vec<Place>, u64) {
+    let place_rows = (PLACE_BYTES / (dataset.row_bytes() as u64).max(1)).max(1);
+    let mut places = Vec::new();
+    for (s, shard) in dataset.shards().iter().enumerate() {
+        for (g, group) in shard.row_groups.iter().enumerate() {
+            places.extend((0..group.rows).step_by(place_rows as usize).map(|start| Place {
+                shard: s as u32,
+                group: g as u32,
+                rows: start..(start + place_rows).min(group.rows),
+                number: 0,
+            }));
+        }
+    }
+    let order = Permutation::new(seed_key, places.len().max(1) as u64);
+    let mut chosen: Vec<Place> = Vec::new();
+    let mut rows = 0u64;
+    for k in 0..places.len() as u64 {
+        // Enough places that each gives a small share of its rows, more if the rows ask for it.
+        if rows >= n && (chosen.len() as u64 >= PLACES || rows >= n.saturating_mul(PLACES)) {
             break;
         }
-        let unit = units[order.apply(k) as usize].clone();
-        rows += unit.rows.end - unit.rows.start;
-        chosen.push(unit);
-    }
-    let loader = Loader::new(dataset, SkipList::default(), RowFilter::default());
-    let width = dataset.width();
-    let mut out = vec![0f32; n as usize * width];
-    let (mut taken, mut seen) = (0u64, 0u64);
-    for (k, unit) in chosen.iter().enumerate() {
-        let in_unit = unit.rows.end - unit.rows.start;
-        seen += in_unit;
-        // Each unit gives in proportion to its rows; rounding adds up to n exactly.
-        let until = (u128::from(n) * u128::from(seen) / u128::from(rows)) as u64;
-        let loaded = loader.load(unit)?;
-        let inside = Permutation::new(key(&[seed_key, k as u64]), in_unit);
-        for i in 0..until - taken {
-            let row = inside.apply(i) as usize;
-            let at = (taken + i) as usize * width;
-            dataset.dtype().to_f32(loaded.rows(row, 1, dataset.row_bytes()), &mut out[at..at + width]);
+        // The permutation is over all places, so that a longer skip list leaves the other places as they were.
+        let number = order.apply(k);
+        let place = &places[number as usize];
+        if !skip.has_row_group(place.shard, place.group) {
+            rows += place.rows.end - place.rows.start;
+            chosen.push(Place { number, ..place.clone() });
         }
-        taken = until;
     }
-    Ok(out)
+    (chosen, rows)
+}
+
+/// Makes `loaded` hold the units that a place lies in.
+fn load(loader: &Loader, place: &Place, loaded: &mut Vec<(Extent, Loaded)>) -> Result<()> {
+    let shard = &loader.dataset.shards()[place.shard as usize];
+    let group = &shard.row_groups[place.group as usize];
+    let touches = |e: &Extent| {
+        (e.shard, e.group) == (place.shard, place.group)
+            && e.rows.start < place.rows.end
+            && e.rows.end > place.rows.start
+    };
+    loaded.retain(|(e, _)| touches(e));
+    for extent in extents(place.shard, place.group, group, shard.raw, PLACE_BYTES).into_iter().filter(|e| touches(e)) {
+        if loaded.iter().all(|(e, _)| *e != extent) {
+            let rows = loader.load(&extent)?;
+            loaded.push((extent, rows));
+        }
+    }
+    Ok(())
+}
+
+/// Appends a row of the row group as f32, unless it is left out; says whether it did.
+fn append(dataset: &Dataset, loaded: &[(Extent, Loaded)], row: u64, out: &mut Vec<f32>) -> bool {
+    let Some((extent, unit)) = loaded.iter().find(|(e, _)| e.rows.contains(&row)) else { return false };
+    let inside = (row - extent.rows.start) as usize;
+    if unit.flag(inside) != 0 {
+        return false;
+    }
+    let at = out.len();
+    out.resize(at + dataset.width(), 0.0);
+    dataset.dtype().to_f32(unit.rows(inside, 1, dataset.row_bytes()), &mut out[at..]);
+    true
 }

@@ -62,6 +62,8 @@ pub struct RowFilter {
     pub norm_min: Option<f32>,
     /// Leave out rows with a larger Euclidean norm.
     pub norm_max: Option<f32>,
+    /// Leave out rows with a NaN or an infinite value: those whose norm is not a finite f32.
+    pub finite: bool,
     /// Leave out these positions in the document (column `pos`), such as 0.
     pub positions: Vec<i32>,
     /// Leave out these tokens (column `token_id`).
@@ -75,11 +77,14 @@ impl RowFilter {
     }
 
     pub(crate) fn needs_norm(&self) -> bool {
-        self.norm_min.is_some() || self.norm_max.is_some()
+        self.finite || self.norm_min.is_some() || self.norm_max.is_some()
     }
 
-    /// Whether a row of this norm passes. A norm that is not a number passes: the trainer reports such rows by name.
+    /// Whether a row of this norm passes. A norm that is not a number passes unless `finite` is set: the trainer reports such
+    /// rows by name.
     pub(crate) fn keeps_norm(&self, norm: f32) -> bool {
-        !(self.norm_min.is_some_and(|min| norm < min) || self.norm_max.is_some_and(|max| norm > max))
+        !((self.finite && !norm.is_finite())
+            || self.norm_min.is_some_and(|min| norm < min)
+            || self.norm_max.is_some_and(|max| norm > max))
     }
 }

@@ -127,7 +127,10 @@ fn a_skipped_row_group_no_longer_stops_a_run() {
     assert!(
         error
             .to_string()
-            .ends_with("shard-00000.parquet, row group 1: damaged: the checksum differs from the manifest's"),
+            .ends_with(
+                "shard-00000.parquet, row group 1: damaged: the checksum differs from the manifest's: fetch or make the file \
+                 again, or leave the row group out with data.skip = [\"shard-00000.parquet#1\"]"
+            ),
         "{error}"
     );
     assert_eq!(error.exit_code(), 65);

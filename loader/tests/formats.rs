@@ -252,6 +252,90 @@ fn errors_say_what_to_do() {
     );
 }
 
+/// The codec is a number in the footer: other codecs' pages cannot be written here either.
+#[test]
+fn codecs_that_are_not_compiled_in_are_refused_by_name() {
+    for (number, name) in [(2u8, "GZIP"), (4, "BROTLI"), (3, "LZO")] {
+        let zstd = dtype_key(Dtype::F16).set_compression(Codec::ZSTD(ZstdLevel::default()));
+        let (folder, url) = one("activation", binary(Dtype::F16), false, zstd);
+        let path = folder.path().join("a.parquet");
+        let mut bytes = std::fs::read(&path).unwrap();
+        // Field 4 of the column's metadata follows its path: an i32, zigzag; zstd is 6.
+        let codec = b"activation\x15\x0c";
+        let places: Vec<usize> = (0..bytes.len() - codec.len()).filter(|&i| bytes[i..].starts_with(codec)).collect();
+        assert!(!places.is_empty());
+        places.into_iter().for_each(|i| bytes[i + codec.len() - 1] = 2 * number);
+        std::fs::write(&path, bytes).unwrap();
+        let error = Dataset::open(&[url], &OpenOptions::default()).unwrap_err();
+        let says = format!("a.parquet: compressed with {name}: write it with zstd, snappy, lz4 or none");
+        assert!(error.to_string().ends_with(&says) && error.exit_code() == 65, "{error}");
+    }
+}
+
+#[test]
+fn nulls_are_called_nulls() {
+    let rows = || (0..ROWS).map(|r| (r != 3).then(|| vec![Some(r as f32); WIDTH]));
+    let lists = ListArray::from_iter_primitive::<arrow::datatypes::Float32Type, _, _>(rows());
+    let values = (0..ROWS).map(|r| Some(vec![(r != 3).then_some(1f32); WIDTH]));
+    let values = ListArray::from_iter_primitive::<arrow::datatypes::Float32Type, _, _>(values);
+    let bytes = (0..ROWS).map(|r| (r != 3).then(|| vec![1u8; 32]));
+    let bytes = FixedSizeBinaryArray::try_from_sparse_iter_with_size(bytes, 32).unwrap();
+    for array in [Arc::new(lists) as ArrayRef, Arc::new(values), Arc::new(bytes)] {
+        let (_folder, url) = one("act", array, true, dtype_key(Dtype::F16));
+        let error = Dataset::open(&[url], &OpenOptions::default()).and_then(|dataset| {
+            let mut stream = Stream::start(&dataset, StreamOptions::default(), Cursor::default())?;
+            stream.next(&mut vec![0; ROWS * dataset.row_bytes()])
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("row group 0: null values"), "{error}");
+    }
+}
+
+#[test]
+fn samples_leave_out_what_is_skipped_and_filtered() {
+    let url = memory();
+    let store = Store::open(&url).unwrap();
+    let mut options = WriteOptions::new(4, Dtype::F32);
+    (options.row_group_bytes, options.page_bytes) = (100 * 16, 10 * 16);
+    let mut writer = ShardWriter::create(&store, options).unwrap();
+    for i in 0..1000u32 {
+        let bad = [(10, f32::NAN), (20, f32::INFINITY), (30, f32::NEG_INFINITY)].into_iter().find(|b| b.0 == i);
+        let row = [i as f32, 1.0, 1.0, bad.map_or(1.0, |b| b.1)];
+        writer.write(&row.map(f32::to_le_bytes).concat(), None).unwrap();
+    }
+    writer.finish().unwrap();
+    // A row group that is skipped is not read: this one is damaged.
+    let group = open(&url).shards()[0].row_groups[2].clone();
+    let mut bytes = store.get("shard-00000.parquet").unwrap().to_vec();
+    bytes[group.offset as usize + 300] ^= 1;
+    store.put("shard-00000.parquet", bytes).unwrap();
+    let dataset = open(&url);
+    let mut skip = SkipList::default();
+    skip.add_row(RowId { shard: 0, row: 50 });
+    let filter = RowFilter { finite: true, ..RowFilter::default() };
+    assert!(!filter.is_empty());
+    let first = |n, skip: &SkipList, filter: &RowFilter| {
+        let rows = sample(&dataset, n, 3, skip, filter)?;
+        Ok::<Vec<u32>, loader::Error>(rows.chunks(4).map(|r| r[0] as u32).collect())
+    };
+    assert!(first(1000, &skip, &filter).unwrap_err().to_string().contains("row group 2"));
+    skip.add_row_group(0, 2);
+    let mut rows = first(1000, &skip, &filter).unwrap();
+    assert_eq!(rows, first(1000, &skip, &filter).unwrap());
+    rows.sort_unstable();
+    let kept = |i: &u32| !(200..300).contains(i) && ![10, 20, 30, 50].contains(i);
+    assert!(rows.into_iter().eq((0..1000).filter(kept)));
+    assert_eq!(first(1000, &skip, &RowFilter::default()).unwrap().len(), 899, "NaN passes unless it is filtered");
+    let few = first(100, &skip, &filter).unwrap();
+    assert!(few.len() == 100 && few.iter().all(kept), "what a place lacks comes from the next");
+    // The same filter on a stream.
+    let order = Order::Direct { window_bytes: 1 << 20 };
+    let options = StreamOptions { order, batch: 1000, skip, filter, ..StreamOptions::default() };
+    let mut stream = Stream::start(&dataset, options, Cursor::default()).unwrap();
+    let batch = stream.next(&mut vec![0; 16_000]).unwrap().unwrap();
+    assert_eq!((batch.rows, batch.skipped, batch.filtered), (896, 101, 3));
+}
+
 #[test]
 fn skip_list_and_filters_shorten_batches_and_move_nothing() {
     let url = memory();
@@ -302,16 +386,16 @@ fn a_sample_is_deterministic_and_spread() {
     let url = memory();
     write(&url, 20_000, 7000, 16, Dtype::F32);
     let dataset = open(&url);
-    let a = sample(&dataset, 1000, 3).unwrap();
+    let a = sample(&dataset, 1000, 3, &SkipList::default(), &RowFilter::default()).unwrap();
     assert_eq!(a.len(), 16_000);
     let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits(&a), bits(&sample(&dataset, 1000, 3).unwrap()));
-    assert_ne!(bits(&a), bits(&sample(&dataset, 1000, 4).unwrap()));
+    assert_eq!(bits(&a), bits(&sample(&dataset, 1000, 3, &SkipList::default(), &RowFilter::default()).unwrap()));
+    assert_ne!(bits(&a), bits(&sample(&dataset, 1000, 4, &SkipList::default(), &RowFilter::default()).unwrap()));
     let mut rows: Vec<u32> = a.chunks(16).map(|r| r[0].to_bits()).collect();
     rows.sort_unstable();
     rows.dedup();
     assert_eq!(rows.len(), 1000, "no row twice");
-    assert_eq!(sample(&dataset, 50_000, 3).unwrap().len(), 20_000 * 16);
+    assert_eq!(sample(&dataset, 50_000, 3, &SkipList::default(), &RowFilter::default()).unwrap().len(), 20_000 * 16);
 }
 
 /// The real activations, where the checkout has them beside it.

@@ -159,7 +159,7 @@ fn memory_stays_under_the_bound() {
     let o = StreamOptions { prefetch_bytes: budget, ..options(Order::Direct { window_bytes: 1 << 20 }, 512) };
     let mut stream = Stream::start(&dataset, o, Cursor::default()).unwrap_err().to_string();
     // Groups of 64 kB, 64 streams: windows of 16 kB and a group each do not fit into 3 MiB.
-    assert!(stream.contains("raise prefetch_bytes"), "{stream}");
+    assert!(stream.contains("raise data.prefetch_bytes") && stream.contains("windows of 16.0 KiB"), "{stream}");
     stream.clear();
     let o = StreamOptions { prefetch_bytes: 16 << 20, ..options(Order::Direct { window_bytes: 1 << 20 }, 512) };
     let mut stream = Stream::start(&dataset, o, Cursor::default()).unwrap();

@@ -3,7 +3,11 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::memory;
 use loader::{Error, Store};
@@ -62,8 +66,58 @@ fn a_failed_write_leaves_nothing_behind() {
 }
 
 #[test]
+fn leftovers_of_killed_writers_are_hidden_and_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+    let leftover = |name: &str, hours: u64| {
+        let path = folder.path().join(format!(".loader-tmp-{name}"));
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600 * hours)).unwrap();
+        path
+    };
+    let (old, young, other) = (leftover("1-0-a-b", 2), leftover("2-0-a-b", 0), leftover("1-1-b", 2));
+    store.put("a-b", &b"x"[..]).unwrap();
+    assert_eq!(store.list("").unwrap().into_iter().map(|e| e.key).collect::<Vec<_>>(), ["a-b"]);
+    assert!(!old.exists() && young.exists(), "a young one may belong to a writer that is alive");
+    assert!(other.exists(), "another target's");
+}
+
+/// Answers every request with the next of these status lines (the last one for ever); counts them.
+fn server(answers: &'static [&'static str]) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/x", listener.local_addr().unwrap());
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let n = counted.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1);
+            let head = "Content-Length: 2\r\nLast-Modified: Sun, 22 Nov 2026 10:00:00 GMT\r\nConnection: close";
+            let _ = write!(stream, "HTTP/1.1 {}\r\n{head}\r\n\r\nok", answers[n]);
+        }
+    });
+    (url, count)
+}
+
+#[test]
+fn servers_that_refuse_are_asked_once_and_broken_ones_again() {
+    let get = |answers| {
+        let (url, count) = server(answers);
+        (Store::open(&url).unwrap().get("a"), count.load(Ordering::SeqCst))
+    };
+    let (refused, asked) = get(&["403 Forbidden"]);
+    assert!(matches!(refused, Err(Error::Denied { .. })) && asked == 1, "{refused:?} after {asked}");
+    let (absent, asked) = get(&["404 Not Found"]);
+    assert!(matches!(absent, Err(Error::NotFound { .. })) && asked == 1, "{absent:?} after {asked}");
+    let (bytes, asked) = get(&["503 Busy", "500 Broken", "200 OK"]);
+    assert!(bytes.is_ok_and(|b| &b[..] == b"ok") && asked == 3, "{asked}");
+}
+
+#[test]
 fn an_unreachable_server_is_told_from_a_wrong_address() {
-    // Nothing listens on port 9: the request is refused at once, but the retry budget is three minutes, so only the parse
+    // Nothing listens on port 9: the request is refused at once, but the retry budget is minutes, so only the parse
     // and the scheme are checked here; servers are tested elsewhere.
     let store = Store::open("http://127.0.0.1:9/x").unwrap();
     assert_eq!(format!("{store:?}"), "Store(http://127.0.0.1:9/x)");

@@ -5,7 +5,7 @@ mod common;
 
 use common::{memory, open};
 use loader::synth::{Spec, write};
-use loader::{Store, sample};
+use loader::{RowFilter, SkipList, Store, sample};
 use safetensors::SafeTensors;
 
 fn spec() -> Spec {
@@ -44,7 +44,13 @@ fn threads_change_nothing_and_sets_are_disjoint() {
     let (eval, truth_eval) = make(&Spec { set: 1, rows: 1000, ..spec() }, 2);
     let directions = |t: &[u8]| SafeTensors::deserialize(t).unwrap().tensor("directions").unwrap().data().to_vec();
     assert!(directions(&truth_one) == directions(&truth_eval));
-    let rows = |url: &str, n| sample(&open(url), n, 0).unwrap().chunks(32).map(|r| r[0].to_bits()).collect::<Vec<_>>();
+    let rows = |url: &str, n| {
+        sample(&open(url), n, 0, &SkipList::default(), &RowFilter::default())
+            .unwrap()
+            .chunks(32)
+            .map(|r| r[0].to_bits())
+            .collect::<Vec<_>>()
+    };
     let train: std::collections::HashSet<u32> = rows(&one, 20_000).into_iter().collect();
     let shared = rows(&eval, 1000).iter().filter(|x| train.contains(x)).count();
     assert!(shared < 990, "first numbers may coincide in f16, rows do not: {shared}");

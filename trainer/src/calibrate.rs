@@ -26,7 +26,8 @@ const BLOCK: usize = 1024;
 pub fn calibrate(sae: &mut impl Dictionary, data: &Data, scale: f32, recipe: &Recipe) -> Result<(), Error> {
     let width = data.train.width();
     // Another seed than the scale's: not that it matters, but two uses of one sample are one too many.
-    let mut x_bd = sample(&data.train, ROWS, recipe.data.seed ^ 1)?;
+    let options = data.train_options(recipe)?;
+    let mut x_bd = sample(&data.train, ROWS, recipe.data.seed ^ 1, &options.skip, &options.filter)?;
     x_bd.iter_mut().for_each(|value| *value *= scale);
     let share = recipe.sae.bias_init_l0 / recipe.sae.features as f64;
     let features = sae.shape().features;

@@ -30,11 +30,15 @@ impl Data {
     ///
     /// # Errors
     /// Those of the loader; [`Error::Recipe`] when widths differ or `train.tokens` is more than there is.
-    pub fn open(recipe: &Recipe) -> Result<Data, Error> {
-        let train = Dataset::open(&recipe.data.train, &OpenOptions::default())?;
+    ///
+    /// `manifest` is the one that a run keeps of its training data: it holds for as long as the run goes on, whatever is
+    /// written beside the data meanwhile.
+    pub fn open(recipe: &Recipe, manifest: Option<String>) -> Result<Data, Error> {
+        let column = recipe.data.column.clone();
+        let train = Dataset::open(&recipe.data.train, &OpenOptions { manifest, column: column.clone() })?;
         let eval = match recipe.data.eval.as_slice() {
             [] => None,
-            urls => Some(Dataset::open(urls, &OpenOptions::default())?),
+            urls => Some(Dataset::open(urls, &OpenOptions { column, ..OpenOptions::default() })?),
         };
         if let Some(eval) = eval.as_ref().filter(|eval| eval.width() != train.width()) {
             return Err(Error::Recipe(format!(
@@ -72,18 +76,19 @@ impl Data {
     /// `data.scale`, or the factor that makes E‖x‖² = D on a sample of the training rows.
     ///
     /// # Errors
-    /// Those of the loader; [`Error::Recipe`] when the sample is all zeros or not finite.
+    /// Those of the loader; [`Error::Data`] when the sample is all zeros or not finite.
     pub fn scale(&self, recipe: &Recipe) -> Result<f32, Error> {
         if let Scale::Fixed(factor) = recipe.data.scale {
             return Ok(factor as f32);
         }
         let width = self.train.width();
-        let rows = sample(&self.train, SAMPLE_ROWS, recipe.data.seed)?;
+        let (skip, filter) = (skip_list(&self.train, &recipe.data.skip)?, filter(recipe));
+        let rows = sample(&self.train, SAMPLE_ROWS, recipe.data.seed, &skip, &filter)?;
         let norms = rows.chunks_exact(width).map(|x| x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>());
         let finite: Vec<f64> = norms.filter(|norm| norm.is_finite()).collect();
         let mean = finite.iter().sum::<f64>() / finite.len() as f64;
         if !(mean.is_finite() && mean > 0.0) {
-            return Err(Error::Recipe(format!(
+            return Err(Error::Data(format!(
                 "data.scale = \"auto\" finds a mean squared norm of {mean} on {} sampled rows: look at the data with \
                  `sae inspect`, or give data.scale a number",
                 finite.len()
@@ -171,6 +176,9 @@ pub(crate) fn folder_of(url: &str) -> &str {
 /// # Errors
 /// Those of the store.
 pub fn read_file(url: &str) -> Result<Bytes, Error> {
+    if std::path::Path::new(url).is_dir() {
+        return Err(Error::Weights(format!("{url} is a folder: name the .safetensors file in it")));
+    }
     let (folder, name) = url.rsplit_once('/').unwrap_or((".", url));
     Ok(Store::open(if folder.is_empty() { "/" } else { folder })?.get(name)?)
 }
@@ -184,12 +192,16 @@ fn threads(recipe: &Recipe) -> usize {
 fn skip_list(dataset: &Dataset, entries: &[String]) -> Result<SkipList, Error> {
     let mut list = SkipList::default();
     for entry in entries {
-        let shard = |path: &str| dataset.shards().iter().position(|shard| shard.path == path).map(|at| at as u32);
-        let row = entry.rsplit_once(':').and_then(|(path, row)| Some((shard(path)?, row.parse().ok()?)));
-        let group = entry.rsplit_once('#').and_then(|(path, group)| Some((shard(path)?, group.parse().ok()?)));
+        let find = |(path, number): (&str, &str), count: fn(&loader::Shard) -> u64| {
+            let shard = dataset.shards().iter().position(|shard| shard.path == path)?;
+            let number: u64 = number.parse().ok().filter(|number| *number < count(&dataset.shards()[shard]))?;
+            Some((shard as u32, number))
+        };
+        let row = entry.rsplit_once(':').and_then(|entry| find(entry, |shard| shard.rows));
+        let group = entry.rsplit_once('#').and_then(|entry| find(entry, |shard| shard.row_groups.len() as u64));
         match (row, group) {
             (Some((shard, row)), _) => list.add_row(RowId { shard, row }),
-            (None, Some((shard, group))) => list.add_row_group(shard, group),
+            (None, Some((shard, group))) => list.add_row_group(shard, group as u32),
             (None, None) => {
                 return Err(Error::Recipe(format!(
                     "data.skip: \"{entry}\" names no row of data.train: write file.parquet:row or file.parquet#group, \
@@ -207,6 +219,7 @@ fn filter(recipe: &Recipe) -> RowFilter {
     RowFilter {
         norm_min: filter.norm_min,
         norm_max: filter.norm_max,
+        finite: filter.finite,
         positions: filter.positions.clone(),
         token_ids: filter.token_ids.clone(),
     }

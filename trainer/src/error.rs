@@ -12,6 +12,9 @@ pub enum Error {
     /// The run's folder is in use or holds something else.
     #[error("{0}")]
     RunDir(String),
+    /// The data as a whole cannot be trained on.
+    #[error("{0}")]
+    Data(String),
     /// A checkpoint is damaged or missing.
     #[error("{0}")]
     Checkpoint(String),
@@ -30,7 +33,7 @@ pub enum Error {
         checkpoint: String,
     },
     /// A local file of the run cannot be written.
-    #[error("{path}: cannot write: {source}: free some space or fix its permissions, then continue with --resume")]
+    #[error("{path}: cannot write: {source}: free some space, fix its permissions, or choose another run.dir")]
     CannotWrite {
         /// The file.
         path: String,
@@ -54,9 +57,10 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Recipe(_) | Error::Weights(_) | Error::RunDir(_) | Error::OtherFormat(_) => 64,
-            Error::Checkpoint(_) => 65,
+            // What does not fit into this machine will not fit after a restart.
+            Error::Device(kernels::Error::OutOfMemory { .. }) => 64,
+            Error::Data(_) | Error::Checkpoint(_) => 65,
             Error::Divergence(_) | Error::Internal(_) => 70,
-            Error::Device(_) => 71,
             Error::CannotWrite { .. } => 73,
             Error::Interrupted { .. } => 75,
             Error::Loader(error) => error.exit_code(),

@@ -29,9 +29,9 @@ impl Metrics {
         let n = sums.rows as f64;
         let variance = sums.squared_norm - sums.x_d.iter().map(|x| x * x).sum::<f64>() / n;
         let (mse, l1) = (sums.squared_error / n, sums.l1 / n);
-        // Below the rounding of the two sums the variance is 0: a single row, or rows that are all the same.
+        // Norms are f32: below their rounding the variance is 0, a single row, or rows that are all the same.
         let ratio =
-            |denominator: f64| (denominator > 1e-12 * sums.squared_norm).then(|| sums.squared_error / denominator);
+            |denominator: f64| (denominator > 1e-6 * sums.squared_norm).then(|| sums.squared_error / denominator);
         Some(Metrics {
             loss: mse + lambda * l1,
             mse,

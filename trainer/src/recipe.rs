@@ -19,6 +19,7 @@ pub struct Recipe {
     /// `[sae]`: the dictionary.
     pub sae: Sae,
     /// `[train]`: the optimisation.
+    #[serde(default)]
     pub train: Train,
     /// `[run]`: where results go.
     pub run: Run,
@@ -40,6 +41,9 @@ pub struct Data {
     /// Folders, files, globs or URLs of the training shards.
     #[serde(deserialize_with = "one_or_many")]
     pub train: Vec<String>,
+    /// The column of activations, where its name or type does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<String>,
     /// Held-out shards; without them the last training rows are measured before they are trained on.
     #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub eval: Vec<String>,
@@ -79,6 +83,8 @@ pub struct Data {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Filter {
+    /// Leaves out rows with a NaN or infinite value instead of stopping at them.
+    pub finite: bool,
     /// Least norm of a stored row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_min: Option<f32>,
@@ -162,6 +168,12 @@ pub struct Train {
     /// Bytes that the dense path may take to keep a batch's activations.
     #[serde(default = "default_dense_bytes")]
     pub dense_bytes: u64,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        toml::from_str("").expect("every key has a default")
+    }
 }
 
 /// `[run]`.
@@ -393,7 +405,7 @@ fn default_dense_bytes() -> u64 {
 }
 
 /// Keys that a resumed run may change: they decide where things are and how fast they go, not what comes out.
-const FREE_ON_RESUME: [&str; 16] = [
+const FREE_ON_RESUME: [&str; 17] = [
     "data.train",
     "data.eval",
     "data.prefetch_bytes",
@@ -402,6 +414,7 @@ const FREE_ON_RESUME: [&str; 16] = [
     "data.synth",
     "data.synth_eval_rows",
     "train.threads",
+    "train.dense_bytes",
     "train.init_from",
     "run.dir",
     "checkpoint.every",
@@ -456,6 +469,11 @@ impl Recipe {
         }
         if !(self.train.l1.is_finite() && self.train.l1 >= 0.0) {
             return refuse("train.l1", "a number, at least 0", self.train.l1.to_string());
+        }
+        if let (Some(min), Some(max)) = (self.data.filter.norm_min, self.data.filter.norm_max)
+            && min > max
+        {
+            return refuse("data.filter.norm_min", "at most data.filter.norm_max", min.to_string());
         }
         let shares = [("train.l1_warmup", self.train.l1_warmup), ("train.lr_decay", self.train.lr_decay)];
         if let Some((key, value)) = shares.into_iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {

@@ -31,6 +31,7 @@ impl RunDir {
     /// [`Error::Recipe`] when it holds a run of another recipe.
     pub fn claim(recipe: &Recipe, resume: bool) -> Result<RunDir, Error> {
         let store = Store::open(&recipe.run.dir)?;
+        let new = check(&store, recipe, resume)?;
         let (local, remote) = match store.local_path() {
             Some(path) => (path.to_owned(), false),
             None => (spool(store.url()), true),
@@ -43,28 +44,6 @@ impl RunDir {
                 "{} is in use by another process: wait for it, or choose another run.dir",
                 store.url()
             )));
-        }
-        let saved = match store.get("config.toml") {
-            Ok(bytes) => Some(bytes),
-            Err(loader::Error::NotFound { .. }) => None,
-            Err(other) => return Err(other.into()),
-        };
-        let new = saved.is_none();
-        match (saved, resume) {
-            (None, false) => {}
-            (None, true) => {
-                return Err(Error::RunDir(format!(
-                    "{} holds no run to resume: leave out --resume to start one there",
-                    store.url()
-                )));
-            }
-            (Some(_), false) => {
-                return Err(Error::RunDir(format!(
-                    "{} already holds a run: continue it with --resume, or choose another run.dir (--set run.dir=…)",
-                    store.url()
-                )));
-            }
-            (Some(bytes), true) => recipe.check_resumes(&parse(&bytes, store.url())?)?,
         }
         let run_dir = RunDir { store, local, remote, new, _lock: lock };
         if remote && resume {
@@ -82,7 +61,8 @@ impl RunDir {
         if self.new {
             self.store.put("config.toml", recipe.to_toml().into_bytes())?;
         }
-        Ok(())
+        // What an earlier start failed of no longer holds.
+        Ok(self.store.delete("error-0.json")?)
     }
 
     /// Where files that grow are kept.
@@ -122,18 +102,33 @@ impl RunDir {
     }
 }
 
-/// The recipe that a run was started with.
+/// Whether the folder is free for a new run of `recipe`; with `resume`, that it holds a run that `recipe` may go on with.
 ///
 /// # Errors
-/// [`Error::RunDir`] when the folder holds none.
-pub fn saved_recipe(store: &Store) -> Result<Recipe, Error> {
-    match store.get("config.toml") {
-        Ok(bytes) => parse(&bytes, store.url()),
-        Err(loader::Error::NotFound { .. }) => {
-            Err(Error::RunDir(format!("{} holds no run: it has no config.toml", store.url())))
+/// [`Error::RunDir`] when it is not; [`Error::Recipe`] when it holds a run of another recipe.
+pub fn check(store: &Store, recipe: &Recipe, resume: bool) -> Result<bool, Error> {
+    let saved = match store.get("config.toml") {
+        Ok(bytes) => Some(bytes),
+        Err(loader::Error::NotFound { .. }) => None,
+        Err(other) => return Err(other.into()),
+    };
+    match (&saved, resume) {
+        (None, false) => {}
+        (None, true) => {
+            return Err(Error::RunDir(format!(
+                "{} holds no run to resume: leave out --resume to start one there",
+                store.url()
+            )));
         }
-        Err(other) => Err(other.into()),
+        (Some(_), false) => {
+            return Err(Error::RunDir(format!(
+                "{} already holds a run: continue it with --resume, or choose another run.dir (--set run.dir=…)",
+                store.url()
+            )));
+        }
+        (Some(bytes), true) => recipe.check_resumes(&parse(bytes, store.url())?)?,
     }
+    Ok(saved.is_none())
 }
 
 fn parse(bytes: &[u8], place: &str) -> Result<Recipe, Error> {

@@ -31,6 +31,10 @@ pub struct Summary {
     pub density: DensityHistogram,
     /// Rows trained on.
     pub tokens: u64,
+    /// Rows left out by `data.skip`.
+    pub skipped: u64,
+    /// Rows left out by `data.filter`.
+    pub filtered: u64,
     /// Steps made.
     pub steps: u64,
     /// Rows a second, over `wall_s`.

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kernels::{AdamMode, AdamUpdate, Clock, Device, Dictionary, Path, Report, Shape, Sums};
-use loader::{Batch, Cursor, Store, Stream};
+use loader::{Batch, Cursor, Dataset, Store, Stream};
 
+use crate::checkpoint::LeftOut;
 use crate::data::{self, Data, row_dtype};
 use crate::evaluate::{self, Buffers};
 use crate::journal::{Journal, Line};
@@ -20,6 +21,9 @@ use crate::{Error, calibrate, checkpoint, init};
 
 /// Rows at the end of the training data on which a run without held-out data is measured.
 const CLOSING_ROWS: u64 = 65_536;
+
+/// The manifest of the training data as the run first saw it, with the checksums of what it has read since.
+const MANIFEST: &str = "manifest-train.json";
 
 /// What a run tells whoever watches it.
 #[derive(Clone, Debug)]
@@ -74,7 +78,9 @@ pub struct Start<'a> {
 /// Every variant of [`Error`]; its text says what to do, and [`Error::exit_code`] what a launcher should do.
 pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     recipe.validate()?;
-    let data = Data::open(recipe)?;
+    let manifest =
+        start.resume.then(|| Store::open(&recipe.run.dir).map(|store| store.url_of(MANIFEST))).transpose()?;
+    let data = Data::open(recipe, manifest)?;
     let run_dir = RunDir::claim(recipe, start.resume)?;
     let result = Run::start(device, recipe, &data, &run_dir, start).and_then(|mut run| run.finish());
     if let Err(error) = &result {
@@ -112,6 +118,8 @@ struct Run<'a, D: Device> {
     best: f64,
     /// Norm of the last gradient.
     gradient_norm: f64,
+    /// Whether the data has no manifest of its own, or had none when the run began.
+    keeps_manifest: bool,
     saved_at: Instant,
     /// The last checkpoint: step, held-out metrics, folder. The same state is not saved twice.
     saved: Option<(u64, Option<Metrics>, String)>,
@@ -140,11 +148,12 @@ impl<'a, D: Device> Run<'a, D> {
         run_dir: &'a RunDir,
         mut start: Start<'a>,
     ) -> Result<Self, Error> {
-        let (width, features, batch) = (data.train.width(), recipe.sae.features, recipe.train.batch);
+        let (width, features) = (data.train.width(), recipe.sae.features);
         let schedule = data.schedule(recipe);
-        let mut sae = device.dictionary(shape(recipe, width))?;
+        let shape = shape(recipe, data);
+        let mut sae = device.dictionary(shape)?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
-        let mut buffers = Buffers::new(device, batch, width, value_bytes, features)?;
+        let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
         let found = if start.resume { checkpoint::newest(&run_dir.store)? } else { None };
         let (state, cursor) = match &found {
             Some(found) => {
@@ -153,7 +162,12 @@ impl<'a, D: Device> Run<'a, D> {
                 checkpoint::load_weights(&run_dir.store, found, &mut sae, true)?;
                 (checkpoint::load_state(&run_dir.store, found)?, found.manifest.cursor.clone())
             }
-            None => (first_state(recipe, data, &mut sae)?, Cursor::default()),
+            None => {
+                if start.resume {
+                    tracing::warn!("the run has no committed checkpoint: it starts again at step 0");
+                }
+                (first_state(recipe, data, &mut sae)?, Cursor::default())
+            }
         };
         device.put_sums(&mut buffers.tally, &state.tally);
         let stream = data.train_stream(recipe, cursor)?;
@@ -177,9 +191,10 @@ impl<'a, D: Device> Run<'a, D> {
             buffers,
             journal,
             closing_from,
-            closing: closing_from.is_some_and(|from| state.step * batch as u64 > from),
+            closing: closing_from.is_some_and(|from| state.step * recipe.train.batch as u64 > from),
             best: checkpoint::best_loss(&run_dir.store)?.unwrap_or(f64::INFINITY),
             gradient_norm: 0.0,
+            keeps_manifest: !data.train.has_manifest() || run_dir.store.head(MANIFEST)?.is_some(),
             saved_at: Instant::now(),
             saved,
             line_clock: LineClock::start(state.tokens),
@@ -219,6 +234,8 @@ impl<'a, D: Device> Run<'a, D> {
             }
             self.took(&batch, &report)?;
         }
+        self.state.left_out.skipped += batch.skipped;
+        self.state.left_out.filtered += batch.filtered;
         self.state.step += 1;
         self.state.held_out = None;
         self.state.wall_s += started.elapsed().as_secs_f64();
@@ -308,13 +325,11 @@ impl<'a, D: Device> Run<'a, D> {
             Err(error) => format!("saving the weights before this step failed: {error}"),
         };
         let ids = self.stream.row_ids(batch);
-        let named: Vec<String> = report
-            .non_finite_rows
-            .iter()
-            .filter_map(|&row| ids.get(row))
-            .map(|&id| format!("\"{}\"", self.data.train.row_name(id)))
-            .collect();
-        if named.is_empty() {
+        let bad = report.non_finite_rows.iter().filter_map(|&row| ids.get(row)).map(|&id| self.data.train.row_name(id));
+        // The list may only grow, so what is left out already stands in it too.
+        let skip: Vec<String> =
+            self.recipe.data.skip.iter().cloned().chain(bad).map(|entry| format!("\"{entry}\"")).collect();
+        if report.non_finite_rows.is_empty() {
             return Error::Divergence(format!(
                 "step {step}: the gradient is not finite although every row is, so the update was refused; {saved}. \
                  Lower train.lr, and look at metrics.jsonl for where the loss began to rise"
@@ -322,9 +337,10 @@ impl<'a, D: Device> Run<'a, D> {
         }
         Error::Divergence(format!(
             "step {step}: {} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
-             out and go on: sae train … --resume --set 'data.skip=[{}]'",
-            named.len(),
-            named.join(", ")
+             out and go on: sae train … --resume --set 'data.skip=[{}]'; a new run with data.filter.finite = true leaves out \
+             all such rows",
+            report.non_finite_rows.len(),
+            skip.join(", ")
         ))
     }
 
@@ -429,6 +445,7 @@ impl<'a, D: Device> Run<'a, D> {
         let started = Instant::now();
         self.journal.flush()?;
         self.run_dir.publish()?;
+        self.keep_manifest()?;
         self.state.tally = self.device.take_sums(&mut self.buffers.tally);
         self.device.put_sums(&mut self.buffers.tally, &self.state.tally);
         // After a refused step the stream is one batch ahead of the weights.
@@ -442,8 +459,25 @@ impl<'a, D: Device> Run<'a, D> {
         Ok(folder)
     }
 
+    /// Data without a manifest of its own has the run's: checksums of what was read so far fill in.
+    fn keep_manifest(&self) -> Result<(), Error> {
+        if !self.keeps_manifest {
+            return Ok(());
+        }
+        let json =
+            serde_json::to_vec(&self.data.train.manifest()).map_err(|error| Error::Internal(error.to_string()))?;
+        Ok(self.run_dir.store.put(MANIFEST, json)?)
+    }
+
     /// The end of a run: held-out or closing metrics, last checkpoint, summary.
     fn close(&mut self) -> Result<Summary, Error> {
+        if self.state.tokens == 0 {
+            let LeftOut { skipped, filtered } = self.state.left_out;
+            return Err(Error::Data(format!(
+                "no row was trained on: data.skip left out {skipped} and data.filter {filtered} of {}",
+                self.data.rows
+            )));
+        }
         let held_out = self.evaluate(None)?;
         let (metrics, density, evaluated_on) = match held_out {
             Some((metrics, density)) => (Some(metrics), density, EvaluatedOn::Eval),
@@ -469,6 +503,8 @@ impl<'a, D: Device> Run<'a, D> {
             dead_window: self.recipe.train.dead_window.min(self.state.tokens),
             density,
             tokens: self.state.tokens,
+            skipped: self.state.left_out.skipped,
+            filtered: self.state.left_out.filtered,
             steps: self.state.step,
             tokens_per_s: self.state.tokens as f64 / self.state.wall_s,
             wall_s: self.state.wall_s,
@@ -504,6 +540,7 @@ fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Resul
         step: 0,
         steps: data.schedule(recipe).steps(),
         tokens: 0,
+        left_out: LeftOut::default(),
         scale,
         density,
         tally: sums.clone(),
@@ -523,19 +560,25 @@ pub(crate) fn next_update(manifest: &checkpoint::Manifest) -> AdamUpdate {
 }
 
 /// What the dictionary of a recipe needs.
-pub(crate) fn shape(recipe: &Recipe, width: usize) -> Shape {
+pub(crate) fn shape(recipe: &Recipe, data: &Data) -> Shape {
     let adam = match recipe.train.adam {
         Adam::Dense => AdamMode::Dense,
         Adam::Catchup => AdamMode::Catchup,
         Adam::Touched => AdamMode::Touched,
     };
     Shape {
-        width,
+        width: data.train.width(),
         features: recipe.sae.features,
-        batch: recipe.train.batch,
+        batch: largest_batch(recipe, data),
         adam: Some(adam),
         dense_bytes: recipe.train.dense_bytes as usize,
     }
+}
+
+/// Rows of the largest batch: `train.batch`, or all there are.
+fn largest_batch(recipe: &Recipe, data: &Data) -> usize {
+    let rows = data.eval.as_ref().map_or(0, Dataset::rows).max(data.rows);
+    recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
 }
 
 fn is_due(every: u64, step: u64) -> bool {

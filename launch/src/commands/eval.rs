@@ -40,7 +40,8 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     if urls.is_empty() {
         return Err(Failure::arguments("the run has no data.eval: say what to measure on with --data"));
     }
-    let dataset = Dataset::open(&urls, &OpenOptions::default())?;
+    let column = recipe.data.column.clone();
+    let dataset = Dataset::open(&urls, &OpenOptions { column, ..OpenOptions::default() })?;
     let (width, features) = (found.manifest.width, found.manifest.features);
     if dataset.width() != width {
         return Err(Failure::data(format!(
@@ -85,7 +86,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
 fn print(args: &Eval, report: &Report) -> Result<(), Failure> {
     if args.json {
         let json = serde_json::to_string_pretty(report).map_err(|error| Failure::arguments(error.to_string()))?;
-        println!("{json}");
+        table::say(json);
         return Ok(());
     }
     let mut rows = vec![
@@ -102,6 +103,6 @@ fn print(args: &Eval, report: &Report) -> Result<(), Failure> {
         rows.push(("true directions recovered", table::percent(report.recovered)));
     }
     table::print(&report.checkpoint, &rows);
-    println!("next: sae export {} --format saelens --out exported", args.run);
+    table::say(format!("next: sae export {} --format saelens --out exported", args.run));
     Ok(())
 }

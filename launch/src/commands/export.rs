@@ -46,6 +46,6 @@ pub fn run(args: &Export) -> Result<(), Failure> {
         ("scale folded in", table::number(f64::from(found.manifest.scale))),
     ];
     table::print(&args.out, &rows);
-    println!("next, in Python: from sae_lens import SAE; sae = SAE.load_from_disk({:?})", args.out);
+    table::say(format!("next, in Python: from sae_lens import SAE; sae = SAE.load_from_disk({:?})", args.out));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `sae inspect`.
 
 use indicatif::HumanCount;
-use loader::{InspectOptions, ManifestState, Progress};
+use loader::{InspectOptions, ManifestState, OpenOptions, Progress};
 
 use crate::args::Inspect;
 use crate::failure::Failure;
@@ -15,6 +15,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         bar.get_or_insert_with(|| Bar::new("inspecting", 0, progress.of)).set(progress.rows, "");
     };
     let options = InspectOptions {
+        open: OpenOptions { column: args.column.clone(), ..OpenOptions::default() },
         sample: args.rows,
         progress: Some(&mut watch),
         write_manifest: !args.no_write,
@@ -26,7 +27,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
     }
     if args.json {
         let json = serde_json::to_string_pretty(&found).map_err(|error| Failure::arguments(error.to_string()))?;
-        println!("{json}");
+        table::say(json);
     } else {
         let manifest = match found.manifest {
             ManifestState::Absent => "none",
@@ -34,7 +35,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             ManifestState::Verified => "verified",
             ManifestState::ReadOnly => "none, and the place is read-only",
         };
-        println!("{}", found.schema.trim_end());
+        table::say(found.schema.trim_end());
         let rows = [
             ("rows", HumanCount(found.rows).to_string()),
             ("width", found.width.to_string()),
@@ -51,7 +52,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         ];
         table::print(&args.data.join(", "), &rows);
         if !found.first_non_finite_names.is_empty() {
-            println!("rows with NaN or infinity begin with: {}", found.first_non_finite_names.join(", "));
+            table::say(format!("rows with NaN or infinity begin with: {}", found.first_non_finite_names.join(", ")));
         }
     }
     if found.mismatches.is_empty() {

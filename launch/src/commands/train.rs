@@ -6,9 +6,11 @@ use std::sync::atomic::AtomicBool;
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device as _;
 use kernels::cpu::Cpu;
+use loader::Store;
 use trainer::data::{self, Data};
 use trainer::plan::Plan;
 use trainer::recipe::Recipe;
+use trainer::run_dir;
 use trainer::summary::{EvaluatedOn, Summary};
 use trainer::train::{Event, Start, train};
 
@@ -22,7 +24,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
     let device = Cpu::new(recipe.train.threads);
     if args.dry_run {
-        return dry_run(&recipe, &device);
+        return dry_run(&recipe, args.resume, &device);
     }
     synthesize(&recipe)?;
     let stop = stop_on_signals()?;
@@ -114,16 +116,17 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
     ]);
     let dir = &recipe.run.dir;
     table::print(&format!("{dir}/summary.json"), &rows);
-    println!("next: sae export {dir} --format saelens --out {dir}/saelens");
+    table::say(format!("next: sae export {dir} --format saelens --out {dir}/saelens"));
 }
 
 /// What a run would read, hold and write, without touching its folder.
-fn dry_run(recipe: &Recipe, device: &Cpu) -> Result<(), Failure> {
-    print!("{}", recipe.to_toml());
-    let data = match Data::open(recipe) {
+fn dry_run(recipe: &Recipe, resume: bool, device: &Cpu) -> Result<(), Failure> {
+    run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
+    table::say(recipe.to_toml());
+    let data = match Data::open(recipe, None) {
         Ok(data) => data,
         Err(trainer::Error::Loader(_)) if recipe.data.synth.is_some() => {
-            println!("# data.train holds nothing yet: training would make the synthetic shards first");
+            table::say("# data.train holds nothing yet: training would make the synthetic shards first");
             return Ok(());
         }
         Err(error) => return Err(error.into()),
@@ -143,6 +146,6 @@ fn dry_run(recipe: &Recipe, device: &Cpu) -> Result<(), Failure> {
         ("checkpoints kept", format!("{} and the best", recipe.checkpoint.keep)),
     ];
     table::print(&format!("plan for {}", recipe.run.dir), &rows);
-    println!("next: the same command without --dry-run");
+    table::say("next: the same command without --dry-run");
     Ok(())
 }

@@ -127,6 +127,7 @@ pub fn load_state(store: &Store, found: &Found) -> Result<State, Error> {
         step: manifest.step,
         steps: manifest.steps,
         tokens: manifest.tokens,
+        left_out: manifest.left_out,
         scale: manifest.scale,
         density: manifest.density,
         tally: tally?,

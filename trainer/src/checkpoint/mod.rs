@@ -49,6 +49,8 @@ pub struct State {
     pub steps: u64,
     /// Rows trained on.
     pub tokens: u64,
+    /// Rows left out by `data.skip` and by `data.filter`.
+    pub left_out: LeftOut,
     /// Factor on every row.
     pub scale: f32,
     /// Active pairs of the last batch, and all its pairs: decides between sparse and dense path.
@@ -65,6 +67,15 @@ pub struct State {
     pub wall_s: f64,
     /// Seconds of these spent waiting for data.
     pub stall_s: f64,
+}
+
+/// Rows that were not trained on although their turn came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// By `data.skip`.
+    pub skipped: u64,
+    /// By `data.filter`.
+    pub filtered: u64,
 }
 
 /// Content of manifest.json.
@@ -86,6 +97,8 @@ pub struct Manifest {
     pub width: usize,
     /// `F`.
     pub features: usize,
+    /// See [`State::left_out`].
+    pub left_out: LeftOut,
     /// See [`State::scale`].
     pub scale: f32,
     /// See [`State::density`].

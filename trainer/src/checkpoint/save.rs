@@ -72,6 +72,7 @@ fn write(
         tokens: state.tokens,
         width,
         features,
+        left_out: state.left_out,
         scale: state.scale,
         density: state.density,
         held_out: state.held_out.clone(),

@@ -1,0 +1,96 @@
+//! What a manifest changes: identity, verification and the bytes read; never the order of rows.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::os::unix::fs::FileExt;
+
+use common::{drain, ids, memory, open, write};
+use loader::{
+    Cursor, Dataset, Dtype, Error, InspectOptions, ManifestState, OpenOptions, Order, RowFilter, SkipList, Stream,
+    StreamOptions, inspect, sample,
+};
+
+fn inspected(url: &str) -> loader::Inspection {
+    inspect(&[url.to_string()], InspectOptions { write_manifest: true, ..InspectOptions::default() }).unwrap()
+}
+
+#[test]
+fn the_order_does_not_depend_on_a_manifest() {
+    let url = memory();
+    // Row groups of 8 MB, so that a manifest cuts them and sampling reads parts.
+    let store = write(&url, 2500, 1300, 4096, Dtype::F32);
+    let all = |dataset: &Dataset| {
+        let direct = Order::Direct { window_bytes: 16 << 20 };
+        [direct, Order::Striped].map(|order| {
+            let options = StreamOptions { order, batch: 256, seed: 5, ..StreamOptions::default() };
+            ids(&drain(dataset, &options, Cursor::default()))
+        })
+    };
+    let some = |dataset: &Dataset| {
+        let rows = sample(dataset, 300, 9, &SkipList::default(), &RowFilter::default()).unwrap();
+        rows.chunks(4096).map(|r| r[0].to_bits()).collect::<Vec<_>>()
+    };
+    let with = open(&url);
+    store.delete("manifest.json").unwrap();
+    let without = open(&url);
+    assert_ne!(with.identity(), without.identity());
+    assert_eq!(all(&with), all(&without));
+    assert_eq!(some(&with), some(&without));
+    let report = inspected(&url);
+    assert_eq!(report.manifest, ManifestState::Written);
+    assert_eq!(report.identity, open(&url).identity(), "what inspect prints is what a run will have");
+    assert_eq!(inspected(&url).identity, report.identity);
+}
+
+#[test]
+fn a_cached_manifest_keeps_the_identity_and_notices_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let url = data.to_str().unwrap().to_string();
+    write(&url, 2000, 1000, 16, Dtype::F16).delete("manifest.json").unwrap();
+    let options = StreamOptions { order: Order::Sequential, batch: 100, ..StreamOptions::default() };
+    let first = open(&url);
+    drain(&first, &options, Cursor::default());
+    let cached = folder.path().join("run/manifest-train.json");
+    let open_again =
+        |manifest: &std::path::Path| OpenOptions { manifest: Some(manifest.to_str().unwrap().into()), column: None };
+    let again = || Dataset::open(std::slice::from_ref(&url), &open_again(&cached));
+    assert_eq!(again().unwrap().identity(), first.identity(), "an absent one changes nothing");
+    std::fs::create_dir(cached.parent().unwrap()).unwrap();
+    std::fs::write(&cached, first.manifest().to_json()).unwrap();
+    assert_eq!(inspected(&url).manifest, ManifestState::Written);
+    assert_ne!(open(&url).identity(), first.identity());
+    let second = again().unwrap();
+    assert_eq!(second.identity(), first.identity(), "it wins over the manifest beside the data");
+    let cursor = Stream::start(&first, options.clone(), Cursor::default()).unwrap().cursor();
+    assert_eq!(ids(&drain(&second, &options, cursor)).len(), 2000);
+
+    std::fs::remove_file(data.join("manifest.json")).unwrap();
+    let group = first.shards()[1].row_groups[1].clone();
+    let file = std::fs::OpenOptions::new().write(true).open(data.join("shard-00001.parquet")).unwrap();
+    file.write_all_at(&[0x55], group.offset + 200).unwrap();
+    let mut stream = Stream::start(&again().unwrap(), options, Cursor::default()).unwrap();
+    let mut buffer = vec![0; 3200];
+    let error = loop {
+        if let Err(e) = stream.next(&mut buffer) {
+            break e;
+        }
+    };
+    assert!(matches!(error, Error::Changed { .. }) && error.exit_code() == 65, "{error}");
+    let says = ["shard-00001.parquet, row group 1: changed", "data.skip = [\"shard-00001.parquet#1\"]"];
+    assert!(says.iter().all(|s| error.to_string().contains(s)), "{error}");
+
+    let refused = |says: &str| {
+        let error = again().unwrap_err();
+        assert!(matches!(error, Error::Changed { .. }) && error.to_string().contains(says), "{error}");
+    };
+    std::fs::copy(data.join("shard-00000.parquet"), data.join("shard-00002.parquet")).unwrap();
+    refused("shard-00002.parquet: changed since the run read it: the file is new");
+    std::fs::remove_file(data.join("shard-00002.parquet")).unwrap();
+    std::fs::rename(data.join("shard-00000.parquet"), folder.path().join("kept")).unwrap();
+    refused("shard-00000.parquet: changed since the run read it: the file is gone");
+    std::fs::rename(folder.path().join("kept"), data.join("shard-00000.parquet")).unwrap();
+    file.set_len(100).unwrap();
+    refused("100 bytes now");
+}
