@@ -287,7 +287,7 @@ pub trait Dictionary: Send + Sized {
     fn decode(&mut self, x: &Self::Rows);
 
     /// `g = 2 (x̂ − x) / b` with `b` the rows of the batch, and the sums of the report. Rows whose index lies in
-    /// `counted` are added to `tally`. Changes no training state.
+    /// `counted` are added to `tally`, unless a row of the batch is not finite. Changes no training state.
     fn residual(&mut self, x: &Self::Rows, tally: &mut Self::Tally, counted: Range<usize>);
 
     /// The gradient of `mean ‖x − x̂‖² + λ · mean Σ a ‖W_dec‖` in all parameters, and its norm.

@@ -106,7 +106,10 @@ pub(crate) fn whole_group(
 fn general(footer: &Footer, column: usize, group: usize, chunk: Buffer, row_bytes: usize) -> Outcome<Vec<u8>> {
     let rows = footer.metadata.row_group(group).num_rows() as usize;
     check_pages(&chunk, rows, row_bytes)?;
-    let mut out = Vec::with_capacity(rows * row_bytes);
+    let mut out = Vec::new();
+    // The number of rows is the file's word: it may not end the process.
+    let declared = out.try_reserve_exact(rows.saturating_mul(row_bytes));
+    declared.map_err(|_| format!("damaged: {rows} rows are declared, more than memory can hold"))?;
     each_batch(footer, column, group, chunk, 1024, |array| append(&array, row_bytes, &mut out))?;
     if out.len() != rows * row_bytes {
         return Err(format!("damaged: {} rows where {rows} were declared", out.len() / row_bytes));
@@ -130,7 +133,7 @@ pub(crate) fn int_column(footer: &Footer, column: usize, group: usize, chunk: By
     let rows = footer.metadata.row_group(group).num_rows() as usize;
     let chunk = Buffer::Shared(chunk);
     check_pages(&chunk, rows, 8)?;
-    let mut out = Vec::with_capacity(rows);
+    let mut out = Vec::new();
     each_batch(footer, column, group, chunk, 8192, |array| {
         let cast = array.as_primitive_opt::<arrow::datatypes::Int32Type>().ok_or("is not int32")?;
         if cast.null_count() > 0 {

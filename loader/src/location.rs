@@ -107,7 +107,7 @@ fn split_glob(text: &str) -> Result<(String, Option<glob::Pattern>)> {
     if !wild(text) || (!text.contains("://") && Path::new(text).exists()) {
         return Ok((text.into(), None));
     }
-    if text.starts_with("http") {
+    if text.starts_with("http://") || text.starts_with("https://") {
         return Err(Error::Arguments(format!(
             "{}: plain HTTP has no listing, so no globs: name the files",
             redact(text)

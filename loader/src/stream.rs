@@ -333,6 +333,14 @@ impl Stream {
         self.loader.bytes_read.load(Ordering::Relaxed)
     }
 
+    /// Rows of a batch whose positions lie before `position`.
+    pub fn rows_before(&self, batch: &Batch, position: u64) -> usize {
+        let first = self.plan.slots(batch.step, self.partition).start;
+        let slots = position.saturating_sub(batch.first_position);
+        let kept = slots - batch.dropped.partition_point(|slot| *slot < first + slots) as u64;
+        (kept as usize).min(batch.rows)
+    }
+
     /// Bytes of rows held in memory now.
     pub fn bytes_held(&self) -> u64 {
         self.feed.held()

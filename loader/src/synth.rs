@@ -75,7 +75,6 @@ impl Spec {
     pub fn validate(&self) -> Result<()> {
         let fail = |problem: String| Err(Error::Arguments(format!("synth: {problem}")));
         let share = |x: f64| (0.0..=1.0).contains(&x);
-        let tops = self.features - self.parent_count() * self.children;
         if self.features == 0 || self.width == 0 || self.rows == 0 || self.shards == 0 {
             return fail("features, width, rows and shards must be at least 1".into());
         }
@@ -85,10 +84,15 @@ impl Spec {
         if !share(self.group_correlation) || !share(self.parents) || (self.parents > 0.0 && self.children == 0) {
             return fail("group_correlation and parents are shares between 0 and 1, and parents need children".into());
         }
-        if !(self.zipf.is_finite() && self.zipf >= 0.0 && self.noise >= 0.0 && self.norm_tail >= 0.0) {
-            return fail("zipf, noise and norm_tail must not be negative".into());
+        let numbers = [self.zipf, self.noise, self.norm_tail];
+        if !numbers.into_iter().all(|x| x.is_finite() && x >= 0.0) {
+            return fail("zipf, noise and norm_tail must be numbers and not negative".into());
         }
-        if self.groups * model::GROUP > tops {
+        if self.features.saturating_mul(self.width) > 1 << 32 || self.children > self.features {
+            return fail("features × width must be at most 2^32, and children at most features".into());
+        }
+        let tops = self.features - self.parent_count() * self.children;
+        if self.groups.saturating_mul(model::GROUP) > tops {
             return fail(format!("{} groups of {} need more than {tops} directions", self.groups, model::GROUP));
         }
         Ok(())

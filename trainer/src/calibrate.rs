@@ -22,13 +22,21 @@ const BLOCK: usize = 1024;
 /// Sets the encoder biases of `sae`.
 ///
 /// # Errors
-/// Those of the loader.
+/// Those of the loader; [`Error::Data`] when no sampled row is finite.
 pub fn calibrate(sae: &mut impl Dictionary, data: &Data, scale: f32, recipe: &Recipe) -> Result<(), Error> {
     let width = data.train.width();
     // Another seed than the scale's: not that it matters, but two uses of one sample are one too many.
     let options = data.train_options(recipe)?;
     let mut x_bd = sample(&data.train, ROWS, recipe.data.seed ^ 1, &options.skip, &options.filter)?;
     x_bd.iter_mut().for_each(|value| *value *= scale);
+    // A row that is not finite stops the run at its step; here it would make every bias NaN without a word.
+    let x_bd: Vec<f32> =
+        x_bd.chunks_exact(width).filter(|x_d| x_d.iter().all(|v| v.is_finite())).flatten().copied().collect();
+    if x_bd.is_empty() {
+        return Err(Error::Data(
+            "sae.bias_init = \"calibrated\" finds no finite row: look at the data with `sae inspect`".into(),
+        ));
+    }
     let share = recipe.sae.bias_init_l0 / recipe.sae.features as f64;
     let features = sae.shape().features;
     for first in (0..features).step_by(BLOCK) {

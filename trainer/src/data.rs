@@ -124,6 +124,9 @@ impl Data {
     }
 }
 
+/// The file beside synthetic shards that says what they were made from.
+const SPEC: &str = "synth.json";
+
 /// Makes the synthetic shards that the recipe asks for where there are none yet. `progress` hears the rows written, and
 /// how many there will be.
 ///
@@ -136,8 +139,29 @@ pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result
     let places = [(recipe.data.train.first(), spec), (recipe.data.eval.first(), &eval)];
     for (url, spec) in places.into_iter().filter_map(|(url, spec)| Some((url?, spec))) {
         let store = Store::open(url)?;
-        // The manifest is written last: without it a folder holds no or not all shards.
-        if store.head("manifest.json")?.is_none() {
+        // The spec is written first and the manifest last: with one and without the other, what lies there is the rest of an
+        // interrupted start, and only then may it be removed.
+        let made = match store.get(SPEC) {
+            Ok(bytes) => serde_json::from_slice::<Spec>(&bytes).ok(),
+            Err(loader::Error::NotFound { .. }) => None,
+            Err(other) => return Err(other.into()),
+        };
+        let whole = store.head("manifest.json")?.is_some();
+        if let Some(made) = made.filter(|made| made != spec) {
+            return Err(Error::Recipe(format!(
+                "{url} holds synthetic rows of another [data.synth] ({} directions, width {}, {} rows, …): name another \
+                 folder, or delete that one",
+                made.features, made.width, made.rows
+            )));
+        } else if !whole {
+            if store.head(SPEC)?.is_some() {
+                for entry in store.list("")?.into_iter().filter(|entry| entry.key != SPEC) {
+                    store.delete(&entry.key)?;
+                }
+            } else {
+                let json = serde_json::to_vec_pretty(spec).map_err(|error| Error::Internal(error.to_string()))?;
+                store.put(SPEC, json)?;
+            }
             synth::write(spec, &store, threads(recipe), &mut |rows| progress(rows, spec.rows))?;
         }
     }

@@ -437,6 +437,15 @@ impl Recipe {
         if self.data.train.is_empty() {
             return refuse("data.train", "a path or URL, or a list of them", "empty".into());
         }
+        let urls = self.data.train.iter().chain(&self.data.eval).chain(&self.train.init_from).chain([&self.run.dir]);
+        if urls
+            .into_iter()
+            .any(|url| url.contains("://") && url.split_once('?').is_some_and(|(_, rest)| rest.contains('=')))
+        {
+            return Err(Error::Recipe(
+                "a URL carries a query, such as a signature: credentials belong in the environment".into(),
+            ));
+        }
         let at_least_one = [
             ("sae.features", self.sae.features as u64),
             ("train.batch", self.train.batch as u64),
@@ -456,6 +465,10 @@ impl Recipe {
         let at_most_2_31 = [("sae.features", self.sae.features), ("train.batch", self.train.batch)];
         if let Some((key, value)) = at_most_2_31.into_iter().find(|(_, value)| *value >= 1 << 31) {
             return refuse(key, "below 2147483648", value.to_string());
+        }
+        let threads = [("train.threads", self.train.threads), ("data.threads", self.data.threads)];
+        if let Some((key, value)) = threads.into_iter().find(|(_, value)| value.is_some_and(|threads| threads > 1024)) {
+            return refuse(key, "at most 1024", value.unwrap_or_default().to_string());
         }
         let above_zero = [
             ("train.lr", self.train.lr),

@@ -48,6 +48,7 @@ impl RunDir {
         let run_dir = RunDir { store, local, remote, new, _lock: lock };
         if remote && resume {
             run_dir.fetch("metrics.jsonl")?;
+            run_dir.fetch("rows.jsonl")?;
         }
         Ok(run_dir)
     }

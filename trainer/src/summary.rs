@@ -59,7 +59,15 @@ impl Summary {
     /// # Errors
     /// [`Error::Internal`].
     pub fn to_json(&self) -> Result<Vec<u8>, Error> {
-        let mut json = serde_json::to_vec_pretty(self).map_err(|error| Error::Internal(error.to_string()))?;
+        let internal = |error: serde_json::Error| Error::Internal(error.to_string());
+        let mut value = serde_json::to_value(self).map_err(internal)?;
+        if let Some(object) = value.as_object_mut() {
+            // Without a measured row there are no metrics; their names stay.
+            for name in ["loss", "mse", "l1", "explained_variance", "normalized_mse", "l0"] {
+                object.entry(name).or_insert(serde_json::Value::Null);
+            }
+        }
+        let mut json = serde_json::to_vec_pretty(&value).map_err(internal)?;
         json.push(b'\n');
         Ok(json)
     }

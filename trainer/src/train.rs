@@ -83,7 +83,9 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
     let data = Data::open(recipe, manifest)?;
     let run_dir = RunDir::claim(recipe, start.resume)?;
     let result = Run::start(device, recipe, &data, &run_dir, start).and_then(|mut run| run.finish());
-    if let Err(error) = &result {
+    if let Err(error) = &result
+        && !matches!(error, Error::Interrupted { .. })
+    {
         note_failure(&run_dir.store, error);
     }
     result
@@ -112,8 +114,6 @@ struct Run<'a, D: Device> {
     journal: Journal,
     /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
     closing_from: Option<u64>,
-    /// Whether the rows in the tally belong to the closing evaluation.
-    closing: bool,
     /// Least held-out loss so far.
     best: f64,
     /// Norm of the last gradient.
@@ -171,6 +171,10 @@ impl<'a, D: Device> Run<'a, D> {
         };
         device.put_sums(&mut buffers.tally, &state.tally);
         let stream = data.train_stream(recipe, cursor)?;
+        if let Some(eval) = &data.eval {
+            // What the evaluation at the end would be refused for is better known now.
+            drop(data::eval_stream(eval, recipe, Some(1))?);
+        }
         run_dir.begin(recipe)?;
         let journal = Journal::open(run_dir.local(), state.step, recipe.log.rows)?;
         let closing_from = data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS));
@@ -191,7 +195,6 @@ impl<'a, D: Device> Run<'a, D> {
             buffers,
             journal,
             closing_from,
-            closing: closing_from.is_some_and(|from| state.step * recipe.train.batch as u64 > from),
             best: checkpoint::best_loss(&run_dir.store)?.unwrap_or(f64::INFINITY),
             gradient_norm: 0.0,
             keeps_manifest: !data.train.has_manifest() || run_dir.store.head(MANIFEST)?.is_some(),
@@ -221,7 +224,13 @@ impl<'a, D: Device> Run<'a, D> {
     /// Reads a batch and makes a step with it.
     fn next_step(&mut self) -> Result<(), Error> {
         let started = Instant::now();
-        let batch = self.stream.next(self.buffers.staging.as_mut())?.ok_or_else(|| {
+        let next = self.stream.next(self.buffers.staging.as_mut());
+        if next.is_err() && self.state.step > 0 {
+            // The weights are those after the last whole batch: nothing of it is lost to a shard that cannot be read.
+            let saved = self.save();
+            saved.map_or_else(|second| tracing::warn!("saving failed too: {second}"), |_| ());
+        }
+        let batch = next?.ok_or_else(|| {
             Error::Internal(format!("the data ended at step {} of {}", self.state.step, self.schedule.steps()))
         })?;
         if batch.rows > 0 {
@@ -259,11 +268,11 @@ impl<'a, D: Device> Run<'a, D> {
     /// When the closing evaluation begins in this batch, the rows before it are measured by themselves and the tally is
     /// emptied, so that it then holds closing rows only. Returns the index of the first row not yet counted.
     fn open_closing(&mut self, batch: &Batch) -> usize {
-        let Some(from) = self.closing_from.filter(|_| !self.closing) else { return 0 };
-        let before = from.saturating_sub(batch.first_position) as usize;
-        if before >= batch.rows {
+        let Some(from) = self.closing_from.filter(|_| !self.state.closing_open) else { return 0 };
+        if from >= (batch.step + 1) * self.recipe.train.batch as u64 {
             return 0;
         }
+        let before = self.stream.rows_before(batch, from);
         if before > 0 {
             let path = self.path();
             let Buffers { x, tally, .. } = &mut self.buffers;
@@ -272,14 +281,14 @@ impl<'a, D: Device> Run<'a, D> {
             self.sae.residual(x, tally, 0..before);
         }
         self.drain();
-        self.closing = true;
+        self.state.closing_open = true;
         before
     }
 
     /// Moves the device's sums to the host, where lines of metrics and the closing evaluation are made of them.
     fn drain(&mut self) {
         let sums = self.device.take_sums(&mut self.buffers.tally);
-        if self.closing {
+        if self.state.closing_open {
             self.state.closing.add(&sums);
         }
         self.state.window.add(&sums);
@@ -451,7 +460,7 @@ impl<'a, D: Device> Run<'a, D> {
         // After a refused step the stream is one batch ahead of the weights.
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
         let folder = checkpoint::save(&self.run_dir.store, &self.sae, &self.state, &cursor, self.recipe)?;
-        checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep)?;
+        checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep, &folder)?;
         self.saved_at = Instant::now();
         self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));
         tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
@@ -478,6 +487,8 @@ impl<'a, D: Device> Run<'a, D> {
                 self.data.rows
             )));
         }
+        // Whatever comes of the evaluation, the training is done and kept.
+        self.save()?;
         let held_out = self.evaluate(None)?;
         let (metrics, density, evaluated_on) = match held_out {
             Some((metrics, density)) => (Some(metrics), density, EvaluatedOn::Eval),
@@ -491,7 +502,7 @@ impl<'a, D: Device> Run<'a, D> {
         let settled = self.sae.settled(&self.update(self.state.tokens))?;
         let recovery = match Truth::beside(&self.recipe.data.train)? {
             Some(truth) if truth.width == self.data.train.width() => {
-                let seen = self.data.rows as f64 / self.data.train.rows() as f64;
+                let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
                 recovery(&truth, seen, settled.as_ref().unwrap_or(&self.sae))
             }
             _ => None,
@@ -546,6 +557,7 @@ fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Resul
         tally: sums.clone(),
         window: sums.clone(),
         closing: sums,
+        closing_open: false,
         held_out: None,
         wall_s: 0.0,
         stall_s: 0.0,

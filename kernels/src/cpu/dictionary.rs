@@ -319,14 +319,10 @@ impl Dictionary for CpuDictionary {
         }
         report.active = count_f.iter().map(|&count| u64::from(count)).sum();
         report.ok = report.non_finite_rows.is_empty();
-        // Rows that are not finite are not counted: the runs between them are.
-        let mut start = counted.start;
-        while start < counted.end.min(x.n) {
-            let end = (start..counted.end.min(x.n)).find(|&t| !x.is_finite(t)).unwrap_or(counted.end.min(x.n));
-            if start < end {
-                self.count(x, tally, start..end);
-            }
-            start = end + 1;
+        let counted = counted.start..counted.end.min(x.n);
+        // The step will be refused, and its batch come again without the bad rows: counted now, the others would count twice.
+        if report.ok && !counted.is_empty() {
+            self.count(x, tally, counted);
         }
     }
 

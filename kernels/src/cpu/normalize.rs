@@ -55,11 +55,6 @@ impl Rows {
         &self.x_bd[t * self.stride..(t + 1) * self.stride]
     }
 
-    /// Whether row `t` has only finite values.
-    pub(crate) fn is_finite(&self, t: usize) -> bool {
-        self.bad_b[t] == 0
-    }
-
     pub(crate) fn fill(&mut self, engine: &Engine, staged: &[u8], dtype: RowDtype, n: usize, scale: f32) {
         let row_bytes = self.width * dtype.size();
         assert!(n <= self.norm2_b.len() && n * row_bytes <= staged.len(), "{n} rows fit the batch and are staged");

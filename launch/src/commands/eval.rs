@@ -51,10 +51,10 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
         )));
     }
     let device = Cpu::new(recipe.train.threads);
-    let batch = recipe.train.batch;
+    let rows = args.rows.unwrap_or(u64::MAX).min(dataset.rows());
+    let batch = recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1);
     let mut sae = evaluate::load(&device, &store, &found, batch)?;
     let mut buffers = Buffers::new(&device, batch, width, dataset.dtype().size(), features)?;
-    let rows = args.rows.unwrap_or(u64::MAX).min(dataset.rows());
     let mut stream = data::eval_stream(&dataset, &recipe, Some(rows))?;
     let mut bar = Bar::new("evaluating", 0, rows);
     let started = std::time::Instant::now();
@@ -64,8 +64,14 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     bar.finish();
     let wall_s = started.elapsed().as_secs_f64();
     let metrics = Metrics::of(&sums, recipe.train.l1).ok_or_else(|| Failure::data("no row was measured"))?;
-    let truth = Truth::beside(&urls)?.filter(|truth| truth.width == width);
-    let recovery = truth.and_then(|truth| recovery(&truth, 1.0, &sae));
+    // As in summary.json: which directions count depends on the rows trained on, not on those measured here.
+    let trained_on = Dataset::open(&recipe.data.train, &OpenOptions::default()).map(|train| train.rows());
+    let recovery = match (trained_on, Truth::beside(&recipe.data.train)) {
+        (Ok(all), Ok(Some(truth))) if truth.width == width => {
+            recovery(&truth, found.manifest.tokens as f64 / all as f64, &sae)
+        }
+        _ => None,
+    };
     let last_fired_f = checkpoint::load_clocks(&store, &found)?;
     let report = Report {
         checkpoint: store.url_of(&found.folder),

@@ -45,7 +45,8 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
     use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT, SIGUSR1] {
-        signal_hook::flag::register_conditional_shutdown(signal, 75, Arc::clone(&stop))
+        // Without a checkpoint it must not look like 75 to a launcher.
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
             .map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
     }
@@ -122,15 +123,16 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
 /// What a run would read, hold and write, without touching its folder.
 fn dry_run(recipe: &Recipe, resume: bool, device: &Cpu) -> Result<(), Failure> {
     run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
-    table::say(recipe.to_toml());
     let data = match Data::open(recipe, None) {
         Ok(data) => data,
         Err(trainer::Error::Loader(_)) if recipe.data.synth.is_some() => {
+            table::say(recipe.to_toml());
             table::say("# data.train holds nothing yet: training would make the synthetic shards first");
             return Ok(());
         }
         Err(error) => return Err(error.into()),
     };
+    table::say(recipe.to_toml());
     let plan = Plan::of(recipe, &data)?;
     let rows = [
         ("device", device.describe()),

@@ -45,11 +45,19 @@ pub(super) fn last_attempt(store: &Store, step: u64) -> Result<u32, Error> {
 
 /// Every committed checkpoint, newest first; one whose manifest is damaged comes as the error that says so.
 pub(super) fn committed(store: &Store) -> Result<impl Iterator<Item = Result<Found, Error>>, Error> {
+    committed_of(store, None)
+}
+
+/// As [`committed`], of one step.
+pub(super) fn committed_of(
+    store: &Store,
+    of: Option<u64>,
+) -> Result<impl Iterator<Item = Result<Found, Error>>, Error> {
     let attempts = attempts(store)?;
     Ok(attempts
         .into_iter()
         .rev()
-        .filter(|(_, _, committed)| *committed)
+        .filter(move |(step, _, committed)| *committed && of.is_none_or(|of| of == *step))
         .map(|(step, attempt, _)| read_manifest(store, folder(step, attempt))))
 }
 

@@ -24,9 +24,8 @@ pub fn open(path: &str) -> Result<(Store, Found), Error> {
             verify(&store, &found)?;
             return Ok((store, found));
         }
-        let of_step = format!("{folder}/");
-        let highest = super::find::committed(&store)?
-            .find(|found| found.as_ref().map_or(true, |found| found.folder.starts_with(&of_step)));
+        let step = folder.trim_start_matches("checkpoints/step-").parse().ok();
+        let highest = super::find::committed_of(&store, step)?.next();
         let found = highest.ok_or_else(|| Error::Checkpoint(format!("{path} holds no committed checkpoint")))??;
         verify(&store, &found)?;
         return Ok((store, found));
@@ -133,6 +132,7 @@ pub fn load_state(store: &Store, found: &Found) -> Result<State, Error> {
         tally: tally?,
         window: window?,
         closing: closing?,
+        closing_open: manifest.closing_open,
         held_out: manifest.held_out.clone(),
         wall_s: manifest.wall_s,
         stall_s: manifest.stall_s,

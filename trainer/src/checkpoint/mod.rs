@@ -61,6 +61,8 @@ pub struct State {
     pub window: Sums,
     /// Sums over the last rows of the run, when it is evaluated on them.
     pub closing: Sums,
+    /// Whether the rows in `tally` belong to the closing evaluation.
+    pub closing_open: bool,
     /// Held-out metrics at this step, if it was evaluated.
     pub held_out: Option<Metrics>,
     /// Seconds spent in steps, over all starts of the run.
@@ -103,6 +105,8 @@ pub struct Manifest {
     pub scale: f32,
     /// See [`State::density`].
     pub density: (u64, u64),
+    /// See [`State::closing_open`].
+    pub closing_open: bool,
     /// See [`State::held_out`].
     pub held_out: Option<Metrics>,
     /// See [`State::wall_s`].

@@ -8,14 +8,16 @@ use super::find::{attempts, committed};
 use super::folder;
 use crate::Error;
 
-/// Keeps the `keep` newest intact-looking checkpoints and the one with the least held-out loss; removes older ones and
-/// what unfinished attempts left behind before the newest commit. A checkpoint loses its COMMIT first, so an
+/// Keeps `saved`, which was committed just now, the newest before it up to `keep` in all, and the one with the least
+/// held-out loss; removes older ones and what unfinished attempts left behind before it. Checkpoints of later steps are
+/// there when the run fell back behind damaged ones: they are not counted. A checkpoint loses its COMMIT first, so an
 /// interrupted removal leaves nothing that looks whole. Files that no checkpoint of ours would hold stay.
 ///
 /// # Errors
 /// Those of the store; what is not yet removed stays for the next time.
-pub fn retain(store: &Store, keep: usize) -> Result<(), Error> {
-    let found: Vec<_> = committed(store)?.filter_map(Result::ok).collect();
+pub fn retain(store: &Store, keep: usize, saved: &str) -> Result<(), Error> {
+    let all = committed(store)?.filter_map(Result::ok);
+    let found: Vec<_> = all.skip_while(|found| found.folder != saved).collect();
     let Some(newest) = found.first() else { return Ok(()) };
     let newest = (newest.manifest.step, newest.manifest.attempt);
     let best = found

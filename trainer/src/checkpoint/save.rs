@@ -75,6 +75,7 @@ fn write(
         left_out: state.left_out,
         scale: state.scale,
         density: state.density,
+        closing_open: state.closing_open,
         held_out: state.held_out.clone(),
         wall_s: state.wall_s,
         stall_s: state.stall_s,
