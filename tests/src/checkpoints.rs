@@ -27,8 +27,11 @@ pub fn last(run: &Path) -> Tensors {
 /// When there are none.
 #[track_caller]
 pub fn tensors(folder: &Path) -> Tensors {
+    let torn = unfinished(folder);
+    // A killed write leaves a file without a name of its own; no reader sees it.
     let found: Tensors = files(folder)
         .into_iter()
+        .filter(|path| !torn.contains(path))
         .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
         .map(|path| (path.file_name().expect("a file").to_string_lossy().into_owned(), fs::read(&path).expect("read")))
         .collect();

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tests::fixture::{Fixture, json, json_lines, text, write_shards};
+use loader::Dtype;
+use tests::fixture::{Fixture, json, json_lines, plain_rows, text, write_shards};
 use tests::golden::{self, Case, Measured, Weights};
 use tests::{checkpoints, kills, root, sae};
 use trainer::recipe::{Adam, BiasInit, Every, Order, Recipe, Scale};
@@ -290,6 +291,32 @@ fn a_run_without_held_out_data_is_measured_on_its_last_rows() {
     }
     let mse = summary["mse"].as_f64().expect("mse");
     assert!(near(mse, sum / before as f64, 1e-9), "{mse} in the summary, {} over the lines", sum / before as f64);
+}
+
+/// The closing rows begin in the middle of a batch, rows are left out on both sides, and the run is resumed in between.
+#[test]
+fn closing_metrics_are_exact_when_rows_are_left_out_and_the_run_resumes() {
+    let fixture = Fixture::new();
+    write_shards(&fixture.path("train"), 8, &plain_rows(70_000, 8, 9), Dtype::F32, 70_000);
+    let mut recipe = fixture.recipe("whole");
+    (recipe.sae.features, recipe.train.batch) = (16, 100);
+    recipe.data.filter.norm_max = Some(1.7);
+    (recipe.checkpoint.every, recipe.checkpoint.keep, recipe.log.every) = (Every::Steps(45), 100, 7);
+    let path = fixture.save("recipe", &recipe);
+    sae::run(&["train", &path]).exits(0);
+    checkpoints::copy(&fixture.path("whole"), &fixture.path("resumed"));
+    for folder in checkpoints::committed(&fixture.path("resumed")) {
+        if !text(&folder).contains("step-0000000045") {
+            std::fs::remove_dir_all(folder).expect("removed");
+        }
+    }
+    let run_dir = format!("run.dir={}", fixture.text("resumed"));
+    sae::run(&["train", &path, "--resume", "--set", &run_dir]).exits(0);
+    let (whole, resumed) = (fixture.json("whole/summary.json"), fixture.json("resumed/summary.json"));
+    assert!(whole["filtered"].as_u64().is_some_and(|filtered| filtered > 1000), "{whole}");
+    for name in ["mse", "l1", "l0", "explained_variance", "tokens", "filtered"] {
+        assert_eq!(whole[name], resumed[name], "{name}");
+    }
 }
 
 #[test]

@@ -134,6 +134,40 @@ fn a_run_goes_on_before_the_damage_and_not_at_all_when_all_is_damaged() {
 }
 
 /// What an attempt left that never committed is no checkpoint, and a later save of the step gets a name of its own.
+/// A run that fell back behind damaged checkpoints of later steps keeps what it commits from then on.
+#[test]
+fn retention_after_a_fall_back_keeps_what_was_committed() {
+    let fixture = Fixture::with_data();
+    let mut recipe = fixture.recipe("run");
+    (recipe.checkpoint.every, recipe.checkpoint.keep) = (Every::Steps(20), 10);
+    sae::run(&["train", &fixture.save("recipe", &recipe)]).exits(0);
+    let folders = checkpoints::committed(&fixture.path("run"));
+    for later in &folders[2..] {
+        fs::write(later.join("shared.safetensors"), "gone").expect("written");
+    }
+    let store = Store::open(&recipe.run.dir).expect("a run");
+    let saved = checkpoint::newest(&store).expect("one is whole").expect("a checkpoint").folder;
+    checkpoint::retain(&store, 1, &saved).expect("old ones are removed");
+    assert_eq!(checkpoint::newest(&store).expect("one is whole").expect("a checkpoint").folder, saved);
+    assert!(!folders[0].exists() && folders[1].exists());
+}
+
+#[test]
+fn biases_are_calibrated_on_finite_rows_alone() {
+    let fixture = Fixture::new();
+    let mut rows = plain_rows(2000, 16, 5);
+    rows[7 * 16] = f32::NAN;
+    write_shards(&fixture.path("train"), 16, &rows, Dtype::F32, 2000);
+    let mut recipe = fixture.recipe("run");
+    (recipe.sae.bias_init, recipe.sae.bias_init_l0) = (trainer::recipe::BiasInit::Calibrated, 1.0);
+    recipe.data.filter.finite = true;
+    let path = fixture.save("recipe", &recipe);
+    sae::run(&["train", &path]).exits(0);
+    let summary = fixture.json("run/summary.json");
+    assert!(summary["l0"].as_f64().is_some_and(|l0| l0 > 0.0), "{summary}");
+    assert_eq!(summary["filtered"], 1);
+}
+
 #[test]
 fn an_attempt_without_commit_is_ignored() {
     let fixture = Fixture::with_data();

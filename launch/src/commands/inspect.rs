@@ -19,7 +19,6 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         sample: args.rows,
         progress: Some(&mut watch),
         write_manifest: !args.no_write,
-        ..InspectOptions::default()
     };
     let found = loader::inspect(&args.data, options)?;
     if let Some(bar) = bar {

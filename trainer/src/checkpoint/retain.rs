@@ -17,7 +17,9 @@ use crate::Error;
 /// Those of the store; what is not yet removed stays for the next time.
 pub fn retain(store: &Store, keep: usize, saved: &str) -> Result<(), Error> {
     let all = committed(store)?.filter_map(Result::ok);
-    let found: Vec<_> = all.skip_while(|found| found.folder != saved).collect();
+    let mut found: Vec<_> = all.skip_while(|found| found.folder != saved).collect();
+    // A step that was saved again, with its evaluation, counts once.
+    found.dedup_by_key(|found| found.manifest.step);
     let Some(newest) = found.first() else { return Ok(()) };
     let newest = (newest.manifest.step, newest.manifest.attempt);
     let best = found
