@@ -49,6 +49,9 @@ __device__ __forceinline__ void multiply_blocks(float (&d)[4], const u32 (&a)[4]
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Keeps the compiler from remembering what it has computed from `v`: to compute it again is cheaper than a register.
+__device__ __forceinline__ void forget(float& v) { asm volatile("" : "+f"(v)); }
+
 __device__ __forceinline__ float from_f16(f16 v) {
     float f;
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));

@@ -1,0 +1,205 @@
+// adam: the update of every row that fired (modes touched and catchup) or of all (dense), fused with the gradient's rows:
+//
+//   g ← clip · ∂      m ← m + (g − m)(1 − β₁)      v ← β₂ v + (1 − β₂) g²      w ← w − (lr / c₁) · m / (√v / √c₂ + ε)
+//   c₁ = 1 − β₁^(s+1),  c₂ = 1 − β₂^(s+1),  clip = min(1, clip / (‖∂‖ + 1e-6))
+//   catchup, before that, for k skipped steps:  w ← w − (lr / c₁) · m / (√v / √c₂ + ε) · Σ_{j=1..k} r^j,  r = β₁ / √β₂,
+//   m ← β₁^k m,  v ← β₂^k v, with lr of the first skipped step and the corrections of the row's last update
+//
+//   w, m, v [features, stride] f32 each for W_enc and W_dec, [features] for b_enc, [stride] for b_dec · copies bf16 or null
+//   norm_f = ‖W_dec[f]‖ · last_update_f, last_fired_f [features]: see Clock in device.rs
+//
+// Bytes a touched row: 2 · stride · 24, and 4 · stride for bf16 copies; the gradient's, see backward. FLOP: about 14 a parameter.
+//
+// Plan: a block a feature, 4 columns a thread: the gradient's columns come from the pairs (sparse path) or from rows that the
+// dense path has stored for a tile of features; both rows are updated at once, and the decoder's norm follows.
+#include "gradient.cuh"
+#include "status.cuh"
+
+static constexpr float REST1 = 0.1f, BETA2 = 0.999f, REST2 = 0.001f, EPSILON = 1e-8f;
+
+// A parameter, its moments, and its bf16 copy or null.
+struct Parameter {
+    float* value;
+    float* first;
+    float* second;
+    bf16* copy;
+};
+
+// What is the same for all rows of a step. kernels/src/cuda/adam.rs has the same fields in the same order.
+struct Update {
+    double learning_rate, decay_from, steps;
+    u64 step, tokens;
+    float clip;
+    // lr / c₁ and 1 / √c₂.
+    float factor, root;
+    // 0 dense, 1 catchup, 2 touched.
+    u32 mode;
+};
+
+// What a row is multiplied by.
+struct Coefficients {
+    float clip, factor, root;
+    // Of the steps that it skipped; `skipped` is 0 without them.
+    u32 skipped;
+    float skip_factor, skip_root, decay1, decay2;
+};
+
+static __device__ double learning_rate(const Update& update, double step) {
+    if (step < update.decay_from) return update.learning_rate;
+    return update.learning_rate * (update.steps - step) / (update.steps - update.decay_from);
+}
+
+// The coefficients of a row that was last updated at step last_update − 1 (0: never).
+static __device__ Coefficients coefficients(const Update& update, double gradient_norm, u64 last_update) {
+    Coefficients c = {};
+    c.clip = (float)fmin(1.0, update.clip / (gradient_norm + 1e-6));
+    c.factor = update.factor, c.root = update.root;
+    if (update.mode == 1 && last_update > 0 && update.step > last_update) {
+        const double k = (double)(update.step - last_update), n = (double)last_update;
+        const double r = 0.9 / sqrt(0.999), sum = r * (1.0 - pow(r, k)) / (1.0 - r);
+        c.skipped = 1;
+        c.skip_factor = (float)(learning_rate(update, n) / (1.0 - pow(0.9, n)) * sum);
+        c.skip_root = (float)(1.0 / sqrt(1.0 - pow(0.999, n)));
+        c.decay1 = (float)pow(0.9, k), c.decay2 = (float)pow(0.999, k);
+    }
+    return c;
+}
+
+static __device__ __forceinline__ void catch_up(const Coefficients& c, float& w, float& m, float& v) {
+    w = fmaf(-c.skip_factor, m / fmaf(sqrtf(v), c.skip_root, EPSILON), w);
+    m *= c.decay1;
+    v *= c.decay2;
+}
+
+static __device__ __forceinline__ void update_value(const Coefficients& c, float gradient, float& w, float& m, float& v) {
+    if (c.skipped) catch_up(c, w, m, v);
+    const float g = gradient * c.clip;
+    m = fmaf(g - m, REST1, m);
+    v = fmaf(g * REST2, g, v * BETA2);
+    w = fmaf(-c.factor, m / fmaf(sqrtf(v), c.root, EPSILON), w);
+}
+
+// Updates four columns of a row; gives ‖·‖² of their new values.
+static __device__ __forceinline__ float update_columns(const Coefficients& c, const Columns& gradient, const Parameter& to, u64 at) {
+    Columns w = load_columns(to.value + at), m = load_columns(to.first + at), v = load_columns(to.second + at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) update_value(c, gradient.v[i], w.v[i], m.v[i], v.v[i]);
+    store_columns(to.value + at, w);
+    store_columns(to.first + at, m);
+    store_columns(to.second + at, v);
+    if (to.copy) store_columns(to.copy + at, w);
+    return w.dot(w);
+}
+
+// The parameters of a dictionary and what follows them.
+struct Dictionary {
+    Parameter w_enc, b_enc, w_dec;
+    float* norm_f;
+    u64* last_update_f;
+    u64* last_fired_f;
+    const u32* count_f;
+};
+
+// Updates feature f, whose gradient's columns columns(d) gives; a feature that has not fired has a gradient of zeros.
+template <class Gradient>
+static __device__ __forceinline__ void update_feature(const Dictionary& of, const Update& update, const Status* status, u32 f, u32 stride,
+                                                      float bias_gradient, Gradient columns) {
+    __shared__ Coefficients shared;
+    __shared__ float slots[COLUMN_THREADS / WARP];
+    const bool fired = of.count_f[f] > 0;
+    if (!status->ok || (!fired && update.mode != 0)) return;
+    if (threadIdx.x == 0) shared = coefficients(update, status->gradient_norm, of.last_update_f[f]);
+    __syncthreads();
+    const Coefficients c = shared;
+    float norm2 = 0;
+    for (u32 d = threadIdx.x * 4; d < stride; d += COLUMN_BLOCK) {
+        const GradientColumns gradient = fired ? columns(d) : GradientColumns{};
+        norm2 += update_columns(c, gradient.dec, of.w_dec, (u64)f * stride + d);
+        update_columns(c, gradient.enc, of.w_enc, (u64)f * stride + d);
+    }
+    norm2 = block_sum<COLUMN_THREADS>(norm2, slots);
+    if (threadIdx.x == 0) {
+        update_value(c, fired ? bias_gradient : 0.0f, of.b_enc.value[f], of.b_enc.first[f], of.b_enc.second[f]);
+        of.norm_f[f] = sqrtf(norm2);
+        of.last_update_f[f] = update.step + 1;
+        if (fired) of.last_fired_f[f] = update.tokens;
+    }
+}
+
+// On the sparse path: a block a feature, the gradient from its pairs.
+template <class T>
+static __device__ __forceinline__ void adam(const Dictionary& of, const Update& update, const Runs<T>& runs, const T* w_dec_fs,
+                                            const float* bias_f, const float* activation_f, const Status* status, float lambda_over_b) {
+    const u32 f = blockIdx.x;
+    const float norm = of.norm_f[f], pull = norm > 0 ? lambda_over_b * activation_f[f] / norm : 0.0f;
+    update_feature(of, update, status, f, runs.stride, bias_f[f], [&](u32 d) {
+        GradientColumns gradient = sum_run(runs, f, d);
+        gradient.dec.add(pull, load_columns(w_dec_fs + (u64)f * runs.stride + d));
+        return gradient;
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+adam_f32(Dictionary of, Update update, Runs<float> runs, const float* w_dec_fs, const float* bias_f, const float* activation_f, const Status* status,
+         float lambda_over_b) {
+    adam(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+adam_bf16(Dictionary of, Update update, Runs<bf16> runs, const bf16* w_dec_fs, const float* bias_f, const float* activation_f, const Status* status,
+          float lambda_over_b) {
+    adam(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
+}
+
+// On the dense path: a block a feature of a tile that begins at `first`, the gradient from the tile's rows [tile, stride].
+extern "C" __global__ void __launch_bounds__(128)
+adam_rows(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, u32 first, u32 stride) {
+    const u32 f = first + blockIdx.x;
+    update_feature(of, update, status, f, stride, bias_f[f], [&](u32 d) {
+        const u64 at = (u64)blockIdx.x * stride + d;
+        GradientColumns gradient;
+        gradient.dec = load_columns(dec_ts + at);
+        gradient.enc = load_columns(enc_ts + at);
+        return gradient;
+    });
+}
+
+// b_dec, which every token touches. Four columns a thread.
+extern "C" __global__ void __launch_bounds__(128)
+adam_b_dec(Parameter b_dec, Update update, const float* gradient_s, const Status* status, u32 stride) {
+    const u32 d = blockIdx.x * COLUMN_BLOCK + threadIdx.x * 4;
+    if (!status->ok || d >= stride) return;
+    update_columns(coefficients(update, status->gradient_norm, 0), load_columns(gradient_s + d), b_dec, d);
+}
+
+// Rows of another dictionary as they will be once these have caught up. A block a feature; `columns` is stride or, for b_enc, 1.
+extern "C" __global__ void __launch_bounds__(128)
+settle(Parameter of, Update update, const u64* last_update_f, float* value, u32 columns) {
+    __shared__ Coefficients shared;
+    const u32 f = blockIdx.x;
+    if (threadIdx.x == 0) shared = coefficients(update, 0, last_update_f[f]);
+    __syncthreads();
+    for (u32 d = threadIdx.x; d < columns; d += COLUMN_THREADS) {
+        const u64 at = (u64)f * columns + d;
+        float w = of.value[at], m = of.first[at], v = of.second[at];
+        if (shared.skipped) catch_up(shared, w, m, v);
+        value[at] = w;
+    }
+}
+
+// What follows weights that the host has set: bf16 copies and the decoder's norms. A block a feature from `first` on.
+extern "C" __global__ void __launch_bounds__(128)
+follow(Parameter w_enc, Parameter w_dec, float* norm_f, u32 first, u32 stride) {
+    __shared__ float slots[COLUMN_THREADS / WARP];
+    const u32 f = first + blockIdx.x;
+    float norm2 = 0;
+    for (u32 d = threadIdx.x * 4; d < stride; d += COLUMN_BLOCK) {
+        const u64 at = (u64)f * stride + d;
+        const Columns enc = load_columns(w_enc.value + at), dec = load_columns(w_dec.value + at);
+        norm2 += dec.dot(dec);
+        if (w_enc.copy) store_columns(w_enc.copy + at, enc);
+        if (w_dec.copy) store_columns(w_dec.copy + at, dec);
+    }
+    norm2 = block_sum<COLUMN_THREADS>(norm2, slots);
+    if (threadIdx.x == 0) norm_f[f] = sqrtf(norm2);
+}

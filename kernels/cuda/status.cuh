@@ -1,0 +1,21 @@
+// What the kernels of a step tell each other and the host. kernels/src/cuda/status.rs has the same fields in the same order.
+#pragma once
+#include "device.cuh"
+
+struct Status {
+    // Rows with a value that is not finite.
+    u32 bad_rows;
+    // A list of active features had no room: nothing after it is valid, and the step is made again on the dense path.
+    u32 overflow;
+    // Whether the update may be made.
+    u32 ok;
+    u32 unused;
+    // Σ_t #{f : a_tf > 0}.
+    u64 active;
+    // Σ_t ‖x − x̂‖².
+    double squared_error;
+    // Σ_t Σ_f a_tf ‖W_dec[f]‖.
+    double l1;
+    // ‖∂L‖₂ before clipping.
+    double gradient_norm;
+};
