@@ -23,7 +23,8 @@ static __device__ __forceinline__ void encode(u8* memory, const T* x_bs, const T
     constexpr u32 ROOM = Product::SHARED_BYTES / sizeof(uint2) - 1;
     constexpr u32 HITS_AT_MOST = Product::M * Product::N;
     static_assert(HITS_AT_MOST / Product::ROWS <= ROOM, "a part has room");
-    const u32 token0 = blockIdx.x * Product::M, feature0 = blockIdx.y * Product::N;
+    const u32 token_tiles = (n + Product::M - 1) / Product::M;
+    const u32 token0 = blockIdx.x % token_tiles * Product::M, feature0 = blockIdx.x / token_tiles * Product::N;
     Product tile;
     tile.multiply(memory, {x_bs + (u64)token0 * stride, stride, n - token0},
                   {w_enc_fs + (u64)feature0 * stride, stride, features - feature0}, stride, [&](u32 f) { return b_enc_f[feature0 + f]; });
@@ -78,6 +79,14 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 encode_bf16(const bf16* x_bs, const bf16* w_enc_fs, const float* b_enc_f, u64* pairs_bc, u32* count_b, u32 n, u32 features, u32 stride, u32 capacity) {
     DYNAMIC_SHARED(u8, memory);
     encode(memory, x_bs, w_enc_fs, b_enc_f, pairs_bc, count_b, n, features, stride, capacity);
+}
+
+// The state of a new batch: nothing counted, and as many bad rows as normalize has found. One thread.
+extern "C" __global__ void __launch_bounds__(32)
+begin_batch(Status* status, const u32* bad_rows) {
+    if (threadIdx.x > 0) return;
+    *status = Status{};
+    status->bad_rows = *bad_rows;
 }
 
 // Sorts a token's list by feature and counts the firings of each feature. A block a token; a bitonic network over the next

@@ -1,0 +1,149 @@
+//! A card as a [`Device`].
+//!
+//! A batch keeps its active pairs twice: as a list a token for decode, and as a run a feature for backward and Adam, which
+//! make a feature's gradient from its run where they use it. Nothing of size `[B, F]` is ever written on the sparse path.
+
+use std::sync::Arc;
+
+use super::card::Card;
+use super::count::Tally;
+use super::dictionary::{CudaDictionary, weight_bytes};
+use super::engine::Engine;
+use super::memory::{Memory, Staging};
+use super::normalize::Rows;
+use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
+
+/// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
+/// about 16·D bytes on the sparse path, and B·F·D·16 operations more are made on the dense one. Not yet measured on a card.
+const DENSE_ABOVE: f64 = 0.01;
+
+/// In what numbers the products are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Binary32 throughout.
+    F32,
+    /// Weights and moments in binary32; products read bf16 copies of weights, x and g, and sum in binary32.
+    Mixed,
+}
+
+impl Precision {
+    /// Bytes of a value that products read.
+    pub fn bytes(self) -> usize {
+        match self {
+            Precision::F32 => 4,
+            Precision::Mixed => 2,
+        }
+    }
+
+    /// One of two kernels.
+    pub(super) fn pick(self, single: &'static str, mixed: &'static str) -> &'static str {
+        match self {
+            Precision::F32 => single,
+            Precision::Mixed => mixed,
+        }
+    }
+
+    /// As in tile.cuh.
+    pub(super) fn tile(self) -> Tile {
+        match self {
+            Precision::F32 => Tile { side: 64, shared: 2 * 16 * (64 + 4) * 4 },
+            Precision::Mixed => Tile { side: 128, shared: 3 * 2 * 128 * 64 * 2 },
+        }
+    }
+}
+
+/// The part of a product that a block makes.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// Rows and columns.
+    pub side: usize,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+/// What an operation must move and do at least: the floor that benchmarks hold it against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes to and from the card's memory.
+    pub bytes: u64,
+    /// Multiplications and additions.
+    pub flop: u64,
+}
+
+/// Rows are padded with zeros to whole pieces of 16 bytes of either format.
+pub(super) fn stride(width: usize) -> usize {
+    width.next_multiple_of(8)
+}
+
+/// A card with its kernels loaded.
+pub struct Cuda {
+    engine: Arc<Engine>,
+    description: String,
+}
+
+impl Cuda {
+    /// Loads the kernels, compiling those for which there is no cubin.
+    ///
+    /// # Errors
+    /// Those of [`Card::load`].
+    pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
+        let numbers = precision.pick("f32", "bf16 products");
+        let description = format!("{}, {numbers}", card.describe());
+        Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), description })
+    }
+}
+
+impl Device for Cuda {
+    type Staging = Staging;
+    type Rows = Rows;
+    type Tally = Tally;
+    type Dictionary = CudaDictionary;
+
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    fn dense_above(&self) -> f64 {
+        DENSE_ABOVE
+    }
+
+    fn bytes(&self, shape: Shape) -> Bytes {
+        let precision = self.engine.precision;
+        let mut memory = Memory::measured();
+        // Measuring takes nothing, so it cannot fail.
+        let weights = weight_bytes(shape, precision).unwrap_or(u64::MAX);
+        let all = CudaDictionary::new(self.engine.clone(), shape, &mut memory)
+            .and_then(|_| Rows::new(precision, shape.batch, shape.width, &mut memory))
+            .and_then(|_| Tally::new(shape.width, shape.features, &mut memory));
+        let all = all.map_or(u64::MAX, |_| memory.bytes);
+        Bytes { weights, step: all - weights, lists: 0 }
+    }
+
+    fn staging(&self, bytes: usize) -> Result<Staging, Error> {
+        Staging::new(&self.engine, bytes)
+    }
+
+    fn rows(&self, batch: usize, width: usize) -> Result<Rows, Error> {
+        Rows::new(self.engine.precision, batch, width, &mut Memory::of(&self.engine))
+    }
+
+    fn tally(&self, width: usize, features: usize) -> Result<Tally, Error> {
+        Tally::new(width, features, &mut Memory::of(&self.engine))
+    }
+
+    fn dictionary(&self, shape: Shape) -> Result<CudaDictionary, Error> {
+        CudaDictionary::new(self.engine.clone(), shape, &mut Memory::of(&self.engine))
+    }
+
+    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, scale: f32, x: &mut Rows) {
+        x.normalize(&self.engine, staged, dtype, n, scale);
+    }
+
+    fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {
+        tally.take()
+    }
+
+    fn put_sums(&self, tally: &mut Tally, sums: &Sums) {
+        tally.put(sums);
+    }
+}

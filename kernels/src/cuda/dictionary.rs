@@ -1,0 +1,283 @@
+//! A dictionary on the card: its memory, and the order in which the operations use it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::adam::{Adam, UpdateArgument, settle};
+use super::backward::Gradient;
+use super::count::{Counted, Tally};
+use super::decode::decode;
+use super::dense::{Dense, Forward, Operands};
+use super::encode::Lists;
+use super::engine::{Engine, arguments};
+use super::memory::{Buffer, Memory, Pointer};
+use super::normalize::Rows;
+use super::residual::Residual;
+use super::status::Status;
+use super::transpose::{Runs, RunsArgument};
+use super::weights::Weights;
+use super::device::{Precision, stride};
+use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape, Slot, Tensor};
+
+/// Bad rows that a report names.
+const NAMED: usize = 64;
+
+/// A rank's features on a card.
+pub struct CudaDictionary {
+    engine: Arc<Engine>,
+    shape: Shape,
+    weights: Weights,
+    last_update_f: Buffer<u64>,
+    last_fired_f: Buffer<u64>,
+    batch: Batch,
+    lists: Lists,
+    runs: Runs,
+    dense: Dense,
+    gradient: Gradient,
+}
+
+/// What the operations of a step leave for each other.
+struct Batch {
+    path: Path,
+    n: usize,
+    /// Whether [`Runs`] are those of this batch.
+    has_runs: bool,
+    with_gradient: bool,
+    x_hat_bs: Buffer<f32>,
+    /// g in the format of products: kept as bytes because that format is a choice.
+    g_bs: Buffer<u8>,
+    error_b: Buffer<f64>,
+    l1_b: Buffer<f64>,
+    bad_b: Buffer<u32>,
+    /// Firings among some tokens.
+    some_f: Buffer<u32>,
+    status: Buffer<Status>,
+}
+
+impl CudaDictionary {
+    /// Takes memory through `memory`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
+    pub(super) fn new(engine: Arc<Engine>, shape: Shape, memory: &mut Memory) -> Result<Self, Error> {
+        let Shape { width, features, batch, adam, dense_bytes } = shape;
+        assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");
+        let (stride, trains, precision) = (stride(width), adam.is_some(), engine.precision);
+        let what = "a dictionary's batch";
+        let lists = Lists::new(batch, features, memory)?;
+        let dictionary = CudaDictionary {
+            weights: Weights::new((width, stride, features), precision, trains, memory)?,
+            last_update_f: memory.take(features, "a dictionary's clocks")?,
+            last_fired_f: memory.take(features, "a dictionary's clocks")?,
+            batch: Batch {
+                path: Path::Sparse,
+                n: 0,
+                has_runs: false,
+                with_gradient: false,
+                x_hat_bs: memory.take(batch * stride, what)?,
+                g_bs: memory.take(batch * stride * precision.bytes(), what)?,
+                error_b: memory.take(batch, what)?,
+                l1_b: memory.take(batch, what)?,
+                bad_b: memory.take(batch, what)?,
+                some_f: memory.take(features, what)?,
+                status: memory.take(1, what)?,
+            },
+            runs: Runs::new((batch, features, stride), lists.capacity, trains, memory)?,
+            dense: Dense::new((batch, features, stride), dense_bytes, (precision, trains), memory)?,
+            gradient: Gradient::new(features, stride, memory)?,
+            lists,
+            engine,
+            shape,
+        };
+        if memory.is_real() {
+            dictionary.lists.prepare(&dictionary.engine);
+            dictionary.runs.prepare(&dictionary.engine, batch);
+            dictionary.dense.prepare(&dictionary.engine);
+            dictionary.engine.check()?;
+        }
+        Ok(dictionary)
+    }
+
+    fn runs_of(&self, x: &Rows) -> RunsArgument {
+        self.runs.argument(self.g_bs(), x.operand())
+    }
+
+    fn g_bs(&self) -> Pointer {
+        self.batch.g_bs.at(0)
+    }
+
+    /// Runs are made once a batch, for whoever needs them first.
+    fn need_runs(&mut self) {
+        if !self.batch.has_runs {
+            self.runs.transpose(&self.engine, &self.lists, self.batch.n, &self.batch.status);
+            self.batch.has_runs = true;
+        }
+    }
+}
+
+impl Dictionary for CudaDictionary {
+    type Rows = Rows;
+    type Tally = Tally;
+
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn encode(&mut self, x: &Rows, path: Path) {
+        assert!(x.width == self.shape.width && x.n <= self.shape.batch, "rows of the dictionary's shape");
+        let Batch { bad_b, status, .. } = &mut self.batch;
+        // SAFETY: both are one value.
+        unsafe { self.engine.enqueue("begin_batch", 1, 0, arguments![status.at(0), x.bad_rows.at(0)]) };
+        bad_b.copy(&x.bad_b, x.n);
+        if path == Path::Sparse {
+            self.lists.encode(&self.engine, x, &self.weights, status);
+        }
+        (self.batch.path, self.batch.n, self.batch.has_runs, self.batch.with_gradient) = (path, x.n, false, false);
+    }
+
+    fn decode(&mut self, x: &Rows) {
+        let Batch { path, n, x_hat_bs, l1_b, status, .. } = &mut self.batch;
+        match path {
+            Path::Sparse => decode(&self.engine, &self.lists, *n, &self.weights, (x_hat_bs, l1_b), status),
+            Path::Dense => {
+                let of = Operands { x, weights: &self.weights };
+                self.dense.forward(&self.engine, of, Forward { x_hat_bs, l1_b, count_f: &self.lists.count_f });
+            }
+        }
+    }
+
+    fn residual(&mut self, x: &Rows) {
+        let Batch { x_hat_bs, error_b, l1_b, status, .. } = &self.batch;
+        let (g_bs, count_f) = (self.g_bs(), &self.lists.count_f);
+        Residual { x_hat_bs, g_bs, error_b, l1_b, count_f, status }.run(&self.engine, x);
+    }
+
+    fn backward(&mut self, x: &Rows, lambda: f32) {
+        self.gradient.lambda_over_b = lambda / x.n as f32;
+        self.batch.with_gradient = true;
+        let (g_bs, n) = (self.g_bs(), self.batch.n);
+        match self.batch.path {
+            Path::Sparse => {
+                self.need_runs();
+                let runs = self.runs_of(x);
+                self.gradient.from_runs(&self.engine, &self.runs, runs, &self.weights, &self.batch.status);
+            }
+            Path::Dense => {
+                let of = Operands { x, weights: &self.weights };
+                self.dense.backward(&self.engine, of, g_bs, &self.gradient);
+            }
+        }
+        self.gradient.finish(&self.engine, g_bs, n, &self.batch.status);
+    }
+
+    fn count(&mut self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
+        let tokens = counted.start..counted.end.min(self.batch.n);
+        if tokens.is_empty() {
+            return;
+        }
+        let all = tokens == (0..self.batch.n);
+        let mut runs = None;
+        let mut count_f = &self.lists.count_f;
+        if !all && self.batch.path == Path::Dense {
+            let of = Operands { x, weights: &self.weights };
+            self.dense.count(&self.engine, of, tokens.clone(), &self.batch.some_f);
+            count_f = &self.batch.some_f;
+        } else if !all {
+            self.need_runs();
+            runs = Some((self.runs.run_f.at(0), self.runs.token_p.at(0)));
+            count_f = &self.lists.count_f;
+        }
+        let Batch { error_b, l1_b, status, with_gradient, .. } = &self.batch;
+        let counted = Counted {
+            tokens,
+            error_b,
+            l1_b,
+            count_f,
+            runs,
+            status: status.at(0),
+            with_gradient: *with_gradient,
+        };
+        tally.add(&self.engine, x, &counted);
+    }
+
+    fn adam(&mut self, x: &Rows, update: &AdamUpdate) {
+        let Some(mode) = self.shape.adam else { panic!("a dictionary made without Adam does not train") };
+        let (runs, g_bs) = (self.runs_of(x), self.g_bs());
+        let mut adam = Adam {
+            weights: &mut self.weights,
+            last_update_f: &mut self.last_update_f,
+            last_fired_f: &mut self.last_fired_f,
+            count_f: &self.lists.count_f,
+            gradient: &self.gradient,
+            status: &self.batch.status,
+            update: UpdateArgument::new(update, mode),
+        };
+        match self.batch.path {
+            Path::Sparse => adam.from_runs(&self.engine, runs),
+            Path::Dense => self.dense.adam(&self.engine, x, g_bs, &mut adam),
+        }
+        adam.b_dec(&self.engine);
+    }
+
+    fn report(&mut self) -> Result<Report, Error> {
+        let mut status = [Status::default()];
+        self.batch.status.read(0, &mut status)?;
+        let [status] = status;
+        let mut report = Report {
+            rows: self.batch.n,
+            non_finite_rows: Vec::new(),
+            ok: status.bad_rows == 0 && status.overflow == 0 && (status.ok != 0 || !self.batch.with_gradient),
+            overflow: status.overflow != 0,
+            squared_error: status.squared_error,
+            l1: status.l1,
+            active: status.active,
+            gradient_norm: status.gradient_norm,
+        };
+        if status.bad_rows > 0 {
+            let mut bad_b = vec![0; self.batch.n];
+            self.batch.bad_b.read(0, &mut bad_b)?;
+            let bad = bad_b.iter().enumerate().filter(|&(_, &bad)| bad != 0);
+            report.non_finite_rows = bad.map(|(row, _)| row).take(NAMED).collect();
+        }
+        Ok(report)
+    }
+
+    fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {
+        assert_eq!((self.shape.width, self.shape.features), (into.shape.width, into.shape.features), "one shape");
+        let mode = self.shape.adam.unwrap_or(AdamMode::Dense);
+        let update = UpdateArgument::new(next, mode);
+        settle(&self.engine, &self.weights, &self.last_update_f, self.shape.features, update, &mut into.weights);
+    }
+
+    fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+        self.weights.parameter(tensor).read(slot, rows, out)
+    }
+
+    fn write(&mut self, tensor: Tensor, slot: Slot, rows: Range<usize>, values: &[f32]) {
+        self.weights.write(&self.engine, tensor, slot, rows, values);
+    }
+
+    fn read_clock(&self, clock: Clock, features: Range<usize>, out: &mut [u64]) -> Result<(), Error> {
+        assert_eq!(features.len(), out.len(), "room for the clocks");
+        match clock {
+            Clock::LastUpdate => self.last_update_f.read(features.start, out),
+            Clock::LastFired => self.last_fired_f.read(features.start, out),
+        }
+    }
+
+    fn write_clock(&mut self, clock: Clock, features: Range<usize>, values: &[u64]) {
+        assert_eq!(features.len(), values.len(), "a clock for each feature");
+        match clock {
+            Clock::LastUpdate => self.last_update_f.write(features.start, values),
+            Clock::LastFired => self.last_fired_f.write(features.start, values),
+        }
+    }
+}
+
+/// What [`CudaDictionary::new`] takes, scratch of a step aside.
+pub(super) fn weight_bytes(shape: Shape, precision: Precision) -> Result<u64, Error> {
+    let mut memory = Memory::measured();
+    let (width, features) = (shape.width, shape.features);
+    Weights::new((width, stride(width), features), precision, shape.adam.is_some(), &mut memory)?;
+    Ok(memory.bytes + 2 * (features * size_of::<u64>()) as u64)
+}

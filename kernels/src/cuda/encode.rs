@@ -1,0 +1,73 @@
+//! Launches `encode.cu`: the lists of active features of a batch.
+
+use super::device::{Cost, Precision};
+use super::engine::{Engine, arguments};
+use super::memory::{Buffer, Memory};
+use super::normalize::Rows;
+use super::status::Status;
+use super::weights::Weights;
+use crate::Error;
+
+/// Most active features of a token for which there is room; a batch with more takes the dense path.
+const CAPACITY: usize = 4096;
+
+/// For each token its active features, sorted, with their activations.
+pub struct Lists {
+    features: usize,
+    /// Room in a list.
+    pub capacity: usize,
+    /// `feature · 2³² + bits of the activation`, `[B, capacity]`.
+    pub pairs_bc: Buffer<u64>,
+    pub count_b: Buffer<u32>,
+    /// Tokens on which each feature fired.
+    pub count_f: Buffer<u32>,
+}
+
+impl Lists {
+    pub fn new(batch: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
+        let what = "lists of active features";
+        let capacity = features.next_power_of_two().min(CAPACITY);
+        Ok(Lists {
+            features,
+            capacity,
+            pairs_bc: memory.take(batch * capacity, what)?,
+            count_b: memory.take(batch, what)?,
+            count_f: memory.take(features, what)?,
+        })
+    }
+
+    fn sort_bytes(&self) -> u32 {
+        (self.capacity * size_of::<u64>()) as u32
+    }
+
+    /// Lets the kernels use the shared memory that they need.
+    pub fn prepare(&self, engine: &Engine) {
+        engine.allow_shared(engine.precision.pick("encode_f32", "encode_bf16"), engine.precision.tile().shared);
+        engine.allow_shared("sort_lists", self.sort_bytes());
+    }
+
+    /// Makes the lists of `x`; `status` learns of a list without room.
+    pub fn encode(&mut self, engine: &Engine, x: &Rows, weights: &Weights, status: &Buffer<Status>) {
+        self.count_b.clear();
+        self.count_f.clear();
+        let tile = engine.precision.tile();
+        let kernel = engine.precision.pick("encode_f32", "encode_bf16");
+        let blocks = x.n.div_ceil(tile.side) * self.features.div_ceil(tile.side);
+        let (w_enc, b_enc) = (weights.w_enc.operand(0), weights.b_enc.value.at(0));
+        let (n, features, stride, capacity) = (x.n as u32, self.features as u32, x.stride as u32, self.capacity as u32);
+        let (pairs_bc, count_b, count_f) = (self.pairs_bc.at(0), self.count_b.at(0), self.count_f.at(0));
+        // SAFETY: x has n rows and W_enc `features`, `stride` apart; biases fill whole tiles; a list has `capacity` places.
+        unsafe {
+            let arguments = arguments![x.operand(), w_enc, b_enc, pairs_bc, count_b, n, features, stride, capacity];
+            engine.enqueue(kernel, blocks, tile.shared, arguments);
+            let arguments = arguments![pairs_bc, count_b, count_f, status.at(0), capacity];
+            engine.enqueue("sort_lists", x.n, self.sort_bytes(), arguments);
+        }
+    }
+}
+
+/// Bytes that must move and operations that must be done for a batch: x and W_enc once, 16 bytes a pair.
+pub fn cost(precision: Precision, n: usize, features: usize, width: usize, pairs: usize) -> Cost {
+    let bytes = (n + features) * width * precision.bytes() + 16 * pairs;
+    Cost { bytes: bytes as u64, flop: 2 * (n * features * width) as u64 }
+}

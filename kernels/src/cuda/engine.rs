@@ -1,0 +1,168 @@
+//! A card with its kernels and the one stream that everything runs on.
+//!
+//! Operations are enqueued and return; what goes wrong is remembered and told by the next function that can fail, so that the
+//! step stays free of error paths.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::result::launch_kernel;
+use cudarc::driver::{CudaFunction, CudaStream, DriverError, sys};
+
+use super::card::{Card, failed};
+use super::device::Precision;
+use super::sources::{EntryPoint, SOURCES};
+use crate::Error;
+
+/// Shared memory of a block without asking for more.
+const SHARED_BY_DEFAULT: u32 = 48 << 10;
+
+/// What the operations run on.
+pub struct Engine {
+    pub stream: Arc<CudaStream>,
+    pub precision: Precision,
+    pub multiprocessors: u32,
+    kernels: HashMap<&'static str, Kernel>,
+    /// The first thing that went wrong, and the kernel launched last before it was seen.
+    failure: Mutex<Option<Failure>>,
+}
+
+struct Kernel {
+    function: CudaFunction,
+    /// Of a block: the kernel's launch bounds.
+    threads: u32,
+}
+
+#[derive(Clone)]
+struct Failure {
+    call: &'static str,
+    error: DriverError,
+}
+
+impl Engine {
+    /// Loads all kernels on `card`.
+    ///
+    /// # Errors
+    /// Those of [`Card::load`]; [`Error::Cuda`].
+    pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
+        let context = card.context();
+        // SAFETY: everything runs on one stream, in order, so no event is needed to keep uses apart.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(|error| failed("cuStreamCreate", error))?;
+        let mut kernels = HashMap::new();
+        for (source, module) in SOURCES.iter().zip(card.load(SOURCES)?) {
+            for EntryPoint { name, threads } in source.kernels() {
+                let function = module.load_function(name).map_err(|error| failed(name, error))?;
+                kernels.insert(name, Kernel { function, threads });
+            }
+        }
+        let multiprocessors = card.multiprocessors();
+        Ok(Engine { stream, precision, multiprocessors, kernels, failure: Mutex::new(None) })
+    }
+
+    /// Lets a kernel use `bytes` of dynamic shared memory.
+    pub fn allow_shared(&self, kernel: &'static str, bytes: u32) {
+        if bytes > SHARED_BY_DEFAULT {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            self.note(kernel, self.kernel(kernel).function.set_attribute(attribute, bytes as i32));
+        }
+    }
+
+    fn kernel(&self, name: &'static str) -> &Kernel {
+        self.kernels.get(name).unwrap_or_else(|| panic!("a kernel called {name} in kernels/cuda"))
+    }
+
+    /// Remembers a failure; the first one counts, what follows it is its consequence.
+    pub fn note<T>(&self, call: &'static str, result: Result<T, DriverError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert(Failure { call, error });
+                None
+            }
+        }
+    }
+
+    /// Waits for all that was enqueued.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] with the first failure since the card was opened: after one nothing on the card can be trusted.
+    pub fn wait(&self) -> Result<(), Error> {
+        self.note("the operations before it", self.stream.synchronize());
+        self.check()
+    }
+
+    /// [`Engine::wait`] without waiting.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(&self) -> Result<(), Error> {
+        match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Failure { call, error }) => Err(failed(call, *error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Enqueues `kernel` on `grid` blocks with `shared` bytes of dynamic shared memory; nothing is done on an empty grid.
+    ///
+    /// # Safety
+    /// `arguments` (see [`arguments!`]) are those of the kernel, in type and order, and what they point to holds what its
+    /// head says.
+    pub unsafe fn enqueue(&self, kernel: &'static str, grid: impl Into<Grid>, shared: u32, arguments: &mut [*mut c_void]) {
+        let Grid(x, y) = grid.into();
+        if x == 0 || y == 0 {
+            return;
+        }
+        let Kernel { function, threads } = self.kernel(kernel);
+        let bound = self.note("binding the thread", self.stream.context().bind_to_thread());
+        if bound.is_some() {
+            let (function, stream) = (function.cu_function(), self.stream.cu_stream());
+            // SAFETY: the caller's promise.
+            let launched = unsafe { launch_kernel(function, (x, y, 1), (*threads, 1, 1), shared, stream, arguments) };
+            self.note(kernel, launched);
+        }
+    }
+}
+
+/// Blocks in x and y.
+pub struct Grid(u32, u32);
+
+impl From<usize> for Grid {
+    fn from(blocks: usize) -> Self {
+        Grid(blocks as u32, 1)
+    }
+}
+
+impl From<(usize, usize)> for Grid {
+    fn from((x, y): (usize, usize)) -> Self {
+        Grid(x as u32, y as u32)
+    }
+}
+
+/// A type that a kernel takes by value.
+///
+/// # Safety
+/// It lies in memory as its counterpart in the device code.
+pub unsafe trait Argument {}
+
+// SAFETY: u32, u64 (and pointers), float.
+unsafe impl Argument for u32 {}
+// SAFETY: as above.
+unsafe impl Argument for u64 {}
+// SAFETY: as above.
+unsafe impl Argument for f32 {}
+
+/// Where a value lies, for [`arguments!`].
+pub fn place<T: Argument>(value: &T) -> *mut c_void {
+    std::ptr::from_ref(value).cast_mut().cast()
+}
+
+/// The arguments of a launch, which live until the end of the statement.
+macro_rules! arguments {
+    ($($value:expr),* $(,)?) => {
+        &mut [$($crate::cuda::engine::place(&$value)),*]
+    };
+}
+pub(super) use arguments;

@@ -1,0 +1,68 @@
+//! Launches `normalize.cu`.
+
+use super::device::Precision;
+use super::engine::{Engine, arguments};
+use super::memory::{Buffer, Memory, Pointer, Staging};
+use super::device::stride;
+use crate::{Error, RowDtype};
+
+/// A batch on the card, scaled.
+pub struct Rows {
+    pub n: usize,
+    pub width: usize,
+    pub stride: usize,
+    /// `x [B, stride]`.
+    pub x_bs: Buffer<f32>,
+    /// The same in bf16, for the tensor cores.
+    copy_bs: Option<Buffer<u16>>,
+    /// `‖x‖²`.
+    pub norm2_b: Buffer<f64>,
+    /// 1 where a value is not finite.
+    pub bad_b: Buffer<u32>,
+    /// Rows with such a value.
+    pub bad_rows: Buffer<u32>,
+    staged: Buffer<u8>,
+}
+
+impl Rows {
+    pub fn new(precision: Precision, batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
+        let what = "a batch of rows";
+        let stride = stride(width);
+        let copy = precision == Precision::Mixed;
+        Ok(Rows {
+            n: 0,
+            width,
+            stride,
+            x_bs: memory.take(batch * stride, what)?,
+            copy_bs: copy.then(|| memory.take(batch * stride, what)).transpose()?,
+            norm2_b: memory.take(batch, what)?,
+            bad_b: memory.take(batch, what)?,
+            bad_rows: memory.take(1, what)?,
+            staged: memory.take(batch * width * size_of::<f32>(), what)?,
+        })
+    }
+
+    /// Rows in the format that products read.
+    pub fn operand(&self) -> Pointer {
+        self.copy_bs.as_ref().map_or(self.x_bs.at(0), |copy| copy.at(0))
+    }
+
+    /// `x = scale · rows` for the first `n` staged rows.
+    pub fn normalize(&mut self, engine: &Engine, staged: &Staging, dtype: RowDtype, n: usize, scale: f32) {
+        self.n = n;
+        staged.send(engine, &mut self.staged, n * self.width * dtype.size());
+        self.bad_rows.clear();
+        let kernel = match dtype {
+            RowDtype::F32 => "normalize_f32",
+            RowDtype::F16 => "normalize_f16",
+            RowDtype::Bf16 => "normalize_bf16",
+        };
+        let copy = self.copy_bs.as_ref().map_or(0, |copy| copy.at(0));
+        let (norm2_b, bad_b, bad_rows) = (self.norm2_b.at(0), self.bad_b.at(0), self.bad_rows.at(0));
+        let (width, stride) = (self.width as u32, self.stride as u32);
+        let arguments =
+            arguments![self.staged.at(0), self.x_bs.at(0), copy, norm2_b, bad_b, bad_rows, width, stride, scale];
+        // SAFETY: n rows of `width` values lie in `staged`; the others have room for n rows.
+        unsafe { engine.enqueue(kernel, n, 0, arguments) };
+    }
+}
