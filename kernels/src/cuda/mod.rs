@@ -2,6 +2,8 @@
 //!
 //! Nothing here is needed to build or to start: driver and compiler are opened when a card is asked for.
 
+pub mod cache;
+pub mod cubin;
 pub mod nvrtc;
 pub mod sources;
 
