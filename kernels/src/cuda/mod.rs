@@ -4,6 +4,8 @@
 
 pub mod cache;
 pub mod cubin;
+pub mod embedded;
+pub mod kernels;
 pub mod nvrtc;
 pub mod sources;
 
