@@ -57,13 +57,29 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Recipe(_) | Error::Weights(_) | Error::RunDir(_) | Error::OtherFormat(_) => 64,
-            // What does not fit into this machine will not fit after a restart.
-            Error::Device(kernels::Error::OutOfMemory { .. }) => 64,
+            Error::Device(error) => device_exit_code(error),
             Error::Data(_) | Error::Checkpoint(_) => 65,
             Error::Divergence(_) | Error::Internal(_) => 70,
             Error::CannotWrite { .. } => 73,
             Error::Interrupted { .. } => 75,
             Error::Loader(error) => error.exit_code(),
         }
+    }
+}
+
+fn device_exit_code(error: &kernels::Error) -> u8 {
+    use kernels::Error as Device;
+    match error {
+        // What does not fit into this machine, or is not there, will not be after a restart.
+        Device::OutOfMemory { .. }
+        | Device::NoDriver { .. }
+        | Device::DriverTooOld { .. }
+        | Device::NoCard
+        | Device::NoSuchCard { .. }
+        | Device::CardTooOld { .. }
+        | Device::NoCompiler { .. }
+        | Device::UnknownArch { .. } => 64,
+        Device::Compile { .. } => 70,
+        Device::Cuda { .. } => 71,
     }
 }

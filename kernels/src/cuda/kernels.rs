@@ -1,0 +1,94 @@
+//! From a source to a cubin for a card: out of the binary, out of the cache, or compiled now.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use super::cache::Cache;
+use super::cubin::Label;
+use super::nvrtc::Nvrtc;
+use super::sources::Source;
+use super::{Arch, embedded};
+use crate::Error;
+
+/// Where a cubin came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The binary carries it.
+    Embedded,
+    /// It was compiled at an earlier start.
+    Cache,
+    /// It was compiled now.
+    Compiled,
+}
+
+/// What gives cubins.
+#[derive(Debug)]
+pub struct Kernels {
+    cache: Option<Cache>,
+    nvrtc_folder: Option<PathBuf>,
+    /// Looked for only when it is needed.
+    nvrtc: OnceLock<Result<Nvrtc, String>>,
+}
+
+impl Kernels {
+    /// With a cache, or none, and the folder of NVRTC when it is not to be looked for.
+    pub fn new(cache: Option<Cache>, nvrtc_folder: Option<PathBuf>) -> Self {
+        Kernels { cache, nvrtc_folder, nvrtc: OnceLock::new() }
+    }
+
+    /// The image of a source.
+    ///
+    /// # Errors
+    /// [`Error::NoCompiler`], [`Error::UnknownArch`] or [`Error::Compile`], when it must be compiled.
+    pub fn cubin(&self, source: &Source, arch: Arch) -> Result<(Vec<u8>, Origin), Error> {
+        if let Some(image) = embedded::find(source, arch) {
+            return Ok((image.to_vec(), Origin::Embedded));
+        }
+        let mut label =
+            Label { name: source.name().into(), arch: arch.to_string(), nvrtc: String::new(), hash: source.hash() };
+        let nvrtc = match self.nvrtc() {
+            Ok(nvrtc) => nvrtc,
+            Err(error) => {
+                let kept = self.cache.as_ref().and_then(|cache| cache.get_of_any_compiler(&label));
+                return kept.map(|image| (image, Origin::Cache)).ok_or(error);
+            }
+        };
+        label.nvrtc = nvrtc.version().to_string();
+        if let Some(image) = self.cache.as_ref().and_then(|cache| cache.get(&label)) {
+            return Ok((image, Origin::Cache));
+        }
+        let image = nvrtc.compile(source, arch)?.image;
+        if let Some(cache) = &self.cache {
+            cache.put(&label, &image);
+        }
+        Ok((image, Origin::Compiled))
+    }
+
+    /// The images of several sources, in their order. What must be compiled is compiled side by side.
+    ///
+    /// # Errors
+    /// Those of [`Kernels::cubin`].
+    pub fn cubins(&self, sources: &[Source], arch: Arch) -> Result<Vec<Vec<u8>>, Error> {
+        let started = std::time::Instant::now();
+        let found: Vec<(Vec<u8>, Origin)> =
+            sources.par_iter().map(|source| self.cubin(source, arch)).collect::<Result<_, _>>()?;
+        let compiled = found.iter().filter(|(_, origin)| *origin == Origin::Compiled).count();
+        if compiled > 0 {
+            let seconds = started.elapsed().as_secs_f64();
+            tracing::info!("compiled {compiled} of {} kernel files for {arch} in {seconds:.1} s", sources.len());
+        }
+        Ok(found.into_iter().map(|(image, _)| image).collect())
+    }
+
+    fn nvrtc(&self) -> Result<&Nvrtc, Error> {
+        let found = self.nvrtc.get_or_init(|| {
+            Nvrtc::find(self.nvrtc_folder.as_deref()).map_err(|error| match error {
+                Error::NoCompiler { looked } => looked,
+                other => other.to_string(),
+            })
+        });
+        found.as_ref().map_err(|looked| Error::NoCompiler { looked: looked.clone() })
+    }
+}
