@@ -270,7 +270,8 @@ pub trait Device: Sync {
 }
 
 /// A rank's features with their optimiser state and the scratch of a step. The operations of a step are called in the
-/// order in which they stand here.
+/// order in which they stand here, on the same `x`; evaluation leaves out backward and Adam. Only [`Dictionary::adam`]
+/// changes what a checkpoint holds.
 pub trait Dictionary: Send + Sized {
     /// See [`Device::Rows`].
     type Rows;
@@ -286,12 +287,17 @@ pub trait Dictionary: Send + Sized {
     /// `x̂ = b_dec + a · W_dec`.
     fn decode(&mut self, x: &Self::Rows);
 
-    /// `g = 2 (x̂ − x) / b` with `b` the rows of the batch, and the sums of the report. Rows whose index lies in
-    /// `counted` are added to `tally`, unless a row of the batch is not finite. Changes no training state.
-    fn residual(&mut self, x: &Self::Rows, tally: &mut Self::Tally, counted: Range<usize>);
+    /// `g = 2 (x̂ − x) / b` with `b` the rows of the batch, and the sums of the report.
+    fn residual(&mut self, x: &Self::Rows);
 
     /// The gradient of `mean ‖x − x̂‖² + λ · mean Σ a ‖W_dec‖` in all parameters, and its norm.
     fn backward(&mut self, x: &Self::Rows, lambda: f32);
+
+    /// Adds the rows whose index in the batch lies in `counted` to `tally`; adds nothing when a row of the batch or, after
+    /// [`Dictionary::backward`], the gradient is not finite: the step will be refused, and its rows come again. Stands
+    /// before [`Dictionary::adam`] because the decoder norms must be those of the batch; without a step it follows
+    /// [`Dictionary::residual`]. May be called several times for one batch.
+    fn count(&mut self, x: &Self::Rows, tally: &mut Self::Tally, counted: Range<usize>);
 
     /// Clips, updates, and moves the clocks; does nothing when the batch or its gradient is not finite. Takes the rows
     /// again because a device may make gradient rows a second time instead of storing them.

@@ -61,7 +61,8 @@ pub fn sums<D: Device>(
         device.normalize(staging, row_dtype(dataset.dtype()), batch.rows, scale, x);
         sae.encode(x, if density > device.dense_above() { Path::Dense } else { Path::Sparse });
         sae.decode(x);
-        sae.residual(x, tally, 0..batch.rows);
+        sae.residual(x);
+        sae.count(x, tally, 0..batch.rows);
         let report = sae.report();
         if let Some(&row) = report.non_finite_rows.first() {
             let id = stream.row_ids(&batch).get(row).map(|id| dataset.row_name(*id)).unwrap_or_default();

@@ -274,11 +274,17 @@ impl<'a, D: Device> Run<'a, D> {
         }
         let before = self.stream.rows_before(batch, from);
         if before > 0 {
-            let path = self.path();
+            let (path, lambda) = (self.path(), self.schedule.lambda(self.state.step));
             let Buffers { x, tally, .. } = &mut self.buffers;
             self.sae.encode(x, path);
             self.sae.decode(x);
-            self.sae.residual(x, tally, 0..before);
+            self.sae.residual(x);
+            self.sae.backward(x, lambda);
+            self.sae.count(x, tally, 0..before);
+            if !self.sae.report().ok {
+                // The step will be refused too, and the batch come again: nothing has begun.
+                return before;
+            }
         }
         self.drain();
         self.state.closing_open = true;

@@ -2,11 +2,12 @@
 
 use super::adam::{Change, Coefficients, Features, GradientRows, Row, Settle, SharedParameter, Skipped, UpdateRow};
 use super::backward::{Backward, Gradient, Operands, rows_are_stored};
+use super::count::{Active, Count, column_sums};
 use super::decode::{Decode, SLICE};
 use super::dense::{Dense, Forward};
 use super::encode::{Encode, Scratch, TILE, TileCodes};
 use super::memory::{Buffer, SharedRows};
-use super::residual::{Residual, column_sums};
+use super::residual::Residual;
 use super::screen::Screener;
 use super::simd::{Kernel, Lanes, blocks, dot};
 use super::{Engine, Rows, Tally, stride};
@@ -206,34 +207,6 @@ impl CpuDictionary {
         }
     }
 
-    /// Adds the rows of `counted` to the tally.
-    fn count(&self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
-        let Batch { path, tiles, dense, error_b, .. } = &self.batch;
-        let sums = &mut tally.sums;
-        let mut count_f = vec![0; self.shape.features];
-        sums.l1 += match path {
-            Path::Sparse => {
-                let range = counted.start as u32..counted.end as u32;
-                let tiles = tiles.iter().zip(count_f.chunks_mut(TILE)).zip(self.norm_f.chunks(TILE));
-                tiles.map(|((codes, count), norm)| codes.sums_inside(range.clone(), norm, count)).sum::<f64>()
-            }
-            Path::Dense => {
-                dense.count(x.n, counted.clone(), &mut count_f);
-                dense.l1_b[counted.clone()].iter().sum()
-            }
-        };
-        for (sum, &count) in sums.fired_f.iter_mut().zip(&count_f) {
-            *sum += u64::from(count);
-            sums.active += u64::from(count);
-        }
-        let mut x_sums = vec![0.0; self.stride];
-        column_sums(&self.engine, &x.x_bd, self.stride, counted.clone(), &mut x_sums);
-        sums.x_d.iter_mut().zip(x_sums).for_each(|(sum, x)| *sum += x);
-        sums.rows += counted.len() as u64;
-        sums.squared_error += error_b[counted.clone()].iter().sum::<f64>();
-        sums.squared_norm += x.norm2_b[counted].iter().map(|&norm2| f64::from(norm2)).sum::<f64>();
-    }
-
     fn forward_dense(&mut self, x: &Rows) {
         let of = Forward {
             engine: &self.engine,
@@ -297,7 +270,7 @@ impl Dictionary for CpuDictionary {
         }
     }
 
-    fn residual(&mut self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
+    fn residual(&mut self, x: &Rows) {
         let Batch { path, tiles, dense, x_hat_slices, g_bd, error_b, count_f, report } = &mut self.batch;
         let slices = (*path == Path::Sparse).then_some((&**x_hat_slices, self.shape.batch));
         Residual { engine: &self.engine, x, x_hat_slices: slices }.run(g_bd, error_b);
@@ -319,11 +292,6 @@ impl Dictionary for CpuDictionary {
         }
         report.active = count_f.iter().map(|&count| u64::from(count)).sum();
         report.ok = report.non_finite_rows.is_empty();
-        let counted = counted.start..counted.end.min(x.n);
-        // The step will be refused, and its batch come again without the bad rows: counted now, the others would count twice.
-        if report.ok && !counted.is_empty() {
-            self.count(x, tally, counted);
-        }
     }
 
     fn backward(&mut self, x: &Rows, lambda: f32) {
@@ -366,6 +334,19 @@ impl Dictionary for CpuDictionary {
         let b_dec2: f64 = gradient.b_dec_sums_d.iter().map(|sum| sum * sum).sum();
         report.gradient_norm = (gradient.norm2_f.iter().sum::<f64>() + b_dec2).sqrt();
         report.ok = report.ok && report.gradient_norm.is_finite();
+    }
+
+    fn count(&mut self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
+        let counted = counted.start..counted.end.min(x.n);
+        if !self.batch.report.ok || counted.is_empty() {
+            return;
+        }
+        let Batch { path, tiles, dense, error_b, .. } = &self.batch;
+        let active = match path {
+            Path::Sparse => Active::Lists(tiles),
+            Path::Dense => Active::Dense(dense),
+        };
+        Count { engine: &self.engine, x, error_b, active, norm_f: &self.norm_f }.run(counted, &mut tally.sums);
     }
 
     fn adam(&mut self, x: &Rows, update: &AdamUpdate) {

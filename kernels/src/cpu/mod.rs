@@ -5,6 +5,7 @@
 
 mod adam;
 mod backward;
+mod count;
 mod decode;
 mod dense;
 mod dictionary;
