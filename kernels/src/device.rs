@@ -49,7 +49,8 @@ pub struct Shape {
     pub features: usize,
     /// `B`, most rows in a batch.
     pub batch: usize,
-    /// Which rows Adam updates; `None` makes a dictionary that cannot train and holds no moments.
+    /// Which rows Adam updates; `None` makes a dictionary that cannot train: it holds no moments and nothing that only
+    /// backward needs.
     pub adam: Option<AdamMode>,
     /// Bytes that the dense path may take to keep the activations of a batch for the backward pass. When `4·B·F` is
     /// more, it computes them again, tile by tile.
@@ -306,13 +307,13 @@ pub trait Dictionary: Send + Sized {
     /// Waits for the enqueued operations and returns what the last batch gave.
     fn report(&mut self) -> Report;
 
-    /// A dictionary without moments in which every update that [`AdamMode::Catchup`] still owes has been made, as of
-    /// before the update `next`; `None` when nothing is owed in this mode. Leaves this one as it is, so that bits never
-    /// depend on when somebody looked.
+    /// Copies the weights to `into`, with every update made that [`AdamMode::Catchup`] still owes as of before the update
+    /// `next`; in other modes nothing is owed. Leaves this dictionary as it is, so that bits never depend on when somebody
+    /// looked, and the clocks and moments of `into` as they are: it is meant to be one that cannot train.
     ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    fn settled(&self, next: &AdamUpdate) -> Result<Option<Self>, Error>;
+    /// # Panics
+    /// When `into` has another width or other features.
+    fn settle_into(&self, next: &AdamUpdate, into: &mut Self);
 
     /// Copies `rows` of an array of `tensor` to `out` (`rows.len() × columns` values). Moments of a dictionary that
     /// cannot train read as 0.

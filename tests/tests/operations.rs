@@ -271,15 +271,25 @@ fn two_hundred_steps_follow_the_reference() {
                 let distance = distance(&read(&run.dictionary, tensor, Slot::Value), &flat(&p, tensor));
                 assert!(distance < 1e-4, "{mode:?} {path:?} {tensor:?}: {distance}");
             }
-            let settled = run.dictionary.settled(&update(200)).expect("memory");
-            assert_eq!(settled.is_some(), mode == AdamMode::Catchup);
-            if let Some(settled) = settled {
-                let want = adam.settled(&p, 200, LR);
-                for tensor in TENSORS {
-                    let distance = distance(&read(&settled, tensor, Slot::Value), &flat(&want, tensor));
-                    assert!(distance < 1e-4, "settled {path:?} {tensor:?}: {distance}");
+            let before = run.state();
+            case.shape = Shape { batch: 9, adam: None, ..case.shape };
+            let mut settled = Run::new(&device, &case);
+            run.dictionary.settle_into(&update(200), &mut settled.dictionary);
+            assert!(run.state() == before, "{mode:?} {path:?}: looking changes nothing");
+            let want = if mode == AdamMode::Catchup { adam.settled(&p, 200, LR) } else { p };
+            for tensor in TENSORS {
+                let value = read(&settled.dictionary, tensor, Slot::Value);
+                let distance = distance(&value, &flat(&want, tensor));
+                assert!(distance < 1e-4, "settled {mode:?} {path:?} {tensor:?}: {distance}");
+                if mode != AdamMode::Catchup {
+                    assert_eq!(value, read(&run.dictionary, tensor, Slot::Value), "nothing is owed");
                 }
             }
+            settled.forward(path);
+            settled.count(0..usize::MAX);
+            let report = reference::report(&want, &case.x);
+            close("l1 of a settled dictionary", settled.dictionary.report().l1, report.l1, 1e-3);
+            assert_eq!(settled.sums().fired_f, report.fired, "{mode:?} {path:?}");
         }
     }
 }

@@ -90,16 +90,14 @@ pub fn load<D: Device>(
     batch: usize,
 ) -> Result<D::Dictionary, Error> {
     let manifest = &found.manifest;
-    let lazy = manifest.recipe.train.adam == Adam::Catchup;
-    let shape = Shape {
-        width: manifest.width,
-        features: manifest.features,
-        batch,
-        adam: lazy.then_some(AdamMode::Catchup),
-        dense_bytes: manifest.recipe.train.dense_bytes as usize,
-    };
+    let shape = Shape { width: manifest.width, features: manifest.features, batch, adam: None, dense_bytes: 0 };
     let mut sae = device.dictionary(shape)?;
-    checkpoint::load_weights(store, found, &mut sae, lazy)?;
-    let next = train::next_update(manifest);
-    Ok(sae.settled(&next)?.unwrap_or(sae))
+    if manifest.recipe.train.adam == Adam::Catchup {
+        let mut lazy = device.dictionary(Shape { batch: 1, adam: Some(AdamMode::Catchup), ..shape })?;
+        checkpoint::load_weights(store, found, &mut lazy, true)?;
+        lazy.settle_into(&train::next_update(manifest), &mut sae);
+    } else {
+        checkpoint::load_weights(store, found, &mut sae, false)?;
+    }
+    Ok(sae)
 }

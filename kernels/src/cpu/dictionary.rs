@@ -19,6 +19,9 @@ use std::sync::{Arc, Mutex};
 /// Arrays with one value a feature are padded to whole tiles of either path.
 const FEATURE_PAD: usize = 384;
 
+/// What backward and Adam are asked of.
+const TRAINS: &str = "a dictionary made with an Adam mode";
+
 /// A rank's features on the processor.
 pub struct CpuDictionary {
     engine: Arc<Engine>,
@@ -35,7 +38,8 @@ pub struct CpuDictionary {
     screener: Screener,
     workers: Vec<Mutex<Scratch>>,
     batch: Batch,
-    gradient: GradientBuffers,
+    /// None in a dictionary that cannot train.
+    gradient: Option<GradientBuffers>,
 }
 
 /// A parameter and its moments (none in a dictionary that cannot train).
@@ -65,7 +69,7 @@ struct Batch {
 
 /// What backward leaves for Adam.
 struct GradientBuffers {
-    /// Rows of the dense path, and of the sparse path when pairs are many. 8·F·D bytes, none without training.
+    /// Rows of the dense path, and of the sparse path when pairs are many: 8·F·D bytes.
     dec_fd: Buffer<f32>,
     enc_fd: Buffer<f32>,
     bias_f: Buffer<f32>,
@@ -114,6 +118,22 @@ impl Parameter {
     }
 }
 
+impl GradientBuffers {
+    fn new(features: usize, stride: usize) -> Result<Self, Error> {
+        let what = "the gradient";
+        Ok(GradientBuffers {
+            dec_fd: Buffer::new(features * stride, what)?,
+            enc_fd: Buffer::new(features * stride, what)?,
+            bias_f: Buffer::new(features, what)?,
+            norm2_f: Buffer::new(features, what)?,
+            b_dec_sums_d: vec![0.0; stride],
+            b_dec_d: Buffer::new(stride, what)?,
+            lambda_over_b: 0.0,
+            stored: false,
+        })
+    }
+}
+
 /// `‖row‖`.
 struct Norm<'a>(&'a [f32]);
 
@@ -132,7 +152,6 @@ impl CpuDictionary {
         assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");
         let (stride, trains) = (stride(width), adam.is_some());
         let padded = features.next_multiple_of(FEATURE_PAD);
-        let gradient_rows = if trains { features * stride } else { 0 };
         let of_feature = || -> Result<Parameter, Error> { Parameter::new(padded, 1, 1, trains) };
         Ok(CpuDictionary {
             stride,
@@ -156,16 +175,7 @@ impl CpuDictionary {
                 count_f: vec![0; features],
                 report: Report::default(),
             },
-            gradient: GradientBuffers {
-                dec_fd: Buffer::new(gradient_rows, what)?,
-                enc_fd: Buffer::new(gradient_rows, what)?,
-                bias_f: Buffer::new(features, what)?,
-                norm2_f: Buffer::new(features, what)?,
-                b_dec_sums_d: vec![0.0; stride],
-                b_dec_d: Buffer::new(stride, what)?,
-                lambda_over_b: 0.0,
-                stored: false,
-            },
+            gradient: trains.then(|| GradientBuffers::new(features, stride)).transpose()?,
             engine,
         })
     }
@@ -297,7 +307,7 @@ impl Dictionary for CpuDictionary {
     fn backward(&mut self, x: &Rows, lambda: f32) {
         let Batch { path, tiles, dense, g_bd, report, .. } = &mut self.batch;
         let lambda_over_b = lambda / x.n as f32;
-        let gradient = &mut self.gradient;
+        let gradient = self.gradient.as_mut().expect(TRAINS);
         gradient.lambda_over_b = lambda_over_b;
         let operands = Operands { x_bd: &x.x_bd, stride: self.stride, g_bd, lambda_over_b };
         let to = Gradient {
@@ -350,12 +360,11 @@ impl Dictionary for CpuDictionary {
     }
 
     fn adam(&mut self, x: &Rows, update: &AdamUpdate) {
-        let Some(mode) = self.shape.adam else { panic!("a dictionary made without Adam does not train") };
+        let (mode, gradient) = (self.shape.adam.expect(TRAINS), self.gradient.as_ref().expect(TRAINS));
         if !self.batch.report.ok {
             return;
         }
         let coefficients = Coefficients::new(update, self.batch.report.gradient_norm);
-        let gradient = &self.gradient;
         let rows = match gradient.stored {
             false => {
                 let (g_bd, lambda_over_b) = (&*self.batch.g_bd, gradient.lambda_over_b);
@@ -389,32 +398,28 @@ impl Dictionary for CpuDictionary {
         self.batch.report.clone()
     }
 
-    fn settled(&self, next: &AdamUpdate) -> Result<Option<Self>, Error> {
-        if self.shape.adam != Some(AdamMode::Catchup) {
-            return Ok(None);
-        }
-        let mut settled = CpuDictionary::new(self.engine.clone(), Shape { adam: None, ..self.shape })?;
+    fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {
+        let features = self.shape.features;
+        assert_eq!((self.shape.width, features), (into.shape.width, into.shape.features), "dictionaries of one shape");
         for tensor in [Tensor::EncoderWeight, Tensor::EncoderBias, Tensor::DecoderWeight, Tensor::DecoderBias] {
-            let from = self.parameter(tensor);
-            let to = settled.parameter_mut(tensor);
-            to.value.copy_from_slice(&from.value);
-            if tensor == Tensor::DecoderBias {
+            let (from, to) = (self.parameter(tensor), &mut into.parameter_mut(tensor).value);
+            to.copy_from_slice(&from.value);
+            if self.shape.adam != Some(AdamMode::Catchup) || tensor == Tensor::DecoderBias {
                 continue;
             }
-            for (f, &last_update) in self.last_update_f.iter().enumerate() {
-                let row = f * from.stride..(f + 1) * from.stride;
-                if let Some(skipped) = Skipped::between(last_update, next) {
-                    let (value, first, second) =
-                        (&mut to.value[row.clone()], &from.first[row.clone()], &from.second[row]);
-                    self.engine.isa.run(Settle { value, first, second, skipped });
-                }
-            }
+            let rows = to.par_chunks_exact_mut(from.stride).zip(&self.last_update_f[..]).enumerate();
+            self.engine.pool.install(|| {
+                rows.for_each(|(f, (value, &last_update))| {
+                    let row = f * from.stride..(f + 1) * from.stride;
+                    if let Some(skipped) = Skipped::between(last_update, next) {
+                        let (first, second) = (&from.first[row.clone()], &from.second[row]);
+                        self.engine.isa.run(Settle { value, first, second, skipped });
+                    }
+                });
+            });
         }
-        settled.last_update_f.copy_from_slice(&self.last_update_f);
-        settled.last_fired_f.copy_from_slice(&self.last_fired_f);
-        settled.narrow(0..self.shape.features);
-        settled.measure_decoder(0..self.shape.features);
-        Ok(Some(settled))
+        into.narrow(0..features);
+        into.measure_decoder(0..features);
     }
 
     fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) {
