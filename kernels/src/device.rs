@@ -216,6 +216,12 @@ pub enum Error {
         /// What it takes.
         bytes: usize,
     },
+    /// The system gave too few threads.
+    #[error("no worker threads for the cpu device: {reason}: lower train.threads, or let this user have more of them")]
+    Threads {
+        /// What the system said.
+        reason: String,
+    },
 }
 
 /// One accelerator, or the processor.

@@ -12,7 +12,7 @@ const SHAPE: Shape =
 /// Reports and weights of five steps on random numbers.
 fn train(options: Options, path: Path) -> (Vec<Report>, Vec<u32>) {
     let Shape { width, features, batch, .. } = SHAPE;
-    let device = Cpu::with(options);
+    let device = Cpu::with(options).expect("threads");
     let memory = "enough memory";
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let mut uniform = |n: usize, size: f32| (0..n).map(|_| size * (rng.random::<f32>() - 0.5)).collect::<Vec<_>>();

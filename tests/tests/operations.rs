@@ -182,9 +182,11 @@ fn check_step(device: &Cpu, case: &Case, path: Path) {
 fn devices() -> Vec<Cpu> {
     let mut devices = Vec::new();
     for screen in [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available()) {
-        devices.push(Cpu::with(Options { threads: Some(2), screen: Some(screen), isa: None }));
+        devices.push(Cpu::with(Options { threads: Some(2), screen: Some(screen), isa: None }).expect("threads"));
     }
-    devices.push(Cpu::with(Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) }));
+    devices.push(
+        Cpu::with(Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) }).expect("threads"),
+    );
     devices
 }
 
@@ -235,7 +237,8 @@ fn bits_do_not_depend_on_screen_threads_or_instructions() {
             if !screen.available() || !isa.available() {
                 continue;
             }
-            let device = Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: Some(isa) });
+            let device =
+                Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: Some(isa) }).expect("threads");
             let mut run = Run::new(&device, &case);
             let reports: Vec<Report> = (0..5).map(|s| run.step(path, case.lambda, &update(s))).collect();
             bits.push((threads, screen, isa, (reports, run.state())));
@@ -249,7 +252,7 @@ fn bits_do_not_depend_on_screen_threads_or_instructions() {
 
 #[test]
 fn two_hundred_steps_follow_the_reference() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     for mode in [AdamMode::Dense, AdamMode::Catchup, AdamMode::Touched] {
         for path in [Path::Sparse, Path::Dense] {
             let mut case = case(12, 40, 8, -1.2, 11);
@@ -298,7 +301,7 @@ const PATHS: [Path; 2] = [Path::Sparse, Path::Dense];
 
 #[test]
 fn edges_agree_with_the_reference() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     for path in PATHS {
         let mut odd = case(21, 130, 40, -1.0, 2);
         (odd.p.b_enc[0], odd.p.b_enc[1]) = (50.0, -50.0);
@@ -322,7 +325,7 @@ fn edges_agree_with_the_reference() {
 
 #[test]
 fn activations_made_twice_are_the_same_bits() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     let mut case = case(40, 300, 150, -0.3, 4);
     let mut states = Vec::new();
     for dense_bytes in [usize::MAX, 0] {
@@ -336,7 +339,7 @@ fn activations_made_twice_are_the_same_bits() {
 
 #[test]
 fn a_batch_that_is_not_finite_changes_nothing() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     let case = case(21, 130, 40, -1.0, 2);
     for path in PATHS {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -369,7 +372,7 @@ fn a_batch_that_is_not_finite_changes_nothing() {
 
 #[test]
 fn counted_rows_are_those_of_the_range() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     let mut case = case(21, 130, 200, -1.0, 2);
     for path in PATHS {
         let mut run = Run::new(&device, &case);
@@ -394,7 +397,7 @@ fn counted_rows_are_those_of_the_range() {
 
 #[test]
 fn rows_of_every_dtype_are_scaled() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     let values = [1.5_f32, -0.25, 3.0, 0.0, -100.0, 0.0625, 7.0];
     let f32s: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let f16s: Vec<u8> = values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
@@ -416,7 +419,7 @@ fn rows_of_every_dtype_are_scaled() {
 
 #[test]
 fn a_clipped_gradient_and_a_skipped_row_follow_the_mode() {
-    let device = Cpu::new(Some(1));
+    let device = Cpu::new(Some(1)).expect("threads");
     for (mode, moved) in [(AdamMode::Dense, true), (AdamMode::Catchup, false), (AdamMode::Touched, false)] {
         let mut case = case(9, 20, 6, -0.5, 8);
         case.shape.adam = Some(mode);
@@ -440,7 +443,7 @@ proptest! {
     fn any_shape_agrees_with_the_reference(
         width in 1..70_usize, features in 1..220_usize, batch in 1..150_usize, bias in -1.5..1.0_f64, seed: u64,
     ) {
-        let device = Cpu::new(Some(2));
+        let device = Cpu::new(Some(2)).expect("threads");
         let case = case(width, features, batch, bias, seed);
         for path in PATHS {
             check_step(&device, &case, path);

@@ -59,6 +59,8 @@ impl Error {
             Error::Recipe(_) | Error::Weights(_) | Error::RunDir(_) | Error::OtherFormat(_) => 64,
             // What does not fit into this machine will not fit after a restart.
             Error::Device(kernels::Error::OutOfMemory { .. }) => 64,
+            // Other processes may hold them for now.
+            Error::Device(kernels::Error::Threads { .. }) => 71,
             Error::Data(_) | Error::Checkpoint(_) => 65,
             Error::Divergence(_) | Error::Internal(_) => 70,
             Error::CannotWrite { .. } => 73,

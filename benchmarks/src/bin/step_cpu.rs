@@ -141,7 +141,7 @@ fn check(device: &Cpu, threads: usize, planted: &Planted) -> Report {
     assert!(near(sparse.squared_error, dense.squared_error) && near(sparse.gradient_norm, dense.gradient_norm));
     assert!(near(sparse.l1, dense.l1) && sparse.ok);
     for screen in [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available()) {
-        let other = Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None });
+        let other = Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None }).expect("threads");
         assert!(Run::new(&other, planted).step(Path::Sparse).1 == sparse, "{screen:?} gives the same bits");
     }
     sparse
@@ -178,7 +178,7 @@ fn print_step(planted: &Planted, report: &Report, peaks: &Peaks, [times, medians
 
 fn main() {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(2);
-    let device = Cpu::new(Some(threads));
+    let device = Cpu::new(Some(threads)).expect("threads");
     println!("{}", device.describe());
     let peaks = device.peaks();
     println!("{peaks:.0?}");
@@ -190,7 +190,8 @@ fn main() {
         let times = Run::new(&device, &planted).time(Path::Sparse, REPEATS);
         print_step(&planted, &report, &peaks, times);
         for screen in [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available()) {
-            let other = Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None });
+            let other =
+                Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None }).expect("threads");
             let encode = Run::new(&other, &planted).time(Path::Sparse, 5)[0][1];
             let rate = 2.0 * (batch * width * features) as f64 / encode / 1e6;
             println!("  encode with {} screen: {encode:.3} ms, {rate:.0} Gop/s", screen.name());
