@@ -49,7 +49,8 @@ pub struct Shape {
     pub features: usize,
     /// `B`, most rows in a batch.
     pub batch: usize,
-    /// Which rows Adam updates; `None` makes a dictionary that cannot train and holds no moments.
+    /// Which rows Adam updates; `None` makes a dictionary that cannot train: it holds no moments and nothing that only
+    /// backward needs.
     pub adam: Option<AdamMode>,
     /// Bytes that the dense path may take to keep the activations of a batch for the backward pass. When `4·B·F` is
     /// more, it computes them again, tile by tile.
@@ -215,6 +216,12 @@ pub enum Error {
         /// What it takes.
         bytes: usize,
     },
+    /// The system gave too few threads.
+    #[error("no worker threads for the cpu device: {reason}: lower train.threads, or let this user have more of them")]
+    Threads {
+        /// What the system said.
+        reason: String,
+    },
     /// There is no CUDA driver, or what was named as one is none.
     #[error("no CUDA driver: {looked}: install NVIDIA's driver, or compute with --device cpu")]
     NoDriver {
@@ -352,7 +359,8 @@ pub trait Device: Sync {
 }
 
 /// A rank's features with their optimiser state and the scratch of a step. The operations of a step are called in the
-/// order in which they stand here.
+/// order in which they stand here, on the same `x`; evaluation leaves out backward and Adam. Only [`Dictionary::adam`]
+/// changes what a checkpoint holds.
 pub trait Dictionary: Send + Sized {
     /// See [`Device::Rows`].
     type Rows;
@@ -368,12 +376,17 @@ pub trait Dictionary: Send + Sized {
     /// `x̂ = b_dec + a · W_dec`.
     fn decode(&mut self, x: &Self::Rows);
 
-    /// `g = 2 (x̂ − x) / b` with `b` the rows of the batch, and the sums of the report. Rows whose index lies in
-    /// `counted` are added to `tally`, unless a row of the batch is not finite. Changes no training state.
-    fn residual(&mut self, x: &Self::Rows, tally: &mut Self::Tally, counted: Range<usize>);
+    /// `g = 2 (x̂ − x) / b` with `b` the rows of the batch, and the sums of the report.
+    fn residual(&mut self, x: &Self::Rows);
 
     /// The gradient of `mean ‖x − x̂‖² + λ · mean Σ a ‖W_dec‖` in all parameters, and its norm.
     fn backward(&mut self, x: &Self::Rows, lambda: f32);
+
+    /// Adds the rows whose index in the batch lies in `counted` to `tally`; adds nothing when a row of the batch or, after
+    /// [`Dictionary::backward`], the gradient is not finite: the step will be refused, and its rows come again. Stands
+    /// before [`Dictionary::adam`] because the decoder norms must be those of the batch; without a step it follows
+    /// [`Dictionary::residual`]. May be called several times for one batch.
+    fn count(&mut self, x: &Self::Rows, tally: &mut Self::Tally, counted: Range<usize>);
 
     /// Clips, updates, and moves the clocks; does nothing when the batch or its gradient is not finite. Takes the rows
     /// again because a device may make gradient rows a second time instead of storing them.
@@ -382,13 +395,13 @@ pub trait Dictionary: Send + Sized {
     /// Waits for the enqueued operations and returns what the last batch gave.
     fn report(&mut self) -> Report;
 
-    /// A dictionary without moments in which every update that [`AdamMode::Catchup`] still owes has been made, as of
-    /// before the update `next`; `None` when nothing is owed in this mode. Leaves this one as it is, so that bits never
-    /// depend on when somebody looked.
+    /// Copies the weights to `into`, with every update made that [`AdamMode::Catchup`] still owes as of before the update
+    /// `next`; in other modes nothing is owed. Leaves this dictionary as it is, so that bits never depend on when somebody
+    /// looked, and the clocks and moments of `into` as they are: it is meant to be one that cannot train.
     ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    fn settled(&self, next: &AdamUpdate) -> Result<Option<Self>, Error>;
+    /// # Panics
+    /// When `into` has another width or other features.
+    fn settle_into(&self, next: &AdamUpdate, into: &mut Self);
 
     /// Copies `rows` of an array of `tensor` to `out` (`rows.len() × columns` values). Moments of a dictionary that
     /// cannot train read as 0.

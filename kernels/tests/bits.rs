@@ -12,7 +12,7 @@ const SHAPE: Shape =
 /// Reports and weights of five steps on random numbers.
 fn train(options: Options, path: Path) -> (Vec<Report>, Vec<u32>) {
     let Shape { width, features, batch, .. } = SHAPE;
-    let device = Cpu::with(options);
+    let device = Cpu::with(options).expect("threads");
     let memory = "enough memory";
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let mut uniform = |n: usize, size: f32| (0..n).map(|_| size * (rng.random::<f32>() - 0.5)).collect::<Vec<_>>();
@@ -29,8 +29,9 @@ fn train(options: Options, path: Path) -> (Vec<Report>, Vec<u32>) {
         device.normalize(&staging, RowDtype::F32, batch, 1.1, &mut x);
         dictionary.encode(&x, path);
         dictionary.decode(&x);
-        dictionary.residual(&x, &mut tally, 5..200);
+        dictionary.residual(&x);
         dictionary.backward(&x, 0.5);
+        dictionary.count(&x, &mut tally, 5..200);
         dictionary.adam(&x, &AdamUpdate { step, lr: LearningRate::constant(1e-3), clip: 1.0, tokens: step + 1 });
         dictionary.report()
     });

@@ -91,7 +91,7 @@ pub fn tamper(run: &Path, change: Change) {
     let store = Store::open(&text(run)).expect("a run");
     let found = checkpoint::newest(&store).expect("readable").expect("a checkpoint");
     let manifest = &found.manifest;
-    let device = Cpu::new(Some(1));
+    let device = Cpu::new(Some(1)).expect("threads");
     let (width, features) = (manifest.width, manifest.features);
     let shape = Shape { width, features, batch: 1, adam: Some(AdamMode::Dense), dense_bytes: 0 };
     let mut sae = device.dictionary(shape).expect("memory");

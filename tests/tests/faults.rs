@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use loader::{Dtype, Store};
@@ -439,6 +439,19 @@ fn rows_with_nan_stop_the_run_before_they_do_harm() {
     }
     // The list only grows.
     sae::run(&["train", &path, "--resume"]).exits(64).says(&["data.skip may only grow", nan]);
+}
+
+#[test]
+fn threads_that_cannot_be_had_are_said() {
+    let fixture = Fixture::new();
+    let path = fixture.save("recipe", &fixture.recipe("run"));
+    // The stacks of 128 threads take 2 MiB of addresses each.
+    let limited = format!("ulimit -v 262144; exec {} \"$@\"", text(sae::binary()));
+    let args = ["-c", &limited, "sae", "train", &path, "--dry-run", "--set", "train.threads=128"];
+    let output = Command::new("sh").args(args).output().expect("sh runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(71), "{said}");
+    assert!(said.contains("no worker threads") && said.contains("train.threads"), "{said}");
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn saelens_agrees_with_our_export() {
 fn write_ours(run: &str, features: &[usize], raw: &[f32], path: &Path) {
     use safetensors::tensor::{Dtype, TensorView};
     let (store, found) = checkpoint::open(run).expect("a checkpoint");
-    let device = Cpu::new(Some(1));
+    let device = Cpu::new(Some(1)).expect("threads");
     let sae = evaluate::load(&device, &store, &found, 1).expect("weights");
     let (width, all) = (found.manifest.width, found.manifest.features);
     let read = |tensor, rows: std::ops::Range<usize>, columns: usize| {

@@ -99,15 +99,20 @@ impl<'a> Run<'a> {
         self.device.normalize(&staging, RowDtype::F32, x.len(), 1.0, &mut self.x);
     }
 
-    fn forward(&mut self, path: Path, counted: std::ops::Range<usize>) {
+    fn forward(&mut self, path: Path) {
         self.dictionary.encode(&self.x, path);
         self.dictionary.decode(&self.x);
-        self.dictionary.residual(&self.x, &mut self.tally, counted);
+        self.dictionary.residual(&self.x);
+    }
+
+    fn count(&mut self, counted: std::ops::Range<usize>) {
+        self.dictionary.count(&self.x, &mut self.tally, counted);
     }
 
     fn step(&mut self, path: Path, lambda: f32, update: &AdamUpdate) -> Report {
-        self.forward(path, 0..usize::MAX);
+        self.forward(path);
         self.dictionary.backward(&self.x, lambda);
+        self.count(0..usize::MAX);
         self.dictionary.adam(&self.x, update);
         self.dictionary.report()
     }
@@ -177,9 +182,11 @@ fn check_step(device: &Cpu, case: &Case, path: Path) {
 fn devices() -> Vec<Cpu> {
     let mut devices = Vec::new();
     for screen in [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available()) {
-        devices.push(Cpu::with(Options { threads: Some(2), screen: Some(screen), isa: None }));
+        devices.push(Cpu::with(Options { threads: Some(2), screen: Some(screen), isa: None }).expect("threads"));
     }
-    devices.push(Cpu::with(Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) }));
+    devices.push(
+        Cpu::with(Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) }).expect("threads"),
+    );
     devices
 }
 
@@ -230,7 +237,8 @@ fn bits_do_not_depend_on_screen_threads_or_instructions() {
             if !screen.available() || !isa.available() {
                 continue;
             }
-            let device = Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: Some(isa) });
+            let device =
+                Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: Some(isa) }).expect("threads");
             let mut run = Run::new(&device, &case);
             let reports: Vec<Report> = (0..5).map(|s| run.step(path, case.lambda, &update(s))).collect();
             bits.push((threads, screen, isa, (reports, run.state())));
@@ -244,7 +252,7 @@ fn bits_do_not_depend_on_screen_threads_or_instructions() {
 
 #[test]
 fn two_hundred_steps_follow_the_reference() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     for mode in [AdamMode::Dense, AdamMode::Catchup, AdamMode::Touched] {
         for path in [Path::Sparse, Path::Dense] {
             let mut case = case(12, 40, 8, -1.2, 11);
@@ -266,15 +274,25 @@ fn two_hundred_steps_follow_the_reference() {
                 let distance = distance(&read(&run.dictionary, tensor, Slot::Value), &flat(&p, tensor));
                 assert!(distance < 1e-4, "{mode:?} {path:?} {tensor:?}: {distance}");
             }
-            let settled = run.dictionary.settled(&update(200)).expect("memory");
-            assert_eq!(settled.is_some(), mode == AdamMode::Catchup);
-            if let Some(settled) = settled {
-                let want = adam.settled(&p, 200, LR);
-                for tensor in TENSORS {
-                    let distance = distance(&read(&settled, tensor, Slot::Value), &flat(&want, tensor));
-                    assert!(distance < 1e-4, "settled {path:?} {tensor:?}: {distance}");
+            let before = run.state();
+            case.shape = Shape { batch: 9, adam: None, ..case.shape };
+            let mut settled = Run::new(&device, &case);
+            run.dictionary.settle_into(&update(200), &mut settled.dictionary);
+            assert!(run.state() == before, "{mode:?} {path:?}: looking changes nothing");
+            let want = if mode == AdamMode::Catchup { adam.settled(&p, 200, LR) } else { p };
+            for tensor in TENSORS {
+                let value = read(&settled.dictionary, tensor, Slot::Value);
+                let distance = distance(&value, &flat(&want, tensor));
+                assert!(distance < 1e-4, "settled {mode:?} {path:?} {tensor:?}: {distance}");
+                if mode != AdamMode::Catchup {
+                    assert_eq!(value, read(&run.dictionary, tensor, Slot::Value), "nothing is owed");
                 }
             }
+            settled.forward(path);
+            settled.count(0..usize::MAX);
+            let report = reference::report(&want, &case.x);
+            close("l1 of a settled dictionary", settled.dictionary.report().l1, report.l1, 1e-3);
+            assert_eq!(settled.sums().fired_f, report.fired, "{mode:?} {path:?}");
         }
     }
 }
@@ -283,7 +301,7 @@ const PATHS: [Path; 2] = [Path::Sparse, Path::Dense];
 
 #[test]
 fn edges_agree_with_the_reference() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     for path in PATHS {
         let mut odd = case(21, 130, 40, -1.0, 2);
         (odd.p.b_enc[0], odd.p.b_enc[1]) = (50.0, -50.0);
@@ -307,7 +325,7 @@ fn edges_agree_with_the_reference() {
 
 #[test]
 fn activations_made_twice_are_the_same_bits() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     let mut case = case(40, 300, 150, -0.3, 4);
     let mut states = Vec::new();
     for dense_bytes in [usize::MAX, 0] {
@@ -321,7 +339,7 @@ fn activations_made_twice_are_the_same_bits() {
 
 #[test]
 fn a_batch_that_is_not_finite_changes_nothing() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     let case = case(21, 130, 40, -1.0, 2);
     for path in PATHS {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -342,21 +360,25 @@ fn a_batch_that_is_not_finite_changes_nothing() {
         }
         // Finite rows whose gradient overflows.
         let mut run = Run::new(&device, &case);
-        let before = run.state();
+        run.step(path, case.lambda, &update(0));
+        let (before, sums) = (run.state(), run.sums());
+        run.device.put_sums(&mut run.tally, &sums);
         run.load(&vec![vec![1e30; 21]; 40]);
-        let report = run.step(path, case.lambda, &update(0));
+        let report = run.step(path, case.lambda, &update(1));
         assert!(!report.ok && report.non_finite_rows.is_empty() && run.state() == before, "{path:?} {report:?}");
+        assert_eq!(run.sums(), sums, "{path:?}: the rows of a refused step are not counted");
     }
 }
 
 #[test]
 fn counted_rows_are_those_of_the_range() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     let mut case = case(21, 130, 200, -1.0, 2);
     for path in PATHS {
         let mut run = Run::new(&device, &case);
-        run.forward(path, 13..150);
-        run.forward(path, 150..150);
+        run.forward(path);
+        run.count(13..150);
+        run.count(150..150);
         let x = case.x.clone();
         case.x = x[13..150].to_vec();
         let (want, sums) = (reference::report(&case.p, &case.x), run.sums());
@@ -375,7 +397,7 @@ fn counted_rows_are_those_of_the_range() {
 
 #[test]
 fn rows_of_every_dtype_are_scaled() {
-    let device = Cpu::new(Some(2));
+    let device = Cpu::new(Some(2)).expect("threads");
     let values = [1.5_f32, -0.25, 3.0, 0.0, -100.0, 0.0625, 7.0];
     let f32s: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let f16s: Vec<u8> = values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
@@ -389,14 +411,15 @@ fn rows_of_every_dtype_are_scaled() {
         let mut tally = device.tally(7, 1).expect("memory");
         dictionary.encode(&x, Path::Sparse);
         dictionary.decode(&x);
-        dictionary.residual(&x, &mut tally, 0..1);
+        dictionary.residual(&x);
+        dictionary.count(&x, &mut tally, 0..1);
         assert_eq!(device.take_sums(&mut tally).x_d, values.map(|v| f64::from(v * 0.5)), "{dtype:?}");
     }
 }
 
 #[test]
 fn a_clipped_gradient_and_a_skipped_row_follow_the_mode() {
-    let device = Cpu::new(Some(1));
+    let device = Cpu::new(Some(1)).expect("threads");
     for (mode, moved) in [(AdamMode::Dense, true), (AdamMode::Catchup, false), (AdamMode::Touched, false)] {
         let mut case = case(9, 20, 6, -0.5, 8);
         case.shape.adam = Some(mode);
@@ -420,7 +443,7 @@ proptest! {
     fn any_shape_agrees_with_the_reference(
         width in 1..70_usize, features in 1..220_usize, batch in 1..150_usize, bias in -1.5..1.0_f64, seed: u64,
     ) {
-        let device = Cpu::new(Some(2));
+        let device = Cpu::new(Some(2)).expect("threads");
         let case = case(width, features, batch, bias, seed);
         for path in PATHS {
             check_step(&device, &case, path);
@@ -437,7 +460,7 @@ proptest! {
         case.p.b_enc.iter_mut().for_each(|b| *b = f64::from((*b * size) as f32));
         let reports: Vec<Report> = devices().iter().map(|device| {
             let mut run = Run::new(device, &case);
-            run.forward(Path::Sparse, 0..0);
+            run.forward(Path::Sparse);
             run.dictionary.report()
         }).collect();
         prop_assert!(reports.windows(2).all(|pair| pair[0] == pair[1]), "{reports:?}");

@@ -22,7 +22,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
 const GPU_CRATES: [&str; 4] = ["cudarc", "cust", "nccl", "wgpu"];
 
 /// The operations of a step: each names its CPU version, its test and its benchmark.
-const STEMS: [&str; 7] = ["normalize", "encode", "decode", "residual", "backward", "adam", "dense"];
+const STEMS: [&str; 8] = ["normalize", "encode", "decode", "residual", "backward", "count", "adam", "dense"];
 
 /// Longest source file, in lines.
 const MOST_LINES: usize = 600;

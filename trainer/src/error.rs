@@ -80,6 +80,7 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         | Device::NoCompiler { .. }
         | Device::UnknownArch { .. } => 64,
         Device::Compile { .. } => 70,
-        Device::Cuda { .. } => 71,
+        // Threads: other processes may hold them for now.
+        Device::Cuda { .. } | Device::Threads { .. } => 71,
     }
 }

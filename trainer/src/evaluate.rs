@@ -61,7 +61,8 @@ pub fn sums<D: Device>(
         device.normalize(staging, row_dtype(dataset.dtype()), batch.rows, scale, x);
         sae.encode(x, if density > device.dense_above() { Path::Dense } else { Path::Sparse });
         sae.decode(x);
-        sae.residual(x, tally, 0..batch.rows);
+        sae.residual(x);
+        sae.count(x, tally, 0..batch.rows);
         let report = sae.report();
         if let Some(&row) = report.non_finite_rows.first() {
             let id = stream.row_ids(&batch).get(row).map(|id| dataset.row_name(*id)).unwrap_or_default();
@@ -89,16 +90,14 @@ pub fn load<D: Device>(
     batch: usize,
 ) -> Result<D::Dictionary, Error> {
     let manifest = &found.manifest;
-    let lazy = manifest.recipe.train.adam == Adam::Catchup;
-    let shape = Shape {
-        width: manifest.width,
-        features: manifest.features,
-        batch,
-        adam: lazy.then_some(AdamMode::Catchup),
-        dense_bytes: manifest.recipe.train.dense_bytes as usize,
-    };
+    let shape = Shape { width: manifest.width, features: manifest.features, batch, adam: None, dense_bytes: 0 };
     let mut sae = device.dictionary(shape)?;
-    checkpoint::load_weights(store, found, &mut sae, lazy)?;
-    let next = train::next_update(manifest);
-    Ok(sae.settled(&next)?.unwrap_or(sae))
+    if manifest.recipe.train.adam == Adam::Catchup {
+        let mut lazy = device.dictionary(Shape { batch: 1, adam: Some(AdamMode::Catchup), ..shape })?;
+        checkpoint::load_weights(store, found, &mut lazy, true)?;
+        lazy.settle_into(&train::next_update(manifest), &mut sae);
+    } else {
+        checkpoint::load_weights(store, found, &mut sae, false)?;
+    }
+    Ok(sae)
 }

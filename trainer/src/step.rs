@@ -18,12 +18,13 @@ pub struct StepInput {
 }
 
 /// Runs the step `x → a → x̂ → g → ∂ → update` on the rows `x` and says what it gave. When a row or the gradient is not
-/// finite the dictionary stays as it was and the report says so.
+/// finite the dictionary and the tally stay as they were and the report says so.
 pub fn step<Sae: Dictionary>(sae: &mut Sae, x: &Sae::Rows, tally: &mut Sae::Tally, input: StepInput) -> Report {
     sae.encode(x, input.path);
     sae.decode(x);
-    sae.residual(x, tally, input.counted);
+    sae.residual(x);
     sae.backward(x, input.lambda);
+    sae.count(x, tally, input.counted);
     sae.adam(x, &input.update);
     sae.report()
 }

@@ -109,6 +109,10 @@ struct Run<'a, D: Device> {
     schedule: Schedule,
     stream: Stream,
     sae: D::Dictionary,
+    /// Where weights settle to be looked at, in a mode that owes updates and when somebody will look.
+    settled: Option<D::Dictionary>,
+    /// The directions that the data were made of, when they are known and of the data's width.
+    truth: Option<Truth>,
     buffers: Buffers<D>,
     state: checkpoint::State,
     journal: Journal,
@@ -152,6 +156,10 @@ impl<'a, D: Device> Run<'a, D> {
         let schedule = data.schedule(recipe);
         let shape = shape(recipe, data);
         let mut sae = device.dictionary(shape)?;
+        let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
+        let looks = data.eval.is_some() || truth.is_some();
+        let settles = shape.adam == Some(AdamMode::Catchup) && looks;
+        let settled = settles.then(|| device.dictionary(Shape { adam: None, ..shape })).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
         let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
         let found = if start.resume { checkpoint::newest(&run_dir.store)? } else { None };
@@ -192,6 +200,8 @@ impl<'a, D: Device> Run<'a, D> {
             schedule,
             stream,
             sae,
+            settled,
+            truth,
             buffers,
             journal,
             closing_from,
@@ -274,11 +284,17 @@ impl<'a, D: Device> Run<'a, D> {
         }
         let before = self.stream.rows_before(batch, from);
         if before > 0 {
-            let path = self.path();
+            let (path, lambda) = (self.path(), self.schedule.lambda(self.state.step));
             let Buffers { x, tally, .. } = &mut self.buffers;
             self.sae.encode(x, path);
             self.sae.decode(x);
-            self.sae.residual(x, tally, 0..before);
+            self.sae.residual(x);
+            self.sae.backward(x, lambda);
+            self.sae.count(x, tally, 0..before);
+            if !self.sae.report().ok {
+                // The step will be refused too, and the batch come again: nothing has begun.
+                return before;
+            }
         }
         self.drain();
         self.state.closing_open = true;
@@ -388,17 +404,25 @@ impl<'a, D: Device> Run<'a, D> {
         dead_fraction(&last_fired_f, self.state.tokens, self.recipe.train.dead_window)
     }
 
+    /// Brings the dictionary that is looked at up to date, where it is another than the one that trains.
+    fn settle(&mut self) {
+        let next = self.update(self.state.tokens);
+        if let Some(settled) = &mut self.settled {
+            self.sae.settle_into(&next, settled);
+        }
+    }
+
     /// Measures the held-out rows, at most `limit` of them, and saves the weights when none were better.
     fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
         let Some(dataset) = &self.data.eval else { return Ok(None) };
         let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
         let mut stream = data::eval_stream(dataset, self.recipe, Some(rows))?;
-        let mut settled = self.sae.settled(&self.update(self.state.tokens))?;
+        self.settle();
         // The tally of training is put aside: it goes on afterwards to the same bits.
         let training = self.device.take_sums(&mut self.buffers.tally);
         let sums = evaluate::sums(
             self.device,
-            settled.as_mut().unwrap_or(&mut self.sae),
+            self.settled.as_mut().unwrap_or(&mut self.sae),
             &mut self.buffers,
             dataset,
             &mut stream,
@@ -499,14 +523,10 @@ impl<'a, D: Device> Run<'a, D> {
             }
         };
         let checkpoint = self.save()?;
-        let settled = self.sae.settled(&self.update(self.state.tokens))?;
-        let recovery = match Truth::beside(&self.recipe.data.train)? {
-            Some(truth) if truth.width == self.data.train.width() => {
-                let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
-                recovery(&truth, seen, settled.as_ref().unwrap_or(&self.sae))
-            }
-            _ => None,
-        };
+        self.settle();
+        let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
+        let recovery =
+            self.truth.as_ref().and_then(|truth| recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae)));
         let summary = Summary {
             metrics,
             evaluated_on,

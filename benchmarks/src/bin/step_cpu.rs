@@ -76,7 +76,7 @@ impl<'a> Run<'a> {
         Run { device, staging, dictionary, x, tally: device.tally(width, features).expect(memory) }
     }
 
-    fn step(&mut self, path: Path) -> ([f64; 6], Report) {
+    fn step(&mut self, path: Path) -> ([f64; 7], Report) {
         let n = self.dictionary.shape().batch;
         let mut clock = Instant::now();
         let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64() * 1e3;
@@ -86,18 +86,20 @@ impl<'a> Run<'a> {
         let encode = lap();
         self.dictionary.decode(&self.x);
         let decode = lap();
-        self.dictionary.residual(&self.x, &mut self.tally, 0..n);
+        self.dictionary.residual(&self.x);
         let residual = lap();
         self.dictionary.backward(&self.x, LAMBDA);
         let backward = lap();
+        self.dictionary.count(&self.x, &mut self.tally, 0..n);
+        let count = lap();
         self.dictionary.adam(&self.x, &UPDATE);
-        ([normalize, encode, decode, residual, backward, lap()], self.dictionary.report())
+        ([normalize, encode, decode, residual, backward, count, lap()], self.dictionary.report())
     }
 
     /// Best and median of each operation, after one step to warm up.
-    fn time(&mut self, path: Path, repeats: usize) -> [[f64; 6]; 2] {
+    fn time(&mut self, path: Path, repeats: usize) -> [[f64; 7]; 2] {
         self.step(path);
-        let times: Vec<[f64; 6]> = (0..repeats).map(|_| self.step(path).0).collect();
+        let times: Vec<[f64; 7]> = (0..repeats).map(|_| self.step(path).0).collect();
         [0, repeats / 2].map(|rank| {
             std::array::from_fn(|operation| {
                 let mut of_one: Vec<f64> = times.iter().map(|times| times[operation]).collect();
@@ -121,7 +123,7 @@ fn calibrate(device: &Cpu, planted: &mut Planted, l0: usize) {
         run.dictionary.write(Tensor::EncoderBias, Slot::Value, 0..shape.features, &biases);
         run.dictionary.encode(&run.x, Path::Sparse);
         run.dictionary.decode(&run.x);
-        run.dictionary.residual(&run.x, &mut run.tally, 0..0);
+        run.dictionary.residual(&run.x);
         if run.dictionary.report().active as usize > l0 * shape.batch {
             high = planted.bias
         } else {
@@ -139,14 +141,14 @@ fn check(device: &Cpu, threads: usize, planted: &Planted) -> Report {
     assert!(near(sparse.squared_error, dense.squared_error) && near(sparse.gradient_norm, dense.gradient_norm));
     assert!(near(sparse.l1, dense.l1) && sparse.ok);
     for screen in [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available()) {
-        let other = Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None });
+        let other = Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None }).expect("threads");
         assert!(Run::new(&other, planted).step(Path::Sparse).1 == sparse, "{screen:?} gives the same bits");
     }
     sparse
 }
 
 /// Shares are of the best times: peaks are the best of several tries too, and other load on the machine spoils medians.
-fn print_step(planted: &Planted, report: &Report, peaks: &Peaks, [times, medians]: [[f64; 6]; 2]) {
+fn print_step(planted: &Planted, report: &Report, peaks: &Peaks, [times, medians]: [[f64; 7]; 2]) {
     let Shape { width, features, batch, .. } = planted.shape;
     let (bdf, n) = ((batch * width * features) as f64, report.active as f64);
     let nd = n * width as f64;
@@ -159,10 +161,11 @@ fn print_step(planted: &Planted, report: &Report, peaks: &Peaks, [times, medians
         (2.0 * nd / fma / 1e6, "fma"),
         (3.0 * bytes_of_rows / peaks.copy_gbs / 1e6, "copy"),
         (6.0 * nd / fma / 1e6, "fma"),
+        (bytes_of_rows / peaks.copy_gbs / 1e6, "copy"),
         (25.0 * 2.0 * (width * features) as f64 / peaks.copy_gbs / 1e6, "copy"),
     ];
     let total: f64 = times.iter().sum();
-    let names = ["normalize", "encode", "decode", "residual", "backward", "adam"];
+    let names = ["normalize", "encode", "decode", "residual", "backward", "count", "adam"];
     for (((name, time), median), (floor, bound)) in names.iter().zip(times).zip(medians).zip(floors) {
         let (of_step, of_peak) = (100.0 * time / total, 100.0 * floor / time);
         println!(
@@ -175,7 +178,7 @@ fn print_step(planted: &Planted, report: &Report, peaks: &Peaks, [times, medians
 
 fn main() {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(2);
-    let device = Cpu::new(Some(threads));
+    let device = Cpu::new(Some(threads)).expect("threads");
     println!("{}", device.describe());
     let peaks = device.peaks();
     println!("{peaks:.0?}");
@@ -187,7 +190,8 @@ fn main() {
         let times = Run::new(&device, &planted).time(Path::Sparse, REPEATS);
         print_step(&planted, &report, &peaks, times);
         for screen in [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available()) {
-            let other = Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None });
+            let other =
+                Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None }).expect("threads");
             let encode = Run::new(&other, &planted).time(Path::Sparse, 5)[0][1];
             let rate = 2.0 * (batch * width * features) as f64 / encode / 1e6;
             println!("  encode with {} screen: {encode:.3} ms, {rate:.0} Gop/s", screen.name());

@@ -288,7 +288,7 @@ impl Features<'_> {
     }
 }
 
-/// A row without the moments of a dictionary that trains, as it will be once it has caught up.
+/// A row as it will be once it has caught up, with moments that stay as they are. A bias is a row of one value.
 pub struct Settle<'a> {
     pub value: &'a mut [f32],
     pub first: &'a [f32],
@@ -300,14 +300,16 @@ impl Kernel for Settle<'_> {
     type Out = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        // Whole blocks: a bias is a row of one value.
-        let padded = |row: &[f32]| {
-            let mut blocks = row.to_vec();
-            blocks.resize(row.len().next_multiple_of(LANES), 0.0);
-            blocks
+        let padded = |part: &[f32]| {
+            let mut block = [0.0; LANES];
+            block[..part.len()].copy_from_slice(part);
+            block
         };
-        let (mut value, mut first, mut second) = (padded(self.value), padded(self.first), padded(self.second));
-        Row { value: &mut value, first: &mut first, second: &mut second }.catch_up(l, self.skipped);
-        self.value.copy_from_slice(&value[..self.value.len()]);
+        let moments = self.first.chunks(LANES).zip(self.second.chunks(LANES));
+        for (value, (first, second)) in self.value.chunks_mut(LANES).zip(moments) {
+            let (mut w, mut m, mut v) = (padded(value), padded(first), padded(second));
+            Row { value: &mut w, first: &mut m, second: &mut v }.catch_up(l, self.skipped);
+            value.copy_from_slice(&w[..value.len()]);
+        }
     }
 }

@@ -71,7 +71,8 @@ impl Dense {
         let tiles = shape.features.div_ceil(TILE);
         let token_blocks = shape.batch.div_ceil(tokens);
         let pairs = token_blocks * tokens * tiles * TILE;
-        let keep = 4 * shape.batch * shape.features <= shape.dense_bytes;
+        // Only backward looks at A again.
+        let keep = shape.adam.is_some() && 4 * shape.batch * shape.features <= shape.dense_bytes;
         Ok(Dense {
             tokens,
             tiles,

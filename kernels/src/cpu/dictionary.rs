@@ -2,11 +2,12 @@
 
 use super::adam::{Change, Coefficients, Features, GradientRows, Row, Settle, SharedParameter, Skipped, UpdateRow};
 use super::backward::{Backward, Gradient, Operands, rows_are_stored};
+use super::count::{Active, Count, column_sums};
 use super::decode::{Decode, SLICE};
 use super::dense::{Dense, Forward};
 use super::encode::{Encode, Scratch, TILE, TileCodes};
 use super::memory::{Buffer, SharedRows};
-use super::residual::{Residual, column_sums};
+use super::residual::Residual;
 use super::screen::Screener;
 use super::simd::{Kernel, Lanes, blocks, dot};
 use super::{Engine, Rows, Tally, stride};
@@ -17,6 +18,9 @@ use std::sync::{Arc, Mutex};
 
 /// Arrays with one value a feature are padded to whole tiles of either path.
 const FEATURE_PAD: usize = 384;
+
+/// What backward and Adam are asked of.
+const TRAINS: &str = "a dictionary made with an Adam mode";
 
 /// A rank's features on the processor.
 pub struct CpuDictionary {
@@ -34,7 +38,8 @@ pub struct CpuDictionary {
     screener: Screener,
     workers: Vec<Mutex<Scratch>>,
     batch: Batch,
-    gradient: GradientBuffers,
+    /// None in a dictionary that cannot train.
+    gradient: Option<GradientBuffers>,
 }
 
 /// A parameter and its moments (none in a dictionary that cannot train).
@@ -64,7 +69,7 @@ struct Batch {
 
 /// What backward leaves for Adam.
 struct GradientBuffers {
-    /// Rows of the dense path, and of the sparse path when pairs are many. 8·F·D bytes, none without training.
+    /// Rows of the dense path, and of the sparse path when pairs are many: 8·F·D bytes.
     dec_fd: Buffer<f32>,
     enc_fd: Buffer<f32>,
     bias_f: Buffer<f32>,
@@ -113,6 +118,22 @@ impl Parameter {
     }
 }
 
+impl GradientBuffers {
+    fn new(features: usize, stride: usize) -> Result<Self, Error> {
+        let what = "the gradient";
+        Ok(GradientBuffers {
+            dec_fd: Buffer::new(features * stride, what)?,
+            enc_fd: Buffer::new(features * stride, what)?,
+            bias_f: Buffer::new(features, what)?,
+            norm2_f: Buffer::new(features, what)?,
+            b_dec_sums_d: vec![0.0; stride],
+            b_dec_d: Buffer::new(stride, what)?,
+            lambda_over_b: 0.0,
+            stored: false,
+        })
+    }
+}
+
 /// `‖row‖`.
 struct Norm<'a>(&'a [f32]);
 
@@ -131,7 +152,6 @@ impl CpuDictionary {
         assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");
         let (stride, trains) = (stride(width), adam.is_some());
         let padded = features.next_multiple_of(FEATURE_PAD);
-        let gradient_rows = if trains { features * stride } else { 0 };
         let of_feature = || -> Result<Parameter, Error> { Parameter::new(padded, 1, 1, trains) };
         Ok(CpuDictionary {
             stride,
@@ -155,16 +175,7 @@ impl CpuDictionary {
                 count_f: vec![0; features],
                 report: Report::default(),
             },
-            gradient: GradientBuffers {
-                dec_fd: Buffer::new(gradient_rows, what)?,
-                enc_fd: Buffer::new(gradient_rows, what)?,
-                bias_f: Buffer::new(features, what)?,
-                norm2_f: Buffer::new(features, what)?,
-                b_dec_sums_d: vec![0.0; stride],
-                b_dec_d: Buffer::new(stride, what)?,
-                lambda_over_b: 0.0,
-                stored: false,
-            },
+            gradient: trains.then(|| GradientBuffers::new(features, stride)).transpose()?,
             engine,
         })
     }
@@ -204,34 +215,6 @@ impl CpuDictionary {
         for f in features {
             self.norm_f[f] = self.engine.isa.run(Norm(&self.w_dec.value[f * self.stride..(f + 1) * self.stride]));
         }
-    }
-
-    /// Adds the rows of `counted` to the tally.
-    fn count(&self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
-        let Batch { path, tiles, dense, error_b, .. } = &self.batch;
-        let sums = &mut tally.sums;
-        let mut count_f = vec![0; self.shape.features];
-        sums.l1 += match path {
-            Path::Sparse => {
-                let range = counted.start as u32..counted.end as u32;
-                let tiles = tiles.iter().zip(count_f.chunks_mut(TILE)).zip(self.norm_f.chunks(TILE));
-                tiles.map(|((codes, count), norm)| codes.sums_inside(range.clone(), norm, count)).sum::<f64>()
-            }
-            Path::Dense => {
-                dense.count(x.n, counted.clone(), &mut count_f);
-                dense.l1_b[counted.clone()].iter().sum()
-            }
-        };
-        for (sum, &count) in sums.fired_f.iter_mut().zip(&count_f) {
-            *sum += u64::from(count);
-            sums.active += u64::from(count);
-        }
-        let mut x_sums = vec![0.0; self.stride];
-        column_sums(&self.engine, &x.x_bd, self.stride, counted.clone(), &mut x_sums);
-        sums.x_d.iter_mut().zip(x_sums).for_each(|(sum, x)| *sum += x);
-        sums.rows += counted.len() as u64;
-        sums.squared_error += error_b[counted.clone()].iter().sum::<f64>();
-        sums.squared_norm += x.norm2_b[counted].iter().map(|&norm2| f64::from(norm2)).sum::<f64>();
     }
 
     fn forward_dense(&mut self, x: &Rows) {
@@ -297,7 +280,7 @@ impl Dictionary for CpuDictionary {
         }
     }
 
-    fn residual(&mut self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
+    fn residual(&mut self, x: &Rows) {
         let Batch { path, tiles, dense, x_hat_slices, g_bd, error_b, count_f, report } = &mut self.batch;
         let slices = (*path == Path::Sparse).then_some((&**x_hat_slices, self.shape.batch));
         Residual { engine: &self.engine, x, x_hat_slices: slices }.run(g_bd, error_b);
@@ -319,17 +302,12 @@ impl Dictionary for CpuDictionary {
         }
         report.active = count_f.iter().map(|&count| u64::from(count)).sum();
         report.ok = report.non_finite_rows.is_empty();
-        let counted = counted.start..counted.end.min(x.n);
-        // The step will be refused, and its batch come again without the bad rows: counted now, the others would count twice.
-        if report.ok && !counted.is_empty() {
-            self.count(x, tally, counted);
-        }
     }
 
     fn backward(&mut self, x: &Rows, lambda: f32) {
         let Batch { path, tiles, dense, g_bd, report, .. } = &mut self.batch;
         let lambda_over_b = lambda / x.n as f32;
-        let gradient = &mut self.gradient;
+        let gradient = self.gradient.as_mut().expect(TRAINS);
         gradient.lambda_over_b = lambda_over_b;
         let operands = Operands { x_bd: &x.x_bd, stride: self.stride, g_bd, lambda_over_b };
         let to = Gradient {
@@ -368,13 +346,25 @@ impl Dictionary for CpuDictionary {
         report.ok = report.ok && report.gradient_norm.is_finite();
     }
 
+    fn count(&mut self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
+        let counted = counted.start..counted.end.min(x.n);
+        if !self.batch.report.ok || counted.is_empty() {
+            return;
+        }
+        let Batch { path, tiles, dense, error_b, .. } = &self.batch;
+        let active = match path {
+            Path::Sparse => Active::Lists(tiles),
+            Path::Dense => Active::Dense(dense),
+        };
+        Count { engine: &self.engine, x, error_b, active, norm_f: &self.norm_f }.run(counted, &mut tally.sums);
+    }
+
     fn adam(&mut self, x: &Rows, update: &AdamUpdate) {
-        let Some(mode) = self.shape.adam else { panic!("a dictionary made without Adam does not train") };
+        let (mode, gradient) = (self.shape.adam.expect(TRAINS), self.gradient.as_ref().expect(TRAINS));
         if !self.batch.report.ok {
             return;
         }
         let coefficients = Coefficients::new(update, self.batch.report.gradient_norm);
-        let gradient = &self.gradient;
         let rows = match gradient.stored {
             false => {
                 let (g_bd, lambda_over_b) = (&*self.batch.g_bd, gradient.lambda_over_b);
@@ -408,32 +398,28 @@ impl Dictionary for CpuDictionary {
         self.batch.report.clone()
     }
 
-    fn settled(&self, next: &AdamUpdate) -> Result<Option<Self>, Error> {
-        if self.shape.adam != Some(AdamMode::Catchup) {
-            return Ok(None);
-        }
-        let mut settled = CpuDictionary::new(self.engine.clone(), Shape { adam: None, ..self.shape })?;
+    fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {
+        let features = self.shape.features;
+        assert_eq!((self.shape.width, features), (into.shape.width, into.shape.features), "dictionaries of one shape");
         for tensor in [Tensor::EncoderWeight, Tensor::EncoderBias, Tensor::DecoderWeight, Tensor::DecoderBias] {
-            let from = self.parameter(tensor);
-            let to = settled.parameter_mut(tensor);
-            to.value.copy_from_slice(&from.value);
-            if tensor == Tensor::DecoderBias {
+            let (from, to) = (self.parameter(tensor), &mut into.parameter_mut(tensor).value);
+            to.copy_from_slice(&from.value);
+            if self.shape.adam != Some(AdamMode::Catchup) || tensor == Tensor::DecoderBias {
                 continue;
             }
-            for (f, &last_update) in self.last_update_f.iter().enumerate() {
-                let row = f * from.stride..(f + 1) * from.stride;
-                if let Some(skipped) = Skipped::between(last_update, next) {
-                    let (value, first, second) =
-                        (&mut to.value[row.clone()], &from.first[row.clone()], &from.second[row]);
-                    self.engine.isa.run(Settle { value, first, second, skipped });
-                }
-            }
+            let rows = to.par_chunks_exact_mut(from.stride).zip(&self.last_update_f[..]).enumerate();
+            self.engine.pool.install(|| {
+                rows.for_each(|(f, (value, &last_update))| {
+                    let row = f * from.stride..(f + 1) * from.stride;
+                    if let Some(skipped) = Skipped::between(last_update, next) {
+                        let (first, second) = (&from.first[row.clone()], &from.second[row]);
+                        self.engine.isa.run(Settle { value, first, second, skipped });
+                    }
+                });
+            });
         }
-        settled.last_update_f.copy_from_slice(&self.last_update_f);
-        settled.last_fired_f.copy_from_slice(&self.last_fired_f);
-        settled.narrow(0..self.shape.features);
-        settled.measure_decoder(0..self.shape.features);
-        Ok(Some(settled))
+        into.narrow(0..features);
+        into.measure_decoder(0..features);
     }
 
     fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) {

@@ -5,6 +5,7 @@
 
 mod adam;
 mod backward;
+mod count;
 mod decode;
 mod dense;
 mod dictionary;
@@ -54,17 +55,20 @@ pub struct Options {
 impl Cpu {
     /// The processor with `threads` workers, by default one per core that this process may use.
     ///
-    /// # Panics
-    /// When the system gives no threads.
-    pub fn new(threads: Option<usize>) -> Self {
+    /// # Errors
+    /// [`Error::Threads`].
+    pub fn new(threads: Option<usize>) -> Result<Self, Error> {
         Self::with(Options { threads, ..Options::default() })
     }
 
     /// As [`Cpu::new`], with choices for tests and benchmarks.
     ///
+    /// # Errors
+    /// [`Error::Threads`].
+    ///
     /// # Panics
-    /// When this machine lacks what was asked for, or the system gives no threads.
-    pub fn with(options: Options) -> Self {
+    /// When this machine lacks the screen or the instruction set.
+    pub fn with(options: Options) -> Result<Self, Error> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         let screen = options.screen.unwrap_or_else(Screen::detect);
         assert!(isa.available() && screen.available(), "{isa:?} and {screen:?} exist on this machine");
@@ -72,8 +76,8 @@ impl Cpu {
             .num_threads(options.threads.unwrap_or(0))
             .thread_name(|index| format!("kernels-{index}"))
             .build()
-            .unwrap_or_else(|e| panic!("no threads for the cpu device: {e}"));
-        Cpu { engine: Arc::new(Engine { pool, isa, screen }) }
+            .map_err(|error| Error::Threads { reason: error.to_string() })?;
+        Ok(Cpu { engine: Arc::new(Engine { pool, isa, screen }) })
     }
 }
 

@@ -7,9 +7,8 @@
 use super::Engine;
 use super::decode::SLICE;
 use super::normalize::Rows;
-use super::simd::{Kernel, LANES, Lanes, blocks, blocks_mut};
+use super::simd::{Kernel, Lanes, blocks, blocks_mut};
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Tokens of a task.
 const TOKENS: usize = 64;
@@ -64,18 +63,4 @@ impl Kernel for Tokens<'_> {
             *error = f64::from(l.sum(squares));
         }
     }
-}
-
-/// `Σ_t rows[t]` over the tokens of `range`, in order, in f64: `out [D]`. 16 columns a task.
-pub fn column_sums(engine: &Engine, rows: &[f32], stride: usize, range: Range<usize>, out: &mut [f64]) {
-    let rows = &rows[range.start * stride..range.end * stride];
-    engine.pool.install(|| {
-        out.par_chunks_mut(LANES).enumerate().for_each(|(block, out)| {
-            let mut sums = [0.0; LANES];
-            for row in rows.chunks_exact(stride) {
-                sums.iter_mut().zip(&blocks(row)[block]).for_each(|(sum, &value)| *sum += f64::from(value));
-            }
-            out.copy_from_slice(&sums[..out.len()]);
-        });
-    });
 }

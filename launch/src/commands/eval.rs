@@ -50,7 +50,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
             dataset.width()
         )));
     }
-    let device = Cpu::new(recipe.train.threads);
+    let device = Cpu::new(recipe.train.threads)?;
     let rows = args.rows.unwrap_or(u64::MAX).min(dataset.rows());
     let batch = recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1);
     let mut sae = evaluate::load(&device, &store, &found, batch)?;

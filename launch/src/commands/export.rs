@@ -14,7 +14,7 @@ use crate::table;
 pub fn run(args: &Export) -> Result<(), Failure> {
     let (store, found) = checkpoint::open(&args.run)?;
     let recipe = &found.manifest.recipe;
-    let device = Cpu::new(recipe.train.threads);
+    let device = Cpu::new(recipe.train.threads)?;
     let sae = evaluate::load(&device, &store, &found, 1)?;
     let alive: Option<Vec<usize>> = if args.alive_only {
         let horizon = found.manifest.tokens.saturating_sub(recipe.train.dead_window);

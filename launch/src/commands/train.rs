@@ -22,7 +22,7 @@ use crate::{recipes, table};
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
-    let device = Cpu::new(recipe.train.threads);
+    let device = Cpu::new(recipe.train.threads)?;
     if args.dry_run {
         return dry_run(&recipe, args.resume, &device);
     }
