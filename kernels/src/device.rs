@@ -146,6 +146,9 @@ pub struct Report {
     pub non_finite_rows: Vec<usize>,
     /// False when the update was refused (or none was asked for because the gradient is not finite).
     pub ok: bool,
+    /// There was no room for the active features of this batch on [`Path::Sparse`]. Nothing has changed; the same step on
+    /// [`Path::Dense`] has room for any.
+    pub overflow: bool,
     /// `Σ_t ‖x_t − x̂_t‖²`.
     pub squared_error: f64,
     /// `Σ_t Σ_f a_tf ‖W_dec[f]‖`.
@@ -352,7 +355,10 @@ pub trait Device: Sync {
     fn normalize(&self, staged: &Self::Staging, dtype: RowDtype, n: usize, scale: f32, x: &mut Self::Rows);
 
     /// Reads the sums and starts again at 0.
-    fn take_sums(&self, tally: &mut Self::Tally) -> Sums;
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    fn take_sums(&self, tally: &mut Self::Tally) -> Result<Sums, Error>;
 
     /// Sets the sums: a run that goes on from a checkpoint goes on summing where it stood, to the same bits.
     fn put_sums(&self, tally: &mut Self::Tally, sums: &Sums);
@@ -393,7 +399,10 @@ pub trait Dictionary: Send + Sized {
     fn adam(&mut self, x: &Self::Rows, update: &AdamUpdate);
 
     /// Waits for the enqueued operations and returns what the last batch gave.
-    fn report(&mut self) -> Report;
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] with the first operation that failed on the device, whichever it was.
+    fn report(&mut self) -> Result<Report, Error>;
 
     /// Copies the weights to `into`, with every update made that [`AdamMode::Catchup`] still owes as of before the update
     /// `next`; in other modes nothing is owed. Leaves this dictionary as it is, so that bits never depend on when somebody
@@ -405,13 +414,19 @@ pub trait Dictionary: Send + Sized {
 
     /// Copies `rows` of an array of `tensor` to `out` (`rows.len() × columns` values). Moments of a dictionary that
     /// cannot train read as 0.
-    fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]);
+    ///
+    /// # Errors
+    /// As [`Dictionary::report`].
+    fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error>;
 
     /// Sets `rows` of an array of `tensor`. Decoder norms follow.
     fn write(&mut self, tensor: Tensor, slot: Slot, rows: Range<usize>, values: &[f32]);
 
     /// Copies the clocks of `features` to `out`.
-    fn read_clock(&self, clock: Clock, features: Range<usize>, out: &mut [u64]);
+    ///
+    /// # Errors
+    /// As [`Dictionary::report`].
+    fn read_clock(&self, clock: Clock, features: Range<usize>, out: &mut [u64]) -> Result<(), Error>;
 
     /// Sets the clocks of `features`.
     fn write_clock(&mut self, clock: Clock, features: Range<usize>, values: &[u64]);

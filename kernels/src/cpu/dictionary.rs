@@ -394,8 +394,8 @@ impl Dictionary for CpuDictionary {
         self.engine.isa.run(UpdateRow { row: Row { value, first, second }, change });
     }
 
-    fn report(&mut self) -> Report {
-        self.batch.report.clone()
+    fn report(&mut self) -> Result<Report, Error> {
+        Ok(self.batch.report.clone())
     }
 
     fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {
@@ -422,18 +422,19 @@ impl Dictionary for CpuDictionary {
         into.measure_decoder(0..features);
     }
 
-    fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) {
+    fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
         let parameter = self.parameter(tensor);
         let (columns, stride) = (parameter.columns, parameter.stride);
         assert_eq!(out.len(), rows.len() * columns, "room for the rows");
         let values = parameter.slot(slot);
         if values.is_empty() {
             out.fill(0.0);
-            return;
+            return Ok(());
         }
         for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
             out.copy_from_slice(&values[row * stride..][..columns]);
         }
+        Ok(())
     }
 
     fn write(&mut self, tensor: Tensor, slot: Slot, rows: Range<usize>, values: &[f32]) {
@@ -452,12 +453,13 @@ impl Dictionary for CpuDictionary {
         }
     }
 
-    fn read_clock(&self, clock: Clock, features: Range<usize>, out: &mut [u64]) {
+    fn read_clock(&self, clock: Clock, features: Range<usize>, out: &mut [u64]) -> Result<(), Error> {
         let clocks = match clock {
             Clock::LastUpdate => &self.last_update_f,
             Clock::LastFired => &self.last_fired_f,
         };
         out.copy_from_slice(&clocks[features]);
+        Ok(())
     }
 
     fn write_clock(&mut self, clock: Clock, features: Range<usize>, values: &[u64]) {

@@ -128,9 +128,9 @@ impl Device for Cpu {
         x.fill(&self.engine, &staged.0, dtype, n, scale);
     }
 
-    fn take_sums(&self, tally: &mut Tally) -> Sums {
+    fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {
         let empty = Sums::new(tally.sums.x_d.len(), tally.sums.fired_f.len());
-        std::mem::replace(&mut tally.sums, empty)
+        Ok(std::mem::replace(&mut tally.sums, empty))
     }
 
     fn put_sums(&self, tally: &mut Tally, sums: &Sums) {

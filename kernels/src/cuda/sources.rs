@@ -1,6 +1,6 @@
 //! The device sources, as they lie in `kernels/cuda/`, inside the binary, and the flags they are compiled with.
 //!
-//! A new file is one line in [`SOURCES`]. An entry point is written in one form, on one line up to its name:
+//! A new file is one line in [`SOURCES`]. An entry point is written in one form,
 //! `extern "C" __global__ void __launch_bounds__(THREADS) name(`; a test holds [`Source::kernels`] against what the
 //! compiler saw. The build script compiles this file too, to know stale cubins.
 
@@ -17,6 +17,15 @@ pub struct Source {
     pub text: &'static str,
 }
 
+/// A kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryPoint {
+    /// Its name.
+    pub name: &'static str,
+    /// Threads of a block: its launch bounds.
+    pub threads: u32,
+}
+
 macro_rules! source {
     ($file:literal) => {
         Source { file: $file, text: include_str!(concat!("../../cuda/", $file)) }
@@ -24,10 +33,26 @@ macro_rules! source {
 }
 
 /// What is compiled, each into one cubin.
-pub const SOURCES: &[Source] = &[];
+pub const SOURCES: &[Source] = &[
+    source!("adam.cu"),
+    source!("backward.cu"),
+    source!("count.cu"),
+    source!("decode.cu"),
+    source!("dense.cu"),
+    source!("encode.cu"),
+    source!("normalize.cu"),
+    source!("residual.cu"),
+    source!("transpose.cu"),
+];
 
 /// What sources may include; nothing else is found, so that a cubin depends on nothing outside the binary.
-pub const HEADERS: &[Source] = &[source!("device.cuh")];
+pub const HEADERS: &[Source] = &[
+    source!("columns.cuh"),
+    source!("device.cuh"),
+    source!("gradient.cuh"),
+    source!("status.cuh"),
+    source!("tile.cuh"),
+];
 
 /// Flags of every compilation, besides the architecture.
 pub const FLAGS: &[&str] = &[
@@ -51,17 +76,14 @@ impl Source {
         self.file.split('.').next().unwrap_or(self.file)
     }
 
-    /// Names of the entry points, in the order of the file.
-    pub fn kernels(&self) -> Vec<&'static str> {
-        let heads = self.text.split("extern \"C\" __global__ void ").skip(1);
-        // The name is the last word before a `(` that does not belong to the launch bounds.
+    /// The entry points, in the order of the file.
+    pub fn kernels(&self) -> Vec<EntryPoint> {
+        let heads = self.text.split("extern \"C\" __global__ void __launch_bounds__(").skip(1);
         heads
             .filter_map(|head| {
-                let head = match head.strip_prefix("__launch_bounds__(") {
-                    Some(bounds) => bounds.split_once(')')?.1,
-                    None => head,
-                };
-                Some(head.split_once('(')?.0.trim())
+                let (bounds, rest) = head.split_once(')')?;
+                let threads = bounds.split(',').next()?.trim().parse().ok()?;
+                Some(EntryPoint { name: rest.split_once('(')?.0.trim(), threads })
             })
             .collect()
     }
