@@ -3,21 +3,21 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kernels::{AdamMode, AdamUpdate, Clock, Device, Dictionary, Path, Report, Shape, Sums};
-use loader::{Batch, Cursor, Dataset, Store, Stream};
+use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Report, Shape, Sums};
+use loader::{Batch, Cursor, Store, Stream};
 
 use crate::checkpoint::LeftOut;
 use crate::data::{self, Data, row_dtype};
 use crate::evaluate::{self, Buffers};
 use crate::journal::{Journal, Line};
 use crate::metrics::{DensityHistogram, Metrics, dead_fraction};
-use crate::recipe::{Adam, BiasInit, Every, Recipe};
+use crate::recipe::{BiasInit, Every, Recipe};
 use crate::recovery::{Truth, recovery};
 use crate::run_dir::RunDir;
 use crate::schedule::Schedule;
 use crate::step::{StepInput, step};
 use crate::summary::{EvaluatedOn, Summary};
-use crate::{Error, calibrate, checkpoint, init};
+use crate::{Error, calibrate, checkpoint, init, plan};
 
 /// Rows at the end of the training data on which a run without held-out data is measured.
 const CLOSING_ROWS: u64 = 65_536;
@@ -154,12 +154,10 @@ impl<'a, D: Device> Run<'a, D> {
     ) -> Result<Self, Error> {
         let (width, features) = (data.train.width(), recipe.sae.features);
         let schedule = data.schedule(recipe);
-        let shape = shape(recipe, data);
+        let shape = plan::shape(recipe, data);
         let mut sae = device.dictionary(shape)?;
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
-        let looks = data.eval.is_some() || truth.is_some();
-        let settles = shape.adam == Some(AdamMode::Catchup) && looks;
-        let settled = settles.then(|| device.dictionary(Shape { adam: None, ..shape })).transpose()?;
+        let settled = plan::settled(shape, data, truth.as_ref()).map(|shape| device.dictionary(shape)).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
         let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
         let found = if start.resume { checkpoint::newest(&run_dir.store)? } else { None };
@@ -589,28 +587,6 @@ pub(crate) fn next_update(manifest: &checkpoint::Manifest) -> AdamUpdate {
     let train = &manifest.recipe.train;
     let schedule = Schedule::new(manifest.steps, train.lr, train.l1, train.l1_warmup, train.lr_decay);
     AdamUpdate { step: manifest.step, lr: schedule.lr(), clip: train.clip as f32, tokens: manifest.tokens }
-}
-
-/// What the dictionary of a recipe needs.
-pub(crate) fn shape(recipe: &Recipe, data: &Data) -> Shape {
-    let adam = match recipe.train.adam {
-        Adam::Dense => AdamMode::Dense,
-        Adam::Catchup => AdamMode::Catchup,
-        Adam::Touched => AdamMode::Touched,
-    };
-    Shape {
-        width: data.train.width(),
-        features: recipe.sae.features,
-        batch: largest_batch(recipe, data),
-        adam: Some(adam),
-        dense_bytes: recipe.train.dense_bytes as usize,
-    }
-}
-
-/// Rows of the largest batch: `train.batch`, or all there are.
-fn largest_batch(recipe: &Recipe, data: &Data) -> usize {
-    let rows = data.eval.as_ref().map_or(0, Dataset::rows).max(data.rows);
-    recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
 }
 
 fn is_due(every: u64, step: u64) -> bool {

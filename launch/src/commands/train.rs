@@ -133,7 +133,7 @@ fn dry_run(recipe: &Recipe, resume: bool, device: &Cpu) -> Result<(), Failure> {
         Err(error) => return Err(error.into()),
     };
     table::say(recipe.to_toml());
-    let plan = Plan::of(recipe, &data)?;
+    let plan = Plan::of(device, recipe, &data)?;
     let rows = [
         ("device", device.describe()),
         ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),
