@@ -161,10 +161,6 @@ impl Dataset {
         &self.inner.manifest
     }
 
-    pub(crate) fn is_local(&self) -> bool {
-        self.inner.sources.iter().all(|(store, _)| store.local_path().is_some())
-    }
-
     pub(crate) fn source(&self, shard: u32) -> (&Store, &str) {
         let (store, key) = &self.inner.sources[shard as usize];
         (store, key)

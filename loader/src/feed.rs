@@ -24,10 +24,8 @@ use crate::{Dataset, Error, Result, io};
 /// Requests in flight to a remote store, over all units.
 const REQUESTS: usize = 32;
 
-/// Bytes read ahead by default: local files need no more than keeps the threads busy, and buffers that stay in the cache.
-const AHEAD_LOCAL: u64 = 16 << 20;
-/// Bytes read ahead by default: hides the latency of a remote store at 1 GB/s and 200 ms.
-const AHEAD_REMOTE: u64 = 256 << 20;
+/// Bytes read ahead by default: hides the latency of a remote store at 1 GB/s and 200 ms, and the pauses of a disk.
+const AHEAD: u64 = 256 << 20;
 
 /// A part of a window that lies in one unit.
 #[derive(Debug)]
@@ -142,8 +140,7 @@ pub(crate) fn budget(dataset: &Dataset, plan: &Plan, streams: u64, asked: u64) -
     let window = if plan.is_permuted() { plan.window_bytes() } else { 0 };
     let needed = (streams * (window + largest)).min(all);
     if asked == 0 {
-        let ahead = if dataset.is_local() { AHEAD_LOCAL } else { AHEAD_REMOTE };
-        return Ok(needed + ahead);
+        return Ok(needed + AHEAD);
     }
     if needed > asked {
         return Err(Error::Arguments(format!(
