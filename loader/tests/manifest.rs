@@ -94,3 +94,32 @@ fn a_cached_manifest_keeps_the_identity_and_notices_changes() {
     file.set_len(100).unwrap();
     refused("100 bytes now");
 }
+
+#[test]
+fn inspection_says_what_it_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = folder.path().to_str().unwrap().to_string();
+    write(&url, 2000, 1000, 16, Dtype::F16);
+    let all = inspected(&url);
+    let bytes: u64 = open(&url).shards().iter().flat_map(|s| &s.row_groups).map(|g| g.length).sum();
+    assert_eq!((all.manifest, all.verified_bytes, all.bytes), (ManifestState::Verified, bytes, bytes));
+    assert_eq!((all.row_groups, all.verified_row_groups), (6, 6));
+
+    let options = || InspectOptions { sample: Some(600), ..InspectOptions::default() };
+    let part = inspect(std::slice::from_ref(&url), options()).unwrap();
+    assert_eq!((part.manifest, part.verified_row_groups), (ManifestState::PartlyVerified, 2));
+    assert!(0 < part.verified_bytes && part.verified_bytes < bytes);
+
+    let group = open(&url).shards()[0].row_groups[1].clone();
+    let path = folder.path().join("shard-00000.parquet");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[0x55], group.offset + 200).unwrap();
+    let damaged = inspected(&url);
+    assert_eq!((damaged.manifest, damaged.verified_row_groups), (ManifestState::Mismatched, 5));
+    assert_eq!(damaged.verified_bytes, bytes - group.length);
+    assert!(matches!(&damaged.mismatches[..], [one] if one.contains("shard-00000.parquet, row group 1")));
+
+    std::fs::remove_file(folder.path().join("manifest.json")).unwrap();
+    let none = inspect(std::slice::from_ref(&url), options()).unwrap();
+    assert_eq!((none.manifest, none.verified_bytes, none.verified_row_groups), (ManifestState::Absent, 0, 0));
+}
