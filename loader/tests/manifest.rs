@@ -96,6 +96,33 @@ fn a_cached_manifest_keeps_the_identity_and_notices_changes() {
 }
 
 #[test]
+fn a_damaged_manifest_is_not_taken_for_none() {
+    let url = memory();
+    let store = write(&url, 1000, 1000, 16, Dtype::F16);
+    let json = String::from_utf8(store.get("manifest.json").unwrap().to_vec()).unwrap();
+    let tried = |json: String| {
+        store.put("manifest.json", json).unwrap();
+        Dataset::open(std::slice::from_ref(&url), &OpenOptions::default())
+    };
+    for bad in [
+        json[..json.len() / 2].to_string(),
+        String::new(),
+        json.replace("\"format\"", "\"farmat\""),
+        json.replace("sae-shards", "sae-shardz"),
+        json.replace("\"rows\":1000", "\"rows\":1001"),
+    ] {
+        let error = tried(bad).unwrap_err();
+        assert_eq!(error.exit_code(), 65);
+        let remedy = "bring the earlier file back, or delete manifest.json beside the data and run `sae inspect`";
+        assert!(error.to_string().contains("/manifest.json: ") && error.to_string().contains(remedy), "{error}");
+    }
+    let foreign = "{\"format\": 3, \"files\": []}";
+    assert!(!tried(foreign.into()).unwrap().has_manifest());
+    assert_eq!(inspected(&url).manifest, ManifestState::Foreign);
+    assert_eq!(&store.get("manifest.json").unwrap()[..], foreign.as_bytes(), "another program's stays as it is");
+}
+
+#[test]
 fn inspection_says_what_it_verified() {
     let folder = tempfile::tempdir().unwrap();
     let url = folder.path().to_str().unwrap().to_string();
@@ -122,4 +149,18 @@ fn inspection_says_what_it_verified() {
     std::fs::remove_file(folder.path().join("manifest.json")).unwrap();
     let none = inspect(std::slice::from_ref(&url), options()).unwrap();
     assert_eq!((none.manifest, none.verified_bytes, none.verified_row_groups), (ManifestState::Absent, 0, 0));
+}
+
+#[test]
+fn a_single_file_of_another_size_than_its_manifest_says_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path().to_str().unwrap(), 2000, 1000, 16, Dtype::F16);
+    let name = |n: u32| folder.path().join(format!("shard-0000{n}.parquet"));
+    // A whole Parquet file, of fewer rows.
+    let other = tempfile::tempdir().unwrap();
+    write(other.path().to_str().unwrap(), 700, 1000, 16, Dtype::F16);
+    std::fs::copy(other.path().join("shard-00000.parquet"), name(0)).unwrap();
+    let error = Dataset::open(&[name(0).to_str().unwrap().into()], &OpenOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Changed { .. }) && error.to_string().contains("the manifest says"), "{error}");
+    assert_eq!(open(name(1).to_str().unwrap()).rows(), 1000, "the others are as they were");
 }
