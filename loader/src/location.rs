@@ -29,6 +29,9 @@ pub struct Location {
     pub(crate) pattern: Option<glob::Pattern>,
 }
 
+/// Azure's schemes, with `az://CONTAINER/PATH` or `az://CONTAINER@ACCOUNT.…/PATH`.
+const AZURE: [&str; 6] = ["az", "azure", "abfs", "abfss", "wasb", "wasbs"];
+
 /// Who answers requests.
 #[derive(Clone)]
 pub(crate) enum Backend {
@@ -63,7 +66,9 @@ impl Location {
             return Ok(Location { url: text.into(), backend: Backend::Local(path), pattern });
         }
         let url = Url::parse(&plain).map_err(|e| Error::Arguments(format!("{}: not a URL: {e}", redact(text))))?;
-        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        // Azure writes the container where others write a user: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH.
+        let user = !url.username().is_empty() && !AZURE.contains(&url.scheme());
+        if user || url.password().is_some() || url.query().is_some() {
             return Err(Error::Arguments(format!(
                 "{}: credentials and queries do not belong in a URL: set them in the environment (AWS_ACCESS_KEY_ID …)",
                 redact(text)
@@ -152,8 +157,10 @@ fn backend(url: &Url) -> Result<Backend> {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(&host).with_retry(retry());
             Ok(remote(Arc::new(builder.build().map_err(fail)?), key))
         }
-        "az" | "azure" | "abfs" | "abfss" => {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str()).with_retry(retry());
+        scheme if AZURE.contains(&scheme) => {
+            // `wasbs` is the older name, which the client does not know.
+            let address = format!("abfss{}", &url[url::Position::AfterScheme..]);
+            let builder = MicrosoftAzureBuilder::from_env().with_url(address).with_retry(retry());
             Ok(remote(Arc::new(builder.build().map_err(fail)?), key))
         }
         "http" | "https" => {
@@ -257,6 +264,24 @@ mod tests {
         let (folder, pattern) = split_glob("s3://b/run/*/x-[0-9].parquet").unwrap();
         assert_eq!((folder.as_str(), pattern.unwrap().as_str()), ("s3://b/run/", "*/x-[0-9].parquet"));
         assert_eq!(split_glob("*.parquet").unwrap().0, ".");
+    }
+
+    #[test]
+    fn azure_writes_its_container_where_others_write_a_user() {
+        for url in [
+            "abfss://acts@lab.dfs.core.windows.net/layer12/a",
+            "wasbs://acts@lab.blob.core.windows.net/layer12/a",
+            "az://acts@lab.blob.core.windows.net/layer12/a",
+        ] {
+            let location = Location::resolve(url).unwrap();
+            assert_eq!(location.url(), url, "messages name the container");
+            let Backend::Remote { store, prefix, .. } = location.backend else { panic!("{url} is remote") };
+            let store = store.to_string();
+            assert!(store.contains("account: lab") && store.contains("container: acts"), "{store}");
+            assert_eq!(prefix.as_ref(), "layer12/a");
+        }
+        let error = Location::resolve("abfss://acts:secret@lab.dfs.core.windows.net/x").unwrap_err().to_string();
+        assert!(error.contains("do not belong in a URL") && !error.contains("secret"), "{error}");
     }
 
     #[test]

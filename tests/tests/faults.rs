@@ -9,7 +9,9 @@ use loader::{Dtype, Store};
 use tests::checkpoints::{self, Change};
 use tests::fixture::{Fixture, Numbers, json, plain_rows, text, write_shards};
 use tests::kills::{self, soak};
-use tests::need::SizedDisk;
+use tests::need::{self, SizedDisk};
+use tests::proxy::{Fault, Proxy};
+use tests::s3::S3;
 use tests::sae;
 use trainer::checkpoint;
 use trainer::recipe::{Every, Order, Recipe, Scale};
@@ -486,4 +488,30 @@ fn secrets_appear_nowhere() {
         let bytes = fs::read(&file).expect("read");
         assert!(!String::from_utf8_lossy(&bytes).contains(CANARY), "{}", file.display());
     }
+}
+
+/// A store that throttles, resets connections or sends less than was asked for delivers the same rows a little later; one that
+/// never does better is told from damaged data. Read by a glob that no manifest lies beside, so that no checksum helps.
+#[test]
+fn storage_that_stumbles_delivers_the_same_rows() {
+    let Some(interpreter) = need::python() else { return };
+    let s3 = S3::start(&interpreter);
+    let run = |address: &str, arguments: &[&str]| {
+        let environment = s3.environment_by(address);
+        let pairs: Vec<(&str, &str)> =
+            environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        sae::run_with(arguments, &pairs)
+    };
+    let shape = ["--features", "64", "--width", "32", "--rows", "6007", "--shards", "3", "--active", "4"];
+    run(s3.address(), &[&["synth", "--out", "s3://bucket/acts"][..], &shape].concat()).exits(0);
+    let inspect = ["inspect", "s3://bucket/*/*.parquet", "--json"];
+    let expected = run(s3.address(), &inspect).exits(0).json();
+    assert_eq!((expected["looked_at"].as_u64(), &expected["manifest"]), (Some(6007), &"absent".into()));
+    for fault in [Fault::SlowDown, Fault::Reset, Fault::Short] {
+        let proxy = Proxy::start(s3.address(), fault, 2);
+        let report = run(&proxy.address, &inspect).exits(0).json();
+        assert_eq!((proxy.spoilt(), report), (2, expected.clone()), "{fault:?}");
+    }
+    let proxy = Proxy::start(s3.address(), Fault::Short, u32::MAX);
+    run(&proxy.address, &inspect).exits(69).says(&["storage unreachable", "bytes came where"]);
 }
