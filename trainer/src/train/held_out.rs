@@ -1,0 +1,50 @@
+//! Measuring a run on held-out rows.
+
+use kernels::{Device, Dictionary};
+
+use super::{Event, Run, is_due};
+use crate::metrics::{DensityHistogram, Metrics};
+use crate::{Error, data, evaluate};
+
+impl<D: Device> Run<'_, D> {
+    /// Evaluates during training; the best weights so far are saved.
+    pub(super) fn evaluate_if_due(&mut self) -> Result<(), Error> {
+        if !is_due(self.recipe.eval.every, self.state.step) || self.is_done() {
+            return Ok(());
+        }
+        if let Some((metrics, _)) = self.evaluate(Some(self.recipe.eval.rows))?
+            && metrics.loss < self.best
+        {
+            self.best = metrics.loss;
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Measures the held-out rows, at most `limit` of them, and saves the weights when none were better.
+    pub(super) fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
+        let Some(dataset) = &self.data.eval else { return Ok(None) };
+        let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
+        let mut stream = data::eval_stream(dataset, self.recipe, Some(rows))?;
+        let mut settled = self.sae.settled(&self.update(self.state.tokens))?;
+        // The tally of training is put aside: it goes on afterwards to the same bits.
+        let training = self.device.take_sums(&mut self.buffers.tally);
+        let sums = evaluate::sums(
+            self.device,
+            settled.as_mut().unwrap_or(&mut self.sae),
+            &mut self.buffers,
+            dataset,
+            &mut stream,
+            self.state.scale,
+            |done| (self.start.watch)(Event::Evaluating(done, rows)),
+        );
+        self.device.put_sums(&mut self.buffers.tally, &training);
+        let sums = sums?;
+        let Some(metrics) = Metrics::of(&sums, self.schedule.final_lambda()) else { return Ok(None) };
+        let density = DensityHistogram::of(&sums);
+        self.journal.held_out(self.state.step, &metrics, &density)?;
+        (self.start.watch)(Event::Evaluated(&metrics));
+        self.state.held_out = Some(metrics.clone());
+        Ok(Some((metrics, density)))
+    }
+}

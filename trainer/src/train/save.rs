@@ -1,0 +1,60 @@
+//! Saving a run: when, and what goes with a checkpoint.
+
+use std::time::Instant;
+
+use kernels::Device;
+use loader::Cursor;
+
+use super::{Event, Run, is_due};
+use crate::recipe::Every;
+use crate::{Error, checkpoint};
+
+/// The manifest of the training data as the run first saw it, with the checksums of what it has read since.
+pub(super) const MANIFEST: &str = "manifest-train.json";
+
+impl<D: Device> Run<'_, D> {
+    pub(super) fn save_if_due(&mut self) -> Result<(), Error> {
+        let due = match self.recipe.checkpoint.every {
+            Every::Steps(steps) => is_due(steps, self.state.step),
+            Every::Minutes(minutes) => self.saved_at.elapsed().as_secs_f64() >= 60.0 * minutes,
+        };
+        if due && !self.is_done() {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Commits a checkpoint of this moment and removes those that are no longer kept. Returns its folder.
+    pub(super) fn save(&mut self) -> Result<String, Error> {
+        if let Some((step, held_out, folder)) = &self.saved
+            && (*step, held_out) == (self.state.step, &self.state.held_out)
+        {
+            return Ok(folder.clone());
+        }
+        let started = Instant::now();
+        self.journal.flush()?;
+        self.run_dir.publish()?;
+        self.keep_manifest()?;
+        self.state.tally = self.device.take_sums(&mut self.buffers.tally);
+        self.device.put_sums(&mut self.buffers.tally, &self.state.tally);
+        // After a refused step the stream is one batch ahead of the weights.
+        let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
+        let folder = checkpoint::save(&self.run_dir.store, &self.sae, &self.state, &cursor, self.recipe)?;
+        checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep, &folder)?;
+        self.saved_at = Instant::now();
+        self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));
+        tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
+        (self.start.watch)(Event::Saved(&folder));
+        Ok(folder)
+    }
+
+    /// Data without a manifest of its own has the run's: checksums of what was read so far fill in.
+    fn keep_manifest(&self) -> Result<(), Error> {
+        if !self.keeps_manifest {
+            return Ok(());
+        }
+        let json =
+            serde_json::to_vec(&self.data.train.manifest()).map_err(|error| Error::Internal(error.to_string()))?;
+        Ok(self.run_dir.store.put(MANIFEST, json)?)
+    }
+}

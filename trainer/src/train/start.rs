@@ -1,0 +1,139 @@
+//! The start of a run: memory, weights made or read, and what lies in the run's folder.
+
+use std::time::Instant;
+
+use kernels::{AdamMode, Device, Dictionary, Shape, Sums};
+use loader::{Cursor, Dataset};
+
+use super::close::CLOSING_ROWS;
+use super::save::MANIFEST;
+use super::{Event, LineClock, Run, Start};
+use crate::checkpoint::LeftOut;
+use crate::data::{self, Data};
+use crate::evaluate::Buffers;
+use crate::journal::Journal;
+use crate::recipe::{Adam, BiasInit, Recipe};
+use crate::run_dir::RunDir;
+use crate::{Error, calibrate, checkpoint, init};
+
+impl<'a, D: Device> Run<'a, D> {
+    /// Takes memory and makes or loads the weights.
+    pub(super) fn start(
+        device: &'a D,
+        recipe: &'a Recipe,
+        data: &'a Data,
+        run_dir: &'a RunDir,
+        mut start: Start<'a>,
+    ) -> Result<Self, Error> {
+        let (width, features) = (data.train.width(), recipe.sae.features);
+        let schedule = data.schedule(recipe);
+        let shape = shape(recipe, data);
+        let mut sae = device.dictionary(shape)?;
+        let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
+        let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
+        let found = if start.resume { checkpoint::newest(&run_dir.store)? } else { None };
+        let (state, cursor) = match &found {
+            Some(found) => {
+                // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
+                recipe.check_resumes(&found.manifest.recipe)?;
+                checkpoint::load_weights(&run_dir.store, found, &mut sae, true)?;
+                (checkpoint::load_state(&run_dir.store, found)?, found.manifest.cursor.clone())
+            }
+            None => {
+                if start.resume {
+                    tracing::warn!("the run has no committed checkpoint: it starts again at step 0");
+                }
+                (first_state(recipe, data, &mut sae)?, Cursor::default())
+            }
+        };
+        device.put_sums(&mut buffers.tally, &state.tally);
+        let stream = data.train_stream(recipe, cursor)?;
+        if let Some(eval) = &data.eval {
+            // What the evaluation at the end would be refused for is better known now.
+            drop(data::eval_stream(eval, recipe, Some(1))?);
+        }
+        run_dir.begin(recipe)?;
+        let journal = Journal::open(run_dir.local(), state.step, recipe.log.rows)?;
+        let closing_from = data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS));
+        let saved =
+            found.as_ref().map(|found| (found.manifest.step, found.manifest.held_out.clone(), found.folder.clone()));
+        let from = found.as_ref().map(|found| found.folder.as_str());
+        let (step, steps, rows) = (state.step, schedule.steps(), data.rows);
+        tracing::info!(step, steps, rows, from, device = device.describe(), "training");
+        (start.watch)(Event::Start { step, steps, tokens: state.tokens, rows, from });
+        Ok(Run {
+            device,
+            recipe,
+            data,
+            run_dir,
+            schedule,
+            stream,
+            sae,
+            buffers,
+            journal,
+            closing_from,
+            best: checkpoint::best_loss(&run_dir.store)?.unwrap_or(f64::INFINITY),
+            gradient_norm: 0.0,
+            keeps_manifest: !data.train.has_manifest() || run_dir.store.head(MANIFEST)?.is_some(),
+            saved_at: Instant::now(),
+            saved,
+            line_clock: LineClock::start(state.tokens),
+            state,
+            start,
+        })
+    }
+}
+
+/// The state before the first step: weights made or read, scale found.
+fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Result<checkpoint::State, Error> {
+    let (width, features) = (data.train.width(), recipe.sae.features);
+    let scale = data.scale(recipe)?;
+    // Without biases about half of the features fire, and what a file brings is not known: both start dense.
+    let mut density = (1, 1);
+    match &recipe.train.init_from {
+        Some(url) => init::from_file(sae, &data::read_file(url)?, url)?,
+        None => init::random(sae, 0..features, recipe.train.seed, recipe.sae.decoder_norm),
+    }
+    if recipe.sae.bias_init == BiasInit::Calibrated {
+        calibrate::calibrate(sae, data, scale, recipe)?;
+        density = (recipe.sae.bias_init_l0.round() as u64, features as u64);
+    }
+    let sums = Sums::new(width, features);
+    Ok(checkpoint::State {
+        step: 0,
+        steps: data.schedule(recipe).steps(),
+        tokens: 0,
+        left_out: LeftOut::default(),
+        scale,
+        density,
+        tally: sums.clone(),
+        window: sums.clone(),
+        closing: sums,
+        closing_open: false,
+        held_out: None,
+        wall_s: 0.0,
+        stall_s: 0.0,
+    })
+}
+
+/// What the dictionary of a recipe needs.
+fn shape(recipe: &Recipe, data: &Data) -> Shape {
+    let adam = match recipe.train.adam {
+        Adam::Dense => AdamMode::Dense,
+        Adam::Catchup => AdamMode::Catchup,
+        Adam::Touched => AdamMode::Touched,
+    };
+    Shape {
+        width: data.train.width(),
+        features: recipe.sae.features,
+        batch: largest_batch(recipe, data),
+        adam: Some(adam),
+        dense_bytes: recipe.train.dense_bytes as usize,
+    }
+}
+
+/// Rows of the largest batch: `train.batch`, or all there are.
+fn largest_batch(recipe: &Recipe, data: &Data) -> usize {
+    let rows = data.eval.as_ref().map_or(0, Dataset::rows).max(data.rows);
+    recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
+}
