@@ -16,7 +16,7 @@ use crate::evaluate::Buffers;
 use crate::journal::{Journal, Line};
 use crate::metrics::{Metrics, dead_fraction};
 use crate::recipe::Recipe;
-use crate::run_dir::RunDir;
+use crate::run_dir::{self, RunDir};
 use crate::schedule::Schedule;
 use crate::step::{StepInput, step};
 use crate::summary::Summary;
@@ -75,6 +75,7 @@ pub struct Start<'a> {
 /// Every variant of [`Error`]; its text says what to do, and [`Error::exit_code`] what a launcher should do.
 pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     recipe.validate()?;
+    run_dir::check(&Store::open(&recipe.run.dir)?, recipe, start.resume)?;
     let manifest =
         start.resume.then(|| Store::open(&recipe.run.dir).map(|store| store.url_of(save::MANIFEST))).transpose()?;
     let data = Data::open(recipe, manifest)?;
