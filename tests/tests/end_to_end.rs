@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use loader::Dtype;
+use loader::{Dtype, synth};
 use tests::fixture::{Fixture, json, json_lines, plain_rows, text, write_shards};
 use tests::golden::{self, Case, Measured, Weights};
 use tests::{checkpoints, kills, root, sae};
@@ -341,9 +341,39 @@ fn retention_keeps_the_newest_the_best_and_what_is_not_ours() {
     let best =
         manifests.iter().filter_map(|manifest| manifest["held_out"]["loss"].as_f64()).fold(f64::INFINITY, f64::min);
     assert!(best.is_finite(), "a kept checkpoint was evaluated");
+    let last = manifests.last().expect("a checkpoint");
+    assert!(last["held_out"].is_null(), "the evaluation at the end is over other rows and does not compete: {last}");
     // Nothing of removed checkpoints is left but the foreign file.
     let left = checkpoints::files(&fixture.path("run/checkpoints"));
     assert_eq!(left.iter().filter(|path| path.ends_with("manifest.json")).count(), steps.len());
+}
+
+#[test]
+fn held_out_rows_may_move_but_not_change_when_a_run_resumes() {
+    let fixture = Fixture::with_data();
+    fixture
+        .synth("other", &synth::Spec { features: 128, width: 32, rows: 1024, shards: 1, set: 2, ..Default::default() });
+    let path = fixture.save("recipe", &fixture.recipe("run"));
+    let resume = |run: &str, eval: &str| {
+        let (run, eval) = (format!("run.dir={}", fixture.text(run)), format!("data.eval={}", fixture.text(eval)));
+        sae::run(&["train", &path, "--resume", "--set", &run, "--set", &eval])
+    };
+    sae::run(&["train", &path]).exits(0);
+    resume("run", "eval").exits(64).says(&["it has none", "data.eval names those of identity"]);
+
+    let (run, eval) = (format!("run.dir={}", fixture.text("held")), format!("data.eval={}", fixture.text("eval")));
+    sae::run(&["train", &path, "--set", &run, "--set", &eval]).exits(0);
+    checkpoints::copy(&fixture.path("eval"), &fixture.path("moved"));
+    resume("held", "moved").exits(0);
+    resume("held", "other").exits(64).says(&["cannot be resumed with other held-out rows", "sae eval --data"]);
+
+    // Data without a manifest may get one while the run goes on.
+    std::fs::remove_file(fixture.path("moved/manifest.json")).expect("removed");
+    let (run, eval) = (format!("run.dir={}", fixture.text("plain")), format!("data.eval={}", fixture.text("moved")));
+    sae::run(&["train", &path, "--set", &run, "--set", &eval]).exits(0);
+    sae::run(&["inspect", &fixture.text("moved")]).exits(0);
+    assert!(fixture.path("moved/manifest.json").exists());
+    resume("plain", "moved").exits(0);
 }
 
 #[test]

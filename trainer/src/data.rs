@@ -12,6 +12,13 @@ use crate::schedule::Schedule;
 /// Rows sampled to find the scale, and to calibrate biases.
 pub const SAMPLE_ROWS: usize = 65_536;
 
+/// In a run's folder, the manifest of the training data as the run first saw it, with the checksums of what it has read
+/// since.
+const TRAIN_MANIFEST: &str = "manifest-train.json";
+
+/// The same of the held-out data.
+const EVAL_MANIFEST: &str = "manifest-eval.json";
+
 /// The data of a run, opened and checked.
 #[derive(Debug)]
 pub struct Data {
@@ -28,17 +35,20 @@ pub struct Data {
 impl Data {
     /// Opens the shards that the recipe names.
     ///
+    /// `kept` is the folder of a run that goes on: the manifests in it hold for as long as it does, whatever is written
+    /// beside the data meanwhile.
+    ///
     /// # Errors
     /// Those of the loader; [`Error::Recipe`] when widths differ or `train.tokens` is more than there is.
-    ///
-    /// `manifest` is the one that a run keeps of its training data: it holds for as long as the run goes on, whatever is
-    /// written beside the data meanwhile.
-    pub fn open(recipe: &Recipe, manifest: Option<String>) -> Result<Data, Error> {
-        let column = recipe.data.column.clone();
-        let train = Dataset::open(&recipe.data.train, &OpenOptions { manifest, column: column.clone() })?;
+    pub fn open(recipe: &Recipe, kept: Option<&Store>) -> Result<Data, Error> {
+        let options = |manifest| OpenOptions {
+            manifest: kept.map(|run| run.url_of(manifest)),
+            column: recipe.data.column.clone(),
+        };
+        let train = Dataset::open(&recipe.data.train, &options(TRAIN_MANIFEST))?;
         let eval = match recipe.data.eval.as_slice() {
             [] => None,
-            urls => Some(Dataset::open(urls, &OpenOptions { column, ..OpenOptions::default() })?),
+            urls => Some(Dataset::open(urls, &options(EVAL_MANIFEST))?),
         };
         if let Some(eval) = eval.as_ref().filter(|eval| eval.width() != train.width()) {
             return Err(Error::Recipe(format!(
@@ -95,6 +105,27 @@ impl Data {
             )));
         }
         Ok((width as f64 / mean).sqrt() as f32)
+    }
+
+    /// Identity of the held-out data, if there is any.
+    pub fn eval_identity(&self) -> Option<String> {
+        self.eval.as_ref().map(Dataset::identity)
+    }
+
+    /// Leaves in a run's folder the manifests of data that has none of its own, or had none when the run began: checksums
+    /// of what was read so far fill in.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn keep_manifests(&self, run: &Store) -> Result<(), Error> {
+        for (name, set) in [(TRAIN_MANIFEST, Some(&self.train)), (EVAL_MANIFEST, self.eval.as_ref())] {
+            if let Some(set) = set
+                && (!set.has_manifest() || run.head(name)?.is_some())
+            {
+                run.put(name, set.manifest().to_json())?;
+            }
+        }
+        Ok(())
     }
 
     /// The training rows from `from` on.

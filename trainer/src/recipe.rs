@@ -190,7 +190,7 @@ pub struct Run {
 pub struct Checkpoint {
     /// Steps (`1000`) or time (`"10min"`) between checkpoints; one is always made at the end.
     pub every: Every,
-    /// How many of the newest are kept; the best by held-out loss is kept besides.
+    /// How many of the newest are kept; the one with the least held-out loss during training is kept besides.
     pub keep: usize,
 }
 
@@ -206,7 +206,7 @@ impl Default for Checkpoint {
 pub struct Eval {
     /// Steps between evaluations on `data.eval`; 0: only at the end.
     pub every: u64,
-    /// Rows of `data.eval` used during training; all of them at the end.
+    /// Rows of `data.eval` used during training, by which the best checkpoint is chosen; all of them at the end.
     pub rows: u64,
 }
 
@@ -405,7 +405,7 @@ fn default_dense_bytes() -> u64 {
 }
 
 /// Keys that a resumed run may change: they decide where things are and how fast they go, not what comes out.
-const FREE_ON_RESUME: [&str; 17] = [
+const FREE_ON_RESUME: [&str; 16] = [
     "data.train",
     "data.eval",
     "data.prefetch_bytes",
@@ -420,7 +420,6 @@ const FREE_ON_RESUME: [&str; 17] = [
     "checkpoint.every",
     "checkpoint.keep",
     "eval.every",
-    "eval.rows",
     "log.every",
     "log.rows",
 ];

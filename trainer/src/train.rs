@@ -75,10 +75,9 @@ pub struct Start<'a> {
 /// Every variant of [`Error`]; its text says what to do, and [`Error::exit_code`] what a launcher should do.
 pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     recipe.validate()?;
-    run_dir::check(&Store::open(&recipe.run.dir)?, recipe, start.resume)?;
-    let manifest =
-        start.resume.then(|| Store::open(&recipe.run.dir).map(|store| store.url_of(save::MANIFEST))).transpose()?;
-    let data = Data::open(recipe, manifest)?;
+    let store = Store::open(&recipe.run.dir)?;
+    run_dir::check(&store, recipe, start.resume)?;
+    let data = Data::open(recipe, start.resume.then_some(&store))?;
     let run_dir = RunDir::claim(recipe, start.resume)?;
     let result = Run::start(device, recipe, &data, &run_dir, start).and_then(|mut run| run.finish());
     if let Err(error) = &result
@@ -112,12 +111,10 @@ struct Run<'a, D: Device> {
     journal: Journal,
     /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
     closing_from: Option<u64>,
-    /// Least held-out loss so far.
+    /// Least held-out loss of the evaluations during training so far.
     best: f64,
     /// Norm of the last gradient.
     gradient_norm: f64,
-    /// Whether the data has no manifest of its own, or had none when the run began.
-    keeps_manifest: bool,
     saved_at: Instant,
     /// The last checkpoint: step, held-out metrics, folder. The same state is not saved twice.
     saved: Option<(u64, Option<Metrics>, String)>,

@@ -134,6 +134,7 @@ pub fn load_state(store: &Store, found: &Found) -> Result<State, Error> {
         closing: closing?,
         closing_open: manifest.closing_open,
         held_out: manifest.held_out.clone(),
+        eval: manifest.eval.clone(),
         wall_s: manifest.wall_s,
         stall_s: manifest.stall_s,
     })

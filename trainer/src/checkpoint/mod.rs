@@ -63,8 +63,11 @@ pub struct State {
     pub closing: Sums,
     /// Whether the rows in `tally` belong to the closing evaluation.
     pub closing_open: bool,
-    /// Held-out metrics at this step, if it was evaluated.
+    /// Metrics on the first `eval.rows` rows of `data.eval` at this step, if it was evaluated during training: what the
+    /// best checkpoint is chosen by.
     pub held_out: Option<Metrics>,
+    /// Identity of `data.eval`, if there is any: the same on every evaluation of a run.
+    pub eval: Option<String>,
     /// Seconds spent in steps, over all starts of the run.
     pub wall_s: f64,
     /// Seconds of these spent waiting for data.
@@ -109,6 +112,8 @@ pub struct Manifest {
     pub closing_open: bool,
     /// See [`State::held_out`].
     pub held_out: Option<Metrics>,
+    /// See [`State::eval`].
+    pub eval: Option<String>,
     /// See [`State::wall_s`].
     pub wall_s: f64,
     /// See [`State::stall_s`].

@@ -45,7 +45,7 @@ impl<D: Device> Run<'_, D> {
             )));
         }
         // Whatever comes of the evaluation, the training is done and kept.
-        self.save()?;
+        let checkpoint = self.save()?;
         let held_out = self.evaluate(None)?;
         let (metrics, density, evaluated_on) = match held_out {
             Some((metrics, density)) => (Some(metrics), density, EvaluatedOn::Eval),
@@ -55,7 +55,6 @@ impl<D: Device> Run<'_, D> {
                 (metrics, DensityHistogram::of(closing), EvaluatedOn::LastTrainingRows)
             }
         };
-        let checkpoint = self.save()?;
         let settled = self.sae.settled(&self.update(self.state.tokens))?;
         let recovery = match Truth::beside(&self.recipe.data.train)? {
             Some(truth) if truth.width == self.data.train.width() => {

@@ -7,21 +7,23 @@ use crate::metrics::{DensityHistogram, Metrics};
 use crate::{Error, data, evaluate};
 
 impl<D: Device> Run<'_, D> {
-    /// Evaluates during training; the best weights so far are saved.
+    /// Evaluates during training; the best weights so far are saved. Only these evaluations compete: they are over the
+    /// same rows, the one at the end is over all.
     pub(super) fn evaluate_if_due(&mut self) -> Result<(), Error> {
         if !is_due(self.recipe.eval.every, self.state.step) || self.is_done() {
             return Ok(());
         }
-        if let Some((metrics, _)) = self.evaluate(Some(self.recipe.eval.rows))?
-            && metrics.loss < self.best
-        {
-            self.best = metrics.loss;
+        let Some((metrics, _)) = self.evaluate(Some(self.recipe.eval.rows))? else { return Ok(()) };
+        let loss = metrics.loss;
+        self.state.held_out = Some(metrics);
+        if loss < self.best {
+            self.best = loss;
             self.save()?;
         }
         Ok(())
     }
 
-    /// Measures the held-out rows, at most `limit` of them, and saves the weights when none were better.
+    /// Measures the held-out rows, at most `limit` of them.
     pub(super) fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
         let Some(dataset) = &self.data.eval else { return Ok(None) };
         let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
@@ -44,7 +46,6 @@ impl<D: Device> Run<'_, D> {
         let density = DensityHistogram::of(&sums);
         self.journal.held_out(self.state.step, &metrics, &density)?;
         (self.start.watch)(Event::Evaluated(&metrics));
-        self.state.held_out = Some(metrics.clone());
         Ok(Some((metrics, density)))
     }
 }

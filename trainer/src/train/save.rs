@@ -9,9 +9,6 @@ use super::{Event, Run, is_due};
 use crate::recipe::Every;
 use crate::{Error, checkpoint};
 
-/// The manifest of the training data as the run first saw it, with the checksums of what it has read since.
-pub(super) const MANIFEST: &str = "manifest-train.json";
-
 impl<D: Device> Run<'_, D> {
     pub(super) fn save_if_due(&mut self) -> Result<(), Error> {
         let due = match self.recipe.checkpoint.every {
@@ -34,7 +31,7 @@ impl<D: Device> Run<'_, D> {
         let started = Instant::now();
         self.journal.flush()?;
         self.run_dir.publish()?;
-        self.keep_manifest()?;
+        self.data.keep_manifests(&self.run_dir.store)?;
         self.state.tally = self.device.take_sums(&mut self.buffers.tally);
         self.device.put_sums(&mut self.buffers.tally, &self.state.tally);
         // After a refused step the stream is one batch ahead of the weights.
@@ -46,15 +43,5 @@ impl<D: Device> Run<'_, D> {
         tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
         (self.start.watch)(Event::Saved(&folder));
         Ok(folder)
-    }
-
-    /// Data without a manifest of its own has the run's: checksums of what was read so far fill in.
-    fn keep_manifest(&self) -> Result<(), Error> {
-        if !self.keeps_manifest {
-            return Ok(());
-        }
-        let json =
-            serde_json::to_vec(&self.data.train.manifest()).map_err(|error| Error::Internal(error.to_string()))?;
-        Ok(self.run_dir.store.put(MANIFEST, json)?)
     }
 }

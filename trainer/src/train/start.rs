@@ -6,7 +6,6 @@ use kernels::{AdamMode, Device, Dictionary, Shape, Sums};
 use loader::{Cursor, Dataset};
 
 use super::close::CLOSING_ROWS;
-use super::save::MANIFEST;
 use super::{Event, LineClock, Run, Start};
 use crate::checkpoint::LeftOut;
 use crate::data::{self, Data};
@@ -36,6 +35,7 @@ impl<'a, D: Device> Run<'a, D> {
             Some(found) => {
                 // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
                 recipe.check_resumes(&found.manifest.recipe)?;
+                check_eval(found.manifest.eval.as_deref(), data.eval_identity().as_deref())?;
                 checkpoint::load_weights(&run_dir.store, found, &mut sae, true)?;
                 (checkpoint::load_state(&run_dir.store, found)?, found.manifest.cursor.clone())
             }
@@ -74,7 +74,6 @@ impl<'a, D: Device> Run<'a, D> {
             closing_from,
             best: checkpoint::best_loss(&run_dir.store)?.unwrap_or(f64::INFINITY),
             gradient_norm: 0.0,
-            keeps_manifest: !data.train.has_manifest() || run_dir.store.head(MANIFEST)?.is_some(),
             saved_at: Instant::now(),
             saved,
             line_clock: LineClock::start(state.tokens),
@@ -111,9 +110,24 @@ fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Resul
         closing: sums,
         closing_open: false,
         held_out: None,
+        eval: data.eval_identity(),
         wall_s: 0.0,
         stall_s: 0.0,
     })
+}
+
+/// Held-out rows may lie elsewhere when a run is resumed, but must be the same: losses on others do not compare.
+fn check_eval(then: Option<&str>, now: Option<&str>) -> Result<(), Error> {
+    if then == now {
+        return Ok(());
+    }
+    let name = |identity: Option<&str>| identity.map_or("none".to_owned(), |hash| format!("those of identity {hash}"));
+    Err(Error::Recipe(format!(
+        "the run cannot be resumed with other held-out rows: it has {}, and data.eval names {}; set data.eval back, or \
+         measure on other rows with `sae eval --data`",
+        name(then),
+        name(now)
+    )))
 }
 
 /// What the dictionary of a recipe needs.
