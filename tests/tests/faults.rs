@@ -146,9 +146,10 @@ fn retention_after_a_fall_back_keeps_what_was_committed() {
         fs::write(later.join("shared.safetensors"), "gone").expect("written");
     }
     let store = Store::open(&recipe.run.dir).expect("a run");
-    let saved = checkpoint::newest(&store).expect("one is whole").expect("a checkpoint").folder;
-    checkpoint::retain(&store, 1, &saved).expect("old ones are removed");
-    assert_eq!(checkpoint::newest(&store).expect("one is whole").expect("a checkpoint").folder, saved);
+    let found = checkpoint::newest(&store).expect("one is whole").expect("a checkpoint");
+    let mut known = checkpoint::Known::until(&store, &found).expect("manifests are read");
+    checkpoint::retain(&store, 1, &mut known).expect("old ones are removed");
+    assert_eq!(checkpoint::newest(&store).expect("one is whole").expect("a checkpoint").folder, found.folder);
     assert!(!folders[0].exists() && folders[1].exists());
 }
 
@@ -316,6 +317,9 @@ fn a_folder_that_holds_a_run_is_guarded() {
     sae::run(&changed)
         .exits(64)
         .says(&["train.lr: the run has 0.001, the recipe says 0.5", "train.batch: the run has 32, the recipe says 64"]);
+    write_shards(&fixture.path("narrow"), 16, &plain_rows(15_401, 16, 5), Dtype::F16, 6000);
+    let narrow = format!("data.train={}", fixture.text("narrow"));
+    sae::run(&["train", &path, "--resume", "--set", &narrow]).exits(64).says(&["data (manifest identity) was"]);
     let before = checkpoints::last(&fixture.path("run"));
     sae::run(&["train", &path, "--resume"]).exits(0);
     assert_eq!(before, checkpoints::last(&fixture.path("run")), "a finished run stays what it is");

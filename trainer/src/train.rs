@@ -111,8 +111,8 @@ struct Run<'a, D: Device> {
     journal: Journal,
     /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
     closing_from: Option<u64>,
-    /// Least held-out loss of the evaluations during training so far.
-    best: f64,
+    /// What retention and the choice of the best go by.
+    known: checkpoint::Known,
     /// Norm of the last gradient.
     gradient_norm: f64,
     saved_at: Instant,

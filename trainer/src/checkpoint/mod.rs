@@ -26,9 +26,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::metrics::Metrics;
 use crate::recipe::Recipe;
 
-pub use find::{Found, best_loss, newest};
-pub use load::{load_clocks, load_state, load_weights, open, verify};
-pub use retain::retain;
+pub use find::{Found, newest, newest_with};
+pub use load::{load, load_clocks, load_weights, open, verify};
+pub use retain::{Known, retain};
 pub use save::save;
 
 /// Version of the layout above. A reader refuses others.

@@ -14,10 +14,9 @@ impl<D: Device> Run<'_, D> {
             return Ok(());
         }
         let Some((metrics, _)) = self.evaluate(Some(self.recipe.eval.rows))? else { return Ok(()) };
-        let loss = metrics.loss;
+        let is_best = metrics.loss < self.known.best_loss();
         self.state.held_out = Some(metrics);
-        if loss < self.best {
-            self.best = loss;
+        if is_best {
             self.save()?;
         }
         Ok(())

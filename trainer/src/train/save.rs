@@ -37,7 +37,8 @@ impl<D: Device> Run<'_, D> {
         // After a refused step the stream is one batch ahead of the weights.
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
         let folder = checkpoint::save(&self.run_dir.store, &self.sae, &self.state, &cursor, self.recipe)?;
-        checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep, &folder)?;
+        self.known.add(self.state.step, folder.clone(), self.state.held_out.as_ref());
+        checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep, &mut self.known)?;
         self.saved_at = Instant::now();
         self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));
         tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use kernels::{AdamMode, Device, Dictionary, Shape, Sums};
-use loader::{Cursor, Dataset};
+use loader::{Cursor, Dataset, Stream};
 
 use super::close::CLOSING_ROWS;
 use super::{Event, LineClock, Run, Start};
-use crate::checkpoint::LeftOut;
+use crate::checkpoint::{Found, LeftOut};
 use crate::data::{self, Data};
 use crate::evaluate::Buffers;
 use crate::journal::Journal;
@@ -30,24 +30,15 @@ impl<'a, D: Device> Run<'a, D> {
         let mut sae = device.dictionary(shape)?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
         let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
-        let found = if start.resume { checkpoint::newest(&run_dir.store)? } else { None };
-        let (state, cursor) = match &found {
-            Some(found) => {
-                // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
-                recipe.check_resumes(&found.manifest.recipe)?;
-                check_eval(found.manifest.eval.as_deref(), data.eval_identity().as_deref())?;
-                checkpoint::load_weights(&run_dir.store, found, &mut sae, true)?;
-                (checkpoint::load_state(&run_dir.store, found)?, found.manifest.cursor.clone())
-            }
+        let resumed = if start.resume { resume(recipe, data, run_dir, &mut sae)? } else { None };
+        let (found, (state, stream)) = match resumed {
+            Some((found, loaded)) => (Some(found), loaded),
             None => {
-                if start.resume {
-                    tracing::warn!("the run has no committed checkpoint: it starts again at step 0");
-                }
-                (first_state(recipe, data, &mut sae)?, Cursor::default())
+                let state = first_state(recipe, data, &mut sae)?;
+                (None, (state, data.train_stream(recipe, Cursor::default())?))
             }
         };
         device.put_sums(&mut buffers.tally, &state.tally);
-        let stream = data.train_stream(recipe, cursor)?;
         if let Some(eval) = &data.eval {
             // What the evaluation at the end would be refused for is better known now.
             drop(data::eval_stream(eval, recipe, Some(1))?);
@@ -55,6 +46,10 @@ impl<'a, D: Device> Run<'a, D> {
         run_dir.begin(recipe)?;
         let journal = Journal::open(run_dir.local(), state.step, recipe.log.rows)?;
         let closing_from = data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS));
+        let known = match &found {
+            Some(found) => checkpoint::Known::until(&run_dir.store, found)?,
+            None => checkpoint::Known::default(),
+        };
         let saved =
             found.as_ref().map(|found| (found.manifest.step, found.manifest.held_out.clone(), found.folder.clone()));
         let from = found.as_ref().map(|found| found.folder.as_str());
@@ -72,7 +67,7 @@ impl<'a, D: Device> Run<'a, D> {
             buffers,
             journal,
             closing_from,
-            best: checkpoint::best_loss(&run_dir.store)?.unwrap_or(f64::INFINITY),
+            known,
             gradient_norm: 0.0,
             saved_at: Instant::now(),
             saved,
@@ -114,6 +109,24 @@ fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Resul
         wall_s: 0.0,
         stall_s: 0.0,
     })
+}
+
+/// A checkpoint, and what it was loaded into besides the dictionary.
+type Resumed = (Found, (checkpoint::State, Stream));
+
+/// Loads the newest intact checkpoint, once nothing speaks against going on from it with this recipe and this data.
+fn resume(recipe: &Recipe, data: &Data, run_dir: &RunDir, sae: &mut impl Dictionary) -> Result<Option<Resumed>, Error> {
+    let resumed = checkpoint::newest_with(&run_dir.store, |found| {
+        // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
+        recipe.check_resumes(&found.manifest.recipe)?;
+        check_eval(found.manifest.eval.as_deref(), data.eval_identity().as_deref())?;
+        let stream = data.train_stream(recipe, found.manifest.cursor.clone())?;
+        Ok((checkpoint::load(&run_dir.store, found, sae)?, stream))
+    })?;
+    if resumed.is_none() {
+        tracing::warn!("the run has no committed checkpoint: it starts again at step 0");
+    }
+    Ok(resumed)
 }
 
 /// Held-out rows may lie elsewhere when a run is resumed, but must be the same: losses on others do not compare.
