@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use loader::{Dtype, synth};
@@ -211,6 +211,53 @@ fn stop(arguments: &[&str], run: &Path, lines: usize, signal: &str) -> u64 {
     assert!(said.contains("continue with --resume"), "{said}");
     let newest = checkpoints::committed(run).pop().expect("a checkpoint");
     json(&newest.join("manifest.json"))["step"].as_u64().expect("a step")
+}
+
+/// The evaluation at the end may take long: asked to stop, the run leaves what it trained and comes back to it.
+#[test]
+fn the_evaluation_at_the_end_can_be_stopped() {
+    let fixture = Fixture::with_data();
+    let mut recipe = fixture.recipe("run");
+    recipe.data.eval = vec![fixture.text("train"); 60];
+    let path = fixture.save("recipe", &recipe);
+    let errors = tempfile::NamedTempFile::new().expect("a temporary file");
+    let mut command = sae::sae(&["train", &path]);
+    let mut child =
+        command.stdout(Stdio::null()).stderr(errors.reopen().expect("a handle")).spawn().expect("sae starts");
+    let trained = || checkpoints::committed(&fixture.path("run")).iter().any(|f| text(f).contains("step-0000000061"));
+    while !trained() && child.try_wait().expect("a child has a state").is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    sae::signal(&child, "TERM");
+    let status = child.wait().expect("a child can be waited for");
+    let said = std::fs::read_to_string(errors.path()).expect("standard error is read");
+    assert_eq!(status.code(), Some(75), "{said}");
+    assert!(said.contains("stopped at step 61") && !fixture.path("run/summary.json").exists(), "{said}");
+    sae::run(&["train", &path, "--resume"]).exits(0);
+    assert_eq!(fixture.json("run/summary.json")["evaluated_on"], "eval");
+}
+
+/// On a terminal bars are drawn, unless a program is to read the messages.
+#[test]
+fn bars_are_for_people() {
+    let fixture = Fixture::with_data();
+    let mut recipe = fixture.recipe("run");
+    recipe.data.eval = vec![fixture.text("eval")];
+    let path = fixture.save("recipe", &recipe);
+    let on_a_terminal = |log: &str| {
+        let run = format!("run.dir={}", fixture.text(log));
+        let call = format!("{} train {path} --log {log} --set {run} >/dev/null", sae::binary().display());
+        let output = Command::new("script").args(["-qec", &call, "/dev/null"]).stdin(Stdio::null()).output();
+        let output = output.expect("script(1) runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let shown = on_a_terminal("pretty");
+    assert!(shown.contains("training ") && shown.contains("evaluating "), "{shown}");
+    for line in on_a_terminal("json").lines().filter(|line| !line.trim().is_empty()) {
+        let message: serde_json::Value =
+            serde_json::from_str(line.trim()).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        assert!(message["fields"]["message"].is_string(), "{line}");
+    }
 }
 
 #[test]

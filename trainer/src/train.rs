@@ -66,7 +66,7 @@ pub struct Start<'a> {
     /// Set from outside to make the run save and return [`Error::Interrupted`].
     pub stop: &'a AtomicBool,
     /// Hears what happens.
-    pub watch: Box<dyn FnMut(Event<'_>) + 'a>,
+    pub watch: Box<dyn FnMut(Event<'_>) + Send + 'a>,
 }
 
 /// Trains `recipe` on `device` to its end and writes everything into its folder.
@@ -75,6 +75,13 @@ pub struct Start<'a> {
 /// Every variant of [`Error`]; its text says what to do, and [`Error::exit_code`] what a launcher should do.
 pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     recipe.validate()?;
+    // Work outside the device's operations would else spread over all cores, whatever the recipe says.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(recipe.train.threads.unwrap_or(0)).build();
+    let pool = pool.map_err(|error| Error::Internal(format!("the system gives no threads: {error}")))?;
+    pool.install(|| claim_and_run(device, recipe, start))
+}
+
+fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     let store = Store::open(&recipe.run.dir)?;
     run_dir::check(&store, recipe, start.resume)?;
     let data = Data::open(recipe, start.resume.then_some(&store))?;
@@ -311,4 +318,32 @@ pub(crate) fn next_update(manifest: &checkpoint::Manifest) -> AdamUpdate {
 
 fn is_due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::cpu::Cpu;
+    use loader::synth::{self, Spec};
+
+    use super::*;
+
+    #[test]
+    fn all_work_is_done_on_the_threads_of_the_recipe() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().to_str().expect("a plain name");
+        let spec = Spec { features: 16, width: 8, rows: 600, shards: 1, active: 2.0, ..Spec::default() };
+        synth::write(&spec, &Store::open(place).expect("a folder"), 1, &mut |_| ()).expect("shards are written");
+        let text = format!(
+            "[data]\ntrain = '{place}'\n[sae]\nfeatures = 32\n[train]\nbatch = 100\nthreads = 3\n[run]\ndir = '{place}/run'\n"
+        );
+        let recipe: Recipe = toml::from_str(&text).expect("a recipe");
+        let stop = AtomicBool::new(false);
+        let mut steps = 0;
+        let watch = Box::new(|event: Event<'_>| {
+            assert_eq!(rayon::current_num_threads(), 3);
+            steps += u64::from(matches!(event, Event::Step { .. }));
+        });
+        train(&Cpu::new(Some(1)), &recipe, Start { resume: false, stop: &stop, watch }).expect("it trains");
+        assert_eq!(steps, 6);
+    }
 }

@@ -60,6 +60,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let sums = evaluate::sums(&device, &mut sae, &mut buffers, &dataset, &mut stream, found.manifest.scale, |done| {
         bar.set(done, "");
+        Ok(())
     })?;
     bar.finish();
     let wall_s = started.elapsed().as_secs_f64();

@@ -28,11 +28,10 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     }
     synthesize(&recipe)?;
     let stop = stop_on_signals()?;
-    let mut bar: Option<Bar> = None;
-    let mut extra = String::new();
-    let watch = Box::new(|event: Event<'_>| show(event, &mut bar, &mut extra));
+    let mut screen = Screen::default();
+    let watch = Box::new(|event: Event<'_>| screen.show(event));
     let summary = train(&device, &recipe, Start { resume: args.resume, stop: &stop, watch })?;
-    if let Some(bar) = bar {
+    if let Some(bar) = screen.training {
         bar.finish();
     }
     closing_table(&recipe, &summary);
@@ -65,29 +64,48 @@ fn synthesize(recipe: &Recipe) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show(event: Event<'_>, bar: &mut Option<Bar>, extra: &mut String) {
-    match event {
-        Event::Start { tokens, rows, .. } => *bar = Some(Bar::new("training", tokens, rows)),
-        Event::Step { tokens, loss, l0, .. } => {
-            if let Some(bar) = bar {
-                bar.set(tokens, &format!("loss {loss:.3} · L0 {l0:.1}{extra}"));
+/// What is shown of a run.
+#[derive(Default)]
+struct Screen {
+    training: Option<Bar>,
+    evaluating: Option<Bar>,
+    /// Of the last line of metrics.
+    extra: String,
+}
+
+impl Screen {
+    fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Start { tokens, rows, .. } => self.training = Some(Bar::new("training", tokens, rows)),
+            Event::Step { tokens, loss, l0, .. } => {
+                if let Some(bar) = &mut self.training {
+                    bar.set(tokens, &format!("loss {loss:.3} · L0 {l0:.1}{}", self.extra));
+                }
             }
+            Event::Line(line) => {
+                self.extra = format!(
+                    " · EV {} · dead {} · stall {}",
+                    table::percent(line.metrics.explained_variance),
+                    table::percent(Some(line.dead_fraction)),
+                    table::percent(Some(line.stall_share))
+                );
+            }
+            Event::Evaluating(done, rows) => {
+                self.evaluating.get_or_insert_with(|| Bar::new("evaluating", 0, rows)).set(done, "");
+            }
+            Event::Evaluated(metrics) => {
+                if let Some(bar) = self.evaluating.take() {
+                    bar.finish();
+                }
+                tracing::info!(
+                    "held-out loss {:.4}, explained variance {}, L0 {:.1}",
+                    metrics.loss,
+                    table::percent(metrics.explained_variance),
+                    metrics.l0
+                );
+            }
+            Event::Saved(_) => {}
         }
-        Event::Line(line) => {
-            *extra = format!(
-                " · EV {} · dead {} · stall {}",
-                table::percent(line.metrics.explained_variance),
-                table::percent(Some(line.dead_fraction)),
-                table::percent(Some(line.stall_share))
-            );
-        }
-        Event::Evaluated(metrics) => tracing::info!(
-            "held-out loss {:.4}, explained variance {}, L0 {:.1}",
-            metrics.loss,
-            table::percent(metrics.explained_variance),
-            metrics.l0
-        ),
-        Event::Saved(_) | Event::Evaluating(..) => {}
     }
 }
 

@@ -1,5 +1,7 @@
 //! Measuring a run on held-out rows.
 
+use std::sync::atomic::Ordering;
+
 use kernels::{Device, Dictionary};
 
 use super::{Event, Run, is_due};
@@ -28,6 +30,7 @@ impl<D: Device> Run<'_, D> {
         let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
         let mut stream = data::eval_stream(dataset, self.recipe, Some(rows))?;
         let mut settled = self.sae.settled(&self.update(self.state.tokens))?;
+        let (step, checkpoint) = (self.state.step, self.saved.as_ref().map(|(.., folder)| folder.clone()));
         // The tally of training is put aside: it goes on afterwards to the same bits.
         let training = self.device.take_sums(&mut self.buffers.tally);
         let sums = evaluate::sums(
@@ -37,7 +40,16 @@ impl<D: Device> Run<'_, D> {
             dataset,
             &mut stream,
             self.state.scale,
-            |done| (self.start.watch)(Event::Evaluating(done, rows)),
+            |done| {
+                (self.start.watch)(Event::Evaluating(done, rows));
+                // One during training goes to its end: a resumed run would not come back to it.
+                match &checkpoint {
+                    Some(checkpoint) if limit.is_none() && self.start.stop.load(Ordering::Relaxed) => {
+                        Err(Error::Interrupted { step, checkpoint: checkpoint.clone() })
+                    }
+                    _ => Ok(()),
+                }
+            },
         );
         self.device.put_sums(&mut self.buffers.tally, &training);
         let sums = sums?;
