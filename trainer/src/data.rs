@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kernels::RowDtype;
 use loader::synth::{self, Spec};
-use loader::{Cursor, Dataset, Dtype, OpenOptions, RowFilter, RowId, SkipList, Store, Stream, StreamOptions, sample};
+use loader::{Cursor, Dataset, Dtype, OpenOptions, RowId, SkipList, Store, Stream, StreamOptions, sample};
 
 use crate::Error;
 use crate::recipe::{Order, Recipe, Scale};
@@ -92,8 +92,8 @@ impl Data {
             return Ok(factor as f32);
         }
         let width = self.train.width();
-        let (skip, filter) = (skip_list(&self.train, &recipe.data.skip)?, filter(recipe));
-        let rows = sample(&self.train, SAMPLE_ROWS, recipe.data.seed, &skip, &filter)?;
+        let skip = skip_list(&self.train, &recipe.data.skip)?;
+        let rows = sample(&self.train, SAMPLE_ROWS, recipe.data.seed, &skip, &recipe.data.filter)?;
         let norms = rows.chunks_exact(width).map(|x| x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>());
         let finite: Vec<f64> = norms.filter(|norm| norm.is_finite()).collect();
         let mean = finite.iter().sum::<f64>() / finite.len() as f64;
@@ -149,7 +149,7 @@ impl Data {
             prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
             threads: threads(recipe),
             skip: skip_list(&self.train, &recipe.data.skip)?,
-            filter: filter(recipe),
+            filter: recipe.data.filter.clone(),
             ..StreamOptions::default()
         })
     }
@@ -210,7 +210,7 @@ pub fn eval_stream(dataset: &Dataset, recipe: &Recipe, limit: Option<u64>) -> Re
         limit,
         prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
         threads: threads(recipe),
-        filter: filter(recipe),
+        filter: recipe.data.filter.clone(),
         ..StreamOptions::default()
     };
     Ok(Stream::start(dataset, options, Cursor::default())?)
@@ -267,17 +267,6 @@ fn skip_list(dataset: &Dataset, entries: &[String]) -> Result<SkipList, Error> {
         }
     }
     Ok(list)
-}
-
-fn filter(recipe: &Recipe) -> RowFilter {
-    let filter = &recipe.data.filter;
-    RowFilter {
-        norm_min: filter.norm_min,
-        norm_max: filter.norm_max,
-        finite: filter.finite,
-        positions: filter.positions.clone(),
-        token_ids: filter.token_ids.clone(),
-    }
 }
 
 /// The loader's dtype as the device names it: the two crates know nothing of each other.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use loader::RowFilter;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Error;
@@ -68,41 +69,15 @@ pub struct Data {
     /// Rows (`file.parquet:row`) and row groups (`file.parquet#group`) left out. May grow when a run is resumed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skip: Vec<String>,
-    /// Rows left out by their content.
-    #[serde(default, skip_serializing_if = "Filter::is_empty")]
-    pub filter: Filter,
+    /// `[data.filter]`: rows left out by their content.
+    #[serde(default, skip_serializing_if = "RowFilter::is_empty")]
+    pub filter: RowFilter,
     /// Synthetic shards, made at `data.train` (and `data.eval`) when nothing is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synth: Option<loader::synth::Spec>,
     /// Held-out rows made at `data.eval` from the same directions.
     #[serde(default = "default_synth_eval_rows")]
     pub synth_eval_rows: u64,
-}
-
-/// `[data.filter]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Filter {
-    /// Leaves out rows with a NaN or infinite value instead of stopping at them.
-    pub finite: bool,
-    /// Least norm of a stored row.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm_min: Option<f32>,
-    /// Greatest norm of a stored row.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm_max: Option<f32>,
-    /// Values of the column `pos` left out, such as 0 for the first token.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub positions: Vec<i32>,
-    /// Values of the column `token_id` left out.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub token_ids: Vec<i32>,
-}
-
-impl Filter {
-    fn is_empty(&self) -> bool {
-        *self == Filter::default()
-    }
 }
 
 /// `[sae]`.
