@@ -83,6 +83,7 @@ fn evaluation_agrees_with_the_summary() {
         let other =
             sae::run(&["eval", &run, "--data", &fixture.text("train"), "--rows", "500", "--json"]).exits(0).json();
         assert_ne!(other["loss"], summary["loss"], "other rows have another loss");
+        assert_eq!((&other["rows"], &other["data"][0]), (&500.into(), &fixture.text("train").into()));
     }
 }
 

@@ -420,6 +420,13 @@ impl Recipe {
                 "a URL carries a query, such as a signature: credentials belong in the environment".into(),
             ));
         }
+        if self.eval.every > 0 && self.data.eval.is_empty() {
+            return refuse(
+                "eval.every",
+                "left out where there is no data.eval to evaluate on",
+                self.eval.every.to_string(),
+            );
+        }
         let at_least_one = [
             ("sae.features", self.sae.features as u64),
             ("train.batch", self.train.batch as u64),

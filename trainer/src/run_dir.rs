@@ -16,6 +16,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::Error;
 use crate::recipe::Recipe;
 
+/// The recipe of the first start: a folder that has it holds a run.
+const CONFIG: &str = "config.toml";
+
 /// A run's folder, claimed by this process.
 #[derive(Debug)]
 pub struct RunDir {
@@ -65,8 +68,8 @@ impl RunDir {
     /// # Errors
     /// [`Error::RunDir`] when another machine was faster; those of the store.
     pub fn begin(&self, recipe: &Recipe) -> Result<(), Error> {
-        if self.new && !self.store.put_new("config.toml", recipe.to_toml().into_bytes())? {
-            return Err(holds_a_run(&self.store));
+        if self.new && !self.store.put_new(CONFIG, recipe.to_toml().into_bytes())? {
+            return Err(already_holds_a_run(&self.store));
         }
         // What an earlier start failed of no longer holds.
         Ok(self.store.delete("error-0.json")?)
@@ -114,22 +117,31 @@ impl RunDir {
 /// # Errors
 /// [`Error::RunDir`] when it is not; [`Error::Recipe`] when it holds a run of another recipe.
 pub fn check(store: &Store, recipe: &Recipe, resume: bool) -> Result<(), Error> {
-    let saved = match store.get("config.toml") {
+    let saved = match store.get(CONFIG) {
         Ok(bytes) => Some(bytes),
         Err(loader::Error::NotFound { .. }) => None,
         Err(other) => return Err(other.into()),
     };
     match (&saved, resume) {
         (None, false) => Ok(()),
-        (None, true) => {
-            Err(Error::RunDir(format!("{} holds no run to resume: leave out --resume to start one there", store.url())))
-        }
-        (Some(_), false) => Err(holds_a_run(store)),
+        (None, true) => Err(Error::RunDir(format!(
+            "{} holds no run to resume: leave out --resume to start one there (--resume-or-start does whichever fits)",
+            store.url()
+        ))),
+        (Some(_), false) => Err(already_holds_a_run(store)),
         (Some(bytes), true) => recipe.check_resumes(&parse(bytes, store.url())?),
     }
 }
 
-fn holds_a_run(store: &Store) -> Error {
+/// Whether a run was begun in the folder.
+///
+/// # Errors
+/// Those of the store.
+pub fn holds_a_run(store: &Store) -> Result<bool, Error> {
+    Ok(store.head(CONFIG)?.is_some())
+}
+
+fn already_holds_a_run(store: &Store) -> Error {
     Error::RunDir(format!(
         "{} already holds a run: continue it with --resume, or choose another run.dir (--set run.dir=…)",
         store.url()
@@ -138,7 +150,7 @@ fn holds_a_run(store: &Store) -> Error {
 
 fn parse(bytes: &[u8], place: &str) -> Result<Recipe, Error> {
     toml::from_slice(bytes).map_err(|error| {
-        Error::RunDir(format!("{place}/config.toml cannot be read, by this version at least: {}", error.message()))
+        Error::RunDir(format!("{place}/{CONFIG} cannot be read, by this version at least: {}", error.message()))
     })
 }
 
@@ -174,7 +186,7 @@ mod tests {
         let recipe = recipe(folder.path());
         let run_dir = RunDir::claim(&recipe, false).expect("it is free");
         let elsewhere = Store::open(&recipe.run.dir).expect("a folder");
-        elsewhere.put("config.toml", recipe.to_toml().into_bytes()).expect("written");
+        elsewhere.put(CONFIG, recipe.to_toml().into_bytes()).expect("written");
         let error = run_dir.begin(&recipe).expect_err("another machine was faster").to_string();
         assert!(error.contains("already holds a run"), "{error}");
     }

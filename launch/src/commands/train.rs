@@ -1,7 +1,7 @@
 //! `sae train`.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device as _;
@@ -23,14 +23,15 @@ use crate::{recipes, table};
 pub fn run(args: &Train) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
     let device = Cpu::new(recipe.train.threads);
+    let resume = args.resume || (args.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?);
     if args.dry_run {
-        return dry_run(&recipe, args.resume, &device);
+        return dry_run(&recipe, resume, &device);
     }
-    synthesize(&recipe)?;
     let stop = stop_on_signals()?;
+    synthesize(&recipe, &stop)?;
     let mut screen = Screen::default();
     let watch = Box::new(|event: Event<'_>| screen.show(event));
-    let summary = train(&device, &recipe, Start { resume: args.resume, stop: &stop, watch })?;
+    let summary = train(&device, &recipe, Start { resume, stop: &stop, watch })?;
     if let Some(bar) = screen.training {
         bar.finish();
     }
@@ -52,9 +53,14 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
-fn synthesize(recipe: &Recipe) -> Result<(), Failure> {
+fn synthesize(recipe: &Recipe, stop: &AtomicBool) -> Result<(), Failure> {
     let mut bar: Option<Bar> = None;
     data::synthesize(recipe, &mut |rows, total| {
+        if stop.load(Ordering::Relaxed) {
+            // The writer knows no stopping. What it leaves behind is removed by the next start, which makes it again.
+            tracing::warn!("stopped while making synthetic shards: start again in the same way");
+            std::process::exit(75);
+        }
         let bar = bar.get_or_insert_with(|| Bar::new("making shards", 0, total));
         bar.set(rows, "");
         if rows == total {
@@ -135,7 +141,8 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
     ]);
     let dir = &recipe.run.dir;
     table::print(&format!("{dir}/summary.json"), &rows);
-    table::say(format!("next: sae export {dir} --format saelens --out {dir}/saelens"));
+    let (run, out) = (table::quoted(dir), table::quoted(&format!("{dir}/saelens")));
+    table::say(format!("next: sae export {run} --format saelens --out {out}"));
 }
 
 /// What a run would read, hold and write, without touching its folder.
