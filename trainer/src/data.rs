@@ -204,7 +204,12 @@ pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result
 /// # Errors
 /// Those of the loader.
 pub fn eval_stream(dataset: &Dataset, recipe: &Recipe, limit: Option<u64>) -> Result<Stream, Error> {
-    let options = StreamOptions {
+    Ok(Stream::start(dataset, eval_options(recipe, limit), Cursor::default())?)
+}
+
+/// How the rows of an evaluation are streamed.
+pub fn eval_options(recipe: &Recipe, limit: Option<u64>) -> StreamOptions {
+    StreamOptions {
         order: loader::Order::Sequential,
         batch: recipe.train.batch,
         limit,
@@ -212,8 +217,7 @@ pub fn eval_stream(dataset: &Dataset, recipe: &Recipe, limit: Option<u64>) -> Re
         threads: threads(recipe),
         filter: recipe.data.filter.clone(),
         ..StreamOptions::default()
-    };
-    Ok(Stream::start(dataset, options, Cursor::default())?)
+    }
 }
 
 /// The folder that a path, URL or glob names or lies in.

@@ -162,13 +162,15 @@ fn dry_run(recipe: &Recipe, resume: bool, device: &Cpu) -> Result<(), Failure> {
     let rows = [
         ("device", device.describe()),
         ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),
-        ("order", plan.order),
+        ("order", plan.order.clone()),
         ("steps", HumanCount(plan.steps).to_string()),
         ("parameters", HumanCount(plan.parameters).to_string()),
         ("read", HumanBytes(plan.bytes_read).to_string()),
         ("memory: weights and moments", HumanBytes(plan.weight_bytes).to_string()),
         ("memory: step, at most", HumanBytes(plan.step_bytes).to_string()),
         ("memory: rows read ahead, at most", HumanBytes(plan.stream_bytes).to_string()),
+        ("memory: sample, evaluation or saving, at most", HumanBytes(plan.passing_bytes).to_string()),
+        ("memory: altogether, at most", HumanBytes(plan.memory_bytes()).to_string()),
         ("written at each checkpoint", HumanBytes(plan.checkpoint_bytes).to_string()),
         ("checkpoints kept", format!("{} and the best", recipe.checkpoint.keep)),
     ];

@@ -235,6 +235,15 @@ fn features_per_file(holds: Holds, width: usize) -> usize {
     (FILE_BYTES / (bytes * TILE)).max(1) * TILE
 }
 
+/// Bytes held while a checkpoint is saved: the tensors of its largest file, and the file made of them.
+pub fn staging_bytes(width: usize, features: usize) -> u64 {
+    let file_bytes = |holds| {
+        let per_feature: usize = entries(holds, width).iter().map(|entry| 4 * entry.per_feature).sum();
+        per_feature * features_per_file(holds, width).min(features)
+    };
+    2 * file_bytes(Holds::Weights).max(file_bytes(Holds::Optimizer)) as u64
+}
+
 /// Bytes of a whole checkpoint, up to its headers.
 pub fn bytes(width: usize, features: usize) -> u64 {
     let parameters = 2 * width * features + features + width;
