@@ -4,8 +4,8 @@
 use kernels::{AdamMode, Device, Shape};
 use loader::{Dataset, Stream};
 
-use crate::data::Data;
-use crate::recipe::{Adam, Recipe};
+use crate::data::{self, Data};
+use crate::recipe::{Adam, Recipe, Scale};
 use crate::recovery::Truth;
 use crate::{Error, checkpoint};
 
@@ -32,6 +32,9 @@ pub struct Plan {
     pub step_bytes: u64,
     /// Bytes of rows held ahead of the step.
     pub stream_bytes: u64,
+    /// Bytes held besides, for a while: the sample behind `data.scale`, an evaluation, the making of a checkpoint,
+    /// whichever takes most.
+    pub passing_bytes: u64,
     /// Bytes of a checkpoint.
     pub checkpoint_bytes: u64,
 }
@@ -64,9 +67,29 @@ impl Plan {
             weight_bytes: training.weights + settled.weights,
             step_bytes: training.step + training.lists + settled.step + settled.lists + staged,
             stream_bytes,
+            passing_bytes: passing_bytes(recipe, data)?,
             checkpoint_bytes: checkpoint::bytes(width as usize, features as usize),
         })
     }
+
+    /// Bytes held at once, at most, besides the program itself.
+    pub fn memory_bytes(&self) -> u64 {
+        self.weight_bytes + self.step_bytes + self.stream_bytes + self.passing_bytes
+    }
+}
+
+fn passing_bytes(recipe: &Recipe, data: &Data) -> Result<u64, Error> {
+    // Drawn place by place, then put together.
+    let sample = match recipe.data.scale {
+        Scale::Auto => 2 * 4 * (data::SAMPLE_ROWS as u64).min(data.rows) * data.train.width() as u64,
+        Scale::Fixed(_) => 0,
+    };
+    let evaluation = match &data.eval {
+        Some(eval) => Stream::bytes_at_most(eval, &data::eval_options(recipe, None))?,
+        None => 0,
+    };
+    let saving = checkpoint::staging_bytes(data.train.width(), recipe.sae.features);
+    Ok(sample.max(evaluation).max(saving))
 }
 
 /// What the dictionary of a recipe needs.
