@@ -73,7 +73,7 @@ fn memory_is_taken_at_the_start_as_announced() {
     let [trains, again, settled] =
         [large, Shape { dense_bytes: 0, ..large }, Shape { adam: None, ..large }].map(|shape| device.bytes(shape));
     let values = 2 * 512 * (1_u64 << 16);
-    assert!(trains.step - again.step == 4 * 4096 << 16, "dense_bytes keep the activations: {trains:?} {again:?}");
+    assert!(trains.step - again.step == (4 * 4096) << 16, "dense_bytes keep the activations: {trains:?} {again:?}");
     assert!(trains.weights - settled.weights > 2 * 4 * values, "no moments: {settled:?}");
     assert!(again.step - settled.step > 4 * values, "no gradient: {settled:?}");
 

@@ -60,6 +60,10 @@ impl Location {
                 "empty path: give a folder, a file, a glob or a URL such as s3://bucket/prefix".into(),
             ));
         }
+        // In a glob `?` stands for one character of a name, and `=` does not follow it: that is a query, and may hold a key.
+        if text.contains("://") && text.split_once('?').is_some_and(|(_, rest)| rest.contains('=')) {
+            return Err(in_url(text));
+        }
         let (plain, pattern) = split_glob(text)?;
         if !plain.contains("://") {
             let path = absolute(Path::new(&plain))?;
@@ -68,11 +72,8 @@ impl Location {
         let url = Url::parse(&plain).map_err(|e| Error::Arguments(format!("{}: not a URL: {e}", redact(text))))?;
         // Azure writes the container where others write a user: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH.
         let user = !url.username().is_empty() && !AZURE.contains(&url.scheme());
-        if user || url.password().is_some() || url.query().is_some() {
-            return Err(Error::Arguments(format!(
-                "{}: credentials and queries do not belong in a URL: set them in the environment (AWS_ACCESS_KEY_ID …)",
-                redact(text)
-            )));
+        if user || url.password().is_some() {
+            return Err(in_url(text));
         }
         let backend = backend(&url)?;
         Ok(Location { backend, url: text.into(), pattern })
@@ -104,6 +105,13 @@ impl Location {
         };
         Some((Location { backend, url: folder_url.to_string(), pattern: None }, name))
     }
+}
+
+fn in_url(text: &str) -> Error {
+    Error::Arguments(format!(
+        "{}: credentials and queries do not belong in a URL: set them in the environment (AWS_ACCESS_KEY_ID …)",
+        redact(text)
+    ))
 }
 
 /// Splits `a/b/*.parquet` into the folder without wildcards and the pattern below it.
@@ -255,8 +263,12 @@ mod tests {
     fn credentials_are_cut_out() {
         assert_eq!(redact("GET https://u:p@h/a?sig=x failed"), "GET https://h/a failed");
         assert_eq!(redact("no url"), "no url");
-        let error = Location::resolve("s3://AKIA:secret@bucket/x").unwrap_err();
-        assert!(!error.to_string().contains("secret"), "{error}");
+        for url in
+            ["s3://AKIA:secret@bucket/x", "s3://bucket/x?sig=secret", "abfss://c@a.dfs.core.windows.net/x?sig=secret"]
+        {
+            let error = Location::resolve(url).unwrap_err();
+            assert!(error.to_string().contains("do not belong") && !error.to_string().contains("secret"), "{error}");
+        }
     }
 
     #[test]

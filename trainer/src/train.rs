@@ -348,7 +348,8 @@ mod tests {
             assert_eq!(rayon::current_num_threads(), 3);
             steps += u64::from(matches!(event, Event::Step { .. }));
         });
-        train(&Cpu::new(Some(1)).expect("threads"), &recipe, Start { resume: false, stop: &stop, watch }).expect("it trains");
+        train(&Cpu::new(Some(1)).expect("threads"), &recipe, Start { resume: false, stop: &stop, watch })
+            .expect("it trains");
         assert_eq!(steps, 6);
     }
 }

@@ -55,6 +55,9 @@ pub struct Operands<'a> {
     pub x: &'a Rows,
 }
 
+/// x̂, counts and l1 of a block of tokens.
+type Outputs<'a> = ((&'a mut [f32], &'a mut [f32]), &'a mut [f64]);
+
 impl Dense {
     pub fn new(shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
         let what = "the dense path";
@@ -82,7 +85,7 @@ impl Dense {
         let counts = self.counts.par_chunks_exact_mut(tiles * TILE);
         let l1 = self.l1_b.par_chunks_exact_mut(tokens);
         let tasks = x_hat.zip(counts).zip(l1).enumerate();
-        let block_of_tokens = |(block, ((x_hat, counts), l1)): (usize, ((&mut [f32], &mut [f32]), &mut [f64]))| {
+        let block_of_tokens = |(block, ((x_hat, counts), l1)): (usize, Outputs<'_>)| {
             let range = block * tokens..((block + 1) * tokens).min(n);
             x_hat.chunks_exact_mut(stride).for_each(|row| row.copy_from_slice(&of.weights.b_dec.value));
             l1.fill(0.0);
