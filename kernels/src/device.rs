@@ -1,7 +1,8 @@
 //! The device seam: what a device must offer so that the trainer can run a step on it.
 //!
 //! Buffers are opaque. Operations are enqueued in call order and may return before they are done; what the host wants
-//! to know is read from a small [`Report`]. Memory is taken when a device object is made: a step allocates nothing.
+//! to know is read from a small [`Report`]. Memory is taken when a device object is made, as much as [`Device::bytes`] says
+//! before; a step allocates at most lists of what is active.
 //! On the step's path no weights, rows or gradients cross the seam; [`Dictionary::read`] and [`Dictionary::write`]
 //! exist for checkpoints, initialisation and export.
 
@@ -208,6 +209,18 @@ impl Sums {
     }
 }
 
+/// What the objects of a [`Shape`] take of a device's memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// A dictionary's weights and moments, and what is derived from them.
+    pub weights: u64,
+    /// What a step needs besides: scratch of a dictionary, a batch of rows, a tally.
+    pub step: u64,
+    /// Lists of active features, at most: they grow with what is active in a batch. A batch denser than
+    /// [`Device::dense_above`] on which [`Path::Sparse`] is asked for takes more.
+    pub lists: u64,
+}
+
 /// Why a device could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -325,6 +338,10 @@ pub trait Device: Sync {
 
     /// Share of active pairs above which [`Path::Dense`] is the faster one here.
     fn dense_above(&self) -> f64;
+
+    /// What a dictionary of `shape`, rows for its batch and a tally take at most: known without taking it. Scratch that
+    /// no step uses may cost addresses only.
+    fn bytes(&self, shape: Shape) -> Bytes;
 
     /// Takes memory for stored rows.
     ///

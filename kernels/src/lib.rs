@@ -11,6 +11,6 @@ pub mod cuda;
 mod device;
 
 pub use device::{
-    AdamMode, AdamUpdate, Clock, Device, Dictionary, Error, LearningRate, Path, Report, RowDtype, Shape, Slot, Sums,
-    Tensor,
+    AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, Error, LearningRate, Path, Report, RowDtype, Shape, Slot,
+    Sums, Tensor,
 };

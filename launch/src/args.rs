@@ -40,7 +40,7 @@ pub enum Command {
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Examples:\n  sae train launch/recipes/quickstart.toml\n  sae train my.toml --set train.l1=8 --set \
-run.dir=runs/l1-8\n  sae train my.toml --dry-run\n  sae train my.toml --resume\n\nlaunch/recipes/README.md lists every key."
+run.dir=runs/l1-8\n  sae train my.toml --dry-run\n  sae train my.toml --resume\n  sae train my.toml --resume-or-start\n\nlaunch/recipes/README.md lists every key."
 )]
 pub struct Train {
     /// The recipe, a TOML file.
@@ -48,6 +48,9 @@ pub struct Train {
     /// Go on from the newest checkpoint in run.dir.
     #[arg(long)]
     pub resume: bool,
+    /// Go on if run.dir holds a run, else start one there: what a job that may be requeued calls.
+    #[arg(long, conflicts_with = "resume")]
+    pub resume_or_start: bool,
     /// Set a key over the recipe's value: a TOML value, or a bare word for a string. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

@@ -1,9 +1,33 @@
-//! Progress bars with rate and time left; on something that is no terminal, a message now and then instead.
+//! Progress bars with rate and time left. Where they cannot be seen, or a program reads along, a message now and then
+//! instead.
 
-use std::io::IsTerminal;
+use std::io;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Every bar there is, so that they and messages do not draw over each other. Hidden where there is no terminal.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// From now on messages come instead of bars, on a terminal too.
+pub fn hide_bars() {
+    BARS.set_draw_target(ProgressDrawTarget::hidden());
+}
+
+/// Standard error, with the bars out of the way while something is written.
+#[derive(Debug)]
+pub struct AboveBars;
+
+impl io::Write for AboveBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
 
 /// A bar over some number of rows.
 #[derive(Debug)]
@@ -28,7 +52,7 @@ const QUIET: Duration = Duration::from_secs(10);
 impl Bar {
     /// Starts at `from` of `total` rows.
     pub fn new(what: &'static str, from: u64, total: u64) -> Self {
-        if !std::io::stderr().is_terminal() {
+        if BARS.is_hidden() {
             let now = Instant::now();
             return Bar {
                 bar: ProgressBar::hidden(),
@@ -41,7 +65,7 @@ impl Bar {
             "{prefix} {bar:24} {human_pos}/{human_len} rows · {per_sec} · {eta} left{wide_msg}",
         )
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(total).with_style(style).with_prefix(what).with_position(from);
+        let bar = BARS.add(ProgressBar::new(total).with_style(style).with_prefix(what).with_position(from));
         bar.reset_eta();
         Bar { bar, what, total, plain: None }
     }

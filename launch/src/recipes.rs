@@ -2,6 +2,7 @@
 
 use figment::error::Kind;
 use figment::providers::{Format, Serialized, Toml};
+use figment::value::{Dict, Value};
 use figment::{Figment, Profile};
 use trainer::recipe::Recipe;
 
@@ -13,15 +14,114 @@ pub fn read(path: &str, sets: &[String]) -> Result<Recipe, Failure> {
         return Err(Failure::arguments(format!("{path}: no such recipe; launch/recipes/ has some to start from")));
     }
     let mut figment = Figment::from(Toml::file_exact(path));
+    let mut set_keys = Vec::new();
     for set in sets {
         let (key, value) = set
             .split_once('=')
             .ok_or_else(|| Failure::arguments(format!("--set {set}: write KEY=VALUE, such as --set train.l1=8")))?;
         figment = figment.merge(Serialized::from(nested(key.trim(), parse(value.trim())), Profile::Default));
+        set_keys.push(key.trim());
     }
-    let recipe: Recipe = figment.extract().map_err(|error| explain(path, error))?;
+    let given: Dict = figment.extract().map_err(|error| Failure::arguments(format!("{path}: {}", error.kind)))?;
+    let mut recipe = resolve(path, &set_keys, given)?;
+    expand_home(&mut recipe)?;
     recipe.validate()?;
     Ok(recipe)
+}
+
+/// The recipe that the keys make, or everything that is wrong with them up to the first required one.
+fn resolve(path: &str, set_keys: &[&str], mut given: Dict) -> Result<Recipe, Failure> {
+    let mut problems = Vec::new();
+    let mut refused = Vec::new();
+    loop {
+        let error = match Figment::from(Serialized::defaults(&given)).extract::<Recipe>() {
+            Ok(recipe) if problems.is_empty() => return Ok(recipe),
+            Ok(_) => break,
+            Err(error) => error,
+        };
+        let key = key_of(&error);
+        if refused.contains(&key) {
+            break;
+        }
+        let name = key.join(".");
+        let is_set = set_keys.iter().any(|set| within(set, &name) || within(&name, set));
+        problems.push(format!("{}: {}", if is_set { "--set" } else { path }, explain(&name, &error.kind)));
+        // Without the key the others show what they are. For a required one nothing can stand in.
+        if !remove(&mut given, &key) {
+            break;
+        }
+        refused.push(key);
+    }
+    Err(Failure::arguments(problems.join("\n")))
+}
+
+/// The key that an error is about. For an unknown one the path ends with the key itself or with its table.
+fn key_of(error: &figment::Error) -> Vec<String> {
+    let mut key = error.path.clone();
+    let last = match &error.kind {
+        Kind::UnknownField(field, _) if key.last() != Some(field) => Some(field.clone()),
+        Kind::MissingField(field) => Some(field.to_string()),
+        _ => None,
+    };
+    key.extend(last);
+    key
+}
+
+/// Whether `key` is `of` or lies in it.
+fn within(key: &str, of: &str) -> bool {
+    key.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// Removes a key, or the list that it points into; false when it is not there.
+fn remove(given: &mut Dict, key: &[String]) -> bool {
+    let Some((first, rest)) = key.split_first() else { return false };
+    match given.get_mut(first) {
+        Some(Value::Dict(_, inner)) if !rest.is_empty() => remove(inner, rest),
+        _ => given.remove(first).is_some(),
+    }
+}
+
+/// What is wrong with a key in words, with the nearest known one for an unknown one.
+fn explain(key: &str, kind: &Kind) -> String {
+    match kind {
+        Kind::UnknownField(field, known) => {
+            let nearest = known
+                .iter()
+                .map(|candidate| (strsim::damerau_levenshtein(field, candidate), candidate))
+                .min()
+                .filter(|(distance, candidate)| *distance <= candidate.len().max(field.len()) / 2);
+            let hint = match nearest {
+                Some((_, candidate)) => format!("did you mean {candidate}?"),
+                None => format!("known here: {}", known.join(", ")),
+            };
+            format!("unknown key {key}: {hint}")
+        }
+        Kind::MissingField(_) => format!("{key} is missing: launch/recipes/README.md says what it may be"),
+        Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
+            let wanted = match wanted.as_str() {
+                "f32" | "f64" => "a number",
+                "i32" | "i64" => "a whole number",
+                "u32" | "u64" | "usize" => "a whole number, at least 0",
+                "bool" | "a boolean" => "true or false",
+                other => other,
+            };
+            format!("{key} must be {wanted}, and is {found}")
+        }
+        kind => format!("{key}: {kind}"),
+    }
+}
+
+/// `~/` at the beginning of a path, as a shell would read it.
+fn expand_home(recipe: &mut Recipe) -> Result<(), Failure> {
+    let data = recipe.data.train.iter_mut().chain(&mut recipe.data.eval);
+    for path in data.chain(&mut recipe.train.init_from).chain([&mut recipe.run.dir]) {
+        let Some(rest) = path.strip_prefix("~/") else { continue };
+        let Some(home) = std::env::home_dir() else {
+            return Err(Failure::arguments(format!("{path}: there is no home folder here: write the whole path")));
+        };
+        *path = format!("{}/{rest}", home.display());
+    }
+    Ok(())
 }
 
 /// A TOML value; what is none is a string, so that `run.dir=runs/a` needs no quotes.
@@ -34,41 +134,6 @@ fn parse(value: &str) -> toml::Value {
 /// `a.b = value` as tables in tables.
 fn nested(key: &str, value: toml::Value) -> toml::Value {
     key.rsplit('.').fold(value, |value, part| toml::Value::Table(toml::Table::from_iter([(part.to_owned(), value)])))
-}
-
-/// Every problem of a recipe in words, with the nearest known key for an unknown one.
-fn explain(path: &str, errors: figment::Error) -> Failure {
-    let lines: Vec<String> = errors.into_iter().map(|error| explain_one(path, &error)).collect();
-    Failure::arguments(lines.join("\n"))
-}
-
-fn explain_one(path: &str, error: &figment::Error) -> String {
-    // A key that came by --set has no file as its source.
-    let from_file = error.metadata.as_ref().is_none_or(|metadata| metadata.name.contains("TOML"));
-    let place = if from_file { path } else { "--set" };
-    let parent = error.path.join(".");
-    let full = |key: &str| if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") };
-    match &error.kind {
-        Kind::UnknownField(key, known) => {
-            let nearest = known
-                .iter()
-                .map(|candidate| (strsim::damerau_levenshtein(key, candidate), candidate))
-                .min()
-                .filter(|(distance, candidate)| *distance <= candidate.len().max(key.len()) / 2);
-            let hint = match nearest {
-                // The path of an unknown key ends with the key itself or with its table, depending on the source.
-                Some((_, candidate)) => format!("did you mean {candidate}?"),
-                None => format!("known here: {}", known.join(", ")),
-            };
-            let unknown = if error.path.last() == Some(key) { parent.clone() } else { full(key) };
-            format!("{place}: unknown key {unknown}: {hint}")
-        }
-        Kind::MissingField(key) => {
-            format!("{path}: {} is missing: launch/recipes/README.md says what it may be", full(key))
-        }
-        kind if parent.is_empty() => format!("{place}: {kind}"),
-        kind => format!("{place}: {parent}: {kind}"),
-    }
 }
 
 #[cfg(test)]
@@ -114,6 +179,30 @@ mod tests {
         assert!(message.contains("--set: train.lr"), "{message}");
         let message = self::message(MINIMAL, &["train.batch=0"]);
         assert!(message.contains("train.batch must be at least 1"), "{message}");
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        let text = MINIMAL.replace("[train]\n", "[train]\nbacth = 3\nclip = true\n[trian]\nx = 1\n");
+        let message = message(&text, &["train.lr=fast", "log.every=-1"]);
+        for part in [
+            "unknown key train.bacth",
+            "unknown key trian",
+            "train.clip must be a number, and is",
+            "--set: train.lr must be a number, and is string",
+            "log.every must be a whole number, at least 0",
+        ] {
+            assert_eq!(message.matches(part).count(), 1, "{part}: {message}");
+        }
+    }
+
+    #[test]
+    fn paths_may_begin_at_home() {
+        let sets = ["run.dir=~/runs/a", "data.eval=[\"~/x\", \"a~/y\"]"];
+        let recipe = read_text(MINIMAL, &sets).expect("a recipe");
+        let home = std::env::home_dir().expect("a home");
+        assert_eq!(recipe.run.dir, home.join("runs/a").to_str().expect("utf-8"));
+        assert_eq!(recipe.data.eval, [home.join("x").to_str().expect("utf-8"), "a~/y"]);
     }
 
     #[test]

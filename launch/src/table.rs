@@ -26,6 +26,11 @@ pub fn print(title: &str, rows: &[(&str, String)]) {
     say(table);
 }
 
+/// A path or URL as a shell takes it.
+pub fn quoted(path: &str) -> String {
+    shlex::try_quote(path).map_or_else(|_| path.to_owned(), Into::into)
+}
+
 /// A share as a percentage, `–` where it is not defined.
 pub fn percent(share: Option<f64>) -> String {
     share.map_or("–".into(), |share| format!("{:.2} %", 100.0 * share))
@@ -34,4 +39,15 @@ pub fn percent(share: Option<f64>) -> String {
 /// A number in the digits that a person wants to see.
 pub fn number(value: f64) -> String {
     if value.abs() >= 1000.0 { format!("{value:.0}") } else { format!("{value:.4}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(quoted("runs/a"), "runs/a");
+        assert_eq!(quoted("my runs/a"), "'my runs/a'");
+    }
 }

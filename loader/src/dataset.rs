@@ -9,6 +9,9 @@ use serde::Deserialize;
 use crate::footer::{Footer, Layout};
 use crate::{Dtype, Error, Location, Manifest, Piece, Result, RowId, Shard, Store, manifest};
 
+/// What to do about a manifest that cannot be kept.
+const REDO: &str =
+    "delete manifest.json beside the data and run `sae inspect`, which writes a new one of what is there";
 /// Footers read at the same time.
 const FOOTER_THREADS: usize = 16;
 
@@ -161,10 +164,6 @@ impl Dataset {
         &self.inner.manifest
     }
 
-    pub(crate) fn is_local(&self) -> bool {
-        self.inner.sources.iter().all(|(store, _)| store.local_path().is_some())
-    }
-
     pub(crate) fn source(&self, shard: u32) -> (&Store, &str) {
         let (store, key) = &self.inner.sources[shard as usize];
         (store, key)
@@ -229,6 +228,9 @@ fn find(url: &str, prefix: &str, found: &mut Vec<Found>, manifests: &mut Vec<Opt
             let mut known = read_manifest(&store)?;
             if let Some(m) = &mut known {
                 m.shards.retain(|s| s.path == name);
+                if !m.shards.is_empty() {
+                    check_against(&store, m, std::slice::from_ref(&entry), true)?;
+                }
             }
             push_manifest(known, prefix, manifests);
             found.push(Found { path: format!("{prefix}{name}"), store, key: name, size: entry.size, etag: entry.etag });
@@ -305,11 +307,18 @@ fn read_manifest(store: &Store) -> Result<Option<Manifest>> {
         return Err(Error::data(store.url_of(key), format!("{} bytes are no manifest", entry.size)));
     }
     let json = store.get(key)?;
-    if !Manifest::is_ours(&json) {
-        tracing::warn!("{} is not a manifest of activation shards: left alone", store.url_of(key));
-        return Ok(None);
-    }
-    let manifest = Manifest::from_json(&json, &store.url_of(key))?;
+    let manifest = match Manifest::from_json(&json, &store.url_of(key)) {
+        Ok(manifest) => manifest,
+        Err(_) if Manifest::is_foreign(&json) => {
+            tracing::warn!("{} is not a manifest of activation shards: left alone", store.url_of(key));
+            return Ok(None);
+        }
+        // Going on without it would give up its checksums, and a run its identity.
+        Err(Error::Data { location, problem }) => {
+            return Err(Error::data(location, format!("{problem}: bring the earlier file back, or {REDO}")));
+        }
+        Err(e) => return Err(e),
+    };
     if let Some(root) = store.local_path() {
         inside(root, &manifest)?;
     }
@@ -333,23 +342,26 @@ fn inside(root: &std::path::Path, manifest: &Manifest) -> Result<()> {
 fn check_against(store: &Store, m: &Manifest, listed: &[crate::Entry], partial: bool) -> Result<()> {
     let sizes: HashMap<&str, u64> = listed.iter().map(|e| (e.key.as_str(), e.size)).collect();
     let known: HashMap<&str, u64> = m.shards.iter().map(|s| (s.path.as_str(), s.size)).collect();
-    let redo = "delete manifest.json beside the data and run `sae inspect` again if the change is meant";
     for s in &m.shards {
         match sizes.get(s.path.as_str()) {
             Some(&size) if size != s.size => {
-                let problem = format!("{size} bytes, the manifest says {}: {redo}", s.size);
+                let problem = format!("{size} bytes, the manifest says {}: if the change is meant, {REDO}", s.size);
                 return Err(Error::Changed { location: store.url_of(&s.path), problem });
             }
             None if !partial => {
-                return Err(Error::data(store.url_of(&s.path), format!("listed in the manifest, but absent: {redo}")));
+                return Err(Error::data(
+                    store.url_of(&s.path),
+                    format!("listed in the manifest, but absent: if that is meant, {REDO}"),
+                ));
             }
             _ => {}
         }
     }
     match listed.iter().find(|e| !known.contains_key(e.key.as_str())) {
-        Some(extra) => {
-            Err(Error::data(store.url_of(&extra.key), format!("not listed in the manifest beside it: {redo}")))
-        }
+        Some(extra) => Err(Error::data(
+            store.url_of(&extra.key),
+            format!("not listed in the manifest beside it: if it belongs there, {REDO}"),
+        )),
         None => Ok(()),
     }
 }
@@ -437,13 +449,14 @@ fn describe(found: &[Found], known: &HashMap<String, Described>, options: &OpenO
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(f) = found.get(i) else { break };
             let described = match known.get(&f.path) {
-                Some(d) if d.shard.size == f.size => {
+                // Sizes were compared when the manifest was found.
+                Some(d) => {
                     let mut d = d.clone();
                     // Only what the store says now: a copy of the data has other tags than the manifest.
                     d.shard.etag.clone_from(&f.etag);
                     Ok(d)
                 }
-                _ => from_footer(f, options),
+                None => from_footer(f, options),
             };
             // Set once per index: each index is handed out once.
             let _ = results[i].set(described);

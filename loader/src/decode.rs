@@ -5,6 +5,7 @@ use arrow::datatypes::{DataType, Float16Type, Float32Type};
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::basic::Compression;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 use xxhash_rust::xxh3::xxh3_64;
@@ -105,11 +106,11 @@ pub(crate) fn whole_group(
 /// The arrow reader on one column chunk in memory.
 fn general(footer: &Footer, column: usize, group: usize, chunk: Buffer, row_bytes: usize) -> Outcome<Vec<u8>> {
     let rows = footer.metadata.row_group(group).num_rows() as usize;
-    check_pages(&chunk, rows, row_bytes)?;
+    let held = check_pages(&chunk, footer.metadata.row_group(group).column(column).compression(), rows, row_bytes)?;
     let mut out = Vec::new();
-    // The number of rows is the file's word: it may not end the process.
-    let declared = out.try_reserve_exact(rows.saturating_mul(row_bytes));
-    declared.map_err(|_| format!("damaged: {rows} rows are declared, more than memory can hold"))?;
+    // Sizes are the file's word: they may not end the process. What a dictionary repeats beyond the pages' bytes grows as it comes.
+    let reserved = out.try_reserve_exact(held.min(rows.saturating_mul(row_bytes)));
+    reserved.map_err(|_| format!("{rows} rows are declared, more than memory can hold"))?;
     each_batch(footer, column, group, chunk, 1024, |array| append(&array, row_bytes, &mut out))?;
     if out.len() != rows * row_bytes {
         return Err(format!("damaged: {} rows where {rows} were declared", out.len() / row_bytes));
@@ -117,22 +118,37 @@ fn general(footer: &Footer, column: usize, group: usize, chunk: Buffer, row_byte
     Ok(out)
 }
 
-/// Sizes that pages declare are allocated by the reader: they must be possible.
-fn check_pages(chunk: &[u8], rows: usize, row_bytes: usize) -> Outcome<()> {
+/// What the footer and the pages declare is allocated: it must be possible for the bytes that are there. Returns the bytes
+/// that the data pages hold uncompressed.
+fn check_pages(chunk: &[u8], codec: Compression, rows: usize, row_bytes: usize) -> Outcome<usize> {
     let most = (rows as u64).saturating_mul(2 * row_bytes as u64 + 16) + (16 << 20);
     let pages = pages::scan(chunk, most).map_err(|e| format!("damaged: {e}"))?;
-    let values: i64 = pages.iter().filter(|p| p.kind != 2).map(|p| p.values).sum();
-    if pages.iter().any(|p| p.values as u64 > most) || values as u64 > most {
+    // The most that a codec makes of a byte; zstd's is a block of 128 KiB that repeats one byte, in four.
+    let ratio = match codec {
+        Compression::UNCOMPRESSED => 1,
+        Compression::ZSTD(_) => 1 << 15,
+        _ => 255,
+    };
+    if pages.iter().any(|p| p.uncompressed as u64 > (p.end - p.data) as u64 * ratio + 64) {
+        return Err("damaged: a page declares more data than its bytes can hold".into());
+    }
+    let data = || pages.iter().filter(|p| p.kind != 2);
+    let values: u64 = data().map(|p| p.values as u64).sum();
+    if values > most {
         return Err("damaged: pages declare more values than the rows can have".into());
     }
-    Ok(())
+    // A list that is null or empty counts as one value too.
+    if values < rows as u64 {
+        return Err(format!("damaged: {rows} rows are declared, and {values} values in the pages"));
+    }
+    Ok(data().map(|p| p.uncompressed as usize).sum())
 }
 
 /// An int32 column of a row group.
 pub(crate) fn int_column(footer: &Footer, column: usize, group: usize, chunk: Bytes) -> Outcome<Vec<i32>> {
     let rows = footer.metadata.row_group(group).num_rows() as usize;
     let chunk = Buffer::Shared(chunk);
-    check_pages(&chunk, rows, 8)?;
+    check_pages(&chunk, footer.metadata.row_group(group).column(column).compression(), rows, 8)?;
     let mut out = Vec::new();
     each_batch(footer, column, group, chunk, 8192, |array| {
         let cast = array.as_primitive_opt::<arrow::datatypes::Int32Type>().ok_or("is not int32")?;
@@ -251,5 +267,42 @@ impl ChunkReader for Region {
 
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
         self.part(start, Some(length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A v1 data page as Thrift writes it: PLAIN, `bytes` of body.
+    fn page(values: u64, uncompressed: u64, bytes: usize) -> Vec<u8> {
+        let varint = |n: u64| {
+            let mut n = n << 1;
+            let mut out = Vec::new();
+            while n >= 0x80 {
+                out.push(n as u8 | 0x80);
+                n >>= 7;
+            }
+            out.push(n as u8);
+            out
+        };
+        let fields = [varint(0), varint(uncompressed), varint(bytes as u64)].map(|n| [vec![0x15], n].concat()).concat();
+        let data = [vec![0x2c, 0x15], varint(values), vec![0x15, 0, 0x15, 0x06, 0x15, 0x06, 0]].concat();
+        [fields, data, vec![0], vec![7; bytes]].concat()
+    }
+
+    #[test]
+    fn pages_that_declare_the_impossible_are_refused() {
+        let check = |page: &[u8], codec, rows| check_pages(page, codec, rows, 100);
+        let says = |outcome: Outcome<usize>, text: &str| assert!(outcome.unwrap_err().contains(text));
+        let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
+        assert_eq!(check(&page(10, 1000, 1000), Compression::UNCOMPRESSED, 10), Ok(1000));
+        assert_eq!(check(&page(10, 1000, 60), Compression::SNAPPY, 10), Ok(1000));
+        says(check(&page(10, 1000, 1000), Compression::UNCOMPRESSED, 11), "11 rows are declared, and 10 values");
+        let (rows, lie) = (1 << 30, 1 << 30);
+        says(check(&page(rows, lie, 1000), Compression::UNCOMPRESSED, 1 << 30), "more data than its bytes can hold");
+        says(check(&page(rows, lie, 1000), Compression::LZ4_RAW, 1 << 30), "more data than its bytes can hold");
+        says(check(&page(rows, lie, 1000), zstd, 1 << 30), "more data than its bytes can hold");
+        assert_eq!(check(&page(rows, 1 << 20, 1000), zstd, 1 << 30), Ok(1 << 20), "no more than this is reserved");
     }
 }

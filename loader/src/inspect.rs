@@ -1,5 +1,6 @@
 //! A full pass over a dataset: shape, statistics, bad values, state of the manifest.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
@@ -39,18 +40,24 @@ pub struct Progress {
     pub bytes: u64,
 }
 
-/// Whether the data has a manifest.
+/// Whether the data has a manifest with checksums, and what this inspection found out about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ManifestState {
-    /// There is none.
+    /// There is none: nothing was verified.
     Absent,
-    /// Written by this inspection.
+    /// There was none: written by this inspection, from what was read.
     Written,
-    /// There is one, and every checksum that was read fits.
+    /// Every byte of the activations was read and fits its checksum.
     Verified,
+    /// What was read fits its checksums; not everything was read, or not everything has one.
+    PartlyVerified,
+    /// Something cannot be used: see the mismatches.
+    Mismatched,
     /// There is none, and the place is read-only.
     ReadOnly,
+    /// A manifest.json of another program takes its place: left alone.
+    Foreign,
 }
 
 /// What a dataset holds.
@@ -84,6 +91,14 @@ pub struct Inspection {
     pub first_non_finite_names: Vec<String>,
     /// State of the manifest.
     pub manifest: ManifestState,
+    /// Bytes of activations, as they are stored.
+    pub bytes: u64,
+    /// Bytes of these that were compared with a checksum and fit.
+    pub verified_bytes: u64,
+    /// Row groups that hold rows.
+    pub row_groups: u64,
+    /// Row groups with bytes that were compared with a checksum and fit.
+    pub verified_row_groups: u64,
     /// What does not fit, in words: damaged row groups with their files.
     pub mismatches: Vec<String>,
 }
@@ -98,6 +113,9 @@ struct Sums {
     bytes: u64,
     bad: Vec<RowId>,
     bad_count: u64,
+    verified_bytes: u64,
+    /// (shard, row group) with verified bytes.
+    verified: BTreeSet<(u32, u32)>,
 }
 
 /// Reads a dataset and reports on it. Damage is listed in the report; an error means that nothing could be said.
@@ -107,10 +125,19 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
     let schema = Footer::read(first.0, first.1, dataset.shards()[0].size, options.open.column.as_deref())?.schema;
     let units = units(&dataset, options.sample);
     let of = units.iter().map(|u| u.rows.end - u.rows.start).sum();
-    let (total, mismatches) = pass(&dataset, &units, of, &mut options.progress);
-    let damaged = !mismatches.is_empty();
-    let (manifest, identity) =
-        manifest_state(&dataset, urls, options.write_manifest && options.sample.is_none() && !damaged)?;
+    let (total, mismatches) = pass(&dataset, &units, of, &mut options.progress)?;
+    let groups = || dataset.shards().iter().flat_map(|s| &s.row_groups).filter(|g| g.rows > 0);
+    let bytes = groups().map(|g| g.length).sum();
+    let is_new = dataset.as_opened().shards.iter().flat_map(|s| &s.row_groups).all(|g| g.pieces.is_empty());
+    let (manifest, identity) = if !mismatches.is_empty() {
+        (ManifestState::Mismatched, dataset.identity())
+    } else if is_new && !dataset.has_manifest() {
+        write_manifest(&dataset, urls, options.write_manifest && options.sample.is_none())?
+    } else if total.verified_bytes == bytes {
+        (ManifestState::Verified, dataset.identity())
+    } else {
+        (ManifestState::PartlyVerified, dataset.identity())
+    };
     let mut first_non_finite = total.bad;
     first_non_finite.sort();
     first_non_finite.truncate(FIRST);
@@ -129,6 +156,10 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
         first_non_finite_names: first_non_finite.iter().map(|&row| dataset.row_name(row)).collect(),
         first_non_finite,
         manifest,
+        bytes,
+        verified_bytes: total.verified_bytes,
+        row_groups: groups().count() as u64,
+        verified_row_groups: total.verified.len() as u64,
         mismatches,
     })
 }
@@ -157,7 +188,7 @@ fn pass(
     units: &[Extent],
     of: u64,
     progress: &mut Option<&mut dyn FnMut(Progress)>,
-) -> (Sums, Vec<String>) {
+) -> Result<(Sums, Vec<String>)> {
     let loader = Loader::new(dataset, SkipList::default(), RowFilter::default());
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::sync_channel(THREADS * 2);
@@ -191,10 +222,14 @@ fn pass(
     for result in results.into_iter().flatten() {
         match result {
             Ok(s) => total.add(s),
-            Err(e) => mismatches.push(e.to_string()),
+            Err(e @ (Error::Data { .. } | Error::Changed { .. } | Error::NotFound { .. })) => {
+                mismatches.push(e.to_string())
+            }
+            // A store that does not answer says nothing about the data.
+            Err(e) => return Err(e),
         }
     }
-    (total, mismatches)
+    Ok((total, mismatches))
 }
 
 impl Sums {
@@ -205,6 +240,8 @@ impl Sums {
         self.norm_sq += other.norm_sq;
         self.bytes += other.bytes;
         self.bad_count += other.bad_count;
+        self.verified_bytes += other.verified_bytes;
+        self.verified.extend(other.verified);
         if self.bad.len() < FIRST {
             self.bad.extend(other.bad);
         }
@@ -216,6 +253,11 @@ fn sum(dataset: &Dataset, unit: &Extent, loaded: &Loaded) -> Sums {
     let first: u64 = shard.row_groups[..unit.group as usize].iter().map(|g| g.rows).sum::<u64>() + unit.rows.start;
     let mut row_f32 = vec![0f32; dataset.width()];
     let mut sums = Sums { bytes: unit.bytes.end - unit.bytes.start, ..Sums::default() };
+    // Where checksums were known, loading compared them.
+    if !shard.row_groups[unit.group as usize].pieces.is_empty() {
+        sums.verified_bytes = sums.bytes;
+        sums.verified.insert((unit.shard, unit.group));
+    }
     for row in 0..unit.rows.end - unit.rows.start {
         dataset.dtype().to_f32(loaded.rows(row as usize, 1, dataset.row_bytes()), &mut row_f32);
         let norm_sq = row_f32.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
@@ -234,20 +276,21 @@ fn sum(dataset: &Dataset, unit: &Extent, loaded: &Loaded) -> Sums {
     sums
 }
 
-/// The state of the manifest, and the data's identity from now on.
-fn manifest_state(dataset: &Dataset, urls: &[String], write: bool) -> Result<(ManifestState, String)> {
+/// Writes the manifest of data that has none, where it may: its state, and the data's identity from now on.
+fn write_manifest(dataset: &Dataset, urls: &[String], write: bool) -> Result<(ManifestState, String)> {
     let as_opened = |state| Ok((state, dataset.identity()));
-    if dataset.has_manifest() {
-        return as_opened(ManifestState::Verified);
-    }
     let [url] = urls else { return as_opened(ManifestState::Absent) };
     let location = Location::resolve(url)?;
     if !write || location.pattern.is_some() || url.ends_with(".parquet") {
         return as_opened(ManifestState::Absent);
     }
+    let store = location.store();
+    if store.head(manifest::FILE_NAME)?.is_some() {
+        return as_opened(ManifestState::Foreign);
+    }
     let opened = dataset.manifest();
     let complete = Manifest::new(opened.width, opened.dtype, opened.prepared, true, opened.shards);
-    match location.store().put(manifest::FILE_NAME, complete.to_json()) {
+    match store.put(manifest::FILE_NAME, complete.to_json()) {
         Ok(()) => Ok((ManifestState::Written, complete.identity().to_string())),
         Err(Error::CannotWrite { .. }) => as_opened(ManifestState::ReadOnly),
         Err(e) => Err(e),

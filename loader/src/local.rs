@@ -49,7 +49,7 @@ impl Pending {
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(|e| write_error(folder, &e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        remove_leftovers(folder, &name);
+        remove_leftovers(folder);
         let unique = format!("{TEMPORARY}{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let temporary = folder.join(unique);
         let file = File::create(&temporary).map_err(|e| write_error(path, &e))?;
@@ -81,14 +81,12 @@ impl Pending {
     }
 }
 
-/// Removes what killed writers of the same target left behind. Young files may belong to another writer that is alive.
-fn remove_leftovers(folder: &Path, name: &str) {
+/// Removes what killed writers left behind in a folder. Young files may belong to a writer that is alive: on another machine
+/// too, so that no process number tells.
+fn remove_leftovers(folder: &Path) {
     // Best effort: a leftover costs space, and nothing reads it.
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let file = entry.file_name();
-        let unique = file.to_str().and_then(|f| f.strip_prefix(TEMPORARY));
-        // PROCESS-COUNT-NAME
-        if unique.and_then(|u| u.splitn(3, '-').nth(2)) != Some(name) {
+        if !entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
             continue;
         }
         let age = entry.metadata().ok().and_then(|m| m.modified().ok()?.elapsed().ok());

@@ -29,6 +29,9 @@ pub struct Location {
     pub(crate) pattern: Option<glob::Pattern>,
 }
 
+/// Azure's schemes, with `az://CONTAINER/PATH` or `az://CONTAINER@ACCOUNT.…/PATH`.
+const AZURE: [&str; 6] = ["az", "azure", "abfs", "abfss", "wasb", "wasbs"];
+
 /// Who answers requests.
 #[derive(Clone)]
 pub(crate) enum Backend {
@@ -57,17 +60,20 @@ impl Location {
                 "empty path: give a folder, a file, a glob or a URL such as s3://bucket/prefix".into(),
             ));
         }
+        // In a glob `?` stands for one character of a name, and `=` does not follow it: that is a query, and may hold a key.
+        if text.contains("://") && text.split_once('?').is_some_and(|(_, rest)| rest.contains('=')) {
+            return Err(in_url(text));
+        }
         let (plain, pattern) = split_glob(text)?;
         if !plain.contains("://") {
             let path = absolute(Path::new(&plain))?;
             return Ok(Location { url: text.into(), backend: Backend::Local(path), pattern });
         }
         let url = Url::parse(&plain).map_err(|e| Error::Arguments(format!("{}: not a URL: {e}", redact(text))))?;
-        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-            return Err(Error::Arguments(format!(
-                "{}: credentials and queries do not belong in a URL: set them in the environment (AWS_ACCESS_KEY_ID …)",
-                redact(text)
-            )));
+        // Azure writes the container where others write a user: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH.
+        let user = !url.username().is_empty() && !AZURE.contains(&url.scheme());
+        if user || url.password().is_some() {
+            return Err(in_url(text));
         }
         let backend = backend(&url)?;
         Ok(Location { backend, url: text.into(), pattern })
@@ -99,6 +105,13 @@ impl Location {
         };
         Some((Location { backend, url: folder_url.to_string(), pattern: None }, name))
     }
+}
+
+fn in_url(text: &str) -> Error {
+    Error::Arguments(format!(
+        "{}: credentials and queries do not belong in a URL: set them in the environment (AWS_ACCESS_KEY_ID …)",
+        redact(text)
+    ))
 }
 
 /// Splits `a/b/*.parquet` into the folder without wildcards and the pattern below it.
@@ -152,8 +165,10 @@ fn backend(url: &Url) -> Result<Backend> {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(&host).with_retry(retry());
             Ok(remote(Arc::new(builder.build().map_err(fail)?), key))
         }
-        "az" | "azure" | "abfs" | "abfss" => {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str()).with_retry(retry());
+        scheme if AZURE.contains(&scheme) => {
+            // `wasbs` is the older name, which the client does not know.
+            let address = format!("abfss{}", &url[url::Position::AfterScheme..]);
+            let builder = MicrosoftAzureBuilder::from_env().with_url(address).with_retry(retry());
             Ok(remote(Arc::new(builder.build().map_err(fail)?), key))
         }
         "http" | "https" => {
@@ -248,8 +263,12 @@ mod tests {
     fn credentials_are_cut_out() {
         assert_eq!(redact("GET https://u:p@h/a?sig=x failed"), "GET https://h/a failed");
         assert_eq!(redact("no url"), "no url");
-        let error = Location::resolve("s3://AKIA:secret@bucket/x").unwrap_err();
-        assert!(!error.to_string().contains("secret"), "{error}");
+        for url in
+            ["s3://AKIA:secret@bucket/x", "s3://bucket/x?sig=secret", "abfss://c@a.dfs.core.windows.net/x?sig=secret"]
+        {
+            let error = Location::resolve(url).unwrap_err();
+            assert!(error.to_string().contains("do not belong") && !error.to_string().contains("secret"), "{error}");
+        }
     }
 
     #[test]
@@ -257,6 +276,24 @@ mod tests {
         let (folder, pattern) = split_glob("s3://b/run/*/x-[0-9].parquet").unwrap();
         assert_eq!((folder.as_str(), pattern.unwrap().as_str()), ("s3://b/run/", "*/x-[0-9].parquet"));
         assert_eq!(split_glob("*.parquet").unwrap().0, ".");
+    }
+
+    #[test]
+    fn azure_writes_its_container_where_others_write_a_user() {
+        for url in [
+            "abfss://acts@lab.dfs.core.windows.net/layer12/a",
+            "wasbs://acts@lab.blob.core.windows.net/layer12/a",
+            "az://acts@lab.blob.core.windows.net/layer12/a",
+        ] {
+            let location = Location::resolve(url).unwrap();
+            assert_eq!(location.url(), url, "messages name the container");
+            let Backend::Remote { store, prefix, .. } = location.backend else { panic!("{url} is remote") };
+            let store = store.to_string();
+            assert!(store.contains("account: lab") && store.contains("container: acts"), "{store}");
+            assert_eq!(prefix.as_ref(), "layer12/a");
+        }
+        let error = Location::resolve("abfss://acts:secret@lab.dfs.core.windows.net/x").unwrap_err().to_string();
+        assert!(error.contains("do not belong in a URL") && !error.contains("secret"), "{error}");
     }
 
     #[test]

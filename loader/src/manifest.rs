@@ -141,13 +141,17 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Whether JSON claims to be one of our manifests (another tool's manifest.json is left alone).
-    pub(crate) fn is_ours(json: &[u8]) -> bool {
+    /// Whether this is another tool's manifest.json. What is not even JSON counts as ours: a damaged manifest must not be taken
+    /// for none, and neither must one whose format was hit, which the other keys give away.
+    pub(crate) fn is_foreign(json: &[u8]) -> bool {
         #[derive(Deserialize)]
         struct Head {
-            format: String,
+            format: Option<serde_json::Value>,
+            identity: Option<serde::de::IgnoredAny>,
+            shards: Option<serde::de::IgnoredAny>,
         }
-        serde_json::from_slice::<Head>(json).is_ok_and(|h| h.format == FORMAT)
+        let is_ours = |h: Head| h.format.is_some_and(|f| f == FORMAT) || (h.identity.is_some() && h.shards.is_some());
+        serde_json::from_slice::<Head>(json).is_ok_and(|head| !is_ours(head))
     }
 
     /// Checks everything that later code relies on.

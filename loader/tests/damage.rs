@@ -5,6 +5,7 @@ mod common;
 
 use common::{memory, open, row, write};
 use loader::{Cursor, Dataset, Dtype, Error, Manifest, OpenOptions, Order, Store, Stream, StreamOptions};
+use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
 
 const ROWS: u64 = 400;
 const ROW: usize = 32;
@@ -111,6 +112,46 @@ fn write_zstd(url: &str) -> Store {
     (0..ROWS).for_each(|i| writer.write(&row(i, ROW), None).unwrap());
     writer.finish().unwrap();
     store
+}
+
+/// The file with another number of rows in the footer, for its first row group.
+fn claim(file: &bytes::Bytes, rows: i64) -> Vec<u8> {
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(file).unwrap();
+    let mut groups = metadata.row_groups().to_vec();
+    groups[0] = groups[0].clone().into_builder().set_num_rows(rows).build().unwrap();
+    let metadata = metadata.into_builder().set_row_groups(groups).build();
+    let footer = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
+    let mut bytes = file[..file.len() - 8 - footer].to_vec();
+    ParquetMetaDataWriter::new(&mut bytes, &metadata).finish().unwrap();
+    bytes
+}
+
+/// The most address space that this process ever had, in bytes: what is reserved and never touched counts too.
+#[cfg(target_os = "linux")]
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmPeak:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_footer_that_lies_about_rows_takes_no_memory() {
+    let url = memory();
+    let store = write_zstd(&url);
+    store.delete("manifest.json").unwrap();
+    let file = store.get("shard-00000.parquet").unwrap();
+    store.put("shard-00000.parquet", claim(&file, ROWS as i64)).unwrap();
+    assert_eq!(read(&url).unwrap(), expected(), "the truth is believed");
+    // 8 GiB of rows.
+    store.put("shard-00000.parquet", claim(&file, 1 << 28)).unwrap();
+    let before = peak();
+    let options = StreamOptions { order: Order::Sequential, batch: 100, prefetch_bytes: 1 << 40, ..Default::default() };
+    let mut stream = Stream::start(&open(&url), options, Cursor::default()).unwrap();
+    let error = stream.next(&mut vec![0; 100 * ROW]).unwrap_err().to_string();
+    let says = "shard-00000.parquet, row group 0: damaged: 268435456 rows are declared, and 400 values in the pages";
+    assert!(error.ends_with(says), "{error}");
+    assert!(peak() - before < 4 << 30, "{before} bytes before, {} after", peak());
 }
 
 #[test]

@@ -94,3 +94,73 @@ fn a_cached_manifest_keeps_the_identity_and_notices_changes() {
     file.set_len(100).unwrap();
     refused("100 bytes now");
 }
+
+#[test]
+fn a_damaged_manifest_is_not_taken_for_none() {
+    let url = memory();
+    let store = write(&url, 1000, 1000, 16, Dtype::F16);
+    let json = String::from_utf8(store.get("manifest.json").unwrap().to_vec()).unwrap();
+    let tried = |json: String| {
+        store.put("manifest.json", json).unwrap();
+        Dataset::open(std::slice::from_ref(&url), &OpenOptions::default())
+    };
+    for bad in [
+        json[..json.len() / 2].to_string(),
+        String::new(),
+        json.replace("\"format\"", "\"farmat\""),
+        json.replace("sae-shards", "sae-shardz"),
+        json.replace("\"rows\":1000", "\"rows\":1001"),
+    ] {
+        let error = tried(bad).unwrap_err();
+        assert_eq!(error.exit_code(), 65);
+        let remedy = "bring the earlier file back, or delete manifest.json beside the data and run `sae inspect`";
+        assert!(error.to_string().contains("/manifest.json: ") && error.to_string().contains(remedy), "{error}");
+    }
+    let foreign = "{\"format\": 3, \"files\": []}";
+    assert!(!tried(foreign.into()).unwrap().has_manifest());
+    assert_eq!(inspected(&url).manifest, ManifestState::Foreign);
+    assert_eq!(&store.get("manifest.json").unwrap()[..], foreign.as_bytes(), "another program's stays as it is");
+}
+
+#[test]
+fn inspection_says_what_it_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = folder.path().to_str().unwrap().to_string();
+    write(&url, 2000, 1000, 16, Dtype::F16);
+    let all = inspected(&url);
+    let bytes: u64 = open(&url).shards().iter().flat_map(|s| &s.row_groups).map(|g| g.length).sum();
+    assert_eq!((all.manifest, all.verified_bytes, all.bytes), (ManifestState::Verified, bytes, bytes));
+    assert_eq!((all.row_groups, all.verified_row_groups), (6, 6));
+
+    let options = || InspectOptions { sample: Some(600), ..InspectOptions::default() };
+    let part = inspect(std::slice::from_ref(&url), options()).unwrap();
+    assert_eq!((part.manifest, part.verified_row_groups), (ManifestState::PartlyVerified, 2));
+    assert!(0 < part.verified_bytes && part.verified_bytes < bytes);
+
+    let group = open(&url).shards()[0].row_groups[1].clone();
+    let path = folder.path().join("shard-00000.parquet");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[0x55], group.offset + 200).unwrap();
+    let damaged = inspected(&url);
+    assert_eq!((damaged.manifest, damaged.verified_row_groups), (ManifestState::Mismatched, 5));
+    assert_eq!(damaged.verified_bytes, bytes - group.length);
+    assert!(matches!(&damaged.mismatches[..], [one] if one.contains("shard-00000.parquet, row group 1")));
+
+    std::fs::remove_file(folder.path().join("manifest.json")).unwrap();
+    let none = inspect(std::slice::from_ref(&url), options()).unwrap();
+    assert_eq!((none.manifest, none.verified_bytes, none.verified_row_groups), (ManifestState::Absent, 0, 0));
+}
+
+#[test]
+fn a_single_file_of_another_size_than_its_manifest_says_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path().to_str().unwrap(), 2000, 1000, 16, Dtype::F16);
+    let name = |n: u32| folder.path().join(format!("shard-0000{n}.parquet"));
+    // A whole Parquet file, of fewer rows.
+    let other = tempfile::tempdir().unwrap();
+    write(other.path().to_str().unwrap(), 700, 1000, 16, Dtype::F16);
+    std::fs::copy(other.path().join("shard-00000.parquet"), name(0)).unwrap();
+    let error = Dataset::open(&[name(0).to_str().unwrap().into()], &OpenOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Changed { .. }) && error.to_string().contains("the manifest says"), "{error}");
+    assert_eq!(open(name(1).to_str().unwrap()).rows(), 1000, "the others are as they were");
+}

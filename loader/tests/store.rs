@@ -76,10 +76,14 @@ fn leftovers_of_killed_writers_are_hidden_and_removed() {
         path
     };
     let (old, young, other) = (leftover("1-0-a-b", 2), leftover("2-0-a-b", 0), leftover("1-1-b", 2));
+    let unrelated = folder.path().join(".hidden");
+    std::fs::copy(&old, &unrelated).unwrap();
+    std::fs::File::open(&unrelated).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     store.put("a-b", &b"x"[..]).unwrap();
-    assert_eq!(store.list("").unwrap().into_iter().map(|e| e.key).collect::<Vec<_>>(), ["a-b"]);
+    assert_eq!(store.list("").unwrap().into_iter().map(|e| e.key).collect::<Vec<_>>(), [".hidden", "a-b"]);
     assert!(!old.exists() && young.exists(), "a young one may belong to a writer that is alive");
-    assert!(other.exists(), "another target's");
+    assert!(!other.exists(), "what another target's writer left goes too: its name may never come again");
+    assert!(unrelated.exists(), "what is not ours stays");
 }
 
 /// Answers every request with the next of these status lines (the last one for ever); counts them.

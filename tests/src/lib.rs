@@ -7,6 +7,7 @@ pub mod fixture;
 pub mod golden;
 pub mod kills;
 pub mod need;
+pub mod proxy;
 pub mod reference;
 pub mod s3;
 pub mod sae;

@@ -34,10 +34,20 @@ impl S3 {
         s3
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// What `sae` needs in its environment to use it.
     pub fn environment(&self) -> Vec<(String, String)> {
+        self.environment_by(&self.address)
+    }
+
+    /// The same by way of another address.
+    pub fn environment_by(&self, address: &str) -> Vec<(String, String)> {
         let pairs = [
-            ("AWS_ENDPOINT", format!("http://{}", self.address)),
+            ("AWS_ENDPOINT", format!("http://{address}")),
             ("AWS_ALLOW_HTTP", "true".into()),
             ("AWS_REGION", "us-east-1".into()),
             ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE".into()),

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use loader::Dtype;
+use loader::{Dtype, synth};
 use tests::fixture::{Fixture, json, json_lines, plain_rows, text, write_shards};
 use tests::golden::{self, Case, Measured, Weights};
 use tests::{checkpoints, kills, root, sae};
@@ -83,6 +83,7 @@ fn evaluation_agrees_with_the_summary() {
         let other =
             sae::run(&["eval", &run, "--data", &fixture.text("train"), "--rows", "500", "--json"]).exits(0).json();
         assert_ne!(other["loss"], summary["loss"], "other rows have another loss");
+        assert_eq!((&other["rows"], &other["data"][0]), (&500.into(), &fixture.text("train").into()));
     }
 }
 
@@ -213,6 +214,53 @@ fn stop(arguments: &[&str], run: &Path, lines: usize, signal: &str) -> u64 {
     json(&newest.join("manifest.json"))["step"].as_u64().expect("a step")
 }
 
+/// The evaluation at the end may take long: asked to stop, the run leaves what it trained and comes back to it.
+#[test]
+fn the_evaluation_at_the_end_can_be_stopped() {
+    let fixture = Fixture::with_data();
+    let mut recipe = fixture.recipe("run");
+    recipe.data.eval = vec![fixture.text("train"); 60];
+    let path = fixture.save("recipe", &recipe);
+    let errors = tempfile::NamedTempFile::new().expect("a temporary file");
+    let mut command = sae::sae(&["train", &path]);
+    let mut child =
+        command.stdout(Stdio::null()).stderr(errors.reopen().expect("a handle")).spawn().expect("sae starts");
+    let trained = || checkpoints::committed(&fixture.path("run")).iter().any(|f| text(f).contains("step-0000000061"));
+    while !trained() && child.try_wait().expect("a child has a state").is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    sae::signal(&child, "TERM");
+    let status = child.wait().expect("a child can be waited for");
+    let said = std::fs::read_to_string(errors.path()).expect("standard error is read");
+    assert_eq!(status.code(), Some(75), "{said}");
+    assert!(said.contains("stopped at step 61") && !fixture.path("run/summary.json").exists(), "{said}");
+    sae::run(&["train", &path, "--resume"]).exits(0);
+    assert_eq!(fixture.json("run/summary.json")["evaluated_on"], "eval");
+}
+
+/// On a terminal bars are drawn, unless a program is to read the messages.
+#[test]
+fn bars_are_for_people() {
+    let fixture = Fixture::with_data();
+    let mut recipe = fixture.recipe("run");
+    recipe.data.eval = vec![fixture.text("eval")];
+    let path = fixture.save("recipe", &recipe);
+    let on_a_terminal = |log: &str| {
+        let run = format!("run.dir={}", fixture.text(log));
+        let call = format!("{} train {path} --log {log} --set {run} >/dev/null", sae::binary().display());
+        let output = Command::new("script").args(["-qec", &call, "/dev/null"]).stdin(Stdio::null()).output();
+        let output = output.expect("script(1) runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let shown = on_a_terminal("pretty");
+    assert!(shown.contains("training ") && shown.contains("evaluating "), "{shown}");
+    for line in on_a_terminal("json").lines().filter(|line| !line.trim().is_empty()) {
+        let message: serde_json::Value =
+            serde_json::from_str(line.trim()).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        assert!(message["fields"]["message"].is_string(), "{line}");
+    }
+}
+
 #[test]
 fn threads_change_no_bit() {
     let fixture = Fixture::with_data();
@@ -341,9 +389,39 @@ fn retention_keeps_the_newest_the_best_and_what_is_not_ours() {
     let best =
         manifests.iter().filter_map(|manifest| manifest["held_out"]["loss"].as_f64()).fold(f64::INFINITY, f64::min);
     assert!(best.is_finite(), "a kept checkpoint was evaluated");
+    let last = manifests.last().expect("a checkpoint");
+    assert!(last["held_out"].is_null(), "the evaluation at the end is over other rows and does not compete: {last}");
     // Nothing of removed checkpoints is left but the foreign file.
     let left = checkpoints::files(&fixture.path("run/checkpoints"));
     assert_eq!(left.iter().filter(|path| path.ends_with("manifest.json")).count(), steps.len());
+}
+
+#[test]
+fn held_out_rows_may_move_but_not_change_when_a_run_resumes() {
+    let fixture = Fixture::with_data();
+    fixture
+        .synth("other", &synth::Spec { features: 128, width: 32, rows: 1024, shards: 1, set: 2, ..Default::default() });
+    let path = fixture.save("recipe", &fixture.recipe("run"));
+    let resume = |run: &str, eval: &str| {
+        let (run, eval) = (format!("run.dir={}", fixture.text(run)), format!("data.eval={}", fixture.text(eval)));
+        sae::run(&["train", &path, "--resume", "--set", &run, "--set", &eval])
+    };
+    sae::run(&["train", &path]).exits(0);
+    resume("run", "eval").exits(64).says(&["it has none", "data.eval names those of identity"]);
+
+    let (run, eval) = (format!("run.dir={}", fixture.text("held")), format!("data.eval={}", fixture.text("eval")));
+    sae::run(&["train", &path, "--set", &run, "--set", &eval]).exits(0);
+    checkpoints::copy(&fixture.path("eval"), &fixture.path("moved"));
+    resume("held", "moved").exits(0);
+    resume("held", "other").exits(64).says(&["cannot be resumed with other held-out rows", "sae eval --data"]);
+
+    // Data without a manifest may get one while the run goes on.
+    std::fs::remove_file(fixture.path("moved/manifest.json")).expect("removed");
+    let (run, eval) = (format!("run.dir={}", fixture.text("plain")), format!("data.eval={}", fixture.text("moved")));
+    sae::run(&["train", &path, "--set", &run, "--set", &eval]).exits(0);
+    sae::run(&["inspect", &fixture.text("moved")]).exits(0);
+    assert!(fixture.path("moved/manifest.json").exists());
+    resume("plain", "moved").exits(0);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kernels::RowDtype;
 use loader::synth::{self, Spec};
-use loader::{Cursor, Dataset, Dtype, OpenOptions, RowFilter, RowId, SkipList, Store, Stream, StreamOptions, sample};
+use loader::{Cursor, Dataset, Dtype, OpenOptions, RowId, SkipList, Store, Stream, StreamOptions, sample};
 
 use crate::Error;
 use crate::recipe::{Order, Recipe, Scale};
@@ -11,6 +11,13 @@ use crate::schedule::Schedule;
 
 /// Rows sampled to find the scale, and to calibrate biases.
 pub const SAMPLE_ROWS: usize = 65_536;
+
+/// In a run's folder, the manifest of the training data as the run first saw it, with the checksums of what it has read
+/// since.
+const TRAIN_MANIFEST: &str = "manifest-train.json";
+
+/// The same of the held-out data.
+const EVAL_MANIFEST: &str = "manifest-eval.json";
 
 /// The data of a run, opened and checked.
 #[derive(Debug)]
@@ -28,17 +35,20 @@ pub struct Data {
 impl Data {
     /// Opens the shards that the recipe names.
     ///
+    /// `kept` is the folder of a run that goes on: the manifests in it hold for as long as it does, whatever is written
+    /// beside the data meanwhile.
+    ///
     /// # Errors
     /// Those of the loader; [`Error::Recipe`] when widths differ or `train.tokens` is more than there is.
-    ///
-    /// `manifest` is the one that a run keeps of its training data: it holds for as long as the run goes on, whatever is
-    /// written beside the data meanwhile.
-    pub fn open(recipe: &Recipe, manifest: Option<String>) -> Result<Data, Error> {
-        let column = recipe.data.column.clone();
-        let train = Dataset::open(&recipe.data.train, &OpenOptions { manifest, column: column.clone() })?;
+    pub fn open(recipe: &Recipe, kept: Option<&Store>) -> Result<Data, Error> {
+        let options = |manifest| OpenOptions {
+            manifest: kept.map(|run| run.url_of(manifest)),
+            column: recipe.data.column.clone(),
+        };
+        let train = Dataset::open(&recipe.data.train, &options(TRAIN_MANIFEST))?;
         let eval = match recipe.data.eval.as_slice() {
             [] => None,
-            urls => Some(Dataset::open(urls, &OpenOptions { column, ..OpenOptions::default() })?),
+            urls => Some(Dataset::open(urls, &options(EVAL_MANIFEST))?),
         };
         if let Some(eval) = eval.as_ref().filter(|eval| eval.width() != train.width()) {
             return Err(Error::Recipe(format!(
@@ -82,8 +92,8 @@ impl Data {
             return Ok(factor as f32);
         }
         let width = self.train.width();
-        let (skip, filter) = (skip_list(&self.train, &recipe.data.skip)?, filter(recipe));
-        let rows = sample(&self.train, SAMPLE_ROWS, recipe.data.seed, &skip, &filter)?;
+        let skip = skip_list(&self.train, &recipe.data.skip)?;
+        let rows = sample(&self.train, SAMPLE_ROWS, recipe.data.seed, &skip, &recipe.data.filter)?;
         let norms = rows.chunks_exact(width).map(|x| x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>());
         let finite: Vec<f64> = norms.filter(|norm| norm.is_finite()).collect();
         let mean = finite.iter().sum::<f64>() / finite.len() as f64;
@@ -95,6 +105,27 @@ impl Data {
             )));
         }
         Ok((width as f64 / mean).sqrt() as f32)
+    }
+
+    /// Identity of the held-out data, if there is any.
+    pub fn eval_identity(&self) -> Option<String> {
+        self.eval.as_ref().map(Dataset::identity)
+    }
+
+    /// Leaves in a run's folder the manifests of data that has none of its own, or had none when the run began: checksums
+    /// of what was read so far fill in.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn keep_manifests(&self, run: &Store) -> Result<(), Error> {
+        for (name, set) in [(TRAIN_MANIFEST, Some(&self.train)), (EVAL_MANIFEST, self.eval.as_ref())] {
+            if let Some(set) = set
+                && (!set.has_manifest() || run.head(name)?.is_some())
+            {
+                run.put(name, set.manifest().to_json())?;
+            }
+        }
+        Ok(())
     }
 
     /// The training rows from `from` on.
@@ -118,7 +149,7 @@ impl Data {
             prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
             threads: threads(recipe),
             skip: skip_list(&self.train, &recipe.data.skip)?,
-            filter: filter(recipe),
+            filter: recipe.data.filter.clone(),
             ..StreamOptions::default()
         })
     }
@@ -173,16 +204,20 @@ pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result
 /// # Errors
 /// Those of the loader.
 pub fn eval_stream(dataset: &Dataset, recipe: &Recipe, limit: Option<u64>) -> Result<Stream, Error> {
-    let options = StreamOptions {
+    Ok(Stream::start(dataset, eval_options(recipe, limit), Cursor::default())?)
+}
+
+/// How the rows of an evaluation are streamed.
+pub fn eval_options(recipe: &Recipe, limit: Option<u64>) -> StreamOptions {
+    StreamOptions {
         order: loader::Order::Sequential,
         batch: recipe.train.batch,
         limit,
         prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
         threads: threads(recipe),
-        filter: filter(recipe),
+        filter: recipe.data.filter.clone(),
         ..StreamOptions::default()
-    };
-    Ok(Stream::start(dataset, options, Cursor::default())?)
+    }
 }
 
 /// The folder that a path, URL or glob names or lies in.
@@ -236,17 +271,6 @@ fn skip_list(dataset: &Dataset, entries: &[String]) -> Result<SkipList, Error> {
         }
     }
     Ok(list)
-}
-
-fn filter(recipe: &Recipe) -> RowFilter {
-    let filter = &recipe.data.filter;
-    RowFilter {
-        norm_min: filter.norm_min,
-        norm_max: filter.norm_max,
-        finite: filter.finite,
-        positions: filter.positions.clone(),
-        token_ids: filter.token_ids.clone(),
-    }
 }
 
 /// The loader's dtype as the device names it: the two crates know nothing of each other.

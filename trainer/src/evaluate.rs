@@ -38,10 +38,10 @@ impl<D: Device> Buffers<D> {
     }
 }
 
-/// Reads `stream` to its end and returns the sums over its rows. `progress` hears the rows done so far.
+/// Reads `stream` to its end and returns the sums over its rows. `progress` hears the rows done so far; its error ends it.
 ///
 /// # Errors
-/// Those of the loader; [`loader::Error::Data`] naming a row that is not finite.
+/// Those of the loader and of `progress`; [`loader::Error::Data`] naming a row that is not finite.
 pub fn sums<D: Device>(
     device: &D,
     sae: &mut D::Dictionary,
@@ -49,7 +49,7 @@ pub fn sums<D: Device>(
     dataset: &Dataset,
     stream: &mut Stream,
     scale: f32,
-    mut progress: impl FnMut(u64),
+    mut progress: impl FnMut(u64) -> Result<(), Error>,
 ) -> Result<Sums, Error> {
     let Buffers { staging, x, tally } = buffers;
     device.take_sums(tally);
@@ -74,7 +74,7 @@ pub fn sums<D: Device>(
         }
         density = report.active as f64 / (report.rows * sae.shape().features) as f64;
         rows += batch.rows as u64;
-        progress(rows);
+        progress(rows)?;
     }
     Ok(device.take_sums(tally))
 }

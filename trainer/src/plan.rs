@@ -1,11 +1,13 @@
-//! What a run will read, hold in memory and write: known before it starts, because a step allocates nothing.
+//! What a run will read, hold in memory and write: known before it starts, because a step allocates nothing but
+//! lists of what is active.
 
-use loader::Stream;
+use kernels::{AdamMode, Device, Shape};
+use loader::{Dataset, Stream};
 
-use crate::Error;
-use crate::checkpoint;
-use crate::data::Data;
-use crate::recipe::Recipe;
+use crate::data::{self, Data};
+use crate::recipe::{Adam, Recipe, Scale};
+use crate::recovery::Truth;
+use crate::{Error, checkpoint};
 
 /// The plan of a run on one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,28 +26,31 @@ pub struct Plan {
     pub parameters: u64,
     /// Bytes of rows read from storage.
     pub bytes_read: u64,
-    /// Bytes of weights, moments and the encoder's bf16 copy.
+    /// Bytes of weights and moments, and of the weights that evaluation looks at where those are others.
     pub weight_bytes: u64,
-    /// Bytes of a batch, its lists, and the gradient, at most: half of all pairs active, every row touched.
+    /// Bytes of a batch, its lists, the gradient and all other scratch, at most.
     pub step_bytes: u64,
     /// Bytes of rows held ahead of the step.
     pub stream_bytes: u64,
+    /// Bytes held besides, for a while: the sample behind `data.scale`, an evaluation, the making of a checkpoint,
+    /// whichever takes most.
+    pub passing_bytes: u64,
     /// Bytes of a checkpoint.
     pub checkpoint_bytes: u64,
 }
 
 impl Plan {
-    /// Of `recipe` on opened data.
+    /// Of `recipe` on opened data and `device`.
     ///
     /// # Errors
     /// [`Error::Recipe`] and those of the loader, when the run could not start.
-    pub fn of(recipe: &Recipe, data: &Data) -> Result<Plan, Error> {
+    pub fn of(device: &impl Device, recipe: &Recipe, data: &Data) -> Result<Plan, Error> {
         let (width, features) = (data.train.width() as u64, recipe.sae.features as u64);
-        let batch = recipe.train.batch as u64;
-        let parameters = 2 * width * features + features + width;
-        // x, its bf16 copy, x̂ and g; rows as stored; the gradient of every row; dense activations up to their bound.
-        let batch_bytes = batch * width * (3 * 4 + 2) + batch * data.train.row_bytes() as u64;
-        let dense = (4 * batch * features).min(recipe.train.dense_bytes);
+        let shape = shape(recipe, data);
+        let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == shape.width);
+        let settled = settled(shape, data, truth.as_ref()).map(|shape| device.bytes(shape)).unwrap_or_default();
+        let training = device.bytes(shape);
+        let staged = (shape.batch * data.train.row_bytes()) as u64;
         let stream_bytes = Stream::bytes_at_most(&data.train, &data.train_options(recipe)?)?;
         Ok(Plan {
             rows: data.rows,
@@ -57,12 +62,61 @@ impl Plan {
                 loader::Order::Direct { window_bytes } => format!("direct, window of {window_bytes} bytes"),
             },
             steps: data.schedule(recipe).steps(),
-            parameters,
+            parameters: 2 * width * features + features + width,
             bytes_read: data.rows * data.train.row_bytes() as u64,
-            weight_bytes: 3 * 4 * parameters + 2 * width * features,
-            step_bytes: batch_bytes + 4 * parameters + dense,
+            weight_bytes: training.weights + settled.weights,
+            step_bytes: training.step + training.lists + settled.step + settled.lists + staged,
             stream_bytes,
+            passing_bytes: passing_bytes(recipe, data)?,
             checkpoint_bytes: checkpoint::bytes(width as usize, features as usize),
         })
     }
+
+    /// Bytes held at once, at most, besides the program itself.
+    pub fn memory_bytes(&self) -> u64 {
+        self.weight_bytes + self.step_bytes + self.stream_bytes + self.passing_bytes
+    }
+}
+
+fn passing_bytes(recipe: &Recipe, data: &Data) -> Result<u64, Error> {
+    // Drawn place by place, then put together.
+    let sample = match recipe.data.scale {
+        Scale::Auto => 2 * 4 * (data::SAMPLE_ROWS as u64).min(data.rows) * data.train.width() as u64,
+        Scale::Fixed(_) => 0,
+    };
+    let evaluation = match &data.eval {
+        Some(eval) => Stream::bytes_at_most(eval, &data::eval_options(recipe, None))?,
+        None => 0,
+    };
+    let saving = checkpoint::staging_bytes(data.train.width(), recipe.sae.features);
+    Ok(sample.max(evaluation).max(saving))
+}
+
+/// What the dictionary of a recipe needs.
+pub(crate) fn shape(recipe: &Recipe, data: &Data) -> Shape {
+    let adam = match recipe.train.adam {
+        Adam::Dense => AdamMode::Dense,
+        Adam::Catchup => AdamMode::Catchup,
+        Adam::Touched => AdamMode::Touched,
+    };
+    Shape {
+        width: data.train.width(),
+        features: recipe.sae.features,
+        batch: largest_batch(recipe, data),
+        adam: Some(adam),
+        dense_bytes: recipe.train.dense_bytes as usize,
+    }
+}
+
+/// What a second dictionary needs in which weights settle, when the mode of `shape` owes updates and somebody will look
+/// at the weights.
+pub(crate) fn settled(shape: Shape, data: &Data, truth: Option<&Truth>) -> Option<Shape> {
+    let looks = data.eval.is_some() || truth.is_some();
+    (shape.adam == Some(AdamMode::Catchup) && looks).then_some(Shape { adam: None, ..shape })
+}
+
+/// Rows of the largest batch: `train.batch`, or all there are.
+fn largest_batch(recipe: &Recipe, data: &Data) -> usize {
+    let rows = data.eval.as_ref().map_or(0, Dataset::rows).max(data.rows);
+    recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
 }

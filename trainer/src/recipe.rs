@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use loader::RowFilter;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Error;
@@ -68,41 +69,15 @@ pub struct Data {
     /// Rows (`file.parquet:row`) and row groups (`file.parquet#group`) left out. May grow when a run is resumed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skip: Vec<String>,
-    /// Rows left out by their content.
-    #[serde(default, skip_serializing_if = "Filter::is_empty")]
-    pub filter: Filter,
+    /// `[data.filter]`: rows left out by their content.
+    #[serde(default, skip_serializing_if = "RowFilter::is_empty")]
+    pub filter: RowFilter,
     /// Synthetic shards, made at `data.train` (and `data.eval`) when nothing is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synth: Option<loader::synth::Spec>,
     /// Held-out rows made at `data.eval` from the same directions.
     #[serde(default = "default_synth_eval_rows")]
     pub synth_eval_rows: u64,
-}
-
-/// `[data.filter]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Filter {
-    /// Leaves out rows with a NaN or infinite value instead of stopping at them.
-    pub finite: bool,
-    /// Least norm of a stored row.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm_min: Option<f32>,
-    /// Greatest norm of a stored row.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm_max: Option<f32>,
-    /// Values of the column `pos` left out, such as 0 for the first token.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub positions: Vec<i32>,
-    /// Values of the column `token_id` left out.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub token_ids: Vec<i32>,
-}
-
-impl Filter {
-    fn is_empty(&self) -> bool {
-        *self == Filter::default()
-    }
 }
 
 /// `[sae]`.
@@ -190,7 +165,7 @@ pub struct Run {
 pub struct Checkpoint {
     /// Steps (`1000`) or time (`"10min"`) between checkpoints; one is always made at the end.
     pub every: Every,
-    /// How many of the newest are kept; the best by held-out loss is kept besides.
+    /// How many of the newest are kept; the one with the least held-out loss during training is kept besides.
     pub keep: usize,
 }
 
@@ -206,7 +181,7 @@ impl Default for Checkpoint {
 pub struct Eval {
     /// Steps between evaluations on `data.eval`; 0: only at the end.
     pub every: u64,
-    /// Rows of `data.eval` used during training; all of them at the end.
+    /// Rows of `data.eval` used during training, by which the best checkpoint is chosen; all of them at the end.
     pub rows: u64,
 }
 
@@ -405,7 +380,7 @@ fn default_dense_bytes() -> u64 {
 }
 
 /// Keys that a resumed run may change: they decide where things are and how fast they go, not what comes out.
-const FREE_ON_RESUME: [&str; 17] = [
+const FREE_ON_RESUME: [&str; 16] = [
     "data.train",
     "data.eval",
     "data.prefetch_bytes",
@@ -420,7 +395,6 @@ const FREE_ON_RESUME: [&str; 17] = [
     "checkpoint.every",
     "checkpoint.keep",
     "eval.every",
-    "eval.rows",
     "log.every",
     "log.rows",
 ];
@@ -445,6 +419,13 @@ impl Recipe {
             return Err(Error::Recipe(
                 "a URL carries a query, such as a signature: credentials belong in the environment".into(),
             ));
+        }
+        if self.eval.every > 0 && self.data.eval.is_empty() {
+            return refuse(
+                "eval.every",
+                "left out where there is no data.eval to evaluate on",
+                self.eval.every.to_string(),
+            );
         }
         let at_least_one = [
             ("sae.features", self.sae.features as u64),

@@ -2,14 +2,22 @@
 //!
 //! Checkpoints and the summary go to the store that `run.dir` names. Files that grow (metrics.jsonl, TensorBoard events)
 //! need a file system: for a run in object storage they are kept in a local folder and copied over with every checkpoint.
+//!
+//! On one machine a lock keeps a second process out. Between machines a run in object storage is begun by one alone, since
+//! config.toml is only ever created; nothing keeps two from resuming it at once. They cannot damage it, because each save
+//! is an attempt of its own and commits last, but they do the work twice and the later copy of metrics.jsonl stays.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use loader::Store;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Error;
 use crate::recipe::Recipe;
+
+/// The recipe of the first start: a folder that has it holds a run.
+const CONFIG: &str = "config.toml";
 
 /// A run's folder, claimed by this process.
 #[derive(Debug)]
@@ -31,7 +39,6 @@ impl RunDir {
     /// [`Error::Recipe`] when it holds a run of another recipe.
     pub fn claim(recipe: &Recipe, resume: bool) -> Result<RunDir, Error> {
         let store = Store::open(&recipe.run.dir)?;
-        let new = check(&store, recipe, resume)?;
         let (local, remote) = match store.local_path() {
             Some(path) => (path.to_owned(), false),
             None => (spool(store.url()), true),
@@ -45,7 +52,9 @@ impl RunDir {
                 store.url()
             )));
         }
-        let run_dir = RunDir { store, local, remote, new, _lock: lock };
+        // Looked at under the lock: what another process began before it let go of the folder is seen.
+        check(&store, recipe, resume)?;
+        let run_dir = RunDir { store, local, remote, new: !resume, _lock: lock };
         if remote && resume {
             run_dir.fetch("metrics.jsonl")?;
             run_dir.fetch("rows.jsonl")?;
@@ -57,10 +66,10 @@ impl RunDir {
     /// break: a start that fails leaves the folder free.
     ///
     /// # Errors
-    /// Those of the store.
+    /// [`Error::RunDir`] when another machine was faster; those of the store.
     pub fn begin(&self, recipe: &Recipe) -> Result<(), Error> {
-        if self.new {
-            self.store.put("config.toml", recipe.to_toml().into_bytes())?;
+        if self.new && !self.store.put_new(CONFIG, recipe.to_toml().into_bytes())? {
+            return Err(already_holds_a_run(&self.store));
         }
         // What an earlier start failed of no longer holds.
         Ok(self.store.delete("error-0.json")?)
@@ -103,43 +112,82 @@ impl RunDir {
     }
 }
 
-/// Whether the folder is free for a new run of `recipe`; with `resume`, that it holds a run that `recipe` may go on with.
+/// That the folder is free for a new run of `recipe`; with `resume`, that it holds a run that `recipe` may go on with.
 ///
 /// # Errors
 /// [`Error::RunDir`] when it is not; [`Error::Recipe`] when it holds a run of another recipe.
-pub fn check(store: &Store, recipe: &Recipe, resume: bool) -> Result<bool, Error> {
-    let saved = match store.get("config.toml") {
+pub fn check(store: &Store, recipe: &Recipe, resume: bool) -> Result<(), Error> {
+    let saved = match store.get(CONFIG) {
         Ok(bytes) => Some(bytes),
         Err(loader::Error::NotFound { .. }) => None,
         Err(other) => return Err(other.into()),
     };
     match (&saved, resume) {
-        (None, false) => {}
-        (None, true) => {
-            return Err(Error::RunDir(format!(
-                "{} holds no run to resume: leave out --resume to start one there",
-                store.url()
-            )));
-        }
-        (Some(_), false) => {
-            return Err(Error::RunDir(format!(
-                "{} already holds a run: continue it with --resume, or choose another run.dir (--set run.dir=…)",
-                store.url()
-            )));
-        }
-        (Some(bytes), true) => recipe.check_resumes(&parse(bytes, store.url())?)?,
+        (None, false) => Ok(()),
+        (None, true) => Err(Error::RunDir(format!(
+            "{} holds no run to resume: leave out --resume to start one there (--resume-or-start does whichever fits)",
+            store.url()
+        ))),
+        (Some(_), false) => Err(already_holds_a_run(store)),
+        (Some(bytes), true) => recipe.check_resumes(&parse(bytes, store.url())?),
     }
-    Ok(saved.is_none())
+}
+
+/// Whether a run was begun in the folder.
+///
+/// # Errors
+/// Those of the store.
+pub fn holds_a_run(store: &Store) -> Result<bool, Error> {
+    Ok(store.head(CONFIG)?.is_some())
+}
+
+fn already_holds_a_run(store: &Store) -> Error {
+    Error::RunDir(format!(
+        "{} already holds a run: continue it with --resume, or choose another run.dir (--set run.dir=…)",
+        store.url()
+    ))
 }
 
 fn parse(bytes: &[u8], place: &str) -> Result<Recipe, Error> {
     toml::from_slice(bytes).map_err(|error| {
-        Error::RunDir(format!("{place}/config.toml cannot be read, by this version at least: {}", error.message()))
+        Error::RunDir(format!("{place}/{CONFIG} cannot be read, by this version at least: {}", error.message()))
     })
 }
 
-/// A local folder for the growing files of a run elsewhere, the same for the same URL.
+/// A local folder for the growing files of a run elsewhere, the same for the same URL and for no other: a readable end
+/// of the URL, and its hash.
 fn spool(url: &str) -> PathBuf {
     let name: String = url.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    std::env::temp_dir().join("sae-runs").join(name)
+    let readable = &name[name.len().saturating_sub(80)..];
+    std::env::temp_dir().join("sae-runs").join(format!("{readable}-{:016x}", xxh3_64(url.as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(dir: &Path) -> Recipe {
+        let text = format!("[data]\ntrain = 'x'\n[sae]\nfeatures = 1\n[run]\ndir = '{}'\n", dir.display());
+        toml::from_str(&text).expect("a recipe")
+    }
+
+    #[test]
+    fn runs_at_different_urls_have_different_spools() {
+        assert_eq!(spool("s3://bucket/a/b"), spool("s3://bucket/a/b"));
+        assert_ne!(spool("s3://bucket/a-b"), spool("s3://bucket/a/b"));
+        let long = format!("s3://bucket/{}", "é/".repeat(400));
+        assert!(spool(&long).file_name().is_some_and(|name| name.len() < 255));
+    }
+
+    /// The lock of one machine does not reach another: config.toml itself decides who begins.
+    #[test]
+    fn a_run_is_begun_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let recipe = recipe(folder.path());
+        let run_dir = RunDir::claim(&recipe, false).expect("it is free");
+        let elsewhere = Store::open(&recipe.run.dir).expect("a folder");
+        elsewhere.put(CONFIG, recipe.to_toml().into_bytes()).expect("written");
+        let error = run_dir.begin(&recipe).expect_err("another machine was faster").to_string();
+        assert!(error.contains("already holds a run"), "{error}");
+    }
 }

@@ -1,29 +1,27 @@
 //! The training loop.
 
+mod close;
+mod held_out;
+mod save;
+mod start;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kernels::{AdamMode, AdamUpdate, Clock, Device, Dictionary, Path, Report, Shape, Sums};
-use loader::{Batch, Cursor, Dataset, Store, Stream};
+use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Report, Shape, Sums};
+use loader::{Batch, Store, Stream};
 
-use crate::checkpoint::LeftOut;
-use crate::data::{self, Data, row_dtype};
-use crate::evaluate::{self, Buffers};
+use crate::data::{Data, row_dtype};
+use crate::evaluate::Buffers;
 use crate::journal::{Journal, Line};
-use crate::metrics::{DensityHistogram, Metrics, dead_fraction};
-use crate::recipe::{Adam, BiasInit, Every, Recipe};
-use crate::recovery::{Truth, recovery};
-use crate::run_dir::RunDir;
+use crate::metrics::{Metrics, dead_fraction};
+use crate::recipe::Recipe;
+use crate::recovery::Truth;
+use crate::run_dir::{self, RunDir};
 use crate::schedule::Schedule;
 use crate::step::{StepInput, step};
-use crate::summary::{EvaluatedOn, Summary};
-use crate::{Error, calibrate, checkpoint, init};
-
-/// Rows at the end of the training data on which a run without held-out data is measured.
-const CLOSING_ROWS: u64 = 65_536;
-
-/// The manifest of the training data as the run first saw it, with the checksums of what it has read since.
-const MANIFEST: &str = "manifest-train.json";
+use crate::summary::Summary;
+use crate::{Error, checkpoint};
 
 /// What a run tells whoever watches it.
 #[derive(Clone, Debug)]
@@ -69,7 +67,7 @@ pub struct Start<'a> {
     /// Set from outside to make the run save and return [`Error::Interrupted`].
     pub stop: &'a AtomicBool,
     /// Hears what happens.
-    pub watch: Box<dyn FnMut(Event<'_>) + 'a>,
+    pub watch: Box<dyn FnMut(Event<'_>) + Send + 'a>,
 }
 
 /// Trains `recipe` on `device` to its end and writes everything into its folder.
@@ -78,9 +76,16 @@ pub struct Start<'a> {
 /// Every variant of [`Error`]; its text says what to do, and [`Error::exit_code`] what a launcher should do.
 pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     recipe.validate()?;
-    let manifest =
-        start.resume.then(|| Store::open(&recipe.run.dir).map(|store| store.url_of(MANIFEST))).transpose()?;
-    let data = Data::open(recipe, manifest)?;
+    // Work outside the device's operations would else spread over all cores, whatever the recipe says.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(recipe.train.threads.unwrap_or(0)).build();
+    let pool = pool.map_err(|error| Error::Internal(format!("the system gives no threads: {error}")))?;
+    pool.install(|| claim_and_run(device, recipe, start))
+}
+
+fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
+    let store = Store::open(&recipe.run.dir)?;
+    run_dir::check(&store, recipe, start.resume)?;
+    let data = Data::open(recipe, start.resume.then_some(&store))?;
     let run_dir = RunDir::claim(recipe, start.resume)?;
     let result = Run::start(device, recipe, &data, &run_dir, start).and_then(|mut run| run.finish());
     if let Err(error) = &result
@@ -118,12 +123,10 @@ struct Run<'a, D: Device> {
     journal: Journal,
     /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
     closing_from: Option<u64>,
-    /// Least held-out loss so far.
-    best: f64,
+    /// What retention and the choice of the best go by.
+    known: checkpoint::Known,
     /// Norm of the last gradient.
     gradient_norm: f64,
-    /// Whether the data has no manifest of its own, or had none when the run began.
-    keeps_manifest: bool,
     saved_at: Instant,
     /// The last checkpoint: step, held-out metrics, folder. The same state is not saved twice.
     saved: Option<(u64, Option<Metrics>, String)>,
@@ -143,79 +146,7 @@ impl LineClock {
     }
 }
 
-impl<'a, D: Device> Run<'a, D> {
-    /// Takes memory and makes or loads the weights.
-    fn start(
-        device: &'a D,
-        recipe: &'a Recipe,
-        data: &'a Data,
-        run_dir: &'a RunDir,
-        mut start: Start<'a>,
-    ) -> Result<Self, Error> {
-        let (width, features) = (data.train.width(), recipe.sae.features);
-        let schedule = data.schedule(recipe);
-        let shape = shape(recipe, data);
-        let mut sae = device.dictionary(shape)?;
-        let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
-        let looks = data.eval.is_some() || truth.is_some();
-        let settles = shape.adam == Some(AdamMode::Catchup) && looks;
-        let settled = settles.then(|| device.dictionary(Shape { adam: None, ..shape })).transpose()?;
-        let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
-        let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
-        let found = if start.resume { checkpoint::newest(&run_dir.store)? } else { None };
-        let (state, cursor) = match &found {
-            Some(found) => {
-                // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
-                recipe.check_resumes(&found.manifest.recipe)?;
-                checkpoint::load_weights(&run_dir.store, found, &mut sae, true)?;
-                (checkpoint::load_state(&run_dir.store, found)?, found.manifest.cursor.clone())
-            }
-            None => {
-                if start.resume {
-                    tracing::warn!("the run has no committed checkpoint: it starts again at step 0");
-                }
-                (first_state(recipe, data, &mut sae)?, Cursor::default())
-            }
-        };
-        device.put_sums(&mut buffers.tally, &state.tally);
-        let stream = data.train_stream(recipe, cursor)?;
-        if let Some(eval) = &data.eval {
-            // What the evaluation at the end would be refused for is better known now.
-            drop(data::eval_stream(eval, recipe, Some(1))?);
-        }
-        run_dir.begin(recipe)?;
-        let journal = Journal::open(run_dir.local(), state.step, recipe.log.rows)?;
-        let closing_from = data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS));
-        let saved =
-            found.as_ref().map(|found| (found.manifest.step, found.manifest.held_out.clone(), found.folder.clone()));
-        let from = found.as_ref().map(|found| found.folder.as_str());
-        let (step, steps, rows) = (state.step, schedule.steps(), data.rows);
-        tracing::info!(step, steps, rows, from, device = device.describe(), "training");
-        (start.watch)(Event::Start { step, steps, tokens: state.tokens, rows, from });
-        Ok(Run {
-            device,
-            recipe,
-            data,
-            run_dir,
-            schedule,
-            stream,
-            sae,
-            settled,
-            truth,
-            buffers,
-            journal,
-            closing_from,
-            best: checkpoint::best_loss(&run_dir.store)?.unwrap_or(f64::INFINITY),
-            gradient_norm: 0.0,
-            keeps_manifest: !data.train.has_manifest() || run_dir.store.head(MANIFEST)?.is_some(),
-            saved_at: Instant::now(),
-            saved,
-            line_clock: LineClock::start(state.tokens),
-            state,
-            start,
-        })
-    }
-
+impl<D: Device> Run<'_, D> {
     /// Trains to the end, evaluates, and writes the summary.
     fn finish(&mut self) -> Result<Summary, Error> {
         while !self.is_done() {
@@ -273,32 +204,6 @@ impl<'a, D: Device> Run<'a, D> {
         };
         let Buffers { x, tally, .. } = &mut self.buffers;
         step(&mut self.sae, x, tally, input)
-    }
-
-    /// When the closing evaluation begins in this batch, the rows before it are measured by themselves and the tally is
-    /// emptied, so that it then holds closing rows only. Returns the index of the first row not yet counted.
-    fn open_closing(&mut self, batch: &Batch) -> usize {
-        let Some(from) = self.closing_from.filter(|_| !self.state.closing_open) else { return 0 };
-        if from >= (batch.step + 1) * self.recipe.train.batch as u64 {
-            return 0;
-        }
-        let before = self.stream.rows_before(batch, from);
-        if before > 0 {
-            let (path, lambda) = (self.path(), self.schedule.lambda(self.state.step));
-            let Buffers { x, tally, .. } = &mut self.buffers;
-            self.sae.encode(x, path);
-            self.sae.decode(x);
-            self.sae.residual(x);
-            self.sae.backward(x, lambda);
-            self.sae.count(x, tally, 0..before);
-            if !self.sae.report().ok {
-                // The step will be refused too, and the batch come again: nothing has begun.
-                return before;
-            }
-        }
-        self.drain();
-        self.state.closing_open = true;
-        before
     }
 
     /// Moves the device's sums to the host, where lines of metrics and the closing evaluation are made of them.
@@ -404,184 +309,9 @@ impl<'a, D: Device> Run<'a, D> {
         dead_fraction(&last_fired_f, self.state.tokens, self.recipe.train.dead_window)
     }
 
-    /// Brings the dictionary that is looked at up to date, where it is another than the one that trains.
-    fn settle(&mut self) {
-        let next = self.update(self.state.tokens);
-        if let Some(settled) = &mut self.settled {
-            self.sae.settle_into(&next, settled);
-        }
-    }
-
-    /// Measures the held-out rows, at most `limit` of them, and saves the weights when none were better.
-    fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
-        let Some(dataset) = &self.data.eval else { return Ok(None) };
-        let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
-        let mut stream = data::eval_stream(dataset, self.recipe, Some(rows))?;
-        self.settle();
-        // The tally of training is put aside: it goes on afterwards to the same bits.
-        let training = self.device.take_sums(&mut self.buffers.tally);
-        let sums = evaluate::sums(
-            self.device,
-            self.settled.as_mut().unwrap_or(&mut self.sae),
-            &mut self.buffers,
-            dataset,
-            &mut stream,
-            self.state.scale,
-            |done| (self.start.watch)(Event::Evaluating(done, rows)),
-        );
-        self.device.put_sums(&mut self.buffers.tally, &training);
-        let sums = sums?;
-        let Some(metrics) = Metrics::of(&sums, self.schedule.final_lambda()) else { return Ok(None) };
-        let density = DensityHistogram::of(&sums);
-        self.journal.held_out(self.state.step, &metrics, &density)?;
-        (self.start.watch)(Event::Evaluated(&metrics));
-        self.state.held_out = Some(metrics.clone());
-        Ok(Some((metrics, density)))
-    }
-
-    /// Evaluates during training; the best weights so far are saved.
-    fn evaluate_if_due(&mut self) -> Result<(), Error> {
-        if !is_due(self.recipe.eval.every, self.state.step) || self.is_done() {
-            return Ok(());
-        }
-        if let Some((metrics, _)) = self.evaluate(Some(self.recipe.eval.rows))?
-            && metrics.loss < self.best
-        {
-            self.best = metrics.loss;
-            self.save()?;
-        }
-        Ok(())
-    }
-
     fn is_done(&self) -> bool {
         self.state.step == self.schedule.steps()
     }
-
-    fn save_if_due(&mut self) -> Result<(), Error> {
-        let due = match self.recipe.checkpoint.every {
-            Every::Steps(steps) => is_due(steps, self.state.step),
-            Every::Minutes(minutes) => self.saved_at.elapsed().as_secs_f64() >= 60.0 * minutes,
-        };
-        if due && !self.is_done() {
-            self.save()?;
-        }
-        Ok(())
-    }
-
-    /// Commits a checkpoint of this moment and removes those that are no longer kept. Returns its folder.
-    fn save(&mut self) -> Result<String, Error> {
-        if let Some((step, held_out, folder)) = &self.saved
-            && (*step, held_out) == (self.state.step, &self.state.held_out)
-        {
-            return Ok(folder.clone());
-        }
-        let started = Instant::now();
-        self.journal.flush()?;
-        self.run_dir.publish()?;
-        self.keep_manifest()?;
-        self.state.tally = self.device.take_sums(&mut self.buffers.tally);
-        self.device.put_sums(&mut self.buffers.tally, &self.state.tally);
-        // After a refused step the stream is one batch ahead of the weights.
-        let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
-        let folder = checkpoint::save(&self.run_dir.store, &self.sae, &self.state, &cursor, self.recipe)?;
-        checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep, &folder)?;
-        self.saved_at = Instant::now();
-        self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));
-        tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
-        (self.start.watch)(Event::Saved(&folder));
-        Ok(folder)
-    }
-
-    /// Data without a manifest of its own has the run's: checksums of what was read so far fill in.
-    fn keep_manifest(&self) -> Result<(), Error> {
-        if !self.keeps_manifest {
-            return Ok(());
-        }
-        let json =
-            serde_json::to_vec(&self.data.train.manifest()).map_err(|error| Error::Internal(error.to_string()))?;
-        Ok(self.run_dir.store.put(MANIFEST, json)?)
-    }
-
-    /// The end of a run: held-out or closing metrics, last checkpoint, summary.
-    fn close(&mut self) -> Result<Summary, Error> {
-        if self.state.tokens == 0 {
-            let LeftOut { skipped, filtered } = self.state.left_out;
-            return Err(Error::Data(format!(
-                "no row was trained on: data.skip left out {skipped} and data.filter {filtered} of {}",
-                self.data.rows
-            )));
-        }
-        // Whatever comes of the evaluation, the training is done and kept.
-        self.save()?;
-        let held_out = self.evaluate(None)?;
-        let (metrics, density, evaluated_on) = match held_out {
-            Some((metrics, density)) => (Some(metrics), density, EvaluatedOn::Eval),
-            None => {
-                let closing = &self.state.closing;
-                let metrics = Metrics::of(closing, self.schedule.final_lambda());
-                (metrics, DensityHistogram::of(closing), EvaluatedOn::LastTrainingRows)
-            }
-        };
-        let checkpoint = self.save()?;
-        self.settle();
-        let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
-        let recovery =
-            self.truth.as_ref().and_then(|truth| recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae)));
-        let summary = Summary {
-            metrics,
-            evaluated_on,
-            dead_fraction: self.dead_fraction(),
-            dead_window: self.recipe.train.dead_window.min(self.state.tokens),
-            density,
-            tokens: self.state.tokens,
-            skipped: self.state.left_out.skipped,
-            filtered: self.state.left_out.filtered,
-            steps: self.state.step,
-            tokens_per_s: self.state.tokens as f64 / self.state.wall_s,
-            wall_s: self.state.wall_s,
-            stall_s: self.state.stall_s,
-            recovered: recovery.map(|recovery| recovery.recovered),
-            mmcs: recovery.map(|recovery| recovery.mmcs),
-            scale: self.state.scale,
-            checkpoint,
-        };
-        self.journal.flush()?;
-        self.run_dir.publish()?;
-        self.run_dir.store.put("summary.json", summary.to_json()?)?;
-        Ok(summary)
-    }
-}
-
-/// The state before the first step: weights made or read, scale found.
-fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Result<checkpoint::State, Error> {
-    let (width, features) = (data.train.width(), recipe.sae.features);
-    let scale = data.scale(recipe)?;
-    // Without biases about half of the features fire, and what a file brings is not known: both start dense.
-    let mut density = (1, 1);
-    match &recipe.train.init_from {
-        Some(url) => init::from_file(sae, &data::read_file(url)?, url)?,
-        None => init::random(sae, 0..features, recipe.train.seed, recipe.sae.decoder_norm),
-    }
-    if recipe.sae.bias_init == BiasInit::Calibrated {
-        calibrate::calibrate(sae, data, scale, recipe)?;
-        density = (recipe.sae.bias_init_l0.round() as u64, features as u64);
-    }
-    let sums = Sums::new(width, features);
-    Ok(checkpoint::State {
-        step: 0,
-        steps: data.schedule(recipe).steps(),
-        tokens: 0,
-        left_out: LeftOut::default(),
-        scale,
-        density,
-        tally: sums.clone(),
-        window: sums.clone(),
-        closing: sums,
-        closing_open: false,
-        held_out: None,
-        wall_s: 0.0,
-        stall_s: 0.0,
-    })
 }
 
 /// The update that would come after a checkpoint: what is owed before it can be settled with it.
@@ -591,28 +321,35 @@ pub(crate) fn next_update(manifest: &checkpoint::Manifest) -> AdamUpdate {
     AdamUpdate { step: manifest.step, lr: schedule.lr(), clip: train.clip as f32, tokens: manifest.tokens }
 }
 
-/// What the dictionary of a recipe needs.
-pub(crate) fn shape(recipe: &Recipe, data: &Data) -> Shape {
-    let adam = match recipe.train.adam {
-        Adam::Dense => AdamMode::Dense,
-        Adam::Catchup => AdamMode::Catchup,
-        Adam::Touched => AdamMode::Touched,
-    };
-    Shape {
-        width: data.train.width(),
-        features: recipe.sae.features,
-        batch: largest_batch(recipe, data),
-        adam: Some(adam),
-        dense_bytes: recipe.train.dense_bytes as usize,
-    }
-}
-
-/// Rows of the largest batch: `train.batch`, or all there are.
-fn largest_batch(recipe: &Recipe, data: &Data) -> usize {
-    let rows = data.eval.as_ref().map_or(0, Dataset::rows).max(data.rows);
-    recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
-}
-
 fn is_due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::cpu::Cpu;
+    use loader::synth::{self, Spec};
+
+    use super::*;
+
+    #[test]
+    fn all_work_is_done_on_the_threads_of_the_recipe() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().to_str().expect("a plain name");
+        let spec = Spec { features: 16, width: 8, rows: 600, shards: 1, active: 2.0, ..Spec::default() };
+        synth::write(&spec, &Store::open(place).expect("a folder"), 1, &mut |_| ()).expect("shards are written");
+        let text = format!(
+            "[data]\ntrain = '{place}'\n[sae]\nfeatures = 32\n[train]\nbatch = 100\nthreads = 3\n[run]\ndir = '{place}/run'\n"
+        );
+        let recipe: Recipe = toml::from_str(&text).expect("a recipe");
+        let stop = AtomicBool::new(false);
+        let mut steps = 0;
+        let watch = Box::new(|event: Event<'_>| {
+            assert_eq!(rayon::current_num_threads(), 3);
+            steps += u64::from(matches!(event, Event::Step { .. }));
+        });
+        train(&Cpu::new(Some(1)).expect("threads"), &recipe, Start { resume: false, stop: &stop, watch })
+            .expect("it trains");
+        assert_eq!(steps, 6);
+    }
 }

@@ -14,14 +14,14 @@
 
 use super::Engine;
 use super::backward::Operands;
-use super::encode::{Scratch, TILE, TileCodes, scratch, tile_features};
+use super::encode::{TILE, TileCodes, tile_features};
 use super::memory::SharedRows;
+use super::scratch::{Scratch, Workers};
 use super::screen::RowWriter;
 use super::simd::{Block, Kernel, LANES, Lanes, blocks, blocks_mut, dot};
 use crate::{AdamMode, AdamUpdate};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Mutex;
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
@@ -220,11 +220,11 @@ pub struct Features<'a> {
 
 impl Features<'_> {
     /// Updates every feature that the mode asks for.
-    pub fn run(&self, engine: &Engine, workers: &[Mutex<Scratch>]) {
+    pub fn run(&self, engine: &Engine, workers: &Workers) {
         let features = self.count_f.len();
         engine.pool.install(|| {
             (0..features.div_ceil(TILE)).into_par_iter().for_each(|tile| {
-                let scratch = &mut *scratch(workers);
+                let scratch = &mut *workers.scratch();
                 let features = tile_features(tile, features);
                 engine.isa.run(UpdateTile { of: self, features, scratch });
             });
@@ -265,7 +265,7 @@ impl Features<'_> {
             GradientRows::Lists { operands, tiles } => {
                 let codes = (&tiles[f / TILE], f % TILE);
                 operands.rows(l, codes, (w_dec.value, norm[0]), [&mut *dec_d, &mut *enc_d]);
-                (&**dec_d, &**enc_d)
+                (&dec_d[..], &enc_d[..])
             }
             GradientRows::Stored { dec_fd, enc_fd, stride } => {
                 let row = f * stride..(f + 1) * stride;

@@ -15,12 +15,13 @@
 //! Rejected: asking for rows ahead of their use and eight
 //! blocks of columns in registers instead of four (no difference beyond the noise of a machine under load).
 
-use super::encode::{Scratch, TILE, TileCodes, scratch};
+use super::encode::{TILE, TileCodes};
 use super::memory::SharedRows;
+use super::scratch::Workers;
 use super::simd::{Block, Kernel, Lanes, blocks, blocks_mut, dot};
+use super::weights::Weights;
 use super::{Engine, encode::tile_features};
 use rayon::prelude::*;
-use std::sync::Mutex;
 
 /// Pairs a feature above which gradient rows are stored.
 const STORED_ABOVE: usize = 8;
@@ -117,11 +118,9 @@ pub struct Gradient<'a> {
 /// Fills `∂a`, `∂b_enc` and the squared norms of each feature's gradient.
 pub struct Backward<'a> {
     pub engine: &'a Engine,
-    pub workers: &'a [Mutex<Scratch>],
+    pub workers: &'a Workers,
     pub operands: Operands<'a>,
-    pub w_dec_fd: &'a [f32],
-    /// `‖W_dec[f]‖`.
-    pub norm_f: &'a [f32],
+    pub weights: &'a Weights,
 }
 
 impl Backward<'_> {
@@ -132,7 +131,7 @@ impl Backward<'_> {
             .then(|| [SharedRows::new(to.dec_fd, stride), SharedRows::new(to.enc_fd, stride)]);
         let (bias, norm2) = (SharedRows::new(to.bias_f, 1), SharedRows::new(to.norm2_f, 1));
         let tile_of_features = |(tile, codes): (usize, &mut TileCodes)| {
-            let scratch = &mut *scratch(self.workers);
+            let scratch = &mut *self.workers.scratch();
             codes.da.clear();
             codes.da.resize(codes.a.len(), 0.0);
             for f in tile_features(tile, features) {
@@ -166,16 +165,16 @@ impl Kernel for Feature<'_> {
     type Out = (f32, f64);
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> (f32, f64) {
-        let Feature { of: Backward { operands, w_dec_fd, norm_f, .. }, f, codes, rows: [dec_d, enc_d] } = self;
-        let w = &w_dec_fd[f * operands.stride..(f + 1) * operands.stride];
-        let penalty = operands.lambda_over_b * norm_f[f];
+        let Feature { of: Backward { operands, weights, .. }, f, codes, rows: [dec_d, enc_d] } = self;
+        let (w, norm) = (weights.w_dec.row(f), weights.norm_f[f]);
+        let penalty = operands.lambda_over_b * norm;
         let mut bias = 0.0;
         for pair in codes.pairs(f % TILE) {
             let da = dot(l, operands.row(operands.g_bd, codes.token[pair]), blocks(w)) + penalty;
             codes.da[pair] = da;
             bias += da;
         }
-        operands.rows(l, (codes, f % TILE), (w, norm_f[f]), [&mut *dec_d, &mut *enc_d]);
+        operands.rows(l, (codes, f % TILE), (w, norm), [&mut *dec_d, &mut *enc_d]);
         (bias, norm2(l, dec_d) + norm2(l, enc_d) + f64::from(bias) * f64::from(bias))
     }
 }

@@ -5,7 +5,7 @@
 //! Plan: every sum in f64, over rows in order; over features tile by tile.
 
 use super::Engine;
-use super::dense::Dense;
+use super::dense::{Dense, Operands};
 use super::encode::{TILE, TileCodes};
 use super::normalize::Rows;
 use super::simd::{LANES, blocks};
@@ -18,7 +18,7 @@ pub enum Active<'a> {
     /// Of the sparse path.
     Lists(&'a [TileCodes]),
     /// Of the dense path.
-    Dense(&'a Dense),
+    Dense(&'a Dense, Operands<'a>),
 }
 
 /// The operands.
@@ -42,8 +42,8 @@ impl Count<'_> {
                 let tiles = tiles.iter().zip(count_f.chunks_mut(TILE)).zip(self.norm_f.chunks(TILE));
                 tiles.map(|((codes, count), norm)| codes.sums_inside(range.clone(), norm, count)).sum::<f64>()
             }
-            Active::Dense(dense) => {
-                dense.count(self.x.n, counted.clone(), &mut count_f);
+            Active::Dense(dense, of) => {
+                dense.count(of, counted.clone(), &mut count_f);
                 dense.l1_b[counted.clone()].iter().sum()
             }
         };

@@ -13,6 +13,7 @@
 use super::Engine;
 use super::encode::{TILE, TileCodes};
 use super::simd::{Block, Kernel, LANES, Lanes, blocks, blocks_mut};
+use super::weights::Weights;
 use rayon::prelude::*;
 
 /// Columns of a slice.
@@ -23,9 +24,7 @@ pub struct Decode<'a> {
     pub engine: &'a Engine,
     pub n: usize,
     pub batch: usize,
-    pub stride: usize,
-    pub w_dec_fd: &'a [f32],
-    pub b_dec_d: &'a [f32],
+    pub weights: &'a Weights,
 }
 
 impl Decode<'_> {
@@ -50,7 +49,7 @@ impl Kernel for Slice<'_> {
     type Out = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        match (self.of.stride - self.first).min(SLICE) / LANES {
+        match (self.of.weights.stride - self.first).min(SLICE) / LANES {
             4 => self.columns::<L, 4>(l),
             3 => self.columns::<L, 3>(l),
             2 => self.columns::<L, 2>(l),
@@ -63,13 +62,13 @@ impl Slice<'_> {
     /// The slice with `N` blocks of columns; a row of x̂ takes the room of four.
     #[inline(always)]
     fn columns<L: Lanes, const N: usize>(self, l: L) {
-        let Decode { n, stride, w_dec_fd, b_dec_d, .. } = *self.of;
+        let Decode { n, weights, .. } = *self.of;
         let x_hat: &mut [[Block; 4]] = blocks_mut(self.x_hat).as_chunks_mut().0;
         let columns_of = |row: &[f32]| -> [L::V; N] {
             let row = blocks(&row[self.first..]);
             std::array::from_fn(|i| l.load(&row[i]))
         };
-        let bias = columns_of(b_dec_d);
+        let bias = columns_of(weights.b_dec.row(0));
         for token in &mut x_hat[..n] {
             for i in 0..N {
                 l.store(&mut token[i], bias[i]);
@@ -82,7 +81,7 @@ impl Slice<'_> {
             if pairs.is_empty() {
                 continue;
             }
-            let w = columns_of(&w_dec_fd[f * stride..(f + 1) * stride]);
+            let w = columns_of(weights.w_dec.row(f));
             for (&t, &a) in codes.token[pairs.clone()].iter().zip(&codes.a[pairs]) {
                 let (token, a) = (&mut x_hat[t as usize], l.splat(a));
                 for i in 0..N {

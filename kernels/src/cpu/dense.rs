@@ -13,15 +13,15 @@
 
 use super::Engine;
 use super::backward::{Gradient, norm2, pull};
-use super::encode::{Scratch, scratch};
-use super::memory::{Buffer, SharedRows};
+use super::memory::{Buffer, Memory, SharedRows};
 use super::normalize::Rows;
 use super::product::{Matrix, multiply};
-use super::simd::{Kernel, LANES, Lanes, blocks, blocks_mut};
+use super::scratch::Workers;
+use super::simd::{Kernel, Lanes, blocks, blocks_mut};
+use super::weights::Weights;
 use crate::{Error, Shape};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Mutex;
 
 /// Share of active pairs above which this path is the faster one. Measured with D = 384, F = 4096, B = 2048 on Zen 4,
 /// core-ms a step: this path 340 at any density; the sparse one 84 at 0.05, 123 at 0.1, 230 at 0.2, 314 at 0.3, 445 at
@@ -29,7 +29,9 @@ use std::sync::Mutex;
 pub const FASTER_ABOVE: f64 = 0.3;
 
 /// Features of a product.
-const TILE: usize = 128;
+pub const TILE: usize = 128;
+/// Tokens of a product, at most.
+pub const TOKENS_MAX: usize = 256;
 
 /// What the dense path knows of a batch.
 pub struct Dense {
@@ -38,115 +40,121 @@ pub struct Dense {
     tiles: usize,
     /// A, by block of tokens, then tile: `[B/tokens][F/128][tokens][128]`.
     kept: Option<Buffer<f32>>,
-    /// Bit `f % 16` of word `[t][f / 16]`: feature f fired on token t.
-    fired_bf: Buffer<u16>,
     /// Tokens of a block on which a feature fired `[B/tokens][F]`.
     counts: Buffer<f32>,
     /// `Σ_f a_tf ‖W_dec[f]‖`.
     pub l1_b: Buffer<f64>,
 }
 
-/// The operands of encode and decode.
-pub struct Forward<'a> {
+/// What the products are made of.
+#[derive(Clone, Copy)]
+pub struct Operands<'a> {
     pub engine: &'a Engine,
-    pub workers: &'a [Mutex<Scratch>],
+    pub workers: &'a Workers,
+    pub weights: &'a Weights,
     pub x: &'a Rows,
-    pub w_enc_fd: &'a [f32],
-    /// Padded to whole tiles.
-    pub b_enc_f: &'a [f32],
-    pub w_dec_fd: &'a [f32],
-    pub b_dec_d: &'a [f32],
-    /// Padded to whole tiles.
-    pub norm_f: &'a [f32],
-    pub features: usize,
 }
 
-/// x̂, fired bits and counts of a block of tokens.
-type Outputs<'a> = ((&'a mut [f32], &'a mut [u16]), &'a mut [f32]);
+/// x̂, counts and l1 of a block of tokens.
+type Outputs<'a> = ((&'a mut [f32], &'a mut [f32]), &'a mut [f64]);
 
 impl Dense {
-    pub fn new(shape: &Shape) -> Result<Self, Error> {
+    pub fn new(shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
         let what = "the dense path";
-        let tokens = shape.batch.div_ceil(8).next_multiple_of(64).clamp(64, 256);
+        let tokens = shape.batch.div_ceil(8).next_multiple_of(64).clamp(64, TOKENS_MAX);
         let tiles = shape.features.div_ceil(TILE);
         let token_blocks = shape.batch.div_ceil(tokens);
-        let pairs = token_blocks * tokens * tiles * TILE;
         // Only backward looks at A again.
         let keep = shape.adam.is_some() && 4 * shape.batch * shape.features <= shape.dense_bytes;
         Ok(Dense {
             tokens,
             tiles,
-            kept: keep.then(|| Buffer::new(pairs, what)).transpose()?,
-            fired_bf: Buffer::new(pairs / LANES, what)?,
-            counts: Buffer::new(token_blocks * tiles * TILE, what)?,
-            l1_b: Buffer::new(token_blocks * tokens, what)?,
+            kept: keep.then(|| memory.step(token_blocks * tokens * tiles * TILE, what)).transpose()?,
+            counts: memory.step(token_blocks * tiles * TILE, what)?,
+            l1_b: memory.step(token_blocks * tokens, what)?,
         })
     }
 
     /// Encodes and decodes; `x_hat` has rows of the stride of x.
-    pub fn forward(&mut self, of: &Forward<'_>, x_hat: &mut [f32]) {
+    pub fn forward(&mut self, of: Operands<'_>, x_hat: &mut [f32]) {
         let (tokens, tiles) = (self.tokens, self.tiles);
         let (n, stride) = (of.x.n, of.x.stride);
         let pairs = tokens * tiles * TILE;
         let kept = self.kept.as_mut().map(|kept| SharedRows::new(kept, pairs));
         let x_hat = x_hat[..n * stride].par_chunks_mut(tokens * stride);
-        let fired = self.fired_bf.par_chunks_exact_mut(pairs / LANES);
         let counts = self.counts.par_chunks_exact_mut(tiles * TILE);
         let l1 = self.l1_b.par_chunks_exact_mut(tokens);
-        let tasks = x_hat.zip(fired).zip(counts).zip(l1).enumerate();
-        let block_of_tokens = |(block, (((x_hat, fired), counts), l1)): (usize, (Outputs<'_>, &mut [f64]))| {
+        let tasks = x_hat.zip(counts).zip(l1).enumerate();
+        let block_of_tokens = |(block, ((x_hat, counts), l1)): (usize, Outputs<'_>)| {
             let range = block * tokens..((block + 1) * tokens).min(n);
-            x_hat.chunks_exact_mut(stride).for_each(|row| row.copy_from_slice(of.b_dec_d));
+            x_hat.chunks_exact_mut(stride).for_each(|row| row.copy_from_slice(&of.weights.b_dec.value));
             l1.fill(0.0);
             counts.fill(0.0);
-            let scratch = &mut *scratch(of.workers);
+            let scratch = &mut *of.workers.scratch();
             for tile in 0..tiles {
                 // SAFETY: this block of A belongs to this task alone.
                 let kept =
                     kept.as_ref().map(|kept| unsafe { &mut kept.row(block)[tile * tokens * TILE..][..tokens * TILE] });
-                let a = kept.unwrap_or_else(|| {
-                    scratch.product.resize(tokens * TILE, 0.0);
-                    &mut scratch.product[..]
-                });
+                let a = kept.unwrap_or_else(|| &mut scratch.product[..tokens * TILE]);
                 of.activations(range.clone(), tile, a);
                 let count = &mut counts[tile * TILE..][..TILE];
-                let fired = FiredOfTile { words: fired, of_row: tiles * TILE / LANES, first: tile * TILE / LANES };
-                of.engine.isa.run(Count {
-                    a,
-                    tokens: range.len(),
-                    norm: &of.norm_f[tile * TILE..][..TILE],
-                    fired,
-                    count,
-                    l1,
-                });
+                of.engine.isa.run(Count { a, tokens: range.len(), norm: of.norms(tile), count, l1 });
                 let features = of.features_of(tile);
-                let w_dec = Matrix::new(&of.w_dec_fd[features.start * stride..], features.len(), stride, stride);
+                let w_dec =
+                    Matrix::new(&of.weights.w_dec.value[features.start * stride..], features.len(), stride, stride);
                 multiply(x_hat, stride, true, Matrix::new(a, range.len(), features.len(), TILE), w_dec);
             }
         };
         of.engine.pool.install(|| tasks.for_each(block_of_tokens));
     }
 
-    /// Adds to `count_f` the tokens of `range` on which each feature fired.
-    pub fn count(&self, n: usize, range: Range<usize>, count_f: &mut [u32]) {
-        let row = self.tiles * TILE;
-        for (block, counts) in self.counts.chunks_exact(row).enumerate() {
-            let tokens = block * self.tokens..((block + 1) * self.tokens).min(n);
-            let inside = tokens.start.max(range.start)..tokens.end.min(range.end);
-            if inside.len() == tokens.len() {
-                count_f.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += count as u32);
-                continue;
+    /// Tokens of the batch on which each feature fired.
+    pub fn count_all(&self, n: usize, count_f: &mut [u32]) {
+        count_f.fill(0);
+        for counts in self.counts.chunks_exact(self.tiles * TILE).take(n.div_ceil(self.tokens)) {
+            count_f.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += count as u32);
+        }
+    }
+
+    /// Tokens of `range` on which each feature fired. A block of tokens that lies in it only in part is looked at again,
+    /// and made again where A is not kept: a run asks for one once, so A is not kept for that.
+    pub fn count(&self, of: Operands<'_>, range: Range<usize>, count_f: &mut [u32]) {
+        let count_tile = |(tile, count_f): (usize, &mut [u32])| {
+            let scratch = &mut *of.workers.scratch();
+            count_f.fill(0);
+            for block in range.start / self.tokens..range.end.div_ceil(self.tokens) {
+                let tokens = block * self.tokens..((block + 1) * self.tokens).min(of.x.n);
+                let inside = tokens.start.max(range.start)..tokens.end.min(range.end);
+                if inside == tokens {
+                    let counts = &self.counts[(block * self.tiles + tile) * TILE..];
+                    count_f.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += count as u32);
+                    continue;
+                }
+                let a = self.activations(of, block, tile, &mut scratch.product);
+                for t in inside {
+                    let a = &a[(t - tokens.start) * TILE..];
+                    count_f.iter_mut().zip(a).for_each(|(sum, &a)| *sum += u32::from(a > 0.0));
+                }
             }
-            for t in inside {
-                let fired = &self.fired_bf[t * row / LANES..(t + 1) * row / LANES];
-                let bits = fired.iter().flat_map(|word| (0..LANES).map(move |bit| u32::from((word >> bit) & 1)));
-                count_f.iter_mut().zip(bits).for_each(|(sum, bit)| *sum += bit);
+        };
+        of.engine.pool.install(|| count_f.par_chunks_mut(TILE).enumerate().for_each(count_tile));
+    }
+
+    /// A of a block of tokens and a tile of features, as kept or made again.
+    fn activations<'a>(&'a self, of: Operands<'_>, block: usize, tile: usize, made: &'a mut [f32]) -> &'a [f32] {
+        let pairs = self.tokens * TILE;
+        match &self.kept {
+            Some(kept) => &kept[(block * self.tiles + tile) * pairs..][..pairs],
+            None => {
+                let range = block * self.tokens..((block + 1) * self.tokens).min(of.x.n);
+                of.activations(range, tile, &mut made[..pairs]);
+                &made[..pairs]
             }
         }
     }
 
     /// Fills the gradient rows, `∂b_enc` and the squared norms of each feature's gradient.
-    pub fn backward(&self, of: &Forward<'_>, g_bd: &[f32], lambda_over_b: f32, to: Gradient<'_>) {
+    pub fn backward(&self, of: Operands<'_>, g_bd: &[f32], lambda_over_b: f32, to: Gradient<'_>) {
         let stride = of.x.stride;
         let dec = to.dec_fd.par_chunks_mut(TILE * stride);
         let enc = to.enc_fd.par_chunks_mut(TILE * stride);
@@ -159,27 +167,20 @@ impl Dense {
         });
     }
 
-    fn backward_tile(&self, of: &Forward<'_>, g_bd: &[f32], lambda_over_b: f32, tile: usize, to: Gradient<'_>) {
+    fn backward_tile(&self, of: Operands<'_>, g_bd: &[f32], lambda_over_b: f32, tile: usize, to: Gradient<'_>) {
         let (tokens, n, stride) = (self.tokens, of.x.n, of.x.stride);
         let features = of.features_of(tile);
-        let scratch = &mut *scratch(of.workers);
-        scratch.product.resize(2 * tokens * TILE, 0.0);
-        let (made_again, da) = scratch.product.split_at_mut(tokens * TILE);
+        let scratch = &mut *of.workers.scratch();
+        let (made_again, da) = scratch.product[..2 * tokens * TILE].split_at_mut(tokens * TILE);
         let (mut sum_a, mut sum_da) = ([0.0; TILE], [0.0; TILE]);
-        let w_dec = Matrix::new(&of.w_dec_fd[features.start * stride..], features.len(), stride, stride);
+        let w_dec = Matrix::new(&of.weights.w_dec.value[features.start * stride..], features.len(), stride, stride);
         for block in 0..n.div_ceil(tokens) {
             let range = block * tokens..((block + 1) * tokens).min(n);
-            let a = match &self.kept {
-                Some(kept) => &kept[(block * self.tiles + tile) * tokens * TILE..][..tokens * TILE],
-                None => {
-                    of.activations(range.clone(), tile, made_again);
-                    &*made_again
-                }
-            };
+            let a = self.activations(of, block, tile, made_again);
             let x = Matrix::new(&of.x.x_bd[range.start * stride..], range.len(), stride, stride);
             let g = Matrix::new(&g_bd[range.start * stride..], range.len(), stride, stride);
             multiply(da, TILE, false, g, w_dec.t());
-            let norm = &of.norm_f[tile * TILE..][..TILE];
+            let norm = of.norms(tile);
             of.engine.isa.run(Mask {
                 a,
                 da,
@@ -194,8 +195,8 @@ impl Dense {
         }
         for (local, f) in features.enumerate() {
             let row = local * stride..(local + 1) * stride;
-            let w = &of.w_dec_fd[f * stride..(f + 1) * stride];
-            let pull = pull(lambda_over_b, sum_a[local], of.norm_f[f]);
+            let w = of.weights.w_dec.row(f);
+            let pull = pull(lambda_over_b, sum_a[local], of.weights.norm_f[f]);
             let (dec, enc) = (&mut to.dec_fd[row.clone()], &to.enc_fd[row]);
             let norm2 = of.engine.isa.run(Finish { dec, enc, w, pull });
             to.bias_f[local] = sum_da[local];
@@ -204,9 +205,14 @@ impl Dense {
     }
 }
 
-impl Forward<'_> {
+impl<'a> Operands<'a> {
     fn features_of(&self, tile: usize) -> Range<usize> {
-        tile * TILE..((tile + 1) * TILE).min(self.features)
+        tile * TILE..((tile + 1) * TILE).min(self.weights.features)
+    }
+
+    /// `‖W_dec[f]‖` of a tile, padded.
+    fn norms(&self, tile: usize) -> &'a [f32] {
+        &self.weights.norm_f[tile * TILE..][..TILE]
     }
 
     /// A for the tokens of `range` and the features of `tile`; features beyond the last stay 0.
@@ -217,9 +223,10 @@ impl Forward<'_> {
             a.fill(0.0);
         }
         let x = Matrix::new(&self.x.x_bd[range.start * stride..], range.len(), stride, stride);
-        let w_enc = Matrix::new(&self.w_enc_fd[features.start * stride..], features.len(), stride, stride);
+        let w_enc = Matrix::new(&self.weights.w_enc.value[features.start * stride..], features.len(), stride, stride);
         multiply(a, TILE, false, x, w_enc.t());
-        self.engine.isa.run(BiasRelu { a: &mut a[..range.len() * TILE], bias: &self.b_enc_f[tile * TILE..][..TILE] });
+        let bias = &self.weights.b_enc.value[tile * TILE..][..TILE];
+        self.engine.isa.run(BiasRelu { a: &mut a[..range.len() * TILE], bias });
     }
 }
 
@@ -241,18 +248,10 @@ impl Kernel for BiasRelu<'_> {
     }
 }
 
-/// The bits of a tile in the rows of a block of tokens.
-struct FiredOfTile<'a> {
-    words: &'a mut [u16],
-    of_row: usize,
-    first: usize,
-}
-
 struct Count<'a> {
     a: &'a [f32],
     tokens: usize,
     norm: &'a [f32],
-    fired: FiredOfTile<'a>,
     count: &'a mut [f32],
     l1: &'a mut [f64],
 }
@@ -261,17 +260,14 @@ impl Kernel for Count<'_> {
     type Out = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let Count { a, tokens, norm, fired, count, l1 } = self;
+        let Count { a, tokens, norm, count, l1 } = self;
         let one = l.splat(1.0);
         for (t, row) in a.chunks_exact(TILE).take(tokens).enumerate() {
-            let words = &mut fired.words[t * fired.of_row + fired.first..][..TILE / LANES];
             let mut sum = l.splat(0.0);
-            let blocks_of_row = blocks(row).iter().zip(blocks(norm)).zip(blocks_mut(count)).zip(words);
-            for (((a, norm), count), word) in blocks_of_row {
+            for ((a, norm), count) in blocks(row).iter().zip(blocks(norm)).zip(blocks_mut(count)) {
                 let a = l.load(a);
                 sum = l.fma(a, l.load(norm), sum);
                 l.store(count, l.add(l.load(count), l.where_positive(a, one)));
-                *word = l.positive(a);
             }
             l1[t] += f64::from(l.sum(sum));
         }

@@ -14,14 +14,18 @@
 
 use super::Engine;
 use super::normalize::Rows;
+use super::scratch::{Scratch, Workers};
 use super::screen::{PANEL, Screener};
 use super::simd::{Kernel, Lanes, blocks, dot};
+use super::weights::Weights;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Mutex;
 
 /// Features of a task: a multiple of the screen's 6; with D = 768 their quantised rows take 74 KB, a tenth of L2.
 pub const TILE: usize = 96;
+
+/// Bytes that lists take for a pair: token, a, ∂a.
+pub const PAIR_BYTES: u64 = 12;
 
 /// Active pairs of a tile of features.
 #[derive(Default)]
@@ -87,45 +91,12 @@ pub fn tile_features(tile: usize, features: usize) -> Range<usize> {
     tile * TILE..((tile + 1) * TILE).min(features)
 }
 
-/// Memory of a worker during a task.
-pub struct Scratch {
-    /// One bit per (feature of the tile, token).
-    pub marks: Vec<u64>,
-    /// Where the next marked pair of each feature goes.
-    pub next: Vec<u32>,
-    /// Results of a product.
-    pub product: Vec<f32>,
-    /// Gradient rows of a feature.
-    pub enc_d: Vec<f32>,
-    pub dec_d: Vec<f32>,
-}
-
-impl Scratch {
-    /// For padded rows of `stride` values.
-    pub fn new(stride: usize) -> Self {
-        Scratch {
-            marks: Vec::new(),
-            next: Vec::new(),
-            product: Vec::new(),
-            enc_d: vec![0.0; stride],
-            dec_d: vec![0.0; stride],
-        }
-    }
-}
-
-/// Scratch of the worker that asks.
-pub fn scratch(of_workers: &[Mutex<Scratch>]) -> std::sync::MutexGuard<'_, Scratch> {
-    let worker = rayon::current_thread_index().unwrap_or(0);
-    of_workers[worker].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 /// The operands.
 pub struct Encode<'a> {
     pub engine: &'a Engine,
-    pub workers: &'a [Mutex<Scratch>],
+    pub workers: &'a Workers,
     pub screener: &'a Screener,
-    pub w_enc_fd: &'a [f32],
-    pub b_enc_f: &'a [f32],
+    pub weights: &'a Weights,
 }
 
 impl Encode<'_> {
@@ -133,11 +104,10 @@ impl Encode<'_> {
     pub fn run(&self, x: &Rows, tiles: &mut [TileCodes]) -> usize {
         let panels = x.n.div_ceil(PANEL);
         let encode_tile = |(tile, codes): (usize, &mut TileCodes)| {
-            let features = tile_features(tile, self.b_enc_f.len());
-            let scratch = &mut *scratch(self.workers);
-            scratch.marks.resize(TILE * panels, 0);
-            self.screener.mark(features.clone(), self.w_enc_fd, x, &mut scratch.product, &mut scratch.marks);
-            let Scratch { marks, next, .. } = scratch;
+            let features = tile_features(tile, self.weights.features);
+            let Scratch { marks, next, product, .. } = &mut *self.workers.scratch();
+            let marks = &mut marks[..TILE * panels];
+            self.screener.mark(features.clone(), &self.weights.w_enc.value, x, product, marks);
             self.engine.isa.run(Exact { of: self, x, features, marks, panels, next, codes });
             codes.survivors
         };
@@ -168,12 +138,12 @@ impl Kernel for Exact<'_> {
             for (local, next) in next.iter_mut().enumerate() {
                 let mut left = marks[local * panels + panel];
                 let f = features.start + local;
-                let w = blocks(&of.w_enc_fd[f * x.stride..(f + 1) * x.stride]);
+                let (w, bias) = (blocks(of.weights.w_enc.row(f)), of.weights.b_enc.value[f]);
                 while left != 0 {
                     let t = panel * PANEL + left.trailing_zeros() as usize;
                     left &= left - 1;
                     codes.token[*next as usize] = t as u32;
-                    codes.a[*next as usize] = dot(l, blocks(x.row(t)), w) + of.b_enc_f[f];
+                    codes.a[*next as usize] = dot(l, blocks(x.row(t)), w) + bias;
                     *next += 1;
                 }
             }

@@ -1,11 +1,14 @@
-//! Memory of fixed size, taken once: aligned to cache lines, on huge pages where Linux offers them, zeroed.
+//! Memory of fixed size, reserved once: aligned to cache lines, on huge pages where Linux offers them, zeroed.
 //!
 //! Huge pages matter because decode and backward gather rows from all over the weights: with 4 KiB pages nearly every
 //! row is a TLB miss. `Vec` gives neither the alignment nor the advice.
+//!
+//! Nothing is written when memory is taken: fresh pages of the system are zeros, and cost addresses only until they are
+//! first used. So what only the dense path needs costs nothing in a run that never takes it.
 
-use crate::Error;
+use crate::{Bytes, Error};
 use bytemuck::Pod;
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -13,10 +16,49 @@ use std::ptr::NonNull;
 const CACHE_LINE: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 
+/// Where the buffers of an object come from: adds up what they take.
+pub struct Memory {
+    /// Takes nothing: buffers are empty.
+    measures: bool,
+    bytes: Bytes,
+}
+
+impl Memory {
+    /// Buffers are what was asked for.
+    pub fn taken() -> Self {
+        Memory { measures: false, bytes: Bytes::default() }
+    }
+
+    /// What the objects take that `make` makes; they are empty, and only fit to be dropped.
+    pub fn measure(make: impl FnOnce(&mut Memory) -> Result<(), Error>) -> Bytes {
+        let mut memory = Memory { measures: true, bytes: Bytes::default() };
+        make(&mut memory).expect("nothing is taken");
+        memory.bytes
+    }
+
+    /// `len` zeros that belong to a dictionary as long as it lives.
+    pub fn weights<T: Pod>(&mut self, len: usize) -> Result<Buffer<T>, Error> {
+        self.bytes.weights += (len * size_of::<T>()) as u64;
+        self.buffer(len, "a dictionary's weights and moments")
+    }
+
+    /// `len` zeros that the operations of a step leave for each other; `what` names the object in the error.
+    pub fn step<T: Pod>(&mut self, len: usize, what: &'static str) -> Result<Buffer<T>, Error> {
+        self.bytes.step += (len * size_of::<T>()) as u64;
+        self.buffer(len, what)
+    }
+
+    fn buffer<T: Pod>(&self, len: usize, what: &'static str) -> Result<Buffer<T>, Error> {
+        Buffer::new(if self.measures { 0 } else { len }, what)
+    }
+}
+
 /// `len` values that stay where they are.
 pub struct Buffer<T: Pod> {
     at: NonNull<T>,
     len: usize,
+    /// What the allocator gave: `at` is the first aligned address in it.
+    allocation: NonNull<u8>,
 }
 
 // SAFETY: a buffer owns its memory as `Box<[T]>` does, and `Pod` values may be sent and shared.
@@ -32,28 +74,32 @@ impl<T: Pod> Buffer<T> {
     pub fn new(len: usize, what: &'static str) -> Result<Self, Error> {
         let too_large = |bytes| Error::OutOfMemory { what, bytes };
         let bytes = len.checked_mul(size_of::<T>()).ok_or(too_large(usize::MAX))?;
-        let layout = Self::layout(len).ok_or(too_large(bytes))?;
+        let (layout, align) = Self::layout(len).ok_or(too_large(bytes))?;
         // SAFETY: `layout` is never of size 0.
-        let at = NonNull::new(unsafe { alloc(layout) }).ok_or(too_large(bytes))?;
-        advise_huge_pages(at, layout);
-        // SAFETY: the allocation has `layout.size()` bytes, and zero bytes are a value of every `Pod` type.
-        unsafe { at.write_bytes(0, layout.size()) };
-        Ok(Buffer { at: at.cast(), len })
+        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(too_large(bytes))?;
+        // SAFETY: the layout has room for `align` bytes more than the values take.
+        let at = unsafe { allocation.add(allocation.align_offset(align)) };
+        if align == HUGE_PAGE {
+            advise_huge_pages(at, bytes);
+        }
+        Ok(Buffer { at: at.cast(), len, allocation })
     }
 
-    /// A function of `len` alone: memory is given back with the layout with which it was taken.
-    fn layout(len: usize) -> Option<Layout> {
-        let bytes = len.checked_mul(size_of::<T>())?.max(CACHE_LINE);
+    /// What is asked of the allocator, and the alignment that is found in it. A function of `len` alone: memory is given
+    /// back with the layout with which it was taken. Asked for more than its usual alignment, the allocator would write
+    /// the zeros itself.
+    fn layout(len: usize) -> Option<(Layout, usize)> {
+        let bytes = len.checked_mul(size_of::<T>())?;
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { CACHE_LINE };
-        Layout::from_size_align(bytes, align).ok()
+        Some((Layout::from_size_align(bytes.checked_add(align)?, 1).ok()?, align))
     }
 }
 
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.len) {
-            // SAFETY: `at` came from `alloc` with this layout.
-            unsafe { dealloc(self.at.as_ptr().cast(), layout) };
+        if let Some((layout, _)) = Self::layout(self.len) {
+            // SAFETY: `allocation` came from `alloc_zeroed` with this layout.
+            unsafe { dealloc(self.allocation.as_ptr(), layout) };
         }
     }
 }
@@ -61,7 +107,7 @@ impl<T: Pod> Drop for Buffer<T> {
 impl<T: Pod> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `at` points to `len` initialised values, aligned to 64 bytes.
+        // SAFETY: `at` points to `len` values, aligned to 64 bytes, and zero bytes are a value of every `Pod` type.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 }
@@ -74,18 +120,18 @@ impl<T: Pod> DerefMut for Buffer<T> {
 }
 
 /// Advice only: what the kernel makes of it changes speed, not results.
-fn advise_huge_pages(at: NonNull<u8>, layout: Layout) {
+fn advise_huge_pages(at: NonNull<u8>, bytes: usize) {
     #[cfg(target_os = "linux")]
-    if layout.align() == HUGE_PAGE {
+    {
         const MADV_HUGEPAGE: i32 = 14;
         unsafe extern "C" {
             fn madvise(at: *mut u8, bytes: usize, advice: i32) -> i32;
         }
         // SAFETY: the range belongs to the allocation, and the advice does not change its contents.
-        unsafe { madvise(at.as_ptr(), layout.size(), MADV_HUGEPAGE) };
+        unsafe { madvise(at.as_ptr(), bytes, MADV_HUGEPAGE) };
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = (at, layout);
+    let _ = (at, bytes);
 }
 
 /// Rows of a slice that several tasks write at once, each its own rows.

@@ -15,17 +15,19 @@ mod normalize;
 mod peak;
 mod product;
 mod residual;
+mod scratch;
 mod screen;
 mod simd;
+mod weights;
 
 pub use dictionary::CpuDictionary;
-pub use memory::Buffer;
 pub use normalize::Rows;
 pub use peak::Peaks;
 pub use screen::Screen;
 pub use simd::Isa;
 
-use crate::{Device, Error, RowDtype, Shape, Sums};
+use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
+use memory::{Buffer, Memory};
 use rayon::ThreadPool;
 use std::sync::Arc;
 
@@ -108,12 +110,23 @@ impl Device for Cpu {
         dense::FASTER_ABOVE
     }
 
+    fn bytes(&self, shape: Shape) -> Bytes {
+        let Shape { width, features, batch, .. } = shape;
+        let mut bytes = Memory::measure(|memory| {
+            CpuDictionary::new(self.engine.clone(), shape, memory)?;
+            Rows::new(batch, width, memory).map(|_| ())
+        });
+        bytes.step += (size_of::<u64>() * (width + features)) as u64;
+        bytes.lists = (self.dense_above() * batch as f64 * features as f64) as u64 * encode::PAIR_BYTES;
+        bytes
+    }
+
     fn staging(&self, bytes: usize) -> Result<Staging, Error> {
         Ok(Staging(Buffer::new(bytes, "staging for stored rows")?))
     }
 
     fn rows(&self, batch: usize, width: usize) -> Result<Rows, Error> {
-        Rows::new(batch, width)
+        Rows::new(batch, width, &mut Memory::taken())
     }
 
     fn tally(&self, width: usize, features: usize) -> Result<Tally, Error> {
@@ -121,7 +134,7 @@ impl Device for Cpu {
     }
 
     fn dictionary(&self, shape: Shape) -> Result<CpuDictionary, Error> {
-        CpuDictionary::new(self.engine.clone(), shape)
+        CpuDictionary::new(self.engine.clone(), shape, &mut Memory::taken())
     }
 
     fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, scale: f32, x: &mut Rows) {

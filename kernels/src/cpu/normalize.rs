@@ -7,7 +7,7 @@
 //! A row with a NaN or an infinity becomes zeros and is remembered: later operations stay finite, and the batch is
 //! refused by its report.
 
-use super::memory::{Buffer, SharedRows};
+use super::memory::{Buffer, Memory, SharedRows};
 use super::simd::{Kernel, Lanes, blocks_mut};
 use super::{Engine, stride};
 use crate::{Error, RowDtype};
@@ -35,16 +35,16 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub(crate) fn new(batch: usize, width: usize) -> Result<Self, Error> {
+    pub(crate) fn new(batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
         let what = "a batch of rows";
         let stride = stride(width);
         Ok(Rows {
             width,
             stride,
             n: 0,
-            x_bd: Buffer::new(batch * stride, what)?,
-            norm2_b: Buffer::new(batch, what)?,
-            bad_b: Buffer::new(batch, what)?,
+            x_bd: memory.step(batch * stride, what)?,
+            norm2_b: memory.step(batch, what)?,
+            bad_b: memory.step(batch, what)?,
             non_finite: Vec::with_capacity(NAMED),
         })
     }

@@ -43,7 +43,12 @@ impl Cpu {
             multiply(c, 1024, false, Matrix::new(a, 512, 512, 512), Matrix::new(b, 512, 1024, 1024));
         };
         let bytes = 64 << 20;
-        let buffers = || [0; 2].map(|_: i32| Buffer::<u8>::new(bytes, "copies").unwrap_or_else(|e| panic!("{e}")));
+        let buffers = || {
+            let mut buffers = [0; 2].map(|_: i32| Buffer::new(bytes, "copies").unwrap_or_else(|e| panic!("{e}")));
+            // Pages that nobody has written are one page of zeros, which would be read from a cache.
+            buffers.iter_mut().for_each(|buffer: &mut Buffer<u8>| buffer.fill(1));
+            buffers
+        };
         Peaks {
             fma_gflops: self.rate(steps * CHAINS * LANES * 2, || (), |()| isa.run(BusyFma { steps })),
             bf16_gflops: narrow(Screen::Bf16, 2),

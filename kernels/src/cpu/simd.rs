@@ -23,8 +23,6 @@ pub trait Lanes: Copy {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     fn sqrt(self, a: Self::V) -> Self::V;
-    /// Bit `i` is set where `a > 0`.
-    fn positive(self, a: Self::V) -> u16;
     /// `v` where `a > 0`, otherwise 0.
     fn where_positive(self, a: Self::V, v: Self::V) -> Self::V;
 
@@ -152,10 +150,6 @@ impl Lanes for Portable {
         a.map(f32::sqrt)
     }
     #[inline(always)]
-    fn positive(self, a: Block) -> u16 {
-        (0..LANES).fold(0, |mask, i| mask | (u16::from(a[i] > 0.0) << i))
-    }
-    #[inline(always)]
     fn where_positive(self, a: Block, v: Block) -> Block {
         std::array::from_fn(|i| if a[i] > 0.0 { v[i] } else { 0.0 })
     }
@@ -224,11 +218,6 @@ mod x86 {
             unsafe { _mm512_storeu_ps(to.as_mut_ptr(), v) }
         }
         #[inline(always)]
-        fn positive(self, a: __m512) -> u16 {
-            // SAFETY: `self` exists, so the processor has AVX-512F.
-            unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, _mm512_setzero_ps()) }
-        }
-        #[inline(always)]
         fn where_positive(self, a: __m512, v: __m512) -> __m512 {
             // SAFETY: `self` exists, so the processor has AVX-512F.
             unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, _mm512_setzero_ps()), v) }
@@ -280,12 +269,6 @@ mod x86 {
                 _mm256_storeu_ps(to.as_mut_ptr(), v[0]);
                 _mm256_storeu_ps(to.as_mut_ptr().add(8), v[1]);
             }
-        }
-        #[inline(always)]
-        fn positive(self, a: [__m256; 2]) -> u16 {
-            // SAFETY: `self` exists, so the processor has AVX2.
-            let bits = |i: usize| unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a[i], _mm256_setzero_ps())) };
-            (bits(0) | (bits(1) << 8)) as u16
         }
         #[inline(always)]
         fn where_positive(self, a: [__m256; 2], v: [__m256; 2]) -> [__m256; 2] {

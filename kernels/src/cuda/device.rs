@@ -11,7 +11,7 @@ use super::dictionary::{CudaDictionary, weight_bytes};
 use super::engine::Engine;
 use super::memory::{Memory, Staging};
 use super::normalize::Rows;
-use crate::{Device, Error, RowDtype, Shape, Sums};
+use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 
 /// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
 /// about 16·D bytes on the sparse path, and B·F·D·16 operations more are made on the dense one. Not yet measured on a card.
@@ -105,6 +105,18 @@ impl Device for Cuda {
 
     fn dense_above(&self) -> f64 {
         DENSE_ABOVE
+    }
+
+    fn bytes(&self, shape: Shape) -> Bytes {
+        let precision = self.engine.precision;
+        let mut memory = Memory::measured();
+        // Measuring takes nothing, so it cannot fail.
+        let weights = weight_bytes(shape, precision).unwrap_or(u64::MAX);
+        let all = CudaDictionary::new(self.engine.clone(), shape, &mut memory)
+            .and_then(|_| Rows::new(precision, shape.batch, shape.width, &mut memory))
+            .and_then(|_| Tally::new(shape.width, shape.features, &mut memory));
+        let all = all.map_or(u64::MAX, |_| memory.bytes);
+        Bytes { weights, step: all - weights, lists: 0 }
     }
 
     fn staging(&self, bytes: usize) -> Result<Staging, Error> {

@@ -19,13 +19,16 @@ use crate::table;
 struct Report {
     checkpoint: String,
     step: u64,
+    /// What was measured on, as it was named.
+    data: Vec<String>,
+    /// Rows measured.
+    rows: u64,
     #[serde(flatten)]
     metrics: Metrics,
     /// Of the training run, as of the checkpoint.
     dead_fraction: f64,
     dead_window: u64,
     density: DensityHistogram,
-    tokens: u64,
     tokens_per_s: f64,
     wall_s: f64,
     recovered: Option<f64>,
@@ -60,6 +63,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let sums = evaluate::sums(&device, &mut sae, &mut buffers, &dataset, &mut stream, found.manifest.scale, |done| {
         bar.set(done, "");
+        Ok(())
     })?;
     bar.finish();
     let wall_s = started.elapsed().as_secs_f64();
@@ -76,11 +80,12 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     let report = Report {
         checkpoint: store.url_of(&found.folder),
         step: found.manifest.step,
+        data: urls,
+        rows: sums.rows,
         metrics,
         dead_fraction: dead_fraction(&last_fired_f, found.manifest.tokens, recipe.train.dead_window),
         dead_window: recipe.train.dead_window.min(found.manifest.tokens),
         density: DensityHistogram::of(&sums),
-        tokens: sums.rows,
         tokens_per_s: sums.rows as f64 / wall_s,
         wall_s,
         recovered: recovery.map(|recovery| recovery.recovered),
@@ -96,7 +101,7 @@ fn print(args: &Eval, report: &Report) -> Result<(), Failure> {
         return Ok(());
     }
     let mut rows = vec![
-        ("rows", HumanCount(report.tokens).to_string()),
+        ("rows", HumanCount(report.rows).to_string()),
         ("loss", table::number(report.metrics.loss)),
         ("explained variance", table::percent(report.metrics.explained_variance)),
         ("normalised MSE", report.metrics.normalized_mse.map_or("–".into(), table::number)),
@@ -109,6 +114,6 @@ fn print(args: &Eval, report: &Report) -> Result<(), Failure> {
         rows.push(("true directions recovered", table::percent(report.recovered)));
     }
     table::print(&report.checkpoint, &rows);
-    table::say(format!("next: sae export {} --format saelens --out exported", args.run));
+    table::say(format!("next: sae export {} --format saelens --out exported", table::quoted(&args.run)));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `sae inspect`.
 
-use indicatif::HumanCount;
-use loader::{InspectOptions, ManifestState, OpenOptions, Progress};
+use indicatif::{HumanBytes, HumanCount};
+use loader::{InspectOptions, Inspection, ManifestState, OpenOptions, Progress};
 
 use crate::args::Inspect;
 use crate::failure::Failure;
@@ -28,12 +28,6 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         let json = serde_json::to_string_pretty(&found).map_err(|error| Failure::arguments(error.to_string()))?;
         table::say(json);
     } else {
-        let manifest = match found.manifest {
-            ManifestState::Absent => "none",
-            ManifestState::Written => "written",
-            ManifestState::Verified => "verified",
-            ManifestState::ReadOnly => "none, and the place is read-only",
-        };
         table::say(found.schema.trim_end());
         let rows = [
             ("rows", HumanCount(found.rows).to_string()),
@@ -46,7 +40,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             ("mean squared norm", table::number(found.mean_norm_sq)),
             ("scale to E‖x‖² = D", table::number((found.width as f64 / found.mean_norm_sq).sqrt())),
             ("rows with NaN or infinity", HumanCount(found.non_finite).to_string()),
-            ("manifest", manifest.to_owned()),
+            ("manifest", manifest(&found)),
             ("identity", found.identity.clone()),
         ];
         table::print(&args.data.join(", "), &rows);
@@ -58,7 +52,29 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::data(format!(
-        "the data does not fit its manifest:\n  {}\nfetch or make the named files again",
+        "the data cannot be used as it is:\n  {}\nfetch or make the named files again",
         found.mismatches.join("\n  ")
     )))
+}
+
+/// What there is of a manifest, and exactly what was compared with its checksums.
+fn manifest(found: &Inspection) -> String {
+    let part = format!(
+        "{} of {}, in {} of {} row groups",
+        HumanBytes(found.verified_bytes),
+        HumanBytes(found.bytes),
+        found.verified_row_groups,
+        found.row_groups
+    );
+    match found.manifest {
+        ManifestState::Absent => "none: nothing was verified".into(),
+        ManifestState::Written => "written now, with the checksums of what was read".into(),
+        ManifestState::Verified => format!("verified: all {} fit their checksums", HumanBytes(found.bytes)),
+        ManifestState::PartlyVerified => format!("verified in part: {part}, fit their checksums"),
+        ManifestState::Mismatched => {
+            format!("{} mismatches, named below; verified: {part}", found.mismatches.len())
+        }
+        ManifestState::ReadOnly => "none, and the place is read-only: nothing was verified".into(),
+        ManifestState::Foreign => "none (manifest.json is another program's): nothing was verified".into(),
+    }
 }

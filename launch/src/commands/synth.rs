@@ -48,6 +48,6 @@ pub fn run(args: &Synth) -> Result<(), Failure> {
         ("shards", manifest.shards.len().to_string()),
     ];
     table::print(&args.out, &rows);
-    table::say(format!("next: sae inspect {}", args.out));
+    table::say(format!("next: sae inspect {}", table::quoted(&args.out)));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `sae train`.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device as _;
@@ -23,16 +23,16 @@ use crate::{recipes, table};
 pub fn run(args: &Train) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
     let device = Cpu::new(recipe.train.threads)?;
+    let resume = args.resume || (args.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?);
     if args.dry_run {
-        return dry_run(&recipe, args.resume, &device);
+        return dry_run(&recipe, resume, &device);
     }
-    synthesize(&recipe)?;
     let stop = stop_on_signals()?;
-    let mut bar: Option<Bar> = None;
-    let mut extra = String::new();
-    let watch = Box::new(|event: Event<'_>| show(event, &mut bar, &mut extra));
-    let summary = train(&device, &recipe, Start { resume: args.resume, stop: &stop, watch })?;
-    if let Some(bar) = bar {
+    synthesize(&recipe, &stop)?;
+    let mut screen = Screen::default();
+    let watch = Box::new(|event: Event<'_>| screen.show(event));
+    let summary = train(&device, &recipe, Start { resume, stop: &stop, watch })?;
+    if let Some(bar) = screen.training {
         bar.finish();
     }
     closing_table(&recipe, &summary);
@@ -53,9 +53,14 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
-fn synthesize(recipe: &Recipe) -> Result<(), Failure> {
+fn synthesize(recipe: &Recipe, stop: &AtomicBool) -> Result<(), Failure> {
     let mut bar: Option<Bar> = None;
     data::synthesize(recipe, &mut |rows, total| {
+        if stop.load(Ordering::Relaxed) {
+            // The writer knows no stopping. What it leaves behind is removed by the next start, which makes it again.
+            tracing::warn!("stopped while making synthetic shards: start again in the same way");
+            std::process::exit(75);
+        }
         let bar = bar.get_or_insert_with(|| Bar::new("making shards", 0, total));
         bar.set(rows, "");
         if rows == total {
@@ -65,29 +70,48 @@ fn synthesize(recipe: &Recipe) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show(event: Event<'_>, bar: &mut Option<Bar>, extra: &mut String) {
-    match event {
-        Event::Start { tokens, rows, .. } => *bar = Some(Bar::new("training", tokens, rows)),
-        Event::Step { tokens, loss, l0, .. } => {
-            if let Some(bar) = bar {
-                bar.set(tokens, &format!("loss {loss:.3} · L0 {l0:.1}{extra}"));
+/// What is shown of a run.
+#[derive(Default)]
+struct Screen {
+    training: Option<Bar>,
+    evaluating: Option<Bar>,
+    /// Of the last line of metrics.
+    extra: String,
+}
+
+impl Screen {
+    fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Start { tokens, rows, .. } => self.training = Some(Bar::new("training", tokens, rows)),
+            Event::Step { tokens, loss, l0, .. } => {
+                if let Some(bar) = &mut self.training {
+                    bar.set(tokens, &format!("loss {loss:.3} · L0 {l0:.1}{}", self.extra));
+                }
             }
+            Event::Line(line) => {
+                self.extra = format!(
+                    " · EV {} · dead {} · stall {}",
+                    table::percent(line.metrics.explained_variance),
+                    table::percent(Some(line.dead_fraction)),
+                    table::percent(Some(line.stall_share))
+                );
+            }
+            Event::Evaluating(done, rows) => {
+                self.evaluating.get_or_insert_with(|| Bar::new("evaluating", 0, rows)).set(done, "");
+            }
+            Event::Evaluated(metrics) => {
+                if let Some(bar) = self.evaluating.take() {
+                    bar.finish();
+                }
+                tracing::info!(
+                    "held-out loss {:.4}, explained variance {}, L0 {:.1}",
+                    metrics.loss,
+                    table::percent(metrics.explained_variance),
+                    metrics.l0
+                );
+            }
+            Event::Saved(_) => {}
         }
-        Event::Line(line) => {
-            *extra = format!(
-                " · EV {} · dead {} · stall {}",
-                table::percent(line.metrics.explained_variance),
-                table::percent(Some(line.dead_fraction)),
-                table::percent(Some(line.stall_share))
-            );
-        }
-        Event::Evaluated(metrics) => tracing::info!(
-            "held-out loss {:.4}, explained variance {}, L0 {:.1}",
-            metrics.loss,
-            table::percent(metrics.explained_variance),
-            metrics.l0
-        ),
-        Event::Saved(_) | Event::Evaluating(..) => {}
     }
 }
 
@@ -117,7 +141,8 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
     ]);
     let dir = &recipe.run.dir;
     table::print(&format!("{dir}/summary.json"), &rows);
-    table::say(format!("next: sae export {dir} --format saelens --out {dir}/saelens"));
+    let (run, out) = (table::quoted(dir), table::quoted(&format!("{dir}/saelens")));
+    table::say(format!("next: sae export {run} --format saelens --out {out}"));
 }
 
 /// What a run would read, hold and write, without touching its folder.
@@ -133,17 +158,19 @@ fn dry_run(recipe: &Recipe, resume: bool, device: &Cpu) -> Result<(), Failure> {
         Err(error) => return Err(error.into()),
     };
     table::say(recipe.to_toml());
-    let plan = Plan::of(recipe, &data)?;
+    let plan = Plan::of(device, recipe, &data)?;
     let rows = [
         ("device", device.describe()),
         ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),
-        ("order", plan.order),
+        ("order", plan.order.clone()),
         ("steps", HumanCount(plan.steps).to_string()),
         ("parameters", HumanCount(plan.parameters).to_string()),
         ("read", HumanBytes(plan.bytes_read).to_string()),
         ("memory: weights and moments", HumanBytes(plan.weight_bytes).to_string()),
         ("memory: step, at most", HumanBytes(plan.step_bytes).to_string()),
         ("memory: rows read ahead, at most", HumanBytes(plan.stream_bytes).to_string()),
+        ("memory: sample, evaluation or saving, at most", HumanBytes(plan.passing_bytes).to_string()),
+        ("memory: altogether, at most", HumanBytes(plan.memory_bytes()).to_string()),
         ("written at each checkpoint", HumanBytes(plan.checkpoint_bytes).to_string()),
         ("checkpoints kept", format!("{} and the best", recipe.checkpoint.keep)),
     ];

@@ -65,12 +65,24 @@ pub(super) fn committed_of(
 /// with a warning that names the file.
 ///
 /// # Errors
-/// Those of the store; [`Error::Checkpoint`] when there are checkpoints and all are damaged, or when the newest intact
-/// one was written in another [`FORMAT`].
+/// Those of [`newest_with`].
 pub fn newest(store: &Store) -> Result<Option<Found>, Error> {
+    Ok(newest_with(store, |found| super::verify(store, found))?.map(|(found, ())| found))
+}
+
+/// The newest checkpoint that `read` reads, and what it made of it. Where it finds damage the checkpoint before is tried,
+/// with a warning.
+///
+/// # Errors
+/// Those of the store, and those of `read` other than damage; [`Error::Checkpoint`] when there are checkpoints and all
+/// are damaged; [`Error::OtherFormat`] when one as new was written in another [`FORMAT`].
+pub fn newest_with<T>(
+    store: &Store,
+    mut read: impl FnMut(&Found) -> Result<T, Error>,
+) -> Result<Option<(Found, T)>, Error> {
     let mut damaged = None;
     for found in committed(store)? {
-        match found.and_then(|found| super::verify(store, &found).map(|()| found)) {
+        match found.and_then(|found| read(&found).map(|made| (found, made))) {
             Ok(found) => return Ok(Some(found)),
             Err(Error::Checkpoint(message)) => {
                 tracing::warn!("{message}; trying the checkpoint before it");
@@ -83,15 +95,6 @@ pub fn newest(store: &Store) -> Result<Option<Found>, Error> {
         None => Ok(None),
         Some(message) => Err(Error::Checkpoint(format!("no intact checkpoint is left: {message}"))),
     }
-}
-
-/// The least held-out loss of all committed checkpoints.
-///
-/// # Errors
-/// Those of the store.
-pub fn best_loss(store: &Store) -> Result<Option<f64>, Error> {
-    let losses = committed(store)?.filter_map(|found| Some(found.ok()?.manifest.held_out?.loss));
-    Ok(losses.min_by(f64::total_cmp))
 }
 
 pub(super) fn read_manifest(store: &Store, folder: String) -> Result<Found, Error> {

@@ -47,6 +47,24 @@ pub fn verify(store: &Store, found: &Found) -> Result<(), Error> {
     found.manifest.files.iter().try_for_each(|file| read(store, found, file).map(drop))
 }
 
+/// Fills a fresh dictionary with weights, moments and clocks, and returns the host's side. Each file is read once, and
+/// what it holds is used only if its hashes are right.
+///
+/// # Errors
+/// [`Error::Checkpoint`] that names the damaged file; the dictionary may hold a part then.
+pub fn load(store: &Store, found: &Found, dictionary: &mut impl Dictionary) -> Result<State, Error> {
+    let mut state = None;
+    for file in &found.manifest.files {
+        let bytes = read(store, found, file)?;
+        let tensors = parse(store, found, file, &bytes)?;
+        fill(store, found, file, &tensors, dictionary, true)?;
+        if file.holds == Holds::Shared {
+            state = Some(host_state(store, found, file, &tensors)?);
+        }
+    }
+    state.ok_or_else(|| damaged(store, found, "manifest.json", "names no shared file"))
+}
+
 /// Fills the weights and `b_dec` of a fresh dictionary; with `optimizer` its moments and clocks too.
 ///
 /// # Errors
@@ -59,23 +77,35 @@ pub fn load_weights(
 ) -> Result<(), Error> {
     for file in found.manifest.files.iter().filter(|file| optimizer || file.holds != Holds::Optimizer) {
         let bytes = read(store, found, file)?;
-        let tensors = parse(store, found, file, &bytes)?;
-        let rows = match file.holds {
-            Holds::Shared => 0..1,
-            _ => file.first_feature..file.first_feature + file.features,
-        };
-        for Entry { name, tensor, slot, per_feature } in entries(file.holds, found.manifest.width) {
-            if slot != kernels::Slot::Value && !optimizer {
-                continue;
-            }
-            let values: Vec<f32> = typed(store, found, file, &tensors, name, Dtype::F32, rows.len() * per_feature)?;
-            dictionary.write(tensor, slot, rows.clone(), &values);
+        fill(store, found, file, &parse(store, found, file, &bytes)?, dictionary, optimizer)?;
+    }
+    Ok(())
+}
+
+/// Writes a file's tensors to the dictionary.
+fn fill(
+    store: &Store,
+    found: &Found,
+    file: &File,
+    tensors: &SafeTensors<'_>,
+    dictionary: &mut impl Dictionary,
+    optimizer: bool,
+) -> Result<(), Error> {
+    let rows = match file.holds {
+        Holds::Shared => 0..1,
+        _ => file.first_feature..file.first_feature + file.features,
+    };
+    for Entry { name, tensor, slot, per_feature } in entries(file.holds, found.manifest.width) {
+        if slot != kernels::Slot::Value && !optimizer {
+            continue;
         }
-        if file.holds == Holds::Optimizer {
-            for (name, clock) in CLOCKS {
-                let values: Vec<u64> = typed(store, found, file, &tensors, name, Dtype::U64, file.features)?;
-                dictionary.write_clock(clock, rows.clone(), &values);
-            }
+        let values: Vec<f32> = typed(store, found, file, tensors, name, Dtype::F32, rows.len() * per_feature)?;
+        dictionary.write(tensor, slot, rows.clone(), &values);
+    }
+    if file.holds == Holds::Optimizer {
+        for (name, clock) in CLOCKS {
+            let values: Vec<u64> = typed(store, found, file, tensors, name, Dtype::U64, file.features)?;
+            dictionary.write_clock(clock, rows.clone(), &values);
         }
     }
     Ok(())
@@ -96,29 +126,21 @@ pub fn load_clocks(store: &Store, found: &Found) -> Result<Vec<u64>, Error> {
     Ok(last_fired_f)
 }
 
-/// The host's side of a checkpoint.
-///
-/// # Errors
-/// [`Error::Checkpoint`] when the file of sums is damaged.
-pub fn load_state(store: &Store, found: &Found) -> Result<State, Error> {
+/// The host's side of a checkpoint, from its shared file.
+fn host_state(store: &Store, found: &Found, file: &File, tensors: &SafeTensors<'_>) -> Result<State, Error> {
     let manifest = &found.manifest;
-    let Some(file) = manifest.files.iter().find(|file| file.holds == Holds::Shared) else {
-        return Err(damaged(store, found, "manifest.json", "names no shared file"));
-    };
-    let bytes = read(store, found, file)?;
-    let tensors = parse(store, found, file, &bytes)?;
     let sums = |of: &str| -> Result<Sums, Error> {
         let [scalars, counts, x, fired] = SUMS_PARTS.map(|part| format!("{of}.{part}"));
-        let scalars: Vec<f64> = typed(store, found, file, &tensors, &scalars, Dtype::F64, 3)?;
-        let counts: Vec<u64> = typed(store, found, file, &tensors, &counts, Dtype::U64, 2)?;
+        let scalars: Vec<f64> = typed(store, found, file, tensors, &scalars, Dtype::F64, 3)?;
+        let counts: Vec<u64> = typed(store, found, file, tensors, &counts, Dtype::U64, 2)?;
         Ok(Sums {
             rows: counts[0],
             squared_error: scalars[0],
             squared_norm: scalars[1],
-            x_d: typed(store, found, file, &tensors, &x, Dtype::F64, manifest.width)?,
+            x_d: typed(store, found, file, tensors, &x, Dtype::F64, manifest.width)?,
             l1: scalars[2],
             active: counts[1],
-            fired_f: typed(store, found, file, &tensors, &fired, Dtype::U64, manifest.features)?,
+            fired_f: typed(store, found, file, tensors, &fired, Dtype::U64, manifest.features)?,
         })
     };
     let [tally, window, closing] = SUMS.map(sums);
@@ -134,6 +156,7 @@ pub fn load_state(store: &Store, found: &Found) -> Result<State, Error> {
         closing: closing?,
         closing_open: manifest.closing_open,
         held_out: manifest.held_out.clone(),
+        eval: manifest.eval.clone(),
         wall_s: manifest.wall_s,
         stall_s: manifest.stall_s,
     })

@@ -26,9 +26,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::metrics::Metrics;
 use crate::recipe::Recipe;
 
-pub use find::{Found, best_loss, newest};
-pub use load::{load_clocks, load_state, load_weights, open, verify};
-pub use retain::retain;
+pub use find::{Found, newest, newest_with};
+pub use load::{load, load_clocks, load_weights, open, verify};
+pub use retain::{Known, retain};
 pub use save::save;
 
 /// Version of the layout above. A reader refuses others.
@@ -63,8 +63,11 @@ pub struct State {
     pub closing: Sums,
     /// Whether the rows in `tally` belong to the closing evaluation.
     pub closing_open: bool,
-    /// Held-out metrics at this step, if it was evaluated.
+    /// Metrics on the first `eval.rows` rows of `data.eval` at this step, if it was evaluated during training: what the
+    /// best checkpoint is chosen by.
     pub held_out: Option<Metrics>,
+    /// Identity of `data.eval`, if there is any: the same on every evaluation of a run.
+    pub eval: Option<String>,
     /// Seconds spent in steps, over all starts of the run.
     pub wall_s: f64,
     /// Seconds of these spent waiting for data.
@@ -109,6 +112,8 @@ pub struct Manifest {
     pub closing_open: bool,
     /// See [`State::held_out`].
     pub held_out: Option<Metrics>,
+    /// See [`State::eval`].
+    pub eval: Option<String>,
     /// See [`State::wall_s`].
     pub wall_s: f64,
     /// See [`State::stall_s`].
@@ -228,6 +233,15 @@ fn features_per_file(holds: Holds, width: usize) -> usize {
     let bytes: usize = entries(holds, width).iter().map(|entry| 4 * entry.per_feature).sum::<usize>()
         + if holds == Holds::Optimizer { 8 * CLOCKS.len() } else { 0 };
     (FILE_BYTES / (bytes * TILE)).max(1) * TILE
+}
+
+/// Bytes held while a checkpoint is saved: the tensors of its largest file, and the file made of them.
+pub fn staging_bytes(width: usize, features: usize) -> u64 {
+    let file_bytes = |holds| {
+        let per_feature: usize = entries(holds, width).iter().map(|entry| 4 * entry.per_feature).sum();
+        per_feature * features_per_file(holds, width).min(features)
+    };
+    2 * file_bytes(Holds::Weights).max(file_bytes(Holds::Optimizer)) as u64
 }
 
 /// Bytes of a whole checkpoint, up to its headers.

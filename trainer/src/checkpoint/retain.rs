@@ -1,37 +1,77 @@
 //! Removing old checkpoints.
 
-use std::collections::HashSet;
-
 use loader::Store;
 
 use super::find::{attempts, committed};
-use super::folder;
+use super::{Found, folder};
 use crate::Error;
+use crate::metrics::Metrics;
 
-/// Keeps `saved`, which was committed just now, the newest before it up to `keep` in all, and the one with the least
-/// held-out loss; removes older ones and what unfinished attempts left behind before it. Checkpoints of later steps are
-/// there when the run fell back behind damaged ones: they are not counted. A checkpoint loses its COMMIT first, so an
-/// interrupted removal leaves nothing that looks whole. Files that no checkpoint of ours would hold stay.
+/// The checkpoints that a run can go back to, as far as it knows: those up to the one that it continues, and its own. Read
+/// once, so that a save need not read the manifests of all others.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Step and folder, oldest first; of each step the last.
+    folders: Vec<(u64, String)>,
+    /// Least held-out loss, and where; of equals the last.
+    best: Option<(f64, String)>,
+}
+
+impl Known {
+    /// Those that a run has which goes on from `found`. Checkpoints of later steps are there when it fell back behind
+    /// damaged ones: they do not count.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn until(store: &Store, found: &Found) -> Result<Known, Error> {
+        let mut all: Vec<Found> =
+            committed(store)?.filter_map(Result::ok).skip_while(|other| other.folder != found.folder).collect();
+        let mut known = Known::default();
+        while let Some(Found { folder, manifest }) = all.pop() {
+            known.add(manifest.step, folder, manifest.held_out.as_ref());
+        }
+        Ok(known)
+    }
+
+    /// One more, just committed.
+    pub fn add(&mut self, step: u64, folder: String, held_out: Option<&Metrics>) {
+        if let Some(loss) = held_out.map(|metrics| metrics.loss)
+            && self.best.as_ref().is_none_or(|(best, _)| loss <= *best)
+        {
+            self.best = Some((loss, folder.clone()));
+        }
+        // A step that is saved again counts once.
+        self.folders.retain(|(other, _)| *other != step);
+        self.folders.push((step, folder));
+    }
+
+    /// The least held-out loss.
+    pub fn best_loss(&self) -> f64 {
+        self.best.as_ref().map_or(f64::INFINITY, |(loss, _)| *loss)
+    }
+}
+
+/// Keeps the newest `keep` known checkpoints and the one with the least held-out loss; removes all others of steps up to
+/// the newest, and what unfinished attempts left behind there. A checkpoint loses its COMMIT first, so an interrupted
+/// removal leaves nothing that looks whole. Files that no checkpoint of ours would hold stay.
 ///
 /// # Errors
 /// Those of the store; what is not yet removed stays for the next time.
-pub fn retain(store: &Store, keep: usize, saved: &str) -> Result<(), Error> {
-    let all = committed(store)?.filter_map(Result::ok);
-    let mut found: Vec<_> = all.skip_while(|found| found.folder != saved).collect();
-    // A step that was saved again, with its evaluation, counts once.
-    found.dedup_by_key(|found| found.manifest.step);
-    let Some(newest) = found.first() else { return Ok(()) };
-    let newest = (newest.manifest.step, newest.manifest.attempt);
-    let best = found
-        .iter()
-        .filter_map(|found| Some((found.manifest.held_out.as_ref()?.loss, &found.folder)))
-        .min_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, folder)| folder.clone());
-    let kept: HashSet<String> = found.iter().take(keep).map(|found| found.folder.clone()).chain(best).collect();
-
+pub fn retain(store: &Store, keep: usize, known: &mut Known) -> Result<(), Error> {
+    let Some(newest) = known.folders.last().cloned() else { return Ok(()) };
+    let surplus = known.folders.len().saturating_sub(keep);
+    let best = known.best.as_ref().map(|(_, folder)| folder);
+    let mut index = 0;
+    known.folders.retain(|(_, folder)| {
+        index += 1;
+        index > surplus || Some(folder) == best
+    });
     for (step, attempt, _) in attempts(store)? {
         let folder = folder(step, attempt);
-        if (step, attempt) < newest && !kept.contains(&folder) {
+        if (step, &folder) >= (newest.0, &newest.1) {
+            break;
+        }
+        if !known.folders.iter().any(|(_, kept)| *kept == folder) {
             remove(store, &folder)?;
         }
     }

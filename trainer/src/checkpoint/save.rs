@@ -77,6 +77,7 @@ fn write(
         density: state.density,
         closing_open: state.closing_open,
         held_out: state.held_out.clone(),
+        eval: state.eval.clone(),
         wall_s: state.wall_s,
         stall_s: state.stall_s,
         cursor: cursor.clone(),

@@ -18,15 +18,17 @@ mod avx512;
 mod plain;
 
 use super::Engine;
-use super::memory::{Buffer, SharedRows};
+use super::memory::{Buffer, Memory, SharedRows};
 use super::normalize::Rows;
 use super::simd::dot_error;
-use crate::Error;
+use crate::{Error, Shape};
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Tokens whose marks make one word.
 pub const PANEL: usize = 64;
+/// Tokens of a product of the f32 screen: with 96 features 192 KiB of results.
+pub const PRODUCT_TOKENS: usize = 512;
 /// Width up to which the sums of an int8 product stay below 2³¹: `255 · 127 · 65536 < 2³¹`.
 const INT8_WIDTH_MAX: usize = 65_536;
 /// Share of all pairs marked in vain above which a bf16 screen should be the faster (calculated): the product of a pair costs
@@ -121,7 +123,8 @@ pub struct RowWriter<'a> {
 }
 
 impl Screener {
-    pub fn new(engine: &Engine, batch: usize, width: usize, features: usize) -> Result<Self, Error> {
+    pub fn new(engine: &Engine, shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
+        let Shape { width, features, batch, .. } = *shape;
         let what = "the encoder's screen";
         let stride = super::stride(width);
         let screen = match engine.screen {
@@ -137,12 +140,12 @@ impl Screener {
             screen,
             width,
             stride,
-            w_words: Buffer::new(features * words, what)?,
-            bounds_f: Buffer::new(features, what)?,
-            x_words: Buffer::new(batch * words, what)?,
-            alpha_b: Buffer::new(batch, what)?,
-            beta_b: Buffer::new(batch, what)?,
-            gamma_b: Buffer::new(batch, what)?,
+            w_words: memory.weights(features * words)?,
+            bounds_f: memory.weights(features)?,
+            x_words: memory.step(batch * words, what)?,
+            alpha_b: memory.step(batch, what)?,
+            beta_b: memory.step(batch, what)?,
+            gamma_b: memory.step(batch, what)?,
         })
     }
 
@@ -194,7 +197,7 @@ impl Screener {
     }
 
     /// Marks the pairs of `features` that may be active: bit `t % 64` of word `local · panels + t / 64`.
-    pub fn mark(&self, features: Range<usize>, w_enc_fd: &[f32], x: &Rows, product: &mut Vec<f32>, marks: &mut [u64]) {
+    pub fn mark(&self, features: Range<usize>, w_enc_fd: &[f32], x: &Rows, product: &mut [f32], marks: &mut [u64]) {
         match self.screen {
             Screen::F32 => plain::mark(self, features, w_enc_fd, x, product, marks),
             screen => avx512::mark(self, screen, features, x.n, marks),

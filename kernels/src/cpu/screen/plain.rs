@@ -1,23 +1,12 @@
 //! The screen without narrow dtypes: f32 products of `gemm`, 512 tokens at a time, marked while they are in L2.
 
-use super::{PANEL, Screener};
+use super::{PANEL, PRODUCT_TOKENS as TOKENS, Screener};
 use crate::cpu::normalize::Rows;
 use crate::cpu::product::{Matrix, multiply};
 use std::ops::Range;
 
-/// Tokens of a product: with 96 features 192 KiB of results.
-const TOKENS: usize = 512;
-
-pub fn mark(
-    of: &Screener,
-    features: Range<usize>,
-    w_enc_fd: &[f32],
-    x: &Rows,
-    product: &mut Vec<f32>,
-    marks: &mut [u64],
-) {
+pub fn mark(of: &Screener, features: Range<usize>, w_enc_fd: &[f32], x: &Rows, product: &mut [f32], marks: &mut [u64]) {
     let panels = x.n.div_ceil(PANEL);
-    product.resize(features.len() * TOKENS, 0.0);
     for first in (0..x.n).step_by(TOKENS) {
         let tokens = first..(first + TOKENS).min(x.n);
         let w = Matrix::new(&w_enc_fd[features.start * of.stride..], features.len(), of.width, of.stride);

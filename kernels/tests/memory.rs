@@ -1,0 +1,110 @@
+//! What a dictionary takes: as much as [`Device::bytes`] says, at the start and never again, and no page before its use.
+
+use kernels::cpu::Cpu;
+use kernels::{AdamMode, AdamUpdate, Bytes, Device, Dictionary, LearningRate, Path, RowDtype, Shape, Slot, Tensor};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes asked for and not given back.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        HELD.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        HELD.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What `run` gives, and how many bytes more are held after it.
+fn taken_by<T>(run: impl FnOnce() -> T) -> (T, u64) {
+    let before = HELD.load(Ordering::Relaxed);
+    let given = run();
+    (given, HELD.load(Ordering::Relaxed).saturating_sub(before) as u64)
+}
+
+/// Bytes of this process in memory, where the system says so.
+fn resident() -> Option<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse::<u64>().ok()?;
+    Some(pages * 4096)
+}
+
+// One test: it watches the whole process.
+#[test]
+fn memory_is_taken_at_the_start_as_announced() {
+    let device = Cpu::new(Some(2)).expect("threads");
+    // The lists and the dense path's activations are far from 5 % of the rest, so that a buffer left out is noticed.
+    let large = Shape { width: 512, features: 1 << 16, batch: 4096, adam: Some(AdamMode::Dense), dense_bytes: 1 << 30 };
+    // Kept: what is given back would come again with pages that were used.
+    let mut objects = Vec::new();
+    for shape in [large, Shape { dense_bytes: 0, ..large }, Shape { adam: None, ..large }] {
+        let said = device.bytes(shape);
+        let before = resident();
+        let (made, taken) = taken_by(|| {
+            let (rows, tally) = (device.rows(shape.batch, shape.width), device.tally(shape.width, shape.features));
+            (device.dictionary(shape).expect("memory"), rows.expect("memory"), tally.expect("memory"))
+        });
+        // Buffers take up to 2 MiB more, to begin on a huge page.
+        let all = said.weights + said.step;
+        assert!(taken >= all && taken < all + all / 10, "{shape:?}: {taken} bytes, {said:?}");
+        if let (Some(before), Some(after)) = (before, resident()) {
+            assert!(after - before < all / 10, "{shape:?}: {} of {all} bytes are in memory unused", after - before);
+        }
+        objects.push(made);
+    }
+    let [trains, again, settled] =
+        [large, Shape { dense_bytes: 0, ..large }, Shape { adam: None, ..large }].map(|shape| device.bytes(shape));
+    let values = 2 * 512 * (1_u64 << 16);
+    assert!(trains.step - again.step == (4 * 4096) << 16, "dense_bytes keep the activations: {trains:?} {again:?}");
+    assert!(trains.weights - settled.weights > 2 * 4 * values, "no moments: {settled:?}");
+    assert!(again.step - settled.step > 4 * values, "no gradient: {settled:?}");
+
+    let shape = Shape { width: 64, features: 4096, batch: 512, adam: Some(AdamMode::Catchup), dense_bytes: 1 << 30 };
+    let Bytes { weights, step, .. } = device.bytes(shape);
+    let mut dictionary = device.dictionary(shape).expect("memory");
+    let mut settled = device.dictionary(Shape { adam: None, ..shape }).expect("memory");
+    let (mut x, mut tally) = (device.rows(512, 64).expect("memory"), device.tally(64, 4096).expect("memory"));
+    let mut staging = device.staging(4 * 512 * 64).expect("memory");
+    let noise: Vec<f32> =
+        (0..4096 * 64_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e8 - 0.08).collect();
+    let bytes = noise[..512 * 64].iter().flat_map(|v| v.to_le_bytes());
+    staging.as_mut().iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+    for tensor in [Tensor::EncoderWeight, Tensor::DecoderWeight] {
+        dictionary.write(tensor, Slot::Value, 0..4096, &noise);
+    }
+    for number in 0..4 {
+        let (report, taken) = taken_by(|| {
+            let update = AdamUpdate { step: number, lr: LearningRate::constant(0.0), clip: 1.0, tokens: number };
+            device.normalize(&staging, RowDtype::F32, 512, 1.0, &mut x);
+            dictionary.encode(&x, if number < 2 { Path::Sparse } else { Path::Dense });
+            dictionary.decode(&x);
+            dictionary.residual(&x);
+            dictionary.backward(&x, 1e-3);
+            dictionary.count(&x, &mut tally, 3..500);
+            dictionary.adam(&x, &update);
+            dictionary.settle_into(&update, &mut settled);
+            dictionary.report()
+        });
+        assert!(report.ok && report.active > 512 * 4096 / 4, "{report:?}");
+        // Each path's second step: the first has made the lists, or the scratch that crate gemm keeps.
+        assert!(number % 2 == 0 || taken < (weights + step) / 100, "step {number} takes {taken} bytes");
+    }
+}

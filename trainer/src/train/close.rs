@@ -1,0 +1,91 @@
+//! The end of a run: its closing metrics, its last checkpoint, its summary.
+
+use kernels::{Device, Dictionary};
+use loader::Batch;
+
+use super::Run;
+use crate::Error;
+use crate::checkpoint::LeftOut;
+use crate::evaluate::Buffers;
+use crate::metrics::{DensityHistogram, Metrics};
+use crate::recovery::recovery;
+use crate::summary::{EvaluatedOn, Summary};
+
+/// Rows at the end of the training data on which a run without held-out data is measured.
+pub(super) const CLOSING_ROWS: u64 = 65_536;
+
+impl<D: Device> Run<'_, D> {
+    /// When the closing evaluation begins in this batch, the rows before it are measured by themselves and the tally is
+    /// emptied, so that it then holds closing rows only. Returns the index of the first row not yet counted.
+    pub(super) fn open_closing(&mut self, batch: &Batch) -> usize {
+        let Some(from) = self.closing_from.filter(|_| !self.state.closing_open) else { return 0 };
+        if from >= (batch.step + 1) * self.recipe.train.batch as u64 {
+            return 0;
+        }
+        let before = self.stream.rows_before(batch, from);
+        if before > 0 {
+            let (path, lambda) = (self.path(), self.schedule.lambda(self.state.step));
+            let Buffers { x, tally, .. } = &mut self.buffers;
+            self.sae.encode(x, path);
+            self.sae.decode(x);
+            self.sae.residual(x);
+            self.sae.backward(x, lambda);
+            self.sae.count(x, tally, 0..before);
+            if !self.sae.report().ok {
+                // The step will be refused too, and the batch come again: nothing has begun.
+                return before;
+            }
+        }
+        self.drain();
+        self.state.closing_open = true;
+        before
+    }
+
+    /// The end of a run: held-out or closing metrics, last checkpoint, summary.
+    pub(super) fn close(&mut self) -> Result<Summary, Error> {
+        if self.state.tokens == 0 {
+            let LeftOut { skipped, filtered } = self.state.left_out;
+            return Err(Error::Data(format!(
+                "no row was trained on: data.skip left out {skipped} and data.filter {filtered} of {}",
+                self.data.rows
+            )));
+        }
+        // Whatever comes of the evaluation, the training is done and kept.
+        let checkpoint = self.save()?;
+        let held_out = self.evaluate(None)?;
+        let (metrics, density, evaluated_on) = match held_out {
+            Some((metrics, density)) => (Some(metrics), density, EvaluatedOn::Eval),
+            None => {
+                let closing = &self.state.closing;
+                let metrics = Metrics::of(closing, self.schedule.final_lambda());
+                (metrics, DensityHistogram::of(closing), EvaluatedOn::LastTrainingRows)
+            }
+        };
+        self.settle();
+        let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
+        let recovery =
+            self.truth.as_ref().and_then(|truth| recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae)));
+        let summary = Summary {
+            metrics,
+            evaluated_on,
+            dead_fraction: self.dead_fraction(),
+            dead_window: self.recipe.train.dead_window.min(self.state.tokens),
+            density,
+            tokens: self.state.tokens,
+            skipped: self.state.left_out.skipped,
+            filtered: self.state.left_out.filtered,
+            steps: self.state.step,
+            tokens_per_s: self.state.tokens as f64 / self.state.wall_s,
+            wall_s: self.state.wall_s,
+            stall_s: self.state.stall_s,
+            recovered: recovery.map(|recovery| recovery.recovered),
+            mmcs: recovery.map(|recovery| recovery.mmcs),
+            scale: self.state.scale,
+            checkpoint,
+        };
+        self.journal.flush()?;
+        self.run_dir.publish()?;
+        self.run_dir.store.put("summary.json", summary.to_json()?)?;
+        Ok(summary)
+    }
+}

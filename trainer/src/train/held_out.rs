@@ -1,0 +1,70 @@
+//! Measuring a run on held-out rows.
+
+use std::sync::atomic::Ordering;
+
+use kernels::{Device, Dictionary};
+
+use super::{Event, Run, is_due};
+use crate::metrics::{DensityHistogram, Metrics};
+use crate::{Error, data, evaluate};
+
+impl<D: Device> Run<'_, D> {
+    /// Evaluates during training; the best weights so far are saved. Only these evaluations compete: they are over the
+    /// same rows, the one at the end is over all.
+    pub(super) fn evaluate_if_due(&mut self) -> Result<(), Error> {
+        if !is_due(self.recipe.eval.every, self.state.step) || self.is_done() {
+            return Ok(());
+        }
+        let Some((metrics, _)) = self.evaluate(Some(self.recipe.eval.rows))? else { return Ok(()) };
+        let is_best = metrics.loss < self.known.best_loss();
+        self.state.held_out = Some(metrics);
+        if is_best {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Brings the dictionary that is looked at up to date, where it is another than the one that trains.
+    pub(super) fn settle(&mut self) {
+        let next = self.update(self.state.tokens);
+        if let Some(settled) = &mut self.settled {
+            self.sae.settle_into(&next, settled);
+        }
+    }
+
+    /// Measures the held-out rows, at most `limit` of them.
+    pub(super) fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
+        let Some(dataset) = &self.data.eval else { return Ok(None) };
+        let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
+        let mut stream = data::eval_stream(dataset, self.recipe, Some(rows))?;
+        self.settle();
+        let (step, checkpoint) = (self.state.step, self.saved.as_ref().map(|(.., folder)| folder.clone()));
+        // The tally of training is put aside: it goes on afterwards to the same bits.
+        let training = self.device.take_sums(&mut self.buffers.tally);
+        let sums = evaluate::sums(
+            self.device,
+            self.settled.as_mut().unwrap_or(&mut self.sae),
+            &mut self.buffers,
+            dataset,
+            &mut stream,
+            self.state.scale,
+            |done| {
+                (self.start.watch)(Event::Evaluating(done, rows));
+                // One during training goes to its end: a resumed run would not come back to it.
+                match &checkpoint {
+                    Some(checkpoint) if limit.is_none() && self.start.stop.load(Ordering::Relaxed) => {
+                        Err(Error::Interrupted { step, checkpoint: checkpoint.clone() })
+                    }
+                    _ => Ok(()),
+                }
+            },
+        );
+        self.device.put_sums(&mut self.buffers.tally, &training);
+        let sums = sums?;
+        let Some(metrics) = Metrics::of(&sums, self.schedule.final_lambda()) else { return Ok(None) };
+        let density = DensityHistogram::of(&sums);
+        self.journal.held_out(self.state.step, &metrics, &density)?;
+        (self.start.watch)(Event::Evaluated(&metrics));
+        Ok(Some((metrics, density)))
+    }
+}

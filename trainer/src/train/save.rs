@@ -1,0 +1,48 @@
+//! Saving a run: when, and what goes with a checkpoint.
+
+use std::time::Instant;
+
+use kernels::Device;
+use loader::Cursor;
+
+use super::{Event, Run, is_due};
+use crate::recipe::Every;
+use crate::{Error, checkpoint};
+
+impl<D: Device> Run<'_, D> {
+    pub(super) fn save_if_due(&mut self) -> Result<(), Error> {
+        let due = match self.recipe.checkpoint.every {
+            Every::Steps(steps) => is_due(steps, self.state.step),
+            Every::Minutes(minutes) => self.saved_at.elapsed().as_secs_f64() >= 60.0 * minutes,
+        };
+        if due && !self.is_done() {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Commits a checkpoint of this moment and removes those that are no longer kept. Returns its folder.
+    pub(super) fn save(&mut self) -> Result<String, Error> {
+        if let Some((step, held_out, folder)) = &self.saved
+            && (*step, held_out) == (self.state.step, &self.state.held_out)
+        {
+            return Ok(folder.clone());
+        }
+        let started = Instant::now();
+        self.journal.flush()?;
+        self.run_dir.publish()?;
+        self.data.keep_manifests(&self.run_dir.store)?;
+        self.state.tally = self.device.take_sums(&mut self.buffers.tally);
+        self.device.put_sums(&mut self.buffers.tally, &self.state.tally);
+        // After a refused step the stream is one batch ahead of the weights.
+        let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
+        let folder = checkpoint::save(&self.run_dir.store, &self.sae, &self.state, &cursor, self.recipe)?;
+        self.known.add(self.state.step, folder.clone(), self.state.held_out.as_ref());
+        checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep, &mut self.known)?;
+        self.saved_at = Instant::now();
+        self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));
+        tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
+        (self.start.watch)(Event::Saved(&folder));
+        Ok(folder)
+    }
+}

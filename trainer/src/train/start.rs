@@ -1,0 +1,149 @@
+//! The start of a run: memory, weights made or read, and what lies in the run's folder.
+
+use std::time::Instant;
+
+use kernels::{Device, Dictionary, Sums};
+use loader::{Cursor, Stream};
+
+use super::close::CLOSING_ROWS;
+use super::{Event, LineClock, Run, Start};
+use crate::checkpoint::{Found, LeftOut};
+use crate::data::{self, Data};
+use crate::evaluate::Buffers;
+use crate::journal::Journal;
+use crate::recipe::{BiasInit, Recipe};
+use crate::recovery::Truth;
+use crate::run_dir::RunDir;
+use crate::{Error, calibrate, checkpoint, init, plan};
+
+impl<'a, D: Device> Run<'a, D> {
+    /// Takes memory and makes or loads the weights.
+    pub(super) fn start(
+        device: &'a D,
+        recipe: &'a Recipe,
+        data: &'a Data,
+        run_dir: &'a RunDir,
+        mut start: Start<'a>,
+    ) -> Result<Self, Error> {
+        let (width, features) = (data.train.width(), recipe.sae.features);
+        let schedule = data.schedule(recipe);
+        let shape = plan::shape(recipe, data);
+        let mut sae = device.dictionary(shape)?;
+        let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
+        let settled = plan::settled(shape, data, truth.as_ref()).map(|shape| device.dictionary(shape)).transpose()?;
+        let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
+        let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
+        let resumed = if start.resume { resume(recipe, data, run_dir, &mut sae)? } else { None };
+        let (found, (state, stream)) = match resumed {
+            Some((found, loaded)) => (Some(found), loaded),
+            None => {
+                let state = first_state(recipe, data, &mut sae)?;
+                (None, (state, data.train_stream(recipe, Cursor::default())?))
+            }
+        };
+        device.put_sums(&mut buffers.tally, &state.tally);
+        if let Some(eval) = &data.eval {
+            // What the evaluation at the end would be refused for is better known now.
+            drop(data::eval_stream(eval, recipe, Some(1))?);
+        }
+        run_dir.begin(recipe)?;
+        let journal = Journal::open(run_dir.local(), state.step, recipe.log.rows)?;
+        let closing_from = data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS));
+        let known = match &found {
+            Some(found) => checkpoint::Known::until(&run_dir.store, found)?,
+            None => checkpoint::Known::default(),
+        };
+        let saved =
+            found.as_ref().map(|found| (found.manifest.step, found.manifest.held_out.clone(), found.folder.clone()));
+        let from = found.as_ref().map(|found| found.folder.as_str());
+        let (step, steps, rows) = (state.step, schedule.steps(), data.rows);
+        tracing::info!(step, steps, rows, from, device = device.describe(), "training");
+        (start.watch)(Event::Start { step, steps, tokens: state.tokens, rows, from });
+        Ok(Run {
+            device,
+            recipe,
+            data,
+            run_dir,
+            schedule,
+            stream,
+            sae,
+            settled,
+            truth,
+            buffers,
+            journal,
+            closing_from,
+            known,
+            gradient_norm: 0.0,
+            saved_at: Instant::now(),
+            saved,
+            line_clock: LineClock::start(state.tokens),
+            state,
+            start,
+        })
+    }
+}
+
+/// The state before the first step: weights made or read, scale found.
+fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Result<checkpoint::State, Error> {
+    let (width, features) = (data.train.width(), recipe.sae.features);
+    let scale = data.scale(recipe)?;
+    // Without biases about half of the features fire, and what a file brings is not known: both start dense.
+    let mut density = (1, 1);
+    match &recipe.train.init_from {
+        Some(url) => init::from_file(sae, &data::read_file(url)?, url)?,
+        None => init::random(sae, 0..features, recipe.train.seed, recipe.sae.decoder_norm),
+    }
+    if recipe.sae.bias_init == BiasInit::Calibrated {
+        calibrate::calibrate(sae, data, scale, recipe)?;
+        density = (recipe.sae.bias_init_l0.round() as u64, features as u64);
+    }
+    let sums = Sums::new(width, features);
+    Ok(checkpoint::State {
+        step: 0,
+        steps: data.schedule(recipe).steps(),
+        tokens: 0,
+        left_out: LeftOut::default(),
+        scale,
+        density,
+        tally: sums.clone(),
+        window: sums.clone(),
+        closing: sums,
+        closing_open: false,
+        held_out: None,
+        eval: data.eval_identity(),
+        wall_s: 0.0,
+        stall_s: 0.0,
+    })
+}
+
+/// A checkpoint, and what it was loaded into besides the dictionary.
+type Resumed = (Found, (checkpoint::State, Stream));
+
+/// Loads the newest intact checkpoint, once nothing speaks against going on from it with this recipe and this data.
+fn resume(recipe: &Recipe, data: &Data, run_dir: &RunDir, sae: &mut impl Dictionary) -> Result<Option<Resumed>, Error> {
+    let resumed = checkpoint::newest_with(&run_dir.store, |found| {
+        // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
+        recipe.check_resumes(&found.manifest.recipe)?;
+        check_eval(found.manifest.eval.as_deref(), data.eval_identity().as_deref())?;
+        let stream = data.train_stream(recipe, found.manifest.cursor.clone())?;
+        Ok((checkpoint::load(&run_dir.store, found, sae)?, stream))
+    })?;
+    if resumed.is_none() {
+        tracing::warn!("the run has no committed checkpoint: it starts again at step 0");
+    }
+    Ok(resumed)
+}
+
+/// Held-out rows may lie elsewhere when a run is resumed, but must be the same: losses on others do not compare.
+fn check_eval(then: Option<&str>, now: Option<&str>) -> Result<(), Error> {
+    if then == now {
+        return Ok(());
+    }
+    let name = |identity: Option<&str>| identity.map_or("none".to_owned(), |hash| format!("those of identity {hash}"));
+    Err(Error::Recipe(format!(
+        "the run cannot be resumed with other held-out rows: it has {}, and data.eval names {}; set data.eval back, or \
+         measure on other rows with `sae eval --data`",
+        name(then),
+        name(now)
+    )))
+}
