@@ -114,8 +114,11 @@ Fiber host;
 Fiber* previous;  // who switched last
 Fiber* entering;  // the stack that `work` begins on
 Member* first;    // the thread that it begins with
-std::vector<Fiber*> stacks;
-std::vector<Fiber*> idle;
+// Fixed arrays: what a thread of a kernel allocated or moved here, the thread sanitizer would take for a deed of the kernel.
+Fiber stacks[MOST_THREADS];
+u32 stacks_made;
+[[maybe_unused]] Fiber* idle[MOST_THREADS];
+[[maybe_unused]] u32 idle_count;
 
 #ifdef EMULATOR_TSAN
 void* host_tsan;
@@ -220,6 +223,34 @@ void set_current(Member* member) {
 
 void work();
 
+// A stack on which `member` will be the first.
+Fiber* take_stack(Member* member) {
+#ifdef EMULATOR_TSAN
+    // Each thread has its own: two of them at the same address would look like a race.
+    Fiber* taken = &stacks[member - members];
+    stacks_made = MOST_THREADS;
+#else
+    Fiber* taken = idle_count != 0 ? idle[--idle_count] : &stacks[stacks_made++];
+#endif
+    taken->start(work, (u32)(member - members));
+    entering = taken;
+    first = member;
+    return taken;
+}
+
+// Nothing may take it before the switch away from it is made.
+void give_back([[maybe_unused]] Fiber* stack) {
+#ifndef EMULATOR_TSAN
+    idle[idle_count++] = stack;
+#endif
+}
+
+#ifdef EMULATOR_TSAN
+constexpr bool STACKS_ARE_SHARED = false;
+#else
+constexpr bool STACKS_ARE_SHARED = true;
+#endif
+
 // Leaves the current thread where it is; returns when it runs again.
 void wait() {
     Member& self = running();
@@ -227,18 +258,7 @@ void wait() {
     if (!next) report_deadlock();
     if (next == &self) return;
     ++switches;
-    Fiber* to = next->fiber;
-    if (!to) {
-        if (idle.empty()) {
-            stacks.push_back(new Fiber);
-            idle.push_back(stacks.back());
-        }
-        to = idle.back();
-        idle.pop_back();
-        to->start(work, (u32)(next - members));
-        entering = to;
-        first = next;
-    }
+    Fiber* to = next->fiber ? next->fiber : take_stack(next);
     previous = self.fiber;
     set_current(next);
     self.fiber->switch_to(*to);
@@ -299,13 +319,13 @@ void work() {
         end(member);
         member = pick();
         if (!member && alive != 0) report_deadlock();
-        if (member && !member->fiber) continue;
-        // Nothing takes this stack before the switch is made.
-        idle.push_back(stack);
+        if (STACKS_ARE_SHARED && member && !member->fiber) continue;
+        Fiber* to = !member ? &host : member->fiber ? member->fiber : take_stack(member);
+        give_back(stack);
         previous = stack;
         ++switches;
         set_current(member);
-        stack->switch_to(member ? *member->fiber : host);
+        stack->switch_to(*to);
     }
 }
 
@@ -351,14 +371,7 @@ void run_block(u64 number) {
     // between two blocks is a race.
     __tsan_release(&block_edge);
 #endif
-    if (idle.empty()) {
-        stacks.push_back(new Fiber);
-        idle.push_back(stacks.back());
-    }
-    entering = idle.back();
-    idle.pop_back();
-    first = pick();
-    entering->start(work, 0);
+    take_stack(pick());
     previous = &host;
     host.switch_to(*entering);
     dynamic_end((u8*)dynamic_shared, dynamic_bytes);
@@ -574,7 +587,7 @@ std::string whereabouts() {
 }
 
 bool is_thread_stack(const void* address) {
-    return std::any_of(stacks.begin(), stacks.end(), [&](const Fiber* stack) { return stack->contains(address); });
+    return std::any_of(stacks, stacks + stacks_made, [&](const Fiber& stack) { return stack.contains(address); });
 }
 
 bool is_shared(const void* address, size_t bytes) {

@@ -99,7 +99,7 @@ histogram(const u32* in, u32* count, Totals* totals, u32 n) {
         atomicMin(&totals->low, v);
         atomicMax(&totals->high, v);
         atomicOr(&totals->bits, v);
-        u32 seen = totals->swaps, taken;
+        u32 seen = 0, taken;
         do {
             taken = seen;
             seen = atomicCAS(&totals->swaps, taken, taken + 1);

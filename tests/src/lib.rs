@@ -2,6 +2,8 @@
 //! from outside. Nothing here stands in for a part of the program: runs are processes, files are files.
 
 pub mod checkpoints;
+pub mod control;
+pub mod emulator;
 pub mod fixture;
 pub mod golden;
 pub mod kills;
