@@ -50,14 +50,15 @@ struct Copy {
     u32 group;
 };
 
+// Copies of a thread that are on their way at once.
+constexpr u32 MOST_COPIES = 256;
+
 struct Member : Thread {
     Fiber* fiber;  // null before the first instruction
     Site site;     // where it waits
-    std::vector<Copy> copies;
     u32 group;     // of the next copy
-#ifdef EMULATOR_TSAN
-    void* tsan = nullptr;
-#endif
+    u32 copy_count;
+    Copy copies[MOST_COPIES];
 };
 
 // A collective for which some lanes wait.
@@ -80,7 +81,7 @@ struct Warp {
     u32 open;   // meetings in use
     Meeting meetings[32];
 #ifdef EMULATOR_TSAN
-    char edge;
+    char edges[2];  // one for every other block
 #endif
 };
 
@@ -92,7 +93,7 @@ struct Barrier {
     u32 any, all, count;
     u32 result;
 #ifdef EMULATOR_TSAN
-    char edges[2];
+    char edges[2][2];  // for every other block, for every other barrier
 #endif
 };
 
@@ -115,12 +116,16 @@ Fiber* previous;  // who switched last
 Fiber* entering;  // the stack that `work` begins on
 Member* first;    // the thread that it begins with
 // Fixed arrays: what a thread of a kernel allocated or moved here, the thread sanitizer would take for a deed of the kernel.
-Fiber stacks[MOST_THREADS];
+Fiber stacks[2 * MOST_THREADS];
 u32 stacks_made;
 [[maybe_unused]] Fiber* idle[MOST_THREADS];
 [[maybe_unused]] u32 idle_count;
 
 #ifdef EMULATOR_TSAN
+// A thread of a block is one and the same to the sanitizer as that of the same number in the block after the next, which
+// bounds their number; of two blocks in a row all threads differ, and so does what they synchronise by.
+void* identities[2 * MOST_THREADS];
+u32 first_identity;
 void* host_tsan;
 char block_edge, end_edge;
 #endif
@@ -192,7 +197,7 @@ Member* pick() {
 void set_current(Member* member) {
     current = member;
 #ifdef EMULATOR_TSAN
-    __tsan_switch_to_fiber(member ? member->tsan : host_tsan, 1);
+    __tsan_switch_to_fiber(member ? identities[first_identity + (member - members)] : host_tsan, 1);
 #endif
 }
 
@@ -226,9 +231,9 @@ void work();
 // A stack on which `member` will be the first.
 Fiber* take_stack(Member* member) {
 #ifdef EMULATOR_TSAN
-    // Each thread has its own: two of them at the same address would look like a race.
-    Fiber* taken = &stacks[member - members];
-    stacks_made = MOST_THREADS;
+    // Each identity has its own: two of them at the same address would look like a race.
+    Fiber* taken = &stacks[first_identity + (member - members)];
+    stacks_made = 2 * MOST_THREADS;
 #else
     Fiber* taken = idle_count != 0 ? idle[--idle_count] : &stacks[stacks_made++];
 #endif
@@ -300,7 +305,6 @@ void end(Member* member) {
 #ifdef EMULATOR_TSAN
     __tsan_release(&end_edge);
 #endif
-    member->copies.clear();
     Warp& warp = warps[member->warp];
     warp.ended |= 1u << member->lane;
     --alive;
@@ -349,8 +353,10 @@ void prepare_threads(u32 count) {
         member.fenced = false;
         member.fiber = nullptr;
         member.group = 0;
+        member.copy_count = 0;
 #ifdef EMULATOR_TSAN
-        if (!member.tsan) member.tsan = __tsan_create_fiber(0);
+        void*& identity = identities[first_identity + t];
+        if (!identity) identity = __tsan_create_fiber(0);
 #endif
     }
     meeting_point.arrived = 0;
@@ -365,6 +371,9 @@ void run_block(u64 number) {
     forget_accesses(kernel->shared_begin, kernel->shared_end);
     fill(kernel->shared_begin, poison(), (size_t)(kernel->shared_end - kernel->shared_begin));
     dynamic_shared = dynamic_begin(dynamic_bytes);
+#ifdef EMULATOR_TSAN
+    first_identity = MOST_THREADS - first_identity;
+#endif
     prepare_threads(block.shape.x * block.shape.y * block.shape.z);
 #ifdef EMULATOR_TSAN
     // Threads come after the host and after their own block's memory was made, but not after other blocks: a conflict
@@ -396,7 +405,7 @@ u32 barrier(Reduction reduction, u32 value, Site site) {
     b.all &= value;
     b.count += value;
 #ifdef EMULATOR_TSAN
-    char* edge = &b.edges[b.generation % 2];
+    char* edge = &b.edges[first_identity != 0][b.generation % 2];
     __tsan_release(edge);
 #endif
     self.site = site;
@@ -446,11 +455,11 @@ void collective(Operation operation, u32 mask, const void* in, void* out, Site s
     self.site = site;
 #ifdef EMULATOR_TSAN
     // Of all collectives only __syncwarp orders memory.
-    if (operation == Operation::Sync) __tsan_release(&warp.edge);
+    if (operation == Operation::Sync) __tsan_release(&warp.edges[first_identity != 0]);
 #endif
     if (!conclude(warp, *meeting, bit)) wait();
 #ifdef EMULATOR_TSAN
-    if (operation == Operation::Sync) __tsan_acquire(&warp.edge);
+    if (operation == Operation::Sync) __tsan_acquire(&warp.edges[first_identity != 0]);
 #endif
 }
 
@@ -499,16 +508,20 @@ void copy_async(void* to, const void* from, u32 bytes, Site site) {
     copy(touched, from, bytes);
     fill(to, poison(), 16);
     if (seed() != 0 && random() % 8 == 0) land(one);
-    else self.copies.push_back(one);
+    else if (self.copy_count < MOST_COPIES) self.copies[self.copy_count++] = one;
+    else fail(site, "more than %u copies on their way at once", MOST_COPIES);
 }
 
 void copies_commit() { ++running().group; }
 
 void copies_wait(u32 keep) {
     Member& self = running();
-    size_t landed = 0;
-    while (landed < self.copies.size() && self.copies[landed].group + keep < self.group) land(self.copies[landed++]);
-    self.copies.erase(self.copies.begin(), self.copies.begin() + (long)landed);
+    u32 left = 0;
+    for (u32 i = 0; i < self.copy_count; ++i) {
+        if (self.copies[i].group + keep < self.group) land(self.copies[i]);
+        else self.copies[left++] = self.copies[i];
+    }
+    self.copy_count = left;
 }
 
 void check_row(const void* row, Site site) {
@@ -579,11 +592,13 @@ void launch(const Kernel& what, dim3 grid, dim3 shape, u32 bytes, void** values)
 }
 
 std::string whereabouts() {
-    if (!kernel || !current) return "";
+    if (!kernel) return "";
     char text[256];
-    snprintf(text, sizeof text, "kernel %s, block (%u,%u,%u), thread (%u,%u,%u)", kernel->name, block.index.x, block.index.y, block.index.z, current->index.x, current->index.y,
-             current->index.z);
-    return text;
+    snprintf(text, sizeof text, "kernel %s, block (%u,%u,%u)", kernel->name, block.index.x, block.index.y, block.index.z);
+    if (!current) return text;
+    char thread[64];
+    snprintf(thread, sizeof thread, ", thread (%u,%u,%u)", current->index.x, current->index.y, current->index.z);
+    return std::string(text) + thread;
 }
 
 bool is_thread_stack(const void* address) {

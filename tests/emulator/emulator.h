@@ -127,6 +127,8 @@ __attribute__((no_sanitize("thread"))) inline void at_atomic() {
     if (--breath == 0) breathe();
 }
 
+__attribute__((no_sanitize("thread"))) inline void fence() { current->fenced = true; }
+
 template <class T> using Same = std::type_identity_t<T>;
 
 // `change` is applied as one step; the old value is the result. For the thread sanitizer an atomic always acquires, since
@@ -240,9 +242,9 @@ template <class T> inline T __shfl_up_sync(u32 mask, T v, u32 by, int width = 32
 template <class T> inline T __shfl_down_sync(u32 mask, T v, u32 by, int width = 32, emulator::Site s = EMULATOR_SITE) { return emulator::shuffle(emulator::Operation::ShuffleDown, mask, v, by, width, s); }
 
 // One fiber runs at a time, so memory is always in order; the fence matters to the thread sanitizer alone.
-inline void __threadfence() { emulator::current->fenced = true; }
-inline void __threadfence_block() { emulator::current->fenced = true; }
-inline void __threadfence_system() { emulator::current->fenced = true; }
+inline void __threadfence() { emulator::fence(); }
+inline void __threadfence_block() { emulator::fence(); }
+inline void __threadfence_system() { emulator::fence(); }
 inline void __nanosleep(u32) { emulator::breathe(); }
 [[noreturn]] inline void __trap(emulator::Site s = EMULATOR_SITE) { emulator::fail(s, "the kernel called __trap"); }
 
