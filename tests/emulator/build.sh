@@ -85,7 +85,8 @@ register() {
 }
 
 library() {
-    local variant="$1" made="$2" folder="$3" device="$4" source stem inputs=() stems=()
+    local variant="$1" made="$2" folder="$3" device source stem inputs=() stems=()
+    device="$(realpath "$4")"
     shift 4
     [ -e "$made/driver.o" ] || objects "$variant" "$made"
     choose "$variant"
@@ -93,7 +94,7 @@ library() {
     for source in "$@"; do
         stem="$(basename "$source" .cu)"
         stems+=("$stem")
-        register "$source" "$stem" "$device" >"$folder/$stem.cpp"
+        register "$(realpath "$source")" "$stem" "$device" >"$folder/$stem.cpp"
         compile "$folder/$stem.o" "${watched[@]}" -I"$(dirname "$device")" "$folder/$stem.cpp"
         # Shared memory begins and ends with a page of its own: the memory of a block can then be mapped anew.
         echo "__attribute__((aligned(4096), used)) static char last_page[4096];" >"$folder/$stem.page.cpp"

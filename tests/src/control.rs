@@ -33,9 +33,12 @@ impl Control {
     pub fn plant(&self, kernels: &Kernels) -> (tempfile::TempDir, Kernels) {
         let copy = tempfile::tempdir().expect("a temporary folder");
         let folder = kernels.device.parent().expect("a file lies in a folder");
-        let headers = fs::read_dir(folder).expect("the folder of device.cuh can be read").flatten().map(|entry| entry.path());
+        let headers =
+            fs::read_dir(folder).expect("the folder of device.cuh can be read").flatten().map(|entry| entry.path());
         let mut planted = 0;
-        for file in headers.filter(|file| file.extension().is_some_and(|e| e == "cuh")).chain(kernels.files.iter().cloned()) {
+        for file in
+            headers.filter(|file| file.extension().is_some_and(|e| e == "cuh")).chain(kernels.files.iter().cloned())
+        {
             let name = file.file_name().unwrap_or_default();
             let mut text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
             if name == self.file {

@@ -31,7 +31,8 @@ pub fn python() -> Option<PathBuf> {
 #[track_caller]
 pub fn compiler() -> Option<String> {
     let name = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
-    let version = |tool: &str| Command::new(tool).arg("--version").output().ok().filter(|output| output.status.success());
+    let version =
+        |tool: &str| Command::new(tool).arg("--version").output().ok().filter(|output| output.status.success());
     let found = version(&name).and_then(|output| version("objcopy").map(|_| output));
     if found.is_none() {
         missing("C++ compiler for the emulator: install g++");

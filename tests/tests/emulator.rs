@@ -221,7 +221,10 @@ fn planted_bugs_are_found() {
     let run = |emulator: &Emulator, seed: u64| {
         self_test(emulator, "kernels", seed, &[]).expect("the kernels were compiled, so the self-test can be")
     };
-    let missed: Vec<_> =
-        CONTROLS.iter().map(|control| (control.name, control.missed_by(&kernels, run))).filter(|(_, by)| !by.is_empty()).collect();
+    let missed: Vec<_> = CONTROLS
+        .iter()
+        .map(|control| (control.name, control.missed_by(&kernels, run)))
+        .filter(|(_, by)| !by.is_empty())
+        .collect();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
