@@ -150,7 +150,7 @@ void seed_random(u64 a, u64 b) {
 
 Member& running() { return *(Member*)current; }
 
-bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0); }
+bool same(Site a, Site b) { return a.line == b.line && a.column == b.column && (a.file == b.file || strcmp(a.file, b.file) == 0); }
 
 const char* name(Operation operation) {
     static const char* const names[] = {"__syncwarp", "__ballot_sync", "__shfl_sync", "__shfl_xor_sync", "__shfl_up_sync", "__shfl_down_sync", "a sum over lanes",

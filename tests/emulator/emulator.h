@@ -66,9 +66,10 @@ namespace emulator {
 struct Site {
     const char* file = "";
     u32 line = 0;
+    u32 column = 0;
 
     Site() = default;
-    Site(std::source_location at) : file(at.file_name()), line(at.line()) {}
+    Site(std::source_location at) : file(at.file_name()), line(at.line()), column(at.column()) {}
 };
 
 struct Thread {

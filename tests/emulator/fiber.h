@@ -26,7 +26,8 @@ constexpr size_t STACK_BYTES = 1 << 20;
 #else
 constexpr size_t STACK_BYTES = 256 << 10;
 #endif
-constexpr size_t PAGE = 4096;
+// Below each stack, never accessible: running out of stack faults instead of overwriting, even by a large array.
+constexpr size_t GUARD_BYTES = 1 << 20;
 
 // A place to go on from: the host's, or one on a stack of its own.
 class Fiber {
@@ -74,17 +75,17 @@ public:
 #endif
     }
 
-    bool contains(const void* address) const { return stack && (char*)address >= stack - PAGE && (char*)address < stack + STACK_BYTES; }
+    bool contains(const void* address) const { return stack && (char*)address >= stack - GUARD_BYTES && (char*)address < stack + STACK_BYTES; }
 
 private:
     void reserve() {
-        // One page more below, never accessible: running out of stack faults instead of overwriting.
-        void* area = mmap(nullptr, STACK_BYTES + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (area == MAP_FAILED || mprotect((char*)area + PAGE, STACK_BYTES, PROT_READ | PROT_WRITE) != 0) {
+        const size_t bytes = STACK_BYTES + GUARD_BYTES;
+        void* area = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (area == MAP_FAILED || mprotect((char*)area + GUARD_BYTES, STACK_BYTES, PROT_READ | PROT_WRITE) != 0) {
             perror("emulator: no memory for the stack of a thread");
             abort();
         }
-        stack = (char*)area + PAGE;
+        stack = (char*)area + GUARD_BYTES;
     }
 
     char* stack = nullptr;
