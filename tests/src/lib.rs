@@ -3,6 +3,8 @@
 
 pub mod cases;
 pub mod checkpoints;
+pub mod control;
+pub mod emulator;
 pub mod fixture;
 pub mod golden;
 pub mod kills;

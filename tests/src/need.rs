@@ -27,6 +27,19 @@ pub fn python() -> Option<PathBuf> {
     found
 }
 
+/// A C++ compiler for the emulator: CXX, or g++, and objcopy, which comes with it.
+#[track_caller]
+pub fn compiler() -> Option<String> {
+    let name = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
+    let version =
+        |tool: &str| Command::new(tool).arg("--version").output().ok().filter(|output| output.status.success());
+    let found = version(&name).and_then(|output| version("objcopy").map(|_| output));
+    if found.is_none() {
+        missing("C++ compiler for the emulator: install g++");
+    }
+    found.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 fn made_environment() -> Option<PathBuf> {
     let sum = Command::new("sha256sum").arg(crate::root().join("tests/reference/requirements.txt")).output().ok()?;
     let hash = String::from_utf8(sum.stdout).ok()?.get(..16)?.to_owned();

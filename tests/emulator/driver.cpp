@@ -1,0 +1,787 @@
+// A libcuda.so.1 whose device is the emulator: the entry points that cudarc touches, with their checks.
+//
+// Streams are queues. With EMULATOR_SEED=0 every operation is done at once; with any other seed it is done when something
+// waits for it, or at random before, so that a missing event or synchronisation shows: pageable host memory is read or
+// written at the call as CUDA does, pinned memory when the stream comes to it.
+//
+// What goes wrong is told on stderr besides the result, since a result is one number. Environment:
+//   EMULATOR_MEMORY   bytes of a device, 4 GiB by default
+//   EMULATOR_DEVICES  how many there are, 1 by default
+//   EMULATOR_FAIL     call:n:code,… the n-th (from 1) launch, alloc, copy or sync fails with the code; "launch:5:700"
+//   EMULATOR_TRACE    1 prints every launch, copy and allocation
+#include "machine.h"
+#include <algorithm>
+#include <chrono>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
+
+using namespace emulator;
+
+namespace {
+
+// The numbers of cuda.h.
+enum Result : int {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    NO_DEVICE = 100,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    ECC_UNCORRECTABLE = 214,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    NOT_READY = 600,
+    ILLEGAL_ADDRESS = 700,
+    LAUNCH_OUT_OF_RESOURCES = 701,
+    LAUNCH_TIMEOUT = 702,
+    LAUNCH_FAILED = 719,
+    NOT_SUPPORTED = 801,
+    UNKNOWN = 999,
+};
+
+struct Code {
+    Result code;
+    const char* name;
+    const char* text;
+};
+
+constexpr Code CODES[] = {
+    {SUCCESS, "CUDA_SUCCESS", "no error"},
+    {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+    {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
+    {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
+    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {ECC_UNCORRECTABLE, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
+    {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
+    {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
+    {LAUNCH_TIMEOUT, "CUDA_ERROR_LAUNCH_TIMEOUT", "the launch timed out and was terminated"},
+    {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {UNKNOWN, "CUDA_ERROR_UNKNOWN", "unknown error"},
+};
+
+constexpr u32 DYNAMIC_BYTES_DEFAULT = 48 << 10;
+constexpr u32 DYNAMIC_BYTES_AT_MOST = 163 << 10;  // of compute capability 8.0
+constexpr int MULTIPROCESSORS = 4;
+
+struct Context {
+    int device;
+};
+
+struct Stream {
+    Context* context;
+    bool blocking;  // ordered with the default stream
+    std::deque<std::function<void()>> queue;
+    u64 done = 0;
+
+    u64 enqueued() const { return done + queue.size(); }
+};
+
+struct Event {
+    std::shared_ptr<Stream> stream;  // null before it was recorded
+    u64 position = 0;                // of the stream, when it has happened
+    std::chrono::steady_clock::time_point time;
+};
+
+struct Module {
+    std::string image;
+};
+
+struct Function {
+    const Kernel* kernel;
+    u32 most_dynamic_bytes = DYNAMIC_BYTES_DEFAULT;
+};
+
+// Recursive: host functions of a stream run inside, and may not call back, but a destructor on the way might.
+std::recursive_mutex lock;
+bool initialized;
+// What the device broke with: from then on every call returns it, as a real one does.
+Result broken = SUCCESS;
+std::vector<std::unique_ptr<Context>> contexts;
+thread_local Context* current_context;
+std::map<Stream*, std::shared_ptr<Stream>> streams;
+std::map<Context*, std::shared_ptr<Stream>> default_streams;
+std::map<Event*, std::shared_ptr<Event>> events;
+std::set<Module*> modules;
+std::map<u8*, size_t> pinned;
+
+bool tracing() {
+    static const bool on = setting("EMULATOR_TRACE", 0) != 0;
+    return on;
+}
+
+void __attribute__((format(printf, 1, 2))) say(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("emulator: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+}
+
+int devices() { return (int)setting("EMULATOR_DEVICES", 1); }
+
+// The failure that EMULATOR_FAIL has for this call, if any; counts the calls.
+Result planted(const std::string& call) {
+    static std::map<std::string, u64> calls;
+    const u64 number = ++calls[call];
+    const char* plan = getenv("EMULATOR_FAIL");
+    for (const char* part = plan; part && *part;) {
+        const char* end = strchr(part, ',');
+        const std::string text(part, end ? (size_t)(end - part) : strlen(part));
+        char name[16];
+        unsigned long long when;
+        int code;
+        if (sscanf(text.c_str(), "%15[a-z]:%llu:%d", name, &when, &code) != 3) {
+            say("EMULATOR_FAIL: %s is not of the form launch:5:700", text.c_str());
+            abort();
+        }
+        if (call == name && when == number) {
+            say("%s %llu fails with %d, as EMULATOR_FAIL says", name, when, code);
+            return (Result)code;
+        }
+        part = end ? end + 1 : nullptr;
+    }
+    return SUCCESS;
+}
+
+// Out of memory leaves a device as it was; what a launch, a copy or a wait breaks stays broken.
+Result planted_to_stay(const char* call) {
+    const Result result = planted(call);
+    if (result != SUCCESS) broken = result;
+    return result;
+}
+
+// ---- streams --------------------------------------------------------------------------------------------------------
+
+u32 random() {
+    static u64 state = seed() * 0x9e3779b97f4a7c15ull | 1;
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (u32)(state >> 32);
+}
+
+void run_until(Stream& stream, u64 position) {
+    while (stream.done < position && !stream.queue.empty()) {
+        // Done only afterwards: what it waits for may look at this stream.
+        const std::function<void()> operation = std::move(stream.queue.front());
+        stream.queue.pop_front();
+        if (broken == SUCCESS) operation();
+        ++stream.done;
+    }
+}
+
+void run_all(Stream& stream) { run_until(stream, stream.enqueued()); }
+
+template <class F> void each_stream(F visit) {
+    for (auto& [handle, stream] : default_streams) visit(*stream);
+    for (auto& [handle, stream] : streams) visit(*stream);
+}
+
+void run_everything() {
+    each_stream([](Stream& stream) { run_all(stream); });
+}
+
+// The stream of a handle; null, and the special handles 1 and 2, mean the default one.
+std::shared_ptr<Stream> find_stream(Stream* handle) {
+    if ((uintptr_t)handle <= 2) {
+        std::shared_ptr<Stream>& stream = default_streams[current_context];
+        if (!stream) stream = std::make_shared<Stream>(Stream{current_context, true, {}});
+        return stream;
+    }
+    const auto found = streams.find(handle);
+    return found == streams.end() ? nullptr : found->second;
+}
+
+// The default stream waits for all blocking ones, and they for it.
+void order_with_default(Stream& stream) {
+    if (!stream.blocking) return;
+    each_stream([&](Stream& other) {
+        if (&other != &stream && other.blocking && other.context == stream.context) run_all(other);
+    });
+}
+
+Result enqueue(Stream& stream, std::function<void()> operation) {
+    order_with_default(stream);
+    stream.queue.push_back(std::move(operation));
+    if (seed() == 0) {
+        run_all(stream);
+    } else if (random() % 8 == 0) {
+        // Some stream goes on a little.
+        const u32 chosen = random() % (u32)(streams.size() + default_streams.size());
+        u32 number = 0;
+        each_stream([&](Stream& one) {
+            if (number++ == chosen) run_until(one, one.done + 1 + random() % 4);
+        });
+    }
+    return SUCCESS;
+}
+
+// ---- checks ---------------------------------------------------------------------------------------------------------
+
+// What every call begins with.
+struct Entry {
+    std::lock_guard<std::recursive_mutex> guard{lock};
+    Result result;
+    explicit Entry(bool needs_context = true) : result(!initialized ? NOT_INITIALIZED : broken != SUCCESS ? broken : needs_context && !current_context ? INVALID_CONTEXT : SUCCESS) {}
+    bool failed() const { return result != SUCCESS; }
+};
+
+#define ENTER                 \
+    const Entry entry;        \
+    if (entry.failed()) return entry.result
+#define ENTER_WITHOUT_CONTEXT  \
+    const Entry entry(false);  \
+    if (entry.failed()) return entry.result
+
+bool range_ok(const char* call, const void* base, size_t bytes) {
+    std::string message;
+    if (bytes == 0 || inside(base, bytes, message)) return true;
+    say("%s: %s", call, message.c_str());
+    return false;
+}
+
+bool is_pinned(const void* base, size_t bytes) {
+    auto found = pinned.upper_bound((u8*)base);
+    if (found == pinned.begin()) return false;
+    --found;
+    return (const u8*)base + bytes <= found->first + found->second;
+}
+
+// A copy whose stream comes to it after its memory was freed is what a real device faults on.
+void checked_copy(void* to, const void* from, size_t bytes, const void* device, const void* other_device) {
+    for (const void* one : {device, other_device}) {
+        if (one && !range_ok("a copy, when its stream comes to it", one, bytes)) {
+            broken = ILLEGAL_ADDRESS;
+            return;
+        }
+    }
+    if (planted_to_stay("copy") != SUCCESS) return;
+    copy(to, from, bytes);
+}
+
+// ---- launches -------------------------------------------------------------------------------------------------------
+
+bool pointers_ok(const Kernel& kernel, void** values) {
+    for (u32 i = 0; i < kernel.parameter_count; ++i) {
+        if (!kernel.parameters[i].pointer) continue;
+        const void* pointer = *(void**)values[i];
+        std::string message;
+        if (!pointer || inside(pointer, 0, message) || is_pinned(pointer, 0)) continue;
+        say("%s: parameter %u is %p, which is no memory of the device", kernel.name, i, pointer);
+        return false;
+    }
+    return true;
+}
+
+Result check_launch(const Function& function, dim3 grid, dim3 shape, u32 bytes) {
+    const u64 threads = (u64)shape.x * shape.y * shape.z;
+    const char* name = function.kernel->name;
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+        say("%s: a grid of (%u,%u,%u) blocks", name, grid.x, grid.y, grid.z);
+    } else if (threads == 0 || shape.x > 1024 || shape.y > 1024 || shape.z > 64 || threads > 1024) {
+        say("%s: a block of (%u,%u,%u) threads", name, shape.x, shape.y, shape.z);
+    } else if (threads > function.kernel->most_threads) {
+        say("%s: %llu threads, but its __launch_bounds__ are %u", name, threads, function.kernel->most_threads);
+    } else if (bytes > function.most_dynamic_bytes) {
+        say("%s: %u bytes of dynamic shared memory, but its attribute allows %u", name, bytes, function.most_dynamic_bytes);
+    } else {
+        return SUCCESS;
+    }
+    return INVALID_VALUE;
+}
+
+Result launch_on(Function* function, dim3 grid, dim3 shape, u32 bytes, Stream* handle, void** values) {
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!function || !stream) return INVALID_HANDLE;
+    const Result limits = check_launch(*function, grid, shape, bytes);
+    if (limits != SUCCESS) return limits;
+    const Kernel& kernel = *function->kernel;
+    if (!values && kernel.parameter_count != 0) return INVALID_VALUE;
+    // The caller's values are gone when the stream comes to the launch.
+    auto copies = std::make_shared<std::vector<std::vector<u64>>>();
+    for (u32 i = 0; i < kernel.parameter_count; ++i) {
+        copies->emplace_back((kernel.parameters[i].bytes + 15) / 16 * 2);
+        memcpy(copies->back().data(), values[i], kernel.parameters[i].bytes);
+    }
+    return enqueue(*stream, [&kernel, grid, shape, bytes, copies] {
+        if (planted_to_stay("launch") != SUCCESS) return;
+        std::vector<void*> pointers;
+        for (auto& one : *copies) pointers.push_back(one.data());
+        if (!pointers_ok(kernel, pointers.data())) {
+            broken = ILLEGAL_ADDRESS;
+            return;
+        }
+        if (tracing()) say("%s: (%u,%u,%u) blocks of (%u,%u,%u), %u bytes", kernel.name, grid.x, grid.y, grid.z, shape.x, shape.y, shape.z, bytes);
+        watch_faults();
+        launch(kernel, grid, shape, bytes, pointers.data());
+    });
+}
+
+// ---- images ---------------------------------------------------------------------------------------------------------
+
+template <class T> T field(const void* image, size_t offset) {
+    T value;
+    memcpy(&value, (const char*)image + offset, sizeof value);
+    return value;
+}
+
+// The bytes of a cubin (an ELF file), of a fatbin, or of PTX (a text); 0 when it is none of these.
+size_t image_bytes(const void* image) {
+    constexpr u32 FATBIN = 0xba55ed50;
+    if (memcmp(image, "\177ELF", 4) == 0) {
+        // The table of sections comes last, or the last section does.
+        const u64 table = field<u64>(image, 40);
+        const u32 each = field<u16>(image, 58);
+        const u32 count = field<u16>(image, 60);
+        u64 end = table + (u64)each * count;
+        constexpr u32 NO_BITS = 8;
+        for (u32 i = 0; i < count; ++i) {
+            const u64 at = table + (u64)i * each;
+            if (field<u32>(image, at + 4) != NO_BITS) end = std::max(end, field<u64>(image, at + 24) + field<u64>(image, at + 32));
+        }
+        return end;
+    }
+    if (field<u32>(image, 0) == FATBIN) return field<u16>(image, 6) + field<u64>(image, 8);
+    return strstr((const char*)image, ".version") ? strlen((const char*)image) : 0;
+}
+
+void* new_stream(bool blocking) {
+    auto stream = std::make_shared<Stream>(Stream{current_context, blocking, {}});
+    streams[stream.get()] = stream;
+    return stream.get();
+}
+
+Result allocate_for(u64* pointer, size_t bytes) {
+    if (bytes == 0) return INVALID_VALUE;
+    const Result failure = planted("alloc");
+    if (failure != SUCCESS) return failure;
+    void* found = allocate(bytes, current_context->device);
+    if (!found) {
+        // Frees may still be on their way.
+        run_everything();
+        found = allocate(bytes, current_context->device);
+    }
+    if (tracing()) say("allocation of %zu bytes at %p", bytes, found);
+    *pointer = (u64)found;
+    return found ? SUCCESS : OUT_OF_MEMORY;
+}
+
+}  // namespace
+
+#define API extern "C" __attribute__((visibility("default"))) Result
+
+// ---- the device -----------------------------------------------------------------------------------------------------
+
+API cuInit(unsigned) {
+    const std::lock_guard<std::recursive_mutex> guard(lock);
+    if (devices() == 0) return NO_DEVICE;
+    initialized = true;
+    while ((int)contexts.size() < devices()) contexts.push_back(std::make_unique<Context>(Context{(int)contexts.size()}));
+    return SUCCESS;
+}
+API cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
+// NVRTC looks for this one in the driver and does not bear its absence.
+API cuGetExportTable(const void** table, const void*) { return *table = nullptr, NOT_FOUND; }
+API cuDeviceGetCount(int* count) {
+    ENTER_WITHOUT_CONTEXT;
+    return *count = devices(), SUCCESS;
+}
+API cuDeviceGet(int* device, int ordinal) {
+    ENTER_WITHOUT_CONTEXT;
+    if (ordinal < 0 || ordinal >= devices()) return INVALID_DEVICE;
+    return *device = ordinal, SUCCESS;
+}
+API cuDeviceGetName(char* name, int bytes, int) { return snprintf(name, (size_t)bytes, "CUDA emulator"), SUCCESS; }
+API cuDeviceGetUuid_v2(char* uuid, int device) {
+    memcpy(uuid, "CUDA emulator 0", 16);
+    uuid[15] = (char)device;
+    return SUCCESS;
+}
+API cuDeviceGetUuid(char* uuid, int device) { return cuDeviceGetUuid_v2(uuid, device); }
+API cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = capacity(), SUCCESS; }
+API cuDeviceCanAccessPeer(int* can, int, int) { return *can = 1, SUCCESS; }
+API cuCtxEnablePeerAccess(Context*, unsigned) { return SUCCESS; }
+
+API cuDeviceGetAttribute(int* value, int attribute, int device) {
+    ENTER_WITHOUT_CONTEXT;
+    switch (attribute) {
+        case 1: *value = 1024; break;                         // MAX_THREADS_PER_BLOCK
+        case 2: case 3: *value = 1024; break;                 // MAX_BLOCK_DIM_X, Y
+        case 4: *value = 64; break;                           // MAX_BLOCK_DIM_Z
+        case 5: *value = 0x7fffffff; break;                   // MAX_GRID_DIM_X
+        case 6: case 7: *value = 65535; break;                // MAX_GRID_DIM_Y, Z
+        case 8: *value = DYNAMIC_BYTES_DEFAULT; break;        // MAX_SHARED_MEMORY_PER_BLOCK
+        case 9: *value = 64 << 10; break;                     // TOTAL_CONSTANT_MEMORY
+        case 10: *value = 32; break;                          // WARP_SIZE
+        case 12: case 82: *value = 65536; break;              // MAX_REGISTERS_PER_BLOCK, _PER_MULTIPROCESSOR
+        case 13: case 36: *value = 1000000; break;            // CLOCK_RATE, MEMORY_CLOCK_RATE in kHz
+        case 16: *value = MULTIPROCESSORS; break;             // MULTIPROCESSOR_COUNT
+        case 19: case 31: case 41: *value = 1; break;         // CAN_MAP_HOST_MEMORY, CONCURRENT_KERNELS, UNIFIED_ADDRESSING
+        case 33: *value = device; break;                      // PCI_BUS_ID
+        case 37: *value = 256; break;                         // GLOBAL_MEMORY_BUS_WIDTH
+        case 38: *value = 4 << 20; break;                     // L2_CACHE_SIZE
+        case 39: *value = 2048; break;                        // MAX_THREADS_PER_MULTIPROCESSOR
+        case 40: *value = 2; break;                           // ASYNC_ENGINE_COUNT
+        case 75: *value = (int)setting("EMULATOR_CAPABILITY", 80) / 10; break;
+        case 76: *value = (int)setting("EMULATOR_CAPABILITY", 80) % 10; break;
+        case 81: *value = DYNAMIC_BYTES_AT_MOST + 1024; break;  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+        case 97: *value = DYNAMIC_BYTES_AT_MOST; break;       // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        case 106: *value = 32; break;                         // MAX_BLOCKS_PER_MULTIPROCESSOR
+        case 111: *value = 1024; break;                       // RESERVED_SHARED_MEMORY_PER_BLOCK
+        case 115: *value = 1; break;                          // MEMORY_POOLS_SUPPORTED
+        default: *value = 0;
+    }
+    return SUCCESS;
+}
+
+// ---- contexts -------------------------------------------------------------------------------------------------------
+
+API cuDevicePrimaryCtxRetain(Context** context, int device) {
+    ENTER_WITHOUT_CONTEXT;
+    if (device < 0 || device >= devices()) return INVALID_DEVICE;
+    return *context = contexts[(size_t)device].get(), SUCCESS;
+}
+API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+API cuCtxSetCurrent(Context* context) {
+    ENTER_WITHOUT_CONTEXT;
+    return current_context = context, SUCCESS;
+}
+API cuCtxGetCurrent(Context** context) {
+    ENTER_WITHOUT_CONTEXT;
+    return *context = current_context, SUCCESS;
+}
+API cuCtxGetDevice(int* device) {
+    ENTER;
+    return *device = current_context->device, SUCCESS;
+}
+API cuCtxSetFlags(unsigned) { return SUCCESS; }
+API cuCtxGetLimit(size_t* value, int) { return *value = 0, SUCCESS; }
+API cuCtxSetLimit(int, size_t) { return SUCCESS; }
+API cuCtxGetCacheConfig(int* config) { return *config = 0, SUCCESS; }
+API cuCtxSetCacheConfig(int) { return SUCCESS; }
+API cuCtxGetStreamPriorityRange(int* least, int* greatest) { return *least = *greatest = 0, SUCCESS; }
+API cuCtxSynchronize() {
+    ENTER;
+    run_everything();
+    planted_to_stay("sync");
+    return broken;
+}
+
+// ---- streams and events ---------------------------------------------------------------------------------------------
+
+API cuStreamCreate(void** stream, unsigned flags) {
+    ENTER;
+    constexpr unsigned NON_BLOCKING = 1;
+    return *stream = new_stream(!(flags & NON_BLOCKING)), SUCCESS;
+}
+API cuStreamCreateWithPriority(void** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
+API cuStreamDestroy_v2(Stream* handle) {
+    const std::lock_guard<std::recursive_mutex> guard(lock);
+    const auto found = streams.find(handle);
+    if (found == streams.end()) return INVALID_HANDLE;
+    run_all(*found->second);
+    streams.erase(found);
+    return broken;
+}
+API cuStreamSynchronize(Stream* handle) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    run_all(*stream);
+    planted_to_stay("sync");
+    return broken;
+}
+API cuStreamQuery(Stream* handle) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    // Who asks again and again must see the end.
+    run_until(*stream, stream->done + 1);
+    return broken != SUCCESS ? broken : stream->queue.empty() ? SUCCESS : NOT_READY;
+}
+API cuStreamIsCapturing(Stream*, int* status) { return *status = 0, SUCCESS; }
+API cuStreamWaitEvent(Stream* handle, Event* event, unsigned) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream || !events.count(event)) return INVALID_HANDLE;
+    if (!event->stream) return SUCCESS;
+    return enqueue(*stream, [other = event->stream, position = event->position] { run_until(*other, position); });
+}
+API cuLaunchHostFunc(Stream* handle, void (*call)(void*), void* argument) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    return enqueue(*stream, [call, argument] { call(argument); });
+}
+
+API cuEventCreate(Event** event, unsigned) {
+    ENTER;
+    auto made = std::make_shared<Event>();
+    events[made.get()] = made;
+    return *event = made.get(), SUCCESS;
+}
+API cuEventRecord(Event* event, Stream* handle) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream || !events.count(event)) return INVALID_HANDLE;
+    event->stream = stream;
+    event->position = stream->enqueued() + 1;
+    return enqueue(*stream, [shared = events[event]] { shared->time = std::chrono::steady_clock::now(); });
+}
+API cuEventSynchronize(Event* event) {
+    ENTER;
+    if (!events.count(event)) return INVALID_HANDLE;
+    if (event->stream) run_until(*event->stream, event->position);
+    planted_to_stay("sync");
+    return broken;
+}
+API cuEventQuery(Event* event) {
+    ENTER;
+    if (!events.count(event)) return INVALID_HANDLE;
+    if (!event->stream) return SUCCESS;
+    run_until(*event->stream, std::min(event->position, event->stream->done + 1));
+    return broken != SUCCESS ? broken : event->stream->done >= event->position ? SUCCESS : NOT_READY;
+}
+API cuEventElapsedTime_v2(float* milliseconds, Event* start, Event* end) {
+    ENTER;
+    if (!events.count(start) || !events.count(end) || !start->stream || !end->stream) return INVALID_HANDLE;
+    if (start->stream->done < start->position || end->stream->done < end->position) return NOT_READY;
+    return *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count(), SUCCESS;
+}
+API cuEventElapsedTime(float* milliseconds, Event* start, Event* end) { return cuEventElapsedTime_v2(milliseconds, start, end); }
+API cuEventDestroy_v2(Event* event) {
+    const std::lock_guard<std::recursive_mutex> guard(lock);
+    return events.erase(event) ? SUCCESS : INVALID_HANDLE;
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+API cuMemGetInfo_v2(size_t* free, size_t* total) {
+    ENTER;
+    // What was freed in a stream's order counts as free.
+    run_everything();
+    *total = capacity();
+    *free = *total - allocated(current_context->device);
+    return broken;
+}
+API cuMemAlloc_v2(u64* pointer, size_t bytes) {
+    ENTER;
+    return allocate_for(pointer, bytes);
+}
+API cuMemAllocAsync(u64* pointer, size_t bytes, Stream* handle) {
+    ENTER;
+    if (!find_stream(handle)) return INVALID_HANDLE;
+    return allocate_for(pointer, bytes);
+}
+API cuMemAllocFromPoolAsync(u64* pointer, size_t bytes, void*, Stream* handle) { return cuMemAllocAsync(pointer, bytes, handle); }
+API cuMemFree_v2(u64 pointer) {
+    ENTER;
+    run_everything();
+    if (release((void*)pointer)) return broken;
+    say("cuMemFree: nothing is allocated at %p", (void*)pointer);
+    return INVALID_VALUE;
+}
+API cuMemFreeAsync(u64 pointer, Stream* handle) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    if (!range_ok("cuMemFreeAsync", (void*)pointer, 1)) return INVALID_VALUE;
+    return enqueue(*stream, [pointer] {
+        if (release((void*)pointer)) return;
+        say("cuMemFreeAsync: nothing is allocated at %p", (void*)pointer);
+        broken = ILLEGAL_ADDRESS;
+    });
+}
+API cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
+    ENTER;
+    if (bytes == 0) return INVALID_VALUE;
+    *pointer = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    if (!*pointer) return OUT_OF_MEMORY;
+    fill(*pointer, poison(), bytes);
+    pinned[(u8*)*pointer] = bytes;
+    return SUCCESS;
+}
+API cuMemAllocHost_v2(void** pointer, size_t bytes) { return cuMemHostAlloc(pointer, bytes, 0); }
+API cuMemFreeHost(void* pointer) {
+    const std::lock_guard<std::recursive_mutex> guard(lock);
+    run_everything();
+    if (!pinned.erase((u8*)pointer)) return INVALID_VALUE;
+    free(pointer);
+    return broken;
+}
+API cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned) {
+    ENTER;
+    return pinned[(u8*)pointer] = bytes, SUCCESS;
+}
+API cuMemHostUnregister(void* pointer) {
+    ENTER;
+    run_everything();
+    return pinned.erase((u8*)pointer) ? broken : INVALID_VALUE;
+}
+API cuMemHostGetDevicePointer_v2(u64* device, void* pointer, unsigned) {
+    ENTER;
+    if (!is_pinned(pointer, 0)) return INVALID_VALUE;
+    return *device = (u64)pointer, SUCCESS;
+}
+
+API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, Stream* handle) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    if (!range_ok("cuMemcpyHtoDAsync", (void*)to, bytes)) return INVALID_VALUE;
+    if (tracing()) say("%zu bytes from the host to %p", bytes, (void*)to);
+    if (is_pinned(from, bytes)) return enqueue(*stream, [=] { checked_copy((void*)to, from, bytes, (void*)to, nullptr); });
+    auto staged = std::make_shared<std::vector<u8>>((const u8*)from, (const u8*)from + bytes);
+    return enqueue(*stream, [=] { checked_copy((void*)to, staged->data(), bytes, (void*)to, nullptr); });
+}
+API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, Stream* handle) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    if (!range_ok("cuMemcpyDtoHAsync", (void*)from, bytes)) return INVALID_VALUE;
+    if (tracing()) say("%zu bytes from %p to the host", bytes, (void*)from);
+    enqueue(*stream, [=] { checked_copy(to, (void*)from, bytes, (void*)from, nullptr); });
+    if (!is_pinned(to, bytes)) run_all(*stream);
+    return broken;
+}
+API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream* handle) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    if (!range_ok("cuMemcpyDtoDAsync", (void*)to, bytes) || !range_ok("cuMemcpyDtoDAsync", (void*)from, bytes)) return INVALID_VALUE;
+    if (tracing()) say("%zu bytes from %p to %p", bytes, (void*)from, (void*)to);
+    return enqueue(*stream, [=] { checked_copy((void*)to, (void*)from, bytes, (void*)to, (void*)from); });
+}
+API cuMemcpyPeerAsync(u64 to, Context*, u64 from, Context*, size_t bytes, Stream* stream) { return cuMemcpyDtoDAsync_v2(to, from, bytes, stream); }
+// The forms that wait go through the default stream, which does not wait for streams of their own.
+API cuMemcpyHtoD_v2(u64 to, const void* from, size_t bytes) {
+    const Result result = cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr);
+    return result != SUCCESS ? result : cuStreamSynchronize(nullptr);
+}
+API cuMemcpyDtoH_v2(void* to, u64 from, size_t bytes) {
+    const Result result = cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr);
+    return result != SUCCESS ? result : cuStreamSynchronize(nullptr);
+}
+API cuMemcpyDtoD_v2(u64 to, u64 from, size_t bytes) {
+    const Result result = cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr);
+    return result != SUCCESS ? result : cuStreamSynchronize(nullptr);
+}
+API cuMemsetD8Async(u64 to, unsigned char value, size_t bytes, Stream* handle) {
+    ENTER;
+    const std::shared_ptr<Stream> stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    if (!range_ok("cuMemsetD8Async", (void*)to, bytes)) return INVALID_VALUE;
+    return enqueue(*stream, [=] {
+        if (range_ok("a memset, when its stream comes to it", (void*)to, bytes)) fill((void*)to, value, bytes);
+        else broken = ILLEGAL_ADDRESS;
+    });
+}
+API cuMemsetD8_v2(u64 to, unsigned char value, size_t bytes) { return cuMemsetD8Async(to, value, bytes, nullptr); }
+
+// One pool, of which nothing is kept back.
+API cuDeviceGetDefaultMemPool(void** pool, int device) { return *pool = contexts[(size_t)device].get(), SUCCESS; }
+API cuDeviceGetMemPool(void** pool, int device) { return *pool = contexts[(size_t)device].get(), SUCCESS; }
+API cuDeviceSetMemPool(int, void*) { return SUCCESS; }
+API cuMemPoolSetAttribute(void*, int, void*) { return SUCCESS; }
+API cuMemPoolGetAttribute(void* pool, int attribute, void* value) {
+    constexpr int FIRST_OF_64_BITS = 4;
+    if (attribute < FIRST_OF_64_BITS) return *(int*)value = 1, SUCCESS;
+    return *(u64*)value = allocated(((Context*)pool)->device), SUCCESS;
+}
+API cuMemPoolTrimTo(void*, size_t) { return SUCCESS; }
+
+// ---- modules and launches -------------------------------------------------------------------------------------------
+
+API cuModuleLoadData(Module** module, const void* image) {
+    ENTER;
+    const size_t bytes = image_bytes(image);
+    if (bytes == 0) return INVALID_IMAGE;
+    *module = new Module{std::string((const char*)image, bytes)};
+    modules.insert(*module);
+    return SUCCESS;
+}
+API cuModuleUnload(Module* module) {
+    const std::lock_guard<std::recursive_mutex> guard(lock);
+    if (!modules.erase(module)) return INVALID_HANDLE;
+    delete module;
+    return SUCCESS;
+}
+API cuModuleGetFunction(Function** function, Module* module, const char* name) {
+    ENTER;
+    // What the image holds is not run, but it has to hold it.
+    if (!modules.count(module)) return INVALID_HANDLE;
+    if (module->image.find(name) == std::string::npos) return NOT_FOUND;
+    const Kernel* kernel = find_kernel(name);
+    if (!kernel) {
+        say("no kernel %s among those that the emulator was built with", name);
+        return NOT_FOUND;
+    }
+    // Handles stay valid as long as the process: there are few.
+    static std::deque<Function> functions;
+    functions.push_back({kernel});
+    return *function = &functions.back(), SUCCESS;
+}
+API cuModuleGetGlobal_v2(u64*, size_t*, Module*, const char*) { return NOT_FOUND; }
+API cuFuncGetAttribute(int* value, int attribute, Function* function) {
+    ENTER;
+    switch (attribute) {
+        case 0: *value = (int)function->kernel->most_threads; break;
+        case 8: *value = (int)function->most_dynamic_bytes; break;
+        default: *value = 0;  // registers, local and static shared memory are the compiler's business
+    }
+    return SUCCESS;
+}
+API cuFuncSetAttribute(Function* function, int attribute, int value) {
+    ENTER;
+    constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
+    if (attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES) return SUCCESS;
+    if (value < 0 || value > (int)DYNAMIC_BYTES_AT_MOST) return INVALID_VALUE;
+    return function->most_dynamic_bytes = (u32)value, SUCCESS;
+}
+API cuFuncSetCacheConfig(Function*, int) { return SUCCESS; }
+API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, Function* function, int threads, size_t bytes, unsigned) {
+    ENTER;
+    if (threads <= 0) return INVALID_VALUE;
+    const int by_memory = (int)((DYNAMIC_BYTES_AT_MOST + 1024) / (bytes + 1024));
+    *blocks = (u32)threads > function->kernel->most_threads ? 0 : std::min({2048 / threads, by_memory, 32});
+    return SUCCESS;
+}
+API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* function, int threads, size_t bytes) {
+    return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, bytes, 0);
+}
+API cuLaunchKernel(Function* function, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 bytes, Stream* stream, void** values, void** extra) {
+    ENTER;
+    if (extra) return NOT_SUPPORTED;
+    return launch_on(function, {gx, gy, gz}, {bx, by, bz}, bytes, stream, values);
+}
+
+// ---- errors ---------------------------------------------------------------------------------------------------------
+
+API cuGetErrorName(int code, const char** name) {
+    const auto found = std::find_if(std::begin(CODES), std::end(CODES), [=](const Code& one) { return one.code == code; });
+    *name = found == std::end(CODES) ? nullptr : found->name;
+    return *name ? SUCCESS : INVALID_VALUE;
+}
+API cuGetErrorString(int code, const char** text) {
+    const auto found = std::find_if(std::begin(CODES), std::end(CODES), [=](const Code& one) { return one.code == code; });
+    *text = found == std::end(CODES) ? nullptr : found->text;
+    return *text ? SUCCESS : INVALID_VALUE;
+}
