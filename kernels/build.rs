@@ -6,23 +6,23 @@
 
 #[allow(dead_code)]
 #[path = "src/cuda/cubin.rs"]
-mod cubin;
+pub mod cubin;
 #[allow(dead_code)]
 #[path = "src/cuda/sources.rs"]
-mod sources;
+pub mod sources;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use cubin::Label;
-use sources::SOURCES;
+use sources::{SOURCES, Source};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=SAE_CUBINS");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo gives a build script a folder"));
     let lines = match env::var_os("SAE_CUBINS").filter(|folder| !folder.is_empty()) {
-        Some(folder) => match embed(Path::new(&folder), &out) {
+        Some(folder) => match embed(Path::new(&folder), SOURCES, &out) {
             Ok(lines) => lines,
             Err(reason) => {
                 println!("cargo::error=SAE_CUBINS={}: {reason}", folder.display());
@@ -36,9 +36,12 @@ fn main() {
 }
 
 /// The lines of the table. The images are written beside it, without their first lines.
-fn embed(folder: &Path, out: &Path) -> Result<String, String> {
+pub fn embed(folder: &Path, sources: &[Source], out: &Path) -> Result<String, String> {
     println!("cargo::rerun-if-changed={}", folder.display());
     const REMEDY: &str = "make the folder again with `sae kernels --out`";
+    if !folder.is_absolute() {
+        return Err("write the folder's whole path: this is read from within kernels/".to_owned());
+    }
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(|error| error.to_string())?.flatten() {
         let (path, file) = (entry.path(), entry.file_name().display().to_string());
@@ -48,29 +51,24 @@ fn embed(folder: &Path, out: &Path) -> Result<String, String> {
         println!("cargo::rerun-if-changed={}", path.display());
         let content = fs::read(&path).map_err(|error| format!("{file}: {error}"))?;
         let (label, image) = Label::unwrap(&content).map_err(|reason| format!("{file}: {reason}: {REMEDY}"))?;
-        let source = SOURCES.iter().find(|source| source.name() == label.name);
+        let source = sources.iter().find(|source| source.name() == label.name);
         let Some(source) = source.filter(|source| source.hash() == label.hash) else {
-            return Err(format!("{file} was made from other sources than these: {REMEDY}, in a folder that is empty"));
+            return Err(format!("{file} was made from other sources than these: {REMEDY}, or remove it"));
         };
         let image_path = out.join(format!("{}-{}.cubin", label.name, label.arch));
         fs::write(&image_path, image).map_err(|error| format!("{}: {error}", image_path.display()))?;
-        let key = (source.name(), label.arch.clone());
-        if found.insert(key, (label, image_path)).is_some() {
-            return Err(format!(
-                "{file} is there for more than one version of NVRTC: {REMEDY}, in a folder that is empty"
-            ));
-        }
+        found.insert((source.name(), label.arch), (label.hash, image_path));
     }
     if found.is_empty() {
         return Err(format!("there is no cubin in it: {REMEDY}"));
     }
     for arch in found.keys().map(|(_, arch)| arch) {
-        if let Some(source) = SOURCES.iter().find(|source| !found.contains_key(&(source.name(), arch.clone()))) {
+        if let Some(source) = sources.iter().find(|source| !found.contains_key(&(source.name(), arch.clone()))) {
             return Err(format!("{} is missing for {arch}: {REMEDY}", source.name()));
         }
     }
-    let line = |((name, arch), (label, path)): (&(&str, String), &(Label, PathBuf))| {
-        format!("({name:?}, {arch:?}, {:#x}, include_bytes!({path:?})),\n", label.hash)
+    let line = |((name, arch), (hash, path)): (&(&str, String), &(u128, PathBuf))| {
+        format!("({name:?}, {arch:?}, {hash:#x}, include_bytes!({path:?})),\n")
     };
     Ok(found.iter().map(line).collect())
 }

@@ -51,7 +51,7 @@ impl Cache {
 
     /// Keeps an image. What goes wrong is a warning: the image is at hand, and only the next start takes longer.
     pub fn put(&self, label: &Label, image: &[u8]) {
-        if let Err(error) = write(&self.folder, label, image) {
+        if let Err(error) = write(&self.folder, &label.file_name(), label, image) {
             let folder = self.folder.display();
             tracing::warn!(
                 "{folder}: compiled kernels cannot be kept: {error}: every start compiles them; {FOLDER} names another folder"
@@ -83,16 +83,15 @@ fn is_cubin(path: &Path, prefix: &str) -> bool {
     name.starts_with(prefix) && name.ends_with(".cubin")
 }
 
-/// Writes a labelled image into a folder, which is made when it is not there.
+/// Writes a labelled image under a name into a folder, which is made when it is not there.
 ///
 /// # Errors
 /// What the system says.
-pub fn write(folder: &Path, label: &Label, image: &[u8]) -> io::Result<()> {
+pub fn write(folder: &Path, name: &str, label: &Label, image: &[u8]) -> io::Result<()> {
     // Two threads or processes never share a temporary name; hosts may share a process id on one network folder, so the
     // file must also be new.
     static COUNT: AtomicU64 = AtomicU64::new(0);
     fs::create_dir_all(folder)?;
-    let name = label.file_name();
     let (temporary, mut file) = loop {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = folder.join(format!(".{name}.{}-{count}", std::process::id()));

@@ -2,7 +2,11 @@
 //!
 //! The cache and the cubins of a release are such files. `head -1` shows the line. The build script compiles this file too.
 
+use std::fmt::Display;
+
 use xxhash_rust::xxh3::xxh3_128;
+
+use super::sources::Source;
 
 /// The first word of a file. Another layout gets another number.
 const MAGIC: &str = "sae-cubin-1";
@@ -21,12 +25,17 @@ pub struct Label {
 }
 
 impl Label {
-    /// The file's name, which tells apart whatever the label does.
+    /// Of a source, compiled for an architecture by a version of the compiler.
+    pub fn new(source: &Source, arch: impl Display, nvrtc: impl Display) -> Self {
+        Label { name: source.name().to_owned(), arch: arch.to_string(), nvrtc: nvrtc.to_string(), hash: source.hash() }
+    }
+
+    /// A file name that tells apart whatever the label does.
     pub fn file_name(&self) -> String {
         format!("{}-nvrtc{}.cubin", self.prefix(), self.nvrtc)
     }
 
-    /// What file names of all versions of the compiler begin with.
+    /// What such names begin with, whatever the version of the compiler.
     pub fn prefix(&self) -> String {
         format!("{}-{}-{:032x}", self.name, self.arch, self.hash)
     }

@@ -46,16 +46,15 @@ impl Kernels {
         if let Some(image) = embedded::find(source, arch) {
             return Ok((image.to_vec(), Origin::Embedded));
         }
-        let mut label =
-            Label { name: source.name().into(), arch: arch.to_string(), nvrtc: String::new(), hash: source.hash() };
         let nvrtc = match self.nvrtc() {
             Ok(nvrtc) => nvrtc,
             Err(error) => {
+                let label = Label::new(source, arch, "");
                 let kept = self.cache.as_ref().and_then(|cache| cache.get_of_any_compiler(&label));
                 return kept.map(|image| (image, Origin::Cache)).ok_or(error);
             }
         };
-        label.nvrtc = nvrtc.version().to_string();
+        let label = Label::new(source, arch, nvrtc.version());
         if let Some(image) = self.cache.as_ref().and_then(|cache| cache.get(&label)) {
             return Ok((image, Origin::Cache));
         }

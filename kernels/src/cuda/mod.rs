@@ -3,6 +3,7 @@
 //! Nothing here is needed to build or to start: driver and compiler are opened when a card is asked for.
 
 pub mod cache;
+pub mod card;
 pub mod cubin;
 pub mod embedded;
 pub mod kernels;

@@ -1,6 +1,6 @@
 //! The device sources, as they lie in `kernels/cuda/`, inside the binary, and the flags they are compiled with.
 //!
-//! A new file is one line in [`SOURCES`]. An entry point is written in one form, on one line up to its name:
+//! A new file is one line in [`SOURCES`]. An entry point is written in one form,
 //! `extern "C" __global__ void __launch_bounds__(THREADS) name(`; a test holds [`Source::kernels`] against what the
 //! compiler saw. The build script compiles this file too, to know stale cubins.
 
