@@ -17,6 +17,15 @@ pub struct Source {
     pub text: &'static str,
 }
 
+/// A kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryPoint {
+    /// Its name.
+    pub name: &'static str,
+    /// Threads of a block: its launch bounds.
+    pub threads: u32,
+}
+
 macro_rules! source {
     ($file:literal) => {
         Source { file: $file, text: include_str!(concat!("../../cuda/", $file)) }
@@ -51,17 +60,14 @@ impl Source {
         self.file.split('.').next().unwrap_or(self.file)
     }
 
-    /// Names of the entry points, in the order of the file.
-    pub fn kernels(&self) -> Vec<&'static str> {
-        let heads = self.text.split("extern \"C\" __global__ void ").skip(1);
-        // The name is the last word before a `(` that does not belong to the launch bounds.
+    /// The entry points, in the order of the file.
+    pub fn kernels(&self) -> Vec<EntryPoint> {
+        let heads = self.text.split("extern \"C\" __global__ void __launch_bounds__(").skip(1);
         heads
             .filter_map(|head| {
-                let head = match head.strip_prefix("__launch_bounds__(") {
-                    Some(bounds) => bounds.split_once(')')?.1,
-                    None => head,
-                };
-                Some(head.split_once('(')?.0.trim())
+                let (bounds, rest) = head.split_once(')')?;
+                let threads = bounds.split(',').next()?.trim().parse().ok()?;
+                Some(EntryPoint { name: rest.split_once('(')?.0.trim(), threads })
             })
             .collect()
     }
@@ -92,12 +98,13 @@ mod tests {
         file: "two.cu",
         text: "extern \"C\" __global__ void __launch_bounds__(256, 2) first(float* x) {}\n\
                template <int N> __global__ void no_entry() {}\n\
-               extern \"C\" __global__ void second(int n) {}\n",
+               extern \"C\" __global__ void __launch_bounds__(64)\n    second(int n) {}\n",
     };
 
     #[test]
     fn entry_points_are_found() {
-        assert_eq!((SOURCE.name(), SOURCE.kernels()), ("two", vec!["first", "second"]));
+        let kernels = [EntryPoint { name: "first", threads: 256 }, EntryPoint { name: "second", threads: 64 }];
+        assert_eq!((SOURCE.name(), SOURCE.kernels()), ("two", kernels.to_vec()));
     }
 
     #[test]
