@@ -38,7 +38,7 @@ fn main() {
 /// The lines of the table. The images are written beside it, without their first lines.
 pub fn embed(folder: &Path, sources: &[Source], out: &Path) -> Result<String, String> {
     println!("cargo::rerun-if-changed={}", folder.display());
-    const REMEDY: &str = "make the folder again with `sae kernels --out`";
+    const REMEDY: &str = "make the folder again with `sae kernels --out`, from a build without SAE_CUBINS";
     if !folder.is_absolute() {
         return Err("write the folder's whole path: this is read from within kernels/".to_owned());
     }
