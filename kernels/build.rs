@@ -6,10 +6,10 @@
 
 #[allow(dead_code)]
 #[path = "src/cuda/cubin.rs"]
-mod cubin;
+pub mod cubin;
 #[allow(dead_code)]
 #[path = "src/cuda/sources.rs"]
-mod sources;
+pub mod sources;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,9 +36,9 @@ fn main() {
 }
 
 /// The lines of the table. The images are written beside it, without their first lines.
-fn embed(folder: &Path, sources: &[Source], out: &Path) -> Result<String, String> {
+pub fn embed(folder: &Path, sources: &[Source], out: &Path) -> Result<String, String> {
     println!("cargo::rerun-if-changed={}", folder.display());
-    const REMEDY: &str = "make the folder again with `sae kernels --out`";
+    const REMEDY: &str = "make the folder again with `sae kernels --out`, from a build without SAE_CUBINS";
     if !folder.is_absolute() {
         return Err("write the folder's whole path: this is read from within kernels/".to_owned());
     }

@@ -1,6 +1,11 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand, ValueEnum};
+use kernels::cuda::Arch;
+
+use crate::device::DeviceChoice;
 
 /// Trains sparse autoencoders on activation shards streamed from Parquet, at scale.
 #[derive(Parser, Debug)]
@@ -34,6 +39,7 @@ pub enum Command {
     Synth(Synth),
     Eval(Eval),
     Export(Export),
+    Kernels(Kernels),
 }
 
 /// Train a dictionary as a recipe says.
@@ -54,21 +60,12 @@ pub struct Train {
     /// Set a key over the recipe's value: a TOML value, or a bare word for a string. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
-    pub device: Device,
+    /// Where to compute: auto (the first usable GPU, else the processor), cpu, cuda, or cuda:N for GPU N, from 0.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
     /// Print the whole recipe and what would be read, held in memory and written; then stop.
     #[arg(long)]
     pub dry_run: bool,
-}
-
-/// `--device`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The best that is there.
-    Auto,
-    /// The processor.
-    Cpu,
 }
 
 /// Look at activation shards: schema, statistics, bad values; write or verify their manifest.
@@ -165,9 +162,26 @@ pub struct Eval {
     /// At most this many rows.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub rows: Option<u64>,
+    /// Where to compute: auto (the first usable GPU, else the processor), cpu, cuda, or cuda:N for GPU N, from 0.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
     /// Print a JSON object to standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Compile the GPU kernels ahead of time, and show what they take of a multiprocessor.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  sae kernels\n  sae kernels --arch sm_90a\n  sae kernels --out /tmp/cubins && \
+SAE_CUBINS=/tmp/cubins cargo build --release\n\nNeeds NVRTC 13 or newer, and no GPU: pip install nvidia-cuda-nvrtc, and name \
+its folder in SAE_NVRTC\nwhen it is not found.")]
+pub struct Kernels {
+    /// Architectures to compile for: sm_80 (A100 and later 8.x), sm_90a (H100, H200), sm_100a (B200), or another.
+    #[arg(long, value_delimiter = ',', value_name = "LIST", default_values_t = kernels::cuda::RELEASED)]
+    pub arch: Vec<Arch>,
+    /// Folder for the compiled kernels; without one they are only looked at. A build with SAE_CUBINS set to it carries them.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
 }
 
 /// Write a dictionary in the format of another tool.

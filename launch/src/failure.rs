@@ -20,6 +20,11 @@ impl Failure {
         Failure { message: message.into(), code: 65 }
     }
 
+    /// A file that cannot be written.
+    pub fn cannot_write(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), code: 73 }
+    }
+
     /// Prints the message and gives the exit code.
     pub fn report(self) -> ExitCode {
         // An interrupted run did what it was asked: that is no error.

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod device;
 mod failure;
 mod logging;
 mod progress;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Eval(eval) => commands::eval::run(&eval),
         Command::Export(export) => commands::export::run(&export),
+        Command::Kernels(kernels) => commands::kernels::run(&kernels),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

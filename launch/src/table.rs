@@ -31,6 +31,18 @@ pub fn quoted(path: &str) -> String {
     shlex::try_quote(path).map_or_else(|_| path.to_owned(), Into::into)
 }
 
+/// Prints rows under titles; columns of numbers stand to the right.
+pub fn columns<const N: usize>(titles: &[&str; N], rows: &[[String; N]]) {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(titles).add_rows(rows);
+    for (at, column) in table.column_iter_mut().enumerate() {
+        if rows.iter().all(|row| row[at].starts_with(|first: char| first.is_ascii_digit())) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    say(table);
+}
+
 /// A share as a percentage, `–` where it is not defined.
 pub fn percent(share: Option<f64>) -> String {
     share.map_or("–".into(), |share| format!("{:.2} %", 100.0 * share))

@@ -51,6 +51,22 @@ fn made_environment() -> Option<PathBuf> {
     environment.join("complete").exists().then(|| environment.join("bin/python"))
 }
 
+/// The folder of NVRTC in that environment: PyTorch brings it along.
+///
+/// # Panics
+/// When that Python does not run.
+#[track_caller]
+pub fn nvrtc() -> Option<PathBuf> {
+    let packages = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let output = Command::new(python()?).args(["-c", packages]).output().expect("Python runs");
+    let folder = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("nvidia/cu13/lib");
+    if folder.join("libnvrtc.so.13").exists() {
+        return Some(folder);
+    }
+    missing("NVRTC 13 in its Python environment");
+    None
+}
+
 /// A file system of its own size, mounted for the life of this value.
 #[derive(Debug)]
 pub struct SizedDisk {

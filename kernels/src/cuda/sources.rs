@@ -114,12 +114,13 @@ mod tests {
         file: "two.cu",
         text: "extern \"C\" __global__ void __launch_bounds__(256, 2) first(float* x) {}\n\
                template <int N> __global__ void no_entry() {}\n\
-               extern \"C\" __global__ void second(int n) {}\n",
+               extern \"C\" __global__ void __launch_bounds__(64)\n    second(int n) {}\n",
     };
 
     #[test]
     fn entry_points_are_found() {
-        assert_eq!((SOURCE.name(), SOURCE.kernels()), ("two", vec!["first", "second"]));
+        let kernels = [EntryPoint { name: "first", threads: 256 }, EntryPoint { name: "second", threads: 64 }];
+        assert_eq!((SOURCE.name(), SOURCE.kernels()), ("two", kernels.to_vec()));
     }
 
     #[test]

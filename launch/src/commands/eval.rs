@@ -1,7 +1,6 @@
 //! `sae eval`.
 
 use indicatif::HumanCount;
-use kernels::cpu::Cpu;
 use loader::{Dataset, OpenOptions};
 use serde::Serialize;
 use trainer::evaluate::{self, Buffers};
@@ -12,7 +11,7 @@ use trainer::{checkpoint, data};
 use crate::args::Eval;
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::table;
+use crate::{device, table};
 
 /// What is printed with `--json`: the names of summary.json where they apply.
 #[derive(Serialize)]
@@ -53,7 +52,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
             dataset.width()
         )));
     }
-    let device = Cpu::new(recipe.train.threads)?;
+    let device = device::open(args.device, recipe.train.threads)?;
     let rows = args.rows.unwrap_or(u64::MAX).min(dataset.rows());
     let batch = recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1);
     let mut sae = evaluate::load(&device, &store, &found, batch)?;

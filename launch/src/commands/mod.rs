@@ -3,5 +3,6 @@
 pub mod eval;
 pub mod export;
 pub mod inspect;
+pub mod kernels;
 pub mod synth;
 pub mod train;

@@ -17,12 +17,12 @@ use trainer::train::{Event, Start, train};
 use crate::args::Train;
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{recipes, table};
+use crate::{device, recipes, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
-    let device = Cpu::new(recipe.train.threads)?;
+    let device = device::open(args.device, recipe.train.threads)?;
     let resume = args.resume || (args.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?);
     if args.dry_run {
         return dry_run(&recipe, resume, &device);
