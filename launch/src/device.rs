@@ -5,6 +5,8 @@ use std::str::FromStr;
 use kernels::Error;
 use kernels::cpu::Cpu;
 use kernels::cuda::card::{Card, Options};
+use kernels::cuda::{self, Cuda};
+use trainer::recipe::{Precision, Train};
 
 use crate::failure::Failure;
 
@@ -34,29 +36,47 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// Opens what was chosen; `threads` is for the processor.
-///
-/// # Errors
-/// When a card was asked for and cannot be used.
-pub fn open(choice: DeviceChoice, threads: Option<usize>) -> Result<Cpu, Failure> {
-    match choice {
-        DeviceChoice::Cpu => {}
-        DeviceChoice::Cuda(ordinal) => {
-            let card = Card::open(ordinal, Options::from_environment())?;
-            return Err(Failure::arguments(format!("{}: compute with --device cpu", no_operations(&card))));
-        }
-        DeviceChoice::Auto => match Card::open(0, Options::from_environment()) {
-            Ok(card) => tracing::info!("computing on the processor: {}", no_operations(&card)),
-            // Most machines without a card: nothing to wonder about.
-            Err(Error::NoDriver { .. }) => {}
-            Err(error) => tracing::info!("computing on the processor: {error}"),
-        },
-    }
-    Ok(Cpu::new(threads))
+/// What was opened.
+pub enum Opened {
+    /// The processor.
+    Cpu(Cpu),
+    /// A card.
+    Cuda(Cuda),
 }
 
-fn no_operations(card: &Card) -> String {
-    format!("{}: this build has no CUDA operations yet", card.describe())
+/// Opens what was chosen for a recipe.
+///
+/// # Errors
+/// When a card was asked for and cannot be used, or the recipe asks for what only a card has.
+pub fn open(choice: DeviceChoice, recipe: &Train) -> Result<Opened, Failure> {
+    let ordinal = match choice {
+        DeviceChoice::Cpu => None,
+        DeviceChoice::Cuda(ordinal) => Some(ordinal),
+        DeviceChoice::Auto => match Card::open(0, Options::from_environment()) {
+            Ok(card) => return on_card(&card, recipe),
+            // Most machines without a card: nothing to wonder about.
+            Err(Error::NoDriver { .. }) => None,
+            Err(error) => {
+                tracing::info!("computing on the processor: {error}");
+                None
+            }
+        },
+    };
+    match ordinal {
+        Some(ordinal) => on_card(&Card::open(ordinal, Options::from_environment())?, recipe),
+        None if recipe.precision == Precision::Mixed => Err(Failure::arguments(
+            "train.precision = \"mixed\" needs a GPU: the processor computes in f32; set train.precision to \"auto\"",
+        )),
+        None => Ok(Opened::Cpu(Cpu::new(recipe.threads)?)),
+    }
+}
+
+fn on_card(card: &Card, recipe: &Train) -> Result<Opened, Failure> {
+    let precision = match recipe.precision {
+        Precision::F32 => cuda::Precision::F32,
+        Precision::Auto | Precision::Mixed => cuda::Precision::Mixed,
+    };
+    Ok(Opened::Cuda(Cuda::new(card, precision)?))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ choose() {
     own=(-O2 -Wall -Wextra)
     # Kernels look at the same bytes as float and as float4, as CUDA allows.
     watched=(-w -fno-strict-aliasing -DEMULATOR)
-    link=(-shared -Wl,-soname,libcuda.so.1 -Wl,-Bsymbolic)
+    link=(-shared -Wl,-soname,libcuda.so -Wl,-Bsymbolic)
     case "$1" in
     plain) watched+=(-O2) ;;
     asan)

@@ -74,7 +74,8 @@ impl Numbers {
 }
 
 /// All tensors.
-pub const TENSORS: [Tensor; 4] = [Tensor::EncoderWeight, Tensor::EncoderBias, Tensor::DecoderWeight, Tensor::DecoderBias];
+pub const TENSORS: [Tensor; 4] =
+    [Tensor::EncoderWeight, Tensor::EncoderBias, Tensor::DecoderWeight, Tensor::DecoderBias];
 
 /// Both paths.
 pub const PATHS: [Path; 2] = [Path::Sparse, Path::Dense];
@@ -209,8 +210,12 @@ impl<'a, D: Device> Run<'a, D> {
         let arrays = TENSORS.into_iter().flat_map(|tensor| slots.map(|slot| read(&self.dictionary, tensor, slot)));
         let features = self.dictionary.shape().features;
         let mut clocks = vec![0; 2 * features];
-        self.dictionary.read_clock(Clock::LastUpdate, 0..features, &mut clocks[..features]).expect("a device that works");
-        self.dictionary.read_clock(Clock::LastFired, 0..features, &mut clocks[features..]).expect("a device that works");
+        self.dictionary
+            .read_clock(Clock::LastUpdate, 0..features, &mut clocks[..features])
+            .expect("a device that works");
+        self.dictionary
+            .read_clock(Clock::LastFired, 0..features, &mut clocks[features..])
+            .expect("a device that works");
         (arrays.flatten().map(f32::to_bits).collect(), clocks)
     }
 
@@ -225,7 +230,10 @@ pub fn update(step: u64) -> AdamUpdate {
 }
 
 /// Relative, and absolute for small sums: an activation is a difference of numbers of order 1.
-fn close(what: &str, got: f64, want: f64, tolerance: f64) {
+///
+/// # Panics
+/// When `got` is farther from `want` than that.
+pub fn close(what: &str, got: f64, want: f64, tolerance: f64) {
     let error = (got - want).abs() / want.abs().max(0.1);
     assert!(error <= tolerance, "{what}: {got} instead of {want}, off by {error:.2e}");
 }
@@ -257,7 +265,11 @@ pub fn check_step<D: Device>(device: &D, numbers: Numbers, case: &Case, path: Pa
         let tenth: Vec<f64> = flat(&gradient, tensor).iter().map(|g| g * (1.0 - 0.9)).collect();
         let moment = read(&run.dictionary, tensor, Slot::FirstMoment);
         let size = reference::norm(&tenth);
-        assert!(size == 0.0 || distance(&moment, &tenth) < numbers.gradient(), "{tensor:?} {label}: {}", distance(&moment, &tenth));
+        assert!(
+            size == 0.0 || distance(&moment, &tenth) < numbers.gradient(),
+            "{tensor:?} {label}: {}",
+            distance(&moment, &tenth)
+        );
         assert!(size > 0.0 || moment.iter().all(|&m| m == 0.0), "{tensor:?} {label}");
     }
     let sums = run.sums();
@@ -308,7 +320,12 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
                 let fired: Vec<bool> = want.fired.iter().map(|&count| count > 0).collect();
                 let report = run.step(path, case.lambda, &update(step));
                 adam.update(&mut p, &gradient, &fired, step, LR, 1.0);
-                close(&format!("{mode:?} {path:?} step {step}"), report.squared_error, want.squared_error, numbers.run());
+                close(
+                    &format!("{mode:?} {path:?} step {step}"),
+                    report.squared_error,
+                    want.squared_error,
+                    numbers.run(),
+                );
             }
             for tensor in TENSORS {
                 let distance = distance(&read(&run.dictionary, tensor, Slot::Value), &flat(&p, tensor));
@@ -331,7 +348,12 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
             settled.forward(path);
             settled.count(0..usize::MAX);
             let report = reference::report(&want, &case.x);
-            close("l1 of a settled dictionary", settled.dictionary.report().expect("a device that works").l1, report.l1, 10.0 * numbers.run());
+            close(
+                "l1 of a settled dictionary",
+                settled.dictionary.report().expect("a device that works").l1,
+                report.l1,
+                10.0 * numbers.run(),
+            );
             assert_eq!(settled.sums().fired_f, report.fired, "{mode:?} {path:?}");
         }
     }
@@ -427,7 +449,7 @@ fn counted_rows_are_those_of_the_range<D: Device>(device: &D, numbers: Numbers) 
     }
 }
 
-fn rows_of_every_dtype_are_scaled<D: Device>(device: &D, numbers: Numbers) {
+fn rows_of_every_dtype_are_scaled<D: Device>(device: &D, _: Numbers) {
     let values = [1.5_f32, -0.25, 3.0, 0.0, -100.0, 0.0625, 7.0];
     let f32s: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let f16s: Vec<u8> = values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
@@ -443,7 +465,11 @@ fn rows_of_every_dtype_are_scaled<D: Device>(device: &D, numbers: Numbers) {
         dictionary.decode(&x);
         dictionary.residual(&x);
         dictionary.count(&x, &mut tally, 0..1);
-        assert_eq!(device.take_sums(&mut tally).expect("a device that works").x_d, values.map(|v| f64::from(v * 0.5)), "{dtype:?}");
+        assert_eq!(
+            device.take_sums(&mut tally).expect("a device that works").x_d,
+            values.map(|v| f64::from(v * 0.5)),
+            "{dtype:?}"
+        );
     }
 }
 
@@ -461,4 +487,3 @@ fn a_clipped_gradient_and_a_skipped_row_follow_the_mode<D: Device>(device: &D, n
         assert_eq!(run.state().0[weights.clone()] != before.0[weights], moved, "{mode:?}");
     }
 }
-

@@ -106,7 +106,7 @@ pub fn tamper(run: &Path, change: Change) {
         Change::MoveCursor => cursor.step -= 1,
         Change::NudgeWeight => {
             let mut row_d = vec![0.0f32; width];
-            sae.read(Tensor::DecoderWeight, Slot::Value, 0..1, &mut row_d);
+            sae.read(Tensor::DecoderWeight, Slot::Value, 0..1, &mut row_d).expect("a processor");
             row_d[0] = row_d[0].next_up();
             sae.write(Tensor::DecoderWeight, Slot::Value, 0..1, &row_d);
         }

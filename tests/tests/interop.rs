@@ -129,7 +129,7 @@ fn write_ours(run: &str, features: &[usize], raw: &[f32], path: &Path) {
     let (width, all) = (found.manifest.width, found.manifest.features);
     let read = |tensor, rows: std::ops::Range<usize>, columns: usize| {
         let mut values = vec![0.0f32; rows.len() * columns];
-        sae.read(tensor, Slot::Value, rows, &mut values);
+        sae.read(tensor, Slot::Value, rows, &mut values).expect("a processor");
         values.into_iter().map(f64::from).collect::<Vec<f64>>()
     };
     let (w_enc, w_dec) = (read(Tensor::EncoderWeight, 0..all, width), read(Tensor::DecoderWeight, 0..all, width));

@@ -3,7 +3,7 @@
 use kernels::cpu::{Cpu, Isa, Options, Screen};
 use kernels::{Dictionary, Path, Report};
 use proptest::{prelude::*, test_runner::RngSeed};
-use tests::cases::{self, Case, Numbers, PATHS, Run, TENSORS, update};
+use tests::cases::{self, Case, Numbers, PATHS, Run, update};
 use tests::reference;
 
 fn devices() -> Vec<Cpu> {
@@ -39,7 +39,7 @@ fn the_reference_gradient_is_the_slope_of_the_reference_loss() {
             reference::loss(&p, &case.x, lambda)
         };
         let h = 1e-6;
-        close("slope", *slope, (loss_at(h) - loss_at(-h)) / (2.0 * h), 1e-4);
+        cases::close("slope", *slope, (loss_at(h) - loss_at(-h)) / (2.0 * h), 1e-4);
     }
 }
 

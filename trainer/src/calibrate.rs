@@ -42,7 +42,7 @@ pub fn calibrate(sae: &mut impl Dictionary, data: &Data, scale: f32, recipe: &Re
     for first in (0..features).step_by(BLOCK) {
         let rows = first..(first + BLOCK).min(features);
         let mut w_enc_fd = vec![0.0f32; rows.len() * width];
-        sae.read(Tensor::EncoderWeight, Slot::Value, rows.clone(), &mut w_enc_fd);
+        sae.read(Tensor::EncoderWeight, Slot::Value, rows.clone(), &mut w_enc_fd)?;
         let bias_f: Vec<f32> = w_enc_fd
             .par_chunks_exact(width)
             .map(|row_d| {

@@ -52,18 +52,24 @@ pub fn sums<D: Device>(
     mut progress: impl FnMut(u64) -> Result<(), Error>,
 ) -> Result<Sums, Error> {
     let Buffers { staging, x, tally } = buffers;
-    device.take_sums(tally);
+    device.take_sums(tally)?;
     let (mut density, mut rows) = (1.0, 0);
     while let Some(batch) = stream.next(staging.as_mut())? {
         if batch.rows == 0 {
             continue;
         }
         device.normalize(staging, row_dtype(dataset.dtype()), batch.rows, scale, x);
-        sae.encode(x, if density > device.dense_above() { Path::Dense } else { Path::Sparse });
-        sae.decode(x);
-        sae.residual(x);
-        sae.count(x, tally, 0..batch.rows);
-        let report = sae.report();
+        let mut measure = |path| {
+            sae.encode(x, path);
+            sae.decode(x);
+            sae.residual(x);
+            sae.count(x, tally, 0..batch.rows);
+            sae.report()
+        };
+        let mut report = measure(if density > device.dense_above() { Path::Dense } else { Path::Sparse })?;
+        if report.overflow {
+            report = measure(Path::Dense)?;
+        }
         if let Some(&row) = report.non_finite_rows.first() {
             let id = stream.row_ids(&batch).get(row).map(|id| dataset.row_name(*id)).unwrap_or_default();
             return Err(loader::Error::Data {
@@ -76,7 +82,7 @@ pub fn sums<D: Device>(
         rows += batch.rows as u64;
         progress(rows)?;
     }
-    Ok(device.take_sums(tally))
+    Ok(device.take_sums(tally)?)
 }
 
 /// A dictionary that can encode and decode, with the weights of a checkpoint; updates that `catchup` still owes are made.

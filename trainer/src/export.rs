@@ -76,11 +76,11 @@ pub fn saelens(
     for row in 0..count {
         let feature = features.map_or(row, |chosen| chosen[row]);
         let at = row * width..(row + 1) * width;
-        sae.read(Tensor::EncoderWeight, Slot::Value, feature..feature + 1, &mut w_enc_fd[at.clone()]);
-        sae.read(Tensor::DecoderWeight, Slot::Value, feature..feature + 1, &mut w_dec_fd[at]);
-        sae.read(Tensor::EncoderBias, Slot::Value, feature..feature + 1, &mut b_enc_f[row..row + 1]);
+        sae.read(Tensor::EncoderWeight, Slot::Value, feature..feature + 1, &mut w_enc_fd[at.clone()])?;
+        sae.read(Tensor::DecoderWeight, Slot::Value, feature..feature + 1, &mut w_dec_fd[at])?;
+        sae.read(Tensor::EncoderBias, Slot::Value, feature..feature + 1, &mut b_enc_f[row..row + 1])?;
     }
-    sae.read(Tensor::DecoderBias, Slot::Value, 0..1, &mut b_dec_d);
+    sae.read(Tensor::DecoderBias, Slot::Value, 0..1, &mut b_dec_d)?;
     w_enc_fd.iter_mut().for_each(|w| *w *= scale);
     w_dec_fd.iter_mut().chain(&mut b_dec_d).for_each(|w| *w /= scale);
     let w_enc_df = transpose(&w_enc_fd, count, width);

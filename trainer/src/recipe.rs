@@ -128,7 +128,7 @@ pub struct Train {
     /// Which rows Adam updates.
     #[serde(default)]
     pub adam: Adam,
-    /// Format of weights and moments.
+    /// In what numbers the products are made.
     #[serde(default)]
     pub precision: Precision,
     /// A safetensors file with `W_enc [D,F]`, `b_enc [F]`, `W_dec [F,D]`, `b_dec [D]` in float32 to start from.
@@ -250,9 +250,13 @@ pub enum Adam {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 32-bit floating point throughout.
+    /// `mixed` on a GPU, `f32` on the processor.
     #[default]
+    Auto,
+    /// 32-bit floating point throughout.
     F32,
+    /// Weights and moments in 32 bits; products of bf16 copies with 32-bit sums. On a GPU only.
+    Mixed,
 }
 
 /// `data.scale`.

@@ -70,7 +70,10 @@ pub struct Recovery {
 
 /// Compares every decoder row with every direction that occurred at least [`LEAST_OCCURRENCES`] times in the rows
 /// trained on; `seen` is the share of the written rows that was trained on. `None` when there is no such direction.
-pub fn recovery(truth: &Truth, seen: f64, sae: &impl Dictionary) -> Option<Recovery> {
+///
+/// # Errors
+/// [`kernels::Error::Cuda`].
+pub fn recovery(truth: &Truth, seen: f64, sae: &impl Dictionary) -> Result<Option<Recovery>, kernels::Error> {
     const BLOCK: usize = 1024;
     let (width, features) = (truth.width, sae.shape().features);
     let often: Vec<&[f32]> = truth
@@ -81,14 +84,14 @@ pub fn recovery(truth: &Truth, seen: f64, sae: &impl Dictionary) -> Option<Recov
         .map(|(direction_d, _)| direction_d)
         .collect();
     if often.is_empty() {
-        return None;
+        return Ok(None);
     }
     let mut best = vec![-1.0f32; often.len()];
     let mut decoder_fd = vec![0.0f32; BLOCK.min(features) * width];
     for first in (0..features).step_by(BLOCK) {
         let rows = first..(first + BLOCK).min(features);
         let block_fd = &mut decoder_fd[..rows.len() * width];
-        sae.read(Tensor::DecoderWeight, Slot::Value, rows, block_fd);
+        sae.read(Tensor::DecoderWeight, Slot::Value, rows, block_fd)?;
         best.par_iter_mut().zip(&often).for_each(|(best, direction_d)| {
             let norm = dot(direction_d, direction_d).sqrt();
             for row_d in block_fd.chunks_exact(width) {
@@ -99,9 +102,9 @@ pub fn recovery(truth: &Truth, seen: f64, sae: &impl Dictionary) -> Option<Recov
         });
     }
     let found = best.iter().filter(|&&cosine| cosine >= FOUND_AT).count();
-    Some(Recovery {
+    Ok(Some(Recovery {
         recovered: found as f64 / best.len() as f64,
         mmcs: best.iter().map(|&cosine| f64::from(cosine)).sum::<f64>() / best.len() as f64,
         directions: best.len(),
-    })
+    }))
 }

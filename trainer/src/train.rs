@@ -178,7 +178,7 @@ impl<D: Device> Run<'_, D> {
             let dtype = row_dtype(self.data.train.dtype());
             let Buffers { staging, x, .. } = &mut self.buffers;
             self.device.normalize(staging, dtype, batch.rows, self.state.scale, x);
-            let report = self.step_on(&batch);
+            let report = self.step_on(&batch)?;
             if !report.ok {
                 return Err(self.refused(&batch, &report));
             }
@@ -194,8 +194,8 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
-    fn step_on(&mut self, batch: &Batch) -> Report {
-        let counted = self.open_closing(batch)..batch.rows;
+    fn step_on(&mut self, batch: &Batch) -> Result<Report, Error> {
+        let counted = self.open_closing(batch)?..batch.rows;
         let input = StepInput {
             path: self.path(),
             lambda: self.schedule.lambda(self.state.step),
@@ -203,16 +203,17 @@ impl<D: Device> Run<'_, D> {
             counted,
         };
         let Buffers { x, tally, .. } = &mut self.buffers;
-        step(&mut self.sae, x, tally, input)
+        Ok(step(&mut self.sae, x, tally, &input)?)
     }
 
     /// Moves the device's sums to the host, where lines of metrics and the closing evaluation are made of them.
-    fn drain(&mut self) {
-        let sums = self.device.take_sums(&mut self.buffers.tally);
+    fn drain(&mut self) -> Result<(), Error> {
+        let sums = self.device.take_sums(&mut self.buffers.tally)?;
         if self.state.closing_open {
             self.state.closing.add(&sums);
         }
         self.state.window.add(&sums);
+        Ok(())
     }
 
     fn path(&self) -> Path {
@@ -279,7 +280,7 @@ impl<D: Device> Run<'_, D> {
         if !is_due(self.recipe.log.every, self.state.step) && !self.is_done() {
             return Ok(());
         }
-        self.drain();
+        self.drain()?;
         let step = self.state.step - 1;
         let lambda = f64::from(self.schedule.lambda(step));
         let Shape { width, features, .. } = self.sae.shape();
@@ -291,7 +292,7 @@ impl<D: Device> Run<'_, D> {
             step,
             tokens: self.state.tokens,
             metrics,
-            dead_fraction: self.dead_fraction(),
+            dead_fraction: self.dead_fraction()?,
             lambda,
             lr: self.schedule.lr().at(step),
             gradient_norm: self.gradient_norm,
@@ -303,10 +304,10 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
-    fn dead_fraction(&self) -> f64 {
+    fn dead_fraction(&self) -> Result<f64, Error> {
         let mut last_fired_f = vec![0; self.sae.shape().features];
-        self.sae.read_clock(Clock::LastFired, 0..last_fired_f.len(), &mut last_fired_f);
-        dead_fraction(&last_fired_f, self.state.tokens, self.recipe.train.dead_window)
+        self.sae.read_clock(Clock::LastFired, 0..last_fired_f.len(), &mut last_fired_f)?;
+        Ok(dead_fraction(&last_fired_f, self.state.tokens, self.recipe.train.dead_window))
     }
 
     fn is_done(&self) -> bool {

@@ -93,7 +93,7 @@ impl<'a> Run<'a> {
         self.dictionary.count(&self.x, &mut self.tally, 0..n);
         let count = lap();
         self.dictionary.adam(&self.x, &UPDATE);
-        ([normalize, encode, decode, residual, backward, count, lap()], self.dictionary.report())
+        ([normalize, encode, decode, residual, backward, count, lap()], self.dictionary.report().expect("a processor"))
     }
 
     /// Best and median of each operation, after one step to warm up.
@@ -124,7 +124,7 @@ fn calibrate(device: &Cpu, planted: &mut Planted, l0: usize) {
         run.dictionary.encode(&run.x, Path::Sparse);
         run.dictionary.decode(&run.x);
         run.dictionary.residual(&run.x);
-        if run.dictionary.report().active as usize > l0 * shape.batch {
+        if run.dictionary.report().expect("a processor").active as usize > l0 * shape.batch {
             high = planted.bias
         } else {
             low = planted.bias

@@ -1,7 +1,7 @@
 //! Launches `adam.cu`.
 
-use super::device::{Cost, Precision};
 use super::backward::Gradient;
+use super::device::{Cost, Precision};
 use super::engine::{Argument, Engine, arguments};
 use super::memory::{Buffer, Pointer};
 use super::status::Status;
@@ -101,8 +101,10 @@ impl Adam<'_> {
 
     /// `count` features from `first` on, their gradient from rows.
     pub fn from_rows(&mut self, engine: &Engine, (dec_ts, enc_ts): (Pointer, Pointer), first: usize, count: usize) {
-        let (bias_f, status, stride) = (self.gradient.bias_f.at(0), self.status.at(0), self.weights.w_dec.stride as u32);
-        let arguments = arguments![self.dictionary(), self.update, dec_ts, enc_ts, bias_f, status, first as u32, stride];
+        let (bias_f, status, stride) =
+            (self.gradient.bias_f.at(0), self.status.at(0), self.weights.w_dec.stride as u32);
+        let arguments =
+            arguments![self.dictionary(), self.update, dec_ts, enc_ts, bias_f, status, first as u32, stride];
         // SAFETY: there are `count` rows, and so many features from `first` on.
         unsafe { engine.enqueue("adam_rows", count, 0, arguments) };
     }

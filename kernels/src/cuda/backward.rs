@@ -47,8 +47,7 @@ impl Gradient {
         // SAFETY: runs are those of these features; every array has one value a feature.
         unsafe {
             let kernel = engine.precision.pick("backward_chunks_f32", "backward_chunks_bf16");
-            let arguments =
-                arguments![of, w_dec, norm_f, runs.feature_c.at(0), status, lambda_over_b, features as u32];
+            let arguments = arguments![of, w_dec, norm_f, runs.feature_c.at(0), status, lambda_over_b, features as u32];
             engine.enqueue(kernel, 16 * engine.multiprocessors as usize, 0, arguments);
             let kernel = engine.precision.pick("backward_f32", "backward_bf16");
             let arguments = arguments![of, w_dec, norm_f, bias_f, activation_f, norm2_f, status, lambda_over_b];
@@ -60,13 +59,8 @@ impl Gradient {
     pub fn finish(&mut self, engine: &Engine, g_bs: Pointer, n: usize, status: &Buffer<Status>) {
         let stride = self.b_dec_s.len();
         sum_columns(engine, g_bs, self.b_dec_s.at(0), (n, stride, stride));
-        let arguments = arguments![
-            self.norm2_f.at(0),
-            self.b_dec_s.at(0),
-            status.at(0),
-            self.norm2_f.len() as u32,
-            stride as u32
-        ];
+        let arguments =
+            arguments![self.norm2_f.at(0), self.b_dec_s.at(0), status.at(0), self.norm2_f.len() as u32, stride as u32];
         // SAFETY: one value a feature and a column.
         unsafe { engine.enqueue("finish_gradient", 1, 0, arguments) };
     }

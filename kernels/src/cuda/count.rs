@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
+use super::device::stride;
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
-use super::device::stride;
 use crate::{Error, Sums};
 
 /// `Tally` in count.cu.
@@ -69,18 +69,8 @@ impl Tally {
             let arguments = arguments![x.x_bs.at(0), self.x_s.at(0), status, from, to, stride, with_gradient];
             engine.enqueue("count_columns", x.stride.div_ceil(32), 0, arguments);
             let (count_f, fired_f) = (counted.count_f.at(0), self.fired_f.at(0));
-            let arguments = arguments![
-                count_f,
-                run_f,
-                token_p,
-                fired_f,
-                totals,
-                status,
-                from,
-                to,
-                features as u32,
-                with_gradient
-            ];
+            let arguments =
+                arguments![count_f, run_f, token_p, fired_f, totals, status, from, to, features as u32, with_gradient];
             engine.enqueue("count_features", features.div_ceil(256), 0, arguments);
         }
     }

@@ -2,11 +2,11 @@
 
 use super::adam::Adam;
 use super::backward::{Gradient, sum_columns};
+use super::device::{Cost, Precision, Tile};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
 use super::weights::Weights;
-use super::device::{Cost, Precision, Tile};
 use crate::Error;
 use std::ops::Range;
 
@@ -93,7 +93,9 @@ impl Dense {
         let grid = (of.x.n.div_ceil(side), self.width.div_ceil(side));
         let arguments = arguments![of.x.operand(), w_enc, b_enc, self.a_bt.at(0), n, count, width, stride];
         // SAFETY: x has n rows; there are `count` features from the tile's first on; a has `width` columns.
-        unsafe { engine.enqueue(engine.precision.pick("dense_encode_f32", "dense_encode_bf16"), grid, shared, arguments) };
+        unsafe {
+            engine.enqueue(engine.precision.pick("dense_encode_f32", "dense_encode_bf16"), grid, shared, arguments)
+        };
     }
 
     /// x̂, Σ a ‖W_dec‖ and firings.
@@ -137,7 +139,14 @@ impl Dense {
     }
 
     /// Gradient rows of a tile, `∂b_enc` and `Σ a`.
-    fn backward_tile(&self, engine: &Engine, of: Operands<'_>, g_bs: Pointer, gradient: &Gradient, tile: &Range<usize>) {
+    fn backward_tile(
+        &self,
+        engine: &Engine,
+        of: Operands<'_>,
+        g_bs: Pointer,
+        gradient: &Gradient,
+        tile: &Range<usize>,
+    ) {
         let Tile { side, shared } = engine.precision.tile();
         let (n, count, width, stride) =
             (of.x.n as u32, tile.len() as u32, self.width as u32, of.weights.w_dec.stride as u32);
@@ -179,7 +188,9 @@ impl Dense {
             let (bias_t, norm2_t) = (gradient.bias_f.at(tile.start), gradient.norm2_f.at(tile.start));
             let stride = of.weights.w_dec.stride as u32;
             // SAFETY: the tile's rows were made above.
-            unsafe { engine.enqueue("dense_norms", tile.len(), 0, arguments![dec_ts, enc_ts, bias_t, norm2_t, stride]) };
+            unsafe {
+                engine.enqueue("dense_norms", tile.len(), 0, arguments![dec_ts, enc_ts, bias_t, norm2_t, stride])
+            };
         }
     }
 

@@ -8,6 +8,7 @@ use super::backward::Gradient;
 use super::count::{Counted, Tally};
 use super::decode::decode;
 use super::dense::{Dense, Forward, Operands};
+use super::device::{Precision, stride};
 use super::encode::Lists;
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
@@ -16,7 +17,6 @@ use super::residual::Residual;
 use super::status::Status;
 use super::transpose::{Runs, RunsArgument};
 use super::weights::Weights;
-use super::device::{Precision, stride};
 use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape, Slot, Tensor};
 
 /// Bad rows that a report names.
@@ -188,15 +188,8 @@ impl Dictionary for CudaDictionary {
             count_f = &self.lists.count_f;
         }
         let Batch { error_b, l1_b, status, with_gradient, .. } = &self.batch;
-        let counted = Counted {
-            tokens,
-            error_b,
-            l1_b,
-            count_f,
-            runs,
-            status: status.at(0),
-            with_gradient: *with_gradient,
-        };
+        let counted =
+            Counted { tokens, error_b, l1_b, count_f, runs, status: status.at(0), with_gradient: *with_gradient };
         tally.add(&self.engine, x, &counted);
     }
 

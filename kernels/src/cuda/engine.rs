@@ -110,7 +110,13 @@ impl Engine {
     /// # Safety
     /// `arguments` (see [`arguments!`]) are those of the kernel, in type and order, and what they point to holds what its
     /// head says.
-    pub unsafe fn enqueue(&self, kernel: &'static str, grid: impl Into<Grid>, shared: u32, arguments: &mut [*mut c_void]) {
+    pub unsafe fn enqueue(
+        &self,
+        kernel: &'static str,
+        grid: impl Into<Grid>,
+        shared: u32,
+        mut arguments: impl AsMut<[Value]>,
+    ) {
         let Grid(x, y) = grid.into();
         if x == 0 || y == 0 {
             return;
@@ -119,8 +125,10 @@ impl Engine {
         let bound = self.note("binding the thread", self.stream.context().bind_to_thread());
         if bound.is_some() {
             let (function, stream) = (function.cu_function(), self.stream.cu_stream());
+            let mut places: Vec<*mut c_void> =
+                arguments.as_mut().iter_mut().map(|Value(words)| words.as_mut_ptr().cast()).collect();
             // SAFETY: the caller's promise.
-            let launched = unsafe { launch_kernel(function, (x, y, 1), (*threads, 1, 1), shared, stream, arguments) };
+            let launched = unsafe { launch_kernel(function, (x, y, 1), (*threads, 1, 1), shared, stream, &mut places) };
             self.note(kernel, launched);
         }
     }
@@ -154,15 +162,23 @@ unsafe impl Argument for u64 {}
 // SAFETY: as above.
 unsafe impl Argument for f32 {}
 
-/// Where a value lies, for [`arguments!`].
-pub fn place<T: Argument>(value: &T) -> *mut c_void {
-    std::ptr::from_ref(value).cast_mut().cast()
+/// A value on its way to a kernel: the bytes of an [`Argument`], in a place that the driver can copy from.
+pub struct Value([u64; 16]);
+
+impl Value {
+    pub fn new<T: Argument>(argument: T) -> Self {
+        const { assert!(size_of::<T>() <= size_of::<Value>() && align_of::<T>() <= align_of::<Value>()) };
+        let mut value = Value([0; 16]);
+        // SAFETY: there is room for a `T`, as was just asserted, and an argument is plain numbers.
+        unsafe { value.0.as_mut_ptr().cast::<T>().write(argument) };
+        value
+    }
 }
 
-/// The arguments of a launch, which live until the end of the statement.
+/// The arguments of a launch, in order.
 macro_rules! arguments {
     ($($value:expr),* $(,)?) => {
-        &mut [$($crate::cuda::engine::place(&$value)),*]
+        [$($crate::cuda::engine::Value::new($value)),*]
     };
 }
 pub(super) use arguments;

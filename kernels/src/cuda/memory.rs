@@ -36,7 +36,11 @@ impl<'a> Memory<'a> {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn take<T: DeviceRepr + ValidAsZeroBits>(&mut self, len: usize, what: &'static str) -> Result<Buffer<T>, Error> {
+    pub fn take<T: DeviceRepr + ValidAsZeroBits>(
+        &mut self,
+        len: usize,
+        what: &'static str,
+    ) -> Result<Buffer<T>, Error> {
         let len = len.max(1);
         let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::OutOfMemory { what, bytes: usize::MAX })?;
         self.bytes += bytes as u64;

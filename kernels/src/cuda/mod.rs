@@ -2,31 +2,41 @@
 //!
 //! Nothing here is needed to build or to start: driver and compiler are opened when a card is asked for.
 
-pub mod adam;
-pub mod backward;
 pub mod cache;
 pub mod card;
 pub mod cubin;
-pub mod decode;
-pub mod dense;
 pub mod embedded;
-pub mod encode;
 pub mod kernels;
 pub mod nvrtc;
 pub mod sources;
-pub mod transpose;
 
+mod adam;
 mod arch;
+mod backward;
 mod count;
+mod decode;
+mod dense;
 mod device;
 mod dictionary;
+mod encode;
 mod engine;
 mod memory;
 mod normalize;
 mod residual;
 mod resources;
 mod status;
+mod transpose;
 mod weights;
+
+/// What each operation must move and do: see [`Cost`].
+pub mod cost {
+    pub use super::adam::cost as adam;
+    pub use super::backward::cost as backward;
+    pub use super::decode::cost as decode;
+    pub use super::dense::cost as dense;
+    pub use super::encode::cost as encode;
+    pub use super::transpose::cost as transpose;
+}
 
 pub use arch::{Arch, RELEASED};
 pub use count::Tally;

@@ -1,9 +1,9 @@
 //! Launches `normalize.cu`.
 
 use super::device::Precision;
+use super::device::stride;
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer, Staging};
-use super::device::stride;
 use crate::{Error, RowDtype};
 
 /// A batch on the card, scaled.

@@ -1,17 +1,20 @@
 //! `sae eval`.
 
 use indicatif::HumanCount;
-use loader::{Dataset, OpenOptions};
+use kernels::Device;
+use loader::{Dataset, OpenOptions, Store};
 use serde::Serialize;
+use trainer::checkpoint::Found;
 use trainer::evaluate::{self, Buffers};
 use trainer::metrics::{DensityHistogram, Metrics, dead_fraction};
 use trainer::recovery::{Truth, recovery};
 use trainer::{checkpoint, data};
 
 use crate::args::Eval;
+use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{device, table};
+use crate::table;
 
 /// What is printed with `--json`: the names of summary.json where they apply.
 #[derive(Serialize)]
@@ -44,7 +47,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     }
     let column = recipe.data.column.clone();
     let dataset = Dataset::open(&urls, &OpenOptions { column, ..OpenOptions::default() })?;
-    let (width, features) = (found.manifest.width, found.manifest.features);
+    let width = found.manifest.width;
     if dataset.width() != width {
         return Err(Failure::data(format!(
             "{} has rows of width {}, and the dictionary takes {width}: it was trained on another layer or model",
@@ -52,15 +55,28 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
             dataset.width()
         )));
     }
-    let device = device::open(args.device, recipe.train.threads)?;
+    match device::open(args.device, &recipe.train)? {
+        Opened::Cpu(device) => measure(&device, args, (&store, &found), (&dataset, urls)),
+        Opened::Cuda(device) => measure(&device, args, (&store, &found), (&dataset, urls)),
+    }
+}
+
+fn measure<D: Device>(
+    device: &D,
+    args: &Eval,
+    (store, found): (&Store, &Found),
+    (dataset, urls): (&Dataset, Vec<String>),
+) -> Result<(), Failure> {
+    let recipe = &found.manifest.recipe;
+    let (width, features) = (found.manifest.width, found.manifest.features);
     let rows = args.rows.unwrap_or(u64::MAX).min(dataset.rows());
     let batch = recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1);
-    let mut sae = evaluate::load(&device, &store, &found, batch)?;
-    let mut buffers = Buffers::new(&device, batch, width, dataset.dtype().size(), features)?;
-    let mut stream = data::eval_stream(&dataset, &recipe, Some(rows))?;
+    let mut sae = evaluate::load(device, store, found, batch)?;
+    let mut buffers = Buffers::new(device, batch, width, dataset.dtype().size(), features)?;
+    let mut stream = data::eval_stream(dataset, recipe, Some(rows))?;
     let mut bar = Bar::new("evaluating", 0, rows);
     let started = std::time::Instant::now();
-    let sums = evaluate::sums(&device, &mut sae, &mut buffers, &dataset, &mut stream, found.manifest.scale, |done| {
+    let sums = evaluate::sums(device, &mut sae, &mut buffers, dataset, &mut stream, found.manifest.scale, |done| {
         bar.set(done, "");
         Ok(())
     })?;
@@ -71,11 +87,11 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     let trained_on = Dataset::open(&recipe.data.train, &OpenOptions::default()).map(|train| train.rows());
     let recovery = match (trained_on, Truth::beside(&recipe.data.train)) {
         (Ok(all), Ok(Some(truth))) if truth.width == width => {
-            recovery(&truth, found.manifest.tokens as f64 / all as f64, &sae)
+            recovery(&truth, found.manifest.tokens as f64 / all as f64, &sae)?
         }
         _ => None,
     };
-    let last_fired_f = checkpoint::load_clocks(&store, &found)?;
+    let last_fired_f = checkpoint::load_clocks(store, found)?;
     let report = Report {
         checkpoint: store.url_of(&found.folder),
         step: found.manifest.step,

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{HumanBytes, HumanCount};
-use kernels::Device as _;
-use kernels::cpu::Cpu;
+use kernels::Device;
 use loader::Store;
 use trainer::data::{self, Data};
 use trainer::plan::Plan;
@@ -15,27 +14,34 @@ use trainer::summary::{EvaluatedOn, Summary};
 use trainer::train::{Event, Start, train};
 
 use crate::args::Train;
+use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{device, recipes, table};
+use crate::{recipes, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
-    let device = device::open(args.device, recipe.train.threads)?;
+    match device::open(args.device, &recipe.train)? {
+        Opened::Cpu(device) => run_on(&device, args, &recipe),
+        Opened::Cuda(device) => run_on(&device, args, &recipe),
+    }
+}
+
+fn run_on(device: &impl Device, args: &Train, recipe: &Recipe) -> Result<(), Failure> {
     let resume = args.resume || (args.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?);
     if args.dry_run {
-        return dry_run(&recipe, resume, &device);
+        return dry_run(recipe, resume, device);
     }
     let stop = stop_on_signals()?;
-    synthesize(&recipe, &stop)?;
+    synthesize(recipe, &stop)?;
     let mut screen = Screen::default();
     let watch = Box::new(|event: Event<'_>| screen.show(event));
-    let summary = train(&device, &recipe, Start { resume, stop: &stop, watch })?;
+    let summary = train(device, recipe, Start { resume, stop: &stop, watch })?;
     if let Some(bar) = screen.training {
         bar.finish();
     }
-    closing_table(&recipe, &summary);
+    closing_table(recipe, &summary);
     Ok(())
 }
 
@@ -146,7 +152,7 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
 }
 
 /// What a run would read, hold and write, without touching its folder.
-fn dry_run(recipe: &Recipe, resume: bool, device: &Cpu) -> Result<(), Failure> {
+fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device) -> Result<(), Failure> {
     run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
     let data = match Data::open(recipe, None) {
         Ok(data) => data,

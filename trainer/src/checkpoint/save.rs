@@ -53,13 +53,13 @@ fn write(
         let chunk = features_per_file(holds, width);
         for (index, first) in (0..features).step_by(chunk).enumerate() {
             let range = first..(first + chunk).min(features);
-            let bytes = encode(&feature_tensors(dictionary, holds, width, range.clone()))?;
+            let bytes = encode(&feature_tensors(dictionary, holds, width, range.clone())?)?;
             let name = format!("{stem}-{index:06}.safetensors");
             files.push(describe(name, holds, range, &bytes)?);
             store.put(&format!("{folder}/{}", files[files.len() - 1].name), bytes)?;
         }
     }
-    let bytes = encode(&shared_tensors(dictionary, width, state))?;
+    let bytes = encode(&shared_tensors(dictionary, width, state)?)?;
     files.push(describe("shared.safetensors".into(), Holds::Shared, 0..0, &bytes)?);
     store.put(&format!("{folder}/shared.safetensors"), bytes)?;
 
@@ -99,40 +99,41 @@ struct Named {
     bytes: Vec<u8>,
 }
 
-fn feature_tensors(dictionary: &impl Dictionary, holds: Holds, width: usize, features: Range<usize>) -> Vec<Named> {
+fn feature_tensors(
+    dictionary: &impl Dictionary,
+    holds: Holds,
+    width: usize,
+    features: Range<usize>,
+) -> Result<Vec<Named>, kernels::Error> {
     let n = features.len();
     let read = |Entry { name, tensor, slot, per_feature }: Entry| {
         let mut values = vec![0.0f32; n * per_feature];
-        dictionary.read(tensor, slot, features.clone(), &mut values);
+        dictionary.read(tensor, slot, features.clone(), &mut values)?;
         let shape = if per_feature == 1 { vec![n] } else { vec![n, per_feature] };
-        Named { name: name.into(), dtype: Dtype::F32, shape, bytes: bytemuck::cast_slice(&values).to_vec() }
+        Ok(Named { name: name.into(), dtype: Dtype::F32, shape, bytes: bytemuck::cast_slice(&values).to_vec() })
     };
-    let mut tensors: Vec<Named> = entries(holds, width).into_iter().map(read).collect();
+    let mut tensors: Vec<Named> = entries(holds, width).into_iter().map(read).collect::<Result<_, _>>()?;
     if holds == Holds::Optimizer {
         for (name, clock) in CLOCKS {
             let mut values = vec![0u64; n];
-            dictionary.read_clock(clock, features.clone(), &mut values);
+            dictionary.read_clock(clock, features.clone(), &mut values)?;
             let bytes = bytemuck::cast_slice(&values).to_vec();
             tensors.push(Named { name: name.into(), dtype: Dtype::U64, shape: vec![n], bytes });
         }
     }
-    tensors
+    Ok(tensors)
 }
 
-fn shared_tensors(dictionary: &impl Dictionary, width: usize, state: &State) -> Vec<Named> {
+fn shared_tensors(dictionary: &impl Dictionary, width: usize, state: &State) -> Result<Vec<Named>, kernels::Error> {
     let mut tensors: Vec<Named> = entries(Holds::Shared, width)
         .into_iter()
         .map(|Entry { name, tensor, slot, per_feature }| {
             let mut values = vec![0.0f32; per_feature];
-            dictionary.read(tensor, slot, 0..1, &mut values);
-            Named {
-                name: name.into(),
-                dtype: Dtype::F32,
-                shape: vec![width],
-                bytes: bytemuck::cast_slice(&values).to_vec(),
-            }
+            dictionary.read(tensor, slot, 0..1, &mut values)?;
+            let bytes = bytemuck::cast_slice(&values).to_vec();
+            Ok(Named { name: name.into(), dtype: Dtype::F32, shape: vec![width], bytes })
         })
-        .collect();
+        .collect::<Result<_, kernels::Error>>()?;
     for (of, sums) in SUMS.into_iter().zip([&state.tally, &state.window, &state.closing]) {
         let scalars = [sums.squared_error, sums.squared_norm, sums.l1];
         let counts = [sums.rows, sums.active];
@@ -146,7 +147,7 @@ fn shared_tensors(dictionary: &impl Dictionary, width: usize, state: &State) -> 
             tensors.push(Named { name: format!("{of}.{part}"), dtype, shape: vec![length], bytes: bytes.to_vec() });
         }
     }
-    tensors
+    Ok(tensors)
 }
 
 fn encode(tensors: &[Named]) -> Result<Vec<u8>, Error> {

@@ -1,6 +1,6 @@
 //! The end of a run: its closing metrics, its last checkpoint, its summary.
 
-use kernels::{Device, Dictionary};
+use kernels::{Device, Dictionary, Path};
 use loader::Batch;
 
 use super::Run;
@@ -17,28 +17,38 @@ pub(super) const CLOSING_ROWS: u64 = 65_536;
 impl<D: Device> Run<'_, D> {
     /// When the closing evaluation begins in this batch, the rows before it are measured by themselves and the tally is
     /// emptied, so that it then holds closing rows only. Returns the index of the first row not yet counted.
-    pub(super) fn open_closing(&mut self, batch: &Batch) -> usize {
-        let Some(from) = self.closing_from.filter(|_| !self.state.closing_open) else { return 0 };
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(super) fn open_closing(&mut self, batch: &Batch) -> Result<usize, Error> {
+        let Some(from) = self.closing_from.filter(|_| !self.state.closing_open) else { return Ok(0) };
         if from >= (batch.step + 1) * self.recipe.train.batch as u64 {
-            return 0;
+            return Ok(0);
         }
         let before = self.stream.rows_before(batch, from);
         if before > 0 {
             let (path, lambda) = (self.path(), self.schedule.lambda(self.state.step));
             let Buffers { x, tally, .. } = &mut self.buffers;
-            self.sae.encode(x, path);
-            self.sae.decode(x);
-            self.sae.residual(x);
-            self.sae.backward(x, lambda);
-            self.sae.count(x, tally, 0..before);
-            if !self.sae.report().ok {
+            let mut measure = |path| {
+                self.sae.encode(x, path);
+                self.sae.decode(x);
+                self.sae.residual(x);
+                self.sae.backward(x, lambda);
+                self.sae.count(x, tally, 0..before);
+                self.sae.report()
+            };
+            let mut report = measure(path)?;
+            if report.overflow {
+                report = measure(Path::Dense)?;
+            }
+            if !report.ok {
                 // The step will be refused too, and the batch come again: nothing has begun.
-                return before;
+                return Ok(before);
             }
         }
-        self.drain();
+        self.drain()?;
         self.state.closing_open = true;
-        before
+        Ok(before)
     }
 
     /// The end of a run: held-out or closing metrics, last checkpoint, summary.
@@ -63,12 +73,14 @@ impl<D: Device> Run<'_, D> {
         };
         self.settle();
         let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
-        let recovery =
-            self.truth.as_ref().and_then(|truth| recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae)));
+        let recovery = match &self.truth {
+            Some(truth) => recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae))?,
+            None => None,
+        };
         let summary = Summary {
             metrics,
             evaluated_on,
-            dead_fraction: self.dead_fraction(),
+            dead_fraction: self.dead_fraction()?,
             dead_window: self.recipe.train.dead_window.min(self.state.tokens),
             density,
             tokens: self.state.tokens,

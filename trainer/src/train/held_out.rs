@@ -40,7 +40,7 @@ impl<D: Device> Run<'_, D> {
         self.settle();
         let (step, checkpoint) = (self.state.step, self.saved.as_ref().map(|(.., folder)| folder.clone()));
         // The tally of training is put aside: it goes on afterwards to the same bits.
-        let training = self.device.take_sums(&mut self.buffers.tally);
+        let training = self.device.take_sums(&mut self.buffers.tally)?;
         let sums = evaluate::sums(
             self.device,
             self.settled.as_mut().unwrap_or(&mut self.sae),

@@ -32,7 +32,7 @@ impl<D: Device> Run<'_, D> {
         self.journal.flush()?;
         self.run_dir.publish()?;
         self.data.keep_manifests(&self.run_dir.store)?;
-        self.state.tally = self.device.take_sums(&mut self.buffers.tally);
+        self.state.tally = self.device.take_sums(&mut self.buffers.tally)?;
         self.device.put_sums(&mut self.buffers.tally, &self.state.tally);
         // After a refused step the stream is one batch ahead of the weights.
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
