@@ -1,1 +1,3 @@
-//! Skeleton.
+//! What the benchmarks of this folder share.
+
+pub mod planted;

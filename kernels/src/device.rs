@@ -343,6 +343,15 @@ pub trait Device: Sync {
     /// no step uses may cost addresses only.
     fn bytes(&self, shape: Shape) -> Bytes;
 
+    /// Waits until everything enqueued so far is done.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] with the first operation that failed.
+    fn wait(&self) -> Result<(), Error>;
+
+    /// Bytes of its memory that can still be taken; `None` where that is not known.
+    fn room(&self) -> Option<u64>;
+
     /// Takes memory for stored rows.
     ///
     /// # Errors

@@ -18,7 +18,9 @@ pub fn all<D: Device>() -> Vec<(&'static str, Check<D>)> {
     vec![
         ("a step agrees with the reference", a_step_agrees_with_the_reference),
         ("two hundred steps follow the reference", two_hundred_steps_follow_the_reference),
+        ("odd shapes agree with the reference", odd_shapes_agree_with_the_reference),
         ("edges agree with the reference", edges_agree_with_the_reference),
+        ("long runs agree with the reference", long_runs_agree_with_the_reference),
         ("activations made twice are the same bits", activations_made_twice_are_the_same_bits),
         ("the same step twice gives the same bits", the_same_step_twice_gives_the_same_bits),
         ("a batch that is not finite changes nothing", a_batch_that_is_not_finite_changes_nothing),
@@ -26,6 +28,12 @@ pub fn all<D: Device>() -> Vec<(&'static str, Check<D>)> {
         ("rows of every dtype are scaled", rows_of_every_dtype_are_scaled),
         ("a clipped gradient and a skipped row follow the mode", a_clipped_gradient_and_a_skipped_row_follow_the_mode),
     ]
+}
+
+/// A few small cases that reach every operation: for the sanitizers of the emulator, and for bugs planted in kernels.
+pub fn few<D: Device>() -> Vec<(&'static str, Check<D>)> {
+    let wanted = ["odd shapes", "long runs", "a clipped gradient"];
+    all().into_iter().filter(|(name, _)| wanted.iter().any(|wanted| name.starts_with(wanted))).collect()
 }
 
 /// In what numbers a device computes, and hence how near it must come.
@@ -290,6 +298,25 @@ fn a_step_agrees_with_the_reference<D: Device>(device: &D, numbers: Numbers) {
             check_step(device, numbers, &case, Path::Dense);
         }
     }
+}
+
+/// More columns than a block of threads holds at once, several steps of every product, ragged ends everywhere.
+fn odd_shapes_agree_with_the_reference<D: Device>(device: &D, numbers: Numbers) {
+    for (width, features, batch, bias) in [(1032, 20, 5, 0.0), (201, 150, 70, -1.0)] {
+        let mut case = Case::new(numbers, width, features, batch, bias, 9);
+        check_step(device, numbers, &case, Path::Sparse);
+        for dense_bytes in [usize::MAX, 0] {
+            case.shape.dense_bytes = dense_bytes;
+            check_step(device, numbers, &case, Path::Dense);
+        }
+    }
+}
+
+/// A feature that fires on every token, one that fires on most, and others that do not, in a batch of more than a thousand.
+fn long_runs_agree_with_the_reference<D: Device>(device: &D, numbers: Numbers) {
+    let mut case = Case::new(numbers, 8, 37, 1100, -3.0, 6);
+    (case.p.b_enc[3], case.p.b_enc[36]) = (50.0, 1.0);
+    check_step(device, numbers, &case, Path::Sparse);
 }
 
 fn the_same_step_twice_gives_the_same_bits<D: Device>(device: &D, numbers: Numbers) {

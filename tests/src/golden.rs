@@ -1,7 +1,12 @@
 //! The recipe in plain double precision: the reference that golden losses are made with. Dense, one loop for each formula,
 //! nothing shared with the kernels.
 
-use crate::fixture::{Numbers, plain_rows};
+use std::path::PathBuf;
+
+use trainer::recipe::{Order, Scale};
+
+use crate::fixture::{Fixture, Numbers, json, json_lines, plain_rows, write_shards};
+use crate::sae;
 
 /// A small training run, the same on every machine.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +119,49 @@ struct Reference {
     w_dec_fd: Vec<f64>,
     b_dec_d: Vec<f64>,
     moments: [Vec<(f64, f64)>; 4],
+}
+
+/// Where the losses of a case are committed.
+pub fn file(case: Case) -> PathBuf {
+    crate::root().join(format!("tests/golden/{}.json", case.name))
+}
+
+/// The committed losses of a case.
+///
+/// # Panics
+/// When there are none.
+pub fn committed(case: Case) -> Vec<Measured> {
+    json(&file(case)).as_array().expect("a list").iter().map(read).collect()
+}
+
+/// What `sae train` measures at each step of a case.
+///
+/// # Panics
+/// When the run fails.
+pub fn measure(case: Case, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<Measured> {
+    let fixture = Fixture::new();
+    write_shards(&fixture.path("train"), WIDTH, &rows(), loader::Dtype::F32, 500);
+    Weights::start(WIDTH, FEATURES, case.bias).write(&fixture.path("start.safetensors"));
+    let mut recipe = fixture.recipe("run");
+    recipe.data.order = Order::Sequential;
+    recipe.data.scale = Scale::Fixed(f64::from(SCALE));
+    recipe.sae.features = FEATURES;
+    recipe.train.batch = BATCH;
+    recipe.train.lr = LR;
+    recipe.train.l1 = L1;
+    recipe.train.l1_warmup = L1_WARMUP;
+    recipe.train.lr_decay = LR_DECAY;
+    recipe.train.clip = CLIP;
+    recipe.train.init_from = Some(fixture.text("start.safetensors"));
+    recipe.log.every = 1;
+    let path = fixture.save("recipe", &recipe);
+    sae::run_with(&[&["train", &path], arguments].concat(), environment).exits(0);
+    json_lines(&fixture.path("run/metrics.jsonl")).iter().map(read).collect()
+}
+
+fn read(line: &serde_json::Value) -> Measured {
+    let number = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}"));
+    Measured { loss: number("loss"), mse: number("mse"), l1: number("l1"), l0: number("l0") }
 }
 
 /// What the reference measures at each step of a case.

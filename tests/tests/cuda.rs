@@ -1,32 +1,223 @@
-use kernels::cuda::{
-    Cuda, Precision,
-    cache::Cache,
-    card::{Card, Options},
-};
-use tests::cases::{self, Numbers};
+//! The CUDA kernels: the cases of every device on a card, where there is one, and on the emulator; whole runs of `sae` on the
+//! emulator, with a card that fails or is too small; and bugs planted in the kernels.
+
+use std::path::Path;
+use std::process::Output;
+
+use kernels::cuda::card::{Card, Options};
+use kernels::cuda::{Cuda, Precision};
+use kernels::{Device, Path as Route};
+use tests::cases::{self, Case, Numbers, Run, update};
+use tests::control::Control;
+use tests::emulator::{Emulator, Kernels, Variant};
+use tests::fixture::{Fixture, json_lines};
+use tests::{checkpoints, golden, need, sae};
+
+use Variant::{Asan, Plain, Tsan};
+
+/// Set for the process that has an emulated card: `all` cases or a `few`.
+const EMULATED: &str = "SAE_TEST_EMULATED";
+
+/// Runs on a card; the tests below start it again on the emulator.
 #[test]
-fn emulated() {
-    let Some(driver) = std::env::var_os("EMU") else { return };
-    let options = Options {
-        driver: Some(driver.into()),
-        cache: Cache::usual(),
-        nvrtc_folder: std::env::var_os("NV").map(Into::into),
+fn cases_hold_on_a_card() {
+    let emulated = std::env::var(EMULATED).ok();
+    let card = match Card::open(0, Options::from_environment()) {
+        Ok(card) => card,
+        Err(error) => {
+            assert!(emulated.is_none(), "an emulated card: {error}");
+            println!("no card: {error}");
+            return;
+        }
     };
-    let card = Card::open(0, options).expect("card");
-    let only = std::env::var("ONLY").unwrap_or_default();
     for (precision, numbers) in [(Precision::F32, Numbers::F32), (Precision::Mixed, Numbers::Mixed)] {
-        if std::env::var("PREC").is_ok_and(|p| p != format!("{precision:?}")) {
-            continue;
-        }
         let device = Cuda::new(&card, precision).expect("kernels");
-        for (name, check) in cases::all() {
-            if !name.contains(&only) {
-                continue;
-            }
-            let t = std::time::Instant::now();
-            eprintln!("{precision:?} {name}");
+        let few = emulated.as_deref() == Some("few");
+        for (name, check) in if few { cases::few() } else { cases::all() } {
+            println!("{precision:?}: {name}");
             check(&device, numbers);
-            eprintln!("   {:.1} s", t.elapsed().as_secs_f64());
         }
+        a_batch_without_room_takes_the_dense_path(&device, numbers);
+    }
+}
+
+/// More active pairs than there is room for: said, nothing changed, and the dense path does it.
+fn a_batch_without_room_takes_the_dense_path(device: &Cuda, numbers: Numbers) {
+    let case = Case::new(numbers, 4, 2500, 3, 100.0, 1);
+    let mut run = Run::new(device, &case);
+    let before = run.state();
+    let report = run.step(Route::Sparse, case.lambda, &update(0));
+    assert!(report.overflow && !report.ok && run.state() == before, "{report:?}");
+    let report = run.step(Route::Dense, case.lambda, &update(0));
+    assert!(!report.overflow && report.ok && report.active == 7500, "{report:?}");
+    let need = device.bytes(case.shape);
+    assert!(need.weights > 0 && need.step > 0, "{need:?}");
+}
+
+/// This test binary with an emulated card.
+fn on_the_emulator(emulator: &Emulator, cases: &str, seed: u64, nvrtc: &Path) -> Output {
+    let own = std::env::current_exe().expect("a process knows its file");
+    let nvrtc = nvrtc.to_str().expect("UTF-8");
+    let more = [(EMULATED, cases), ("SAE_NVRTC", nvrtc), ("EMULATOR_CAPABILITY", "90"), ("RUST_BACKTRACE", "0")];
+    emulator.run(&own, &["--exact", "cases_hold_on_a_card", "--nocapture"], seed, &more)
+}
+
+#[track_caller]
+fn holds(output: &Output, label: &str) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{label}:\n{}\n{}", text(&output.stdout), text(&output.stderr));
+    assert!(text(&output.stdout).contains("Mixed: "), "{label}: the cases ran");
+}
+
+#[test]
+fn cases_hold_on_the_emulator() {
+    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    for (cases, seed) in [("all", 0), ("few", 1), ("few", 2), ("few", 3)] {
+        holds(&on_the_emulator(&emulator, cases, seed, &nvrtc), &format!("{cases} cases, seed {seed}"));
+    }
+}
+
+#[test]
+fn cases_hold_under_sanitizers() {
+    let Some(nvrtc) = need::nvrtc() else { return };
+    for variant in [Asan, Tsan] {
+        let Some(emulator) = Emulator::build(variant) else { return };
+        holds(&on_the_emulator(&emulator, "few", 1, &nvrtc), &format!("{variant:?}"));
+    }
+}
+
+/// What `sae` needs to find the emulated card.
+fn environment(emulator: &Emulator, nvrtc: &Path, more: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut environment: Vec<(String, String)> =
+        vec![("SAE_NVRTC".into(), nvrtc.to_str().expect("UTF-8").into()), ("EMULATOR_CAPABILITY".into(), "90".into())];
+    let of_emulator = emulator.environment(0).into_iter();
+    environment.extend(of_emulator.map(|(name, value)| (name.to_owned(), value.into_string().expect("UTF-8"))));
+    environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    environment
+}
+
+fn borrowed(environment: &[(String, String)]) -> Vec<(&str, &str)> {
+    environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+}
+
+#[test]
+fn a_run_on_the_emulator_reaches_the_golden_losses() {
+    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let environment = environment(&emulator, &nvrtc, &[]);
+    for case in golden::CASES {
+        let committed = golden::committed(case);
+        for (precision, tolerance) in [("f32", 1e-5), ("mixed", 1e-3)] {
+            let set = format!("train.precision={precision}");
+            let arguments = ["--device", "cuda", "--set", &set];
+            let measured = golden::measure(case, &arguments, &borrowed(&environment));
+            assert_eq!(measured.len(), committed.len());
+            for (step, (golden, measured)) in committed.iter().zip(&measured).enumerate() {
+                let error = (golden.loss - measured.loss).abs() / golden.loss;
+                assert!(error <= tolerance, "{} {precision} step {step}: {golden:?}, {measured:?}", case.name);
+            }
+        }
+    }
+}
+
+/// An error of the card names the kernel, keeps the checkpoint, and the run goes on from it to the same bits.
+#[test]
+fn a_card_that_fails_costs_no_checkpoint() {
+    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let fixture = Fixture::with_data();
+    let mut recipe = fixture.recipe("whole");
+    recipe.sae.features = 128;
+    recipe.train.tokens = Some(12 * 256);
+    recipe.checkpoint.every = trainer::recipe::Every::Steps(4);
+    let whole = fixture.save("whole", &recipe);
+    let healthy = environment(&emulator, &nvrtc, &[]);
+    let on_card = ["--device", "cuda"];
+    sae::run_with(&[&["train", &whole], &on_card[..]].concat(), &borrowed(&healthy)).exits(0);
+
+    recipe.run.dir = fixture.text("failed");
+    let failed = fixture.save("failed", &recipe);
+    for (fault, words) in [("launch:150:700", "illegal memory access"), ("launch:150:214", "ECC")] {
+        let failing = environment(&emulator, &nvrtc, &[("EMULATOR_FAIL", fault)]);
+        let start = [&["train", &failed, "--resume-or-start"], &on_card[..]].concat();
+        sae::run_with(&start, &borrowed(&failing)).exits(71).says(&["CUDA failed", words]);
+        assert!(fixture.json("failed/error-0.json")["error"].as_str().is_some_and(|text| text.contains(words)));
+    }
+    sae::run_with(&[&["train", &failed, "--resume"], &on_card[..]].concat(), &borrowed(&healthy)).exits(0);
+    let same = checkpoints::last(&fixture.path("failed")) == checkpoints::last(&fixture.path("whole"));
+    assert!(same, "the run that failed ends with other bits");
+    let lines = json_lines(&fixture.path("failed/metrics.jsonl"));
+    assert_eq!(lines.len(), json_lines(&fixture.path("whole/metrics.jsonl")).len());
+}
+
+#[test]
+fn a_card_that_is_too_small_is_said_with_what_would_fit() {
+    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let fixture = Fixture::with_data();
+    let recipe = fixture.save("recipe", &fixture.recipe("run"));
+    let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "4000000")]);
+    let said = sae::run_with(&["train", &recipe, "--device", "cuda"], &borrowed(&small)).exits(64);
+    said.says(&["does not fit", "sae.features", "train.batch"]);
+    assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
+}
+
+/// Bugs in the trainer's kernels.
+const CONTROLS: &[Control] = &[
+    Control {
+        name: "encode: the counter of hits is reset without a barrier",
+        file: "encode.cu",
+        find: "        if (threadIdx.x == 0) *used = 0;\n        __syncthreads();\n        if (rows == 1) {",
+        replace: "        if (threadIdx.x == 0) *used = 0;\n        if (rows == 1) {",
+        caught_by: &[Tsan],
+    },
+    Control {
+        name: "encode: a lost atomic on the token's counter",
+        file: "encode.cu",
+        find: "const u32 place = atomicAdd(&count_b[token], 1u);",
+        replace: "const u32 place = count_b[token]++;",
+        caught_by: &[Tsan],
+    },
+    Control {
+        name: "tile: a stage that has not arrived",
+        file: "tile.cuh",
+        find: "            copies_wait<STAGES - 2>();",
+        replace: "            copies_wait<STAGES - 1>();",
+        caught_by: &[Plain],
+    },
+    Control {
+        name: "tile: pieces stored without their permutation",
+        file: "tile.cuh",
+        find: "const u32 m = m0 + i * 16 + block % 2 * 8, k = kk + block / 2 * 8;",
+        replace: "const u32 m = m0 + i * 16 + block / 2 * 8, k = kk + block % 2 * 8;",
+        caught_by: &[Plain],
+    },
+    Control {
+        name: "transpose: a run that overruns the pairs",
+        file: "transpose.cu",
+        find: "token_p[from + place] = pair.x;\n            activation_p[from + place] = __uint_as_float(pair.y);\n        }\n        __syncthreads();",
+        replace: "token_p[from + place + (1 << 20)] = pair.x;\n            activation_p[from + place] = __uint_as_float(pair.y);\n        }\n        __syncthreads();",
+        caught_by: &[Plain, Asan],
+    },
+    Control {
+        name: "backward: the parts of a dot product are read too early",
+        file: "backward.cu",
+        find: "        __syncthreads();\n        if (threadIdx.x < TOGETHER && p0",
+        replace: "        if (threadIdx.x < TOGETHER && p0",
+        caught_by: &[Plain, Tsan],
+    },
+    Control {
+        name: "adam: coefficients read before they are there",
+        file: "adam.cu",
+        find: "of.last_update_f[f]);\n    __syncthreads();\n",
+        replace: "of.last_update_f[f]);\n",
+        caught_by: &[Plain, Tsan],
+    },
+];
+
+#[test]
+fn planted_bugs_are_caught() {
+    let Some(nvrtc) = need::nvrtc() else { return };
+    let kernels = Kernels::of_trainer();
+    for control in CONTROLS {
+        let missed = control.missed_by(&kernels, |emulator, seed| on_the_emulator(emulator, "few", seed, &nvrtc));
+        assert!(missed.is_empty(), "{}: not caught by {missed:?}", control.name);
     }
 }

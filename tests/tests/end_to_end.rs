@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use loader::{Dtype, synth};
 use tests::fixture::{Fixture, json, json_lines, plain_rows, text, write_shards};
-use tests::golden::{self, Case, Measured, Weights};
+use tests::golden::{self, Measured};
 use tests::{checkpoints, kills, root, sae};
-use trainer::recipe::{Adam, BiasInit, Every, Order, Recipe, Scale};
+use trainer::recipe::{Adam, BiasInit, Every, Order, Recipe};
 
 #[test]
 fn a_run_learns_and_leaves_everything_behind() {
@@ -93,11 +93,11 @@ fn evaluation_agrees_with_the_summary() {
 fn golden_losses() {
     for case in golden::CASES {
         let reference = golden::train(case);
-        let path = root().join(format!("tests/golden/{}.json", case.name));
+        let path = golden::file(case);
         if std::env::var_os("SAE_GOLDEN").is_some_and(|value| value == "write") {
             write_golden(&path, &reference);
         }
-        let committed = read_golden(&path);
+        let committed = golden::committed(case);
         assert_eq!(committed.len(), 20);
         for (step, (committed, reference)) in committed.iter().zip(&reference).enumerate() {
             assert!(
@@ -107,7 +107,7 @@ fn golden_losses() {
             );
         }
         for adam in ["dense", "catchup", "touched"] {
-            let measured = golden_run(case, adam);
+            let measured = golden::measure(case, &["--set", &format!("train.adam={adam}")], &[]);
             assert_eq!(measured.len(), committed.len());
             // The other modes leave silent features alone, which dense Adam moves by their momentum: the same until then.
             let comparable = if adam == "dense" { 20 } else { 1 };
@@ -122,42 +122,12 @@ fn golden_losses() {
     }
 }
 
-fn golden_run(case: Case, adam: &str) -> Vec<Measured> {
-    let fixture = Fixture::new();
-    write_shards(&fixture.path("train"), golden::WIDTH, &golden::rows(), loader::Dtype::F32, 500);
-    Weights::start(golden::WIDTH, golden::FEATURES, case.bias).write(&fixture.path("start.safetensors"));
-    let mut recipe = fixture.recipe("run");
-    recipe.data.order = Order::Sequential;
-    recipe.data.scale = Scale::Fixed(f64::from(golden::SCALE));
-    recipe.sae.features = golden::FEATURES;
-    recipe.train.batch = golden::BATCH;
-    recipe.train.lr = golden::LR;
-    recipe.train.l1 = golden::L1;
-    recipe.train.l1_warmup = golden::L1_WARMUP;
-    recipe.train.lr_decay = golden::LR_DECAY;
-    recipe.train.clip = golden::CLIP;
-    recipe.train.init_from = Some(fixture.text("start.safetensors"));
-    recipe.log.every = 1;
-    let path = fixture.save("recipe", &recipe);
-    sae::run(&["train", &path, "--set", &format!("train.adam={adam}")]).exits(0);
-    json_lines(&fixture.path("run/metrics.jsonl")).iter().map(measured).collect()
-}
-
-fn measured(line: &serde_json::Value) -> Measured {
-    let number = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}"));
-    Measured { loss: number("loss"), mse: number("mse"), l1: number("l1"), l0: number("l0") }
-}
-
 fn write_golden(path: &Path, steps: &[Measured]) {
     let lines =
         steps.iter().map(|m| serde_json::json!({"loss": m.loss, "mse": m.mse, "l1": m.l1, "l0": m.l0}).to_string());
     let lines: Vec<String> = lines.collect();
     std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder is made");
     std::fs::write(path, format!("[\n  {}\n]\n", lines.join(",\n  "))).expect("golden losses are written");
-}
-
-fn read_golden(path: &Path) -> Vec<Measured> {
-    json(path).as_array().expect("a list").iter().map(measured).collect()
 }
 
 fn near(a: f64, b: f64, relative: f64) -> bool {

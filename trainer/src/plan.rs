@@ -1,7 +1,7 @@
 //! What a run will read, hold in memory and write: known before it starts, because a step allocates nothing but
 //! lists of what is active.
 
-use kernels::{AdamMode, Device, Shape};
+use kernels::{AdamMode, Bytes, Device, Shape};
 use loader::{Dataset, Stream};
 
 use crate::data::{self, Data};
@@ -113,6 +113,53 @@ pub(crate) fn shape(recipe: &Recipe, data: &Data) -> Shape {
 pub(crate) fn settled(shape: Shape, data: &Data, truth: Option<&Truth>) -> Option<Shape> {
     let looks = data.eval.is_some() || truth.is_some();
     (shape.adam == Some(AdamMode::Catchup) && looks).then_some(Shape { adam: None, ..shape })
+}
+
+/// Refuses a dictionary of `shape`, and the second one if there is to be one, that does not fit into the device's memory.
+///
+/// # Errors
+/// [`Error::Recipe`] with what would fit.
+pub(crate) fn check_room(device: &impl Device, shape: Shape, settled: Option<Shape>) -> Result<(), Error> {
+    let Some(room) = device.room() else { return Ok(()) };
+    let total = |shape: Shape| {
+        let Bytes { weights, step, lists } = device.bytes(shape);
+        weights.saturating_add(step).saturating_add(lists)
+    };
+    let need = |features: usize, batch: usize| {
+        let second = settled.map_or(0, |second| total(Shape { features, batch, ..second }));
+        total(Shape { features, batch, ..shape }).saturating_add(second)
+    };
+    let needed = need(shape.features, shape.batch);
+    if needed <= room {
+        return Ok(());
+    }
+    let features = largest(shape.features, 128, |features| need(features, shape.batch) <= room);
+    let batch = largest(shape.batch, 64, |batch| need(shape.features, batch) <= room);
+    let remedy = match (features, batch) {
+        (None, None) => "neither fewer sae.features nor a smaller train.batch alone would fit: lower both".to_owned(),
+        (Some(features), None) => format!("sae.features = {features} would fit; a smaller train.batch alone would not"),
+        (None, Some(batch)) => format!("train.batch = {batch} would fit; fewer sae.features alone would not"),
+        (Some(features), Some(batch)) => {
+            format!("sae.features = {features} would fit, and so would train.batch = {batch}")
+        }
+    };
+    let mib = |bytes: u64| bytes / (1 << 20);
+    Err(Error::Recipe(format!(
+        "the dictionary does not fit into the memory of {}: it needs {} MiB, and {} MiB are free: {remedy}",
+        device.describe(),
+        mib(needed),
+        mib(room)
+    )))
+}
+
+/// The largest multiple of `unit` below `limit` that fits, by bisection.
+fn largest(limit: usize, unit: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    let (mut low, mut high) = (0, limit / unit);
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if fits(middle * unit) { low = middle } else { high = middle - 1 }
+    }
+    (low > 0).then_some(low * unit)
 }
 
 /// Rows of the largest batch: `train.batch`, or all there are.

@@ -121,6 +121,14 @@ impl Device for Cpu {
         bytes
     }
 
+    fn wait(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn room(&self) -> Option<u64> {
+        None
+    }
+
     fn staging(&self, bytes: usize) -> Result<Staging, Error> {
         Ok(Staging(Buffer::new(bytes, "staging for stored rows")?))
     }

@@ -88,7 +88,7 @@ impl Adam<'_> {
     }
 
     /// Every feature, its gradient from its run.
-    pub fn from_runs(&mut self, engine: &Engine, runs: RunsArgument) {
+    pub fn of_runs(&mut self, engine: &Engine, runs: RunsArgument) {
         let kernel = engine.precision.pick("adam_f32", "adam_bf16");
         let (w_dec, gradient) = (self.weights.w_dec.operand(0), self.gradient);
         let (bias_f, activation_f) = (gradient.bias_f.at(0), gradient.activation_f.at(0));
@@ -100,7 +100,7 @@ impl Adam<'_> {
     }
 
     /// `count` features from `first` on, their gradient from rows.
-    pub fn from_rows(&mut self, engine: &Engine, (dec_ts, enc_ts): (Pointer, Pointer), first: usize, count: usize) {
+    pub fn of_rows(&mut self, engine: &Engine, (dec_ts, enc_ts): (Pointer, Pointer), first: usize, count: usize) {
         let (bias_f, status, stride) =
             (self.gradient.bias_f.at(0), self.status.at(0), self.weights.w_dec.stride as u32);
         let arguments =

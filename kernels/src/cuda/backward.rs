@@ -32,7 +32,7 @@ impl Gradient {
     }
 
     /// The gradient of every feature that fired, from its run.
-    pub fn from_runs(
+    pub fn of_runs(
         &mut self,
         engine: &Engine,
         runs: &Runs,

@@ -48,14 +48,14 @@ pub struct Counted<'a> {
 }
 
 impl Tally {
-    pub fn new(width: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub(super) fn new(width: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
         let what = "sums over rows";
         let totals = memory.take(1, what)?;
         Ok(Tally { width, totals, x_s: memory.take(stride(width), what)?, fired_f: memory.take(features, what)? })
     }
 
     /// Adds tokens of a batch.
-    pub fn add(&mut self, engine: &Engine, x: &Rows, counted: &Counted<'_>) {
+    pub(super) fn add(&mut self, engine: &Engine, x: &Rows, counted: &Counted<'_>) {
         let (from, to) = (counted.tokens.start as u32, counted.tokens.end as u32);
         let (stride, features) = (x.stride as u32, counted.count_f.len());
         let (status, with_gradient) = (counted.status, u32::from(counted.with_gradient));
@@ -79,7 +79,7 @@ impl Tally {
     ///
     /// # Errors
     /// [`Error::Cuda`].
-    pub fn take(&mut self) -> Result<Sums, Error> {
+    pub(super) fn take(&mut self) -> Result<Sums, Error> {
         let mut totals = [Totals::default()];
         self.totals.read(0, &mut totals)?;
         let mut sums = Sums::new(self.width, self.fired_f.len());
@@ -93,7 +93,7 @@ impl Tally {
     }
 
     /// Sets the sums.
-    pub fn put(&mut self, sums: &Sums) {
+    pub(super) fn put(&mut self, sums: &Sums) {
         let Sums { rows, squared_error, squared_norm, l1, active, .. } = *sums;
         self.totals.write(0, &[Totals { rows, active, squared_error, squared_norm, l1 }]);
         self.x_s.clear();

@@ -11,7 +11,7 @@ use crate::Error;
 use std::ops::Range;
 
 /// Features of a tile at least: smaller ones would leave a card idle.
-const NARROWEST: usize = 1024;
+const NARROWEST: usize = 128;
 
 /// A tile of activations and gradients, in turn for all features.
 pub struct Dense {
@@ -204,7 +204,7 @@ impl Dense {
                 self.encode(engine, of, &tile);
                 self.backward_tile(engine, of, g_bs, adam.gradient, &tile);
             }
-            adam.from_rows(engine, (self.dec_ts.at(0), self.enc_ts.at(0)), tile.start, tile.len());
+            adam.of_rows(engine, (self.dec_ts.at(0), self.enc_ts.at(0)), tile.start, tile.len());
         }
     }
 }

@@ -11,6 +11,7 @@ use super::dictionary::{CudaDictionary, weight_bytes};
 use super::engine::Engine;
 use super::memory::{Memory, Staging};
 use super::normalize::Rows;
+use super::peaks::{self, Peaks};
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 
 /// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
@@ -91,6 +92,14 @@ impl Cuda {
         let description = format!("{}, {numbers}", card.describe());
         Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), description })
     }
+
+    /// What the card can do; `small` where times mean nothing.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
+    pub fn peaks(&self, small: bool) -> Result<Peaks, Error> {
+        peaks::measure(&self.engine, small)
+    }
 }
 
 impl Device for Cuda {
@@ -117,6 +126,15 @@ impl Device for Cuda {
             .and_then(|_| Tally::new(shape.width, shape.features, &mut memory));
         let all = all.map_or(u64::MAX, |_| memory.bytes);
         Bytes { weights, step: all - weights, lists: 0 }
+    }
+
+    fn wait(&self) -> Result<(), Error> {
+        self.engine.wait()
+    }
+
+    fn room(&self) -> Option<u64> {
+        let (free, _) = self.engine.stream.context().mem_get_info().ok()?;
+        Some(free as u64)
     }
 
     fn staging(&self, bytes: usize) -> Result<Staging, Error> {

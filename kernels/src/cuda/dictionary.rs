@@ -160,7 +160,7 @@ impl Dictionary for CudaDictionary {
             Path::Sparse => {
                 self.need_runs();
                 let runs = self.runs_of(x);
-                self.gradient.from_runs(&self.engine, &self.runs, runs, &self.weights, &self.batch.status);
+                self.gradient.of_runs(&self.engine, &self.runs, runs, &self.weights, &self.batch.status);
             }
             Path::Dense => {
                 let of = Operands { x, weights: &self.weights };
@@ -206,7 +206,7 @@ impl Dictionary for CudaDictionary {
             update: UpdateArgument::new(update, mode),
         };
         match self.batch.path {
-            Path::Sparse => adam.from_runs(&self.engine, runs),
+            Path::Sparse => adam.of_runs(&self.engine, runs),
             Path::Dense => self.dense.adam(&self.engine, x, g_bs, &mut adam),
         }
         adam.b_dec(&self.engine);

@@ -8,24 +8,24 @@ use crate::{Error, RowDtype};
 
 /// A batch on the card, scaled.
 pub struct Rows {
-    pub n: usize,
-    pub width: usize,
-    pub stride: usize,
+    pub(super) n: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
     /// `x [B, stride]`.
-    pub x_bs: Buffer<f32>,
+    pub(super) x_bs: Buffer<f32>,
     /// The same in bf16, for the tensor cores.
     copy_bs: Option<Buffer<u16>>,
     /// `‖x‖²`.
-    pub norm2_b: Buffer<f64>,
+    pub(super) norm2_b: Buffer<f64>,
     /// 1 where a value is not finite.
-    pub bad_b: Buffer<u32>,
+    pub(super) bad_b: Buffer<u32>,
     /// Rows with such a value.
-    pub bad_rows: Buffer<u32>,
+    pub(super) bad_rows: Buffer<u32>,
     staged: Buffer<u8>,
 }
 
 impl Rows {
-    pub fn new(precision: Precision, batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub(super) fn new(precision: Precision, batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
         let what = "a batch of rows";
         let stride = stride(width);
         let copy = precision == Precision::Mixed;
@@ -43,12 +43,12 @@ impl Rows {
     }
 
     /// Rows in the format that products read.
-    pub fn operand(&self) -> Pointer {
+    pub(super) fn operand(&self) -> Pointer {
         self.copy_bs.as_ref().map_or(self.x_bs.at(0), |copy| copy.at(0))
     }
 
     /// `x = scale · rows` for the first `n` staged rows.
-    pub fn normalize(&mut self, engine: &Engine, staged: &Staging, dtype: RowDtype, n: usize, scale: f32) {
+    pub(super) fn normalize(&mut self, engine: &Engine, staged: &Staging, dtype: RowDtype, n: usize, scale: f32) {
         self.n = n;
         staged.send(engine, &mut self.staged, n * self.width * dtype.size());
         self.bad_rows.clear();

@@ -28,9 +28,11 @@ impl<'a, D: Device> Run<'a, D> {
         let (width, features) = (data.train.width(), recipe.sae.features);
         let schedule = data.schedule(recipe);
         let shape = plan::shape(recipe, data);
-        let mut sae = device.dictionary(shape)?;
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
-        let settled = plan::settled(shape, data, truth.as_ref()).map(|shape| device.dictionary(shape)).transpose()?;
+        let settled = plan::settled(shape, data, truth.as_ref());
+        plan::check_room(device, shape, settled)?;
+        let mut sae = device.dictionary(shape)?;
+        let settled = settled.map(|shape| device.dictionary(shape)).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
         let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
         let resumed = if start.resume { resume(recipe, data, run_dir, &mut sae)? } else { None };
