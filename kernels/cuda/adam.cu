@@ -131,7 +131,8 @@ template <class T>
 static __device__ __forceinline__ void adam(const Dictionary& of, const Update& update, const Runs<T>& runs, const T* w_dec_fs,
                                             const float* bias_f, const float* activation_f, const Status* status, float lambda_over_b) {
     const u32 f = blockIdx.x;
-    const float norm = of.norm_f[f], pull = norm > 0 ? lambda_over_b * activation_f[f] / norm : 0.0f;
+    const float norm = of.norm_f[f], inverse = norm > 0 ? 1.0f / norm : 0.0f;
+    const float pull = lambda_over_b * activation_f[f] * inverse;
     update_feature(of, update, status, f, runs.stride, bias_f[f], [&](u32 d) {
         GradientColumns gradient = sum_run(runs, f, d);
         gradient.dec.add(pull, load_columns(w_dec_fs + (u64)f * runs.stride + d));

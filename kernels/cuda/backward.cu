@@ -72,8 +72,8 @@ static __device__ __forceinline__ void backward(const Runs<T>& runs, const T* w_
         if (threadIdx.x == 0) bias_f[f] = activation_f[f] = norm2_f[f] = 0;
         return;
     }
+    const float norm = norm_f[f], inverse = norm > 0 ? 1.0f / norm : 0.0f;
     const T* w_dec_s = w_dec_fs + (u64)f * runs.stride;
-    const float norm = norm_f[f];
     if (to - from <= CHUNK) activation_gradients(runs, w_dec_s, lambda_over_b * norm, from, to);
     float bias = 0, activation = 0;
     for (u32 p = from + threadIdx.x; p < to; p += COLUMN_THREADS) {
@@ -82,7 +82,7 @@ static __device__ __forceinline__ void backward(const Runs<T>& runs, const T* w_
     }
     bias = block_sum<COLUMN_THREADS>(bias, slots[0]);
     activation = block_sum<COLUMN_THREADS>(activation, slots[1]);
-    const float pull = norm > 0 ? lambda_over_b * activation / norm : 0.0f;
+    const float pull = lambda_over_b * activation * inverse;
     float norm2 = 0;
     for (u32 d = threadIdx.x * 4; d < runs.stride; d += COLUMN_BLOCK) {
         GradientColumns gradient = sum_run(runs, f, d);
@@ -97,23 +97,23 @@ static __device__ __forceinline__ void backward(const Runs<T>& runs, const T* w_
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
 backward_chunks_f32(Runs<float> runs, const float* w_dec_fs, const float* norm_f, const u32* feature_c, const Status* status, float lambda_over_b, u32 features) {
     backward_chunks(runs, w_dec_fs, norm_f, feature_c, status, lambda_over_b, features);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 8)
 backward_chunks_bf16(Runs<bf16> runs, const bf16* w_dec_fs, const float* norm_f, const u32* feature_c, const Status* status, float lambda_over_b, u32 features) {
     backward_chunks(runs, w_dec_fs, norm_f, feature_c, status, lambda_over_b, features);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
 backward_f32(Runs<float> runs, const float* w_dec_fs, const float* norm_f, float* bias_f, float* activation_f, float* norm2_f, const Status* status,
              float lambda_over_b) {
     backward(runs, w_dec_fs, norm_f, bias_f, activation_f, norm2_f, status, lambda_over_b);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 8)
 backward_bf16(Runs<bf16> runs, const bf16* w_dec_fs, const float* norm_f, float* bias_f, float* activation_f, float* norm2_f, const Status* status,
               float lambda_over_b) {
     backward(runs, w_dec_fs, norm_f, bias_f, activation_f, norm2_f, status, lambda_over_b);

@@ -71,8 +71,9 @@ static __device__ __forceinline__ void dense_gradient(u8* memory, const T* left_
         if (t0 + t >= count || d0 + d >= stride) return;
         const u64 at = (u64)(t0 + t) * stride + d0 + d;
         const float norm = norm_t[t0 + t];
-        const float pull = w_ts && norm > 0 ? lambda_over_b * activation_t[t0 + t] / norm * load(w_ts + at) : 0.0f;
-        gradient_ts[at] = sum + pull;
+        const float inverse = norm > 0 ? 1.0f / norm : 0.0f;
+        const float pull = lambda_over_b * activation_t[t0 + t] * inverse;
+        gradient_ts[at] = w_ts ? fmaf(pull, load(w_ts + at), sum) : sum;
     });
 }
 
