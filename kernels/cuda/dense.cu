@@ -21,24 +21,27 @@ static __device__ __forceinline__ void dense_encode(u8* memory, const T* x_bs, c
     const u32 token0 = blockIdx.x * Product::M, t0 = blockIdx.y * Product::N;
     Product tile;
     tile.multiply(memory, {x_bs + (u64)token0 * stride, stride, n - token0}, {w_enc_ts + (u64)min(t0, count - 1) * stride, stride, count > t0 ? count - t0 : 0},
-                  stride, [&](u32 t) { return t0 + t < count ? b_enc_t[t0 + t] : 0.0f; });
+                  stride, [&](u32, u32 t) { return t0 + t < count ? b_enc_t[t0 + t] : 0.0f; });
     tile.each(0, Product::ROWS, [&](u32 m, u32 t, float sum) {
         if (token0 + m < n && t0 + t < tile_width) store(a_bt + (u64)(token0 + m) * tile_width + t0 + t, sum > 0 ? sum : 0.0f);
     });
 }
 
-// x̂ += a · W_dec; the first tile starts from b_dec.
+// x̂ += a · W_dec. Sums go on where those of the tile before ended, the first from b_dec: the same bits for any width of tiles.
 template <class T>
 static __device__ __forceinline__ void dense_decode(u8* memory, const T* a_bt, const T* w_dec_ts, const float* b_dec_s, float* x_hat_bs, u32 n, u32 count,
                                                     u32 tile_width, u32 stride, u32 is_first) {
     using Product = Tile<T, true, false>;
     const u32 token0 = blockIdx.x * Product::M, d0 = blockIdx.y * Product::N;
     Product tile;
-    tile.multiply(memory, {a_bt + (u64)token0 * tile_width, tile_width, n - token0}, {w_dec_ts + d0, stride, stride - d0}, count, [](u32) { return 0.0f; });
+    const auto inside = [&](u32 m, u32 d) { return token0 + m < n && d0 + d < stride; };
+    float* const to = x_hat_bs + (u64)token0 * stride + d0;
+    tile.multiply(memory, {a_bt + (u64)token0 * tile_width, tile_width, n - token0}, {w_dec_ts + d0, stride, stride - d0}, count, [&](u32 m, u32 d) {
+        if (!inside(m, d)) return 0.0f;
+        return is_first ? b_dec_s[d0 + d] : to[(u64)m * stride + d];
+    });
     tile.each(0, Product::ROWS, [&](u32 m, u32 d, float sum) {
-        if (token0 + m >= n || d0 + d >= stride) return;
-        float* to = x_hat_bs + (u64)(token0 + m) * stride + d0 + d;
-        *to = (is_first ? b_dec_s[d0 + d] : *to) + sum;
+        if (inside(m, d)) to[(u64)m * stride + d] = sum;
     });
 }
 
@@ -49,7 +52,7 @@ static __device__ __forceinline__ void dense_activations(u8* memory, const T* g_
     const u32 token0 = blockIdx.x * Product::M, t0 = blockIdx.y * Product::N;
     Product tile;
     tile.multiply(memory, {g_bs + (u64)token0 * stride, stride, n - token0}, {w_dec_ts + (u64)min(t0, count - 1) * stride, stride, count > t0 ? count - t0 : 0},
-                  stride, [&](u32 t) { return t0 + t < count ? lambda_over_b * norm_t[t0 + t] : 0.0f; });
+                  stride, [&](u32, u32 t) { return t0 + t < count ? lambda_over_b * norm_t[t0 + t] : 0.0f; });
     tile.each(0, Product::ROWS, [&](u32 m, u32 t, float sum) {
         if (token0 + m >= n || t0 + t >= tile_width) return;
         const u64 at = (u64)(token0 + m) * tile_width + t0 + t;
@@ -66,7 +69,7 @@ static __device__ __forceinline__ void dense_gradient(u8* memory, const T* left_
     using Product = Tile<T, false, false>;
     const u32 t0 = blockIdx.x * Product::M, d0 = blockIdx.y * Product::N;
     Product tile;
-    tile.multiply(memory, {left_bt + t0, tile_width, tile_width - t0}, {right_bs + d0, stride, stride - d0}, n, [](u32) { return 0.0f; });
+    tile.multiply(memory, {left_bt + t0, tile_width, tile_width - t0}, {right_bs + d0, stride, stride - d0}, n, [](u32, u32) { return 0.0f; });
     tile.each(0, Product::ROWS, [&](u32 t, u32 d, float sum) {
         if (t0 + t >= count || d0 + d >= stride) return;
         const u64 at = (u64)(t0 + t) * stride + d0 + d;
@@ -129,22 +132,27 @@ dense_gradient_bf16(const bf16* left_bt, const bf16* right_bs, const bf16* w_ts,
     dense_gradient(memory, left_bt, right_bs, w_ts, norm_t, activation_t, gradient_ts, n, count, tile_width, stride, lambda_over_b);
 }
 
-// What a tile adds to l1_b = Σ_f a_f ‖W_dec[f]‖. A block a token.
+// What a tile adds to l1_b = Σ_f a_f ‖W_dec[f]‖: 128 features at a time, in order, so that tiles of any width give the same bits.
+// A block a token.
 template <class T>
 static __device__ __forceinline__ void dense_l1(const T* a_bt, const float* norm_t, double* l1_b, u32 count, u32 tile_width, u32 is_first) {
-    __shared__ double slots[256 / WARP];
-    double l1 = 0;
-    for (u32 t = threadIdx.x; t < count; t += 256) l1 += load(a_bt + (u64)blockIdx.x * tile_width + t) * norm_t[t];
-    l1 = block_sum<256>(l1, slots);
-    if (threadIdx.x == 0) l1_b[blockIdx.x] = (is_first ? 0.0 : l1_b[blockIdx.x]) + l1;
+    // Two, in turn: one barrier lies between two uses of the same.
+    __shared__ double slots[2][128 / WARP];
+    const T* a_t = a_bt + (u64)blockIdx.x * tile_width;
+    double l1 = is_first ? 0.0 : l1_b[blockIdx.x];
+    for (u32 t0 = 0; t0 < count; t0 += 128) {
+        const u32 t = t0 + threadIdx.x;
+        l1 += block_sum<128>(t < count ? (double)(load(a_t + t) * norm_t[t]) : 0.0, slots[t0 / 128 % 2]);
+    }
+    if (threadIdx.x == 0) l1_b[blockIdx.x] = l1;
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(128)
 dense_l1_f32(const float* a_bt, const float* norm_t, double* l1_b, u32 count, u32 tile_width, u32 is_first) {
     dense_l1(a_bt, norm_t, l1_b, count, tile_width, is_first);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(128)
 dense_l1_bf16(const bf16* a_bt, const float* norm_t, double* l1_b, u32 count, u32 tile_width, u32 is_first) {
     dense_l1(a_bt, norm_t, l1_b, count, tile_width, is_first);
 }

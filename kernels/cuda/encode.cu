@@ -27,7 +27,7 @@ static __device__ __forceinline__ void encode(u8* memory, const T* x_bs, const T
     const u32 token0 = blockIdx.x % token_tiles * Product::M, feature0 = blockIdx.x / token_tiles * Product::N;
     Product tile;
     tile.multiply(memory, {x_bs + (u64)token0 * stride, stride, n - token0},
-                  {w_enc_fs + (u64)feature0 * stride, stride, features - feature0}, stride, [&](u32 f) { return b_enc_f[feature0 + f]; });
+                  {w_enc_fs + (u64)feature0 * stride, stride, features - feature0}, stride, [&](u32, u32 f) { return b_enc_f[feature0 + f]; });
 
     u32 hits = 0;
     tile.each(0, Product::ROWS, [&](u32, u32, float& sum) {

@@ -42,14 +42,12 @@ template <bool A_ALONG_K, bool B_ALONG_K> struct Tile<float, A_ALONG_K, B_ALONG_
         }
     }
 
-    // Sums begin at start(n).
+    // Sums begin at start(m, n).
     template <class Start> __device__ __forceinline__ void multiply(void* memory, Operand<float> a, Operand<float> b, u32 k, Start start) {
         Shared& shared = *(Shared*)memory;
         const u32 row = threadIdx.x / 16 * ROWS, column = threadIdx.x % 16 * COLUMNS;
-        for (int j = 0; j < COLUMNS; ++j) {
-            const float first = start(column + j);
-            for (int i = 0; i < ROWS; ++i) sum[i][j] = first;
-        }
+        for (int i = 0; i < ROWS; ++i)
+            for (int j = 0; j < COLUMNS; ++j) sum[i][j] = start(row + i, column + j);
         for (u32 k0 = 0; k0 < k; k0 += K) {
             fetch<A_ALONG_K>(shared.a, a, k0, k);
             fetch<B_ALONG_K>(shared.b, b, k0, k);
@@ -137,15 +135,7 @@ template <bool A_ALONG_K, bool B_ALONG_K> struct Tile<bf16, A_ALONG_K, B_ALONG_K
     // Shared memory may be used for something else afterwards: every thread is done with it.
     template <class Start> __device__ __forceinline__ void multiply(void* memory, Operand<bf16> a, Operand<bf16> b, u32 k, Start start) {
         Shared& shared = *(Shared*)memory;
-        const u32 n0 = warp_id() % 4 * 32 + lane_id() % 4 * 2;
-#pragma unroll
-        for (int j = 0; j < COLUMNS; ++j)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const float first = start(n0 + j * 8 + e);
-#pragma unroll
-                for (int i = 0; i < ROWS; ++i) sum[i][j][e] = sum[i][j][e + 2] = first;
-            }
+        each(0, ROWS, [&](u32 m, u32 n, float& value) { value = start(m, n); });
         const u32 steps = (k + K - 1) / K;
         const auto fetch_step = [&](u32 step) {
             if (step < steps) {

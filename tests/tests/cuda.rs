@@ -153,7 +153,7 @@ fn a_card_that_is_too_small_is_said_with_what_would_fit() {
     let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
     let fixture = Fixture::with_data();
     let recipe = fixture.save("recipe", &fixture.recipe("run"));
-    let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "4000000")]);
+    let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "2000000")]);
     let said = sae::run_with(&["train", &recipe, "--device", "cuda"], &borrowed(&small)).exits(64);
     said.says(&["does not fit", "sae.features", "train.batch"]);
     assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");

@@ -10,12 +10,12 @@ use super::weights::Weights;
 use crate::Error;
 use std::ops::Range;
 
-/// Features of a tile at least: smaller ones would leave a card idle.
-const NARROWEST: usize = 128;
+/// Tiles are whole multiples of so many features: sums then do not depend on how wide a tile is.
+const UNIT: usize = 128;
 
 /// A tile of activations and gradients, in turn for all features.
 pub struct Dense {
-    /// Features of a tile, a multiple of 8.
+    /// Features of a tile, a multiple of [`UNIT`], or of 8 when it holds all.
     width: usize,
     /// `a` and `∂a` `[B, width]`, in the format of products: kept as bytes because that format is a choice.
     a_bt: Buffer<u8>,
@@ -41,7 +41,7 @@ pub struct Forward<'a> {
 }
 
 impl Dense {
-    /// A tile is as wide as `bytes` allow, but not narrower than [`NARROWEST`].
+    /// A tile is as wide as `bytes` allow, and at least [`UNIT`].
     pub fn new(
         (batch, features, stride): (usize, usize, usize),
         bytes: usize,
@@ -51,7 +51,7 @@ impl Dense {
         let what = "a tile of the dense path";
         let (passes, rows) = if trains { (2, 2) } else { (1, 0) };
         let of_feature = passes * batch * precision.bytes() + rows * stride * size_of::<f32>();
-        let width = (bytes / of_feature).max(NARROWEST).min(features).next_multiple_of(8);
+        let width = (bytes / of_feature / UNIT * UNIT).max(UNIT).min(features.next_multiple_of(8));
         let a_bytes = batch * width * precision.bytes();
         Ok(Dense {
             width,
