@@ -66,7 +66,6 @@ fn what_is_wrong_is_said_with_a_remedy() {
         ("cuda:1", "small", 64, "Stand-in 3000 has compute capability 7.5, and the kernels need 8.0"),
         ("cuda", "broken", 71, "cuInit: words of the driver (CUDA_ERROR_UNKNOWN)"),
         ("cuda", "full", 71, "cuDevicePrimaryCtxRetain: words of the driver (CUDA_ERROR_OUT_OF_MEMORY)"),
-        ("cuda:1", "", 64, "Stand-in 3000, sm_90a, 132 multiprocessors, 96.0 GiB"),
     ] {
         plan(device, &driver, fault).exits(code).says(&[says]);
     }
