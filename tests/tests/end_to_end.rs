@@ -84,6 +84,10 @@ fn evaluation_agrees_with_the_summary() {
             sae::run(&["eval", &run, "--data", &fixture.text("train"), "--rows", "500", "--json"]).exits(0).json();
         assert_ne!(other["loss"], summary["loss"], "other rows have another loss");
         assert_eq!((&other["rows"], &other["data"][0]), (&500.into(), &fixture.text("train").into()));
+        assert_eq!(other["tokens"], other["rows"], "programs read either name");
+        assert!(other["stall_s"].as_f64().is_some_and(|stall_s| stall_s <= other["wall_s"].as_f64().unwrap_or(0.0)));
+        // What summary.json says of the true directions, from the checkpoint alone.
+        assert!(summary["recovered"].is_number() && other["recovered"] == summary["recovered"], "{other}");
     }
 }
 
