@@ -12,8 +12,7 @@ use crate::device::DeviceChoice;
 #[command(name = "sae", version, propagate_version = true, max_term_width = 110)]
 #[command(
     after_help = "Start with:\n  sae train launch/recipes/quickstart.toml\n\nExit codes: 0 done, 64 recipe or arguments, \
-65 data, 69 storage unreachable,\n70 NaN or infinity, 71 hardware, 73 cannot write, 75 interrupted after a checkpoint \
-(start again with --resume)."
+65 data, 69 storage unreachable,\n70 NaN or infinity, 71 hardware, 73 cannot write, 75 interrupted: start again\nwith --resume-or-start."
 )]
 pub struct Args {
     /// How messages are written to standard error.
@@ -54,7 +53,8 @@ pub struct Train {
     /// Go on from the newest checkpoint in run.dir.
     #[arg(long)]
     pub resume: bool,
-    /// Go on if run.dir holds a run, else start one there: what a job that may be requeued calls.
+    /// Go on if run.dir holds a run, else start one there: what launchers should call, on the first start as after exit code
+    /// 75, which may come before there is a checkpoint.
     #[arg(long, conflicts_with = "resume")]
     pub resume_or_start: bool,
     /// Set a key over the recipe's value: a TOML value, or a bare word for a string. May be repeated.
@@ -75,7 +75,7 @@ pub struct Train {
 sae inspect /mnt/acts --rows 1000000 --no-write"
 )]
 pub struct Inspect {
-    /// Folders, files, globs or URLs (file://, s3://, gs://, az://, http://).
+    /// Folders, files, globs or URLs (file://, s3://, gs://, az://, abfss://, wasbs://, http(s)://).
     #[arg(required = true)]
     pub data: Vec<String>,
     /// Look at about this many rows instead of all.

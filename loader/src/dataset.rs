@@ -386,7 +386,12 @@ fn cached_manifest(options: &OpenOptions) -> Result<Option<Manifest>> {
     let Some((folder, name)) = Location::resolve(url)?.split_file() else { return Ok(None) };
     let store = folder.store();
     match store.get(&name) {
-        Ok(json) => Manifest::from_json(&json, url).map(Some),
+        Ok(json) => Manifest::from_json(&json, url).map(Some).map_err(|e| match e {
+            Error::Data { location, problem } => {
+                Error::data(location, format!("{problem}: delete it: its checksums are collected again"))
+            }
+            other => other,
+        }),
         Err(Error::NotFound { .. }) => Ok(None),
         Err(e) => Err(e),
     }

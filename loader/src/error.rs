@@ -63,15 +63,19 @@ pub enum Error {
         /// What the store said.
         problem: String,
     },
+    /// The system gave too few threads: other processes may hold them for now.
+    #[error("no threads to read with: {0}: lower data.threads, or let this user have more of them")]
+    Threads(String),
 }
 
 impl Error {
-    /// The process exit code: 64 arguments, 65 data, 69 storage unreachable, 73 cannot write.
+    /// The process exit code: 64 arguments, 65 data, 69 storage unreachable, 71 no threads, 73 cannot write.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Arguments(_) | Error::Cursor { .. } | Error::Denied { .. } => 64,
             Error::NotFound { .. } | Error::Data { .. } | Error::Changed { .. } => 65,
             Error::Unreachable { .. } => 69,
+            Error::Threads(_) => 71,
             Error::CannotWrite { .. } => 73,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, SyncSender};
 
 use serde::Serialize;
 
@@ -192,12 +192,15 @@ fn pass(
     let loader = Loader::new(dataset, SkipList::default(), RowFilter::default());
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::sync_channel(THREADS * 2);
-    let work = || {
-        let sender = sender.clone();
+    let work = |sender: SyncSender<_>| {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(unit) = units.get(i) else { break };
             let sums = loader.load(unit).map(|loaded| sum(dataset, unit, &loaded));
+            if sums.as_ref().is_err_and(|e| !is_damage(e)) {
+                // It ends the inspection. The other units would each take as long to fail: nobody begins one.
+                next.store(units.len(), Ordering::Relaxed);
+            }
             if sender.send((i, sums)).is_err() {
                 break;
             }
@@ -205,13 +208,16 @@ fn pass(
     };
     let mut results: Vec<Option<Result<Sums>>> = units.iter().map(|_| None).collect();
     std::thread::scope(|scope| {
-        (0..THREADS).for_each(|_| drop(scope.spawn(work)));
+        for _ in 0..THREADS {
+            let (work, sender) = (&work, sender.clone());
+            scope.spawn(move || work(sender));
+        }
+        // The answers end when the last thread does.
+        drop(sender);
         let (mut rows, mut bytes) = (0, 0);
-        for _ in 0..units.len() {
-            // The senders live as long as this scope: a missing answer means a thread that died.
-            let Ok((i, sums)) = receiver.recv() else { break };
+        for (i, sums) in receiver {
             rows += units[i].rows.end - units[i].rows.start;
-            bytes += sums.as_ref().map_or(0, |s| s.bytes);
+            bytes += sums.as_ref().map_or(0, |s: &Sums| s.bytes);
             if let Some(call) = progress {
                 call(Progress { rows, of, bytes });
             }
@@ -222,14 +228,16 @@ fn pass(
     for result in results.into_iter().flatten() {
         match result {
             Ok(s) => total.add(s),
-            Err(e @ (Error::Data { .. } | Error::Changed { .. } | Error::NotFound { .. })) => {
-                mismatches.push(e.to_string())
-            }
-            // A store that does not answer says nothing about the data.
+            Err(e) if is_damage(&e) => mismatches.push(e.to_string()),
             Err(e) => return Err(e),
         }
     }
     Ok((total, mismatches))
+}
+
+/// Whether an error is about the data. A store that does not answer says nothing about it.
+fn is_damage(e: &Error) -> bool {
+    matches!(e, Error::Data { .. } | Error::Changed { .. } | Error::NotFound { .. })
 }
 
 impl Sums {
@@ -294,5 +302,33 @@ fn write_manifest(dataset: &Dataset, urls: &[String], write: bool) -> Result<(Ma
         Ok(()) => Ok((ManifestState::Written, complete.identity().to_string())),
         Err(Error::CannotWrite { .. }) => as_opened(ManifestState::ReadOnly),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ShardWriter, Store, WriteOptions};
+
+    #[test]
+    fn a_store_that_fails_ends_the_pass_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = folder.path().to_str().unwrap().to_string();
+        let options = WriteOptions { row_group_bytes: 16, page_bytes: 16, ..WriteOptions::new(8, Dtype::F16) };
+        let mut writer = ShardWriter::create(&Store::open(&url).unwrap(), options).unwrap();
+        writer.write(&[0; 200 * 16], None).unwrap();
+        writer.finish().unwrap();
+        let dataset = Dataset::open(&[url], &OpenOptions::default()).unwrap();
+        let units = units(&dataset, None);
+        assert_eq!(units.len(), 200);
+        // A link to itself: there, and not to be read.
+        let shard = folder.path().join("shard-00000.parquet");
+        std::fs::remove_file(&shard).unwrap();
+        std::os::unix::fs::symlink(&shard, &shard).unwrap();
+        let mut tried = 0;
+        let mut count = |_: Progress| tried += 1;
+        let error = pass(&dataset, &units, 200, &mut Some(&mut count)).err().unwrap();
+        assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+        assert!((1..=THREADS).contains(&tried), "{tried} units were tried");
     }
 }

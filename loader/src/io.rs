@@ -13,7 +13,7 @@ pub(crate) fn runtime() -> Result<&'static Runtime> {
     RUNTIME
         .get_or_init(|| Builder::new_multi_thread().worker_threads(2).thread_name("loader-io").enable_all().build())
         .as_ref()
-        .map_err(|e| Error::Arguments(format!("cannot start the I/O threads: {e}")))
+        .map_err(|e| Error::Threads(e.to_string()))
 }
 
 /// Runs a future to its end from blocking code. It is spawned, not blocked on, so that a caller that is itself inside some

@@ -37,7 +37,7 @@ pub use dataset::{Dataset, OpenOptions};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use inspect::{InspectOptions, Inspection, ManifestState, Progress, inspect};
-pub use location::Location;
+pub use location::{Location, has_query};
 pub use manifest::{Manifest, Piece, RowGroup, Shard};
 pub use order::{Order, Plan, RowId, STREAMS};
 pub use sample::sample;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(crate) fn write_error(path: &Path, e: &std::io::Error) -> Error {
     Error::CannotWrite { location: path.display().to_string(), problem }
 }
 
-/// A file beside its final name, removed again unless it is committed.
+/// A file on its way to its final name, removed again unless it is committed.
 #[derive(Debug)]
 pub(crate) struct Pending {
     file: File,
@@ -44,16 +44,21 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    /// The file lies in `root` until then, not in the key's own folder: the root is written again, so that what a killed
+    /// writer left there is found, while the folder of an attempt that was killed never is.
+    pub(crate) fn create(root: &Path, key: &str) -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let path = root.join(key);
+        let folder = path.parent().unwrap_or(root);
         fs::create_dir_all(folder).map_err(|e| write_error(folder, &e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        remove_leftovers(folder);
+        // A folder below may be a link to another disk, and renaming stays on one.
+        let place = if is_same_disk(root, folder) { root } else { folder };
+        remove_leftovers(place);
         let unique = format!("{TEMPORARY}{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let temporary = folder.join(unique);
-        let file = File::create(&temporary).map_err(|e| write_error(path, &e))?;
-        Ok(Pending { file, temporary, path: path.to_path_buf(), committed: false })
+        let temporary = place.join(unique);
+        let file = File::create(&temporary).map_err(|e| write_error(&path, &e))?;
+        Ok(Pending { file, temporary, path, committed: false })
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -81,6 +86,11 @@ impl Pending {
     }
 }
 
+fn is_same_disk(a: &Path, b: &Path) -> bool {
+    let disk = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
+    disk(a) == disk(b)
+}
+
 /// Removes what killed writers left behind in a folder. Young files may belong to a writer that is alive: on another machine
 /// too, so that no process number tells.
 fn remove_leftovers(folder: &Path) {
@@ -105,8 +115,8 @@ impl Drop for Pending {
     }
 }
 
-pub(crate) fn put(path: &Path, bytes: &[u8], exclusive: bool) -> Result<bool> {
-    let mut pending = Pending::create(path)?;
+pub(crate) fn put(root: &Path, key: &str, bytes: &[u8], exclusive: bool) -> Result<bool> {
+    let mut pending = Pending::create(root, key)?;
     pending.write(bytes)?;
     pending.commit(exclusive)
 }
@@ -131,7 +141,6 @@ pub(crate) fn stat(path: &Path) -> Result<Option<(u64, String)>> {
 }
 
 fn tag(m: &fs::Metadata) -> String {
-    use std::os::unix::fs::MetadataExt;
     format!("{:x}-{:x}-{:x}", m.ino(), m.mtime().wrapping_mul(1_000_000_000).wrapping_add(m.mtime_nsec()), m.len())
 }
 

@@ -1,4 +1,5 @@
-//! From what a user types to a store and a prefix: paths, globs, file://, s3://, gs://, az://, http(s)://, memory://.
+//! From what a user types to a store and a prefix: paths, globs, file://, s3://, gs://, az://, abfss://,
+//! wasbs://, http(s)://, memory://.
 //!
 //! Credentials come from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`) and never appear in output: a URL that carries
 //! some is refused, and what stores say is redacted.
@@ -60,8 +61,7 @@ impl Location {
                 "empty path: give a folder, a file, a glob or a URL such as s3://bucket/prefix".into(),
             ));
         }
-        // In a glob `?` stands for one character of a name, and `=` does not follow it: that is a query, and may hold a key.
-        if text.contains("://") && text.split_once('?').is_some_and(|(_, rest)| rest.contains('=')) {
+        if has_query(text) {
             return Err(in_url(text));
         }
         let (plain, pattern) = split_glob(text)?;
@@ -105,6 +105,13 @@ impl Location {
         };
         Some((Location { backend, url: folder_url.to_string(), pattern: None }, name))
     }
+}
+
+/// Whether a URL carries a query, which may hold a key: `?name=`. In a glob `?` stands for one character of a name, and a
+/// `/` lies between it and the `=` of a folder below: `part-?/layer=12`.
+pub fn has_query(text: &str) -> bool {
+    let names_a_value = |rest: &str| rest.find(['=', '/']).is_some_and(|at| rest[at..].starts_with('='));
+    text.contains("://") && text.split('?').skip(1).any(names_a_value)
 }
 
 fn in_url(text: &str) -> Error {
@@ -178,7 +185,7 @@ fn backend(url: &Url) -> Result<Backend> {
             Ok(Backend::Remote { store: Arc::new(builder.build().map_err(fail)?), prefix: key, lists: false })
         }
         other => Err(Error::Arguments(format!(
-            "{url}: unknown scheme {other}: paths, file://, s3://, gs://, az://, http(s):// and memory:// are understood"
+            "{url}: unknown scheme {other}: paths, file://, s3://, gs://, az://, abfss://, wasbs://, http(s):// and memory:// are understood"
         ))),
     }
 }
@@ -215,13 +222,7 @@ fn s3(bucket: &str, url: &Url) -> Result<Arc<dyn ObjectStore>> {
         || (has(AmazonS3ConfigKey::WebIdentityTokenFile) && has(AmazonS3ConfigKey::RoleArn));
     // Without credentials the client asks the cloud's metadata address for three minutes: look first whether it is there.
     if !skips && !named && !metadata_service_answers() {
-        return Err(Error::Denied {
-            location: url.to_string(),
-            problem:
-                "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT, AWS_REGION where \
-                      needed), or AWS_SKIP_SIGNATURE=true for public data"
-                    .into(),
-        });
+        return Err(Error::Denied { location: url.to_string(), problem: NO_CREDENTIALS.into() });
     }
     let store = builder.build().map_err(|e| Error::Arguments(format!("{url}: {}", redact(&e.to_string()))))?;
     Ok(Arc::new(store))
@@ -269,6 +270,18 @@ mod tests {
             let error = Location::resolve(url).unwrap_err();
             assert!(error.to_string().contains("do not belong") && !error.to_string().contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_query_is_told_from_a_glob() {
+        for url in ["https://h/x?sig=a/b", "s3://b/part-?/x?sig=secret", "https://h/x?a&sig=secret"] {
+            assert!(has_query(url), "{url}");
+        }
+        for url in ["s3://b/part-?/layer=12/*.parquet", "s3://b/layer=12/part-?", "part-?=/x", "s3://b/layer=12"] {
+            assert!(!has_query(url), "{url}");
+        }
+        let location = Location::resolve("memory://b/part-?/layer=12/*.parquet").unwrap();
+        assert_eq!(location.pattern.unwrap().as_str(), "part-?/layer=12/*.parquet");
     }
 
     #[test]

@@ -104,18 +104,20 @@ impl Store {
     }
 
     fn put_with(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool> {
-        let url = self.url_of(key);
-        match self.target(key) {
-            Target::Local(path) => local::put(&path, &bytes, mode == PutMode::Create),
-            Target::Remote(store, path) => io::wait(async move {
-                match store.put_opts(&path, PutPayload::from_bytes(bytes), mode.into()).await {
-                    Ok(_) => Ok(true),
-                    Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                        Ok(false)
+        match &self.backend {
+            Backend::Local(root) => local::put(root, key, &bytes, mode == PutMode::Create),
+            Backend::Remote { store, prefix, .. } => {
+                let (store, path, url) = (store.clone(), below(prefix, key), self.url_of(key));
+                io::wait(async move {
+                    match store.put_opts(&path, PutPayload::from_bytes(bytes), mode.into()).await {
+                        Ok(_) => Ok(true),
+                        Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                            Ok(false)
+                        }
+                        Err(e) => Err(write_error(&url, e)),
                     }
-                    Err(e) => Err(write_error(&url, e)),
-                }
-            }),
+                })
+            }
         }
     }
 
@@ -235,7 +237,7 @@ pub(crate) enum Target {
 }
 
 /// A key below a prefix; `Key` drops empty parts and encodes the rest.
-fn below(prefix: &Key, key: &str) -> Key {
+pub(crate) fn below(prefix: &Key, key: &str) -> Key {
     let parts = key.split('/').filter(|p| !p.is_empty() && *p != ".");
     prefix.parts().map(|p| p.as_ref().to_string()).chain(parts.map(String::from)).collect()
 }

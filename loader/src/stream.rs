@@ -86,6 +86,7 @@ pub struct Stream {
     row_bytes: usize,
     /// Whether large batches are copied by several threads.
     parallel: bool,
+    stall: Duration,
 }
 
 impl std::fmt::Debug for Stream {
@@ -156,8 +157,8 @@ impl Stream {
         let reading = FeedOptions { partition, prefetch_bytes, threads };
         let step = from.step.min(plan.steps());
         let feed = Feed::start(plan.clone(), loader.clone(), &reading, step)?;
-        let parallel = threads > 1;
-        Ok(Stream { plan, feed, loader, partition, step, row_bytes: dataset.row_bytes(), parallel })
+        let (row_bytes, parallel) = (dataset.row_bytes(), threads > 1);
+        Ok(Stream { plan, feed, loader, partition, step, row_bytes, parallel, stall: Duration::ZERO })
     }
 
     /// The most bytes of rows that a stream of these options holds, before it is started.
@@ -185,6 +186,7 @@ impl Stream {
         let first_position = step * self.plan.batch() + slots.start;
         let needs = self.needs(step, &slots);
         let (stall, all_kept) = self.wait(&needs)?;
+        self.stall += stall;
         let mut batch = Batch { rows: 0, first_position, step, skipped: 0, filtered: 0, stall, dropped: Vec::new() };
         if all_kept && self.parallel && needed >= PARALLEL_BYTES {
             self.gather_parallel(&needs, &mut out[..needed])?;
@@ -326,6 +328,11 @@ impl Stream {
     /// The order, to evaluate at any position.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// How long `next` has waited for data so far.
+    pub fn stall(&self) -> Duration {
+        self.stall
     }
 
     /// Bytes read from the store so far.

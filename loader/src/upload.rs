@@ -9,7 +9,8 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::task::JoinHandle;
 
 use crate::local::Pending;
-use crate::store::{Target, write_error};
+use crate::location::Backend;
+use crate::store::{below, write_error};
 use crate::{Error, Result, Store, io};
 
 /// Bytes of a part; all but the last are equal, as some stores demand.
@@ -35,11 +36,11 @@ pub(crate) struct Remote {
 
 impl Upload {
     pub(crate) fn create(store: &Store, key: &str) -> Result<Self> {
-        match store.target(key) {
-            Target::Local(path) => Pending::create(&path).map(Upload::Local),
-            Target::Remote(remote, path) => Ok(Upload::Remote(Remote {
-                store: remote,
-                key: path,
+        match &store.backend {
+            Backend::Local(root) => Pending::create(root, key).map(Upload::Local),
+            Backend::Remote { store: remote, prefix, .. } => Ok(Upload::Remote(Remote {
+                store: remote.clone(),
+                key: below(prefix, key),
                 url: store.url_of(key),
                 buffer: Vec::new(),
                 multipart: None,

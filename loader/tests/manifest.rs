@@ -58,6 +58,9 @@ fn a_cached_manifest_keeps_the_identity_and_notices_changes() {
     let again = || Dataset::open(std::slice::from_ref(&url), &open_again(&cached));
     assert_eq!(again().unwrap().identity(), first.identity(), "an absent one changes nothing");
     std::fs::create_dir(cached.parent().unwrap()).unwrap();
+    std::fs::write(&cached, "{").unwrap();
+    let damaged = again().unwrap_err();
+    assert!(damaged.exit_code() == 65 && damaged.to_string().contains("delete it"), "{damaged}");
     std::fs::write(&cached, first.manifest().to_json()).unwrap();
     assert_eq!(inspected(&url).manifest, ManifestState::Written);
     assert_ne!(open(&url).identity(), first.identity());

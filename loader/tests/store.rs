@@ -6,11 +6,12 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::memory;
-use loader::{Error, Store};
+use loader::{Dtype, Error, ShardWriter, Store, WriteOptions};
 
 fn behaves(store: &Store) {
     assert!(store.list("").unwrap().is_empty());
@@ -84,6 +85,29 @@ fn leftovers_of_killed_writers_are_hidden_and_removed() {
     assert!(!old.exists() && young.exists(), "a young one may belong to a writer that is alive");
     assert!(!other.exists(), "what another target's writer left goes too: its name may never come again");
     assert!(unrelated.exists(), "what is not ours stays");
+}
+
+/// The folder of a killed attempt is never written again: what its writer left goes with the next write anywhere.
+#[test]
+fn leftovers_do_not_stay_in_folders_below() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+    let prefix = "attempt-1/shard".to_string();
+    let options = WriteOptions { prefix, row_group_bytes: 16, page_bytes: 16, ..WriteOptions::new(8, Dtype::F16) };
+    let mut writer = ShardWriter::create(&store, options).unwrap();
+    writer.write(&[0; 16], None).unwrap();
+    // As after a kill: nothing is dropped.
+    std::mem::forget(writer);
+    let temporary = |folder: &Path| {
+        let mut files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        files.find(|path| path.to_str().unwrap().contains(".loader-tmp-"))
+    };
+    assert_eq!(temporary(&folder.path().join("attempt-1")), None);
+    let left = temporary(folder.path()).unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    std::fs::File::options().append(true).open(&left).unwrap().set_modified(old).unwrap();
+    store.put("attempt-2/manifest.json", &b"x"[..]).unwrap();
+    assert_eq!(temporary(folder.path()), None);
 }
 
 /// Answers every request with the next of these status lines (the last one for ever); counts them.

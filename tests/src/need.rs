@@ -16,6 +16,13 @@ pub fn missing(what: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED at {}:{}: this machine has no {what}", place.file(), place.line());
 }
 
+/// Says that a part of a test did not run for want of data that no machine needs to have, CI included.
+#[track_caller]
+pub fn optional(what: &str) {
+    let place = std::panic::Location::caller();
+    let _ = writeln!(std::io::stderr(), "SKIPPED at {}:{}: there are no {what}", place.file(), place.line());
+}
+
 /// The Python of tests/reference/requirements.txt: PYTHON_REF, or the environment that tests/reference/venv.sh has made.
 /// It is not made here: that takes minutes and gigabytes, which nobody expects of `cargo test`.
 #[track_caller]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use loader::{Dtype, synth};
 use tests::fixture::{Fixture, json, json_lines, plain_rows, text, write_shards};
 use tests::golden::{self, Measured};
-use tests::{checkpoints, kills, root, sae};
+use tests::{checkpoints, kills, need, root, sae};
 use trainer::recipe::{Adam, BiasInit, Every, Order, Recipe};
 
 #[test]
@@ -84,6 +84,10 @@ fn evaluation_agrees_with_the_summary() {
             sae::run(&["eval", &run, "--data", &fixture.text("train"), "--rows", "500", "--json"]).exits(0).json();
         assert_ne!(other["loss"], summary["loss"], "other rows have another loss");
         assert_eq!((&other["rows"], &other["data"][0]), (&500.into(), &fixture.text("train").into()));
+        assert_eq!(other["tokens"], other["rows"], "programs read either name");
+        assert!(other["stall_s"].as_f64().is_some_and(|stall_s| stall_s <= other["wall_s"].as_f64().unwrap_or(0.0)));
+        // What summary.json says of the true directions, from the checkpoint alone.
+        assert!(summary["recovered"].is_number() && other["recovered"] == summary["recovered"], "{other}");
     }
 }
 
@@ -213,18 +217,23 @@ fn the_evaluation_at_the_end_can_be_stopped() {
 fn bars_are_for_people() {
     let fixture = Fixture::with_data();
     let mut recipe = fixture.recipe("run");
-    recipe.data.eval = vec![fixture.text("eval")];
+    // Bars are drawn twenty times a second: the evaluation must last longer than that takes.
+    let rows =
+        synth::Spec { features: 128, width: 32, rows: 40_000, shards: 1, active: 4.0, set: 1, ..Default::default() };
+    fixture.synth("long", &rows);
+    recipe.data.eval = vec![fixture.text("long")];
     let path = fixture.save("recipe", &recipe);
     let on_a_terminal = |log: &str| {
         let run = format!("run.dir={}", fixture.text(log));
         let call = format!("{} train {path} --log {log} --set {run} >/dev/null", sae::binary().display());
         let output = Command::new("script").args(["-qec", &call, "/dev/null"]).stdin(Stdio::null()).output();
-        let output = output.expect("script(1) runs");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        output.ok().map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let shown = on_a_terminal("pretty");
+    let (Some(shown), Some(messages)) = (on_a_terminal("pretty"), on_a_terminal("json")) else {
+        return need::missing("script(1), which makes a terminal: install util-linux");
+    };
     assert!(shown.contains("training ") && shown.contains("evaluating "), "{shown}");
-    for line in on_a_terminal("json").lines().filter(|line| !line.trim().is_empty()) {
+    for line in messages.lines().filter(|line| !line.trim().is_empty()) {
         let message: serde_json::Value =
             serde_json::from_str(line.trim()).unwrap_or_else(|error| panic!("{error}: {line:?}"));
         assert!(message["fields"]["message"].is_string(), "{line}");

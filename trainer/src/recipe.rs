@@ -415,11 +415,9 @@ impl Recipe {
         if self.data.train.is_empty() {
             return refuse("data.train", "a path or URL, or a list of them", "empty".into());
         }
-        let urls = self.data.train.iter().chain(&self.data.eval).chain(&self.train.init_from).chain([&self.run.dir]);
-        if urls
-            .into_iter()
-            .any(|url| url.contains("://") && url.split_once('?').is_some_and(|(_, rest)| rest.contains('=')))
-        {
+        let mut urls =
+            self.data.train.iter().chain(&self.data.eval).chain(&self.train.init_from).chain([&self.run.dir]);
+        if urls.any(|url| loader::has_query(url)) {
             return Err(Error::Recipe(
                 "a URL carries a query, such as a signature: credentials belong in the environment".into(),
             ));
@@ -548,4 +546,19 @@ fn flatten(recipe: &Recipe) -> BTreeMap<String, String> {
     let value = toml::Value::try_from(recipe).expect("a recipe has only string keys and plain values");
     walk("", &value, &mut out);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_may_be_a_glob_and_carries_no_query() {
+        let with = |url: &str| {
+            let text = format!("[data]\ntrain = '{url}'\n[sae]\nfeatures = 8\n[run]\ndir = 'run'\n");
+            toml::from_str::<Recipe>(&text).expect("a recipe").validate()
+        };
+        with("s3://b/part-?/layer=12/*.parquet").expect("a glob");
+        assert!(with("s3://b/part-0?sig=x").expect_err("a query").to_string().contains("carries a query"));
+    }
 }

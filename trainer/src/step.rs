@@ -13,7 +13,7 @@ pub struct StepInput {
     pub lambda: f32,
     /// The update at this step.
     pub update: AdamUpdate,
-    /// Index in the batch from which rows count towards the tally; rows before it have been counted into another.
+    /// Rows of the batch, by index, that count towards the tally; the others count into another, or into none.
     pub counted: Range<usize>,
 }
 

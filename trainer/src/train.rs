@@ -78,7 +78,7 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
     recipe.validate()?;
     // Work outside the device's operations would else spread over all cores, whatever the recipe says.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(recipe.train.threads.unwrap_or(0)).build();
-    let pool = pool.map_err(|error| Error::Internal(format!("the system gives no threads: {error}")))?;
+    let pool = pool.map_err(|error| kernels::Error::Threads { reason: error.to_string() })?;
     pool.install(|| claim_and_run(device, recipe, start))
 }
 

@@ -4,7 +4,7 @@ use indicatif::HumanCount;
 use kernels::Device;
 use loader::{Dataset, OpenOptions, Store};
 use serde::Serialize;
-use trainer::checkpoint::Found;
+use trainer::checkpoint::{Found, Manifest};
 use trainer::evaluate::{self, Buffers};
 use trainer::metrics::{DensityHistogram, Metrics, dead_fraction};
 use trainer::recovery::{Truth, recovery};
@@ -25,6 +25,8 @@ struct Report {
     data: Vec<String>,
     /// Rows measured.
     rows: u64,
+    /// The same number, under its first name: programs read it.
+    tokens: u64,
     #[serde(flatten)]
     metrics: Metrics,
     /// Of the training run, as of the checkpoint.
@@ -33,6 +35,8 @@ struct Report {
     density: DensityHistogram,
     tokens_per_s: f64,
     wall_s: f64,
+    /// Of these, waiting for data.
+    stall_s: f64,
     recovered: Option<f64>,
     mmcs: Option<f64>,
 }
@@ -84,11 +88,14 @@ fn measure<D: Device>(
     let wall_s = started.elapsed().as_secs_f64();
     let metrics = Metrics::of(&sums, recipe.train.l1).ok_or_else(|| Failure::data("no row was measured"))?;
     // As in summary.json: which directions count depends on the rows trained on, not on those measured here.
-    let trained_on = Dataset::open(&recipe.data.train, &OpenOptions::default()).map(|train| train.rows());
-    let recovery = match (trained_on, Truth::beside(&recipe.data.train)) {
-        (Ok(all), Ok(Some(truth))) if truth.width == width => {
-            recovery(&truth, found.manifest.tokens as f64 / all as f64, &sae)?
-        }
+    let recovery = match Truth::beside(&recipe.data.train) {
+        Ok(Some(truth)) if truth.width == width => match training_rows(&found.manifest) {
+            Ok(all) => recovery(&truth, found.manifest.tokens as f64 / all as f64, &sae)?,
+            Err(error) => {
+                tracing::warn!("{error}: without data.train it is not known which directions count as recovered");
+                None
+            }
+        },
         _ => None,
     };
     let last_fired_f = checkpoint::load_clocks(store, found)?;
@@ -97,16 +104,30 @@ fn measure<D: Device>(
         step: found.manifest.step,
         data: urls,
         rows: sums.rows,
+        tokens: sums.rows,
         metrics,
         dead_fraction: dead_fraction(&last_fired_f, found.manifest.tokens, recipe.train.dead_window),
         dead_window: recipe.train.dead_window.min(found.manifest.tokens),
         density: DensityHistogram::of(&sums),
         tokens_per_s: sums.rows as f64 / wall_s,
         wall_s,
+        stall_s: stream.stall().as_secs_f64(),
         recovered: recovery.map(|recovery| recovery.recovered),
         mmcs: recovery.map(|recovery| recovery.mmcs),
     };
     print(args, &report)
+}
+
+/// Rows of data.train. The checkpoint knows them, unless train.tokens takes a part of them.
+fn training_rows(manifest: &Manifest) -> loader::Result<u64> {
+    let data = &manifest.recipe.data;
+    match &manifest.cursor.of {
+        Some(of) if manifest.recipe.train.tokens.is_none() => Ok(of.rows),
+        _ => {
+            let options = OpenOptions { column: data.column.clone(), ..OpenOptions::default() };
+            Dataset::open(&data.train, &options).map(|train| train.rows())
+        }
+    }
 }
 
 fn print(args: &Eval, report: &Report) -> Result<(), Failure> {

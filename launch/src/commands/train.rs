@@ -63,8 +63,11 @@ fn synthesize(recipe: &Recipe, stop: &AtomicBool) -> Result<(), Failure> {
     let mut bar: Option<Bar> = None;
     data::synthesize(recipe, &mut |rows, total| {
         if stop.load(Ordering::Relaxed) {
-            // The writer knows no stopping. What it leaves behind is removed by the next start, which makes it again.
-            tracing::warn!("stopped while making synthetic shards: start again in the same way");
+            // The writer knows no stopping. What it leaves behind is removed by the next start, which makes it again. It is
+            // 75 although there is no checkpoint: the same command with --resume-or-start goes on.
+            tracing::warn!(
+                "stopped while making synthetic shards, before the run began: start again in the same way, or with --resume-or-start"
+            );
             std::process::exit(75);
         }
         let bar = bar.get_or_insert_with(|| Bar::new("making shards", 0, total));
