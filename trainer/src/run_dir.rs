@@ -5,7 +5,8 @@
 //!
 //! On one machine a lock keeps a second process out. Between machines a run in object storage is begun by one alone, since
 //! config.toml is only ever created; nothing keeps two from resuming it at once. They cannot damage it, because each save
-//! is an attempt of its own and commits last, but they do the work twice and the later copy of metrics.jsonl stays.
+//! is an attempt of its own and commits last, and neither removes what the other has committed since, but they do the work
+//! twice and the later copy of metrics.jsonl stays.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
