@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use loader::Store;
 use xxhash_rust::xxh3::xxh3_64;
@@ -28,6 +29,8 @@ pub struct RunDir {
     local: PathBuf,
     remote: bool,
     new: bool,
+    /// Whether the run in the folder is the one of this process: resumed or begun by it.
+    ours: AtomicBool,
     /// Held for the life of the process: the operating system gives it back whatever happens.
     _lock: File,
 }
@@ -55,7 +58,7 @@ impl RunDir {
         }
         // Looked at under the lock: what another process began before it let go of the folder is seen.
         check(&store, recipe, resume)?;
-        let run_dir = RunDir { store, local, remote, new: !resume, _lock: lock };
+        let run_dir = RunDir { store, local, remote, new: !resume, ours: AtomicBool::new(resume), _lock: lock };
         if remote && resume {
             run_dir.fetch("metrics.jsonl")?;
             run_dir.fetch("rows.jsonl")?;
@@ -72,8 +75,15 @@ impl RunDir {
         if self.new && !self.store.put_new(CONFIG, recipe.to_toml().into_bytes())? {
             return Err(already_holds_a_run(&self.store));
         }
+        self.ours.store(true, Ordering::Relaxed);
         // What an earlier start failed of no longer holds.
         Ok(self.store.delete("error-0.json")?)
+    }
+
+    /// Whether the folder holds the run of this process. Before [`RunDir::begin`] it may be another machine's, which wants no
+    /// word of how this start failed.
+    pub fn is_ours(&self) -> bool {
+        self.ours.load(Ordering::Relaxed)
     }
 
     /// Where files that grow are kept.
@@ -190,5 +200,6 @@ mod tests {
         elsewhere.put(CONFIG, recipe.to_toml().into_bytes()).expect("written");
         let error = run_dir.begin(&recipe).expect_err("another machine was faster").to_string();
         assert!(error.contains("already holds a run"), "{error}");
+        assert!(!run_dir.is_ours(), "no note of this belongs into the other's run");
     }
 }

@@ -90,6 +90,7 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
     let result = Run::start(device, recipe, &data, &run_dir, start).and_then(|mut run| run.finish());
     if let Err(error) = &result
         && !matches!(error, Error::Interrupted { .. })
+        && run_dir.is_ours()
     {
         note_failure(&run_dir.store, error);
     }
