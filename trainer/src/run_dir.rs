@@ -59,6 +59,11 @@ impl RunDir {
         // Looked at under the lock: what another process began before it let go of the folder is seen.
         check(&store, recipe, resume)?;
         let run_dir = RunDir { store, local, remote, new: !resume, ours: AtomicBool::new(resume), _lock: lock };
+        if remote {
+            // It may hold the files of a run that was at this URL before. Of this one nothing is lost: what is not yet in the
+            // store belongs to steps that are made again.
+            run_dir.empty_spool()?;
+        }
         if remote && resume {
             run_dir.fetch("metrics.jsonl")?;
             run_dir.fetch("rows.jsonl")?;
@@ -99,15 +104,31 @@ impl RunDir {
         if !self.remote {
             return Ok(());
         }
+        for (name, path) in self.growing()? {
+            let unreadable = |source| Error::CannotWrite { path: path.display().to_string(), source };
+            self.store.put(&name, fs::read(&path).map_err(unreadable)?)?;
+        }
+        Ok(())
+    }
+
+    /// Names and paths of the local files that grow.
+    fn growing(&self) -> Result<Vec<(String, PathBuf)>, Error> {
         let unreadable = |source| Error::CannotWrite { path: self.local.display().to_string(), source };
+        let mut files = Vec::new();
         for entry in fs::read_dir(&self.local).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if name.ends_with(".jsonl") || name.starts_with("events.") {
-                self.store.put(name, fs::read(&path).map_err(unreadable)?)?;
+                files.push((name.to_owned(), path));
             }
         }
-        Ok(())
+        Ok(files)
+    }
+
+    fn empty_spool(&self) -> Result<(), Error> {
+        self.growing()?.into_iter().try_for_each(|(_, path)| {
+            fs::remove_file(&path).map_err(|source| Error::CannotWrite { path: path.display().to_string(), source })
+        })
     }
 
     fn fetch(&self, name: &str) -> Result<(), Error> {
@@ -170,7 +191,17 @@ fn parse(bytes: &[u8], place: &str) -> Result<Recipe, Error> {
 fn spool(url: &str) -> PathBuf {
     let name: String = url.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     let readable = &name[name.len().saturating_sub(80)..];
-    std::env::temp_dir().join("sae-runs").join(format!("{readable}-{:016x}", xxh3_64(url.as_bytes())))
+    std::env::temp_dir().join(spools()).join(format!("{readable}-{:016x}", xxh3_64(url.as_bytes())))
+}
+
+/// The folder of all spools: one for each user, since what one makes another may not write to. Without /proc (macOS,
+/// Windows) the folder for temporary files is the user's own.
+fn spools() -> String {
+    #[cfg(unix)]
+    if let Ok(process) = fs::metadata("/proc/self") {
+        return format!("sae-runs-{}", std::os::unix::fs::MetadataExt::uid(&process));
+    }
+    "sae-runs".to_owned()
 }
 
 #[cfg(test)]
@@ -188,6 +219,19 @@ mod tests {
         assert_ne!(spool("s3://bucket/a-b"), spool("s3://bucket/a/b"));
         let long = format!("s3://bucket/{}", "é/".repeat(400));
         assert!(spool(&long).file_name().is_some_and(|name| name.len() < 255));
+    }
+
+    #[test]
+    fn a_spool_is_emptied_of_what_grows() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run_dir = RunDir::claim(&recipe(folder.path()), false).expect("it is free");
+        for name in ["metrics.jsonl", "rows.jsonl", "events.out.tfevents.1.sae"] {
+            fs::write(folder.path().join(name), "old").expect("written");
+        }
+        assert_eq!(run_dir.growing().expect("a folder").len(), 3);
+        run_dir.empty_spool().expect("emptied");
+        assert_eq!(run_dir.growing().expect("a folder").len(), 0);
+        assert!(folder.path().join("lock").exists());
     }
 
     /// The lock of one machine does not reach another: config.toml itself decides who begins.
