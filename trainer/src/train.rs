@@ -23,6 +23,9 @@ use crate::step::{StepInput, step};
 use crate::summary::Summary;
 use crate::{Error, checkpoint};
 
+/// Rows that are not finite which a [`Report`] names at most: of more it says nothing.
+const NAMED_ROWS: usize = 64;
+
 /// What a run tells whoever watches it.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
@@ -273,9 +276,10 @@ impl<D: Device> Run<'_, D> {
             ));
         }
         Error::Divergence(format!(
-            "step {step}: {} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
+            "step {step}: {}{} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
              out and go on: sae train … --resume --set 'data.skip=[{}]'; a new run with data.filter.finite = true leaves out \
              all such rows",
+            if report.non_finite_rows.len() < NAMED_ROWS { "" } else { "at least " },
             report.non_finite_rows.len(),
             skip.join(", ")
         ))
