@@ -235,7 +235,7 @@ fn a_run_in_object_storage_is_the_same_run() {
     let mut remote = Recipe { run: Run { dir: "s3://bucket/run".into() }, ..local.clone() };
     remote.data.train = vec!["s3://bucket/train".into()];
     let path = fixture.save("remote", &remote);
-    stop_after_lines(&path, &spool.join("sae-runs"), 25, &pairs);
+    stop_after_lines(&path, &spool, 25, &pairs);
     on_s3(&["train", &path]).exits(64).says(&["already holds a run"]);
     on_s3(&["train", &path, "--resume"]).exits(0);
 
@@ -268,12 +268,17 @@ fn a_run_in_object_storage_is_the_same_run() {
     missing("s3://bucket/nothing-here").exits(65).says(&["s3://bucket/nothing-here"]);
 }
 
-/// Starts a run and stops it when the metrics of the only run below `spool` have so many lines.
-fn stop_after_lines(recipe: &str, spool: &Path, lines: usize, environment: &[(&str, &str)]) {
+/// Starts a run and stops it when the metrics of the only run spooled below `temporary` have so many lines.
+fn stop_after_lines(recipe: &str, temporary: &Path, lines: usize, environment: &[(&str, &str)]) {
     let mut command = sae::sae(&["train", recipe]);
     command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().expect("sae starts");
-    let metrics = || Some(std::fs::read_dir(spool).ok()?.next()?.ok()?.path().join("metrics.jsonl"));
+    let entries = |folder: &Path| std::fs::read_dir(folder).ok().into_iter().flatten().flatten();
+    let metrics = || {
+        // Its name has the user's id behind this.
+        let spools = entries(temporary).find(|entry| entry.file_name().to_string_lossy().starts_with("sae-runs"))?;
+        Some(entries(&spools.path()).next()?.path().join("metrics.jsonl"))
+    };
     let text = || std::fs::read_to_string(metrics()?).ok();
     let written = || text().unwrap_or_default().lines().count();
     while written() < lines && child.try_wait().expect("a child has a state").is_none() {

@@ -220,14 +220,19 @@ pub fn eval_options(recipe: &Recipe, limit: Option<u64>) -> StreamOptions {
     }
 }
 
-/// The folder that a path, URL or glob names or lies in.
-pub(crate) fn folder_of(url: &str) -> &str {
-    let names_files = url.ends_with(".parquet") || url.contains(['*', '?', '[']);
-    match url.rfind('/') {
-        Some(at) if names_files => &url[..at],
-        None if names_files => ".",
-        _ => url,
+/// The folder that a path, URL or glob names or has its files in; `None` when a glob is wild in a folder and so has them
+/// in several.
+pub(crate) fn folder_of(url: &str) -> Option<&str> {
+    const WILD: [char; 3] = ['*', '?', '['];
+    if !url.ends_with(".parquet") && !url.contains(WILD) {
+        return Some(url);
     }
+    let folder = match url.rsplit_once('/') {
+        Some(("", _)) => "/",
+        Some((folder, _)) => folder,
+        None => ".",
+    };
+    (!folder.contains(WILD)).then_some(folder)
 }
 
 /// A single file by path or URL.
@@ -279,5 +284,21 @@ pub fn row_dtype(dtype: Dtype) -> RowDtype {
         Dtype::F32 => RowDtype::F32,
         Dtype::F16 => RowDtype::F16,
         Dtype::Bf16 => RowDtype::Bf16,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_glob_that_is_wild_in_a_folder_has_no_single_one() {
+        assert_eq!(folder_of("s3://b/run"), Some("s3://b/run"));
+        assert_eq!(folder_of("s3://b/run/x-*.parquet"), Some("s3://b/run"));
+        assert_eq!(folder_of("x-?.parquet"), Some("."));
+        assert_eq!(folder_of("/x.parquet"), Some("/"));
+        assert_eq!(folder_of("s3://b/run/*/x-*.parquet"), None);
+        assert_eq!(folder_of("s3://b/run/*/x.parquet"), None);
+        assert_eq!(folder_of("s3://b/*/run/*"), None);
     }
 }

@@ -22,13 +22,14 @@ pub struct Truth {
 }
 
 impl Truth {
-    /// Reads the truth.safetensors that lies beside the shards of the first of `urls`, if there is one.
+    /// Reads the truth.safetensors that lies beside the shards of the first of `urls`, if they have one folder and it is
+    /// there.
     ///
     /// # Errors
     /// Those of the store; [`Error::Weights`] when the file is not such a one.
     pub fn beside(urls: &[String]) -> Result<Option<Truth>, Error> {
-        let Some(url) = urls.first() else { return Ok(None) };
-        let store = Store::open(folder_of(url))?;
+        let Some(folder) = urls.first().and_then(|url| folder_of(url)) else { return Ok(None) };
+        let store = Store::open(folder)?;
         match store.get("truth.safetensors") {
             Ok(bytes) => Truth::parse(&bytes).map(Some).ok_or_else(|| {
                 Error::Weights(format!("{} is not a file of true directions", store.url_of("truth.safetensors")))

@@ -5,10 +5,12 @@
 //!
 //! On one machine a lock keeps a second process out. Between machines a run in object storage is begun by one alone, since
 //! config.toml is only ever created; nothing keeps two from resuming it at once. They cannot damage it, because each save
-//! is an attempt of its own and commits last, but they do the work twice and the later copy of metrics.jsonl stays.
+//! is an attempt of its own and commits last, and neither removes what the other has committed since, but they do the work
+//! twice and the later copy of metrics.jsonl stays.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use loader::Store;
 use xxhash_rust::xxh3::xxh3_64;
@@ -27,6 +29,8 @@ pub struct RunDir {
     local: PathBuf,
     remote: bool,
     new: bool,
+    /// Whether the run in the folder is the one of this process: resumed or begun by it.
+    ours: AtomicBool,
     /// Held for the life of the process: the operating system gives it back whatever happens.
     _lock: File,
 }
@@ -54,7 +58,12 @@ impl RunDir {
         }
         // Looked at under the lock: what another process began before it let go of the folder is seen.
         check(&store, recipe, resume)?;
-        let run_dir = RunDir { store, local, remote, new: !resume, _lock: lock };
+        let run_dir = RunDir { store, local, remote, new: !resume, ours: AtomicBool::new(resume), _lock: lock };
+        if remote {
+            // It may hold the files of a run that was at this URL before. Of this one nothing is lost: what is not yet in the
+            // store belongs to steps that are made again.
+            run_dir.empty_spool()?;
+        }
         if remote && resume {
             run_dir.fetch("metrics.jsonl")?;
             run_dir.fetch("rows.jsonl")?;
@@ -71,8 +80,15 @@ impl RunDir {
         if self.new && !self.store.put_new(CONFIG, recipe.to_toml().into_bytes())? {
             return Err(already_holds_a_run(&self.store));
         }
+        self.ours.store(true, Ordering::Relaxed);
         // What an earlier start failed of no longer holds.
         Ok(self.store.delete("error-0.json")?)
+    }
+
+    /// Whether the folder holds the run of this process. Before [`RunDir::begin`] it may be another machine's, which wants no
+    /// word of how this start failed.
+    pub fn is_ours(&self) -> bool {
+        self.ours.load(Ordering::Relaxed)
     }
 
     /// Where files that grow are kept.
@@ -88,15 +104,31 @@ impl RunDir {
         if !self.remote {
             return Ok(());
         }
+        for (name, path) in self.growing()? {
+            let unreadable = |source| Error::CannotWrite { path: path.display().to_string(), source };
+            self.store.put(&name, fs::read(&path).map_err(unreadable)?)?;
+        }
+        Ok(())
+    }
+
+    /// Names and paths of the local files that grow.
+    fn growing(&self) -> Result<Vec<(String, PathBuf)>, Error> {
         let unreadable = |source| Error::CannotWrite { path: self.local.display().to_string(), source };
+        let mut files = Vec::new();
         for entry in fs::read_dir(&self.local).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if name.ends_with(".jsonl") || name.starts_with("events.") {
-                self.store.put(name, fs::read(&path).map_err(unreadable)?)?;
+                files.push((name.to_owned(), path));
             }
         }
-        Ok(())
+        Ok(files)
+    }
+
+    fn empty_spool(&self) -> Result<(), Error> {
+        self.growing()?.into_iter().try_for_each(|(_, path)| {
+            fs::remove_file(&path).map_err(|source| Error::CannotWrite { path: path.display().to_string(), source })
+        })
     }
 
     fn fetch(&self, name: &str) -> Result<(), Error> {
@@ -159,7 +191,17 @@ fn parse(bytes: &[u8], place: &str) -> Result<Recipe, Error> {
 fn spool(url: &str) -> PathBuf {
     let name: String = url.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     let readable = &name[name.len().saturating_sub(80)..];
-    std::env::temp_dir().join("sae-runs").join(format!("{readable}-{:016x}", xxh3_64(url.as_bytes())))
+    std::env::temp_dir().join(spools()).join(format!("{readable}-{:016x}", xxh3_64(url.as_bytes())))
+}
+
+/// The folder of all spools: one for each user, since what one makes another may not write to. Without /proc (macOS,
+/// Windows) the folder for temporary files is the user's own.
+fn spools() -> String {
+    #[cfg(unix)]
+    if let Ok(process) = fs::metadata("/proc/self") {
+        return format!("sae-runs-{}", std::os::unix::fs::MetadataExt::uid(&process));
+    }
+    "sae-runs".to_owned()
 }
 
 #[cfg(test)]
@@ -179,6 +221,19 @@ mod tests {
         assert!(spool(&long).file_name().is_some_and(|name| name.len() < 255));
     }
 
+    #[test]
+    fn a_spool_is_emptied_of_what_grows() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run_dir = RunDir::claim(&recipe(folder.path()), false).expect("it is free");
+        for name in ["metrics.jsonl", "rows.jsonl", "events.out.tfevents.1.sae"] {
+            fs::write(folder.path().join(name), "old").expect("written");
+        }
+        assert_eq!(run_dir.growing().expect("a folder").len(), 3);
+        run_dir.empty_spool().expect("emptied");
+        assert_eq!(run_dir.growing().expect("a folder").len(), 0);
+        assert!(folder.path().join("lock").exists());
+    }
+
     /// The lock of one machine does not reach another: config.toml itself decides who begins.
     #[test]
     fn a_run_is_begun_once() {
@@ -189,5 +244,6 @@ mod tests {
         elsewhere.put(CONFIG, recipe.to_toml().into_bytes()).expect("written");
         let error = run_dir.begin(&recipe).expect_err("another machine was faster").to_string();
         assert!(error.contains("already holds a run"), "{error}");
+        assert!(!run_dir.is_ours(), "no note of this belongs into the other's run");
     }
 }

@@ -23,6 +23,9 @@ use crate::step::{StepInput, step};
 use crate::summary::Summary;
 use crate::{Error, checkpoint};
 
+/// Rows that are not finite which a [`Report`] names at most: of more it says nothing.
+const NAMED_ROWS: usize = 64;
+
 /// What a run tells whoever watches it.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
@@ -90,6 +93,7 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
     let result = Run::start(device, recipe, &data, &run_dir, start).and_then(|mut run| run.finish());
     if let Err(error) = &result
         && !matches!(error, Error::Interrupted { .. })
+        && run_dir.is_ours()
     {
         note_failure(&run_dir.store, error);
     }
@@ -149,6 +153,11 @@ impl LineClock {
 impl<D: Device> Run<'_, D> {
     /// Trains to the end, evaluates, and writes the summary.
     fn finish(&mut self) -> Result<Summary, Error> {
+        if self.saved.is_some() {
+            // The checkpoint that is resumed may have been made just before an evaluation that was stopped.
+            self.evaluate_if_due()?;
+            self.save_if_due()?;
+        }
         while !self.is_done() {
             self.next_step()?;
             self.log_line()?;
@@ -267,9 +276,10 @@ impl<D: Device> Run<'_, D> {
             ));
         }
         Error::Divergence(format!(
-            "step {step}: {} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
+            "step {step}: {}{} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
              out and go on: sae train … --resume --set 'data.skip=[{}]'; a new run with data.filter.finite = true leaves out \
              all such rows",
+            if report.non_finite_rows.len() < NAMED_ROWS { "" } else { "at least " },
             report.non_finite_rows.len(),
             skip.join(", ")
         ))
@@ -352,5 +362,44 @@ mod tests {
         train(&Cpu::new(Some(1)).expect("threads"), &recipe, Start { resume: false, stop: &stop, watch })
             .expect("it trains");
         assert_eq!(steps, 6);
+    }
+
+    /// A run that is stopped inside an evaluation leaves at once, comes back to it, and is then the undisturbed run.
+    #[test]
+    fn an_evaluation_during_training_can_be_stopped() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().to_str().expect("a plain name");
+        for (name, set) in [("train", 0), ("eval", 1)] {
+            let spec = Spec { features: 16, width: 8, rows: 600, shards: 1, active: 2.0, set, ..Spec::default() };
+            let store = Store::open(&format!("{place}/{name}")).expect("a folder");
+            synth::write(&spec, &store, 1, &mut |_| ()).expect("shards are written");
+        }
+        let recipe = |run: &str| -> Recipe {
+            let text = format!(
+                "[data]\ntrain = '{place}/train'\neval = '{place}/eval'\n[sae]\nfeatures = 32\n[train]\nbatch = 100\n\
+                 [eval]\nevery = 2\n[log]\nevery = 1\n[checkpoint]\nevery = 3\nkeep = 100\n[run]\ndir = '{place}/{run}'\n"
+            );
+            toml::from_str(&text).expect("a recipe")
+        };
+        let device = Cpu::new(Some(1)).expect("threads");
+        let run = |name: &str, resume: bool, stops: bool| {
+            let stop = AtomicBool::new(false);
+            let mut lines = Vec::new();
+            let watch = Box::new(|event: Event<'_>| match event {
+                Event::Evaluating(..) if stops => stop.store(true, Ordering::Relaxed),
+                Event::Evaluated(metrics) => lines.push(metrics.clone()),
+                _ => {}
+            });
+            let result = train(&device, &recipe(name), Start { resume, stop: &stop, watch });
+            (result.map(|summary| summary.metrics), lines)
+        };
+        let (whole, expected) = run("whole", false, false);
+        let whole = whole.expect("it trains");
+        let (stopped, none) = run("stopped", false, true);
+        assert!(matches!(stopped, Err(Error::Interrupted { step: 2, .. })), "{stopped:?}");
+        assert_eq!(none, []);
+        let (resumed, evaluated) = run("stopped", true, false);
+        assert_eq!(resumed.expect("it goes on"), whole);
+        assert_eq!((evaluated.len(), evaluated), (3, expected), "at steps 2, 4 and 6");
     }
 }

@@ -44,7 +44,7 @@ pub(super) fn last_attempt(store: &Store, step: u64) -> Result<u32, Error> {
 }
 
 /// Every committed checkpoint, newest first; one whose manifest is damaged comes as the error that says so.
-pub(super) fn committed(store: &Store) -> Result<impl Iterator<Item = Result<Found, Error>>, Error> {
+fn committed(store: &Store) -> Result<impl Iterator<Item = Result<Found, Error>>, Error> {
     committed_of(store, None)
 }
 

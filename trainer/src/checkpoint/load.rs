@@ -24,8 +24,13 @@ pub fn open(path: &str) -> Result<(Store, Found), Error> {
             verify(&store, &found)?;
             return Ok((store, found));
         }
-        let step = folder.trim_start_matches("checkpoints/step-").parse().ok();
-        let highest = super::find::committed_of(&store, step)?.next();
+        let step = folder.trim_start_matches("checkpoints/step-").parse().map_err(|_| {
+            Error::Checkpoint(format!(
+                "{path} names no checkpoint: name a checkpoints/step-… folder with the number of its step, or the run's \
+                 folder for the newest"
+            ))
+        })?;
+        let highest = super::find::committed_of(&store, Some(step))?.next();
         let found = highest.ok_or_else(|| Error::Checkpoint(format!("{path} holds no committed checkpoint")))??;
         verify(&store, &found)?;
         return Ok((store, found));
@@ -204,5 +209,18 @@ fn typed<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
             Ok(bytemuck::pod_collect_to_vec(tensor.data()))
         }
         _ => Err(damaged(store, found, &file.name, &format!("has no {dtype:?} tensor {name} of {length} values"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_is_no_number_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = format!("{}/checkpoints/step-abc", folder.path().display());
+        let error = open(&path).map(drop).expect_err("it names no step");
+        assert!(error.to_string().contains("step-abc names no checkpoint"), "{error}");
     }
 }

@@ -1,8 +1,10 @@
 //! Removing old checkpoints.
 
+use std::collections::BTreeSet;
+
 use loader::Store;
 
-use super::find::{attempts, committed};
+use super::find::{attempts, read_manifest};
 use super::{Found, folder};
 use crate::Error;
 use crate::metrics::Metrics;
@@ -15,6 +17,9 @@ pub struct Known {
     folders: Vec<(u64, String)>,
     /// Least held-out loss, and where; of equals the last.
     best: Option<(f64, String)>,
+    /// Every committed folder that was there at the start, damaged ones too, and every one saved since: only these may be
+    /// removed. Others are those of another process that goes on with the same run in object storage.
+    seen: BTreeSet<String>,
 }
 
 impl Known {
@@ -22,13 +27,22 @@ impl Known {
     /// damaged ones: they do not count.
     ///
     /// # Errors
-    /// Those of the store.
+    /// Those of the store, and [`Error::OtherFormat`]; damaged checkpoints are passed over.
     pub fn until(store: &Store, found: &Found) -> Result<Known, Error> {
-        let mut all: Vec<Found> =
-            committed(store)?.filter_map(Result::ok).skip_while(|other| other.folder != found.folder).collect();
         let mut known = Known::default();
-        while let Some(Found { folder, manifest }) = all.pop() {
-            known.add(manifest.step, folder, manifest.held_out.as_ref());
+        let mut behind = false;
+        for (step, attempt, _) in attempts(store)?.into_iter().filter(|(.., committed)| *committed) {
+            let folder = folder(step, attempt);
+            known.seen.insert(folder.clone());
+            if behind {
+                continue;
+            }
+            behind = folder == found.folder;
+            match read_manifest(store, folder) {
+                Ok(Found { folder, manifest }) => known.add(manifest.step, folder, manifest.held_out.as_ref()),
+                Err(Error::Checkpoint(_)) => {}
+                Err(other) => return Err(other),
+            }
         }
         Ok(known)
     }
@@ -40,6 +54,7 @@ impl Known {
         {
             self.best = Some((loss, folder.clone()));
         }
+        self.seen.insert(folder.clone());
         // A step that is saved again counts once.
         self.folders.retain(|(other, _)| *other != step);
         self.folders.push((step, folder));
@@ -52,8 +67,9 @@ impl Known {
 }
 
 /// Keeps the newest `keep` known checkpoints and the one with the least held-out loss; removes all others of steps up to
-/// the newest, and what unfinished attempts left behind there. A checkpoint loses its COMMIT first, so an interrupted
-/// removal leaves nothing that looks whole. Files that no checkpoint of ours would hold stay.
+/// the newest that were there at the start or saved since, and what unfinished attempts left behind there. A checkpoint
+/// loses its COMMIT first, so an interrupted removal leaves nothing that looks whole. Checkpoints that another process has
+/// committed meanwhile stay, and so do files that no checkpoint of ours would hold.
 ///
 /// # Errors
 /// Those of the store; what is not yet removed stays for the next time.
@@ -66,12 +82,13 @@ pub fn retain(store: &Store, keep: usize, known: &mut Known) -> Result<(), Error
         index += 1;
         index > surplus || Some(folder) == best
     });
-    for (step, attempt, _) in attempts(store)? {
+    for (step, attempt, committed) in attempts(store)? {
         let folder = folder(step, attempt);
         if (step, &folder) >= (newest.0, &newest.1) {
             break;
         }
-        if !known.folders.iter().any(|(_, kept)| *kept == folder) {
+        let kept = known.folders.iter().any(|(_, kept)| *kept == folder);
+        if !kept && (!committed || known.seen.contains(&folder)) {
             remove(store, &folder)?;
         }
     }
@@ -99,4 +116,29 @@ fn is_ours(name: &str) -> bool {
             .is_some_and(|number| number.len() == 6 && number.bytes().all(|byte| byte.is_ascii_digit()))
     };
     ["COMMIT", "manifest.json", "shared.safetensors"].contains(&name) || numbered("weights-") || numbered("optimizer-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_of_another_process_stay() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(dir.path().to_str().expect("a plain name")).expect("a folder");
+        let put = |folder: &str, name: &str| store.put(&format!("{folder}/{name}"), b"x".to_vec()).expect("written");
+        let there = |folder: &str, name: &str| store.head(&format!("{folder}/{name}")).expect("listed").is_some();
+        let mut known = Known::default();
+        for step in [10, 30] {
+            put(&folder(step, 1), "COMMIT");
+            known.add(step, folder(step, 1), None);
+        }
+        put(&folder(20, 1), "COMMIT");
+        put(&folder(25, 1), "manifest.json");
+        retain(&store, 1, &mut known).expect("old ones are removed");
+        assert!(!there(&folder(10, 1), "COMMIT"), "our own old one");
+        assert!(there(&folder(20, 1), "COMMIT"), "one of another process");
+        assert!(!there(&folder(25, 1), "manifest.json"), "what was never committed");
+        assert!(there(&folder(30, 1), "COMMIT"), "the newest");
+    }
 }

@@ -9,12 +9,15 @@ use crate::metrics::{DensityHistogram, Metrics};
 use crate::{Error, data, evaluate};
 
 impl<D: Device> Run<'_, D> {
-    /// Evaluates during training; the best weights so far are saved. Only these evaluations compete: they are over the
-    /// same rows, the one at the end is over all.
+    /// Evaluates during training, unless it was done at this step; the best weights so far are saved. Only these evaluations
+    /// compete: they are over the same rows, the one at the end is over all.
     pub(super) fn evaluate_if_due(&mut self) -> Result<(), Error> {
-        if !is_due(self.recipe.eval.every, self.state.step) || self.is_done() {
+        let due = is_due(self.recipe.eval.every, self.state.step) && self.state.held_out.is_none();
+        if !due || self.is_done() || self.data.eval.is_none() {
             return Ok(());
         }
+        // A stop or an error costs no step, and a resumed run comes back to the evaluation.
+        self.save()?;
         let Some((metrics, _)) = self.evaluate(Some(self.recipe.eval.rows))? else { return Ok(()) };
         let is_best = metrics.loss < self.known.best_loss();
         self.state.held_out = Some(metrics);
@@ -32,7 +35,7 @@ impl<D: Device> Run<'_, D> {
         }
     }
 
-    /// Measures the held-out rows, at most `limit` of them.
+    /// Measures the held-out rows, at most `limit` of them. Called once this step is saved: a stop ends it.
     pub(super) fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
         let Some(dataset) = &self.data.eval else { return Ok(None) };
         let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
@@ -50,9 +53,8 @@ impl<D: Device> Run<'_, D> {
             self.state.scale,
             |done| {
                 (self.start.watch)(Event::Evaluating(done, rows));
-                // One during training goes to its end: a resumed run would not come back to it.
                 match &checkpoint {
-                    Some(checkpoint) if limit.is_none() && self.start.stop.load(Ordering::Relaxed) => {
+                    Some(checkpoint) if self.start.stop.load(Ordering::Relaxed) => {
                         Err(Error::Interrupted { step, checkpoint: checkpoint.clone() })
                     }
                     _ => Ok(()),

@@ -38,9 +38,12 @@ impl<D: Device> Run<'_, D> {
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
         let folder = checkpoint::save(&self.run_dir.store, &self.sae, &self.state, &cursor, self.recipe)?;
         self.known.add(self.state.step, folder.clone(), self.state.held_out.as_ref());
-        checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep, &mut self.known)?;
         self.saved_at = Instant::now();
         self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));
+        // The checkpoint is committed: what stays too long takes room and does no other harm.
+        if let Err(error) = checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep, &mut self.known) {
+            tracing::warn!("old checkpoints could not be removed, the next save tries again: {error}");
+        }
         tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
         (self.start.watch)(Event::Saved(&folder));
         Ok(folder)
