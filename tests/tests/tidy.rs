@@ -138,13 +138,16 @@ fn every_recipe_key_is_documented_with_its_default() {
 
 #[test]
 fn an_operation_has_one_name_everywhere() {
-    let tests = read(&root().join("tests/tests/operations.rs"));
+    let tests = read(&root().join("tests/src/cases.rs"));
     let benchmarks: String =
         sources().filter(|path| path.starts_with(root().join("benchmarks"))).map(|path| read(&path)).collect();
     for stem in STEMS {
         let cpu = root().join("kernels/src/cpu");
         assert!(cpu.join(format!("{stem}.rs")).exists() || cpu.join(stem).is_dir(), "kernels/src/cpu has no {stem}");
-        assert!(tests.contains(stem), "tests/tests/operations.rs does not mention {stem}");
+        for file in [format!("kernels/src/cuda/{stem}.rs"), format!("kernels/cuda/{stem}.cu")] {
+            assert!(root().join(&file).exists(), "no {file}");
+        }
+        assert!(tests.contains(stem), "tests/src/cases.rs does not mention {stem}");
         assert!(benchmarks.contains(stem), "no benchmark mentions {stem}");
     }
 }
