@@ -5,6 +5,7 @@ use loader::{Dataset, Stream};
 
 use crate::data::row_dtype;
 use crate::recipe::Adam;
+use crate::step::with_room;
 use crate::{Error, checkpoint, train};
 
 /// Memory for the rows of a batch, on host and device, and for its sums.
@@ -59,17 +60,14 @@ pub fn sums<D: Device>(
             continue;
         }
         device.normalize(staging, row_dtype(dataset.dtype()), batch.rows, scale, x);
-        let mut measure = |path| {
+        let path = if density > device.dense_above() { Path::Dense } else { Path::Sparse };
+        let report = with_room(path, |path| {
             sae.encode(x, path);
             sae.decode(x);
             sae.residual(x);
             sae.count(x, tally, 0..batch.rows);
             sae.report()
-        };
-        let mut report = measure(if density > device.dense_above() { Path::Dense } else { Path::Sparse })?;
-        if report.overflow {
-            report = measure(Path::Dense)?;
-        }
+        })?;
         if let Some(&row) = report.non_finite_rows.first() {
             let id = stream.row_ids(&batch).get(row).map(|id| dataset.row_name(*id)).unwrap_or_default();
             return Err(loader::Error::Data {

@@ -18,8 +18,7 @@ pub struct StepInput {
 }
 
 /// Runs the step `x → a → x̂ → g → ∂ → update` on the rows `x` and says what it gave. When a row or the gradient is not
-/// finite the dictionary and the tally stay as they were and the report says so. A batch with more active features than the
-/// device has room for on the sparse path takes the dense one.
+/// finite the dictionary and the tally stay as they were and the report says so.
 ///
 /// # Errors
 /// [`kernels::Error::Cuda`].
@@ -29,25 +28,26 @@ pub fn step<Sae: Dictionary>(
     tally: &mut Sae::Tally,
     input: &StepInput,
 ) -> Result<Report, kernels::Error> {
-    let report = step_on(sae, x, tally, input, input.path)?;
-    if report.overflow {
-        return step_on(sae, x, tally, input, Path::Dense);
-    }
-    Ok(report)
+    with_room(input.path, |path| {
+        sae.encode(x, path);
+        sae.decode(x);
+        sae.residual(x);
+        sae.backward(x, input.lambda);
+        sae.count(x, tally, input.counted.clone());
+        sae.adam(x, &input.update);
+        sae.report()
+    })
 }
 
-fn step_on<Sae: Dictionary>(
-    sae: &mut Sae,
-    x: &Sae::Rows,
-    tally: &mut Sae::Tally,
-    input: &StepInput,
+/// Runs `batch` on `path`; when it has more active features than the device has room for on the sparse path, which changes
+/// nothing, again on the dense one.
+///
+/// # Errors
+/// Those of `batch`.
+pub fn with_room(
     path: Path,
+    mut batch: impl FnMut(Path) -> Result<Report, kernels::Error>,
 ) -> Result<Report, kernels::Error> {
-    sae.encode(x, path);
-    sae.decode(x);
-    sae.residual(x);
-    sae.backward(x, input.lambda);
-    sae.count(x, tally, input.counted.clone());
-    sae.adam(x, &input.update);
-    sae.report()
+    let report = batch(path)?;
+    if report.overflow { batch(Path::Dense) } else { Ok(report) }
 }

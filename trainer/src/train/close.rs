@@ -1,6 +1,6 @@
 //! The end of a run: its closing metrics, its last checkpoint, its summary.
 
-use kernels::{Device, Dictionary, Path};
+use kernels::{Device, Dictionary};
 use loader::Batch;
 
 use super::Run;
@@ -9,6 +9,7 @@ use crate::checkpoint::LeftOut;
 use crate::evaluate::Buffers;
 use crate::metrics::{DensityHistogram, Metrics};
 use crate::recovery::recovery;
+use crate::step::with_room;
 use crate::summary::{EvaluatedOn, Summary};
 
 /// Rows at the end of the training data on which a run without held-out data is measured.
@@ -29,18 +30,14 @@ impl<D: Device> Run<'_, D> {
         if before > 0 {
             let (path, lambda) = (self.path(), self.schedule.lambda(self.state.step));
             let Buffers { x, tally, .. } = &mut self.buffers;
-            let mut measure = |path| {
+            let report = with_room(path, |path| {
                 self.sae.encode(x, path);
                 self.sae.decode(x);
                 self.sae.residual(x);
                 self.sae.backward(x, lambda);
                 self.sae.count(x, tally, 0..before);
                 self.sae.report()
-            };
-            let mut report = measure(path)?;
-            if report.overflow {
-                report = measure(Path::Dense)?;
-            }
+            })?;
             if !report.ok {
                 // The step will be refused too, and the batch come again: nothing has begun.
                 return Ok(before);
