@@ -49,11 +49,11 @@ pub enum Opened {
 /// # Errors
 /// When a card was asked for and cannot be used, or the recipe asks for what only a card has.
 pub fn open(choice: DeviceChoice, recipe: &Train) -> Result<Opened, Failure> {
-    let ordinal = match choice {
+    let card = match choice {
         DeviceChoice::Cpu => None,
-        DeviceChoice::Cuda(ordinal) => Some(ordinal),
+        DeviceChoice::Cuda(ordinal) => Some(Card::open(ordinal, Options::from_environment())?),
         DeviceChoice::Auto => match Card::open(0, Options::from_environment()) {
-            Ok(card) => return on_card(&card, recipe),
+            Ok(card) => Some(card),
             // Most machines without a card: nothing to wonder about.
             Err(Error::NoDriver { .. }) => None,
             Err(error) => {
@@ -62,21 +62,14 @@ pub fn open(choice: DeviceChoice, recipe: &Train) -> Result<Opened, Failure> {
             }
         },
     };
-    match ordinal {
-        Some(ordinal) => on_card(&Card::open(ordinal, Options::from_environment())?, recipe),
-        None if recipe.precision == Precision::Mixed => Err(Failure::arguments(
+    match (card, recipe.precision) {
+        (Some(card), Precision::F32) => Ok(Opened::Cuda(Cuda::new(&card, cuda::Precision::F32)?)),
+        (Some(card), Precision::Auto | Precision::Mixed) => Ok(Opened::Cuda(Cuda::new(&card, cuda::Precision::Mixed)?)),
+        (None, Precision::Mixed) => Err(Failure::arguments(
             "train.precision = \"mixed\" needs a GPU: the processor computes in f32; set train.precision to \"auto\"",
         )),
-        None => Ok(Opened::Cpu(Cpu::new(recipe.threads)?)),
+        (None, Precision::Auto | Precision::F32) => Ok(Opened::Cpu(Cpu::new(recipe.threads)?)),
     }
-}
-
-fn on_card(card: &Card, recipe: &Train) -> Result<Opened, Failure> {
-    let precision = match recipe.precision {
-        Precision::F32 => cuda::Precision::F32,
-        Precision::Auto | Precision::Mixed => cuda::Precision::Mixed,
-    };
-    Ok(Opened::Cuda(Cuda::new(card, precision)?))
 }
 
 #[cfg(test)]

@@ -176,17 +176,18 @@ impl Dictionary for CudaDictionary {
             return;
         }
         let all = tokens == (0..self.batch.n);
-        let mut runs = None;
-        let mut count_f = &self.lists.count_f;
-        if !all && self.batch.path == Path::Dense {
-            let of = Operands { x, weights: &self.weights };
-            self.dense.count(&self.engine, of, tokens.clone(), &self.batch.some_f);
-            count_f = &self.batch.some_f;
-        } else if !all {
-            self.need_runs();
-            runs = Some((self.runs.run_f.at(0), self.runs.token_p.at(0)));
-            count_f = &self.lists.count_f;
-        }
+        let (count_f, runs) = match self.batch.path {
+            _ if all => (&self.lists.count_f, None),
+            Path::Dense => {
+                let of = Operands { x, weights: &self.weights };
+                self.dense.count(&self.engine, of, tokens.clone(), &self.batch.some_f);
+                (&self.batch.some_f, None)
+            }
+            Path::Sparse => {
+                self.need_runs();
+                (&self.lists.count_f, Some((self.runs.run_f.at(0), self.runs.token_p.at(0))))
+            }
+        };
         let Batch { error_b, l1_b, status, with_gradient, .. } = &self.batch;
         let counted =
             Counted { tokens, error_b, l1_b, count_f, runs, status: status.at(0), with_gradient: *with_gradient };
