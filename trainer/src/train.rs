@@ -129,8 +129,6 @@ struct Run<'a, D: Device> {
     closing_from: Option<u64>,
     /// What retention and the choice of the best go by.
     known: checkpoint::Known,
-    /// Norm of the last gradient.
-    gradient_norm: f64,
     saved_at: Instant,
     /// The last checkpoint: step, held-out metrics, folder. The same state is not saved twice.
     saved: Option<(u64, Option<Metrics>, String)>,
@@ -252,7 +250,7 @@ impl<D: Device> Run<'_, D> {
             loss,
             l0: report.active as f64 / rows,
         });
-        self.gradient_norm = report.gradient_norm;
+        self.state.gradient_norm = report.gradient_norm;
         Ok(())
     }
 
@@ -305,7 +303,7 @@ impl<D: Device> Run<'_, D> {
             dead_fraction: self.dead_fraction()?,
             lambda,
             lr: self.schedule.lr().at(step),
-            gradient_norm: self.gradient_norm,
+            gradient_norm: self.state.gradient_norm,
             tokens_per_s: (self.state.tokens - clock.tokens) as f64 / elapsed,
             stall_share: clock.stall.as_secs_f64() / elapsed,
         };

@@ -156,6 +156,7 @@ fn host_state(store: &Store, found: &Found, file: &File, tensors: &SafeTensors<'
         left_out: manifest.left_out,
         scale: manifest.scale,
         density: manifest.density,
+        gradient_norm: manifest.gradient_norm,
         tally: tally?,
         window: window?,
         closing: closing?,

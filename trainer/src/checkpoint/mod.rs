@@ -55,6 +55,8 @@ pub struct State {
     pub scale: f32,
     /// Active pairs of the last batch, and all its pairs: decides between sparse and dense path.
     pub density: (u64, u64),
+    /// Norm of the last gradient, before clipping.
+    pub gradient_norm: f64,
     /// Sums on the device.
     pub tally: Sums,
     /// Sums since the last line of metrics that have left the device.
@@ -108,6 +110,9 @@ pub struct Manifest {
     pub scale: f32,
     /// See [`State::density`].
     pub density: (u64, u64),
+    /// See [`State::gradient_norm`]; 0 in a checkpoint made before it was kept.
+    #[serde(default)]
+    pub gradient_norm: f64,
     /// See [`State::closing_open`].
     pub closing_open: bool,
     /// See [`State::held_out`].

@@ -75,6 +75,7 @@ fn write(
         left_out: state.left_out,
         scale: state.scale,
         density: state.density,
+        gradient_norm: state.gradient_norm,
         closing_open: state.closing_open,
         held_out: state.held_out.clone(),
         eval: state.eval.clone(),
