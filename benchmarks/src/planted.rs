@@ -89,7 +89,7 @@ impl<'a, D: Device> Run<'a, D> {
             self.device.wait().expect("a device that works");
             std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64() * 1e3
         };
-        self.device.normalize(&self.staging, RowDtype::Bf16, n, 1.0, &mut self.x);
+        self.device.normalize(&self.staging, RowDtype::Bf16, n, n, 1.0, &mut self.x);
         let normalize = lap();
         self.dictionary.encode(&self.x, path);
         let encode = lap();
@@ -131,7 +131,7 @@ pub fn calibrate(device: &impl Device, planted: &mut Planted, l0: usize) {
     let shape = planted.shape;
     planted.shape.adam = None;
     let mut run = Run::new(device, planted);
-    run.device.normalize(&run.staging, RowDtype::Bf16, shape.batch, 1.0, &mut run.x);
+    run.device.normalize(&run.staging, RowDtype::Bf16, shape.batch, shape.batch, 1.0, &mut run.x);
     for _ in 0..9 {
         planted.bias = (low + high) / 2.0;
         let biases = vec![planted.bias; shape.features];

@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use crate::mesh::{Axes, Place};
+
 /// How the values of a stored row are encoded, little endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowDtype {
@@ -140,10 +142,10 @@ pub struct AdamUpdate {
 /// What a step tells the host.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    /// Rows in the batch.
+    /// Rows in the batch, over all ranks as everything here but the next.
     pub rows: usize,
-    /// Indices in the batch of rows with a NaN or infinite value (at most 64 are named). If there is one, or the
-    /// gradient norm is not finite, the update was refused and no state has changed.
+    /// Indices in this rank's part of the batch of rows with a NaN or infinite value (at most 64 are named). If any rank has
+    /// one, or the gradient norm is not finite, the update was refused and no state has changed.
     pub non_finite_rows: Vec<usize>,
     /// False when the update was refused (or none was asked for because the gradient is not finite).
     pub ok: bool,
@@ -193,6 +195,36 @@ impl Sums {
         }
     }
 
+    /// The sums over the rows of all ranks, each row counted once; firings are those of this rank's shard of the features.
+    /// `self` is what this rank has counted.
+    ///
+    /// # Errors
+    /// Those of [`crate::ranks::Group::sum_f64`].
+    pub(crate) fn over(mut self, axes: &Axes) -> Result<Self, Error> {
+        // What rows have in common is the same on all ranks that see them.
+        let (mut per_row, mut per_pair) =
+            ([self.rows as f64, self.squared_error, self.squared_norm], [self.l1, self.active as f64]);
+        axes.data.sum_f64(&mut per_row)?;
+        axes.all.sum_f64(&mut per_pair)?;
+        axes.data.sum_f64(&mut self.x_d)?;
+        let mut fired_f: Vec<f64> = self.fired_f.iter().map(|&fired| fired as f64).collect();
+        axes.data.sum_f64(&mut fired_f)?;
+        self.fired_f = fired_f.into_iter().map(|fired| fired as u64).collect();
+        ([self.squared_error, self.squared_norm], self.l1) = ([per_row[1], per_row[2]], per_pair[0]);
+        (self.rows, self.active) = (per_row[0] as u64, per_pair[1] as u64);
+        Ok(self)
+    }
+
+    /// What the rank at `place` puts into its tally so that [`Sums::over`] gives `self` again.
+    pub(crate) fn part_of(&self, place: Place) -> Sums {
+        let empty = Sums::new(self.x_d.len(), self.fired_f.len());
+        match (place.data(), place.feature()) {
+            (0, 0) => self.clone(),
+            (0, _) => Sums { l1: 0.0, active: 0, ..self.clone() },
+            _ => empty,
+        }
+    }
+
     /// Adds the sums over other rows of the same data and dictionary.
     ///
     /// # Panics
@@ -222,7 +254,7 @@ pub struct Bytes {
 }
 
 /// Why a device could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// Memory for an object could not be had.
     #[error("{what} needs {bytes} bytes of memory, more than this machine gives: lower train.batch or sae.features")]
@@ -346,6 +378,10 @@ pub trait Device: Sync {
     /// Name and what matters of it, for people: `cpu, 2 threads, avx512f + avx512_bf16`.
     fn describe(&self) -> String;
 
+    /// The ranks among which its operations are made. Operations on a device of several ranks are made by all of them, in the
+    /// same order; those that exchange something say so.
+    fn axes(&self) -> &Axes;
+
     /// Share of active pairs above which [`Path::Dense`] is the faster one here.
     fn dense_above(&self) -> f64;
 
@@ -386,23 +422,33 @@ pub trait Device: Sync {
     /// [`Error::OutOfMemory`].
     fn dictionary(&self, shape: Shape) -> Result<Self::Dictionary, Error>;
 
-    /// `x = scale · rows` for the first `n` rows of `staged`, which lie there one after the other in `dtype`. Rows
-    /// with a value that is not finite are remembered in `x`.
-    fn normalize(&self, staged: &Self::Staging, dtype: RowDtype, n: usize, scale: f32, x: &mut Self::Rows);
+    /// Brings the stored rows of a batch to all ranks of the feature axis. Each has put its own at `parts[its index]` of
+    /// `staged`, ranges of bytes in ascending order; afterwards all lie there one after the other from the start. Exchanges them.
+    ///
+    /// # Errors
+    /// [`Error::Peer`].
+    fn gather(&self, staged: &mut Self::Staging, parts: &[Range<usize>]) -> Result<(), Error>;
 
-    /// Reads the sums and starts again at 0.
+    /// `x = scale · rows` for the first `n` rows of `staged`, which lie there one after the other in `dtype`, of a batch of
+    /// `of` rows over the data axis. Rows with a value that is not finite are remembered in `x`.
+    fn normalize(&self, staged: &Self::Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Self::Rows);
+
+    /// Reads the sums over the rows of all ranks and starts again at 0. Firings are those of this rank's features. Exchanges
+    /// them.
     ///
     /// # Errors
     /// [`Error::Cuda`].
     fn take_sums(&self, tally: &mut Self::Tally) -> Result<Sums, Error>;
 
-    /// Sets the sums: a run that goes on from a checkpoint goes on summing where it stood, to the same bits.
+    /// Sets the sums over the rows of all ranks, as [`Device::take_sums`] gives them: a run that goes on from a checkpoint goes on
+    /// summing where it stood.
     fn put_sums(&self, tally: &mut Self::Tally, sums: &Sums);
 }
 
 /// A rank's features with their optimiser state and the scratch of a step. The operations of a step are called in the
 /// order in which they stand here, on the same `x`; evaluation leaves out backward and Adam. Only [`Dictionary::adam`]
-/// changes what a checkpoint holds.
+/// changes what a checkpoint holds. Ranks exchange x̂, sums, gradients and updated weights in them; that they could not is told by
+/// [`Dictionary::report`].
 pub trait Dictionary: Send + Sized {
     /// See [`Device::Rows`].
     type Rows;
@@ -418,7 +464,7 @@ pub trait Dictionary: Send + Sized {
     /// `x̂ = b_dec + a · W_dec`.
     fn decode(&mut self, x: &Self::Rows);
 
-    /// `g = 2 (x̂ − x) / b` with `b` the rows of the batch, and the sums of the report.
+    /// `g = 2 (x̂ − x) / b` with `b` the rows of the batch over all ranks, and the sums of the report.
     fn residual(&mut self, x: &Self::Rows);
 
     /// The gradient of `mean ‖x − x̂‖² + λ · mean Σ a ‖W_dec‖` in all parameters, and its norm.
@@ -437,7 +483,7 @@ pub trait Dictionary: Send + Sized {
     /// Waits for the enqueued operations and returns what the last batch gave.
     ///
     /// # Errors
-    /// [`Error::Cuda`] with the first operation that failed on the device, whichever it was.
+    /// [`Error::Cuda`] with the first operation that failed on the device, whichever it was; [`Error::Peer`].
     fn report(&mut self) -> Result<Report, Error>;
 
     /// Copies the weights to `into`, with every update made that [`AdamMode::Catchup`] still owes as of before the update
@@ -448,14 +494,17 @@ pub trait Dictionary: Send + Sized {
     /// When `into` has another width or other features.
     fn settle_into(&self, next: &AdamUpdate, into: &mut Self);
 
-    /// Copies `rows` of an array of `tensor` to `out` (`rows.len() × columns` values). Moments of a dictionary that
-    /// cannot train read as 0.
+    /// Copies `rows` of an array of `tensor` to `out` (`rows.len() × columns` values), rows counted from this rank's first
+    /// feature. Moments of a dictionary that cannot train read as 0.
     ///
     /// # Errors
     /// As [`Dictionary::report`].
     fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error>;
 
     /// Sets `rows` of an array of `tensor`. Decoder norms follow.
+    ///
+    /// # Panics
+    /// On moments of features that the rank does not own (see [`crate::mesh`]); so does reading them.
     fn write(&mut self, tensor: Tensor, slot: Slot, rows: Range<usize>, values: &[f32]);
 
     /// Copies the clocks of `features` to `out`.

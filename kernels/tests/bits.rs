@@ -26,7 +26,7 @@ fn train(options: Options, path: Path) -> (Vec<Report>, Vec<u32>) {
     let reports = (0..5).map(|step| {
         let rows = uniform(batch * width, 4.0);
         staging.as_mut().iter_mut().zip(rows.iter().flat_map(|v| v.to_le_bytes())).for_each(|(to, from)| *to = from);
-        device.normalize(&staging, RowDtype::F32, batch, 1.1, &mut x);
+        device.normalize(&staging, RowDtype::F32, batch, batch, 1.1, &mut x);
         dictionary.encode(&x, path);
         dictionary.decode(&x);
         dictionary.residual(&x);

@@ -183,7 +183,7 @@ impl<'a, D: Device> Run<'a, D> {
         let bytes: Vec<u8> = x.iter().flatten().flat_map(|&v| (v as f32).to_le_bytes()).collect();
         let mut staging = self.device.staging(bytes.len()).expect("memory");
         staging.as_mut().copy_from_slice(&bytes);
-        self.device.normalize(&staging, RowDtype::F32, x.len(), 1.0, &mut self.x);
+        self.device.normalize(&staging, RowDtype::F32, x.len(), x.len(), 1.0, &mut self.x);
     }
 
     /// Encodes, decodes, and makes the residual.
@@ -485,7 +485,7 @@ fn rows_of_every_dtype_are_scaled<D: Device>(device: &D, _: Numbers) {
     for (dtype, bytes) in [(RowDtype::F32, f32s), (RowDtype::F16, f16s), (RowDtype::Bf16, bf16s)] {
         let (mut staging, mut x) = (device.staging(bytes.len()).expect("memory"), device.rows(1, 7).expect("memory"));
         staging.as_mut().copy_from_slice(&bytes);
-        device.normalize(&staging, dtype, 1, 0.5, &mut x);
+        device.normalize(&staging, dtype, 1, 1, 0.5, &mut x);
         let mut dictionary = device.dictionary(shape).expect("memory");
         let mut tally = device.tally(7, 1).expect("memory");
         dictionary.encode(&x, Path::Sparse);

@@ -59,7 +59,7 @@ pub fn sums<D: Device>(
         if batch.rows == 0 {
             continue;
         }
-        device.normalize(staging, row_dtype(dataset.dtype()), batch.rows, scale, x);
+        device.normalize(staging, row_dtype(dataset.dtype()), batch.rows, batch.rows, scale, x);
         let path = if density > device.dense_above() { Path::Dense } else { Path::Sparse };
         let report = with_room(path, |path| {
             sae.encode(x, path);

@@ -184,7 +184,7 @@ impl<D: Device> Run<'_, D> {
         if batch.rows > 0 {
             let dtype = row_dtype(self.data.train.dtype());
             let Buffers { staging, x, .. } = &mut self.buffers;
-            self.device.normalize(staging, dtype, batch.rows, self.state.scale, x);
+            self.device.normalize(staging, dtype, batch.rows, batch.rows, self.state.scale, x);
             let report = self.step_on(&batch)?;
             if !report.ok {
                 return Err(self.refused(&batch, &report));

@@ -180,14 +180,17 @@ pub struct SharedParameter<'a> {
     pub value: SharedRows<'a, f32>,
     pub first: SharedRows<'a, f32>,
     pub second: SharedRows<'a, f32>,
+    /// The row to which the first moments belong.
+    pub owned_from: usize,
 }
 
 impl SharedParameter<'_> {
     /// # Safety
     /// While the references live, nobody else asks for row `f`.
     unsafe fn row(&self, f: usize) -> Row<'_> {
+        let own = f - self.owned_from;
         // SAFETY: the caller's promise.
-        unsafe { Row { value: self.value.row(f), first: self.first.row(f), second: self.second.row(f) } }
+        unsafe { Row { value: self.value.row(f), first: self.first.row(own), second: self.second.row(own) } }
     }
 }
 
@@ -200,8 +203,9 @@ pub enum GradientRows<'a> {
     Stored { dec_fd: &'a [f32], enc_fd: &'a [f32], stride: usize },
 }
 
-/// The update of all features.
+/// The update of the features that this rank owns.
 pub struct Features<'a> {
+    pub owned: Range<usize>,
     pub mode: AdamMode,
     pub update: &'a AdamUpdate,
     pub coefficients: Coefficients,
@@ -219,13 +223,14 @@ pub struct Features<'a> {
 }
 
 impl Features<'_> {
-    /// Updates every feature that the mode asks for.
+    /// Updates every one of them that the mode asks for.
     pub fn run(&self, engine: &Engine, workers: &Workers) {
-        let features = self.count_f.len();
+        let Range { start, end } = self.owned;
         engine.pool.install(|| {
-            (0..features.div_ceil(TILE)).into_par_iter().for_each(|tile| {
+            (start / TILE..end.div_ceil(TILE)).into_par_iter().for_each(|tile| {
                 let scratch = &mut *workers.scratch();
-                let features = tile_features(tile, features);
+                let tile = tile_features(tile, end);
+                let features = tile.start.max(start)..tile.end;
                 engine.isa.run(UpdateTile { of: self, features, scratch });
             });
         });

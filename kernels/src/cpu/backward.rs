@@ -121,14 +121,15 @@ pub struct Backward<'a> {
     pub workers: &'a Workers,
     pub operands: Operands<'a>,
     pub weights: &'a Weights,
+    /// Whether rows are kept, see [`rows_are_stored`].
+    pub stored: bool,
 }
 
 impl Backward<'_> {
-    /// Rows go to `to.dec_fd` and `to.enc_fd` when [`rows_are_stored`] says so.
+    /// Rows that are kept go to `to.dec_fd` and `to.enc_fd`.
     pub fn run(&self, tiles: &mut [TileCodes], to: Gradient<'_>) {
         let (features, stride) = (to.bias_f.len(), self.operands.stride);
-        let stored = rows_are_stored(tiles, features)
-            .then(|| [SharedRows::new(to.dec_fd, stride), SharedRows::new(to.enc_fd, stride)]);
+        let stored = self.stored.then(|| [SharedRows::new(to.dec_fd, stride), SharedRows::new(to.enc_fd, stride)]);
         let (bias, norm2) = (SharedRows::new(to.bias_f, 1), SharedRows::new(to.norm2_f, 1));
         let tile_of_features = |(tile, codes): (usize, &mut TileCodes)| {
             let scratch = &mut *self.workers.scratch();

@@ -22,6 +22,8 @@ pub const SLICE: usize = 4 * LANES;
 /// Fills the slices of x̂ for `n` tokens; each slice takes `batch` rows of memory.
 pub struct Decode<'a> {
     pub engine: &'a Engine,
+    /// What x̂ begins with.
+    pub first_d: &'a [f32],
     pub n: usize,
     pub batch: usize,
     pub weights: &'a Weights,
@@ -62,13 +64,13 @@ impl Slice<'_> {
     /// The slice with `N` blocks of columns; a row of x̂ takes the room of four.
     #[inline(always)]
     fn columns<L: Lanes, const N: usize>(self, l: L) {
-        let Decode { n, weights, .. } = *self.of;
+        let Decode { n, weights, first_d, .. } = *self.of;
         let x_hat: &mut [[Block; 4]] = blocks_mut(self.x_hat).as_chunks_mut().0;
         let columns_of = |row: &[f32]| -> [L::V; N] {
             let row = blocks(&row[self.first..]);
             std::array::from_fn(|i| l.load(&row[i]))
         };
-        let bias = columns_of(weights.b_dec.row(0));
+        let bias = columns_of(first_d);
         for token in &mut x_hat[..n] {
             for i in 0..N {
                 l.store(&mut token[i], bias[i]);

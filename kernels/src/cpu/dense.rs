@@ -75,8 +75,8 @@ impl Dense {
         })
     }
 
-    /// Encodes and decodes; `x_hat` has rows of the stride of x.
-    pub fn forward(&mut self, of: Operands<'_>, x_hat: &mut [f32]) {
+    /// Encodes and decodes; `x_hat` has rows of the stride of x and begins with `first_d`.
+    pub fn forward(&mut self, of: Operands<'_>, first_d: &[f32], x_hat: &mut [f32]) {
         let (tokens, tiles) = (self.tokens, self.tiles);
         let (n, stride) = (of.x.n, of.x.stride);
         let pairs = tokens * tiles * TILE;
@@ -87,7 +87,7 @@ impl Dense {
         let tasks = x_hat.zip(counts).zip(l1).enumerate();
         let block_of_tokens = |(block, ((x_hat, counts), l1)): (usize, Outputs<'_>)| {
             let range = block * tokens..((block + 1) * tokens).min(n);
-            x_hat.chunks_exact_mut(stride).for_each(|row| row.copy_from_slice(&of.weights.b_dec.value));
+            x_hat.chunks_exact_mut(stride).for_each(|row| row.copy_from_slice(first_d));
             l1.fill(0.0);
             counts.fill(0.0);
             let scratch = &mut *of.workers.scratch();

@@ -6,6 +6,7 @@ use super::count::{Active, Count, column_sums};
 use super::decode::{Decode, SLICE};
 use super::dense::{self, Dense};
 use super::encode::{Encode, TILE, TileCodes};
+use super::exchange::{self, spread};
 use super::memory::{Buffer, Memory, SharedRows};
 use super::residual::Residual;
 use super::scratch::Workers;
@@ -27,6 +28,8 @@ pub struct CpuDictionary {
     weights: Weights,
     last_update_f: Buffer<u64>,
     last_fired_f: Buffer<u64>,
+    /// The features that this rank updates.
+    owned: Range<usize>,
     screener: Screener,
     workers: Workers,
     batch: Batch,
@@ -40,6 +43,8 @@ struct Batch {
     /// Pairs of the sparse path.
     tiles: Vec<TileCodes>,
     dense: Dense,
+    /// What x̂ begins with: b_dec on the first rank of the feature axis, zeros on the others.
+    first_d: Buffer<f32>,
     /// x̂ of the sparse path, see [`super::decode`].
     x_hat_slices: Buffer<f32>,
     /// g; before [`Residual`] runs, x̂ of the dense path.
@@ -72,6 +77,7 @@ impl Batch {
             path: Path::Sparse,
             tiles: (0..features.div_ceil(TILE)).map(|_| TileCodes::default()).collect(),
             dense: Dense::new(shape, memory)?,
+            first_d: memory.step(stride, what)?,
             x_hat_slices: memory.step(batch * stride.next_multiple_of(SLICE), what)?,
             g_bd: memory.step(batch * stride, what)?,
             error_b: memory.step(batch, what)?,
@@ -101,19 +107,37 @@ impl CpuDictionary {
     pub(super) fn new(engine: Arc<Engine>, shape: Shape, memory: &mut Memory) -> Result<Self, Error> {
         let Shape { width, features, batch, adam, .. } = shape;
         assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");
-        let weights = Weights::new(&shape, memory)?;
+        let owned = engine.axes.owned(features);
+        let weights = Weights::new(&shape, owned.clone(), memory)?;
         let stride = weights.stride;
         Ok(CpuDictionary {
             shape,
             weights,
             last_update_f: memory.weights(features)?,
             last_fired_f: memory.weights(features)?,
+            owned,
             screener: Screener::new(&engine, &shape, memory)?,
             workers: Workers::new(engine.threads(), &shape, stride, memory)?,
             batch: Batch::new(&shape, stride, memory)?,
             gradient: adam.is_some().then(|| GradientBuffers::new(features, stride, memory)).transpose()?,
             engine,
         })
+    }
+
+    /// Brings rows that were updated here, or all own ones, to the ranks that hold copies of them, and theirs here.
+    fn spread(&mut self, sends: impl Fn(&Batch, usize) -> bool) -> Result<(), Error> {
+        let Self { engine, weights, screener, batch, .. } = self;
+        let (writer, isa) = (screener.writer(), engine.isa);
+        spread(
+            &engine.axes,
+            weights,
+            |f| sends(batch, f),
+            |weights, f| {
+                weights.measure_decoder(isa, f..f + 1);
+                // SAFETY: one task writes them all.
+                unsafe { writer.write(f, weights.w_enc.row(f), weights.b_enc.value[f]) };
+            },
+        )
     }
 
     /// The screen follows the encoder rows of `features`.
@@ -140,7 +164,7 @@ impl Dictionary for CpuDictionary {
     fn encode(&mut self, x: &Rows, path: Path) {
         assert!(x.width == self.shape.width && x.n <= self.shape.batch, "rows of the dictionary's shape");
         self.batch.path = path;
-        self.batch.report = Report { rows: x.n, non_finite_rows: x.non_finite.clone(), ..Report::default() };
+        self.batch.report = Report { rows: x.of, non_finite_rows: x.non_finite.clone(), ..Report::default() };
         if path == Path::Dense {
             // A is made in decode, tile by tile, where it is used at once.
             return;
@@ -157,15 +181,27 @@ impl Dictionary for CpuDictionary {
 
     fn decode(&mut self, x: &Rows) {
         let Self { engine, workers, weights, .. } = self;
-        let Batch { path, tiles, dense, x_hat_slices, g_bd, .. } = &mut self.batch;
-        match path {
-            Path::Dense => dense.forward(dense::Operands { engine, workers, weights, x }, g_bd),
-            Path::Sparse => Decode { engine, weights, n: x.n, batch: self.shape.batch }.run(tiles, x_hat_slices),
+        let Batch { path, tiles, dense, first_d, x_hat_slices, g_bd, .. } = &mut self.batch;
+        let axis = &engine.axes.feature;
+        if axis.index() == 0 {
+            first_d.copy_from_slice(&weights.b_dec.value);
         }
+        let x_hat = match path {
+            Path::Dense => {
+                dense.forward(dense::Operands { engine, workers, weights, x }, first_d, g_bd);
+                &mut g_bd[..x.n * x.stride]
+            }
+            Path::Sparse => {
+                let batch = self.shape.batch;
+                Decode { engine, weights, first_d, n: x.n, batch }.run(tiles, x_hat_slices);
+                &mut x_hat_slices[..]
+            }
+        };
+        engine.note(axis.sum_f32(x_hat));
     }
 
     fn residual(&mut self, x: &Rows) {
-        let Batch { path, tiles, dense, x_hat_slices, g_bd, error_b, count_f, report } = &mut self.batch;
+        let Batch { path, tiles, dense, x_hat_slices, g_bd, error_b, count_f, report, .. } = &mut self.batch;
         let slices = (*path == Path::Sparse).then_some((&**x_hat_slices, self.shape.batch));
         Residual { engine: &self.engine, x, x_hat_slices: slices }.run(g_bd, error_b);
         report.squared_error = error_b[..x.n].iter().sum();
@@ -183,15 +219,23 @@ impl Dictionary for CpuDictionary {
                 report.l1 = dense.l1_b[..x.n].iter().sum();
             }
         }
-        report.active = count_f.iter().map(|&count| u64::from(count)).sum();
-        report.ok = report.non_finite_rows.is_empty();
+        let axes = &self.engine.axes;
+        let active: u64 = count_f.iter().map(|&count| u64::from(count)).sum();
+        // Ranks of the feature axis see the same rows: the first speaks for them.
+        let error = if axes.feature.index() == 0 { report.squared_error } else { 0.0 };
+        let mut sums = [error, report.l1, active as f64, report.non_finite_rows.len() as f64];
+        self.engine.note(axes.all.sum_f64(&mut sums));
+        let [squared_error, l1, active, non_finite] = sums;
+        (report.squared_error, report.l1, report.active) = (squared_error, l1, active as u64);
+        report.ok = non_finite == 0.0;
     }
 
     fn backward(&mut self, x: &Rows, lambda: f32) {
         let Self { engine, workers, weights, .. } = self;
-        let Batch { path, tiles, dense, g_bd, report, .. } = &mut self.batch;
+        let Batch { path, tiles, dense, g_bd, count_f, report, .. } = &mut self.batch;
         let gradient = self.gradient.as_mut().expect(TRAINS);
-        let lambda_over_b = lambda / x.n as f32;
+        let axes = &engine.axes;
+        let lambda_over_b = lambda / x.of as f32;
         gradient.lambda_over_b = lambda_over_b;
         let to = Gradient {
             dec_fd: &mut gradient.dec_fd,
@@ -202,8 +246,9 @@ impl Dictionary for CpuDictionary {
         match path {
             Path::Sparse => {
                 let operands = Operands { x_bd: &x.x_bd, stride: x.stride, g_bd, lambda_over_b };
-                gradient.stored = rows_are_stored(tiles, self.shape.features);
-                Backward { engine, workers, operands, weights }.run(tiles, to);
+                // Rows that are summed over ranks must stay.
+                gradient.stored = axes.data.size() > 1 || rows_are_stored(tiles, self.shape.features);
+                Backward { engine, workers, operands, weights, stored: gradient.stored }.run(tiles, to);
             }
             Path::Dense => {
                 gradient.stored = true;
@@ -211,9 +256,18 @@ impl Dictionary for CpuDictionary {
             }
         }
         column_sums(engine, g_bd, x.stride, 0..x.n, &mut gradient.b_dec_sums_d);
+        if axes.data.size() > 1 {
+            engine.note(axes.data.sum_f64(&mut gradient.b_dec_sums_d));
+            let GradientBuffers { dec_fd, enc_fd, bias_f, norm2_f, .. } = gradient;
+            let mut rows = exchange::GradientRows { dec_fd, enc_fd, bias_f, count_f, stride: x.stride };
+            engine.note(rows.sum(axes));
+            rows.measure(engine, &self.owned, norm2_f);
+        }
         gradient.b_dec_d.iter_mut().zip(gradient.b_dec_sums_d.iter()).for_each(|(g, &sum)| *g = sum as f32);
         let b_dec2: f64 = gradient.b_dec_sums_d.iter().map(|sum| sum * sum).sum();
-        report.gradient_norm = (gradient.norm2_f.iter().sum::<f64>() + b_dec2).sqrt();
+        let mut norm2 = [gradient.norm2_f[self.owned.clone()].iter().sum::<f64>()];
+        engine.note(axes.all.sum_f64(&mut norm2));
+        report.gradient_norm = (norm2[0] + b_dec2).sqrt();
         report.ok = report.ok && report.gradient_norm.is_finite();
     }
 
@@ -247,6 +301,7 @@ impl Dictionary for CpuDictionary {
         };
         let weights = &mut self.weights;
         let features = Features {
+            owned: self.owned.clone(),
             mode,
             update,
             coefficients,
@@ -265,9 +320,12 @@ impl Dictionary for CpuDictionary {
         let Parameter { value, first, second, .. } = &mut self.weights.b_dec;
         let change = Change { skipped: None, gradient: Some(&gradient.b_dec_d), coefficients };
         self.engine.isa.run(UpdateRow { row: Row { value, first, second }, change });
+        let spread = self.spread(|batch, f| mode == AdamMode::Dense || batch.count_f[f] > 0);
+        self.engine.note(spread);
     }
 
     fn report(&mut self) -> Result<Report, Error> {
+        self.engine.check()?;
         Ok(self.batch.report.clone())
     }
 
@@ -280,17 +338,20 @@ impl Dictionary for CpuDictionary {
             if self.shape.adam != Some(AdamMode::Catchup) || tensor == Tensor::DecoderBias {
                 continue;
             }
-            let rows = to.par_chunks_exact_mut(from.stride).zip(&self.last_update_f[..]).enumerate();
+            let owned = self.owned.start * from.stride..self.owned.end * from.stride;
+            let rows = to[owned].par_chunks_exact_mut(from.stride).zip(&self.last_update_f[self.owned.clone()]);
             self.engine.pool.install(|| {
-                rows.for_each(|(f, (value, &last_update))| {
-                    let row = f * from.stride..(f + 1) * from.stride;
+                rows.enumerate().for_each(|(own, (value, &last_update))| {
+                    let (first, second) = from.moments(self.owned.start + own);
                     if let Some(skipped) = Skipped::between(last_update, next) {
-                        let (first, second) = (&from.first[row.clone()], &from.second[row]);
                         self.engine.isa.run(Settle { value, first, second, skipped });
                     }
                 });
             });
         }
+        // Who has the moments settles.
+        let spread = into.spread(|_, _| true);
+        self.engine.note(spread);
         into.narrow(0..features);
         into.weights.measure_decoder(into.engine.isa, 0..features);
     }
@@ -299,13 +360,13 @@ impl Dictionary for CpuDictionary {
         let parameter = self.weights.parameter(tensor);
         let (columns, stride) = (parameter.columns, parameter.stride);
         assert_eq!(out.len(), rows.len() * columns, "room for the rows");
-        let values = parameter.slot(slot);
-        if values.is_empty() {
+        let (from, values) = parameter.slot(slot);
+        if self.shape.adam.is_none() && slot != Slot::Value {
             out.fill(0.0);
             return Ok(());
         }
         for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
-            out.copy_from_slice(&values[row * stride..][..columns]);
+            out.copy_from_slice(&values[(row - from) * stride..][..columns]);
         }
         Ok(())
     }
@@ -314,10 +375,9 @@ impl Dictionary for CpuDictionary {
         let parameter = self.weights.parameter_mut(tensor);
         let (columns, stride) = (parameter.columns, parameter.stride);
         assert_eq!(values.len(), rows.len() * columns, "values for the rows");
-        let to = parameter.slot_mut(slot);
-        assert!(!to.is_empty(), "moments of a dictionary that trains");
+        let (from, to) = parameter.slot_mut(slot);
         for (row, values) in rows.clone().zip(values.chunks_exact(columns)) {
-            to[row * stride..][..columns].copy_from_slice(values);
+            to[(row - from) * stride..][..columns].copy_from_slice(values);
         }
         match (tensor, slot) {
             (Tensor::EncoderWeight | Tensor::EncoderBias, Slot::Value) => self.narrow(rows),

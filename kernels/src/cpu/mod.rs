@@ -10,6 +10,7 @@ mod decode;
 mod dense;
 mod dictionary;
 mod encode;
+mod exchange;
 mod memory;
 mod normalize;
 mod peak;
@@ -26,10 +27,12 @@ pub use peak::Peaks;
 pub use screen::Screen;
 pub use simd::Isa;
 
+use crate::mesh::Axes;
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 use memory::{Buffer, Memory};
 use rayon::ThreadPool;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The processor.
 pub struct Cpu {
@@ -41,6 +44,9 @@ pub(crate) struct Engine {
     pool: ThreadPool,
     isa: Isa,
     screen: Screen,
+    axes: Axes,
+    /// The first thing that went wrong between ranks: told by the next function that can fail.
+    failure: Mutex<Option<Error>>,
 }
 
 /// Choices that change speed and never results. `None` takes what is best here.
@@ -71,6 +77,17 @@ impl Cpu {
     /// # Panics
     /// When this machine lacks the screen or the instruction set.
     pub fn with(options: Options) -> Result<Self, Error> {
+        Self::among(options, Axes::alone())
+    }
+
+    /// The processor of one rank among others.
+    ///
+    /// # Errors
+    /// [`Error::Threads`].
+    ///
+    /// # Panics
+    /// As [`Cpu::with`].
+    pub fn among(options: Options, axes: Axes) -> Result<Self, Error> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         let screen = options.screen.unwrap_or_else(Screen::detect);
         assert!(isa.available() && screen.available(), "{isa:?} and {screen:?} exist on this machine");
@@ -79,7 +96,7 @@ impl Cpu {
             .thread_name(|index| format!("kernels-{index}"))
             .build()
             .map_err(|error| Error::Threads { reason: error.to_string() })?;
-        Ok(Cpu { engine: Arc::new(Engine { pool, isa, screen }) })
+        Ok(Cpu { engine: Arc::new(Engine { pool, isa, screen, axes, failure: Mutex::new(None) }) })
     }
 }
 
@@ -87,6 +104,23 @@ impl Engine {
     /// Workers, hence scratch areas.
     fn threads(&self) -> usize {
         self.pool.current_num_threads()
+    }
+
+    /// Remembers that ranks could not exchange something; the first time counts, what follows it is its consequence.
+    fn note<T>(&self, result: Result<T, Error>) -> Option<T> {
+        result
+            .map_err(|error| {
+                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert(error);
+            })
+            .ok()
+    }
+
+    /// # Errors
+    /// What was remembered: nothing can be trusted after it.
+    fn check(&self) -> Result<(), Error> {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.clone().map_or(Ok(()), Err)
     }
 }
 
@@ -106,6 +140,10 @@ impl Device for Cpu {
         format!("cpu, {} threads, {}, {} screen", self.engine.threads(), isa.name(), screen.name())
     }
 
+    fn axes(&self) -> &Axes {
+        &self.engine.axes
+    }
+
     fn dense_above(&self) -> f64 {
         dense::FASTER_ABOVE
     }
@@ -122,7 +160,7 @@ impl Device for Cpu {
     }
 
     fn wait(&self) -> Result<(), Error> {
-        Ok(())
+        self.engine.check()
     }
 
     fn room(&self) -> Option<u64> {
@@ -145,17 +183,30 @@ impl Device for Cpu {
         CpuDictionary::new(self.engine.clone(), shape, &mut Memory::taken())
     }
 
-    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, scale: f32, x: &mut Rows) {
-        x.fill(&self.engine, &staged.0, dtype, n, scale);
+    fn gather(&self, staged: &mut Staging, parts: &[Range<usize>]) -> Result<(), Error> {
+        let feature = &self.engine.axes.feature;
+        if feature.size() == 1 {
+            return Ok(());
+        }
+        let mut at = 0;
+        for part in feature.gather(&staged.0[parts[feature.index()].clone()])? {
+            staged.0[at..at + part.len()].copy_from_slice(&part);
+            at += part.len();
+        }
+        Ok(())
+    }
+
+    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Rows) {
+        x.fill(&self.engine, &staged.0, dtype, (n, of), scale);
     }
 
     fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {
         let empty = Sums::new(tally.sums.x_d.len(), tally.sums.fired_f.len());
-        Ok(std::mem::replace(&mut tally.sums, empty))
+        std::mem::replace(&mut tally.sums, empty).over(&self.engine.axes)
     }
 
     fn put_sums(&self, tally: &mut Tally, sums: &Sums) {
-        tally.sums.clone_from(sums);
+        tally.sums = sums.part_of(self.engine.axes.place);
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Rows {
     pub(crate) stride: usize,
     /// Rows in the batch; the arrays may hold more.
     pub(crate) n: usize,
+    /// Rows of the batch over all ranks of the data axis.
+    pub(crate) of: usize,
     /// Shared with a dictionary between backward and Adam, which makes the gradient rows again from it.
     pub(crate) x_bd: Buffer<f32>,
     /// `‖x_t‖²`.
@@ -42,6 +44,7 @@ impl Rows {
             width,
             stride,
             n: 0,
+            of: 0,
             x_bd: memory.step(batch * stride, what)?,
             norm2_b: memory.step(batch, what)?,
             bad_b: memory.step(batch, what)?,
@@ -55,10 +58,17 @@ impl Rows {
         &self.x_bd[t * self.stride..(t + 1) * self.stride]
     }
 
-    pub(crate) fn fill(&mut self, engine: &Engine, staged: &[u8], dtype: RowDtype, n: usize, scale: f32) {
+    pub(crate) fn fill(
+        &mut self,
+        engine: &Engine,
+        staged: &[u8],
+        dtype: RowDtype,
+        (n, of): (usize, usize),
+        scale: f32,
+    ) {
         let row_bytes = self.width * dtype.size();
         assert!(n <= self.norm2_b.len() && n * row_bytes <= staged.len(), "{n} rows fit the batch and are staged");
-        self.n = n;
+        (self.n, self.of) = (n, of);
         let (width, stride) = (self.width, self.stride);
         let norms = SharedRows::new(&mut self.norm2_b, 1);
         let bad = SharedRows::new(&mut self.bad_b, 1);

@@ -1,4 +1,4 @@
-//! `g = 2 (x̂ − x) / b`, and the sums of the report.
+//! `g = 2 (x̂ − x) / b`, b the rows of the batch over all ranks, and the sums of the report.
 //!
 //! Shapes: x̂, x `[B, D]` → g `[B, D]`, `‖x_t − x̂_t‖²` `[B]`. Traffic: `12·B·D` bytes, 4 FLOP a value.
 //!
@@ -46,7 +46,7 @@ impl Kernel for Tokens<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let Residual { x, x_hat_slices, .. } = *self.of;
-        let two_over_b = l.splat(2.0 / x.n as f32);
+        let two_over_b = l.splat(2.0 / x.of as f32);
         for (i, (g, error)) in self.g.chunks_exact_mut(x.stride).zip(self.error).enumerate() {
             let t = self.first + i;
             if let Some((slices, batch)) = x_hat_slices {

@@ -23,24 +23,33 @@ pub struct Weights {
     pub norm_f: Buffer<f32>,
 }
 
-/// A parameter and its moments (none in a dictionary that cannot train).
+/// A parameter, and the moments of the rows that this rank owns (none in a dictionary that cannot train).
 pub struct Parameter {
     pub columns: usize,
     pub stride: usize,
     pub value: Buffer<f32>,
     pub first: Buffer<f32>,
     pub second: Buffer<f32>,
+    /// Rows that have moments.
+    owned: Range<usize>,
 }
 
 impl Parameter {
-    fn new(rows: usize, columns: usize, stride: usize, trains: bool, memory: &mut Memory) -> Result<Self, Error> {
-        let moments = if trains { rows * stride } else { 0 };
+    fn new(
+        rows: usize,
+        columns: usize,
+        stride: usize,
+        owned: Range<usize>,
+        memory: &mut Memory,
+    ) -> Result<Self, Error> {
+        let moments = owned.len() * stride;
         Ok(Parameter {
             columns,
             stride,
             value: memory.weights(rows * stride)?,
             first: memory.weights(moments)?,
             second: memory.weights(moments)?,
+            owned,
         })
     }
 
@@ -55,39 +64,48 @@ impl Parameter {
         let stride = self.stride;
         let [value, first, second] =
             [&mut self.value, &mut self.first, &mut self.second].map(|values| SharedRows::new(values, stride));
-        SharedParameter { value, first, second }
+        SharedParameter { value, first, second, owned_from: self.owned.start }
     }
 
-    pub fn slot(&self, slot: Slot) -> &[f32] {
+    /// Moments of row `f`.
+    pub fn moments(&self, f: usize) -> (&[f32], &[f32]) {
+        let row = (f - self.owned.start) * self.stride..(f - self.owned.start + 1) * self.stride;
+        (&self.first[row.clone()], &self.second[row])
+    }
+
+    /// The first row of an array, and the array.
+    pub fn slot(&self, slot: Slot) -> (usize, &[f32]) {
         match slot {
-            Slot::Value => &self.value,
-            Slot::FirstMoment => &self.first,
-            Slot::SecondMoment => &self.second,
+            Slot::Value => (0, &self.value),
+            Slot::FirstMoment => (self.owned.start, &self.first),
+            Slot::SecondMoment => (self.owned.start, &self.second),
         }
     }
 
-    pub fn slot_mut(&mut self, slot: Slot) -> &mut [f32] {
+    /// As [`Parameter::slot`].
+    pub fn slot_mut(&mut self, slot: Slot) -> (usize, &mut [f32]) {
         match slot {
-            Slot::Value => &mut self.value,
-            Slot::FirstMoment => &mut self.first,
-            Slot::SecondMoment => &mut self.second,
+            Slot::Value => (0, &mut self.value),
+            Slot::FirstMoment => (self.owned.start, &mut self.first),
+            Slot::SecondMoment => (self.owned.start, &mut self.second),
         }
     }
 }
 
 impl Weights {
-    /// Zeros for a dictionary of `shape`.
-    pub fn new(shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
+    /// Zeros for a dictionary of `shape` on a rank that owns the features `owned`.
+    pub fn new(shape: &Shape, owned: Range<usize>, memory: &mut Memory) -> Result<Self, Error> {
         let Shape { width, features, adam, .. } = *shape;
         let (stride, trains) = (stride(width), adam.is_some());
         let padded = features.next_multiple_of(FEATURE_PAD);
+        let (owned, shared) = if trains { (owned, 0..1) } else { (0..0, 0..0) };
         Ok(Weights {
             features,
             stride,
-            w_enc: Parameter::new(features, width, stride, trains, memory)?,
-            b_enc: Parameter::new(padded, 1, 1, trains, memory)?,
-            w_dec: Parameter::new(features, width, stride, trains, memory)?,
-            b_dec: Parameter::new(1, width, stride, trains, memory)?,
+            w_enc: Parameter::new(features, width, stride, owned.clone(), memory)?,
+            b_enc: Parameter::new(padded, 1, 1, owned.clone(), memory)?,
+            w_dec: Parameter::new(features, width, stride, owned, memory)?,
+            b_dec: Parameter::new(1, width, stride, shared, memory)?,
             norm_f: memory.weights(padded)?,
         })
     }

@@ -3,6 +3,7 @@
 //! A batch keeps its active pairs twice: as a list a token for decode, and as a run a feature for backward and Adam, which
 //! make a feature's gradient from its run where they use it. Nothing of size `[B, F]` is ever written on the sparse path.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::card::Card;
@@ -12,6 +13,7 @@ use super::engine::Engine;
 use super::memory::{Memory, Staging};
 use super::normalize::Rows;
 use super::peaks::{self, Peaks};
+use crate::mesh::Axes;
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 
 /// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
@@ -79,6 +81,7 @@ pub(super) fn stride(width: usize) -> usize {
 /// A card with its kernels loaded.
 pub struct Cuda {
     engine: Arc<Engine>,
+    axes: Axes,
     description: String,
 }
 
@@ -90,7 +93,7 @@ impl Cuda {
     pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
         let numbers = precision.pick("f32", "bf16 products");
         let description = format!("{}, {numbers}", card.describe());
-        Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), description })
+        Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), axes: Axes::alone(), description })
     }
 
     /// What the card can do; `small` where times mean nothing.
@@ -110,6 +113,10 @@ impl Device for Cuda {
 
     fn describe(&self) -> String {
         self.description.clone()
+    }
+
+    fn axes(&self) -> &Axes {
+        &self.axes
     }
 
     fn dense_above(&self) -> f64 {
@@ -153,7 +160,11 @@ impl Device for Cuda {
         CudaDictionary::new(self.engine.clone(), shape, &mut Memory::of(&self.engine))
     }
 
-    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, scale: f32, x: &mut Rows) {
+    fn gather(&self, _staged: &mut Staging, _parts: &[Range<usize>]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, _of: usize, scale: f32, x: &mut Rows) {
         x.normalize(&self.engine, staged, dtype, n, scale);
     }
 
