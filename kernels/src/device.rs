@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use crate::mesh::{Axes, Place};
+use crate::mesh::Axes;
 
 /// How the values of a stored row are encoded, little endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +177,7 @@ pub struct Sums {
     pub l1: f64,
     /// `Σ #{f : a_f > 0}`.
     pub active: u64,
-    /// Rows on which each feature fired, `[F]`.
+    /// Rows on which each feature fired, `[F]`, or those of them that a rank owns.
     pub fired_f: Vec<u64>,
 }
 
@@ -195,34 +195,43 @@ impl Sums {
         }
     }
 
-    /// The sums over the rows of all ranks, each row counted once; firings are those of this rank's shard of the features.
-    /// `self` is what this rank has counted.
+    /// The sums over the rows of all ranks, each row counted once; firings are those of the features that this rank owns.
+    /// `self` is what this rank has counted, with the firings of its whole shard.
     ///
     /// # Errors
-    /// Those of [`crate::ranks::Group::sum_f64`].
+    /// [`Error::Peer`].
     pub(crate) fn over(mut self, axes: &Axes) -> Result<Self, Error> {
-        // What rows have in common is the same on all ranks that see them.
-        let (mut per_row, mut per_pair) =
-            ([self.rows as f64, self.squared_error, self.squared_norm], [self.l1, self.active as f64]);
-        axes.data.sum_f64(&mut per_row)?;
-        axes.all.sum_f64(&mut per_pair)?;
+        if axes.all.size() == 1 {
+            return Ok(self);
+        }
+        // What belongs to rows alone is the same on all ranks that see them; what belongs to pairs differs everywhere.
+        let mut of_rows = [self.rows as f64, self.squared_error, self.squared_norm];
+        let mut of_pairs = [self.l1, self.active as f64];
+        axes.data.sum_f64(&mut of_rows)?;
         axes.data.sum_f64(&mut self.x_d)?;
-        let mut fired_f: Vec<f64> = self.fired_f.iter().map(|&fired| fired as f64).collect();
-        axes.data.sum_f64(&mut fired_f)?;
-        self.fired_f = fired_f.into_iter().map(|fired| fired as u64).collect();
-        ([self.squared_error, self.squared_norm], self.l1) = ([per_row[1], per_row[2]], per_pair[0]);
-        (self.rows, self.active) = (per_row[0] as u64, per_pair[1] as u64);
-        Ok(self)
+        axes.all.sum_f64(&mut of_pairs)?;
+        let firings = |member| bytemuck::cast_slice(&self.fired_f[axes.owned_by(member, self.fired_f.len())]).to_vec();
+        let messages = axes.data.exchange((0..axes.data.size()).map(firings).collect())?;
+        let mut fired_f = vec![0; axes.owned(self.fired_f.len()).len()];
+        for message in &messages {
+            let counts = message.as_chunks().0.iter().map(|bytes| u64::from_ne_bytes(*bytes));
+            fired_f.iter_mut().zip(counts).for_each(|(sum, count): (&mut u64, u64)| *sum += count);
+        }
+        let ([rows, squared_error, squared_norm], [l1, active]) = (of_rows, of_pairs);
+        let (rows, active) = (rows as u64, active as u64);
+        Ok(Sums { rows, squared_error, squared_norm, l1, active, fired_f, ..self })
     }
 
-    /// What the rank at `place` puts into its tally so that [`Sums::over`] gives `self` again.
-    pub(crate) fn part_of(&self, place: Place) -> Sums {
-        let empty = Sums::new(self.x_d.len(), self.fired_f.len());
-        match (place.data(), place.feature()) {
+    /// What the rank among `axes` puts into the tally of its shard of `features` so that [`Sums::over`] gives `self` again.
+    pub(crate) fn part(&self, axes: &Axes, features: usize) -> Sums {
+        let mut fired_f = vec![0; features];
+        fired_f[axes.owned(features)].copy_from_slice(&self.fired_f);
+        let part = match (axes.place.data(), axes.place.feature()) {
             (0, 0) => self.clone(),
             (0, _) => Sums { l1: 0.0, active: 0, ..self.clone() },
-            _ => empty,
-        }
+            _ => Sums::new(self.x_d.len(), 0),
+        };
+        Sums { fired_f, ..part }
     }
 
     /// Adds the sums over other rows of the same data and dictionary.
@@ -433,8 +442,8 @@ pub trait Device: Sync {
     /// `of` rows over the data axis. Rows with a value that is not finite are remembered in `x`.
     fn normalize(&self, staged: &Self::Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Self::Rows);
 
-    /// Reads the sums over the rows of all ranks and starts again at 0. Firings are those of this rank's features. Exchanges
-    /// them.
+    /// Reads the sums over the rows of all ranks and starts again at 0. Firings are those of the features that this rank owns.
+    /// Exchanges them.
     ///
     /// # Errors
     /// [`Error::Cuda`].

@@ -348,6 +348,11 @@ impl Stream {
         (kept as usize).min(batch.rows)
     }
 
+    /// Bytes of a stored row.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
     /// Bytes of rows held in memory now.
     pub fn bytes_held(&self) -> u64 {
         self.feed.held()

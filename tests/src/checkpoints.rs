@@ -95,7 +95,7 @@ pub fn tamper(run: &Path, change: Change) {
     let (width, features) = (manifest.width, manifest.features);
     let shape = Shape { width, features, batch: 1, adam: Some(AdamMode::Dense), dense_bytes: 0 };
     let mut sae = device.dictionary(shape).expect("memory");
-    let state = checkpoint::load(&store, &found, &mut sae).expect("loads");
+    let state = checkpoint::load(&store, &found, device.axes(), &mut sae).expect("loads");
     let mut cursor = manifest.cursor.clone();
     match change {
         Change::DropMoments => {
@@ -111,7 +111,7 @@ pub fn tamper(run: &Path, change: Change) {
             sae.write(Tensor::DecoderWeight, Slot::Value, 0..1, &row_d);
         }
     }
-    checkpoint::save(&store, &sae, &state, &cursor, &manifest.recipe).expect("saved");
+    checkpoint::save(&store, device.axes(), &sae, &state, &cursor, &manifest.recipe).expect("saved");
 }
 
 /// Copies a folder with everything in it.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use kernels::RowDtype;
+use kernels::mesh::Place;
 use loader::synth::{self, Spec};
 use loader::{Cursor, Dataset, Dtype, OpenOptions, RowId, SkipList, Store, Stream, StreamOptions, sample};
 
@@ -128,12 +129,13 @@ impl Data {
         Ok(())
     }
 
-    /// The training rows from `from` on.
+    /// The training rows from `from` on that the rank at `place` brings.
     ///
     /// # Errors
     /// Those of the loader.
-    pub fn train_stream(&self, recipe: &Recipe, from: Cursor) -> Result<Stream, Error> {
-        Ok(Stream::start(&self.train, self.train_options(recipe)?, from)?)
+    pub fn train_stream(&self, recipe: &Recipe, place: Place, from: Cursor) -> Result<Stream, Error> {
+        let options = StreamOptions { partition: partition(place), ..self.train_options(recipe)? };
+        Ok(Stream::start(&self.train, options, from)?)
     }
 
     /// How the training rows are streamed.
@@ -199,12 +201,18 @@ pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result
     Ok(())
 }
 
-/// The rows of `dataset` as stored, at most `limit` of them: what evaluation reads.
+/// The rows of `dataset` as stored, at most `limit` of them: what evaluation reads, as far as the rank at `place` brings them.
 ///
 /// # Errors
 /// Those of the loader.
-pub fn eval_stream(dataset: &Dataset, recipe: &Recipe, limit: Option<u64>) -> Result<Stream, Error> {
-    Ok(Stream::start(dataset, eval_options(recipe, limit), Cursor::default())?)
+pub fn eval_stream(dataset: &Dataset, recipe: &Recipe, place: Place, limit: Option<u64>) -> Result<Stream, Error> {
+    let options = StreamOptions { partition: partition(place), ..eval_options(recipe, limit) };
+    Ok(Stream::start(dataset, options, Cursor::default())?)
+}
+
+/// Ranks bring consecutive slices of a batch, so that those of a feature axis see consecutive ones.
+fn partition(place: Place) -> (u64, u64) {
+    (place.rank as u64, place.mesh.ranks() as u64)
 }
 
 /// How the rows of an evaluation are streamed.

@@ -47,12 +47,18 @@ fn draw_direction(direction_d: &mut [f32], seed: u64, feature: u64, norm: f32) {
     direction_d.iter_mut().for_each(|value| *value *= factor);
 }
 
-/// Starts from the weights in a safetensors file's `bytes`; `name` is for messages.
+/// Starts from the weights in a safetensors file's `bytes`, of which the dictionary holds the features `held` of `features`; `name`
+/// is for messages.
 ///
 /// # Errors
 /// [`Error::Weights`] when a tensor is missing or has another shape or dtype.
-pub fn from_file(dictionary: &mut impl Dictionary, bytes: &[u8], name: &str) -> Result<(), Error> {
-    let (width, features) = (dictionary.shape().width, dictionary.shape().features);
+pub fn from_file(
+    dictionary: &mut impl Dictionary,
+    (held, features): (Range<usize>, usize),
+    bytes: &[u8],
+    name: &str,
+) -> Result<(), Error> {
+    let width = dictionary.shape().width;
     let file = SafeTensors::deserialize(bytes)
         .map_err(|error| Error::Weights(format!("{name} is not a safetensors file: {error}")))?;
     let tensor = |tensor: &str, shape: &[usize]| -> Result<Vec<f32>, Error> {
@@ -74,9 +80,10 @@ pub fn from_file(dictionary: &mut impl Dictionary, bytes: &[u8], name: &str) -> 
         Ok(values)
     };
     let w_enc_fd = transpose(&tensor("W_enc", &[width, features])?, width, features);
-    dictionary.write(Tensor::EncoderWeight, Slot::Value, 0..features, &w_enc_fd);
-    dictionary.write(Tensor::EncoderBias, Slot::Value, 0..features, &tensor("b_enc", &[features])?);
-    dictionary.write(Tensor::DecoderWeight, Slot::Value, 0..features, &tensor("W_dec", &[features, width])?);
+    let rows = held.start * width..held.end * width;
+    dictionary.write(Tensor::EncoderWeight, Slot::Value, 0..held.len(), &w_enc_fd[rows.clone()]);
+    dictionary.write(Tensor::EncoderBias, Slot::Value, 0..held.len(), &tensor("b_enc", &[features])?[held.clone()]);
+    dictionary.write(Tensor::DecoderWeight, Slot::Value, 0..held.len(), &tensor("W_dec", &[features, width])?[rows]);
     dictionary.write(Tensor::DecoderBias, Slot::Value, 0..1, &tensor("b_dec", &[width])?);
     Ok(())
 }

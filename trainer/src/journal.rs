@@ -103,12 +103,7 @@ impl Journal {
             .map_err(|source| cannot_write(&self.dir, source))
     }
 
-    /// Whether [`Journal::rows`] wants to be called.
-    pub fn wants_rows(&self) -> bool {
-        self.rows.is_some()
-    }
-
-    /// Appends the ids of a step's rows.
+    /// Appends the ids of a step's rows, when it was opened to.
     ///
     /// # Errors
     /// [`Error::CannotWrite`].

@@ -4,6 +4,7 @@
 //! [`train::train`] is the entry. It takes a [`Recipe`](recipe::Recipe), a device of the `kernels` crate, and rows from
 //! the `loader` crate; [`step::step`] is the algorithm.
 
+pub mod buffers;
 pub mod checkpoint;
 pub mod data;
 pub mod evaluate;
@@ -12,6 +13,7 @@ pub mod metrics;
 pub mod plan;
 pub mod recipe;
 pub mod recovery;
+pub mod roll_call;
 pub mod run_dir;
 pub mod schedule;
 pub mod step;
@@ -24,6 +26,7 @@ mod error;
 mod events;
 mod init;
 mod journal;
+mod together;
 
 pub use error::Error;
 pub use journal::Line;

@@ -1,7 +1,10 @@
 //! The reported metrics, by their exact definitions, from the sums that a device keeps.
 
 use kernels::Sums;
+use kernels::ranks::Group;
 use serde::{Deserialize, Serialize};
+
+use crate::together;
 
 /// Metrics over a set of rows, on normalised data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,27 +56,36 @@ pub struct DensityHistogram {
 }
 
 impl DensityHistogram {
-    /// Of the counts of `sums`.
-    pub fn of(sums: &Sums) -> Self {
-        let mut histogram = DensityHistogram { silent: 0, half_decades: [0; 16] };
+    /// Of the counts of `sums`, in which every one of `ranks` has features of its own.
+    ///
+    /// # Errors
+    /// [`kernels::Error::Peer`].
+    pub fn of(sums: &Sums, ranks: &Group) -> Result<Self, kernels::Error> {
+        let mut bins = [0; 17];
         for &fired in &sums.fired_f {
             if fired == 0 {
-                histogram.silent += 1;
+                bins[0] += 1;
             } else {
                 let decades = -(fired as f64 / sums.rows as f64).log10();
-                histogram.half_decades[((2.0 * decades) as usize).min(15)] += 1;
+                bins[1 + ((2.0 * decades) as usize).min(15)] += 1;
             }
         }
-        histogram
+        let [silent, half_decades @ ..] = together::sum(ranks, bins)?;
+        Ok(DensityHistogram { silent, half_decades })
     }
 }
 
 /// The share of features that are dead: silent over the last `min(window, tokens)` tokens. `last_fired_f` is the
-/// number of tokens seen at the end of the batch in which each feature fired last, 0 for never.
-pub fn dead_fraction(last_fired_f: &[u64], tokens: u64, window: u64) -> f64 {
+/// number of tokens seen at the end of the batch in which each feature fired last, 0 for never; every one of `ranks` has features of
+/// its own.
+///
+/// # Errors
+/// [`kernels::Error::Peer`].
+pub fn dead_fraction(last_fired_f: &[u64], tokens: u64, window: u64, ranks: &Group) -> Result<f64, kernels::Error> {
     let horizon = tokens.saturating_sub(window);
     let dead = last_fired_f.iter().filter(|&&fired| fired <= horizon).count();
-    dead as f64 / last_fired_f.len() as f64
+    let [dead, features] = together::sum(ranks, [dead as u64, last_fired_f.len() as u64])?;
+    Ok(dead as f64 / features as f64)
 }
 
 #[cfg(test)]
@@ -96,7 +108,7 @@ mod tests {
         assert_eq!(metrics.explained_variance, Some(0.5));
         assert_eq!(metrics.normalized_mse, Some(0.25));
         assert_eq!((metrics.mse, metrics.l1, metrics.l0, metrics.loss), (0.5, 1.5, 0.5, 3.5));
-        let histogram = DensityHistogram::of(&sums);
+        let histogram = DensityHistogram::of(&sums, &Group::alone()).expect("one rank");
         assert_eq!((histogram.silent, histogram.half_decades[0]), (1, 1));
     }
 
@@ -117,8 +129,11 @@ mod tests {
 
     #[test]
     fn dead_means_silent_over_the_window_or_all_tokens_so_far() {
-        assert_eq!(dead_fraction(&[0, 10, 100], 100, 1000), 1.0 / 3.0);
-        assert_eq!(dead_fraction(&[0, 10, 90, 100], 100, 50), 0.5);
-        assert_eq!(dead_fraction(&[50, 51], 100, 50), 0.5);
+        let dead = |last_fired_f: &[u64], tokens, window| {
+            dead_fraction(last_fired_f, tokens, window, &Group::alone()).expect("one rank")
+        };
+        assert_eq!(dead(&[0, 10, 100], 100, 1000), 1.0 / 3.0);
+        assert_eq!(dead(&[0, 10, 90, 100], 100, 50), 0.5);
+        assert_eq!(dead(&[50, 51], 100, 50), 0.5);
     }
 }

@@ -1,12 +1,14 @@
 //! What a run will read, hold in memory and write: known before it starts, because a step allocates nothing but
 //! lists of what is active.
 
+use kernels::mesh::Place;
 use kernels::{AdamMode, Bytes, Device, Shape};
 use loader::{Dataset, Stream};
 
 use crate::data::{self, Data};
 use crate::recipe::{Adam, Recipe, Scale};
 use crate::recovery::Truth;
+use crate::roll_call::most_rows;
 use crate::{Error, checkpoint};
 
 /// The plan of a run on one rank.
@@ -46,7 +48,8 @@ impl Plan {
     /// [`Error::Recipe`] and those of the loader, when the run could not start.
     pub fn of(device: &impl Device, recipe: &Recipe, data: &Data) -> Result<Plan, Error> {
         let (width, features) = (data.train.width() as u64, recipe.sae.features as u64);
-        let shape = shape(recipe, data);
+        let place = device.axes().place;
+        let shape = shape(recipe, data, place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == shape.width);
         let settled = settled(shape, data, truth.as_ref()).map(|shape| device.bytes(shape)).unwrap_or_default();
         let training = device.bytes(shape);
@@ -92,8 +95,8 @@ fn passing_bytes(recipe: &Recipe, data: &Data) -> Result<u64, Error> {
     Ok(sample.max(evaluation).max(saving))
 }
 
-/// What the dictionary of a recipe needs.
-pub(crate) fn shape(recipe: &Recipe, data: &Data) -> Shape {
+/// What the dictionary of a recipe needs on the rank at `place`.
+pub(crate) fn shape(recipe: &Recipe, data: &Data, place: Place) -> Shape {
     let adam = match recipe.train.adam {
         Adam::Dense => AdamMode::Dense,
         Adam::Catchup => AdamMode::Catchup,
@@ -101,8 +104,8 @@ pub(crate) fn shape(recipe: &Recipe, data: &Data) -> Shape {
     };
     Shape {
         width: data.train.width(),
-        features: recipe.sae.features,
-        batch: largest_batch(recipe, data),
+        features: place.shard(recipe.sae.features).len(),
+        batch: most_rows(place, largest_batch(recipe, data)) * place.mesh.feature,
         adam: Some(adam),
         dense_bytes: recipe.train.dense_bytes as usize,
     }
@@ -163,7 +166,7 @@ fn largest(limit: usize, unit: usize, fits: impl Fn(usize) -> bool) -> Option<us
 }
 
 /// Rows of the largest batch: `train.batch`, or all there are.
-fn largest_batch(recipe: &Recipe, data: &Data) -> usize {
+pub(crate) fn largest_batch(recipe: &Recipe, data: &Data) -> usize {
     let rows = data.eval.as_ref().map_or(0, Dataset::rows).max(data.rows);
     recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
 }

@@ -1,5 +1,6 @@
 //! How many of the directions behind synthetic data a dictionary has found.
 
+use kernels::ranks::Group;
 use kernels::{Dictionary, Slot, Tensor};
 use loader::Store;
 use rayon::prelude::*;
@@ -70,11 +71,17 @@ pub struct Recovery {
 }
 
 /// Compares every decoder row with every direction that occurred at least [`LEAST_OCCURRENCES`] times in the rows
-/// trained on; `seen` is the share of the written rows that was trained on. `None` when there is no such direction.
+/// trained on; `seen` is the share of the written rows that was trained on, `ranks` hold the decoder rows. `None` when there
+/// is no such direction.
 ///
 /// # Errors
-/// [`kernels::Error::Cuda`].
-pub fn recovery(truth: &Truth, seen: f64, sae: &impl Dictionary) -> Result<Option<Recovery>, kernels::Error> {
+/// [`kernels::Error::Cuda`], [`kernels::Error::Peer`].
+pub fn recovery(
+    truth: &Truth,
+    seen: f64,
+    sae: &impl Dictionary,
+    ranks: &Group,
+) -> Result<Option<Recovery>, kernels::Error> {
     const BLOCK: usize = 1024;
     let (width, features) = (truth.width, sae.shape().features);
     let often: Vec<&[f32]> = truth
@@ -101,6 +108,10 @@ pub fn recovery(truth: &Truth, seen: f64, sae: &impl Dictionary) -> Result<Optio
                 *best = best.max(cosine);
             }
         });
+    }
+    for theirs in ranks.gather(bytemuck::cast_slice(&best))? {
+        let theirs = theirs.as_chunks().0.iter().map(|bytes| f32::from_ne_bytes(*bytes));
+        best.iter_mut().zip(theirs).for_each(|(best, theirs)| *best = best.max(theirs));
     }
     let found = best.iter().filter(|&&cosine| cosine >= FOUND_AT).count();
     Ok(Some(Recovery {

@@ -8,20 +8,22 @@ mod start;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Report, Shape, Sums};
-use loader::{Batch, Store, Stream};
+use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Report, Sums};
+use loader::{Store, Stream};
 
+use crate::buffers::{Buffers, Seen};
 use crate::data::{Data, row_dtype};
-use crate::evaluate::Buffers;
 use crate::journal::{Journal, Line};
 use crate::metrics::{Metrics, dead_fraction};
 use crate::recipe::Recipe;
 use crate::recovery::Truth;
+use crate::roll_call::Answer;
 use crate::run_dir::{self, RunDir};
 use crate::schedule::Schedule;
 use crate::step::{StepInput, step};
 use crate::summary::Summary;
-use crate::{Error, checkpoint};
+use crate::together::together;
+use crate::{Error, checkpoint, evaluate};
 
 /// Rows that are not finite which a [`Report`] names at most: of more it says nothing.
 const NAMED_ROWS: usize = 64;
@@ -86,26 +88,50 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 }
 
 fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
-    let store = Store::open(&recipe.run.dir)?;
-    run_dir::check(&store, recipe, start.resume)?;
-    let data = Data::open(recipe, start.resume.then_some(&store))?;
-    let run_dir = RunDir::claim(recipe, start.resume)?;
-    let result = Run::start(device, recipe, &data, &run_dir, start).and_then(|mut run| run.finish());
-    if let Err(error) = &result
-        && !matches!(error, Error::Interrupted { .. })
-        && run_dir.is_ours()
-    {
-        note_failure(&run_dir.store, error);
+    let ranks = &device.axes().all;
+    let result = claim(device, recipe, start.resume).and_then(|(store, run_dir)| {
+        let data = Data::open(recipe, start.resume.then_some(&store))?;
+        let result =
+            Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start).and_then(|mut run| run.finish());
+        if let Err(error) = &result
+            && !matches!(error, Error::Interrupted { .. })
+            && run_dir.as_ref().is_none_or(RunDir::is_ours)
+        {
+            note_failure(&store, ranks.index(), error);
+        }
+        result
+    });
+    if let Err(error) = &result {
+        // The others wait for this rank: they hear why it is gone.
+        ranks.abort(&error.to_string());
     }
     result
 }
 
-/// Leaves error-0.json for whoever finds the run: rank, cause, what the exit code was. That it cannot be written must
+/// The run's folder, and for the first rank the claim on it.
+fn claim(device: &impl Device, recipe: &Recipe, resume: bool) -> Result<(Store, Option<RunDir>), Error> {
+    let ranks = &device.axes().all;
+    let claimed = (ranks.index() == 0)
+        .then(|| {
+            run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
+            RunDir::claim(recipe, resume)
+        })
+        .transpose();
+    let (run_dir, came) = match claimed {
+        Ok(run_dir) => (run_dir, Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    together(ranks, "claiming the run's folder", came)?;
+    Ok((Store::open(&recipe.run.dir)?, run_dir))
+}
+
+/// Leaves error-RANK.json for whoever finds the run: rank, cause, what the exit code was. That it cannot be written must
 /// not hide the error itself.
-fn note_failure(store: &Store, error: &Error) {
-    let note = serde_json::json!({ "rank": 0, "exit_code": error.exit_code(), "error": error.to_string() });
-    if let Err(second) = store.put("error-0.json", format!("{note:#}\n").into_bytes()) {
-        tracing::warn!("error-0.json could not be written: {second}");
+fn note_failure(store: &Store, rank: usize, error: &Error) {
+    let note = serde_json::json!({ "rank": rank, "exit_code": error.exit_code(), "error": error.to_string() });
+    let name = format!("error-{rank}.json");
+    if let Err(second) = store.put(&name, format!("{note:#}\n").into_bytes()) {
+        tracing::warn!("{name} could not be written: {second}");
     }
 }
 
@@ -113,7 +139,10 @@ struct Run<'a, D: Device> {
     device: &'a D,
     recipe: &'a Recipe,
     data: &'a Data,
-    run_dir: &'a RunDir,
+    /// The run's folder.
+    store: &'a Store,
+    /// On the first rank.
+    scribe: Option<Scribe<'a>>,
     start: Start<'a>,
     schedule: Schedule,
     stream: Stream,
@@ -124,15 +153,22 @@ struct Run<'a, D: Device> {
     truth: Option<Truth>,
     buffers: Buffers<D>,
     state: checkpoint::State,
-    journal: Journal,
     /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
     closing_from: Option<u64>,
     /// What retention and the choice of the best go by.
     known: checkpoint::Known,
     saved_at: Instant,
+    /// Whether the ranks have agreed that a checkpoint is due by the clock.
+    save_called: bool,
     /// The last checkpoint: step, held-out metrics, folder. The same state is not saved twice.
     saved: Option<(u64, Option<Metrics>, String)>,
     line_clock: LineClock,
+}
+
+/// What one rank writes for all, besides checkpoints.
+struct Scribe<'a> {
+    run_dir: &'a RunDir,
+    journal: Journal,
 }
 
 /// Time since the last line of metrics.
@@ -160,53 +196,56 @@ impl<D: Device> Run<'_, D> {
             self.next_step()?;
             self.log_line()?;
             self.evaluate_if_due()?;
-            if self.start.stop.load(Ordering::Relaxed) && !self.is_done() {
-                let checkpoint = self.save()?;
-                return Err(Error::Interrupted { step: self.state.step, checkpoint });
-            }
             self.save_if_due()?;
         }
         self.close()
     }
 
-    /// Reads a batch and makes a step with it.
+    /// Reads a batch and makes a step with it, unless a rank was asked to stop.
     fn next_step(&mut self) -> Result<(), Error> {
         let started = Instant::now();
-        let next = self.stream.next(self.buffers.staging.as_mut());
+        let answer =
+            Answer { stop: self.start.stop.load(Ordering::Relaxed), save: self.save_by_clock(), ..Answer::default() };
+        let next = self.buffers.next(self.device, &mut self.stream, answer);
         if next.is_err() && self.state.step > 0 {
             // The weights are those after the last whole batch: nothing of it is lost to a shard that cannot be read.
             let saved = self.save();
             saved.map_or_else(|second| tracing::warn!("saving failed too: {second}"), |_| ());
         }
-        let batch = next?.ok_or_else(|| {
+        let seen = next?.ok_or_else(|| {
             Error::Internal(format!("the data ended at step {} of {}", self.state.step, self.schedule.steps()))
         })?;
-        if batch.rows > 0 {
-            let dtype = row_dtype(self.data.train.dtype());
-            let Buffers { staging, x, .. } = &mut self.buffers;
-            self.device.normalize(staging, dtype, batch.rows, batch.rows, self.state.scale, x);
-            let report = self.step_on(&batch)?;
-            if !report.ok {
-                return Err(self.refused(&batch, &report));
-            }
-            self.took(&batch, &report)?;
+        if seen.call.stop {
+            let checkpoint = self.save()?;
+            return Err(Error::Interrupted { step: self.state.step, checkpoint });
         }
-        self.state.left_out.skipped += batch.skipped;
-        self.state.left_out.filtered += batch.filtered;
+        self.save_called = seen.call.save;
+        if seen.call.rows() > 0 {
+            let dtype = row_dtype(self.data.train.dtype());
+            let (Buffers { staging, x, .. }, scale) = (&mut self.buffers, self.state.scale);
+            self.device.normalize(staging, dtype, seen.call.seen(), seen.call.rows(), scale, x);
+            let report = self.step_on(&seen)?;
+            if !report.ok {
+                return Err(self.refused(&seen, &report));
+            }
+            self.took(&seen, &report)?;
+        }
+        self.state.left_out.skipped += seen.call.left_out.skipped;
+        self.state.left_out.filtered += seen.call.left_out.filtered;
         self.state.step += 1;
         self.state.held_out = None;
         self.state.wall_s += started.elapsed().as_secs_f64();
-        self.state.stall_s += batch.stall.as_secs_f64();
-        self.line_clock.stall += batch.stall;
+        self.state.stall_s += seen.own.stall.as_secs_f64();
+        self.line_clock.stall += seen.own.stall;
         Ok(())
     }
 
-    fn step_on(&mut self, batch: &Batch) -> Result<Report, Error> {
-        let counted = self.open_closing(batch)?..batch.rows;
+    fn step_on(&mut self, seen: &Seen) -> Result<Report, Error> {
+        let counted = self.open_closing(seen)?..seen.call.seen();
         let input = StepInput {
             path: self.path(),
             lambda: self.schedule.lambda(self.state.step),
-            update: self.update(self.state.tokens + batch.rows as u64),
+            update: self.update(self.state.tokens + seen.call.rows() as u64),
             counted,
         };
         let Buffers { x, tally, .. } = &mut self.buffers;
@@ -234,11 +273,13 @@ impl<D: Device> Run<'_, D> {
     }
 
     /// Books a step that was made.
-    fn took(&mut self, batch: &Batch, report: &Report) -> Result<(), Error> {
-        if self.journal.wants_rows() {
-            let ids: Vec<String> =
-                self.stream.row_ids(batch).into_iter().map(|id| self.data.train.row_name(id)).collect();
-            self.journal.rows(self.state.step, &ids)?;
+    fn took(&mut self, seen: &Seen, report: &Report) -> Result<(), Error> {
+        if self.recipe.log.rows {
+            let own = self.stream.row_ids(&seen.own).into_iter().map(|id| self.data.train.row_name(id)).collect();
+            let ids = together(&self.device.axes().all, "naming rows", Ok::<Vec<String>, Error>(own))?;
+            if let Some(scribe) = &mut self.scribe {
+                scribe.journal.rows(self.state.step, &ids.concat())?;
+            }
         }
         let rows = report.rows as f64;
         self.state.tokens += report.rows as u64;
@@ -256,29 +297,30 @@ impl<D: Device> Run<'_, D> {
 
     /// A NaN or infinity reached the step. The weights are those before it; they are saved, so that the run can go on
     /// once the rows are left out.
-    fn refused(&mut self, batch: &Batch, report: &Report) -> Error {
+    fn refused(&mut self, seen: &Seen, report: &Report) -> Error {
         let step = self.state.step;
         let saved = match self.save() {
             Ok(folder) => format!("the weights before this step are in {folder}"),
             Err(error) => format!("saving the weights before this step failed: {error}"),
         };
-        let ids = self.stream.row_ids(batch);
-        let bad = report.non_finite_rows.iter().filter_map(|&row| ids.get(row)).map(|&id| self.data.train.row_name(id));
-        // The list may only grow, so what is left out already stands in it too.
-        let skip: Vec<String> =
-            self.recipe.data.skip.iter().cloned().chain(bad).map(|entry| format!("\"{entry}\"")).collect();
-        if report.non_finite_rows.is_empty() {
+        let bad = match evaluate::bad_rows(self.device.axes(), &self.data.train, &self.stream, seen, report) {
+            Ok(bad) => bad,
+            Err(error) => return error,
+        };
+        if bad.is_empty() {
             return Error::Divergence(format!(
                 "step {step}: the gradient is not finite although every row is, so the update was refused; {saved}. \
                  Lower train.lr, and look at metrics.jsonl for where the loss began to rise"
             ));
         }
+        // The list may only grow, so what is left out already stands in it too.
+        let skip: Vec<String> = self.recipe.data.skip.iter().chain(&bad).map(|entry| format!("\"{entry}\"")).collect();
         Error::Divergence(format!(
             "step {step}: {}{} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
              out and go on: sae train … --resume --set 'data.skip=[{}]'; a new run with data.filter.finite = true leaves out \
              all such rows",
-            if report.non_finite_rows.len() < NAMED_ROWS { "" } else { "at least " },
-            report.non_finite_rows.len(),
+            if bad.len() < NAMED_ROWS { "" } else { "at least " },
+            bad.len(),
             skip.join(", ")
         ))
     }
@@ -291,8 +333,8 @@ impl<D: Device> Run<'_, D> {
         self.drain()?;
         let step = self.state.step - 1;
         let lambda = f64::from(self.schedule.lambda(step));
-        let Shape { width, features, .. } = self.sae.shape();
-        let sums = std::mem::replace(&mut self.state.window, Sums::new(width, features));
+        let owned = self.state.window.fired_f.len();
+        let sums = std::mem::replace(&mut self.state.window, Sums::new(self.data.train.width(), owned));
         let clock = std::mem::replace(&mut self.line_clock, LineClock::start(self.state.tokens));
         let Some(metrics) = Metrics::of(&sums, lambda) else { return Ok(()) };
         let elapsed = clock.since.elapsed().as_secs_f64();
@@ -307,15 +349,19 @@ impl<D: Device> Run<'_, D> {
             tokens_per_s: (self.state.tokens - clock.tokens) as f64 / elapsed,
             stall_share: clock.stall.as_secs_f64() / elapsed,
         };
-        self.journal.line(&line)?;
+        if let Some(scribe) = &mut self.scribe {
+            scribe.journal.line(&line)?;
+        }
         (self.start.watch)(Event::Line(&line));
         Ok(())
     }
 
     fn dead_fraction(&self) -> Result<f64, Error> {
-        let mut last_fired_f = vec![0; self.sae.shape().features];
-        self.sae.read_clock(Clock::LastFired, 0..last_fired_f.len(), &mut last_fired_f)?;
-        Ok(dead_fraction(&last_fired_f, self.state.tokens, self.recipe.train.dead_window))
+        let axes = self.device.axes();
+        let owned = axes.owned(self.sae.shape().features);
+        let mut last_fired_f = vec![0; owned.len()];
+        self.sae.read_clock(Clock::LastFired, owned, &mut last_fired_f)?;
+        Ok(dead_fraction(&last_fired_f, self.state.tokens, self.recipe.train.dead_window, &axes.all)?)
     }
 
     fn is_done(&self) -> bool {

@@ -206,7 +206,7 @@ impl Device for Cpu {
     }
 
     fn put_sums(&self, tally: &mut Tally, sums: &Sums) {
-        tally.sums = sums.part_of(self.engine.axes.place);
+        tally.sums = sums.part(&self.engine.axes, tally.sums.fired_f.len());
     }
 }
 

@@ -48,6 +48,11 @@ impl Group {
         self.members.len()
     }
 
+    /// See [`Ranks::abort`]: all ranks hear of it, not only the members.
+    pub fn abort(&self, reason: &str) {
+        self.ranks.abort(reason);
+    }
+
     /// Bytes that this rank has sent to others so far, in this and all other groups of the same ranks.
     pub fn bytes_sent(&self) -> u64 {
         self.ranks.bytes_sent()

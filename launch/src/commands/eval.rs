@@ -4,8 +4,9 @@ use indicatif::HumanCount;
 use kernels::Device;
 use loader::{Dataset, OpenOptions, Store};
 use serde::Serialize;
+use trainer::buffers::Buffers;
 use trainer::checkpoint::{Found, Manifest};
-use trainer::evaluate::{self, Buffers};
+use trainer::evaluate;
 use trainer::metrics::{DensityHistogram, Metrics, dead_fraction};
 use trainer::recovery::{Truth, recovery};
 use trainer::{checkpoint, data};
@@ -77,20 +78,30 @@ fn measure<D: Device>(
     let batch = recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1);
     let mut sae = evaluate::load(device, store, found, batch)?;
     let mut buffers = Buffers::new(device, batch, width, dataset.dtype().size(), features)?;
-    let mut stream = data::eval_stream(dataset, recipe, Some(rows))?;
+    let mut stream = data::eval_stream(dataset, recipe, device.axes().place, Some(rows))?;
     let mut bar = Bar::new("evaluating", 0, rows);
     let started = std::time::Instant::now();
-    let sums = evaluate::sums(device, &mut sae, &mut buffers, dataset, &mut stream, found.manifest.scale, |done| {
-        bar.set(done, "");
-        Ok(())
-    })?;
+    let of = (features, found.manifest.scale);
+    let sums = evaluate::sums(
+        device,
+        &mut sae,
+        &mut buffers,
+        dataset,
+        &mut stream,
+        of,
+        || false,
+        |done, _| {
+            bar.set(done, "");
+            Ok(())
+        },
+    )?;
     bar.finish();
     let wall_s = started.elapsed().as_secs_f64();
     let metrics = Metrics::of(&sums, recipe.train.l1).ok_or_else(|| Failure::data("no row was measured"))?;
     // As in summary.json: which directions count depends on the rows trained on, not on those measured here.
     let recovery = match Truth::beside(&recipe.data.train) {
         Ok(Some(truth)) if truth.width == width => match training_rows(&found.manifest) {
-            Ok(all) => recovery(&truth, found.manifest.tokens as f64 / all as f64, &sae)?,
+            Ok(all) => recovery(&truth, found.manifest.tokens as f64 / all as f64, &sae, &device.axes().all)?,
             Err(error) => {
                 tracing::warn!("{error}: without data.train it is not known which directions count as recovered");
                 None
@@ -106,9 +117,14 @@ fn measure<D: Device>(
         rows: sums.rows,
         tokens: sums.rows,
         metrics,
-        dead_fraction: dead_fraction(&last_fired_f, found.manifest.tokens, recipe.train.dead_window),
+        dead_fraction: dead_fraction(
+            &last_fired_f,
+            found.manifest.tokens,
+            recipe.train.dead_window,
+            &device.axes().all,
+        )?,
         dead_window: recipe.train.dead_window.min(found.manifest.tokens),
-        density: DensityHistogram::of(&sums),
+        density: DensityHistogram::of(&sums, &device.axes().all)?,
         tokens_per_s: sums.rows as f64 / wall_s,
         wall_s,
         stall_s: stream.stall().as_secs_f64(),

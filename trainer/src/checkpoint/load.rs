@@ -1,6 +1,9 @@
 //! Reading a checkpoint back.
 
+use std::ops::Range;
+
 use bytes::Bytes;
+use kernels::mesh::Axes;
 use kernels::{Dictionary, Sums};
 use loader::Store;
 use safetensors::{Dtype, SafeTensors};
@@ -52,22 +55,53 @@ pub fn verify(store: &Store, found: &Found) -> Result<(), Error> {
     found.manifest.files.iter().try_for_each(|file| read(store, found, file).map(drop))
 }
 
-/// Fills a fresh dictionary with weights, moments and clocks, and returns the host's side. Each file is read once, and
-/// what it holds is used only if its hashes are right.
+/// Fills a fresh dictionary with the weights of its shard and the moments and clocks of what the rank owns, and returns the host's
+/// side, with the firings of what it owns. Each file is read once, and what it holds is used only if its hashes are right. Each
+/// rank reads the files that hold something of its own.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names the damaged file; the dictionary may hold a part then.
-pub fn load(store: &Store, found: &Found, dictionary: &mut impl Dictionary) -> Result<State, Error> {
+pub fn load(store: &Store, found: &Found, axes: &Axes, dictionary: &mut impl Dictionary) -> Result<State, Error> {
+    let features = found.manifest.features;
+    let (shard, owned) = (axes.place.shard(features), axes.place.owned(features));
     let mut state = None;
+    let mut fired_f = SUMS.map(|_| vec![0; owned.len()]);
     for file in &found.manifest.files {
+        let wanted = wanted(file, &shard, &owned);
+        if wanted.is_empty() {
+            continue;
+        }
         let bytes = read(store, found, file)?;
         let tensors = parse(store, found, file, &bytes)?;
-        fill(store, found, file, &tensors, dictionary, true)?;
-        if file.holds == Holds::Shared {
-            state = Some(host_state(store, found, file, &tensors)?);
+        fill(store, found, file, &tensors, (dictionary, shard.start), wanted.clone(), true)?;
+        match file.holds {
+            Holds::Shared => state = Some(host_state(store, found, file, &tensors)?),
+            Holds::Optimizer => {
+                let place = wanted.start - owned.start..wanted.end - owned.start;
+                for (of, fired_f) in SUMS.into_iter().zip(&mut fired_f) {
+                    let name = format!("{of}.{}", SUMS_PARTS[3]);
+                    let values: Vec<u64> = typed(store, found, file, &tensors, &name, Dtype::U64, file.features)?;
+                    fired_f[place.clone()]
+                        .copy_from_slice(&values[wanted.start - file.first_feature..wanted.end - file.first_feature]);
+                }
+            }
+            Holds::Weights => {}
         }
     }
-    state.ok_or_else(|| damaged(store, found, "manifest.json", "names no shared file"))
+    let mut state = state.ok_or_else(|| damaged(store, found, "manifest.json", "names no shared file"))?;
+    [state.tally.fired_f, state.window.fired_f, state.closing.fired_f] = fired_f;
+    Ok(state)
+}
+
+/// The features of a file that a rank needs: of its weights all of its `shard`, of the rest what it owns.
+fn wanted(file: &File, shard: &Range<usize>, owned: &Range<usize>) -> Range<usize> {
+    let of = match file.holds {
+        // One row, which belongs to no feature.
+        Holds::Shared => return 0..1,
+        Holds::Weights => shard,
+        Holds::Optimizer => owned,
+    };
+    file.first_feature.max(of.start)..(file.first_feature + file.features).min(of.end)
 }
 
 /// Fills the weights and `b_dec` of a fresh dictionary; with `optimizer` its moments and clocks too.
@@ -82,35 +116,39 @@ pub fn load_weights(
 ) -> Result<(), Error> {
     for file in found.manifest.files.iter().filter(|file| optimizer || file.holds != Holds::Optimizer) {
         let bytes = read(store, found, file)?;
-        fill(store, found, file, &parse(store, found, file, &bytes)?, dictionary, optimizer)?;
+        let all = 0..found.manifest.features;
+        let rows = wanted(file, &all, &all);
+        fill(store, found, file, &parse(store, found, file, &bytes)?, (dictionary, 0), rows, optimizer)?;
     }
     Ok(())
 }
 
-/// Writes a file's tensors to the dictionary.
+/// Writes the rows `wanted` of a file to a dictionary whose first feature is `held_from`.
 fn fill(
     store: &Store,
     found: &Found,
     file: &File,
     tensors: &SafeTensors<'_>,
-    dictionary: &mut impl Dictionary,
+    (dictionary, held_from): (&mut impl Dictionary, usize),
+    wanted: Range<usize>,
     optimizer: bool,
 ) -> Result<(), Error> {
-    let rows = match file.holds {
-        Holds::Shared => 0..1,
-        _ => file.first_feature..file.first_feature + file.features,
+    let (all, from, held_from) = match file.holds {
+        Holds::Shared => (1, 0, 0),
+        _ => (file.features, file.first_feature, held_from),
     };
+    let (inside, rows) = (wanted.start - from..wanted.end - from, wanted.start - held_from..wanted.end - held_from);
     for Entry { name, tensor, slot, per_feature } in entries(file.holds, found.manifest.width) {
         if slot != kernels::Slot::Value && !optimizer {
             continue;
         }
-        let values: Vec<f32> = typed(store, found, file, tensors, name, Dtype::F32, rows.len() * per_feature)?;
-        dictionary.write(tensor, slot, rows.clone(), &values);
+        let values: Vec<f32> = typed(store, found, file, tensors, name, Dtype::F32, all * per_feature)?;
+        dictionary.write(tensor, slot, rows.clone(), &values[inside.start * per_feature..inside.end * per_feature]);
     }
     if file.holds == Holds::Optimizer {
         for (name, clock) in CLOCKS {
             let values: Vec<u64> = typed(store, found, file, tensors, name, Dtype::U64, file.features)?;
-            dictionary.write_clock(clock, rows.clone(), &values);
+            dictionary.write_clock(clock, rows.clone(), &values[inside.clone()]);
         }
     }
     Ok(())
@@ -131,11 +169,11 @@ pub fn load_clocks(store: &Store, found: &Found) -> Result<Vec<u64>, Error> {
     Ok(last_fired_f)
 }
 
-/// The host's side of a checkpoint, from its shared file.
+/// The host's side of a checkpoint, from its shared file, without the firings.
 fn host_state(store: &Store, found: &Found, file: &File, tensors: &SafeTensors<'_>) -> Result<State, Error> {
     let manifest = &found.manifest;
     let sums = |of: &str| -> Result<Sums, Error> {
-        let [scalars, counts, x, fired] = SUMS_PARTS.map(|part| format!("{of}.{part}"));
+        let [scalars, counts, x, _] = SUMS_PARTS.map(|part| format!("{of}.{part}"));
         let scalars: Vec<f64> = typed(store, found, file, tensors, &scalars, Dtype::F64, 3)?;
         let counts: Vec<u64> = typed(store, found, file, tensors, &counts, Dtype::U64, 2)?;
         Ok(Sums {
@@ -145,7 +183,7 @@ fn host_state(store: &Store, found: &Found, file: &File, tensors: &SafeTensors<'
             x_d: typed(store, found, file, tensors, &x, Dtype::F64, manifest.width)?,
             l1: scalars[2],
             active: counts[1],
-            fired_f: typed(store, found, file, tensors, &fired, Dtype::U64, manifest.features)?,
+            fired_f: Vec::new(),
         })
     };
     let [tally, window, closing] = SUMS.map(sums);

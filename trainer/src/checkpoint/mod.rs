@@ -3,12 +3,13 @@
 //! ```text
 //! checkpoints/step-0000012345/attempt-0002/
 //!     weights-000000.safetensors …     W_enc [n,D], b_enc [n], W_dec [n,D] of whole tiles of 128 features, ≤ 64 MiB a file
-//!     optimizer-000000.safetensors …   Adam's moments and the clocks of the same features
+//!     optimizer-000000.safetensors …   Adam's moments, the clocks and the firings of the same features
 //!     shared.safetensors               b_dec with its moments, and the running sums of the metrics
 //!     manifest.json                    what the files hold and their hashes; position in the data; recipe
 //!     COMMIT                           hash of manifest.json, written last
 //! ```
-//! Files do not depend on how many ranks wrote them. Without COMMIT nothing counts; attempts of a step count up, and
+//! A file is numbered by its first tile. Every rank writes the features that it owns; any number of ranks reads the files back.
+//! Without COMMIT nothing counts; attempts of a step count up, and
 //! the highest committed one holds.
 
 mod find;
@@ -32,10 +33,10 @@ pub use retain::{Known, retain};
 pub use save::save;
 
 /// Version of the layout above. A reader refuses others.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
-/// Features in a tile: every file boundary, and later every boundary between ranks, lies on one.
-pub const TILE: usize = 128;
+/// Features in a tile: every boundary between files or ranks lies on one.
+pub use kernels::mesh::TILE;
 
 /// Most bytes of tensors in a file, unless a single tile is larger.
 const FILE_BYTES: usize = 64 << 20;
@@ -74,6 +75,13 @@ pub struct State {
     pub wall_s: f64,
     /// Seconds of these spent waiting for data.
     pub stall_s: f64,
+}
+
+impl State {
+    /// In the order of [`SUMS`].
+    fn sums(&self) -> [&Sums; 3] {
+        [&self.tally, &self.window, &self.closing]
+    }
 }
 
 /// Rows that were not trained on although their turn came.
@@ -223,10 +231,11 @@ fn entries(holds: Holds, width: usize) -> Vec<Entry> {
     }
 }
 
-/// The sums of a shared file, by name: what is in [`SUMS_PARTS`] of each.
+/// The sums of a state, by name: what is in [`SUMS_PARTS`] of each.
 const SUMS: [&str; 3] = ["tally", "window", "closing"];
 
-/// Tensors that make up a [`Sums`]: `[squared_error, squared_norm, l1]`, `[rows, active]`, `x_d`, `fired_f`.
+/// Tensors that make up a [`Sums`]: `[squared_error, squared_norm, l1]`, `[rows, active]` and `x_d` in the shared file, `fired_f` in
+/// those of the optimizer.
 const SUMS_PARTS: [&str; 4] = ["scalars", "counts", "x", "fired"];
 
 /// Clocks in optimizer files.
@@ -236,7 +245,7 @@ const CLOCKS: [(&str, kernels::Clock); 2] =
 /// Features in each file of a kind.
 fn features_per_file(holds: Holds, width: usize) -> usize {
     let bytes: usize = entries(holds, width).iter().map(|entry| 4 * entry.per_feature).sum::<usize>()
-        + if holds == Holds::Optimizer { 8 * CLOCKS.len() } else { 0 };
+        + if holds == Holds::Optimizer { 8 * (CLOCKS.len() + SUMS.len()) } else { 0 };
     (FILE_BYTES / (bytes * TILE)).max(1) * TILE
 }
 
@@ -252,5 +261,5 @@ pub fn staging_bytes(width: usize, features: usize) -> u64 {
 /// Bytes of a whole checkpoint, up to its headers.
 pub fn bytes(width: usize, features: usize) -> u64 {
     let parameters = 2 * width * features + features + width;
-    (3 * 4 * parameters + 16 * features) as u64
+    (3 * 4 * parameters + 8 * (CLOCKS.len() + SUMS.len()) * features) as u64
 }

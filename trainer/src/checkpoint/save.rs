@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use kernels::mesh::Axes;
 use kernels::{Dictionary, Shape};
 use loader::{Cursor, Store};
 use safetensors::tensor::{Dtype, TensorView};
@@ -13,52 +14,89 @@ use super::{
 };
 use crate::Error;
 use crate::recipe::Recipe;
+use crate::together::together;
 
 /// Saves `dictionary` and `state` as a new attempt of its step and commits it. Returns the attempt's folder, relative
-/// to the run's. On an error nothing is committed and what was there before is as it was.
+/// to the run's. On an error nothing is committed and what was there before is as it was. All ranks save together: each writes the
+/// features that it owns, the first the rest.
 ///
 /// # Errors
-/// Those of the store.
+/// Those of the store; [`kernels::Error::Peer`] when another rank has failed.
 pub fn save(
     store: &Store,
+    axes: &Axes,
     dictionary: &impl Dictionary,
     state: &State,
     cursor: &Cursor,
     recipe: &Recipe,
 ) -> Result<String, Error> {
-    let attempt = super::find::last_attempt(store, state.step)? + 1;
+    let first = axes.all.index() == 0;
+    let attempt = if first { super::find::last_attempt(store, state.step).map(|last| last + 1) } else { Ok(0) };
+    let attempt = together(&axes.all, "agreeing on a checkpoint", attempt)?[0];
     let folder = folder(state.step, attempt);
-    let written = write(store, &folder, attempt, dictionary, state, cursor, recipe);
-    if written.is_err() {
+    let features = write_features(store, &folder, axes, dictionary, state, recipe.sae.features);
+    let written = together(&axes.all, "writing a checkpoint", features).and_then(|files| {
+        let files = files.into_iter().flatten().collect();
+        let committed = match first {
+            true => commit(store, &folder, attempt, files, dictionary, state, cursor, recipe),
+            false => Ok(()),
+        };
+        together(&axes.all, "committing a checkpoint", committed)
+    });
+    if written.is_err() && first {
         // On a full disk what was written so far takes the room that the next attempt needs. That it cannot be removed
         // must not hide the error itself.
         super::retain::remove(store, &folder)
             .unwrap_or_else(|error| tracing::warn!("{folder} could not be removed: {error}"));
     }
-    written.map(|()| folder)
+    written.map(|_| folder)
 }
 
-fn write(
+/// Writes the features that this rank owns, of `features` in all.
+fn write_features(
+    store: &Store,
+    folder: &str,
+    axes: &Axes,
+    dictionary: &impl Dictionary,
+    state: &State,
+    features: usize,
+) -> Result<Vec<File>, Error> {
+    let (shard, owned) = (axes.place.shard(features), axes.place.owned(features));
+    let width = dictionary.shape().width;
+    let mut files = Vec::new();
+    for (holds, stem) in [(Holds::Weights, "weights"), (Holds::Optimizer, "optimizer")] {
+        let chunk = features_per_file(holds, width);
+        for first in owned.clone().step_by(chunk) {
+            let range = first..(first + chunk).min(owned.end);
+            let held = range.start - shard.start..range.end - shard.start;
+            let mut tensors = feature_tensors(dictionary, holds, width, held)?;
+            if holds == Holds::Optimizer {
+                let own = range.start - owned.start..range.end - owned.start;
+                tensors.extend(fired_tensors(state, own));
+            }
+            let bytes = encode(&tensors)?;
+            let name = format!("{stem}-{:06}.safetensors", first / TILE);
+            files.push(describe(name, holds, range, &bytes)?);
+            store.put(&format!("{folder}/{}", files[files.len() - 1].name), bytes)?;
+        }
+    }
+    Ok(files)
+}
+
+/// Writes what belongs to no feature, the manifest of all `files`, and the marker.
+#[allow(clippy::too_many_arguments)]
+fn commit(
     store: &Store,
     folder: &str,
     attempt: u32,
+    mut files: Vec<File>,
     dictionary: &impl Dictionary,
     state: &State,
     cursor: &Cursor,
     recipe: &Recipe,
 ) -> Result<(), Error> {
-    let Shape { width, features, .. } = dictionary.shape();
-    let mut files = Vec::new();
-    for (holds, stem) in [(Holds::Weights, "weights"), (Holds::Optimizer, "optimizer")] {
-        let chunk = features_per_file(holds, width);
-        for (index, first) in (0..features).step_by(chunk).enumerate() {
-            let range = first..(first + chunk).min(features);
-            let bytes = encode(&feature_tensors(dictionary, holds, width, range.clone())?)?;
-            let name = format!("{stem}-{index:06}.safetensors");
-            files.push(describe(name, holds, range, &bytes)?);
-            store.put(&format!("{folder}/{}", files[files.len() - 1].name), bytes)?;
-        }
-    }
+    let Shape { width, .. } = dictionary.shape();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
     let bytes = encode(&shared_tensors(dictionary, width, state)?)?;
     files.push(describe("shared.safetensors".into(), Holds::Shared, 0..0, &bytes)?);
     store.put(&format!("{folder}/shared.safetensors"), bytes)?;
@@ -71,7 +109,7 @@ fn write(
         attempt,
         tokens: state.tokens,
         width,
-        features,
+        features: recipe.sae.features,
         left_out: state.left_out,
         scale: state.scale,
         density: state.density,
@@ -125,6 +163,14 @@ fn feature_tensors(
     Ok(tensors)
 }
 
+/// On how many rows of each sum the features fired; `own` counts from the first that the rank owns.
+fn fired_tensors(state: &State, own: Range<usize>) -> impl Iterator<Item = Named> {
+    SUMS.into_iter().zip(state.sums()).map(move |(of, sums)| {
+        let bytes = bytemuck::cast_slice(&sums.fired_f[own.clone()]).to_vec();
+        Named { name: format!("{of}.{}", SUMS_PARTS[3]), dtype: Dtype::U64, shape: vec![own.len()], bytes }
+    })
+}
+
 fn shared_tensors(dictionary: &impl Dictionary, width: usize, state: &State) -> Result<Vec<Named>, kernels::Error> {
     let mut tensors: Vec<Named> = entries(Holds::Shared, width)
         .into_iter()
@@ -135,14 +181,13 @@ fn shared_tensors(dictionary: &impl Dictionary, width: usize, state: &State) -> 
             Ok(Named { name: name.into(), dtype: Dtype::F32, shape: vec![width], bytes })
         })
         .collect::<Result<_, kernels::Error>>()?;
-    for (of, sums) in SUMS.into_iter().zip([&state.tally, &state.window, &state.closing]) {
+    for (of, sums) in SUMS.into_iter().zip(state.sums()) {
         let scalars = [sums.squared_error, sums.squared_norm, sums.l1];
         let counts = [sums.rows, sums.active];
         let parts = [
             (Dtype::F64, scalars.len(), bytemuck::cast_slice(&scalars)),
             (Dtype::U64, counts.len(), bytemuck::cast_slice(&counts)),
             (Dtype::F64, width, bytemuck::cast_slice(&sums.x_d)),
-            (Dtype::U64, sums.fired_f.len(), bytemuck::cast_slice(&sums.fired_f)),
         ];
         for (part, (dtype, length, bytes)) in SUMS_PARTS.into_iter().zip(parts) {
             tensors.push(Named { name: format!("{of}.{part}"), dtype, shape: vec![length], bytes: bytes.to_vec() });

@@ -1,33 +1,37 @@
 //! The end of a run: its closing metrics, its last checkpoint, its summary.
 
 use kernels::{Device, Dictionary};
-use loader::Batch;
 
-use super::Run;
-use crate::Error;
+use super::{Run, Scribe};
+use crate::buffers::{Buffers, Seen};
 use crate::checkpoint::LeftOut;
-use crate::evaluate::Buffers;
 use crate::metrics::{DensityHistogram, Metrics};
 use crate::recovery::recovery;
 use crate::step::with_room;
 use crate::summary::{EvaluatedOn, Summary};
+use crate::{Error, together};
 
 /// Rows at the end of the training data on which a run without held-out data is measured.
 pub(super) const CLOSING_ROWS: u64 = 65_536;
 
 impl<D: Device> Run<'_, D> {
     /// When the closing evaluation begins in this batch, the rows before it are measured by themselves and the tally is
-    /// emptied, so that it then holds closing rows only. Returns the index of the first row not yet counted.
+    /// emptied, so that it then holds closing rows only. Returns the index of the first row not yet counted, of those that this
+    /// rank sees.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub(super) fn open_closing(&mut self, batch: &Batch) -> Result<usize, Error> {
+    pub(super) fn open_closing(&mut self, seen: &Seen) -> Result<usize, Error> {
         let Some(from) = self.closing_from.filter(|_| !self.state.closing_open) else { return Ok(0) };
-        if from >= (batch.step + 1) * self.recipe.train.batch as u64 {
+        if from >= (seen.own.step + 1) * self.recipe.train.batch as u64 {
             return Ok(0);
         }
-        let before = self.stream.rows_before(batch, from);
-        if before > 0 {
+        let axes = self.device.axes();
+        let own = self.stream.rows_before(&seen.own, from) as u64;
+        let [before] = together::sum(&axes.feature, [own])?;
+        let [anywhere] = together::sum(&axes.all, [own])?;
+        let before = before as usize;
+        if anywhere > 0 {
             let (path, lambda) = (self.path(), self.schedule.lambda(self.state.step));
             let Buffers { x, tally, .. } = &mut self.buffers;
             let report = with_room(path, |path| {
@@ -65,13 +69,13 @@ impl<D: Device> Run<'_, D> {
             None => {
                 let closing = &self.state.closing;
                 let metrics = Metrics::of(closing, self.schedule.final_lambda());
-                (metrics, DensityHistogram::of(closing), EvaluatedOn::LastTrainingRows)
+                (metrics, DensityHistogram::of(closing, &self.device.axes().all)?, EvaluatedOn::LastTrainingRows)
             }
         };
         self.settle();
         let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
         let recovery = match &self.truth {
-            Some(truth) => recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae))?,
+            Some(truth) => recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae), &self.device.axes().all)?,
             None => None,
         };
         let summary = Summary {
@@ -92,9 +96,11 @@ impl<D: Device> Run<'_, D> {
             scale: self.state.scale,
             checkpoint,
         };
-        self.journal.flush()?;
-        self.run_dir.publish()?;
-        self.run_dir.store.put("summary.json", summary.to_json()?)?;
+        if let Some(Scribe { run_dir, journal }) = &mut self.scribe {
+            journal.flush()?;
+            run_dir.publish()?;
+            self.store.put("summary.json", summary.to_json()?)?;
+        }
         Ok(summary)
     }
 }

@@ -39,7 +39,7 @@ impl<D: Device> Run<'_, D> {
     pub(super) fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
         let Some(dataset) = &self.data.eval else { return Ok(None) };
         let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
-        let mut stream = data::eval_stream(dataset, self.recipe, Some(rows))?;
+        let mut stream = data::eval_stream(dataset, self.recipe, self.device.axes().place, Some(rows))?;
         self.settle();
         let (step, checkpoint) = (self.state.step, self.saved.as_ref().map(|(.., folder)| folder.clone()));
         // The tally of training is put aside: it goes on afterwards to the same bits.
@@ -50,13 +50,12 @@ impl<D: Device> Run<'_, D> {
             &mut self.buffers,
             dataset,
             &mut stream,
-            self.state.scale,
-            |done| {
+            (self.recipe.sae.features, self.state.scale),
+            || self.start.stop.load(Ordering::Relaxed),
+            |done, stop| {
                 (self.start.watch)(Event::Evaluating(done, rows));
                 match &checkpoint {
-                    Some(checkpoint) if self.start.stop.load(Ordering::Relaxed) => {
-                        Err(Error::Interrupted { step, checkpoint: checkpoint.clone() })
-                    }
+                    Some(checkpoint) if stop => Err(Error::Interrupted { step, checkpoint: checkpoint.clone() }),
                     _ => Ok(()),
                 }
             },
@@ -64,8 +63,10 @@ impl<D: Device> Run<'_, D> {
         self.device.put_sums(&mut self.buffers.tally, &training);
         let sums = sums?;
         let Some(metrics) = Metrics::of(&sums, self.schedule.final_lambda()) else { return Ok(None) };
-        let density = DensityHistogram::of(&sums);
-        self.journal.held_out(self.state.step, &metrics, &density)?;
+        let density = DensityHistogram::of(&sums, &self.device.axes().all)?;
+        if let Some(scribe) = &mut self.scribe {
+            scribe.journal.held_out(self.state.step, &metrics, &density)?;
+        }
         (self.start.watch)(Event::Evaluated(&metrics));
         Ok(Some((metrics, density)))
     }

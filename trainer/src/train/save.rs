@@ -5,7 +5,7 @@ use std::time::Instant;
 use kernels::Device;
 use loader::Cursor;
 
-use super::{Event, Run, is_due};
+use super::{Event, Run, Scribe, is_due};
 use crate::recipe::Every;
 use crate::{Error, checkpoint};
 
@@ -13,12 +13,20 @@ impl<D: Device> Run<'_, D> {
     pub(super) fn save_if_due(&mut self) -> Result<(), Error> {
         let due = match self.recipe.checkpoint.every {
             Every::Steps(steps) => is_due(steps, self.state.step),
-            Every::Minutes(minutes) => self.saved_at.elapsed().as_secs_f64() >= 60.0 * minutes,
+            Every::Minutes(_) => self.save_called,
         };
         if due && !self.is_done() {
             self.save()?;
         }
         Ok(())
+    }
+
+    /// Whether this rank's clock says that a checkpoint is due. The first rank's counts, once all have heard of it.
+    pub(super) fn save_by_clock(&self) -> bool {
+        match self.recipe.checkpoint.every {
+            Every::Steps(_) => false,
+            Every::Minutes(minutes) => self.saved_at.elapsed().as_secs_f64() >= 60.0 * minutes,
+        }
     }
 
     /// Commits a checkpoint of this moment and removes those that are no longer kept. Returns its folder.
@@ -29,19 +37,23 @@ impl<D: Device> Run<'_, D> {
             return Ok(folder.clone());
         }
         let started = Instant::now();
-        self.journal.flush()?;
-        self.run_dir.publish()?;
-        self.data.keep_manifests(&self.run_dir.store)?;
+        if let Some(Scribe { run_dir, journal }) = &mut self.scribe {
+            journal.flush()?;
+            run_dir.publish()?;
+            self.data.keep_manifests(self.store)?;
+        }
         self.state.tally = self.device.take_sums(&mut self.buffers.tally)?;
         self.device.put_sums(&mut self.buffers.tally, &self.state.tally);
         // After a refused step the stream is one batch ahead of the weights.
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
-        let folder = checkpoint::save(&self.run_dir.store, &self.sae, &self.state, &cursor, self.recipe)?;
+        let folder = checkpoint::save(self.store, self.device.axes(), &self.sae, &self.state, &cursor, self.recipe)?;
         self.known.add(self.state.step, folder.clone(), self.state.held_out.as_ref());
-        self.saved_at = Instant::now();
+        (self.saved_at, self.save_called) = (Instant::now(), false);
         self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));
         // The checkpoint is committed: what stays too long takes room and does no other harm.
-        if let Err(error) = checkpoint::retain(&self.run_dir.store, self.recipe.checkpoint.keep, &mut self.known) {
+        if self.scribe.is_some()
+            && let Err(error) = checkpoint::retain(self.store, self.recipe.checkpoint.keep, &mut self.known)
+        {
             tracing::warn!("old checkpoints could not be removed, the next save tries again: {error}");
         }
         tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");

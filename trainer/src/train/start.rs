@@ -2,18 +2,20 @@
 
 use std::time::Instant;
 
+use kernels::mesh::{Axes, Place, TILE};
 use kernels::{Device, Dictionary, Sums};
-use loader::{Cursor, Stream};
+use loader::{Cursor, Store, Stream};
 
 use super::close::CLOSING_ROWS;
-use super::{Event, LineClock, Run, Start};
+use super::{Event, LineClock, Run, Scribe, Start};
+use crate::buffers::Buffers;
 use crate::checkpoint::{Found, LeftOut};
 use crate::data::{self, Data};
-use crate::evaluate::Buffers;
 use crate::journal::Journal;
 use crate::recipe::{BiasInit, Recipe};
 use crate::recovery::Truth;
 use crate::run_dir::RunDir;
+use crate::together::together;
 use crate::{Error, calibrate, checkpoint, init, plan};
 
 impl<'a, D: Device> Run<'a, D> {
@@ -22,37 +24,47 @@ impl<'a, D: Device> Run<'a, D> {
         device: &'a D,
         recipe: &'a Recipe,
         data: &'a Data,
-        run_dir: &'a RunDir,
+        (store, run_dir): (&'a Store, Option<&'a RunDir>),
         mut start: Start<'a>,
     ) -> Result<Self, Error> {
-        let (width, features) = (data.train.width(), recipe.sae.features);
+        let axes = device.axes();
+        let width = data.train.width();
         let schedule = data.schedule(recipe);
-        let shape = plan::shape(recipe, data);
+        check_mesh(axes.place, recipe)?;
+        let shape = plan::shape(recipe, data, axes.place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
         let settled = plan::settled(shape, data, truth.as_ref());
         plan::check_room(device, shape, settled)?;
         let mut sae = device.dictionary(shape)?;
         let settled = settled.map(|shape| device.dictionary(shape)).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
-        let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
-        let resumed = if start.resume { resume(recipe, data, run_dir, &mut sae)? } else { None };
+        let batch = plan::largest_batch(recipe, data);
+        let mut buffers = Buffers::new(device, batch, width, value_bytes, shape.features)?;
+        let resumed = if start.resume { resume(recipe, data, store, axes, &mut sae)? } else { None };
         let (found, (state, stream)) = match resumed {
             Some((found, loaded)) => (Some(found), loaded),
             None => {
-                let state = first_state(recipe, data, &mut sae)?;
-                (None, (state, data.train_stream(recipe, Cursor::default())?))
+                let state = first_state(recipe, data, axes.place, &mut sae)?;
+                (None, (state, data.train_stream(recipe, axes.place, Cursor::default())?))
             }
         };
         device.put_sums(&mut buffers.tally, &state.tally);
         if let Some(eval) = &data.eval {
             // What the evaluation at the end would be refused for is better known now.
-            drop(data::eval_stream(eval, recipe, Some(1))?);
+            drop(data::eval_stream(eval, recipe, axes.place, Some(1))?);
         }
-        run_dir.begin(recipe)?;
-        let journal = Journal::open(run_dir.local(), state.step, recipe.log.rows)?;
+        let scribe = run_dir.map(|run_dir| {
+            run_dir.begin(recipe)?;
+            Ok(Scribe { run_dir, journal: Journal::open(run_dir.local(), state.step, recipe.log.rows)? })
+        });
+        let (scribe, came) = match scribe.transpose() {
+            Ok(scribe) => (scribe, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        together(&axes.all, "starting", came)?;
         let closing_from = data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS));
         let known = match &found {
-            Some(found) => checkpoint::Known::until(&run_dir.store, found)?,
+            Some(found) => checkpoint::Known::until(store, found)?,
             None => checkpoint::Known::default(),
         };
         let saved =
@@ -65,17 +77,18 @@ impl<'a, D: Device> Run<'a, D> {
             device,
             recipe,
             data,
-            run_dir,
+            store,
+            scribe,
             schedule,
             stream,
             sae,
             settled,
             truth,
             buffers,
-            journal,
             closing_from,
             known,
             saved_at: Instant::now(),
+            save_called: false,
             saved,
             line_clock: LineClock::start(state.tokens),
             state,
@@ -84,21 +97,40 @@ impl<'a, D: Device> Run<'a, D> {
     }
 }
 
+/// That every rank of the feature axis gets features.
+fn check_mesh(place: Place, recipe: &Recipe) -> Result<(), Error> {
+    let (features, tiles) = (recipe.sae.features, recipe.sae.features.div_ceil(TILE));
+    if place.mesh.feature <= tiles {
+        return Ok(());
+    }
+    Err(Error::Recipe(format!(
+        "a mesh of {} has more ranks on its feature axis than sae.features = {features} has tiles of {TILE} features: use at most \
+         {tiles} there",
+        place.mesh
+    )))
+}
+
 /// The state before the first step: weights made or read, scale found.
-fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Result<checkpoint::State, Error> {
+fn first_state(
+    recipe: &Recipe,
+    data: &Data,
+    place: Place,
+    sae: &mut impl Dictionary,
+) -> Result<checkpoint::State, Error> {
     let (width, features) = (data.train.width(), recipe.sae.features);
+    let shard = place.shard(features);
     let scale = data.scale(recipe)?;
     // Without biases about half of the features fire, and what a file brings is not known: both start dense.
     let mut density = (1, 1);
     match &recipe.train.init_from {
-        Some(url) => init::from_file(sae, &data::read_file(url)?, url)?,
-        None => init::random(sae, 0..features, recipe.train.seed, recipe.sae.decoder_norm),
+        Some(url) => init::from_file(sae, (shard, features), &data::read_file(url)?, url)?,
+        None => init::random(sae, shard, recipe.train.seed, recipe.sae.decoder_norm),
     }
     if recipe.sae.bias_init == BiasInit::Calibrated {
         calibrate::calibrate(sae, data, scale, recipe)?;
         density = (recipe.sae.bias_init_l0.round() as u64, features as u64);
     }
-    let sums = Sums::new(width, features);
+    let sums = Sums::new(width, place.owned(features).len());
     Ok(checkpoint::State {
         step: 0,
         steps: data.schedule(recipe).steps(),
@@ -121,15 +153,28 @@ fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Resul
 /// A checkpoint, and what it was loaded into besides the dictionary.
 type Resumed = (Found, (checkpoint::State, Stream));
 
-/// Loads the newest intact checkpoint, once nothing speaks against going on from it with this recipe and this data.
-fn resume(recipe: &Recipe, data: &Data, run_dir: &RunDir, sae: &mut impl Dictionary) -> Result<Option<Resumed>, Error> {
-    let resumed = checkpoint::newest_with(&run_dir.store, |found| {
+/// Loads the newest intact checkpoint, once nothing speaks against going on from it with this recipe and this data. One that any rank
+/// finds damaged is passed over by all.
+fn resume(
+    recipe: &Recipe,
+    data: &Data,
+    store: &Store,
+    axes: &Axes,
+    sae: &mut impl Dictionary,
+) -> Result<Option<Resumed>, Error> {
+    let resumed = checkpoint::newest_with(store, |found| {
         // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
         recipe.check_resumes(&found.manifest.recipe)?;
         check_eval(found.manifest.eval.as_deref(), data.eval_identity().as_deref())?;
-        let stream = data.train_stream(recipe, found.manifest.cursor.clone())?;
-        Ok((checkpoint::load(&run_dir.store, found, sae)?, stream))
+        let stream = data.train_stream(recipe, axes.place, found.manifest.cursor.clone())?;
+        let (state, came) = match checkpoint::load(store, found, axes, sae) {
+            Ok(state) => (Some(state), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        together(&axes.all, "loading a checkpoint", came)?;
+        Ok(state.map(|state| (state, stream)))
     })?;
+    let resumed = resumed.and_then(|(found, loaded)| Some((found, loaded?)));
     if resumed.is_none() {
         tracing::warn!("the run has no committed checkpoint: it starts again at step 0");
     }

@@ -1,0 +1,91 @@
+//! Runs on a mesh whose ranks are threads of this process.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kernels::cpu::{Cpu, Options};
+use kernels::mesh::{Axes, Mesh};
+use kernels::ranks::threads;
+use kernels::{AdamMode, Device, Shape};
+use loader::Store;
+use trainer::checkpoint::{self, Holds};
+use trainer::recipe::Recipe;
+use trainer::summary::Summary;
+use trainer::train::{Event, Start, train};
+
+use crate::fixture::text;
+
+/// Does `work` on every rank of a mesh, each with a processor of one thread, and returns what they made of it, in their order.
+///
+/// # Panics
+/// When `work` panics.
+pub fn on_mesh<T: Send>(mesh: Mesh, work: impl Fn(&Cpu) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let ranks = threads(mesh.ranks()).into_iter().map(|ranks| {
+            scope.spawn(move || {
+                let options = Options { threads: Some(1), ..Options::default() };
+                work(&Cpu::among(options, Axes::of(&ranks, mesh)).expect("threads"))
+            })
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().map(|rank| rank.join().expect("a rank that does not panic")).collect()
+    })
+}
+
+/// Trains on a mesh. With `stop_at`, the last rank is asked to stop when that many steps are done: all must hear of it.
+pub fn train_on(
+    mesh: Mesh,
+    recipe: &Recipe,
+    resume: bool,
+    stop_at: Option<u64>,
+) -> Vec<Result<Summary, trainer::Error>> {
+    on_mesh(mesh, |device| {
+        let stop = Arc::new(AtomicBool::new(false));
+        let last = device.axes().place.rank + 1 == mesh.ranks();
+        let asked = stop.clone();
+        let watch = Box::new(move |event: Event<'_>| {
+            if matches!(event, Event::Step { step, .. } if last && Some(step) == stop_at) {
+                asked.store(true, Ordering::Relaxed);
+            }
+        });
+        train(device, recipe, Start { resume, stop: &stop, watch })
+    })
+}
+
+/// The hash of every tile of the newest checkpoint of a run, and of what belongs to no feature: they do not say how many ranks
+/// wrote it.
+///
+/// # Panics
+/// When the run has no checkpoint.
+pub fn tiles(run: &Path) -> BTreeMap<(String, usize), String> {
+    let store = Store::open(&text(run)).expect("a run");
+    let found = checkpoint::newest(&store).expect("readable").expect("a checkpoint");
+    let hashes = found.manifest.files.iter().flat_map(|file| {
+        let first = file.first_feature / checkpoint::TILE;
+        let holds = format!("{:?}", file.holds);
+        file.tile_hashes.iter().enumerate().map(move |(tile, hash)| ((holds.clone(), first + tile), hash.to_string()))
+    });
+    hashes.collect()
+}
+
+/// Loads the newest checkpoint of a run on a mesh and saves it again from there.
+///
+/// # Panics
+/// When it cannot be loaded or saved.
+pub fn save_again(mesh: Mesh, run: &Path) {
+    let store = Store::open(&text(run)).expect("a run");
+    let found = checkpoint::newest(&store).expect("readable").expect("a checkpoint");
+    let manifest = &found.manifest;
+    assert!(manifest.files.iter().any(|file| file.holds == Holds::Optimizer));
+    on_mesh(mesh, |device| {
+        let axes = device.axes();
+        let features = axes.place.shard(manifest.features).len();
+        let shape = Shape { width: manifest.width, features, batch: 1, adam: Some(AdamMode::Dense), dense_bytes: 0 };
+        let mut sae = device.dictionary(shape).expect("memory");
+        let state = checkpoint::load(&store, &found, axes, &mut sae).expect("loads");
+        checkpoint::save(&store, axes, &sae, &state, &manifest.cursor, &manifest.recipe).expect("saved");
+    });
+}

@@ -1,0 +1,84 @@
+//! Memory for the rows of a batch, and how they get there.
+
+use kernels::Device;
+use loader::{Batch, Stream};
+
+use crate::Error;
+use crate::checkpoint::LeftOut;
+use crate::roll_call::{Answer, RollCall, most_rows};
+
+/// Memory for the rows of a batch, on host and device, and for its sums.
+#[derive(Debug)]
+pub struct Buffers<D: Device> {
+    /// Rows as stored: those that this rank brings, and in the end all that it sees.
+    pub staging: D::Staging,
+    /// Rows as used.
+    pub x: D::Rows,
+    /// Sums over them.
+    pub tally: D::Tally,
+    /// Rows that a rank brings at most.
+    most: usize,
+}
+
+/// A batch as a rank has it.
+#[derive(Debug)]
+pub struct Seen {
+    /// What it brought itself.
+    pub own: Batch,
+    /// What all brought.
+    pub call: RollCall,
+}
+
+impl<D: Device> Buffers<D> {
+    /// For batches of `batch` rows over all ranks, of `width` values of `value_bytes` at most, and a rank that holds `features`.
+    ///
+    /// # Errors
+    /// [`kernels::Error::OutOfMemory`].
+    pub fn new(
+        device: &D,
+        batch: usize,
+        width: usize,
+        value_bytes: usize,
+        features: usize,
+    ) -> Result<Self, kernels::Error> {
+        let place = device.axes().place;
+        let most = most_rows(place, batch);
+        let seen = most * place.mesh.feature;
+        Ok(Buffers {
+            staging: device.staging(seen * width * value_bytes)?,
+            x: device.rows(seen, width)?,
+            tally: device.tally(width, features)?,
+            most,
+        })
+    }
+
+    /// Reads this rank's rows of the next batch, calls the roll, and brings the rows of the feature axis together. `None` after the
+    /// last batch.
+    ///
+    /// # Errors
+    /// Those of the loader, here or on another rank; [`kernels::Error::Peer`].
+    pub fn next(&mut self, device: &D, stream: &mut Stream, answer: Answer) -> Result<Option<Seen>, Error> {
+        let (axes, row_bytes) = (device.axes(), stream.row_bytes());
+        let from = axes.place.feature() * self.most * row_bytes;
+        let next = stream.next(&mut self.staging.as_mut()[from..]);
+        // Every rank has a part of every batch, if only of no rows: the last batch is the last of all.
+        let own = match next {
+            Ok(Some(batch)) => Ok(batch),
+            Ok(None) => return Ok(None),
+            Err(error) => Err(error),
+        };
+        let answer = own.as_ref().map_or(Answer { failed: true, ..answer }, |own| Answer {
+            rows: own.rows,
+            left_out: LeftOut { skipped: own.skipped, filtered: own.filtered },
+            ..answer
+        });
+        let call = RollCall::hold(axes, answer)?;
+        let own = own?;
+        if let Some(rank) = call.failed {
+            let reason = "cannot read its rows; its own error says why".to_owned();
+            return Err(kernels::Error::Peer { rank, operation: "reading a batch", reason }.into());
+        }
+        device.gather(&mut self.staging, &call.parts(self.most, row_bytes))?;
+        Ok(Some(Seen { own, call }))
+    }
+}

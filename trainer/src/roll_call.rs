@@ -1,0 +1,102 @@
+//! The roll call of the ranks before a batch: how many rows each brings, and whether one of them wants the run to stop.
+//!
+//! Skip lists and filters shorten batches unevenly, and a signal reaches ranks at different steps: both must be known to all before
+//! they go on together. A run of one rank only talks to itself.
+
+use std::ops::Range;
+
+use kernels::mesh::{Axes, Place};
+
+use crate::Error;
+use crate::checkpoint::LeftOut;
+
+/// What a rank says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answer {
+    /// Rows that it brings.
+    pub rows: usize,
+    /// Rows that were left out of its part.
+    pub left_out: LeftOut,
+    /// It was asked to stop.
+    pub stop: bool,
+    /// Its clock says that a checkpoint is due.
+    pub save: bool,
+    /// It cannot read its rows.
+    pub failed: bool,
+}
+
+/// What all ranks have said.
+#[derive(Clone, Debug)]
+pub struct RollCall {
+    place: Place,
+    rows: Vec<usize>,
+    /// Rows that were left out of the batch.
+    pub left_out: LeftOut,
+    /// Whether any was asked to stop.
+    pub stop: bool,
+    /// Whether the first rank's clock says that a checkpoint is due.
+    pub save: bool,
+    /// The first that cannot read its rows.
+    pub failed: Option<usize>,
+}
+
+impl RollCall {
+    /// Hears all ranks.
+    ///
+    /// # Errors
+    /// [`kernels::Error::Peer`].
+    pub fn hold(axes: &Axes, answer: Answer) -> Result<RollCall, Error> {
+        let Answer { rows, left_out: LeftOut { skipped, filtered }, stop, save, failed } = answer;
+        let words = [rows as u64, skipped, filtered, u64::from(stop), u64::from(save), u64::from(failed)];
+        let heard = axes.all.gather(bytemuck::cast_slice(&words))?;
+        let heard: Vec<[u64; 6]> = heard
+            .iter()
+            .map(|words| {
+                std::array::from_fn(|at| words[8 * at..].first_chunk().map_or(0, |word| u64::from_ne_bytes(*word)))
+            })
+            .collect();
+        Ok(RollCall {
+            place: axes.place,
+            rows: heard.iter().map(|words| words[0] as usize).collect(),
+            left_out: LeftOut {
+                skipped: heard.iter().map(|words| words[1]).sum(),
+                filtered: heard.iter().map(|words| words[2]).sum(),
+            },
+            stop: heard.iter().any(|words| words[3] != 0),
+            save: heard[0][4] != 0,
+            failed: heard.iter().position(|words| words[5] != 0),
+        })
+    }
+
+    /// Rows of the batch over all ranks.
+    pub fn rows(&self) -> usize {
+        self.rows.iter().sum()
+    }
+
+    /// Rows that this rank sees: those that the ranks of its feature axis bring.
+    pub fn seen(&self) -> usize {
+        self.rows[self.axis()].iter().sum()
+    }
+
+    /// Rows that this rank sees before the first that it brings itself.
+    pub fn before(&self) -> usize {
+        self.rows[self.axis().start..self.place.rank].iter().sum()
+    }
+
+    /// Where the rows of `row_bytes` lie that each rank of the feature axis brings, `most` at most.
+    pub fn parts(&self, most: usize, row_bytes: usize) -> Vec<Range<usize>> {
+        let rows = self.rows[self.axis()].iter().enumerate();
+        rows.map(|(part, rows)| part * most * row_bytes..(part * most + rows) * row_bytes).collect()
+    }
+
+    /// The ranks of this one's feature axis.
+    fn axis(&self) -> Range<usize> {
+        let feature = self.place.mesh.feature;
+        self.place.data() * feature..(self.place.data() + 1) * feature
+    }
+}
+
+/// Most rows of a batch of `batch` that one rank of a place's mesh brings.
+pub fn most_rows(place: Place, batch: usize) -> usize {
+    batch.div_ceil(place.mesh.ranks())
+}
