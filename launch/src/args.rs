@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use kernels::cuda::Arch;
+use kernels::mesh::Mesh;
 
 use crate::device::DeviceChoice;
 
@@ -66,6 +67,10 @@ pub struct Train {
     /// Print the whole recipe and what would be read, held in memory and written; then stop.
     #[arg(long)]
     pub dry_run: bool,
+    /// How the ranks share the work, as DATAxFEATURE: slices of the batch and shards of the features. By default what moves
+    /// the fewest bytes.
+    #[arg(long, value_name = "DxF")]
+    pub mesh: Option<Mesh>,
     #[command(flatten)]
     pub world: WorldArgs,
 }

@@ -3,9 +3,10 @@
 use std::str::FromStr;
 
 use kernels::Error;
-use kernels::cpu::Cpu;
+use kernels::cpu::{self, Cpu};
 use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{self, Cuda};
+use kernels::mesh::Axes;
 use trainer::recipe::{Precision, Train};
 
 use crate::failure::Failure;
@@ -44,13 +45,20 @@ pub enum Opened {
     Cuda(Cuda),
 }
 
-/// Opens what was chosen for a recipe.
+/// Opens what was chosen for a recipe, for the rank among `axes`, one of `local_ranks` on this machine.
 ///
 /// # Errors
 /// When a card was asked for and cannot be used, or the recipe asks for what only a card has.
-pub fn open(choice: DeviceChoice, recipe: &Train) -> Result<Opened, Failure> {
+pub fn open(choice: DeviceChoice, recipe: &Train, axes: Axes, local_ranks: usize) -> Result<Opened, Failure> {
+    let several = axes.all.size() > 1;
     let card = match choice {
+        DeviceChoice::Cuda(_) if several => {
+            return Err(Failure::arguments(
+                "several ranks compute on processors only so far: leave --device out, or start one rank",
+            ));
+        }
         DeviceChoice::Cpu => None,
+        DeviceChoice::Auto if several => None,
         DeviceChoice::Cuda(ordinal) => Some(Card::open(ordinal, Options::from_environment())?),
         DeviceChoice::Auto => match Card::open(0, Options::from_environment()) {
             Ok(card) => Some(card),
@@ -68,7 +76,12 @@ pub fn open(choice: DeviceChoice, recipe: &Train) -> Result<Opened, Failure> {
         (None, Precision::Mixed) => Err(Failure::arguments(
             "train.precision = \"mixed\" needs a GPU: the processor computes in f32; set train.precision to \"auto\"",
         )),
-        (None, Precision::Auto | Precision::F32) => Ok(Opened::Cpu(Cpu::new(recipe.threads)?)),
+        (None, Precision::Auto | Precision::F32) => {
+            // Ranks on one machine share its cores.
+            let share = || std::thread::available_parallelism().map(|cores| cores.get().div_ceil(local_ranks)).ok();
+            let threads = recipe.threads.or_else(|| several.then(share).flatten());
+            Ok(Opened::Cpu(Cpu::among(cpu::Options { threads, ..cpu::Options::default() }, axes)?))
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! How a command fails: one message that names the thing and the remedy, and an exit code for launchers.
 
+use std::fmt;
 use std::process::ExitCode;
 
 /// A message and its exit code.
@@ -34,6 +35,12 @@ impl Failure {
             tracing::error!(exit_code = self.code, "{}", self.message);
         }
         ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod device;
 mod failure;
+mod job;
 mod logging;
 mod progress;
 mod recipes;

@@ -121,20 +121,6 @@ impl World {
         };
         Ok(World { rank, ranks, local_rank, local_ranks, attempt: clean(&attempt)?, launcher })
     }
-
-    /// That training on this many ranks is possible.
-    ///
-    /// # Errors
-    /// Exit code 64 for more than one.
-    pub fn check_supported(&self) -> Result<(), Failure> {
-        if self.ranks == 1 {
-            return Ok(());
-        }
-        Err(Failure::arguments(format!(
-            "{} says that this is rank {} of {}, and this version trains on one rank alone: start one process",
-            self.launcher, self.rank, self.ranks
-        )))
-    }
 }
 
 /// The environment of this process, as far as it is text: no launcher's variable is anything else.

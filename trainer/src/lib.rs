@@ -6,9 +6,11 @@
 
 pub mod buffers;
 pub mod checkpoint;
+pub mod communication;
 pub mod data;
 pub mod evaluate;
 pub mod export;
+pub mod meeting;
 pub mod metrics;
 pub mod plan;
 pub mod recipe;

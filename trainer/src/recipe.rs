@@ -501,7 +501,7 @@ impl Recipe {
                 "data.skip may only grow when a run is resumed, and \"{lost}\" is gone from it: put it back"
             )));
         }
-        let (now, then) = (flatten(self), flatten(saved));
+        let (now, then) = (self.keys(), saved.keys());
         let free = |key: &str| {
             FREE_ON_RESUME
                 .iter()
@@ -526,26 +526,26 @@ impl Recipe {
             differing.join("\n")
         )))
     }
-}
 
-/// `section.key → value` of everything that is set.
-fn flatten(recipe: &Recipe) -> BTreeMap<String, String> {
-    fn walk(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
-        match value {
-            toml::Value::Table(table) => {
-                for (key, value) in table {
-                    walk(&if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") }, value, out);
+    /// `section.key → value` of everything that is set.
+    pub(crate) fn keys(&self) -> BTreeMap<String, String> {
+        fn walk(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
+            match value {
+                toml::Value::Table(table) => {
+                    for (key, value) in table {
+                        walk(&if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") }, value, out);
+                    }
+                }
+                leaf => {
+                    out.insert(prefix.to_owned(), leaf.to_string());
                 }
             }
-            leaf => {
-                out.insert(prefix.to_owned(), leaf.to_string());
-            }
         }
+        let mut out = BTreeMap::new();
+        let value = toml::Value::try_from(self).expect("a recipe has only string keys and plain values");
+        walk("", &value, &mut out);
+        out
     }
-    let mut out = BTreeMap::new();
-    let value = toml::Value::try_from(recipe).expect("a recipe has only string keys and plain values");
-    walk("", &value, &mut out);
-    out
 }
 
 #[cfg(test)]

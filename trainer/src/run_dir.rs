@@ -82,7 +82,8 @@ impl RunDir {
         }
         self.ours.store(true, Ordering::Relaxed);
         // What an earlier start failed of no longer holds.
-        Ok(self.store.delete("error-0.json")?)
+        let errors = self.store.list("")?.into_iter().filter(|entry| is_error(&entry.key));
+        Ok(errors.into_iter().try_for_each(|entry| self.store.delete(&entry.key))?)
     }
 
     /// Whether the folder holds the run of this process. Before [`RunDir::begin`] it may be another machine's, which wants no
@@ -163,6 +164,12 @@ pub fn check(store: &Store, recipe: &Recipe, resume: bool) -> Result<(), Error> 
         (Some(_), false) => Err(already_holds_a_run(store)),
         (Some(bytes), true) => recipe.check_resumes(&parse(bytes, store.url())?),
     }
+}
+
+/// `error-RANK.json`.
+fn is_error(key: &str) -> bool {
+    let rank = key.strip_prefix("error-").and_then(|rest| rest.strip_suffix(".json"));
+    rank.is_some_and(|rank| rank.parse::<usize>().is_ok())
 }
 
 /// Whether a run was begun in the folder.

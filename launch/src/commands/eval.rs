@@ -2,6 +2,7 @@
 
 use indicatif::HumanCount;
 use kernels::Device;
+use kernels::mesh::Axes;
 use loader::{Dataset, OpenOptions, Store};
 use serde::Serialize;
 use trainer::buffers::Buffers;
@@ -60,7 +61,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
             dataset.width()
         )));
     }
-    match device::open(args.device, &recipe.train)? {
+    match device::open(args.device, &recipe.train, Axes::alone(), 1)? {
         Opened::Cpu(device) => measure(&device, args, (&store, &found), (&dataset, urls)),
         Opened::Cuda(device) => measure(&device, args, (&store, &found), (&dataset, urls)),
     }

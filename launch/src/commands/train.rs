@@ -18,33 +18,55 @@ use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::world::{self, World};
-use crate::{recipes, table};
+use crate::{job, recipes, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
-    World::new(&args.world, &world::environment())?.check_supported()?;
+    let world = World::new(&args.world, &world::environment())?;
     let recipe = recipes::read(&args.recipe, &args.set)?;
-    match device::open(args.device, &recipe.train)? {
+    let axes = job::join(&world, args.mesh, &recipe)?;
+    let told = axes.all.clone();
+    let opened = device::open(args.device, &recipe.train, axes, world.local_ranks);
+    let done = opened.and_then(|opened| match opened {
         Opened::Cpu(device) => run_on(&device, args, &recipe),
         Opened::Cuda(device) => run_on(&device, args, &recipe),
-    }
+    });
+    // The others wait for this rank: they hear why it is gone.
+    done.inspect_err(|failure| told.abort(&failure.to_string()))
 }
 
 fn run_on(device: &impl Device, args: &Train, recipe: &Recipe) -> Result<(), Failure> {
-    let resume = args.resume || (args.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?);
+    let ranks = &device.axes().all;
+    let first = ranks.index() == 0;
     if args.dry_run {
-        return dry_run(recipe, resume, device);
+        return if first { dry_run(recipe, resumes(args, recipe)?, device) } else { Ok(()) };
     }
     let stop = stop_on_signals()?;
-    synthesize(recipe, &stop)?;
-    let mut screen = Screen::default();
-    let watch = Box::new(|event: Event<'_>| screen.show(event));
-    let summary = train(device, recipe, Start { resume, stop: &stop, watch })?;
-    if let Some(bar) = screen.training {
-        bar.finish();
+    // What the first rank finds and makes holds for all; they wait for it here.
+    let mut resume = 0;
+    if first {
+        resume = u8::from(resumes(args, recipe)?);
+        synthesize(recipe, &stop)?;
     }
-    closing_table(recipe, &summary);
+    let resume = ranks.gather(&[resume])?[0] == [1];
+    let mut screen = Screen::default();
+    let watch: Box<dyn FnMut(Event<'_>) + Send> = match first {
+        true => Box::new(|event| screen.show(event)),
+        false => Box::new(|_| ()),
+    };
+    let summary = train(device, recipe, Start { resume, stop: &stop, watch })?;
+    if first {
+        if let Some(bar) = screen.training {
+            bar.finish();
+        }
+        closing_table(recipe, &summary);
+    }
     Ok(())
+}
+
+/// Whether the run goes on from a checkpoint.
+fn resumes(args: &Train, recipe: &Recipe) -> Result<bool, Failure> {
+    Ok(args.resume || (args.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?))
 }
 
 /// The first SIGTERM, SIGINT or SIGUSR1 (what SLURM sends before its time limit) asks the run to save and stop; the

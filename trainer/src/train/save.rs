@@ -56,7 +56,9 @@ impl<D: Device> Run<'_, D> {
         {
             tracing::warn!("old checkpoints could not be removed, the next save tries again: {error}");
         }
-        tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
+        if self.scribe.is_some() {
+            tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
+        }
         (self.start.watch)(Event::Saved(&folder));
         Ok(folder)
     }

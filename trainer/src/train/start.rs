@@ -71,7 +71,9 @@ impl<'a, D: Device> Run<'a, D> {
             found.as_ref().map(|found| (found.manifest.step, found.manifest.held_out.clone(), found.folder.clone()));
         let from = found.as_ref().map(|found| found.folder.as_str());
         let (step, steps, rows) = (state.step, schedule.steps(), data.rows);
-        tracing::info!(step, steps, rows, from, device = device.describe(), "training");
+        if scribe.is_some() {
+            tracing::info!(step, steps, rows, from, device = device.describe(), mesh = %axes.place.mesh, "training");
+        }
         (start.watch)(Event::Start { step, steps, tokens: state.tokens, rows, from });
         Ok(Run {
             device,

@@ -1,0 +1,59 @@
+//! A process among those of its job: which mesh they form, and how it joins them.
+
+use std::time::Duration;
+
+use kernels::mesh::{Axes, Mesh};
+use kernels::ranks::tcp::Limits;
+use loader::Store;
+use trainer::communication;
+use trainer::meeting::{Guest, meet};
+use trainer::recipe::Recipe;
+
+use crate::failure::Failure;
+use crate::world::World;
+
+/// Ranks wait for each other to come, through queues of a cluster.
+const MEETING: Duration = Duration::from_secs(600);
+/// And in an operation, while one of them makes shards or saves. One that died is noticed at once, one that was stopped within
+/// [`Limits::silence`].
+const OPERATION: Duration = Duration::from_secs(3600);
+
+/// Joins the ranks of the job; alone there is nobody to meet.
+///
+/// # Errors
+/// When the mesh has another number of ranks, and those of [`meet`].
+pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe) -> Result<Axes, Failure> {
+    let mesh = match mesh {
+        Some(mesh) if mesh.ranks() == world.ranks => mesh,
+        Some(mesh) => {
+            return Err(Failure::arguments(format!(
+                "--mesh {mesh} is for {} ranks, and {} started {}: start as many, or leave --mesh out",
+                mesh.ranks(),
+                world.launcher,
+                world.ranks
+            )));
+        }
+        None => communication::choose(recipe, world.ranks).ok_or_else(|| {
+            Failure::arguments(format!(
+                "{} ranks are more than sae.features = {} and train.batch = {} can be shared among: start fewer",
+                world.ranks, recipe.sae.features, recipe.train.batch
+            ))
+        })?,
+    };
+    if world.ranks == 1 {
+        return Ok(Axes::alone());
+    }
+    let guest = Guest {
+        rank: world.rank,
+        ranks: world.ranks,
+        attempt: world.attempt.clone(),
+        local: world.local_ranks == world.ranks,
+        mesh,
+    };
+    let limits = Limits { meeting: MEETING, operation: OPERATION, ..Limits::default() };
+    let ranks = meet(&Store::open(&recipe.run.dir)?, recipe, &guest, limits)?;
+    if world.rank == 0 {
+        tracing::info!("{} ranks have met as a mesh of {mesh}", world.ranks);
+    }
+    Ok(Axes::of(&ranks, mesh))
+}

@@ -1,0 +1,95 @@
+//! What the ranks of a mesh send each other in a step, and the mesh that sends least.
+//!
+//! Per rank and step, with d × f ranks, b = B/d rows seen, and U of its F/f features touched:
+//!
+//! | what | bytes |
+//! |---|---|
+//! | rows, gathered over the feature axis | s·b·D·(f−1)/f, s bytes a stored value |
+//! | x̂, summed over the feature axis | 8·b·D·(f−1)/f |
+//! | gradient rows, to their owners on the data axis | 8·U·D·(d−1)/d |
+//! | updated weights, back to all | 8·R·D·(d−1)/d, R = F/f with dense Adam, else the rows that any rank has touched |
+//!
+//! `U = F/f · (1 − (1 − L0/F)^b)` when features fire alike; real ones fire unevenly and touch fewer rows.
+
+use kernels::mesh::{Mesh, TILE};
+
+use crate::recipe::{Adam, Recipe};
+
+/// Active features of a row that are reckoned with before any was seen.
+const EXPECTED_L0: f64 = 100.0;
+
+/// Bytes that a rank sends in a step, for each value of a row's width.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Traffic {
+    /// Stored rows.
+    pub rows: f64,
+    /// Parts of x̂ and their sums.
+    pub x_hat: f64,
+    /// Gradient rows.
+    pub gradient: f64,
+    /// Updated weights.
+    pub weights: f64,
+}
+
+impl Traffic {
+    /// Of `recipe` on `mesh`, with rows stored in `stored` bytes a value.
+    pub fn of(recipe: &Recipe, mesh: Mesh, stored: f64) -> Traffic {
+        let (d, f) = (mesh.data as f64, mesh.feature as f64);
+        let (features, batch) = (recipe.sae.features as f64, recipe.train.batch as f64);
+        let touched = |rows: f64| features / f * (1.0 - (1.0 - (EXPECTED_L0 / features).min(1.0)).powf(rows));
+        let updated = if recipe.train.adam == Adam::Dense { features / f } else { touched(batch) };
+        let (on_features, on_data) = ((f - 1.0) / f, (d - 1.0) / d);
+        Traffic {
+            rows: stored * batch / d * on_features,
+            x_hat: 8.0 * batch / d * on_features,
+            gradient: 8.0 * touched(batch / d) * on_data,
+            weights: 8.0 * updated * on_data,
+        }
+    }
+
+    /// All of it.
+    pub fn total(self) -> f64 {
+        self.rows + self.x_hat + self.gradient + self.weights
+    }
+}
+
+/// The mesh of so many ranks that sends the fewest bytes; of equals, the one with more shards of the features, whose ranks hold less.
+/// `None` when no mesh gives every rank features and rows.
+pub fn choose(recipe: &Recipe, ranks: usize) -> Option<Mesh> {
+    let possible = (1..=ranks).filter(|feature| ranks.is_multiple_of(*feature)).rev();
+    possible
+        .map(|feature| Mesh { data: ranks / feature, feature })
+        .filter(|mesh| mesh.feature <= recipe.sae.features.div_ceil(TILE) && mesh.ranks() <= recipe.train.batch)
+        .min_by(|a, b| {
+            let total = |mesh: &Mesh| Traffic::of(recipe, *mesh, 2.0).total();
+            total(a).total_cmp(&total(b))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(features: usize, batch: usize) -> Recipe {
+        let text =
+            format!("[data]\ntrain = 'x'\n[sae]\nfeatures = {features}\n[train]\nbatch = {batch}\n[run]\ndir = 'y'\n");
+        toml::from_str(&text).expect("a recipe")
+    }
+
+    #[test]
+    fn features_are_sharded_first() {
+        let paper = recipe(1 << 20, 8192);
+        assert_eq!(choose(&paper, 8), Some(Mesh { data: 1, feature: 8 }));
+        // 8·2^20·2 bytes a unit of width for the gradient and the weights of two replicas, 10·8192 for the rows of 8 shards.
+        let replicas = Traffic::of(&paper, Mesh { data: 2, feature: 1 }, 2.0);
+        assert!(replicas.total() > 20.0 * Traffic::of(&paper, Mesh { data: 1, feature: 8 }, 2.0).total());
+        assert_eq!(Traffic::of(&paper, Mesh::ONE, 2.0).total(), 0.0);
+    }
+
+    #[test]
+    fn a_small_dictionary_on_many_rows_goes_data_parallel_where_it_must() {
+        // Two tiles: at most two shards.
+        assert_eq!(choose(&recipe(256, 4096), 8), Some(Mesh { data: 4, feature: 2 }));
+        assert_eq!(choose(&recipe(256, 4), 8), None, "fewer rows than ranks");
+    }
+}
