@@ -6,12 +6,12 @@ use std::process::Output;
 
 use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{Cuda, Precision};
-use kernels::{Device, Path as Route};
+use kernels::{Device, Dictionary, Path as Route};
 use tests::cases::{self, Case, Numbers, Run, update};
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
 use tests::fixture::{Fixture, json_lines};
-use tests::{checkpoints, golden, need, sae};
+use tests::{checkpoints, golden, late, need, sae};
 
 use Variant::{Asan, Plain, Tsan};
 
@@ -33,7 +33,7 @@ fn cases_hold_on_a_card() {
     for (precision, numbers) in [(Precision::F32, Numbers::F32), (Precision::Mixed, Numbers::Mixed)] {
         let device = Cuda::new(&card, precision).expect("kernels");
         let few = emulated.as_deref() == Some("few");
-        for (name, check) in if few { cases::few() } else { cases::all() } {
+        for (name, check) in if few { cases::few() } else { cases::all() }.into_iter().chain(late::all()) {
             println!("{precision:?}: {name}");
             check(&device, numbers);
         }
@@ -48,6 +48,7 @@ fn a_batch_without_room_takes_the_dense_path(device: &Cuda, numbers: Numbers) {
     let before = run.state();
     let report = run.step(Route::Sparse, case.lambda, &update(0));
     assert!(report.overflow && !report.ok && run.state() == before, "{report:?}");
+    run.dictionary.release();
     let report = run.step(Route::Dense, case.lambda, &update(0));
     assert!(!report.overflow && report.ok && report.active == 7500, "{report:?}");
     let need = device.bytes(case.shape);

@@ -8,15 +8,13 @@ use crate::recipe::Adam;
 use crate::step::with_room;
 use crate::{Error, checkpoint, train};
 
-/// Memory for the rows of a batch, on host and device, and for its sums.
+/// Memory for the rows of a batch, on host and device.
 #[derive(Debug)]
 pub struct Buffers<D: Device> {
     /// Rows as stored.
     pub staging: D::Staging,
     /// Rows as used.
     pub x: D::Rows,
-    /// Sums over them.
-    pub tally: D::Tally,
 }
 
 impl<D: Device> Buffers<D> {
@@ -24,18 +22,8 @@ impl<D: Device> Buffers<D> {
     ///
     /// # Errors
     /// [`kernels::Error::OutOfMemory`].
-    pub fn new(
-        device: &D,
-        batch: usize,
-        width: usize,
-        value_bytes: usize,
-        features: usize,
-    ) -> Result<Self, kernels::Error> {
-        Ok(Buffers {
-            staging: device.staging(batch * width * value_bytes)?,
-            x: device.rows(batch, width)?,
-            tally: device.tally(width, features)?,
-        })
+    pub fn new(device: &D, batch: usize, width: usize, value_bytes: usize) -> Result<Self, kernels::Error> {
+        Ok(Buffers { staging: device.staging(batch * width * value_bytes)?, x: device.rows(batch, width)? })
     }
 }
 
@@ -46,13 +34,12 @@ impl<D: Device> Buffers<D> {
 pub fn sums<D: Device>(
     device: &D,
     sae: &mut D::Dictionary,
-    buffers: &mut Buffers<D>,
+    (Buffers { staging, x }, tally): (&mut Buffers<D>, &mut D::Tally),
     dataset: &Dataset,
     stream: &mut Stream,
     scale: f32,
     mut progress: impl FnMut(u64) -> Result<(), Error>,
 ) -> Result<Sums, Error> {
-    let Buffers { staging, x, tally } = buffers;
     device.take_sums(tally)?;
     let (mut density, mut rows) = (1.0, 0);
     while let Some(batch) = stream.next(staging.as_mut())? {
@@ -61,12 +48,11 @@ pub fn sums<D: Device>(
         }
         device.normalize(staging, row_dtype(dataset.dtype()), batch.rows, scale, x);
         let path = if density > device.dense_above() { Path::Dense } else { Path::Sparse };
-        let report = with_room(path, |path| {
+        let report = with_room(sae, path, |sae, path| {
             sae.encode(x, path);
             sae.decode(x);
             sae.residual(x);
             sae.count(x, tally, 0..batch.rows);
-            sae.report()
         })?;
         if let Some(&row) = report.non_finite_rows.first() {
             let id = stream.row_ids(&batch).get(row).map(|id| dataset.row_name(*id)).unwrap_or_default();

@@ -1,14 +1,16 @@
 //! The training loop.
 
+mod book;
 mod close;
 mod held_out;
 mod save;
 mod start;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Report, Shape, Sums};
+use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Shape, Sums};
 use loader::{Batch, Store, Stream};
 
 use crate::data::{Data, row_dtype};
@@ -23,8 +25,7 @@ use crate::step::{StepInput, step};
 use crate::summary::Summary;
 use crate::{Error, checkpoint};
 
-/// Rows that are not finite which a [`Report`] names at most: of more it says nothing.
-const NAMED_ROWS: usize = 64;
+use book::InFlight;
 
 /// What a run tells whoever watches it.
 #[derive(Clone, Debug)]
@@ -122,7 +123,11 @@ struct Run<'a, D: Device> {
     settled: Option<D::Dictionary>,
     /// The directions that the data were made of, when they are known and of the data's width.
     truth: Option<Truth>,
-    buffers: Buffers<D>,
+    /// For the batches to come: with those in flight one more than the device runs ahead.
+    free: Vec<Buffers<D>>,
+    tally: D::Tally,
+    in_flight: VecDeque<InFlight<D>>,
+    /// After the last step that was booked.
     state: checkpoint::State,
     journal: Journal,
     /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
@@ -158,6 +163,9 @@ impl<D: Device> Run<'_, D> {
         }
         while !self.is_done() {
             self.next_step()?;
+            if !self.in_flight.is_empty() {
+                continue;
+            }
             self.log_line()?;
             self.evaluate_if_due()?;
             if self.start.stop.load(Ordering::Relaxed) && !self.is_done() {
@@ -169,53 +177,58 @@ impl<D: Device> Run<'_, D> {
         self.close()
     }
 
-    /// Reads a batch and makes a step with it.
+    /// Reads a batch and enqueues a step with it; books the steps that the device need not run ahead of, and all when somebody
+    /// will look.
     fn next_step(&mut self) -> Result<(), Error> {
         let started = Instant::now();
-        let next = self.stream.next(self.buffers.staging.as_mut());
-        if next.is_err() && self.state.step > 0 {
-            // The weights are those after the last whole batch: nothing of it is lost to a shard that cannot be read.
-            let saved = self.save();
-            saved.map_or_else(|second| tracing::warn!("saving failed too: {second}"), |_| ());
+        let mut buffers = self.free.pop().expect("buffers are one more than the steps in flight at most");
+        let next = self.stream.next(buffers.staging.as_mut());
+        if next.is_err() {
+            self.catch_up()?;
+            self.save_what_is_done();
         }
         let batch = next?.ok_or_else(|| {
-            Error::Internal(format!("the data ended at step {} of {}", self.state.step, self.schedule.steps()))
+            Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()))
         })?;
         if batch.rows > 0 {
             let dtype = row_dtype(self.data.train.dtype());
-            let Buffers { staging, x, .. } = &mut self.buffers;
-            self.device.normalize(staging, dtype, batch.rows, self.state.scale, x);
-            let report = self.step_on(&batch)?;
-            if !report.ok {
-                return Err(self.refused(&batch, &report));
-            }
-            self.took(&batch, &report)?;
+            self.device.normalize(&buffers.staging, dtype, batch.rows, self.state.scale, &mut buffers.x);
+            let input = self.input(&batch, &buffers.x)?;
+            step(&mut self.sae, &buffers.x, &mut self.tally, &input);
+            self.in_flight.push_back(InFlight { batch, input, buffers });
+        } else {
+            self.catch_up()?;
+            self.free.push(buffers);
+            self.pass(&batch);
         }
-        self.state.left_out.skipped += batch.skipped;
-        self.state.left_out.filtered += batch.filtered;
-        self.state.step += 1;
-        self.state.held_out = None;
+        self.book(if self.is_looked_at(self.enqueued()) { 0 } else { D::AHEAD })?;
         self.state.wall_s += started.elapsed().as_secs_f64();
-        self.state.stall_s += batch.stall.as_secs_f64();
-        self.line_clock.stall += batch.stall;
         Ok(())
     }
 
-    fn step_on(&mut self, batch: &Batch) -> Result<Report, Error> {
-        let counted = self.open_closing(batch)?..batch.rows;
-        let input = StepInput {
+    fn input(&mut self, batch: &Batch, x: &D::Rows) -> Result<StepInput, Error> {
+        let counted = self.open_closing(batch, x)?..batch.rows;
+        let before: usize = self.in_flight.iter().map(|step| step.batch.rows).sum();
+        Ok(StepInput {
             path: self.path(),
-            lambda: self.schedule.lambda(self.state.step),
-            update: self.update(self.state.tokens + batch.rows as u64),
+            lambda: self.schedule.lambda(batch.step),
+            update: self.update(batch.step, self.state.tokens + (before + batch.rows) as u64),
             counted,
-        };
-        let Buffers { x, tally, .. } = &mut self.buffers;
-        Ok(step(&mut self.sae, x, tally, &input)?)
+        })
+    }
+
+    /// The data cannot be read on. The weights are those after the last whole batch: nothing of it is lost.
+    fn save_what_is_done(&mut self) {
+        if self.state.step > 0
+            && let Err(second) = self.save()
+        {
+            tracing::warn!("saving failed too: {second}");
+        }
     }
 
     /// Moves the device's sums to the host, where lines of metrics and the closing evaluation are made of them.
     fn drain(&mut self) -> Result<(), Error> {
-        let sums = self.device.take_sums(&mut self.buffers.tally)?;
+        let sums = self.device.take_sums(&mut self.tally)?;
         if self.state.closing_open {
             self.state.closing.add(&sums);
         }
@@ -223,64 +236,30 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
+    /// Chosen by the density of the batch that is [`Device::AHEAD`] before the last: that of the last may not be known yet, and
+    /// a run that was resumed has to choose as one that was not.
     fn path(&self) -> Path {
-        let (active, pairs) = self.state.density;
+        const { assert!(D::AHEAD < 2, "a checkpoint keeps the densities of two batches") };
+        let (active, pairs) = self.state.density[D::AHEAD - self.in_flight.len()];
         if active as f64 > self.device.dense_above() * pairs as f64 { Path::Dense } else { Path::Sparse }
     }
 
-    fn update(&self, tokens: u64) -> AdamUpdate {
-        let step = self.state.step;
+    fn update(&self, step: u64, tokens: u64) -> AdamUpdate {
         AdamUpdate { step, lr: self.schedule.lr(), clip: self.recipe.train.clip as f32, tokens }
     }
 
-    /// Books a step that was made.
-    fn took(&mut self, batch: &Batch, report: &Report) -> Result<(), Error> {
-        if self.journal.wants_rows() {
-            let ids: Vec<String> =
-                self.stream.row_ids(batch).into_iter().map(|id| self.data.train.row_name(id)).collect();
-            self.journal.rows(self.state.step, &ids)?;
-        }
-        let rows = report.rows as f64;
-        self.state.tokens += report.rows as u64;
-        self.state.density = (report.active, (report.rows * self.recipe.sae.features) as u64);
-        let loss = (report.squared_error + f64::from(self.schedule.lambda(self.state.step)) * report.l1) / rows;
-        (self.start.watch)(Event::Step {
-            step: self.state.step + 1,
-            tokens: self.state.tokens,
-            loss,
-            l0: report.active as f64 / rows,
-        });
-        self.state.gradient_norm = report.gradient_norm;
-        Ok(())
+    /// Steps made or in flight.
+    fn enqueued(&self) -> u64 {
+        self.state.step + self.in_flight.len() as u64
     }
 
-    /// A NaN or infinity reached the step. The weights are those before it; they are saved, so that the run can go on
-    /// once the rows are left out.
-    fn refused(&mut self, batch: &Batch, report: &Report) -> Error {
-        let step = self.state.step;
-        let saved = match self.save() {
-            Ok(folder) => format!("the weights before this step are in {folder}"),
-            Err(error) => format!("saving the weights before this step failed: {error}"),
-        };
-        let ids = self.stream.row_ids(batch);
-        let bad = report.non_finite_rows.iter().filter_map(|&row| ids.get(row)).map(|&id| self.data.train.row_name(id));
-        // The list may only grow, so what is left out already stands in it too.
-        let skip: Vec<String> =
-            self.recipe.data.skip.iter().cloned().chain(bad).map(|entry| format!("\"{entry}\"")).collect();
-        if report.non_finite_rows.is_empty() {
-            return Error::Divergence(format!(
-                "step {step}: the gradient is not finite although every row is, so the update was refused; {saved}. \
-                 Lower train.lr, and look at metrics.jsonl for where the loss began to rise"
-            ));
-        }
-        Error::Divergence(format!(
-            "step {step}: {}{} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
-             out and go on: sae train … --resume --set 'data.skip=[{}]'; a new run with data.filter.finite = true leaves out \
-             all such rows",
-            if report.non_finite_rows.len() < NAMED_ROWS { "" } else { "at least " },
-            report.non_finite_rows.len(),
-            skip.join(", ")
-        ))
+    /// Whether the run is looked at, or ends, when `step` steps are made.
+    fn is_looked_at(&self, step: u64) -> bool {
+        step == self.schedule.steps()
+            || is_due(self.recipe.log.every, step)
+            || self.evaluation_is_due(step)
+            || self.save_is_due(step)
+            || self.start.stop.load(Ordering::Relaxed)
     }
 
     /// Writes a line of metrics when one is due.

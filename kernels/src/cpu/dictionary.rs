@@ -267,8 +267,13 @@ impl Dictionary for CpuDictionary {
         self.engine.isa.run(UpdateRow { row: Row { value, first, second }, change });
     }
 
-    fn report(&mut self) -> Result<Report, Error> {
+    fn report(&mut self, back: usize) -> Result<Report, Error> {
+        assert_eq!(back, 0, "a processor runs no steps ahead");
         Ok(self.batch.report.clone())
+    }
+
+    fn release(&mut self) {
+        // Nothing is held: a batch is done before the next one begins.
     }
 
     fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {

@@ -76,11 +76,13 @@ fn measure<D: Device>(
     let rows = args.rows.unwrap_or(u64::MAX).min(dataset.rows());
     let batch = recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1);
     let mut sae = evaluate::load(device, store, found, batch)?;
-    let mut buffers = Buffers::new(device, batch, width, dataset.dtype().size(), features)?;
+    let mut buffers = Buffers::new(device, batch, width, dataset.dtype().size())?;
+    let mut tally = device.tally(width, features)?;
     let mut stream = data::eval_stream(dataset, recipe, Some(rows))?;
     let mut bar = Bar::new("evaluating", 0, rows);
     let started = std::time::Instant::now();
-    let sums = evaluate::sums(device, &mut sae, &mut buffers, dataset, &mut stream, found.manifest.scale, |done| {
+    let (memory, scale) = ((&mut buffers, &mut tally), found.manifest.scale);
+    let sums = evaluate::sums(device, &mut sae, memory, dataset, &mut stream, scale, |done| {
         bar.set(done, "");
         Ok(())
     })?;

@@ -6,7 +6,6 @@ use loader::Batch;
 use super::Run;
 use crate::Error;
 use crate::checkpoint::LeftOut;
-use crate::evaluate::Buffers;
 use crate::metrics::{DensityHistogram, Metrics};
 use crate::recovery::recovery;
 use crate::step::with_room;
@@ -21,25 +20,26 @@ impl<D: Device> Run<'_, D> {
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub(super) fn open_closing(&mut self, batch: &Batch) -> Result<usize, Error> {
+    pub(super) fn open_closing(&mut self, batch: &Batch, x: &D::Rows) -> Result<usize, Error> {
         let Some(from) = self.closing_from.filter(|_| !self.state.closing_open) else { return Ok(0) };
         if from >= (batch.step + 1) * self.recipe.train.batch as u64 {
             return Ok(0);
         }
+        // The sums are those of the steps before.
+        self.catch_up()?;
         let before = self.stream.rows_before(batch, from);
         if before > 0 {
             let (path, lambda) = (self.path(), self.schedule.lambda(self.state.step));
-            let Buffers { x, tally, .. } = &mut self.buffers;
-            let report = with_room(path, |path| {
-                self.sae.encode(x, path);
-                self.sae.decode(x);
-                self.sae.residual(x);
-                self.sae.backward(x, lambda);
-                self.sae.count(x, tally, 0..before);
-                self.sae.report()
+            let report = with_room(&mut self.sae, path, |sae, path| {
+                sae.encode(x, path);
+                sae.decode(x);
+                sae.residual(x);
+                sae.backward(x, lambda);
+                sae.count(x, &mut self.tally, 0..before);
             })?;
             if !report.ok {
                 // The step will be refused too, and the batch come again: nothing has begun.
+                self.sae.release();
                 return Ok(before);
             }
         }

@@ -1,5 +1,6 @@
 //! The start of a run: memory, weights made or read, and what lies in the run's folder.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use kernels::{Device, Dictionary, Sums};
@@ -34,7 +35,9 @@ impl<'a, D: Device> Run<'a, D> {
         let mut sae = device.dictionary(shape)?;
         let settled = settled.map(|shape| device.dictionary(shape)).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
-        let mut buffers = Buffers::new(device, shape.batch, width, value_bytes, features)?;
+        let buffers = || Buffers::new(device, shape.batch, width, value_bytes);
+        let free = (0..=D::AHEAD).map(|_| buffers()).collect::<Result<Vec<_>, _>>()?;
+        let mut tally = device.tally(width, features)?;
         let resumed = if start.resume { resume(recipe, data, run_dir, &mut sae)? } else { None };
         let (found, (state, stream)) = match resumed {
             Some((found, loaded)) => (Some(found), loaded),
@@ -43,7 +46,7 @@ impl<'a, D: Device> Run<'a, D> {
                 (None, (state, data.train_stream(recipe, Cursor::default())?))
             }
         };
-        device.put_sums(&mut buffers.tally, &state.tally);
+        device.put_sums(&mut tally, &state.tally);
         if let Some(eval) = &data.eval {
             // What the evaluation at the end would be refused for is better known now.
             drop(data::eval_stream(eval, recipe, Some(1))?);
@@ -71,7 +74,9 @@ impl<'a, D: Device> Run<'a, D> {
             sae,
             settled,
             truth,
-            buffers,
+            free,
+            tally,
+            in_flight: VecDeque::new(),
             journal,
             closing_from,
             known,
@@ -105,7 +110,7 @@ fn first_state(recipe: &Recipe, data: &Data, sae: &mut impl Dictionary) -> Resul
         tokens: 0,
         left_out: LeftOut::default(),
         scale,
-        density,
+        density: [density; 2],
         gradient_norm: 0.0,
         tally: sums.clone(),
         window: sums.clone(),
