@@ -569,7 +569,7 @@ API cuEventSynchronize(Event* event) {
     ENTER;
     if (!events.count(event)) return INVALID_HANDLE;
     if (event->stream && !omitted("sync")) {
-        if (tracing()) say("the host waits for an event with %llu operations behind it", event->stream->enqueued() - std::max(event->position, event->stream->done));
+        if (tracing()) say("the host waits for an event");
         run_until(*event->stream, event->position);
     }
     planted_to_stay("sync");

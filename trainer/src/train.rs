@@ -164,6 +164,7 @@ impl<D: Device> Run<'_, D> {
         while !self.is_done() {
             self.next_step()?;
             if !self.in_flight.is_empty() {
+                // Nobody looks at this step: the device goes on while the next batch is read.
                 continue;
             }
             self.log_line()?;
