@@ -104,7 +104,7 @@ impl<'a, D: Device> Run<'a, D> {
         self.dictionary.adam(&self.x, &UPDATE);
         (
             [normalize, encode, decode, residual, backward, count, lap()],
-            self.dictionary.report().expect("a device that works"),
+            self.dictionary.report(0).expect("a device that works"),
         )
     }
 
@@ -140,7 +140,8 @@ pub fn calibrate(device: &impl Device, planted: &mut Planted, l0: usize) {
             run.dictionary.encode(&run.x, path);
             run.dictionary.decode(&run.x);
             run.dictionary.residual(&run.x);
-            let report = run.dictionary.report().expect("a device that works");
+            let report = run.dictionary.report(0).expect("a device that works");
+            run.dictionary.release();
             (!report.overflow).then_some(report.active as usize)
         };
         // Without room for the lists it is far above.

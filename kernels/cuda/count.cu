@@ -14,11 +14,6 @@ struct Tally {
     double squared_error, squared_norm, l1;
 };
 
-// Without a backward pass status.ok was never set: what counts is that nothing was refused.
-static __device__ __forceinline__ bool refused(const Status* status, u32 with_gradient) {
-    return status->overflow || status->bad_rows > 0 || (with_gradient && !status->ok);
-}
-
 extern "C" __global__ void __launch_bounds__(256)
 count_tokens(const double* norm2_b, const double* error_b, const double* l1_b, Tally* tally, const Status* status, u32 from, u32 to, u32 with_gradient) {
     __shared__ double slots[3][256 / WARP];

@@ -81,12 +81,14 @@ encode_bf16(const bf16* x_bs, const bf16* w_enc_fs, const float* b_enc_f, u64* p
     encode(memory, x_bs, w_enc_fs, b_enc_f, pairs_bc, count_b, n, features, stride, capacity);
 }
 
-// The state of a new batch: nothing counted, and as many bad rows as normalize has found. One thread.
+// The state of a new batch: nothing counted, and as many bad rows as normalize has found. It is held when the batch before it
+// was refused; `before` is null when that does not matter, and `with_gradient` says whether that batch had one. One thread.
 extern "C" __global__ void __launch_bounds__(32)
-begin_batch(Status* status, const u32* bad_rows) {
+begin_batch(Status* status, const Status* before, u32 with_gradient, const u32* bad_rows) {
     if (threadIdx.x > 0) return;
     *status = Status{};
     status->bad_rows = *bad_rows;
+    status->held = status->overflow = before && refused(before, with_gradient);
 }
 
 // Sorts a token's list by feature and counts the firings of each feature. A block a token; a bitonic network over the next

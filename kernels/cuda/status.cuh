@@ -5,11 +5,13 @@
 struct Status {
     // Rows with a value that is not finite.
     u32 bad_rows;
-    // A list of active features had no room: nothing after it is valid, and the step is made again on the dense path.
+    // A list of active features had no room: nothing after it is valid, and the step is made again on the dense path. Set when
+    // the batch is held, too: it then stops where such a step stops.
     u32 overflow;
     // Whether the update may be made.
     u32 ok;
-    u32 unused;
+    // The batch before was refused, and the host has not heard of it yet: this one changes nothing and is made again.
+    u32 held;
     // Σ_t #{f : a_tf > 0}.
     u64 active;
     // Σ_t ‖x − x̂‖².
@@ -19,3 +21,8 @@ struct Status {
     // ‖∂L‖₂ before clipping.
     double gradient_norm;
 };
+
+// Whether a batch changes nothing. Without a backward pass status.ok was never set: what counts is that nothing was refused.
+static __device__ __forceinline__ bool refused(const Status* status, u32 with_gradient) {
+    return status->overflow || status->bad_rows > 0 || (with_gradient && !status->ok);
+}

@@ -1,7 +1,7 @@
 //! The device seam: what a device must offer so that the trainer can run a step on it.
 //!
 //! Buffers are opaque. Operations are enqueued in call order and may return before they are done; what the host wants
-//! to know is read from a small [`Report`]. Memory is taken when a device object is made, as much as [`Device::bytes`] says
+//! to know is read from a small [`Report`], [`Device::AHEAD`] steps late, so that the device always has something to do. Memory is taken when a device object is made, as much as [`Device::bytes`] says
 //! before; a step allocates at most lists of what is active.
 //! On the step's path no weights, rows or gradients cross the seam; [`Dictionary::read`] and [`Dictionary::write`]
 //! exist for checkpoints, initialisation and export.
@@ -152,6 +152,9 @@ pub struct Report {
     /// There was no room for the active features of this batch on [`Path::Sparse`]. Nothing has changed; the same step on
     /// [`Path::Dense`] has room for any.
     pub overflow: bool,
+    /// The batch before was refused, and [`Dictionary::release`] not called since: nothing has changed, whatever this batch is
+    /// like.
+    pub held: bool,
     /// `Σ_t ‖x_t − x̂_t‖²`.
     pub squared_error: f64,
     /// `Σ_t Σ_f a_tf ‖W_dec[f]‖`.
@@ -383,6 +386,10 @@ pub enum Error {
 
 /// One accelerator, or the processor.
 pub trait Device: Sync {
+    /// Steps that may be enqueued before the report of the first of them is read; 0 where operations are done when they
+    /// return. So many batches more have to keep their [`Device::Rows`]: what was refused is made again from them.
+    const AHEAD: usize;
+
     /// Host memory that the loader fills and the device reads fast.
     type Staging: AsRef<[u8]> + AsMut<[u8]> + Send;
     /// A batch on the device, scaled: `x [B, D]`.
@@ -402,7 +409,8 @@ pub trait Device: Sync {
     /// Share of active pairs above which [`Path::Dense`] is the faster one here.
     fn dense_above(&self) -> f64;
 
-    /// What a dictionary of `shape`, rows for its batch and a tally take at most: known without taking it. Scratch that
+    /// What a dictionary of `shape`, rows for its batch and a tally take at most, and rows for [`Device::AHEAD`] batches more
+    /// when it trains: known without taking it. Scratch that
     /// no step uses may cost addresses only.
     fn bytes(&self, shape: Shape) -> Bytes;
 
@@ -447,7 +455,8 @@ pub trait Device: Sync {
     fn gather(&self, staged: &mut Self::Staging, parts: &[Range<usize>]) -> Result<(), Error>;
 
     /// `x = scale · rows` for the first `n` rows of `staged`, which lie there one after the other in `dtype`, of a batch of
-    /// `of` rows over the data axis. Rows with a value that is not finite are remembered in `x`.
+    /// `of` rows over the data axis. Rows with a value that is not finite are remembered in `x`. Does not wait: whoever next asks to
+    /// write to `staged` does, until its rows were copied.
     fn normalize(&self, staged: &Self::Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Self::Rows);
 
     /// Reads the sums over the rows of all ranks and starts again at 0. Firings are those of the features that this rank owns.
@@ -466,6 +475,10 @@ pub trait Device: Sync {
 /// order in which they stand here, on the same `x`; evaluation leaves out backward and Adam. Only [`Dictionary::adam`]
 /// changes what a checkpoint holds. Ranks exchange x̂, sums, gradients and updated weights in them; that they could not is told by
 /// [`Dictionary::report`].
+///
+/// A batch is *refused* when it has no room, or it or its gradient is not finite: it changes nothing. A batch enqueued
+/// before that is known is *held*: it changes nothing either, nor does any after it until [`Dictionary::release`]. So steps
+/// take effect in their order or not at all, however late reports are read.
 pub trait Dictionary: Send + Sized {
     /// See [`Device::Rows`].
     type Rows;
@@ -497,11 +510,19 @@ pub trait Dictionary: Send + Sized {
     /// again because a device may make gradient rows a second time instead of storing them.
     fn adam(&mut self, x: &Self::Rows, update: &AdamUpdate);
 
-    /// Waits for the enqueued operations and returns what the last batch gave.
+    /// Waits until the batch `back` before the last one is done, 0 being the last itself, and returns what it gave. What was
+    /// enqueued after that batch goes on meanwhile.
     ///
     /// # Errors
     /// [`Error::Cuda`] with the first operation that failed on the device, whichever it was; [`Error::Peer`].
-    fn report(&mut self) -> Result<Report, Error>;
+    ///
+    /// # Panics
+    /// When `back` is more than [`Device::AHEAD`].
+    fn report(&mut self, back: usize) -> Result<Report, Error>;
+
+    /// Batches encoded from here on are no longer held by one refused before: for the host that has heard of it. It makes
+    /// that batch again, or leaves it out, and then makes those again that were held.
+    fn release(&mut self);
 
     /// Copies the weights to `into`, with every update made that [`AdamMode::Catchup`] still owes as of before the update
     /// `next`; in other modes nothing is owed. Leaves this dictionary as it is, so that bits never depend on when somebody

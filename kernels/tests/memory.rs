@@ -101,7 +101,7 @@ fn memory_is_taken_at_the_start_as_announced() {
             dictionary.count(&x, &mut tally, 3..500);
             dictionary.adam(&x, &update);
             dictionary.settle_into(&update, &mut settled);
-            dictionary.report().expect("a processor")
+            dictionary.report(0).expect("a processor")
         });
         assert!(report.ok && report.active > 512 * 4096 / 4, "{report:?}");
         // Each path's second step: the first has made the lists, or the scratch that crate gemm keeps.

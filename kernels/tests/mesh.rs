@@ -76,7 +76,7 @@ fn steps(device: &Cpu, mode: AdamMode, path: Path) -> Outcome {
         sae.count(&x, &mut tally, 0..n);
         let tokens = (step + 1) * BATCH as u64;
         sae.adam(&x, &AdamUpdate { step, lr: LearningRate::constant(1e-2), clip: 1.0, tokens });
-        reports.push(sae.report().expect("ranks that answer"));
+        reports.push(sae.report(0).expect("ranks that answer"));
     }
     let mut looked = device.dictionary(Shape { adam: None, ..shape }).expect(memory);
     let next = AdamUpdate { step: STEPS, lr: LearningRate::constant(1e-2), clip: 1.0, tokens: STEPS * BATCH as u64 };

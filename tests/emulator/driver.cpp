@@ -2,13 +2,16 @@
 //
 // Streams are queues. With EMULATOR_SEED=0 every operation is done at once; with any other seed it is done when something
 // waits for it, or at random before, so that a missing event or synchronisation shows: pageable host memory is read or
-// written at the call as CUDA does, pinned memory when the stream comes to it.
+// written at the call as CUDA does, pinned memory when the stream comes to it. Until then pinned memory that is written holds
+// poison, and pinned memory that is read may not change.
 //
 // What goes wrong is told on stderr besides the result, since a result is one number. Environment:
 //   EMULATOR_MEMORY   bytes of a device, 4 GiB by default
 //   EMULATOR_DEVICES  how many there are, 1 by default
 //   EMULATOR_FAIL     call:n:code,… the n-th (from 1) launch, alloc, copy or sync fails with the code; "launch:5:700"
-//   EMULATOR_TRACE    1 prints every launch, copy and allocation
+//   EMULATOR_OMIT     wait or sync: a stream, or the host, goes on without waiting for an event, as if the program did not ask
+//                     for it; wait:odd and wait:even: every other time
+//   EMULATOR_TRACE    1 prints every launch, copy, allocation and wait of the host
 #include "machine.h"
 #include <algorithm>
 #include <chrono>
@@ -168,6 +171,14 @@ Result planted_to_stay(const char* call) {
     return result;
 }
 
+// Whether EMULATOR_OMIT leaves this call out; counts the calls.
+bool omitted(const std::string& call) {
+    static std::map<std::string, u64> calls;
+    const char* parity = ++calls[call] % 2 ? ":odd" : ":even";
+    const char* plan = getenv("EMULATOR_OMIT");
+    return plan && (call == plan || call + parity == plan);
+}
+
 // ---- streams --------------------------------------------------------------------------------------------------------
 
 u32 random() {
@@ -263,6 +274,13 @@ bool is_pinned(const void* base, size_t bytes) {
     if (found == pinned.begin()) return false;
     --found;
     return (const u8*)base + bytes <= found->first + found->second;
+}
+
+// What a copy is to find in pinned memory when its stream comes to it: what lay there at the call.
+void check_unchanged(const void* from, const std::vector<u8>& at_call) {
+    if (broken != SUCCESS || memcmp(from, at_call.data(), at_call.size()) == 0) return;
+    say("a copy of %zu bytes: the host has changed them before they were copied", at_call.size());
+    broken = ILLEGAL_ADDRESS;
 }
 
 // A copy whose stream comes to it after its memory was freed is what a real device faults on.
@@ -505,6 +523,7 @@ API cuStreamSynchronize(Stream* handle) {
     ENTER;
     const std::shared_ptr<Stream> stream = find_stream(handle);
     if (!stream) return INVALID_HANDLE;
+    if (tracing()) say("the host waits for a stream");
     run_all(*stream);
     planted_to_stay("sync");
     return broken;
@@ -522,7 +541,7 @@ API cuStreamWaitEvent(Stream* handle, Event* event, unsigned) {
     ENTER;
     const std::shared_ptr<Stream> stream = find_stream(handle);
     if (!stream || !events.count(event)) return INVALID_HANDLE;
-    if (!event->stream) return SUCCESS;
+    if (!event->stream || omitted("wait")) return SUCCESS;
     return enqueue(*stream, [other = event->stream, position = event->position] { run_until(*other, position); });
 }
 API cuLaunchHostFunc(Stream* handle, void (*call)(void*), void* argument) {
@@ -549,7 +568,10 @@ API cuEventRecord(Event* event, Stream* handle) {
 API cuEventSynchronize(Event* event) {
     ENTER;
     if (!events.count(event)) return INVALID_HANDLE;
-    if (event->stream) run_until(*event->stream, event->position);
+    if (event->stream && !omitted("sync")) {
+        if (tracing()) say("the host waits for an event");
+        run_until(*event->stream, event->position);
+    }
     planted_to_stay("sync");
     return broken;
 }
@@ -648,8 +670,13 @@ API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, Stream* handle)
     if (!stream) return INVALID_HANDLE;
     if (!range_ok("cuMemcpyHtoDAsync", (void*)to, bytes)) return INVALID_VALUE;
     if (tracing()) say("%zu bytes from the host to %p", bytes, (void*)to);
-    if (is_pinned(from, bytes)) return enqueue(*stream, [=] { checked_copy((void*)to, from, bytes, (void*)to, nullptr); });
     auto staged = std::make_shared<std::vector<u8>>((const u8*)from, (const u8*)from + bytes);
+    if (is_pinned(from, bytes)) {
+        return enqueue(*stream, [=] {
+            check_unchanged(from, *staged);
+            checked_copy((void*)to, from, bytes, (void*)to, nullptr);
+        });
+    }
     return enqueue(*stream, [=] { checked_copy((void*)to, staged->data(), bytes, (void*)to, nullptr); });
 }
 API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, Stream* handle) {
@@ -658,8 +685,11 @@ API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, Stream* handle) {
     if (!stream) return INVALID_HANDLE;
     if (!range_ok("cuMemcpyDtoHAsync", (void*)from, bytes)) return INVALID_VALUE;
     if (tracing()) say("%zu bytes from %p to the host", bytes, (void*)from);
+    const bool waits = !is_pinned(to, bytes);
+    if (!waits) fill(to, poison(), bytes);
+    if (waits && tracing()) say("the host waits for a stream");
     enqueue(*stream, [=] { checked_copy(to, (void*)from, bytes, (void*)from, nullptr); });
-    if (!is_pinned(to, bytes)) run_all(*stream);
+    if (waits) run_all(*stream);
     return broken;
 }
 API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream* handle) {

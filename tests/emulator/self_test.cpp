@@ -1,6 +1,6 @@
 // The emulator against what its kernels must compute, through the driver's entry points and nothing else.
 //
-//   self_test LIBRARY kernels|driver|streams|memory|failure|speed
+//   self_test LIBRARY kernels|driver|streams|unordered|pinned|unawaited|overwritten|memory|failure|speed
 //
 // Ends with status 0 when all is right, 1 when something is not; what the emulator finds by itself aborts.
 #include "types.h"
@@ -315,6 +315,46 @@ static void streams(bool ordered) {
     must("cuStreamDestroy_v2", second);
 }
 
+// Pinned memory to the device and back; without the wait behind the copies the host may look too early. "fresh" or "stale" tells.
+static void pinned(bool waits) {
+    void *stream, *event, *there, *back;
+    const u32 n = 1024;
+    const size_t bytes = n * sizeof(u32);
+    must("cuStreamCreate", &stream, 1u);
+    must("cuEventCreate", &event, 0u);
+    must("cuMemHostAlloc", &there, bytes, 0u);
+    must("cuMemHostAlloc", &back, bytes, 0u);
+    Array<u32> between(n);
+    bool fresh = true;
+    for (u32 round = 0; round < 20; ++round) {
+        for (u32 i = 0; i < n; ++i) ((u32*)there)[i] = round;
+        must("cuMemcpyHtoDAsync_v2", between.at, (const void*)there, bytes, stream);
+        must("cuMemcpyDtoHAsync_v2", back, between.at, bytes, stream);
+        must("cuEventRecord", event, stream);
+        if (waits) must("cuEventSynchronize", event);
+        for (u32 i = 0; i < n; ++i) fresh &= ((u32*)back)[i] == round;
+        must("cuStreamSynchronize", stream);
+    }
+    printf("%s\n", fresh ? "fresh" : "stale");
+    must("cuMemFreeHost", there);
+    must("cuMemFreeHost", back);
+    must("cuEventDestroy_v2", event);
+    must("cuStreamDestroy_v2", stream);
+}
+
+// Pinned memory that changes before it was copied. "refused" or "unseen" tells.
+static void overwritten() {
+    void *stream, *there;
+    u64 at;
+    must("cuStreamCreate", &stream, 1u);
+    must("cuMemHostAlloc", &there, (size_t)4096, 0u);
+    must("cuMemAlloc_v2", &at, (size_t)4096);
+    memset(there, 1, 4096);
+    must("cuMemcpyHtoDAsync_v2", at, (const void*)there, (size_t)4096, stream);
+    memset(there, 2, 4096);
+    printf("%s\n", call("cuStreamSynchronize", stream) == 0 ? "unseen" : "refused");
+}
+
 // With EMULATOR_MEMORY=1048576.
 static void memory() {
     constexpr int OUT_OF_MEMORY = 2;
@@ -362,7 +402,7 @@ static void speed() {
 
 int main(int count, char** arguments) {
     if (count != 3) {
-        fprintf(stderr, "self_test LIBRARY kernels|driver|streams|unordered|memory|failure|speed\n");
+        fprintf(stderr, "self_test LIBRARY kernels|driver|streams|unordered|pinned|unawaited|overwritten|memory|failure|speed\n");
         return 64;
     }
     library = dlopen(arguments[1], RTLD_NOW);
@@ -378,7 +418,9 @@ int main(int count, char** arguments) {
     must("cuModuleLoadData", &module_,
          (const void*)".version votes shuffles row_sums reverse scan histogram last_block locked block_votes product_along product_across arithmetic barriers warp_sums no_barrier");
     const std::map<std::string, std::function<void()>> parts = {
-        {"kernels", kernels}, {"driver", driver}, {"streams", [] { streams(true); }}, {"unordered", [] { streams(false); }}, {"memory", memory}, {"failure", failure}, {"speed", speed}};
+        {"kernels", kernels}, {"driver", driver}, {"streams", [] { streams(true); }}, {"unordered", [] { streams(false); }},
+        {"pinned", [] { pinned(true); }}, {"unawaited", [] { pinned(false); }}, {"overwritten", overwritten},
+        {"memory", memory}, {"failure", failure}, {"speed", speed}};
     const auto part = parts.find(arguments[2]);
     if (part == parts.end()) return 64;
     part->second();

@@ -155,11 +155,11 @@ fn read<S: Dictionary>(dictionary: &S, tensor: Tensor, slot: Slot) -> Vec<f32> {
 
 /// A device with a dictionary that holds a case's parameters, and its batch.
 pub struct Run<'a, D: Device> {
-    device: &'a D,
+    pub(crate) device: &'a D,
     /// The dictionary.
     pub dictionary: D::Dictionary,
     x: D::Rows,
-    tally: D::Tally,
+    pub(crate) tally: D::Tally,
 }
 
 impl<'a, D: Device> Run<'a, D> {
@@ -206,7 +206,7 @@ impl<'a, D: Device> Run<'a, D> {
         self.dictionary.backward(&self.x, lambda);
         self.count(0..usize::MAX);
         self.dictionary.adam(&self.x, update);
-        self.dictionary.report().expect("a device that works")
+        self.dictionary.report(0).expect("a device that works")
     }
 
     /// Every parameter, moment and clock.
@@ -377,7 +377,7 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
             let report = reference::report(&want, &case.x);
             close(
                 "l1 of a settled dictionary",
-                settled.dictionary.report().expect("a device that works").l1,
+                settled.dictionary.report(0).expect("a device that works").l1,
                 report.l1,
                 10.0 * numbers.run(),
             );
@@ -436,6 +436,7 @@ fn a_batch_that_is_not_finite_changes_nothing<D: Device>(device: &D, numbers: Nu
             assert!(run.state() == before, "{path:?} {bad}");
             // The batch comes again without the bad rows: its others must not have been counted.
             assert_eq!(run.sums().rows, 0);
+            run.dictionary.release();
             run.load(&case.x);
             assert!(run.step(path, case.lambda, &update(1)).ok);
         }

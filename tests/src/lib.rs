@@ -8,6 +8,7 @@ pub mod emulator;
 pub mod fixture;
 pub mod golden;
 pub mod kills;
+pub mod late;
 pub mod mesh;
 pub mod need;
 pub mod proxy;

@@ -6,12 +6,16 @@ use std::process::Output;
 
 use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{Cuda, Precision};
-use kernels::{Device, Path as Route};
+use kernels::{Device, Dictionary, Path as Route};
+use loader::Dtype;
 use tests::cases::{self, Case, Numbers, Run, update};
+use tests::checkpoints::Tensors;
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
-use tests::fixture::{Fixture, json_lines};
-use tests::{checkpoints, golden, need, sae};
+use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
+use tests::sae::Finished;
+use tests::{checkpoints, golden, late, need, sae};
+use trainer::recipe::{Every, Order, Recipe, Scale};
 
 use Variant::{Asan, Plain, Tsan};
 
@@ -33,7 +37,7 @@ fn cases_hold_on_a_card() {
     for (precision, numbers) in [(Precision::F32, Numbers::F32), (Precision::Mixed, Numbers::Mixed)] {
         let device = Cuda::new(&card, precision).expect("kernels");
         let few = emulated.as_deref() == Some("few");
-        for (name, check) in if few { cases::few() } else { cases::all() } {
+        for (name, check) in if few { cases::few() } else { cases::all() }.into_iter().chain(late::all()) {
             println!("{precision:?}: {name}");
             check(&device, numbers);
         }
@@ -48,6 +52,7 @@ fn a_batch_without_room_takes_the_dense_path(device: &Cuda, numbers: Numbers) {
     let before = run.state();
     let report = run.step(Route::Sparse, case.lambda, &update(0));
     assert!(report.overflow && !report.ok && run.state() == before, "{report:?}");
+    run.dictionary.release();
     let report = run.step(Route::Dense, case.lambda, &update(0));
     assert!(!report.overflow && report.ok && report.active == 7500, "{report:?}");
     let need = device.bytes(case.shape);
@@ -148,6 +153,145 @@ fn a_card_that_fails_costs_no_checkpoint() {
     assert_eq!(lines.len(), json_lines(&fixture.path("whole/metrics.jsonl")).len());
 }
 
+/// A run on a card with batches of 16 rows, one of which, at step `loud`, has more active features than there is room for: its rows
+/// are a thousand times as long.
+fn with_a_loud_batch(fixture: &Fixture, steps: usize, loud: usize) -> Recipe {
+    const WIDTH: usize = 8;
+    const FEATURES: usize = 2560;
+    golden::Weights::start(WIDTH, FEATURES, -0.55).write(&fixture.path("start.safetensors"));
+    let mut rows = plain_rows(steps * 16, WIDTH, 5);
+    rows[loud * 16 * WIDTH..(loud + 1) * 16 * WIDTH].iter_mut().for_each(|x| *x *= 1000.0);
+    write_shards(&fixture.path("train"), WIDTH, &rows, Dtype::F32, 1000);
+    let mut recipe = fixture.recipe("run");
+    recipe.data.order = Order::Sequential;
+    recipe.data.scale = Scale::Fixed(1.0);
+    recipe.sae.features = FEATURES;
+    recipe.train.init_from = Some(fixture.text("start.safetensors"));
+    recipe.train.batch = 16;
+    recipe.log.every = 1000;
+    recipe.checkpoint.every = Every::Steps(1000);
+    recipe.checkpoint.keep = 1000;
+    recipe
+}
+
+/// Trains on the emulated card into the folder `run`; what the last checkpoint holds.
+fn trained(fixture: &Fixture, recipe: &Recipe, run: &str, environment: &[(String, String)]) -> (Tensors, Finished) {
+    let mut recipe = recipe.clone();
+    recipe.run.dir = fixture.text(run);
+    let path = fixture.save(run, &recipe);
+    let finished = sae::run_with(&["train", &path, "--device", "cuda"], &borrowed(environment)).exits(0);
+    (checkpoints::last(&fixture.path(run)), finished)
+}
+
+/// The step without room is seen when the next one is under way, or at once where a checkpoint is made after every step: the
+/// same bits, also when the run is resumed right behind it.
+#[test]
+fn a_step_without_room_is_made_again_before_the_next() {
+    const AGAIN: &str = "made again on the dense path";
+    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let fixture = Fixture::new();
+    let mut recipe = with_a_loud_batch(&fixture, 9, 4);
+    let environment = environment(&emulator, &nvrtc, &[("RUST_LOG", "debug")]);
+    let (late, finished) = trained(&fixture, &recipe, "late", &environment);
+    assert_eq!(finished.stderr.matches(AGAIN).count(), 1, "{}", finished.stderr);
+    recipe.checkpoint.every = Every::Steps(1);
+    let (at_once, finished) = trained(&fixture, &recipe, "at_once", &environment);
+    assert_eq!(finished.stderr.matches(AGAIN).count(), 1, "{}", finished.stderr);
+    assert_eq!(checkpoints::differing(&late, &at_once), [""; 0]);
+    let metrics = |run: &str| fixture.json(&format!("{run}/summary.json"))["explained_variance"].clone();
+    assert_eq!(metrics("late"), metrics("at_once"));
+
+    let committed = checkpoints::committed(&fixture.path("at_once"));
+    recipe.run.dir = fixture.text("at_once");
+    recipe.checkpoint.every = Every::Steps(1000);
+    let path = fixture.save("resumed", &recipe);
+    // Behind steps 6, 5 and 4, each time from what the first run has left.
+    for step in [7, 6, 5] {
+        for later in checkpoints::committed(&fixture.path("at_once")) {
+            if !committed[..step].contains(&later) {
+                std::fs::remove_dir_all(later).expect("a checkpoint is removed");
+            }
+        }
+        sae::run_with(&["train", &path, "--device", "cuda", "--resume"], &borrowed(&environment)).exits(0);
+        let resumed = checkpoints::last(&fixture.path("at_once"));
+        assert_eq!(checkpoints::differing(&late, &resumed), [""; 0], "resumed after step {}", step - 1);
+    }
+}
+
+/// A row that is not finite is heard of when the next step is under way: nothing of either has happened.
+#[test]
+fn a_row_with_nan_is_named_though_the_next_step_is_under_way() {
+    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let fixture = Fixture::new();
+    let mut rows = plain_rows(2000, 32, 9);
+    rows[1300 * 32 + 3] = f32::NAN;
+    write_shards(&fixture.path("train"), 32, &rows, Dtype::F16, 1000);
+    let mut recipe = fixture.recipe("run");
+    recipe.data.order = Order::Sequential;
+    recipe.data.scale = Scale::Fixed(1.0);
+    (recipe.log.every, recipe.checkpoint.every) = (1000, Every::Steps(1000));
+    let path = fixture.save("run", &recipe);
+    let environment = environment(&emulator, &nvrtc, &[]);
+    let nan = "shard-00001.parquet:300";
+    let on_card = ["train", &path, "--device", "cuda"];
+    sae::run_with(&on_card, &borrowed(&environment)).exits(70).says(&["step 5", "1 of its rows", nan]);
+    let newest = checkpoints::committed(&fixture.path("run")).pop().expect("a checkpoint");
+    let manifest = json(&newest.join("manifest.json"));
+    assert_eq!((manifest["step"].as_u64(), manifest["tokens"].as_u64()), (Some(5), Some(5 * 256)));
+
+    let skip = format!("data.skip=[\"{nan}\"]");
+    let resume = [&on_card[..], &["--resume", "--set", &skip]].concat();
+    sae::run_with(&resume, &borrowed(&environment)).exits(0);
+    recipe.data.skip = vec![nan.to_owned()];
+    let (whole, _) = trained(&fixture, &recipe, "whole", &environment);
+    assert_eq!(checkpoints::differing(&whole, &checkpoints::last(&fixture.path("run"))), [""; 0]);
+}
+
+/// Copies come as late as the events between the streams and the host allow, and with any of these events left out too late.
+#[test]
+fn no_order_of_copies_and_kernels_changes_a_run() {
+    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let fixture = Fixture::new();
+    let recipe = with_a_loud_batch(&fixture, 7, 3);
+    let run =
+        |name: &str, more: &[(&str, &str)]| trained(&fixture, &recipe, name, &environment(&emulator, &nvrtc, more));
+    let (expected, _) = run("at_once", &[]);
+    for seed in ["1", "2", "3"] {
+        let (tensors, _) = run(&format!("seed_{seed}"), &[("EMULATOR_SEED", seed)]);
+        assert_eq!(checkpoints::differing(&expected, &tensors), [""; 0], "seed {seed}");
+    }
+    for omitted in ["wait", "sync"] {
+        let seen = |seed: u64| {
+            let (mut recipe, name) = (recipe.clone(), format!("{omitted}_{seed}"));
+            recipe.run.dir = fixture.text(&name);
+            let path = fixture.save(&name, &recipe);
+            let more = [("EMULATOR_SEED", &*seed.to_string()), ("EMULATOR_OMIT", omitted)];
+            let environment = environment(&emulator, &nvrtc, &more);
+            let finished = sae::run_with(&["train", &path, "--device", "cuda"], &borrowed(&environment));
+            finished.code != Some(0) || checkpoints::last(&fixture.path(&name)) != expected
+        };
+        assert!((1..5).any(seen), "{omitted} left out changes nothing");
+    }
+}
+
+/// However many steps a run has, it waits for the whole card equally often: at its start, and where somebody looks.
+#[test]
+fn no_step_waits_for_the_card_to_be_idle() {
+    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let fixture = Fixture::new();
+    let mut recipe = with_a_loud_batch(&fixture, 18, 17);
+    let mut waits = |steps: u64| {
+        recipe.train.tokens = Some(16 * steps);
+        let more = [("EMULATOR_SEED", "2"), ("EMULATOR_TRACE", "1")];
+        let (_, finished) = trained(&fixture, &recipe, &format!("of_{steps}"), &environment(&emulator, &nvrtc, &more));
+        let count = |words: &str| finished.stderr.lines().filter(|line| line.contains(words)).count() as u64;
+        (count("the host waits for a stream"), count("the host waits for an event"))
+    };
+    let [(few, of_few), (many, of_many)] = [8, 16].map(&mut waits);
+    assert_eq!(few, many, "waits for everything");
+    assert!(of_many >= of_few + 8, "every report is waited for: {of_few} times in 8 steps, {of_many} in 16");
+}
+
 #[test]
 fn a_card_that_is_too_small_is_said_with_what_would_fit() {
     let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
@@ -195,6 +339,13 @@ const CONTROLS: &[Control] = &[
         find: "token_p[from + place] = pair.x;\n            activation_p[from + place] = __uint_as_float(pair.y);\n        }\n        __syncthreads();",
         replace: "token_p[from + place + (1 << 20)] = pair.x;\n            activation_p[from + place] = __uint_as_float(pair.y);\n        }\n        __syncthreads();",
         caught_by: &[Plain, Asan],
+    },
+    Control {
+        name: "encode: a batch behind one that was refused is not held",
+        file: "encode.cu",
+        find: "before && refused(before, with_gradient);",
+        replace: "before && before->overflow;",
+        caught_by: &[Plain],
     },
     Control {
         name: "backward: the parts of a dot product are read too early",

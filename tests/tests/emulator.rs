@@ -202,6 +202,21 @@ fn a_missing_event_between_streams_shows() {
     assert!(stale("unordered") > 0);
 }
 
+/// The host that does not wait for a copy finds poison, and the one that writes to memory on its way is told so. An event that
+/// EMULATOR_OMIT leaves out is like one that was never asked for.
+#[test]
+fn a_missing_wait_of_the_host_shows() {
+    let Some(emulator) = Emulator::build_with(Plain, &Kernels::of_self_test()) else { return };
+    let seeds = |part: &str, more: &[(&str, &str)], word: &str| {
+        (0..4).filter(|&seed| passes(&emulator, part, seed, more).contains(word)).count()
+    };
+    assert_eq!(seeds("pinned", &[], "stale"), 0);
+    assert!(seeds("unawaited", &[], "stale") > 0);
+    assert!(seeds("pinned", &[("EMULATOR_OMIT", "sync")], "stale") > 0);
+    assert!(seeds("pinned", &[("EMULATOR_OMIT", "sync:odd")], "stale") > 0);
+    assert!(seeds("overwritten", &[], "refused") > 0);
+}
+
 /// The kernels of the trainer, all of them, in every variant.
 #[test]
 fn the_kernels_of_the_trainer_compile() {

@@ -100,7 +100,7 @@ proptest! {
         let reports: Vec<Report> = devices().iter().map(|device| {
             let mut run = Run::new(device, &case);
             run.forward(Path::Sparse);
-            run.dictionary.report().expect("memory")
+            run.dictionary.report(0).expect("memory")
         }).collect();
         prop_assert!(reports.windows(2).all(|pair| pair[0] == pair[1]), "{reports:?}");
     }

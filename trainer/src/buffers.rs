@@ -7,15 +7,13 @@ use crate::Error;
 use crate::checkpoint::LeftOut;
 use crate::roll_call::{Answer, RollCall, most_rows};
 
-/// Memory for the rows of a batch, on host and device, and for its sums.
+/// Memory for the rows of a batch, on host and device.
 #[derive(Debug)]
 pub struct Buffers<D: Device> {
     /// Rows as stored: those that this rank brings, and in the end all that it sees.
     pub staging: D::Staging,
     /// Rows as used.
     pub x: D::Rows,
-    /// Sums over them.
-    pub tally: D::Tally,
     /// Rows that a rank brings at most.
     most: usize,
 }
@@ -30,26 +28,15 @@ pub struct Seen {
 }
 
 impl<D: Device> Buffers<D> {
-    /// For batches of `batch` rows over all ranks, of `width` values of `value_bytes` at most, and a rank that holds `features`.
+    /// For batches of `batch` rows over all ranks, of `width` values of `value_bytes` at most.
     ///
     /// # Errors
     /// [`kernels::Error::OutOfMemory`].
-    pub fn new(
-        device: &D,
-        batch: usize,
-        width: usize,
-        value_bytes: usize,
-        features: usize,
-    ) -> Result<Self, kernels::Error> {
+    pub fn new(device: &D, batch: usize, width: usize, value_bytes: usize) -> Result<Self, kernels::Error> {
         let place = device.axes().place;
         let most = most_rows(place, batch);
         let seen = most * place.mesh.feature;
-        Ok(Buffers {
-            staging: device.staging(seen * width * value_bytes)?,
-            x: device.rows(seen, width)?,
-            tally: device.tally(width, features)?,
-            most,
-        })
+        Ok(Buffers { staging: device.staging(seen * width * value_bytes)?, x: device.rows(seen, width)?, most })
     }
 
     /// Reads this rank's rows of the next batch, calls the roll, and brings the rows of the feature axis together. `None` after the

@@ -12,50 +12,63 @@ use crate::step::with_room;
 use crate::together::together;
 use crate::{Error, checkpoint, train};
 
-/// Reads `stream` to its end and returns the sums over its rows; over several ranks, each reads its part. `progress` hears the rows
-/// done so far, and whether a rank was asked to stop (`stop` says so of this one); its error ends it.
-///
-/// # Errors
-/// Those of the loader and of `progress`; [`loader::Error::Data`] naming a row that is not finite.
-pub fn sums<D: Device>(
-    device: &D,
-    sae: &mut D::Dictionary,
-    buffers: &mut Buffers<D>,
-    dataset: &Dataset,
-    stream: &mut Stream,
-    (features, scale): (usize, f32),
-    stop: impl Fn() -> bool,
-    mut progress: impl FnMut(u64, bool) -> Result<(), Error>,
-) -> Result<Sums, Error> {
-    device.take_sums(&mut buffers.tally)?;
-    let (mut density, mut rows) = (1.0, 0);
-    while let Some(Seen { own, call }) = buffers.next(device, stream, Answer { stop: stop(), ..Answer::default() })? {
-        if call.rows() == 0 {
-            continue;
-        }
-        let Buffers { staging, x, tally, .. } = &mut *buffers;
-        device.normalize(staging, row_dtype(dataset.dtype()), call.seen(), call.rows(), scale, x);
-        let path = if density > device.dense_above() { Path::Dense } else { Path::Sparse };
-        let report = with_room(path, |path| {
-            sae.encode(x, path);
-            sae.decode(x);
-            sae.residual(x);
-            sae.count(x, tally, 0..call.seen());
-            sae.report()
-        })?;
-        if !report.ok {
-            let bad = bad_rows(device.axes(), dataset, stream, &Seen { own, call }, &report)?;
-            return Err(loader::Error::Data {
-                location: bad.first().cloned().unwrap_or_default(),
-                problem: "this row holds a value that is NaN or infinite: leave it out of the data".into(),
+/// A pass over rows that are not trained on.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    /// The rows.
+    pub dataset: &'a Dataset,
+    /// `F`, over all ranks.
+    pub features: usize,
+    /// Factor on every row.
+    pub scale: f32,
+}
+
+impl Pass<'_> {
+    /// Reads `stream` to its end and returns the sums over its rows; over several ranks, each reads its part. `progress` hears the
+    /// rows done so far, and whether a rank was asked to stop (`stop` says so of this one); its error ends it.
+    ///
+    /// # Errors
+    /// Those of the loader and of `progress`; [`loader::Error::Data`] naming a row that is not finite.
+    pub fn sums<D: Device>(
+        &self,
+        device: &D,
+        sae: &mut D::Dictionary,
+        (buffers, tally): (&mut Buffers<D>, &mut D::Tally),
+        stream: &mut Stream,
+        stop: impl Fn() -> bool,
+        mut progress: impl FnMut(u64, bool) -> Result<(), Error>,
+    ) -> Result<Sums, Error> {
+        device.take_sums(tally)?;
+        let (mut density, mut rows) = (1.0, 0);
+        while let Some(seen) = buffers.next(device, stream, Answer { stop: stop(), ..Answer::default() })? {
+            let call = &seen.call;
+            if call.rows() == 0 {
+                continue;
             }
-            .into());
+            let Buffers { staging, x, .. } = &mut *buffers;
+            let dtype = row_dtype(self.dataset.dtype());
+            device.normalize(staging, dtype, call.seen(), call.rows(), self.scale, x);
+            let path = if density > device.dense_above() { Path::Dense } else { Path::Sparse };
+            let report = with_room(sae, path, |sae, path| {
+                sae.encode(x, path);
+                sae.decode(x);
+                sae.residual(x);
+                sae.count(x, tally, 0..call.seen());
+            })?;
+            if !report.ok {
+                let bad = bad_rows(device.axes(), self.dataset, stream, &seen, &report)?;
+                return Err(loader::Error::Data {
+                    location: bad.first().cloned().unwrap_or_default(),
+                    problem: "this row holds a value that is NaN or infinite: leave it out of the data".into(),
+                }
+                .into());
+            }
+            density = report.active as f64 / (report.rows * self.features) as f64;
+            rows += call.rows() as u64;
+            progress(rows, call.stop)?;
         }
-        density = report.active as f64 / (report.rows * features) as f64;
-        rows += call.rows() as u64;
-        progress(rows, call.stop)?;
+        Ok(device.take_sums(tally)?)
     }
-    Ok(device.take_sums(&mut buffers.tally)?)
 }
 
 /// Names of the rows of a batch that are not finite, over all ranks.

@@ -46,14 +46,14 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Recipe`] and those of the loader, when the run could not start.
-    pub fn of(device: &impl Device, recipe: &Recipe, data: &Data) -> Result<Plan, Error> {
+    pub fn of<D: Device>(device: &D, recipe: &Recipe, data: &Data) -> Result<Plan, Error> {
         let (width, features) = (data.train.width() as u64, recipe.sae.features as u64);
         let place = device.axes().place;
         let shape = shape(recipe, data, place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == shape.width);
         let settled = settled(shape, data, truth.as_ref()).map(|shape| device.bytes(shape)).unwrap_or_default();
         let training = device.bytes(shape);
-        let staged = (shape.batch * data.train.row_bytes()) as u64;
+        let staged = ((1 + D::AHEAD) * shape.batch * data.train.row_bytes()) as u64;
         let stream_bytes = Stream::bytes_at_most(&data.train, &data.train_options(recipe)?)?;
         Ok(Plan {
             rows: data.rows,

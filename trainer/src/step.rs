@@ -17,37 +17,33 @@ pub struct StepInput {
     pub counted: Range<usize>,
 }
 
-/// Runs the step `x → a → x̂ → g → ∂ → update` on the rows `x` and says what it gave. When a row or the gradient is not
-/// finite the dictionary and the tally stay as they were and the report says so.
+/// Enqueues the step `x → a → x̂ → g → ∂ → update` on the rows `x`. When there is no room, or a row or the gradient is not
+/// finite, the dictionary and the tally stay as they were and the report says so.
+pub fn step<Sae: Dictionary>(sae: &mut Sae, x: &Sae::Rows, tally: &mut Sae::Tally, input: &StepInput) {
+    sae.encode(x, input.path);
+    sae.decode(x);
+    sae.residual(x);
+    sae.backward(x, input.lambda);
+    sae.count(x, tally, input.counted.clone());
+    sae.adam(x, &input.update);
+}
+
+/// Runs `batch` on `path` and waits for its report; when it has more active features than the device has room for on the
+/// sparse path, which changes nothing, again on the dense one.
 ///
 /// # Errors
 /// [`kernels::Error::Cuda`].
-pub fn step<Sae: Dictionary>(
+pub fn with_room<Sae: Dictionary>(
     sae: &mut Sae,
-    x: &Sae::Rows,
-    tally: &mut Sae::Tally,
-    input: &StepInput,
-) -> Result<Report, kernels::Error> {
-    with_room(input.path, |path| {
-        sae.encode(x, path);
-        sae.decode(x);
-        sae.residual(x);
-        sae.backward(x, input.lambda);
-        sae.count(x, tally, input.counted.clone());
-        sae.adam(x, &input.update);
-        sae.report()
-    })
-}
-
-/// Runs `batch` on `path`; when it has more active features than the device has room for on the sparse path, which changes
-/// nothing, again on the dense one.
-///
-/// # Errors
-/// Those of `batch`.
-pub fn with_room(
     path: Path,
-    mut batch: impl FnMut(Path) -> Result<Report, kernels::Error>,
+    mut batch: impl FnMut(&mut Sae, Path),
 ) -> Result<Report, kernels::Error> {
-    let report = batch(path)?;
-    if report.overflow { batch(Path::Dense) } else { Ok(report) }
+    batch(sae, path);
+    let report = sae.report(0)?;
+    if !report.overflow {
+        return Ok(report);
+    }
+    sae.release();
+    batch(sae, Path::Dense);
+    sae.report(0)
 }

@@ -1,14 +1,16 @@
 //! The training loop.
 
+mod book;
 mod close;
 mod held_out;
 mod save;
 mod start;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Report, Sums};
+use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Sums};
 use loader::{Store, Stream};
 
 use crate::buffers::{Buffers, Seen};
@@ -23,10 +25,9 @@ use crate::schedule::Schedule;
 use crate::step::{StepInput, step};
 use crate::summary::Summary;
 use crate::together::together;
-use crate::{Error, checkpoint, evaluate};
+use crate::{Error, checkpoint};
 
-/// Rows that are not finite which a [`Report`] names at most: of more it says nothing.
-const NAMED_ROWS: usize = 64;
+use book::InFlight;
 
 /// What a run tells whoever watches it.
 #[derive(Clone, Debug)]
@@ -151,7 +152,11 @@ struct Run<'a, D: Device> {
     settled: Option<D::Dictionary>,
     /// The directions that the data were made of, when they are known and of the data's width.
     truth: Option<Truth>,
-    buffers: Buffers<D>,
+    /// For the batches to come: with those in flight one more than the device runs ahead.
+    free: Vec<Buffers<D>>,
+    tally: D::Tally,
+    in_flight: VecDeque<InFlight<D>>,
+    /// After the last step that was booked.
     state: checkpoint::State,
     /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
     closing_from: Option<u64>,
@@ -194,6 +199,10 @@ impl<D: Device> Run<'_, D> {
         }
         while !self.is_done() {
             self.next_step()?;
+            if !self.in_flight.is_empty() {
+                // Nobody looks at this step: the device goes on while the next batch is read.
+                continue;
+            }
             self.log_line()?;
             self.evaluate_if_due()?;
             self.save_if_due()?;
@@ -201,60 +210,67 @@ impl<D: Device> Run<'_, D> {
         self.close()
     }
 
-    /// Reads a batch and makes a step with it, unless a rank was asked to stop.
+    /// Reads a batch and enqueues a step with it, unless a rank was asked to stop; books the steps that the device need not run ahead
+    /// of, and all when somebody will look.
     fn next_step(&mut self) -> Result<(), Error> {
         let started = Instant::now();
-        let answer =
-            Answer { stop: self.start.stop.load(Ordering::Relaxed), save: self.save_by_clock(), ..Answer::default() };
-        let next = self.buffers.next(self.device, &mut self.stream, answer);
-        if next.is_err() && self.state.step > 0 {
-            // The weights are those after the last whole batch: nothing of it is lost to a shard that cannot be read.
-            let saved = self.save();
-            saved.map_or_else(|second| tracing::warn!("saving failed too: {second}"), |_| ());
+        let mut buffers = self.free.pop().expect("buffers are one more than the steps in flight at most");
+        let stop = self.start.stop.load(Ordering::Relaxed);
+        let answer = Answer { stop, save: self.save_by_clock(), ..Answer::default() };
+        let next = buffers.next(self.device, &mut self.stream, answer);
+        if next.is_err() {
+            self.catch_up()?;
+            self.save_what_is_done();
         }
         let seen = next?.ok_or_else(|| {
-            Error::Internal(format!("the data ended at step {} of {}", self.state.step, self.schedule.steps()))
+            Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()))
         })?;
         if seen.call.stop {
+            self.catch_up()?;
             let checkpoint = self.save()?;
             return Err(Error::Interrupted { step: self.state.step, checkpoint });
         }
-        self.save_called = seen.call.save;
+        self.save_called |= seen.call.save;
         if seen.call.rows() > 0 {
-            let dtype = row_dtype(self.data.train.dtype());
-            let (Buffers { staging, x, .. }, scale) = (&mut self.buffers, self.state.scale);
+            let (dtype, scale) = (row_dtype(self.data.train.dtype()), self.state.scale);
+            let Buffers { staging, x, .. } = &mut buffers;
             self.device.normalize(staging, dtype, seen.call.seen(), seen.call.rows(), scale, x);
-            let report = self.step_on(&seen)?;
-            if !report.ok {
-                return Err(self.refused(&seen, &report));
-            }
-            self.took(&seen, &report)?;
+            let input = self.input(&seen, x)?;
+            step(&mut self.sae, x, &mut self.tally, &input);
+            self.in_flight.push_back(InFlight { seen, input, buffers });
+        } else {
+            self.catch_up()?;
+            self.free.push(buffers);
+            self.pass(&seen);
         }
-        self.state.left_out.skipped += seen.call.left_out.skipped;
-        self.state.left_out.filtered += seen.call.left_out.filtered;
-        self.state.step += 1;
-        self.state.held_out = None;
+        self.book(if self.is_looked_at(self.enqueued()) { 0 } else { D::AHEAD })?;
         self.state.wall_s += started.elapsed().as_secs_f64();
-        self.state.stall_s += seen.own.stall.as_secs_f64();
-        self.line_clock.stall += seen.own.stall;
         Ok(())
     }
 
-    fn step_on(&mut self, seen: &Seen) -> Result<Report, Error> {
-        let counted = self.open_closing(seen)?..seen.call.seen();
-        let input = StepInput {
+    fn input(&mut self, seen: &Seen, x: &D::Rows) -> Result<StepInput, Error> {
+        let counted = self.open_closing(seen, x)?..seen.call.seen();
+        let before: usize = self.in_flight.iter().map(|step| step.seen.call.rows()).sum();
+        Ok(StepInput {
             path: self.path(),
-            lambda: self.schedule.lambda(self.state.step),
-            update: self.update(self.state.tokens + seen.call.rows() as u64),
+            lambda: self.schedule.lambda(seen.own.step),
+            update: self.update(seen.own.step, self.state.tokens + (before + seen.call.rows()) as u64),
             counted,
-        };
-        let Buffers { x, tally, .. } = &mut self.buffers;
-        Ok(step(&mut self.sae, x, tally, &input)?)
+        })
+    }
+
+    /// The data cannot be read on. The weights are those after the last whole batch: nothing of it is lost.
+    fn save_what_is_done(&mut self) {
+        if self.state.step > 0
+            && let Err(second) = self.save()
+        {
+            tracing::warn!("saving failed too: {second}");
+        }
     }
 
     /// Moves the device's sums to the host, where lines of metrics and the closing evaluation are made of them.
     fn drain(&mut self) -> Result<(), Error> {
-        let sums = self.device.take_sums(&mut self.buffers.tally)?;
+        let sums = self.device.take_sums(&mut self.tally)?;
         if self.state.closing_open {
             self.state.closing.add(&sums);
         }
@@ -262,67 +278,29 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
+    /// Chosen by the density of the batch that is [`Device::AHEAD`] before the last: that of the last may not be known yet, and
+    /// a run that was resumed has to choose as one that was not.
     fn path(&self) -> Path {
-        let (active, pairs) = self.state.density;
+        const { assert!(D::AHEAD < 2, "a checkpoint keeps the densities of two batches") };
+        let (active, pairs) = self.state.density[D::AHEAD - self.in_flight.len()];
         if active as f64 > self.device.dense_above() * pairs as f64 { Path::Dense } else { Path::Sparse }
     }
 
-    fn update(&self, tokens: u64) -> AdamUpdate {
-        let step = self.state.step;
+    fn update(&self, step: u64, tokens: u64) -> AdamUpdate {
         AdamUpdate { step, lr: self.schedule.lr(), clip: self.recipe.train.clip as f32, tokens }
     }
 
-    /// Books a step that was made.
-    fn took(&mut self, seen: &Seen, report: &Report) -> Result<(), Error> {
-        if self.recipe.log.rows {
-            let own = self.stream.row_ids(&seen.own).into_iter().map(|id| self.data.train.row_name(id)).collect();
-            let ids = together(&self.device.axes().all, "naming rows", Ok::<Vec<String>, Error>(own))?;
-            if let Some(scribe) = &mut self.scribe {
-                scribe.journal.rows(self.state.step, &ids.concat())?;
-            }
-        }
-        let rows = report.rows as f64;
-        self.state.tokens += report.rows as u64;
-        self.state.density = (report.active, (report.rows * self.recipe.sae.features) as u64);
-        let loss = (report.squared_error + f64::from(self.schedule.lambda(self.state.step)) * report.l1) / rows;
-        (self.start.watch)(Event::Step {
-            step: self.state.step + 1,
-            tokens: self.state.tokens,
-            loss,
-            l0: report.active as f64 / rows,
-        });
-        self.state.gradient_norm = report.gradient_norm;
-        Ok(())
+    /// Steps made or in flight.
+    fn enqueued(&self) -> u64 {
+        self.state.step + self.in_flight.len() as u64
     }
 
-    /// A NaN or infinity reached the step. The weights are those before it; they are saved, so that the run can go on
-    /// once the rows are left out.
-    fn refused(&mut self, seen: &Seen, report: &Report) -> Error {
-        let step = self.state.step;
-        let saved = match self.save() {
-            Ok(folder) => format!("the weights before this step are in {folder}"),
-            Err(error) => format!("saving the weights before this step failed: {error}"),
-        };
-        let bad = match evaluate::bad_rows(self.device.axes(), &self.data.train, &self.stream, seen, report) {
-            Ok(bad) => bad,
-            Err(error) => return error,
-        };
-        if bad.is_empty() {
-            return Error::Divergence(format!(
-                "step {step}: the gradient is not finite although every row is, so the update was refused; {saved}. \
-                 Lower train.lr, and look at metrics.jsonl for where the loss began to rise"
-            ));
-        }
-        // The list may only grow, so what is left out already stands in it too.
-        let skip: Vec<String> = self.recipe.data.skip.iter().chain(&bad).map(|entry| format!("\"{entry}\"")).collect();
-        Error::Divergence(format!(
-            "step {step}: {}{} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
-             out and go on: sae train … --resume --set 'data.skip=[{}]'; a new run with data.filter.finite = true leaves out \
-             all such rows",
-            if bad.len() < NAMED_ROWS { "" } else { "at least " },
-            bad.len(),
-            skip.join(", ")
-        ))
+    /// Whether the run is looked at, or ends, when `step` steps are made.
+    fn is_looked_at(&self, step: u64) -> bool {
+        step == self.schedule.steps()
+            || is_due(self.recipe.log.every, step)
+            || self.evaluation_is_due(step)
+            || self.save_is_due(step)
     }
 
     /// Writes a line of metrics when one is due.

@@ -324,9 +324,14 @@ impl Dictionary for CpuDictionary {
         self.engine.note(spread);
     }
 
-    fn report(&mut self) -> Result<Report, Error> {
+    fn report(&mut self, back: usize) -> Result<Report, Error> {
+        assert_eq!(back, 0, "a processor runs no steps ahead");
         self.engine.check()?;
         Ok(self.batch.report.clone())
+    }
+
+    fn release(&mut self) {
+        // Nothing is held: a batch is done before the next one begins.
     }
 
     fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {

@@ -130,6 +130,8 @@ fn stride(width: usize) -> usize {
 }
 
 impl Device for Cpu {
+    const AHEAD: usize = 0;
+
     type Staging = Staging;
     type Rows = Rows;
     type Tally = Tally;

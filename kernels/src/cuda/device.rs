@@ -10,9 +10,11 @@ use super::card::Card;
 use super::count::Tally;
 use super::dictionary::{CudaDictionary, weight_bytes};
 use super::engine::Engine;
-use super::memory::{Memory, Staging};
+use super::memory::Memory;
 use super::normalize::Rows;
 use super::peaks::{self, Peaks};
+use super::staging::Staging;
+use super::status::AHEAD;
 use crate::mesh::Axes;
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 
@@ -106,6 +108,8 @@ impl Cuda {
 }
 
 impl Device for Cuda {
+    const AHEAD: usize = AHEAD;
+
     type Staging = Staging;
     type Rows = Rows;
     type Tally = Tally;
@@ -128,10 +132,13 @@ impl Device for Cuda {
         let mut memory = Memory::measured();
         // Measuring takes nothing, so it cannot fail.
         let weights = weight_bytes(shape, precision).unwrap_or(u64::MAX);
+        let batches = if shape.adam.is_some() { 1 + AHEAD } else { 1 };
         let all = CudaDictionary::new(self.engine.clone(), shape, &mut memory)
-            .and_then(|_| Rows::new(precision, shape.batch, shape.width, &mut memory))
-            .and_then(|_| Tally::new(shape.width, shape.features, &mut memory));
-        let all = all.map_or(u64::MAX, |_| memory.bytes);
+            .and_then(|_| Tally::new(shape.width, shape.features, &mut memory).map(|_| ()))
+            .and_then(|()| {
+                (0..batches).try_for_each(|_| Rows::new(precision, shape.batch, shape.width, &mut memory).map(|_| ()))
+            });
+        let all = all.map_or(u64::MAX, |()| memory.bytes);
         Bytes { weights, step: all - weights, lists: 0 }
     }
 

@@ -10,17 +10,14 @@ use super::decode::decode;
 use super::dense::{Dense, Forward, Operands};
 use super::device::{Precision, stride};
 use super::encode::Lists;
-use super::engine::{Engine, arguments};
+use super::engine::Engine;
 use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
 use super::residual::Residual;
-use super::status::Status;
+use super::status::{Outcome, Outcomes};
 use super::transpose::{Runs, RunsArgument};
 use super::weights::Weights;
 use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape, Slot, Tensor};
-
-/// Bad rows that a report names.
-const NAMED: usize = 64;
 
 /// A rank's features on a card.
 pub struct CudaDictionary {
@@ -30,6 +27,7 @@ pub struct CudaDictionary {
     last_update_f: Buffer<u64>,
     last_fired_f: Buffer<u64>,
     batch: Batch,
+    outcomes: Outcomes,
     lists: Lists,
     runs: Runs,
     dense: Dense,
@@ -39,19 +37,15 @@ pub struct CudaDictionary {
 /// What the operations of a step leave for each other.
 struct Batch {
     path: Path,
-    n: usize,
     /// Whether [`Runs`] are those of this batch.
     has_runs: bool,
-    with_gradient: bool,
     x_hat_bs: Buffer<f32>,
     /// g in the format of products: kept as bytes because that format is a choice.
     g_bs: Buffer<u8>,
     error_b: Buffer<f64>,
     l1_b: Buffer<f64>,
-    bad_b: Buffer<u32>,
     /// Firings among some tokens.
     some_f: Buffer<u32>,
-    status: Buffer<Status>,
 }
 
 impl CudaDictionary {
@@ -71,17 +65,14 @@ impl CudaDictionary {
             last_fired_f: memory.take(features, "a dictionary's clocks")?,
             batch: Batch {
                 path: Path::Sparse,
-                n: 0,
                 has_runs: false,
-                with_gradient: false,
                 x_hat_bs: memory.take(batch * stride, what)?,
                 g_bs: memory.take(batch * stride * precision.bytes(), what)?,
                 error_b: memory.take(batch, what)?,
                 l1_b: memory.take(batch, what)?,
-                bad_b: memory.take(batch, what)?,
                 some_f: memory.take(features, what)?,
-                status: memory.take(1, what)?,
             },
+            outcomes: Outcomes::new(batch, memory)?,
             runs: Runs::new((batch, features, stride), lists.capacity, trains, memory)?,
             dense: Dense::new((batch, features, stride), dense_bytes, (precision, trains), memory)?,
             gradient: Gradient::new(features, stride, memory)?,
@@ -109,7 +100,8 @@ impl CudaDictionary {
     /// Runs are made once a batch, for whoever needs them first.
     fn need_runs(&mut self) {
         if !self.batch.has_runs {
-            self.runs.transpose(&self.engine, &self.lists, self.batch.n, &self.batch.status);
+            let outcome = self.outcomes.last();
+            self.runs.transpose(&self.engine, &self.lists, outcome.n, &outcome.status);
             self.batch.has_runs = true;
         }
     }
@@ -125,18 +117,16 @@ impl Dictionary for CudaDictionary {
 
     fn encode(&mut self, x: &Rows, path: Path) {
         assert!(x.width == self.shape.width && x.n <= self.shape.batch, "rows of the dictionary's shape");
-        let Batch { bad_b, status, .. } = &mut self.batch;
-        // SAFETY: both are one value.
-        unsafe { self.engine.enqueue("begin_batch", 1, 0, arguments![status.at(0), x.bad_rows.at(0)]) };
-        bad_b.copy(&x.bad_b, x.n);
+        self.outcomes.begin(&self.engine, x);
         if path == Path::Sparse {
-            self.lists.encode(&self.engine, x, &self.weights, status);
+            self.lists.encode(&self.engine, x, &self.weights, &self.outcomes.last().status);
         }
-        (self.batch.path, self.batch.n, self.batch.has_runs, self.batch.with_gradient) = (path, x.n, false, false);
+        (self.batch.path, self.batch.has_runs) = (path, false);
     }
 
     fn decode(&mut self, x: &Rows) {
-        let Batch { path, n, x_hat_bs, l1_b, status, .. } = &mut self.batch;
+        let Batch { path, x_hat_bs, l1_b, .. } = &mut self.batch;
+        let Outcome { n, status, .. } = self.outcomes.last();
         match path {
             Path::Sparse => decode(&self.engine, &self.lists, *n, &self.weights, (x_hat_bs, l1_b), status),
             Path::Dense => {
@@ -147,35 +137,38 @@ impl Dictionary for CudaDictionary {
     }
 
     fn residual(&mut self, x: &Rows) {
-        let Batch { x_hat_bs, error_b, l1_b, status, .. } = &self.batch;
-        let (g_bs, count_f) = (self.g_bs(), &self.lists.count_f);
+        let Batch { x_hat_bs, error_b, l1_b, .. } = &self.batch;
+        let (g_bs, count_f, status) = (self.g_bs(), &self.lists.count_f, &self.outcomes.last().status);
         Residual { x_hat_bs, g_bs, error_b, l1_b, count_f, status }.run(&self.engine, x);
     }
 
     fn backward(&mut self, x: &Rows, lambda: f32) {
         self.gradient.lambda_over_b = lambda / x.n as f32;
-        self.batch.with_gradient = true;
-        let (g_bs, n) = (self.g_bs(), self.batch.n);
+        self.outcomes.begin_gradient();
+        let g_bs = self.g_bs();
         match self.batch.path {
             Path::Sparse => {
                 self.need_runs();
                 let runs = self.runs_of(x);
-                self.gradient.of_runs(&self.engine, &self.runs, runs, &self.weights, &self.batch.status);
+                let status = &self.outcomes.last().status;
+                self.gradient.of_runs(&self.engine, &self.runs, runs, &self.weights, status);
             }
             Path::Dense => {
                 let of = Operands { x, weights: &self.weights };
                 self.dense.backward(&self.engine, of, g_bs, &self.gradient);
             }
         }
-        self.gradient.finish(&self.engine, g_bs, n, &self.batch.status);
+        let Outcome { n, status, .. } = self.outcomes.last();
+        self.gradient.finish(&self.engine, g_bs, *n, status);
     }
 
     fn count(&mut self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
-        let tokens = counted.start..counted.end.min(self.batch.n);
+        let n = self.outcomes.last().n;
+        let tokens = counted.start..counted.end.min(n);
         if tokens.is_empty() {
             return;
         }
-        let all = tokens == (0..self.batch.n);
+        let all = tokens == (0..n);
         let (count_f, runs) = match self.batch.path {
             _ if all => (&self.lists.count_f, None),
             Path::Dense => {
@@ -188,7 +181,8 @@ impl Dictionary for CudaDictionary {
                 (&self.lists.count_f, Some((self.runs.run_f.at(0), self.runs.token_p.at(0))))
             }
         };
-        let Batch { error_b, l1_b, status, with_gradient, .. } = &self.batch;
+        let Batch { error_b, l1_b, .. } = &self.batch;
+        let Outcome { with_gradient, status, .. } = self.outcomes.last();
         let counted =
             Counted { tokens, error_b, l1_b, count_f, runs, status: status.at(0), with_gradient: *with_gradient };
         tally.add(&self.engine, x, &counted);
@@ -203,7 +197,7 @@ impl Dictionary for CudaDictionary {
             last_fired_f: &mut self.last_fired_f,
             count_f: &self.lists.count_f,
             gradient: &self.gradient,
-            status: &self.batch.status,
+            status: &self.outcomes.last().status,
             update: UpdateArgument::new(update, mode),
         };
         match self.batch.path {
@@ -213,27 +207,12 @@ impl Dictionary for CudaDictionary {
         adam.b_dec(&self.engine);
     }
 
-    fn report(&mut self) -> Result<Report, Error> {
-        let mut status = [Status::default()];
-        self.batch.status.read(0, &mut status)?;
-        let [status] = status;
-        let mut report = Report {
-            rows: self.batch.n,
-            non_finite_rows: Vec::new(),
-            ok: status.bad_rows == 0 && status.overflow == 0 && (status.ok != 0 || !self.batch.with_gradient),
-            overflow: status.overflow != 0,
-            squared_error: status.squared_error,
-            l1: status.l1,
-            active: status.active,
-            gradient_norm: status.gradient_norm,
-        };
-        if status.bad_rows > 0 {
-            let mut bad_b = vec![0; self.batch.n];
-            self.batch.bad_b.read(0, &mut bad_b)?;
-            let bad = bad_b.iter().enumerate().filter(|&(_, &bad)| bad != 0);
-            report.non_finite_rows = bad.map(|(row, _)| row).take(NAMED).collect();
-        }
-        Ok(report)
+    fn report(&mut self, back: usize) -> Result<Report, Error> {
+        self.outcomes.report(&self.engine, back)
+    }
+
+    fn release(&mut self) {
+        self.outcomes.release();
     }
 
     fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {

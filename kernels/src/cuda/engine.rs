@@ -1,4 +1,4 @@
-//! A card with its kernels and the one stream that everything runs on.
+//! A card with its kernels and two streams: one that everything runs on, and one that brings stored rows meanwhile.
 //!
 //! Operations are enqueued and return; what goes wrong is remembered and told by the next function that can fail, so that the
 //! step stays free of error paths.
@@ -8,7 +8,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result::launch_kernel;
-use cudarc::driver::{CudaFunction, CudaStream, DriverError, sys};
+use cudarc::driver::{CudaEvent, CudaFunction, CudaStream, DriverError, sys};
 
 use super::card::{Card, failed};
 use super::device::Precision;
@@ -21,6 +21,8 @@ const SHARED_BY_DEFAULT: u32 = 48 << 10;
 /// What the operations run on.
 pub struct Engine {
     pub stream: Arc<CudaStream>,
+    /// Copies of stored rows: see [`super::staging`].
+    pub copies: Arc<CudaStream>,
     pub precision: Precision,
     pub multiprocessors: u32,
     kernels: HashMap<&'static str, Kernel>,
@@ -47,9 +49,10 @@ impl Engine {
     /// Those of [`Card::load`]; [`Error::Cuda`].
     pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
         let context = card.context();
-        // SAFETY: everything runs on one stream, in order, so no event is needed to keep uses apart.
+        // SAFETY: all memory is used on one stream, in order, but for that of stored rows, where events keep uses apart.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| failed("cuStreamCreate", error))?;
+        let copies = context.new_stream().map_err(|error| failed("cuStreamCreate", error))?;
         let mut kernels = HashMap::new();
         for (source, module) in SOURCES.iter().zip(card.load(SOURCES)?) {
             for EntryPoint { name, threads } in source.kernels() {
@@ -58,7 +61,7 @@ impl Engine {
             }
         }
         let multiprocessors = card.multiprocessors();
-        Ok(Engine { stream, precision, multiprocessors, kernels, failure: Mutex::new(None) })
+        Ok(Engine { stream, copies, precision, multiprocessors, kernels, failure: Mutex::new(None) })
     }
 
     /// Lets a kernel use `bytes` of dynamic shared memory.
@@ -67,6 +70,14 @@ impl Engine {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             self.note(kernel, self.kernel(kernel).function.set_attribute(attribute, bytes as i32));
         }
+    }
+
+    /// A place in a stream's order, none at first.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn event(&self) -> Result<CudaEvent, Error> {
+        self.stream.context().new_event(None).map_err(|error| failed("cuEventCreate", error))
     }
 
     fn kernel(&self, name: &'static str) -> &Kernel {

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::result::memcpy_htod_async;
-use cudarc::driver::{CudaEvent, CudaSlice, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice, ValidAsZeroBits};
+use cudarc::driver::{
+    CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice, ValidAsZeroBits,
+};
 
+use super::card::failed;
 use super::engine::Engine;
 use crate::Error;
 
@@ -32,6 +34,11 @@ impl<'a> Memory<'a> {
         self.from.is_some()
     }
 
+    /// Where memory is taken from, if it is.
+    pub fn engine(&self) -> Option<&'a Arc<Engine>> {
+        self.from
+    }
+
     /// Room for `len` zeros; `what` names the object in the error. At least one value, so that there is an address.
     ///
     /// # Errors
@@ -49,6 +56,78 @@ impl<'a> Memory<'a> {
         let slice = engine.stream.alloc_zeros::<T>(len).map_err(|_| Error::OutOfMemory { what, bytes })?;
         let at = slice.device_ptr(&engine.stream).0;
         Ok(Buffer { slice: Some((engine.clone(), slice)), at, len })
+    }
+
+    /// Host memory for copies of `len` values; they are zeros before the first.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
+    pub fn readback<T: DeviceRepr + ValidAsZeroBits + Copy + Default>(
+        &self,
+        len: usize,
+        what: &'static str,
+    ) -> Result<Readback<T>, Error> {
+        let pinned = self.from.map(|engine| Pinned::new(engine, len, what)).transpose()?;
+        Ok(Readback { pinned })
+    }
+}
+
+/// Host memory that the card reads and writes at full speed, with the end of the last copy from it or to it.
+pub struct Pinned<T> {
+    values: PinnedHostSlice<T>,
+    copied: CudaEvent,
+}
+
+impl<T: DeviceRepr + ValidAsZeroBits + Copy + Default> Pinned<T> {
+    /// `len` zeros; at least one value, so that there is an address.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
+    pub fn new(engine: &Engine, len: usize, what: &'static str) -> Result<Self, Error> {
+        let len = len.max(1);
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::OutOfMemory { what, bytes: usize::MAX })?;
+        let copied = engine.event()?;
+        // SAFETY: every value is set below. Cached, not write-combined: the host reads in it.
+        let values = unsafe { engine.stream.context().alloc_pinned_with_flags::<T>(len, 0) };
+        let mut values = values.map_err(|_| Error::OutOfMemory { what, bytes })?;
+        values.as_mut_slice().map_err(|error| failed("cuMemHostAlloc", error))?.fill(T::default());
+        Ok(Pinned { values, copied })
+    }
+}
+
+impl<T: ValidAsZeroBits> Pinned<T> {
+    /// The copy enqueued last on `stream` was one of these values.
+    pub fn was_copied_on(&self, engine: &Engine, stream: &CudaStream) {
+        engine.note("an event", self.copied.record(stream));
+    }
+
+    /// The end of the last copy.
+    pub fn copied(&self) -> &CudaEvent {
+        &self.copied
+    }
+
+    /// Without waiting: the card may be about to read them.
+    pub fn to_send(&self) -> Result<&[T], DriverError> {
+        self.values.as_slice()
+    }
+
+    /// Waits for the last copy.
+    pub fn settled(&self) -> Result<&[T], DriverError> {
+        self.copied.synchronize()?;
+        self.values.as_slice()
+    }
+
+    /// As [`Pinned::settled`].
+    pub fn settled_mut(&mut self) -> Result<&mut [T], DriverError> {
+        self.copied.synchronize()?;
+        self.values.as_mut_slice()
+    }
+}
+
+impl<T> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        // A card that has failed copies nothing any more.
+        let _ = self.copied.synchronize();
     }
 }
 
@@ -111,59 +190,30 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
     }
 }
 
-/// Host memory that the card reads at full speed.
-pub struct Staging {
-    pinned: PinnedHostSlice<u8>,
-    /// The card has read what lies here.
-    was_read: CudaEvent,
+/// Host memory to which the card copies `len` values behind what it does at that moment, while both go on.
+pub struct Readback<T> {
+    /// `None`: only measured.
+    pinned: Option<Pinned<T>>,
 }
 
-impl Staging {
+impl<T: DeviceRepr + ValidAsZeroBits + Copy> Readback<T> {
+    /// Enqueues a copy of all values of `from`.
+    pub fn send(&mut self, from: &Buffer<T>) {
+        let (engine, slice) = from.slice.as_ref().expect("memory that was taken, not measured");
+        let pinned = self.pinned.as_mut().expect("memory that was taken, not measured");
+        engine.note("a copy from the card", engine.stream.memcpy_dtoh(slice, &mut pinned.values));
+        pinned.was_copied_on(engine, &engine.stream);
+    }
+
+    /// Waits for the last copy, and for nothing that was enqueued after it.
+    ///
     /// # Errors
-    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(engine: &Engine, bytes: usize) -> Result<Self, Error> {
-        let bytes = bytes.max(1);
-        let failed = |error: DriverError| Error::Cuda { call: "making an event", reason: error.to_string() };
-        let context = engine.stream.context();
-        let was_read = context.new_event(None).map_err(failed)?;
-        // SAFETY: every byte is set below. Cached, not write-combined: names of rows are looked up in it.
-        let pinned = unsafe { context.alloc_pinned_with_flags::<u8>(bytes, 0) };
-        let mut pinned = pinned.map_err(|_| Error::OutOfMemory { what: "staging for stored rows", bytes })?;
-        pinned.as_mut_slice().map_err(failed)?.fill(0);
-        Ok(Staging { pinned, was_read })
-    }
-
-    /// Enqueues a copy of the first `bytes` bytes to `to`. Whoever writes here next waits for it.
-    pub fn send(&self, engine: &Engine, to: &mut Buffer<u8>, bytes: usize) {
-        assert!(bytes <= to.len, "room for the rows");
-        let stream = &engine.stream;
-        // SAFETY: source and target have so many bytes; `as_mut` waits until the copy is done, and dropping the pinned memory
-        // waits for the card.
-        let copied = unsafe { memcpy_htod_async(to.at, &self.as_ref()[..bytes], stream.cu_stream()) };
-        engine.note("a copy to the card", copied);
-        engine.note("an event", self.was_read.record(stream));
-    }
-}
-
-impl AsRef<[u8]> for Staging {
-    fn as_ref(&self) -> &[u8] {
-        // A failure of the card is told by the next operation on it.
-        self.pinned.as_slice().unwrap_or_default()
-    }
-}
-
-impl AsMut<[u8]> for Staging {
-    fn as_mut(&mut self) -> &mut [u8] {
-        match self.was_read.synchronize() {
-            Ok(()) => self.pinned.as_mut_slice().unwrap_or_default(),
-            Err(_) => &mut [],
-        }
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // A card that has failed reads nothing any more.
-        let _ = self.was_read.synchronize();
+    /// [`Error::Cuda`].
+    pub fn read(&self, engine: &Engine) -> Result<&[T], Error> {
+        engine.check()?;
+        let pinned = self.pinned.as_ref().expect("memory that was taken, not measured");
+        let values = engine.note("the operations before it", pinned.settled());
+        engine.check()?;
+        Ok(values.expect("a failure was told above"))
     }
 }

@@ -3,7 +3,8 @@
 use super::device::Precision;
 use super::device::stride;
 use super::engine::{Engine, arguments};
-use super::memory::{Buffer, Memory, Pointer, Staging};
+use super::memory::{Buffer, Memory, Pointer};
+use super::staging::{Staging, Stored};
 use crate::{Error, RowDtype};
 
 /// A batch on the card, scaled.
@@ -21,7 +22,7 @@ pub struct Rows {
     pub(super) bad_b: Buffer<u32>,
     /// Rows with such a value.
     pub(super) bad_rows: Buffer<u32>,
-    staged: Buffer<u8>,
+    stored: Stored,
 }
 
 impl Rows {
@@ -38,7 +39,7 @@ impl Rows {
             norm2_b: memory.take(batch, what)?,
             bad_b: memory.take(batch, what)?,
             bad_rows: memory.take(1, what)?,
-            staged: memory.take(batch * width * size_of::<f32>(), what)?,
+            stored: Stored::new(batch * width * size_of::<f32>(), what, memory)?,
         })
     }
 
@@ -50,7 +51,7 @@ impl Rows {
     /// `x = scale · rows` for the first `n` staged rows.
     pub(super) fn normalize(&mut self, engine: &Engine, staged: &Staging, dtype: RowDtype, n: usize, scale: f32) {
         self.n = n;
-        staged.send(engine, &mut self.staged, n * self.width * dtype.size());
+        self.stored.copy(engine, staged, n * self.width * dtype.size());
         self.bad_rows.clear();
         let kernel = match dtype {
             RowDtype::F32 => "normalize_f32",
@@ -61,8 +62,9 @@ impl Rows {
         let (norm2_b, bad_b, bad_rows) = (self.norm2_b.at(0), self.bad_b.at(0), self.bad_rows.at(0));
         let (width, stride) = (self.width as u32, self.stride as u32);
         let arguments =
-            arguments![self.staged.at(0), self.x_bs.at(0), copy, norm2_b, bad_b, bad_rows, width, stride, scale];
-        // SAFETY: n rows of `width` values lie in `staged`; the others have room for n rows.
+            arguments![self.stored.at(), self.x_bs.at(0), copy, norm2_b, bad_b, bad_rows, width, stride, scale];
+        // SAFETY: n rows of `width` values lie in `stored`; the others have room for n rows.
         unsafe { engine.enqueue(kernel, n, 0, arguments) };
+        self.stored.release(engine);
     }
 }

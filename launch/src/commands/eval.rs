@@ -7,7 +7,7 @@ use loader::{Dataset, OpenOptions, Store};
 use serde::Serialize;
 use trainer::buffers::Buffers;
 use trainer::checkpoint::{Found, Manifest};
-use trainer::evaluate;
+use trainer::evaluate::{self, Pass};
 use trainer::metrics::{DensityHistogram, Metrics, dead_fraction};
 use trainer::recovery::{Truth, recovery};
 use trainer::{checkpoint, data};
@@ -78,18 +78,17 @@ fn measure<D: Device>(
     let rows = args.rows.unwrap_or(u64::MAX).min(dataset.rows());
     let batch = recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1);
     let mut sae = evaluate::load(device, store, found, batch)?;
-    let mut buffers = Buffers::new(device, batch, width, dataset.dtype().size(), features)?;
+    let mut buffers = Buffers::new(device, batch, width, dataset.dtype().size())?;
+    let mut tally = device.tally(width, features)?;
     let mut stream = data::eval_stream(dataset, recipe, device.axes().place, Some(rows))?;
     let mut bar = Bar::new("evaluating", 0, rows);
     let started = std::time::Instant::now();
-    let of = (features, found.manifest.scale);
-    let sums = evaluate::sums(
+    let pass = Pass { dataset, features, scale: found.manifest.scale };
+    let sums = pass.sums(
         device,
         &mut sae,
-        &mut buffers,
-        dataset,
+        (&mut buffers, &mut tally),
         &mut stream,
-        of,
         || false,
         |done, _| {
             bar.set(done, "");

@@ -54,8 +54,8 @@ pub struct State {
     pub left_out: LeftOut,
     /// Factor on every row.
     pub scale: f32,
-    /// Active pairs of the last batch, and all its pairs: decides between sparse and dense path.
-    pub density: (u64, u64),
+    /// Active pairs and all pairs of the last batch, and of the one before it: they decide between sparse and dense path.
+    pub density: [(u64, u64); 2],
     /// Norm of the last gradient, before clipping.
     pub gradient_norm: f64,
     /// Sums on the device.
@@ -116,8 +116,11 @@ pub struct Manifest {
     pub left_out: LeftOut,
     /// See [`State::scale`].
     pub scale: f32,
-    /// See [`State::density`].
+    /// Of the last batch: see [`State::density`].
     pub density: (u64, u64),
+    /// Of the batch before it; absent in a checkpoint made before it was kept.
+    #[serde(default)]
+    pub density_before: Option<(u64, u64)>,
     /// See [`State::gradient_norm`]; 0 in a checkpoint made before it was kept.
     #[serde(default)]
     pub gradient_norm: f64,

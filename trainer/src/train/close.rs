@@ -3,7 +3,7 @@
 use kernels::{Device, Dictionary};
 
 use super::{Run, Scribe};
-use crate::buffers::{Buffers, Seen};
+use crate::buffers::Seen;
 use crate::checkpoint::LeftOut;
 use crate::metrics::{DensityHistogram, Metrics};
 use crate::recovery::recovery;
@@ -21,11 +21,13 @@ impl<D: Device> Run<'_, D> {
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub(super) fn open_closing(&mut self, seen: &Seen) -> Result<usize, Error> {
+    pub(super) fn open_closing(&mut self, seen: &Seen, x: &D::Rows) -> Result<usize, Error> {
         let Some(from) = self.closing_from.filter(|_| !self.state.closing_open) else { return Ok(0) };
         if from >= (seen.own.step + 1) * self.recipe.train.batch as u64 {
             return Ok(0);
         }
+        // The sums are those of the steps before.
+        self.catch_up()?;
         let axes = self.device.axes();
         let own = self.stream.rows_before(&seen.own, from) as u64;
         let [before] = together::sum(&axes.feature, [own])?;
@@ -33,17 +35,16 @@ impl<D: Device> Run<'_, D> {
         let before = before as usize;
         if anywhere > 0 {
             let (path, lambda) = (self.path(), self.schedule.lambda(self.state.step));
-            let Buffers { x, tally, .. } = &mut self.buffers;
-            let report = with_room(path, |path| {
-                self.sae.encode(x, path);
-                self.sae.decode(x);
-                self.sae.residual(x);
-                self.sae.backward(x, lambda);
-                self.sae.count(x, tally, 0..before);
-                self.sae.report()
+            let report = with_room(&mut self.sae, path, |sae, path| {
+                sae.encode(x, path);
+                sae.decode(x);
+                sae.residual(x);
+                sae.backward(x, lambda);
+                sae.count(x, &mut self.tally, 0..before);
             })?;
             if !report.ok {
                 // The step will be refused too, and the batch come again: nothing has begun.
+                self.sae.release();
                 return Ok(before);
             }
         }

@@ -5,15 +5,15 @@ use std::sync::atomic::Ordering;
 use kernels::{Device, Dictionary};
 
 use super::{Event, Run, is_due};
+use crate::evaluate::Pass;
 use crate::metrics::{DensityHistogram, Metrics};
-use crate::{Error, data, evaluate};
+use crate::{Error, data};
 
 impl<D: Device> Run<'_, D> {
     /// Evaluates during training, unless it was done at this step; the best weights so far are saved. Only these evaluations
     /// compete: they are over the same rows, the one at the end is over all.
     pub(super) fn evaluate_if_due(&mut self) -> Result<(), Error> {
-        let due = is_due(self.recipe.eval.every, self.state.step) && self.state.held_out.is_none();
-        if !due || self.is_done() || self.data.eval.is_none() {
+        if !self.evaluation_is_due(self.state.step) || self.is_done() || self.state.held_out.is_some() {
             return Ok(());
         }
         // A stop or an error costs no step, and a resumed run comes back to the evaluation.
@@ -27,9 +27,13 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
+    pub(super) fn evaluation_is_due(&self, step: u64) -> bool {
+        is_due(self.recipe.eval.every, step) && self.data.eval.is_some()
+    }
+
     /// Brings the dictionary that is looked at up to date, where it is another than the one that trains.
     pub(super) fn settle(&mut self) {
-        let next = self.update(self.state.tokens);
+        let next = self.update(self.state.step, self.state.tokens);
         if let Some(settled) = &mut self.settled {
             self.sae.settle_into(&next, settled);
         }
@@ -43,14 +47,14 @@ impl<D: Device> Run<'_, D> {
         self.settle();
         let (step, checkpoint) = (self.state.step, self.saved.as_ref().map(|(.., folder)| folder.clone()));
         // The tally of training is put aside: it goes on afterwards to the same bits.
-        let training = self.device.take_sums(&mut self.buffers.tally)?;
-        let sums = evaluate::sums(
+        let training = self.device.take_sums(&mut self.tally)?;
+        let buffers = self.free.last_mut().expect("an evaluation follows when every step is booked");
+        let pass = Pass { dataset, features: self.recipe.sae.features, scale: self.state.scale };
+        let sums = pass.sums(
             self.device,
             self.settled.as_mut().unwrap_or(&mut self.sae),
-            &mut self.buffers,
-            dataset,
+            (buffers, &mut self.tally),
             &mut stream,
-            (self.recipe.sae.features, self.state.scale),
             || self.start.stop.load(Ordering::Relaxed),
             |done, stop| {
                 (self.start.watch)(Event::Evaluating(done, rows));
@@ -60,7 +64,7 @@ impl<D: Device> Run<'_, D> {
                 }
             },
         );
-        self.device.put_sums(&mut self.buffers.tally, &training);
+        self.device.put_sums(&mut self.tally, &training);
         let sums = sums?;
         let Some(metrics) = Metrics::of(&sums, self.schedule.final_lambda()) else { return Ok(None) };
         let density = DensityHistogram::of(&sums, &self.device.axes().all)?;

@@ -11,14 +11,17 @@ use crate::{Error, checkpoint};
 
 impl<D: Device> Run<'_, D> {
     pub(super) fn save_if_due(&mut self) -> Result<(), Error> {
-        let due = match self.recipe.checkpoint.every {
-            Every::Steps(steps) => is_due(steps, self.state.step),
-            Every::Minutes(_) => self.save_called,
-        };
-        if due && !self.is_done() {
+        if self.save_is_due(self.state.step) && !self.is_done() {
             self.save()?;
         }
         Ok(())
+    }
+
+    pub(super) fn save_is_due(&self, step: u64) -> bool {
+        match self.recipe.checkpoint.every {
+            Every::Steps(steps) => is_due(steps, step),
+            Every::Minutes(_) => self.save_called,
+        }
     }
 
     /// Whether this rank's clock says that a checkpoint is due. The first rank's counts, once all have heard of it.
@@ -42,9 +45,9 @@ impl<D: Device> Run<'_, D> {
             run_dir.publish()?;
             self.data.keep_manifests(self.store)?;
         }
-        self.state.tally = self.device.take_sums(&mut self.buffers.tally)?;
-        self.device.put_sums(&mut self.buffers.tally, &self.state.tally);
-        // After a refused step the stream is one batch ahead of the weights.
+        self.state.tally = self.device.take_sums(&mut self.tally)?;
+        self.device.put_sums(&mut self.tally, &self.state.tally);
+        // After a refused step the stream is ahead of the weights.
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
         let folder = checkpoint::save(self.store, self.device.axes(), &self.sae, &self.state, &cursor, self.recipe)?;
         self.known.add(self.state.step, folder.clone(), self.state.held_out.as_ref());

@@ -1,5 +1,6 @@
 //! The start of a run: memory, weights made or read, and what lies in the run's folder.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use kernels::mesh::{Axes, Place, TILE};
@@ -39,7 +40,9 @@ impl<'a, D: Device> Run<'a, D> {
         let settled = settled.map(|shape| device.dictionary(shape)).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
         let batch = plan::largest_batch(recipe, data);
-        let mut buffers = Buffers::new(device, batch, width, value_bytes, shape.features)?;
+        let buffers = || Buffers::new(device, batch, width, value_bytes);
+        let free = (0..=D::AHEAD).map(|_| buffers()).collect::<Result<Vec<_>, _>>()?;
+        let mut tally = device.tally(width, shape.features)?;
         let resumed = if start.resume { resume(recipe, data, store, axes, &mut sae)? } else { None };
         let (found, (state, stream)) = match resumed {
             Some((found, loaded)) => (Some(found), loaded),
@@ -48,7 +51,7 @@ impl<'a, D: Device> Run<'a, D> {
                 (None, (state, data.train_stream(recipe, axes.place, Cursor::default())?))
             }
         };
-        device.put_sums(&mut buffers.tally, &state.tally);
+        device.put_sums(&mut tally, &state.tally);
         if let Some(eval) = &data.eval {
             // What the evaluation at the end would be refused for is better known now.
             drop(data::eval_stream(eval, recipe, axes.place, Some(1))?);
@@ -86,7 +89,9 @@ impl<'a, D: Device> Run<'a, D> {
             sae,
             settled,
             truth,
-            buffers,
+            free,
+            tally,
+            in_flight: VecDeque::new(),
             closing_from,
             known,
             saved_at: Instant::now(),
@@ -139,7 +144,7 @@ fn first_state(
         tokens: 0,
         left_out: LeftOut::default(),
         scale,
-        density,
+        density: [density; 2],
         gradient_norm: 0.0,
         tally: sums.clone(),
         window: sums.clone(),

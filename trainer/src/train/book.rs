@@ -1,0 +1,127 @@
+//! Booking steps: a device runs ahead of what the run knows of it, and whatever it refused is made again or ends the run.
+//!
+//! Nothing takes effect out of order: the steps behind one that was refused are held by the device, and made again after it.
+
+use kernels::{Device, Dictionary, Path, Report};
+
+use super::{Event, Run};
+use crate::buffers::{Buffers, Seen};
+use crate::step::{StepInput, step};
+use crate::together::together;
+use crate::{Error, evaluate};
+
+/// Rows that are not finite which a [`Report`] names at most: of more it says nothing.
+const NAMED_ROWS: usize = 64;
+
+/// A step that was enqueued and is not booked.
+pub(super) struct InFlight<D: Device> {
+    pub(super) seen: Seen,
+    pub(super) input: StepInput,
+    /// The rows stay: the step may have to be made again.
+    pub(super) buffers: Buffers<D>,
+}
+
+impl<D: Device> Run<'_, D> {
+    /// Books every step in flight: the state is then that of the device.
+    pub(super) fn catch_up(&mut self) -> Result<(), Error> {
+        self.book(0)
+    }
+
+    /// Books the oldest steps until `left` are in flight.
+    ///
+    /// # Errors
+    /// [`Error::Device`]; [`Error::Divergence`] when a step was refused and would be again.
+    pub(super) fn book(&mut self, left: usize) -> Result<(), Error> {
+        while self.in_flight.len() > left {
+            let mut report = self.sae.report(self.in_flight.len() - 1)?;
+            if report.overflow {
+                self.make_again();
+                report = self.sae.report(self.in_flight.len() - 1)?;
+            }
+            let Some(InFlight { seen, buffers, .. }) = self.in_flight.pop_front() else { return Ok(()) };
+            if !report.ok {
+                return Err(self.refused(&seen, &report));
+            }
+            self.took(&seen, &report)?;
+            self.pass(&seen);
+            self.free.push(buffers);
+        }
+        Ok(())
+    }
+
+    /// Makes the oldest step again where it has room, and after it those that it held.
+    fn make_again(&mut self) {
+        tracing::debug!(step = self.state.step, "too many active features for lists: made again on the dense path");
+        self.sae.release();
+        if let Some(oldest) = self.in_flight.front_mut() {
+            oldest.input.path = Path::Dense;
+        }
+        for InFlight { input, buffers, .. } in &self.in_flight {
+            step(&mut self.sae, &buffers.x, &mut self.tally, input);
+        }
+    }
+
+    /// What a step gave.
+    fn took(&mut self, seen: &Seen, report: &Report) -> Result<(), Error> {
+        if self.recipe.log.rows {
+            let own = self.stream.row_ids(&seen.own).into_iter().map(|id| self.data.train.row_name(id)).collect();
+            let ids = together(&self.device.axes().all, "naming rows", Ok::<Vec<String>, Error>(own))?;
+            if let Some(scribe) = &mut self.scribe {
+                scribe.journal.rows(self.state.step, &ids.concat())?;
+            }
+        }
+        let rows = report.rows as f64;
+        self.state.tokens += report.rows as u64;
+        let density = (report.active, (report.rows * self.recipe.sae.features) as u64);
+        self.state.density = [density, self.state.density[0]];
+        let loss = (report.squared_error + f64::from(self.schedule.lambda(self.state.step)) * report.l1) / rows;
+        (self.start.watch)(Event::Step {
+            step: self.state.step + 1,
+            tokens: self.state.tokens,
+            loss,
+            l0: report.active as f64 / rows,
+        });
+        self.state.gradient_norm = report.gradient_norm;
+        Ok(())
+    }
+
+    /// Goes on behind a batch, which may have had no rows.
+    pub(super) fn pass(&mut self, seen: &Seen) {
+        self.state.left_out.skipped += seen.call.left_out.skipped;
+        self.state.left_out.filtered += seen.call.left_out.filtered;
+        self.state.step += 1;
+        self.state.held_out = None;
+        self.state.stall_s += seen.own.stall.as_secs_f64();
+        self.line_clock.stall += seen.own.stall;
+    }
+
+    /// A NaN or infinity reached the step. The weights are those before it, for what was enqueued behind it is held; they are
+    /// saved, so that the run can go on once the rows are left out.
+    fn refused(&mut self, seen: &Seen, report: &Report) -> Error {
+        let step = self.state.step;
+        let saved = match self.save() {
+            Ok(folder) => format!("the weights before this step are in {folder}"),
+            Err(error) => format!("saving the weights before this step failed: {error}"),
+        };
+        let bad = match evaluate::bad_rows(self.device.axes(), &self.data.train, &self.stream, seen, report) {
+            Ok(bad) => bad,
+            Err(error) => return error,
+        };
+        if bad.is_empty() {
+            return Error::Divergence(format!(
+                "step {step}: the gradient is not finite although every row is, so the update was refused; {saved}. \
+                 Lower train.lr, and look at metrics.jsonl for where the loss began to rise"
+            ));
+        }
+        // The list may only grow, so what is left out already stands in it too.
+        let skip: Vec<String> = self.recipe.data.skip.iter().chain(&bad).map(|entry| format!("\"{entry}\"")).collect();
+        Error::Divergence(format!(
+            "step {step}: {}{} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
+             out and go on: sae train … --resume --set 'data.skip=[{}]'; a new run with data.filter.finite = true leaves out \
+             all such rows",
+            if bad.len() < NAMED_ROWS { "" } else { "at least " },
+            bad.len(),
+            skip.join(", ")
+        ))
+    }
+}
