@@ -43,7 +43,7 @@ impl<'a, D: Device> Ahead<'a, D> {
         let (staging, x) = &mut self.batches[number as usize % (D::AHEAD + 1)];
         let bytes: Vec<u8> = rows.iter().flatten().flat_map(|&v| (v as f32).to_le_bytes()).collect();
         staging.as_mut().copy_from_slice(&bytes);
-        self.run.device.normalize(staging, RowDtype::F32, rows.len(), 1.0, x);
+        self.run.device.normalize(staging, RowDtype::F32, rows.len(), rows.len(), 1.0, x);
         self.again(number, path);
     }
 
