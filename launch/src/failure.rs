@@ -26,10 +26,14 @@ impl Failure {
         Failure { message: message.into(), code: 73 }
     }
 
+    /// Whether a run did what it was asked and stopped after a checkpoint: that is no error.
+    pub fn is_interruption(&self) -> bool {
+        self.code == 75
+    }
+
     /// Prints the message and gives the exit code.
     pub fn report(self) -> ExitCode {
-        // An interrupted run did what it was asked: that is no error.
-        if self.code == 75 {
+        if self.is_interruption() {
             tracing::warn!("{}", self.message);
         } else {
             tracing::error!(exit_code = self.code, "{}", self.message);

@@ -102,8 +102,10 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
         }
         result
     });
-    if let Err(error) = &result {
-        // The others wait for this rank: they hear why it is gone.
+    if let Err(error) = &result
+        && !matches!(error, Error::Interrupted { .. })
+    {
+        // The others wait for this rank: they hear why it is gone. All stop together when one was asked to.
         ranks.abort(&error.to_string());
     }
     result

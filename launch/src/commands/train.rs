@@ -31,8 +31,12 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         Opened::Cpu(device) => run_on(&device, args, &recipe),
         Opened::Cuda(device) => run_on(&device, args, &recipe),
     });
-    // The others wait for this rank: they hear why it is gone.
-    done.inspect_err(|failure| told.abort(&failure.to_string()))
+    // The others wait for this rank: they hear why it is gone. When one was asked to stop, all do.
+    done.inspect_err(|failure| {
+        if !failure.is_interruption() {
+            told.abort(&failure.to_string());
+        }
+    })
 }
 
 fn run_on(device: &impl Device, args: &Train, recipe: &Recipe) -> Result<(), Failure> {
