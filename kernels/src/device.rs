@@ -312,6 +312,16 @@ pub enum Error {
         /// What the compiler says.
         log: String,
     },
+    /// A rank of the job failed, or this one did.
+    #[error("rank {rank}: {reason} (during {operation}): start the job again with --resume once that rank can run")]
+    Peer {
+        /// Its index.
+        rank: usize,
+        /// What this rank was doing when it heard of it.
+        operation: &'static str,
+        /// How it failed, in the words of whoever saw it first.
+        reason: String,
+    },
     /// No architecture, or none that kernels can be compiled for.
     #[error("{arch} is no architecture that kernels can be compiled for: {known}")]
     UnknownArch {

@@ -81,6 +81,6 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         | Device::UnknownArch { .. } => 64,
         Device::Compile { .. } => 70,
         // Threads: other processes may hold them for now.
-        Device::Cuda { .. } | Device::Threads { .. } => 71,
+        Device::Cuda { .. } | Device::Threads { .. } | Device::Peer { .. } => 71,
     }
 }
