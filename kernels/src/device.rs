@@ -312,6 +312,14 @@ pub enum Error {
         /// What the compiler says.
         log: String,
     },
+    /// No other rank could reach this one.
+    #[error("cannot listen at {address}: {reason}: choose an address of this machine, and port 0 for a free one")]
+    Listen {
+        /// Where it was to listen.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        reason: String,
+    },
     /// A rank of the job failed, or this one did.
     #[error("rank {rank}: {reason} (during {operation}): start the job again with --resume once that rank can run")]
     Peer {

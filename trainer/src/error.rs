@@ -78,7 +78,8 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         | Device::NoSuchCard { .. }
         | Device::CardTooOld { .. }
         | Device::NoCompiler { .. }
-        | Device::UnknownArch { .. } => 64,
+        | Device::UnknownArch { .. }
+        | Device::Listen { .. } => 64,
         Device::Compile { .. } => 70,
         // Threads: other processes may hold them for now.
         Device::Cuda { .. } | Device::Threads { .. } | Device::Peer { .. } => 71,

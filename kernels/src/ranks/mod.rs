@@ -1,10 +1,11 @@
 //! Ranks: the parts of one job that exchange bytes, and what is made of that: gathers, and sums in a fixed order.
 //!
-//! [`Ranks`] is the seam. [`threads`] are ranks inside this process. Nothing here knows what the bytes mean; [`Group`] is what
+//! [`Ranks`] is the seam. [`threads`] are ranks inside this process, [`tcp`] processes. Nothing here knows what the bytes mean; [`Group`] is what
 //! the operations of a mesh are written with.
 
 mod group;
 mod mailbox;
+pub mod tcp;
 mod threads;
 
 pub use group::Group;
