@@ -10,6 +10,7 @@ pub mod golden;
 pub mod kills;
 pub mod need;
 pub mod proxy;
+pub mod ranks;
 pub mod reference;
 pub mod s3;
 pub mod sae;
