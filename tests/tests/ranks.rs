@@ -10,8 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use kernels::Error;
+use kernels::cuda::nccl::Nccl;
 use kernels::ranks::tcp::{Limits, Listening};
 use kernels::ranks::{Group, Ranks, threads, threads_within};
+use tests::need;
 use tests::ranks::{TOKEN, behave, each, tcp};
 
 /// Of processes that are as good as dead.
@@ -105,8 +107,9 @@ fn a_panic_is_told() {
             let _last = last;
             panic!("this is part of the test");
         });
-        let error = Group::of(ranks.remove(0), vec![0, 1]).gather(b"").expect_err("a panic").to_string();
-        assert!(error.starts_with("rank 1: panicked"), "{error}");
+        let error = Group::of(ranks.remove(0), vec![0, 1]).gather(b"").expect_err("a panic");
+        assert!(error.to_string().starts_with("rank 1: panicked"), "{error}");
+        assert_eq!(trainer::Error::from(error).exit_code(), 71, "a restart may help");
         assert!(panicking.join().is_err());
     }
 }
@@ -422,4 +425,18 @@ fn a_cut_network_is_noticed_on_both_sides() {
         assert!(error.starts_with(&format!("rank {}: has given no sign of life", 1 - ranks.rank())), "{error}");
         assert!(started.elapsed() < SILENCE + Duration::from_secs(5), "after {:?}", started.elapsed());
     });
+}
+
+/// What of NCCL needs no card.
+#[test]
+fn nccl_is_found_or_asked_for() {
+    let empty = tempfile::tempdir().expect("a temporary folder");
+    let error = Nccl::find(Some(empty.path())).expect_err("an empty folder");
+    let words = error.to_string();
+    assert!(words.contains("libnccl.so.2") && words.contains("SAE_NCCL") && words.contains("pip install"), "{words}");
+    assert_eq!(trainer::Error::from(error).exit_code(), 64, "a restart would not help");
+    let Some(folder) = need::nccl() else { return };
+    let nccl = Nccl::find(Some(&folder)).expect("NCCL");
+    assert!(nccl.version().starts_with("2."), "{}", nccl.version());
+    assert_ne!(nccl.unique_id().expect("an id"), nccl.unique_id().expect("another id"));
 }
