@@ -296,8 +296,10 @@ fn meet_after(strangers: impl FnOnce(&[SocketAddr])) -> Vec<Arc<dyn Ranks>> {
 fn ten_thousand_strangers_do_not_disturb_a_meeting() {
     let (ended, admitted, came) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let hello: Vec<u8> = [b"sae-rnk1", &[2, 0, 0, 0][..], &[1, 0, 0, 0], &[0; 4], &[7; 32], &[9; 32]].concat();
+    let started = Instant::now();
     let knock = |address: SocketAddr| {
-        while !ended.load(Ordering::Relaxed) {
+        // A meeting that fails must not leave them knocking.
+        while !ended.load(Ordering::Relaxed) && started.elapsed() < Duration::from_secs(120) {
             let number = came.fetch_add(1, Ordering::Relaxed);
             let Ok(mut stream) = TcpStream::connect(address) else { continue };
             let garbage: Vec<u8> = (0..200).map(|at| (at * number) as u8).collect();
