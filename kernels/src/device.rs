@@ -342,6 +342,25 @@ pub enum Error {
         /// Where it was looked for, and what was found there.
         looked: String,
     },
+    /// There is no NCCL, which several cards need, or what was found is none.
+    #[error(
+        "no NCCL, which several cards need: {looked}: install it (libnccl2, or `pip install nvidia-nccl-cu13`), or name the folder \
+         of libnccl.so.2 in SAE_NCCL"
+    )]
+    NoNccl {
+        /// Where it was looked for, and what was found there.
+        looked: String,
+    },
+    /// NCCL failed: usually because another rank did.
+    #[error(
+        "NCCL failed: {call}: {reason}: start the job again with --resume; if it stays, NCCL_DEBUG=INFO makes NCCL say more"
+    )]
+    Nccl {
+        /// What was called.
+        call: &'static str,
+        /// NCCL's words.
+        reason: String,
+    },
     /// A kernel does not compile: a bug of this program, or of the compiler.
     #[error(
         "{source_file} does not compile for {arch} with NVRTC {nvrtc}; please report it with what the compiler says:\n{log}"

@@ -12,6 +12,7 @@ pub mod late;
 pub mod mesh;
 pub mod need;
 pub mod proxy;
+pub mod ranks;
 pub mod reference;
 pub mod s3;
 pub mod sae;

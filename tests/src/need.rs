@@ -64,13 +64,28 @@ fn made_environment() -> Option<PathBuf> {
 /// When that Python does not run.
 #[track_caller]
 pub fn nvrtc() -> Option<PathBuf> {
+    package_with("nvidia/cu13/lib", "libnvrtc.so.13")
+}
+
+/// The folder of NCCL there.
+///
+/// # Panics
+/// When that Python does not run.
+#[track_caller]
+pub fn nccl() -> Option<PathBuf> {
+    package_with("nvidia/nccl/lib", "libnccl.so.2")
+}
+
+/// A folder of that environment's packages, if the library lies there.
+#[track_caller]
+fn package_with(folder: &str, library: &str) -> Option<PathBuf> {
     let packages = "import sysconfig; print(sysconfig.get_path('purelib'))";
     let output = Command::new(python()?).args(["-c", packages]).output().expect("Python runs");
-    let folder = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("nvidia/cu13/lib");
-    if folder.join("libnvrtc.so.13").exists() {
+    let folder = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join(folder);
+    if folder.join(library).exists() {
         return Some(folder);
     }
-    missing("NVRTC 13 in its Python environment");
+    missing(&format!("{library} in its Python environment"));
     None
 }
 

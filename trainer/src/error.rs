@@ -78,10 +78,11 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         | Device::NoSuchCard { .. }
         | Device::CardTooOld { .. }
         | Device::NoCompiler { .. }
+        | Device::NoNccl { .. }
         | Device::UnknownArch { .. }
         | Device::Listen { .. } => 64,
         Device::Compile { .. } => 70,
         // Threads: other processes may hold them for now.
-        Device::Cuda { .. } | Device::Threads { .. } | Device::Peer { .. } => 71,
+        Device::Cuda { .. } | Device::Nccl { .. } | Device::Threads { .. } | Device::Peer { .. } => 71,
     }
 }

@@ -98,6 +98,11 @@ impl Cuda {
         Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), axes: Axes::alone(), description })
     }
 
+    /// What its operations run on.
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// What the card can do; `small` where times mean nothing.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! NVIDIA cards: finding one, and turning the device sources into kernels for it.
 //!
-//! Nothing here is needed to build or to start: driver and compiler are opened when a card is asked for.
+//! Nothing here is needed to build or to start: driver, compiler and NCCL are opened when they are asked for.
 
 pub mod cache;
 pub mod card;
 pub mod cubin;
 pub mod embedded;
 pub mod kernels;
+pub mod nccl;
 pub mod nvrtc;
 pub mod sources;
 

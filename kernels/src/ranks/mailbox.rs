@@ -24,6 +24,8 @@ impl Failure {
 /// Messages to one rank, in the order of their sending from each of the others.
 #[derive(Debug)]
 pub struct Mailbox {
+    /// Whose it is.
+    rank: usize,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -33,6 +35,8 @@ struct Inner {
     from: Vec<Sender>,
     /// The first; what follows it is its consequence.
     failure: Option<Failure>,
+    /// Whose message is waited for, or was when the wait ended in an error.
+    awaited: Option<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -43,10 +47,11 @@ struct Sender {
 }
 
 impl Mailbox {
-    /// For messages from `size` ranks.
-    pub fn new(size: usize) -> Self {
+    /// For messages to `rank` from each of `size` ranks.
+    pub fn new(rank: usize, size: usize) -> Self {
         let from = (0..size).map(|_| Sender::default()).collect();
-        Mailbox { inner: Mutex::new(Inner { from, failure: None }), changed: Condvar::new() }
+        let inner = Inner { from, failure: None, awaited: None };
+        Mailbox { rank, inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -76,28 +81,47 @@ impl Mailbox {
         self.lock().failure.clone()
     }
 
-    /// The next message of rank `from`, waiting for it until `limit` after `since`.
+    /// The rank that this one waits for.
+    pub fn awaited(&self) -> Option<usize> {
+        self.lock().awaited
+    }
+
+    /// The next message of rank `from`, waiting for it until `limit` after `since`. `awaited_by` knows whom other ranks wait
+    /// for: one that waits itself is not the one that is late.
     ///
     /// # Errors
-    /// The first failure; or that of `from`, which is not remembered here: the caller tells all ranks.
-    pub fn take(&self, from: usize, since: Instant, limit: Duration) -> Result<Vec<u8>, Failure> {
+    /// The first failure; or that of the rank that is missed, which is not remembered here: the caller tells all ranks.
+    pub fn take(
+        &self,
+        from: usize,
+        since: Instant,
+        limit: Duration,
+        awaited_by: impl Fn(usize) -> Option<usize>,
+    ) -> Result<Vec<u8>, Failure> {
         let mut inner = self.lock();
+        inner.awaited = Some(from);
+        let size = inner.from.len();
         loop {
             if let Some(failure) = &inner.failure {
                 return Err(failure.clone());
             }
             let sender = &mut inner.from[from];
             if let Some(message) = sender.messages.pop_front() {
+                inner.awaited = None;
                 return Ok(message);
             }
-            let failed = |reason| Err(Failure { rank: from, reason });
             if sender.left {
-                return failed("left the job while others still waited for it".to_owned());
+                let reason = "left the job while others still waited for it".to_owned();
+                return Err(Failure { rank: from, reason });
             }
-            let Some(rest) = limit.checked_sub(since.elapsed()) else {
-                return failed(format!("has not come to this operation within {limit:.0?}, though it may be alive"));
-            };
+            let Some(rest) = limit.checked_sub(since.elapsed()) else { break };
             inner = self.changed.wait_timeout(inner, rest).unwrap_or_else(PoisonError::into_inner).0;
         }
+        // Looking at other ranks may take their locks.
+        drop(inner);
+        let others = |rank: &usize| awaited_by(*rank).filter(|awaited| *awaited != self.rank);
+        let late = std::iter::successors(Some(from), others).take(size).last().unwrap_or(from);
+        let reason = format!("has not come to this operation within {limit:.0?}, though it may be alive");
+        Err(Failure { rank: late, reason })
     }
 }

@@ -15,7 +15,7 @@ mod meeting;
 pub use meeting::Listening;
 
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use super::mailbox::{Failure, Mailbox};
 use super::{DEADLINE, Ranks};
 use crate::Error;
-use frame::{Event, Incoming, Kind, MOST, Outgoing, PIECE};
+use frame::{Event, Incoming, Kind, MOST, NOBODY, Outgoing, PIECE};
 
 /// How long one rank waits for others.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +79,8 @@ struct Link {
     /// When something came from it last, in ms since the start. Before it has sent anything, the end of the meeting: it may
     /// still be meeting others.
     heard_ms: AtomicU64,
+    /// The rank that it waited for at its last sign of life, or [`NOBODY`].
+    awaited: AtomicU32,
     /// It has said that nothing will follow.
     left: AtomicBool,
 }
@@ -100,12 +102,13 @@ impl Tcp {
             outgoing: Mutex::new(Outgoing::new(stream.clone())),
             stream,
             heard_ms: AtomicU64::new(heard_ms),
+            awaited: AtomicU32::new(NOBODY),
             left: AtomicBool::new(false),
         };
         let shared = Arc::new(Shared {
             rank,
             limits,
-            mailbox: Mailbox::new(streams.len()),
+            mailbox: Mailbox::new(rank, streams.len()),
             links: streams.into_iter().map(|stream| stream.map(link)).collect(),
             orders,
             sent: AtomicU64::new(0),
@@ -148,7 +151,8 @@ impl Shared {
         let mut incoming = Incoming::new(&*link.stream, self.links.len());
         loop {
             match incoming.next() {
-                Ok(Event::Alive) => {}
+                Ok(Event::Beat { awaited }) => link.awaited.store(awaited, Ordering::Relaxed),
+                Ok(Event::Part) => {}
                 Ok(Event::Message(message)) => self.mailbox.put(from, message),
                 Ok(Event::Abort(failure)) => return self.fail(failure),
                 Ok(Event::Leave) => {
@@ -186,10 +190,11 @@ impl Shared {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            let awaited = self.mailbox.awaited().map_or(NOBODY, |rank| rank as u32).to_le_bytes();
             for (_, link) in self.links() {
                 // Whoever is sending a message gives a sign of life by that.
                 if let Ok(mut outgoing) = link.outgoing.try_lock() {
-                    outgoing.send(Kind::Beat, &[], &|| true);
+                    outgoing.send(Kind::Beat, &awaited, &|| true);
                 }
             }
             // After a pause of its own a rank has not read what others sent meanwhile: it looks again a little later.
@@ -268,8 +273,12 @@ impl Ranks for Tcp {
                 to => shared.send(to, messages[at], since),
             }
         }
-        let received: Result<_, Failure> =
-            with.iter().map(|&from| shared.mailbox.take(from, since, shared.limits.operation)).collect();
+        let awaited_by = |rank: usize| {
+            let awaited = shared.links[rank].as_ref().map(|link| link.awaited.load(Ordering::Relaxed) as usize);
+            awaited.filter(|awaited| *awaited < shared.links.len())
+        };
+        let take = |&from| shared.mailbox.take(from, since, shared.limits.operation, awaited_by);
+        let received: Result<_, Failure> = with.iter().map(take).collect();
         received.map_err(|failure| {
             shared.fail(failure.clone());
             failure.during("exchange")

@@ -15,7 +15,7 @@ pub fn threads(size: usize) -> Vec<Arc<dyn Ranks>> {
 
 /// As [`threads`], waiting for each other for at most `deadline` in each operation.
 pub fn threads_within(size: usize, deadline: Duration) -> Vec<Arc<dyn Ranks>> {
-    let mailboxes: Arc<[Mailbox]> = (0..size).map(|_| Mailbox::new(size)).collect();
+    let mailboxes: Arc<[Mailbox]> = (0..size).map(|rank| Mailbox::new(rank, size)).collect();
     let rank = |rank| Thread { rank, mailboxes: mailboxes.clone(), deadline, sent: AtomicU64::new(0) };
     (0..size).map(|index| Arc::new(rank(index)) as Arc<dyn Ranks>).collect()
 }
@@ -54,7 +54,9 @@ impl Ranks for Thread {
             }
         }
         let mine = &self.mailboxes[self.rank];
-        let received: Result<_, Failure> = with.iter().map(|&from| mine.take(from, since, self.deadline)).collect();
+        let awaited_by = |rank: usize| self.mailboxes[rank].awaited();
+        let take = |&from| mine.take(from, since, self.deadline, awaited_by);
+        let received: Result<_, Failure> = with.iter().map(take).collect();
         received.map_err(|failure| {
             self.fail(&failure);
             failure.during("exchange")

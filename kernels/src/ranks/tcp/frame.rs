@@ -3,7 +3,7 @@
 //!
 //! | kind | bytes | meaning |
 //! |---|---|---|
-//! | beat | none | the sender lives |
+//! | beat | rank that it waits for, u32, or [`NOBODY`] | the sender lives |
 //! | start | length of a message, u64 | its pieces follow |
 //! | piece | at most [`PIECE`] | the next part of that message |
 //! | abort | rank that failed, u32; how, UTF-8 | the job has failed |
@@ -23,6 +23,9 @@ pub const PIECE: usize = 256 << 10;
 
 /// Most bytes of a message.
 pub const MOST: u64 = 2 << 30;
+
+/// No rank.
+pub const NOBODY: u32 = u32::MAX;
 
 /// Most bytes of the words of an abort.
 const REASON: usize = 4 << 10;
@@ -93,8 +96,12 @@ impl Outgoing {
 /// What has arrived.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Something, so the sender lives.
-    Alive,
+    /// A sign of life.
+    Beat {
+        awaited: u32,
+    },
+    /// A part of a message.
+    Part,
     Message(Vec<u8>),
     Abort(Failure),
     Leave,
@@ -126,7 +133,11 @@ impl<R: Read> Incoming<R> {
         let [kind, len @ ..] = header;
         let len = u32::from_le_bytes(len) as usize;
         match kind {
-            kind if kind == Kind::Beat as u8 && len == 0 => Ok(Event::Alive),
+            kind if kind == Kind::Beat as u8 && len == 4 => {
+                let mut awaited = [0; 4];
+                self.reader.read_exact(&mut awaited)?;
+                Ok(Event::Beat { awaited: u32::from_le_bytes(awaited) })
+            }
             kind if kind == Kind::Leave as u8 && len == 0 => Ok(Event::Leave),
             kind if kind == Kind::Start as u8 && len == 8 && self.missing == 0 => self.start(),
             kind if kind == Kind::Piece as u8 && len <= PIECE && len as u64 <= self.missing => self.piece(len),
@@ -154,7 +165,7 @@ impl<R: Read> Incoming<R> {
     }
 
     fn arrived(&mut self) -> Event {
-        if self.missing == 0 { Event::Message(std::mem::take(&mut self.message)) } else { Event::Alive }
+        if self.missing == 0 { Event::Message(std::mem::take(&mut self.message)) } else { Event::Part }
     }
 
     fn abort(&mut self, len: usize) -> Result<Event> {
@@ -190,10 +201,14 @@ mod tests {
     #[test]
     fn a_message_comes_in_pieces_with_other_frames_between_them() {
         let bytes =
-            [frame(1, &5u64.to_le_bytes()), frame(2, b"ab"), frame(0, b""), frame(2, b"cde"), frame(4, b"")].concat();
+            [frame(1, &5u64.to_le_bytes()), frame(2, b"ab"), frame(0, &[7, 0, 0, 0]), frame(2, b"cde"), frame(4, b"")]
+                .concat();
         let mut incoming = Incoming::new(&bytes[..], 2);
         let events: Vec<Event> = (0..5).map(|_| incoming.next().expect("a frame")).collect();
-        assert_eq!(events, [Event::Alive, Event::Alive, Event::Alive, Event::Message(b"abcde".to_vec()), Event::Leave]);
+        assert_eq!(
+            events,
+            [Event::Part, Event::Part, Event::Beat { awaited: 7 }, Event::Message(b"abcde".to_vec()), Event::Leave]
+        );
         assert_eq!(incoming.next().expect_err("the end").kind(), ErrorKind::UnexpectedEof);
         assert_eq!(first(&frame(1, &[0; 8])).expect("a frame"), Event::Message(Vec::new()));
     }
@@ -216,11 +231,11 @@ mod tests {
             assert_eq!(first(&bytes).expect_err("no frame").kind(), ErrorKind::InvalidData, "{bytes:?}");
         }
         let mut incoming = Incoming::new(std::io::Cursor::new([long.clone(), long].concat()), 2);
-        assert_eq!(incoming.next().expect("a start"), Event::Alive);
+        assert_eq!(incoming.next().expect("a start"), Event::Part);
         assert_eq!(incoming.next().expect_err("a second start").kind(), ErrorKind::InvalidData);
         // The announced length alone takes nothing.
         let mut incoming = Incoming::new(std::io::Cursor::new(frame(1, &MOST.to_le_bytes())), 2);
-        assert_eq!((incoming.next().expect("a start"), incoming.message.capacity()), (Event::Alive, 0));
+        assert_eq!((incoming.next().expect("a start"), incoming.message.capacity()), (Event::Part, 0));
     }
 
     #[test]
