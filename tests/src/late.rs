@@ -148,5 +148,6 @@ fn steps_behind_one_without_room_are_held<D: Device>(device: &D, numbers: Number
         straight.report(0)
     });
     assert_eq!(reports, expected[1..], "made again");
+    assert_eq!(reports[0].active, 2 * 1100);
     assert!(late.state() == straight.state());
 }
