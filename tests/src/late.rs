@@ -61,14 +61,14 @@ impl<'a, D: Device> Ahead<'a, D> {
 }
 
 /// The batches of steps 0 to 5.
-fn batches(case: &Case, numbers: Numbers, bias: f64) -> Vec<Vec<Vec<f64>>> {
-    let of = |seed| Case::new(numbers, case.shape.width, 1, case.shape.batch, bias, seed).x;
+fn batches(case: &Case, numbers: Numbers) -> Vec<Vec<Vec<f64>>> {
+    let of = |seed| Case::new(numbers, case.shape.width, 1, case.shape.batch, 0.0, seed).x;
     (20..26).map(of).collect()
 }
 
 fn reports_read_late_are_the_same<D: Device>(device: &D, numbers: Numbers) {
-    let case = Case::new(numbers, 21, 130, 40, -1.0, 2);
-    let rows = batches(&case, numbers, -1.0);
+    let case = Case::new(numbers, 9, 20, 6, -0.5, 2);
+    let rows = batches(&case, numbers);
     for path in PATHS {
         let mut waits = Ahead::new(device, &case);
         let mut expected = Vec::new();
@@ -91,12 +91,12 @@ fn reports_read_late_are_the_same<D: Device>(device: &D, numbers: Numbers) {
 }
 
 fn steps_behind_one_that_is_not_finite_are_held<D: Device>(device: &D, numbers: Numbers) {
-    let case = Case::new(numbers, 21, 130, 40, -1.0, 2);
-    let rows = batches(&case, numbers, -1.0);
+    let case = Case::new(numbers, 9, 20, 6, -0.5, 2);
+    let rows = batches(&case, numbers);
     let mut nan = rows[1].clone();
-    (nan[4][20], nan[39][0]) = (f64::NAN, f64::INFINITY);
-    let huge = vec![vec![1e30; 21]; 40];
-    for (bad, named) in [(nan, vec![4, 39]), (huge, vec![])] {
+    (nan[4][8], nan[5][0]) = (f64::NAN, f64::INFINITY);
+    let huge = vec![vec![1e30; 9]; 6];
+    for (bad, named) in [(nan, vec![4, 5]), (huge, vec![])] {
         for path in PATHS {
             let mut late = Ahead::new(device, &case);
             late.enqueue(0, &rows[0], path);
@@ -127,9 +127,9 @@ fn steps_behind_one_that_is_not_finite_are_held<D: Device>(device: &D, numbers: 
 }
 
 fn steps_behind_one_without_room_are_held<D: Device>(device: &D, numbers: Numbers) {
-    // Every feature fires: more than a card has room for.
-    let case = Case::new(numbers, 4, 2500, 3, 100.0, 1);
-    let rows = batches(&case, numbers, 0.0);
+    // Every feature fires: more than the 1024 a row for which a card has room.
+    let case = Case::new(numbers, 4, 1100, 2, 100.0, 1);
+    let rows = batches(&case, numbers);
     let mut late = Ahead::new(device, &case);
     late.enqueue(0, &rows[0], Path::Dense);
     late.enqueue(1, &rows[1], Path::Sparse);
@@ -148,5 +148,6 @@ fn steps_behind_one_without_room_are_held<D: Device>(device: &D, numbers: Number
         straight.report(0)
     });
     assert_eq!(reports, expected[1..], "made again");
+    assert_eq!(reports[0].active, 2 * 1100);
     assert!(late.state() == straight.state());
 }
