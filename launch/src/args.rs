@@ -66,6 +66,29 @@ pub struct Train {
     /// Print the whole recipe and what would be read, held in memory and written; then stop.
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub world: WorldArgs,
+}
+
+/// Which of several processes this one is, where no launcher says so: all four, with an attempt.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Ranks, where no launcher tells them")]
+pub struct WorldArgs {
+    /// This process, from 0 on.
+    #[arg(long, value_name = "R", requires_all = ["ranks", "local_rank", "local_ranks"])]
+    pub rank: Option<usize>,
+    /// How many processes train together.
+    #[arg(long, value_name = "N", requires = "rank")]
+    pub ranks: Option<usize>,
+    /// This process among those on its machine, from 0 on.
+    #[arg(long, value_name = "R", requires = "rank")]
+    pub local_rank: Option<usize>,
+    /// How many of them are on its machine.
+    #[arg(long, value_name = "N", requires = "rank")]
+    pub local_ranks: Option<usize>,
+    /// The same for all processes, and another one at each start.
+    #[arg(long, value_name = "ID", env = "SAE_ATTEMPT")]
+    pub attempt: Option<String>,
 }
 
 /// Look at activation shards: schema, statistics, bad values; write or verify their manifest.

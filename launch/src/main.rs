@@ -8,6 +8,7 @@ mod logging;
 mod progress;
 mod recipes;
 mod table;
+mod world;
 
 use std::process::ExitCode;
 

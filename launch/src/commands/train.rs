@@ -17,10 +17,12 @@ use crate::args::Train;
 use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
+use crate::world::{self, World};
 use crate::{recipes, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
+    World::new(&args.world, &world::environment())?.check_supported()?;
     let recipe = recipes::read(&args.recipe, &args.set)?;
     match device::open(args.device, &recipe.train)? {
         Opened::Cpu(device) => run_on(&device, args, &recipe),
