@@ -1,10 +1,13 @@
 //! The command line.
 
+mod launch;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use kernels::cuda::Arch;
 
+pub use self::launch::{How, Launch, Local, log_words};
 use crate::device::DeviceChoice;
 
 /// Trains sparse autoencoders on activation shards streamed from Parquet, at scale.
@@ -34,6 +37,7 @@ pub enum Log {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     Train(Train),
+    Launch(Launch),
     Inspect(Inspect),
     Synth(Synth),
     Eval(Eval),

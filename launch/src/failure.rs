@@ -25,6 +25,22 @@ impl Failure {
         Failure { message: message.into(), code: 73 }
     }
 
+    /// What the system does not give, or gives up.
+    pub fn hardware(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), code: 71 }
+    }
+
+    /// What a rank came to, with its exit code.
+    pub fn of_rank(message: String, code: u8) -> Self {
+        Failure { message, code }
+    }
+
+    /// The end by a signal that came a second time, without a checkpoint: the code is a shell's.
+    pub fn signalled(signal: i32) -> Self {
+        let code = u8::try_from(128 + signal).unwrap_or(u8::MAX);
+        Failure { message: format!("ended at once by a second signal ({signal})"), code }
+    }
+
     /// Prints the message and gives the exit code.
     pub fn report(self) -> ExitCode {
         // An interrupted run did what it was asked: that is no error.

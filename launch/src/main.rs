@@ -5,7 +5,9 @@ mod commands;
 mod device;
 mod failure;
 mod logging;
+mod parent;
 mod progress;
+mod ranks;
 mod recipes;
 mod table;
 mod world;
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     logging::start(args.log);
     let done = match args.command {
         Command::Train(train) => commands::train::run(&train),
+        Command::Launch(launch) => commands::launch::run(&launch, args.log),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Eval(eval) => commands::eval::run(&eval),

@@ -9,6 +9,7 @@ pub mod fixture;
 pub mod golden;
 pub mod kills;
 pub mod need;
+pub mod processes;
 pub mod proxy;
 pub mod reference;
 pub mod s3;

@@ -4,5 +4,6 @@ pub mod eval;
 pub mod export;
 pub mod inspect;
 pub mod kernels;
+pub mod launch;
 pub mod synth;
 pub mod train;

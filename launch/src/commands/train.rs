@@ -18,24 +18,25 @@ use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::world::{self, World};
-use crate::{recipes, table};
+use crate::{parent, recipes, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
     World::new(&args.world, &world::environment())?.check_supported()?;
+    let launched = parent::bind()?;
     let recipe = recipes::read(&args.recipe, &args.set)?;
     match device::open(args.device, &recipe.train)? {
-        Opened::Cpu(device) => run_on(&device, args, &recipe),
-        Opened::Cuda(device) => run_on(&device, args, &recipe),
+        Opened::Cpu(device) => run_on(&device, args, &recipe, launched),
+        Opened::Cuda(device) => run_on(&device, args, &recipe, launched),
     }
 }
 
-fn run_on(device: &impl Device, args: &Train, recipe: &Recipe) -> Result<(), Failure> {
+fn run_on(device: &impl Device, args: &Train, recipe: &Recipe, launched: bool) -> Result<(), Failure> {
     let resume = args.resume || (args.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?);
     if args.dry_run {
         return dry_run(recipe, resume, device);
     }
-    let stop = stop_on_signals()?;
+    let stop = stop_on_signals(launched)?;
     synthesize(recipe, &stop)?;
     let mut screen = Screen::default();
     let watch = Box::new(|event: Event<'_>| screen.show(event));
@@ -48,14 +49,17 @@ fn run_on(device: &impl Device, args: &Train, recipe: &Recipe) -> Result<(), Fai
 }
 
 /// The first SIGTERM, SIGINT or SIGUSR1 (what SLURM sends before its time limit) asks the run to save and stop; the
-/// second ends it at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
+/// second ends it at once. Not so where a launcher passes signals on: a scheduler that signals all processes of a job would make
+/// one into two.
+fn stop_on_signals(launched: bool) -> Result<Arc<AtomicBool>, Failure> {
     use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT, SIGUSR1] {
         // Without a checkpoint it must not look like 75 to a launcher.
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+        let at_once = || signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop));
+        let second = if launched { Ok(()) } else { at_once().map(|_| ()) };
+        second
+            .and_then(|()| signal_hook::flag::register(signal, Arc::clone(&stop)))
             .map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
     }
     Ok(stop)

@@ -1,0 +1,13 @@
+//! `sae launch`: one file for each place where ranks can be.
+
+mod local;
+
+use crate::args::{How, Launch, Log};
+use crate::failure::Failure;
+
+/// Starts the ranks, or hands them to a scheduler.
+pub fn run(args: &Launch, log: Log) -> Result<(), Failure> {
+    match &args.how {
+        How::Local(args) => local::run(args, log),
+    }
+}
