@@ -41,6 +41,11 @@ impl Failure {
         Failure { message: format!("ended at once by a second signal ({signal})"), code }
     }
 
+    /// What is said.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Prints the message and gives the exit code.
     pub fn report(self) -> ExitCode {
         // An interrupted run did what it was asked: that is no error.

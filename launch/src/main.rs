@@ -10,6 +10,7 @@ mod progress;
 mod ranks;
 mod recipes;
 mod table;
+mod template;
 mod world;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Eval(eval) => commands::eval::run(&eval),
+        Command::Doctor(doctor) => commands::doctor::run(&doctor),
         Command::Export(export) => commands::export::run(&export),
         Command::Kernels(kernels) => commands::kernels::run(&kernels),
     };

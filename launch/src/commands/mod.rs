@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod inspect;

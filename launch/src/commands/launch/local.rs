@@ -16,7 +16,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Starts the ranks, and starts them again while that can help.
 pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
-    let outside = World::new(&WorldArgs::default(), &world::environment())?;
+    // Only the number counts, so any attempt will do.
+    let flags = WorldArgs { attempt: Some(start_id()), ..WorldArgs::default() };
+    let outside = World::new(&flags, &world::environment())?;
     if outside.ranks > 1 {
         return Err(Failure::arguments(format!(
             "{} has started {} processes, and sae launch local starts all ranks by itself: start sae train instead",
