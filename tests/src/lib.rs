@@ -14,6 +14,7 @@ pub mod proxy;
 pub mod reference;
 pub mod s3;
 pub mod sae;
+pub mod slurm;
 
 use std::path::{Path, PathBuf};
 
