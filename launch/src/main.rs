@@ -1,4 +1,4 @@
-//! `sae`: trains, inspects, evaluates and exports sparse autoencoders.
+//! `sae`: trains, launches, inspects, evaluates and exports sparse autoencoders.
 
 mod args;
 mod commands;

@@ -109,6 +109,7 @@ impl Ranks {
                     command.env("RUST_LOG", "warn");
                 }
             }
+            // By the main thread, which lives as long as the launcher: a rank dies with the thread that started it.
             let mut child = command.spawn().map_err(cannot)?;
             if let Some(stderr) = child.stderr.take() {
                 started.readers.push(std::thread::spawn(move || hand_on(rank, stderr, log)));

@@ -32,7 +32,7 @@ fn attempts(said: &[u8]) -> Vec<String> {
     attempts
 }
 
-fn doctor() -> &'static str {
+fn binary() -> &'static str {
     sae::binary().to_str().expect("UTF-8")
 }
 
@@ -42,14 +42,14 @@ fn srun_tells_the_ranks_and_a_batch_script_is_alone() {
         return;
     }
     let slurm = Slurm::start();
-    let step = slurm.run("srun", &["--nodes=2", "--ntasks-per-node=2", doctor(), "doctor"]);
+    let step = slurm.run("srun", &["--nodes=2", "--ntasks-per-node=2", binary(), "doctor"]);
     let place = |rank, local| format!("rank {rank} of 4, {local} of 2 here; launcher SLURM");
     assert_eq!(ranks(&step.stdout), [place(0, 0), place(1, 1), place(2, 0), place(3, 1)], "{step:?}");
     assert_eq!(attempts(&step.stdout), ["slurm-1.0.0"]);
 
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("out.txt");
-    let (output, wrap) = (format!("--output={}", out.display()), format!("--wrap={} doctor", doctor()));
+    let (output, wrap) = (format!("--output={}", out.display()), format!("--wrap={} doctor", binary()));
     slurm.run("sbatch", &["--nodes=2", "--ntasks-per-node=2", &output, &wrap]);
     assert_eq!(slurm.end("2"), "COMPLETED 0:0");
     let said = std::fs::read(&out).expect("what the script wrote");
@@ -104,7 +104,7 @@ fn trains(recipe: &str) -> Option<u32> {
     ids.find(|id| {
         let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|&byte| byte == 0).collect();
-        words.first().is_some_and(|first| *first == doctor().as_bytes()) && words.contains(&recipe.as_bytes())
+        words.first().is_some_and(|first| *first == binary().as_bytes()) && words.contains(&recipe.as_bytes())
     })
 }
 
@@ -112,7 +112,7 @@ fn trains(recipe: &str) -> Option<u32> {
 fn torchrun_tells_the_ranks() {
     let Some(python) = need::python() else { return };
     let mut torchrun = Command::new(python.with_file_name("torchrun"));
-    torchrun.args(["--standalone", "--nproc-per-node=2", "--no-python", doctor(), "doctor"]);
+    torchrun.args(["--standalone", "--nproc-per-node=2", "--no-python", binary(), "doctor"]);
     let output = torchrun.output().expect("torchrun runs");
     let place = |rank| format!("rank {rank} of 2, {rank} of 2 here; launcher torchrun");
     assert_eq!(ranks(&output.stdout), [place(0), place(1)], "{output:?}");
@@ -126,7 +126,7 @@ fn mpirun_tells_the_ranks() {
     }
     let start = || {
         let mut mpirun = Command::new("mpirun");
-        mpirun.args(["--allow-run-as-root", "--oversubscribe", "-np", "3", doctor(), "doctor"]);
+        mpirun.args(["--allow-run-as-root", "--oversubscribe", "-np", "3", binary(), "doctor"]);
         mpirun.output().expect("mpirun runs").stdout
     };
     let (first, second) = (start(), start());

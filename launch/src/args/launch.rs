@@ -97,8 +97,8 @@ pub struct Slurm {
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Examples:\n  sae launch k8s --image registry/sae:0.1 --gpu --secret s3 my.toml | kubectl apply -f -\n  sae launch \
-k8s --ranks 16 --image registry/sae:0.1 --name l12 my.toml > job.yaml\n\nThe recipe travels in the manifest; data.train and run.dir \
-must be reachable from the pods. Exit codes\n64, 65, 70 and 73 fail the JobSet, others start all pods again."
+k8s --ranks 16 --image registry/sae:0.1 --name l12 my.toml > job.yaml\n\nThe recipe travels in the manifest with what --set changes; data.train \
+and run.dir must be reachable\nfrom the pods. Exit codes\n64, 65, 70 and 73 fail the JobSet, others start all pods again."
 )]
 pub struct K8s {
     /// Pods, each one rank.

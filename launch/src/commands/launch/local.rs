@@ -1,6 +1,7 @@
 //! `sae launch local`.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use loader::Store;
@@ -37,6 +38,11 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
         let running = Ranks::start(&words, ranks, &format!("{}.{restart}", start_id()), log)?;
         let Some(ended) = running.wait(&mut passed)? else { return Ok(()) };
         let said = notes.told(&ended, &before);
+        if passed.first.is_some() && passed.first == ended.status.signal() {
+            // It came before the rank could listen: nothing was done, and nothing is lost.
+            let message = format!("{said}, before it had begun: start again with --resume-or-start");
+            return Err(Failure::of_rank(message, 75));
+        }
         if passed.first.is_some() || !ended.restart_helps() {
             return Err(Failure::of_rank(said, ended.code()));
         }
