@@ -1,11 +1,14 @@
 //! The command line.
 
+mod launch;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use kernels::cuda::Arch;
 use kernels::mesh::Mesh;
 
+pub use self::launch::{How, K8s, Launch, Local, Slurm, log_words};
 use crate::device::DeviceChoice;
 
 /// Trains sparse autoencoders on activation shards streamed from Parquet, at scale.
@@ -35,9 +38,11 @@ pub enum Log {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     Train(Train),
+    Launch(Launch),
     Inspect(Inspect),
     Synth(Synth),
     Eval(Eval),
+    Doctor(Doctor),
     Export(Export),
     Kernels(Kernels),
 }
@@ -196,6 +201,22 @@ pub struct Eval {
     /// Print a JSON object to standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Check what a run needs of this machine, and of the recipe's places.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sae doctor\n  sae doctor my.toml --set run.dir=/scratch/a\n  srun sae doctor my.toml\n\nEnds \
+with exit code 64 when a check fails. Warnings are no failures."
+)]
+pub struct Doctor {
+    /// The recipe whose data.train and run.dir are looked at, and written to.
+    pub recipe: Option<String>,
+    /// Set a key over the recipe's value. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE", requires = "recipe")]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub world: WorldArgs,
 }
 
 /// Compile the GPU kernels ahead of time, and show what they take of a multiprocessor.

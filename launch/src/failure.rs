@@ -1,6 +1,5 @@
 //! How a command fails: one message that names the thing and the remedy, and an exit code for launchers.
 
-use std::fmt;
 use std::process::ExitCode;
 
 /// A message and its exit code.
@@ -31,6 +30,27 @@ impl Failure {
         self.code == 75
     }
 
+    /// What the system does not give, or gives up.
+    pub fn hardware(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), code: 71 }
+    }
+
+    /// What a rank came to, with its exit code.
+    pub fn of_rank(message: String, code: u8) -> Self {
+        Failure { message, code }
+    }
+
+    /// The end by a signal that came a second time, without a checkpoint: the code is a shell's.
+    pub fn signalled(signal: i32) -> Self {
+        let code = u8::try_from(128 + signal).unwrap_or(u8::MAX);
+        Failure { message: format!("ended at once by a second signal ({signal})"), code }
+    }
+
+    /// What is said.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Prints the message and gives the exit code.
     pub fn report(self) -> ExitCode {
         if self.is_interruption() {
@@ -39,12 +59,6 @@ impl Failure {
             tracing::error!(exit_code = self.code, "{}", self.message);
         }
         ExitCode::from(self.code)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
     }
 }
 

@@ -1,4 +1,4 @@
-//! `sae`: trains, inspects, evaluates and exports sparse autoencoders.
+//! `sae`: trains, launches, inspects, evaluates and exports sparse autoencoders.
 
 mod args;
 mod commands;
@@ -6,9 +6,12 @@ mod device;
 mod failure;
 mod job;
 mod logging;
+mod parent;
 mod progress;
+mod ranks;
 mod recipes;
 mod table;
+mod template;
 mod world;
 
 use std::process::ExitCode;
@@ -30,9 +33,11 @@ fn main() -> ExitCode {
     logging::start(args.log);
     let done = match args.command {
         Command::Train(train) => commands::train::run(&train),
+        Command::Launch(launch) => commands::launch::run(&launch, args.log),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Eval(eval) => commands::eval::run(&eval),
+        Command::Doctor(doctor) => commands::doctor::run(&doctor),
         Command::Export(export) => commands::export::run(&export),
         Command::Kernels(kernels) => commands::kernels::run(&kernels),
     };

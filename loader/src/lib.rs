@@ -17,7 +17,7 @@ mod load;
 mod local;
 mod location;
 mod manifest;
-mod memory;
+pub mod memory;
 mod order;
 mod pages;
 mod permutation;

@@ -4,7 +4,7 @@ use std::fs::read_to_string;
 use std::path::Path;
 
 /// Bytes available; `None` where the system does not say (anything but Linux).
-pub(crate) fn available() -> Option<u64> {
+pub fn available() -> Option<u64> {
     available_below(Path::new("/"))
 }
 

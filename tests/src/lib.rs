@@ -11,11 +11,13 @@ pub mod kills;
 pub mod late;
 pub mod mesh;
 pub mod need;
+pub mod processes;
 pub mod proxy;
 pub mod ranks;
 pub mod reference;
 pub mod s3;
 pub mod sae;
+pub mod slurm;
 
 use std::path::{Path, PathBuf};
 

@@ -47,6 +47,18 @@ pub fn compiler() -> Option<String> {
     found.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Programs that Debian has in `packages`; daemons may lie where only root looks.
+#[track_caller]
+pub fn programs(names: &[&str], packages: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = std::env::split_paths(&path).chain(["/usr/sbin".into()]).collect();
+    let absent = names.iter().find(|name| !folders.iter().any(|folder| folder.join(name).is_file()));
+    if let Some(absent) = absent {
+        missing(&format!("{absent}: install {packages}"));
+    }
+    absent.is_none()
+}
+
 fn made_environment() -> Option<PathBuf> {
     let sum = Command::new("sha256sum").arg(crate::root().join("tests/reference/requirements.txt")).output().ok()?;
     let hash = String::from_utf8(sum.stdout).ok()?.get(..16)?.to_owned();

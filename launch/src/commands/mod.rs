@@ -1,8 +1,10 @@
 //! One file for each command.
 
+pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod inspect;
 pub mod kernels;
+pub mod launch;
 pub mod synth;
 pub mod train;

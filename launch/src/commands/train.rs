@@ -18,34 +18,35 @@ use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::world::{self, World};
-use crate::{job, recipes, table};
+use crate::{job, parent, recipes, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
     let world = World::new(&args.world, &world::environment())?;
+    let launched = parent::bind()?;
     let recipe = recipes::read(&args.recipe, &args.set)?;
     let axes = job::join(&world, args.mesh, &recipe)?;
     let told = axes.all.clone();
     let opened = device::open(args.device, &recipe.train, axes, world.local_ranks);
     let done = opened.and_then(|opened| match opened {
-        Opened::Cpu(device) => run_on(&device, args, &recipe),
-        Opened::Cuda(device) => run_on(&device, args, &recipe),
+        Opened::Cpu(device) => run_on(&device, args, &recipe, launched),
+        Opened::Cuda(device) => run_on(&device, args, &recipe, launched),
     });
     // The others wait for this rank: they hear why it is gone. When one was asked to stop, all do.
     done.inspect_err(|failure| {
         if !failure.is_interruption() {
-            told.abort(&failure.to_string());
+            told.abort(failure.message());
         }
     })
 }
 
-fn run_on(device: &impl Device, args: &Train, recipe: &Recipe) -> Result<(), Failure> {
+fn run_on(device: &impl Device, args: &Train, recipe: &Recipe, launched: bool) -> Result<(), Failure> {
     let ranks = &device.axes().all;
     let first = ranks.index() == 0;
     if args.dry_run {
         return if first { dry_run(recipe, resumes(args, recipe)?, device) } else { Ok(()) };
     }
-    let stop = stop_on_signals()?;
+    let stop = stop_on_signals(launched)?;
     // What the first rank finds and makes holds for all; they wait for it here.
     let mut resume = 0;
     if first {
@@ -74,14 +75,17 @@ fn resumes(args: &Train, recipe: &Recipe) -> Result<bool, Failure> {
 }
 
 /// The first SIGTERM, SIGINT or SIGUSR1 (what SLURM sends before its time limit) asks the run to save and stop; the
-/// second ends it at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
+/// second ends it at once. Not so where a launcher passes signals on: a scheduler that signals all processes of a job would make
+/// one into two.
+fn stop_on_signals(launched: bool) -> Result<Arc<AtomicBool>, Failure> {
     use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT, SIGUSR1] {
         // Without a checkpoint it must not look like 75 to a launcher.
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+        let at_once = || signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop));
+        let second = if launched { Ok(()) } else { at_once().map(|_| ()) };
+        second
+            .and_then(|()| signal_hook::flag::register(signal, Arc::clone(&stop)))
             .map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
     }
     Ok(stop)

@@ -24,7 +24,7 @@ const MPIRUN: &str = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WO
 #[test]
 fn launchers_are_understood() {
     use Launcher::*;
-    let table: &[(&str, (usize, usize, usize, usize), &str, Launcher)] = &[
+    let table = [
         ("", (0, 1, 0, 1), "alone", None),
         ("RANK= WORLD_SIZE=", (0, 1, 0, 1), "alone", None),
         (TORCHRUN, (5, 8, 1, 4), "torchrun-7f2a.0", Torchrun),
@@ -54,10 +54,10 @@ fn launchers_are_understood() {
         let world = World::new(&flags, &variables(text)).unwrap_or_else(|failure| panic!("{text}: {failure:?}"));
         assert_eq!(
             (world.rank, world.ranks, world.local_rank, world.local_ranks),
-            (*rank, *ranks, *local_rank, *local_ranks),
+            (rank, ranks, local_rank, local_ranks),
             "{text}"
         );
-        assert_eq!((world.attempt.as_str(), world.launcher), (*attempt, *launcher), "{text}");
+        assert_eq!((world.attempt.as_str(), world.launcher), (attempt, launcher), "{text}");
     }
 }
 

@@ -1,0 +1,185 @@
+//! `sae doctor`: what a run needs, looked at before it is started.
+
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+use indicatif::{HumanBytes, HumanCount};
+use kernels::cuda::card::{Card, Options};
+use kernels::cuda::nvrtc::Nvrtc;
+use loader::{Dataset, OpenOptions, Store, memory};
+use rustix::process::{Resource, getrlimit};
+use trainer::recipe::Recipe;
+
+use crate::args::{Doctor, WorldArgs};
+use crate::failure::Failure;
+use crate::world::{self, World};
+use crate::{recipes, table};
+
+/// Bytes written and read back to see how fast a place is: more than the caches of controllers hide, and no long wait.
+const PROBE_BYTES: usize = 64 << 20;
+
+/// Below this many open files, many row groups in flight and a few libraries can be too many.
+const FEW_FILES: u64 = 4096;
+
+/// Seconds by which clocks may differ: object stores refuse requests that are 15 minutes off, and times in logs should compare.
+const CLOCKS_DIFFER_S: f64 = 5.0;
+
+/// What a check came to.
+enum Found {
+    Ok(String),
+    Warning(String),
+    Failed(String),
+}
+
+impl From<Failure> for Found {
+    fn from(failure: Failure) -> Self {
+        Found::Failed(failure.message().to_owned())
+    }
+}
+
+/// Makes all checks, whatever comes of each, and prints them as one table.
+pub fn run(args: &Doctor) -> Result<(), Failure> {
+    let recipe = args.recipe.as_ref().map(|path| recipes::read(path, &args.set)).transpose()?;
+    let mut checks = vec![
+        ("device", device()),
+        ("kernel compiler", compiler()),
+        ("ranks", ranks(&args.world)),
+        ("memory", memory_left()),
+        ("open files", open_files()),
+    ];
+    if let Some(recipe) = &recipe {
+        checks.push(("data.train", data(recipe)));
+        checks.extend(run_dir(recipe));
+    }
+    let failed = checks.iter().filter(|(_, found)| matches!(found, Found::Failed(_))).count();
+    let rows: Vec<[String; 3]> = checks
+        .into_iter()
+        .map(|(name, found)| {
+            let (state, text) = match found {
+                Found::Ok(text) => ("ok", text),
+                Found::Warning(text) => ("warning", text),
+                Found::Failed(text) => ("failed", text),
+            };
+            [name.to_owned(), state.to_owned(), text]
+        })
+        .collect();
+    table::columns(&["check", "", "found"], &rows);
+    if failed > 0 {
+        return Err(Failure::arguments(format!("{failed} of the checks failed: the table says what to do")));
+    }
+    Ok(())
+}
+
+fn device() -> Found {
+    match Card::open(0, Options::from_environment()) {
+        Ok(card) => Found::Ok(card.describe()),
+        Err(kernels::Error::NoDriver { .. }) => Found::Ok("the processor: there is no NVIDIA driver".to_owned()),
+        Err(error) => Found::Warning(format!("computing on the processor: {error}")),
+    }
+}
+
+fn compiler() -> Found {
+    match Nvrtc::find(None) {
+        Ok(nvrtc) => Found::Ok(format!("NVRTC {}", nvrtc.version())),
+        Err(_) => Found::Ok(
+            "no NVRTC: kernels come with the binary or from the cache, and the processor needs none".to_owned(),
+        ),
+    }
+}
+
+/// The line that other programs look for: `rank R of N`.
+fn ranks(flags: &WorldArgs) -> Found {
+    let world = match World::new(flags, &world::environment()) {
+        Ok(world) => world,
+        Err(failure) => return failure.into(),
+    };
+    let World { rank, ranks, local_rank, local_ranks, attempt, launcher } = &world;
+    Found::Ok(format!(
+        "rank {rank} of {ranks}, {local_rank} of {local_ranks} here; launcher {launcher}, attempt {attempt}"
+    ))
+}
+
+fn memory_left() -> Found {
+    match memory::available() {
+        Some(bytes) => Found::Ok(format!("{} available", HumanBytes(bytes))),
+        None => Found::Warning("the system does not say how much memory is available".to_owned()),
+    }
+}
+
+fn open_files() -> Found {
+    match getrlimit(Resource::Nofile).current {
+        Some(files) if files < FEW_FILES => {
+            Found::Warning(format!("{files} may be open: ulimit -n {FEW_FILES} before the start allows more"))
+        }
+        Some(files) => Found::Ok(format!("{} may be open", HumanCount(files))),
+        None => Found::Ok("any number may be open".to_owned()),
+    }
+}
+
+fn data(recipe: &Recipe) -> Found {
+    let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
+    match Dataset::open(&recipe.data.train, &options) {
+        Ok(data) => Found::Ok(format!("{} rows × {} {}", HumanCount(data.rows()), data.width(), data.dtype().name())),
+        Err(error) if recipe.data.synth.is_some() => {
+            Found::Warning(format!("training makes the synthetic shards first: {error}"))
+        }
+        Err(error) => Failure::from(error).into(),
+    }
+}
+
+/// Writes and reads in the run's folder; nothing but the folder stays.
+fn run_dir(recipe: &Recipe) -> Vec<(&'static str, Found)> {
+    let store = match Store::open(&recipe.run.dir) {
+        Ok(store) => store,
+        Err(error) => return vec![("run.dir", Failure::from(error).into())],
+    };
+    let mut checks = vec![("run.dir", speed(&store).unwrap_or_else(Found::from))];
+    if let Some(folder) = store.local_path() {
+        checks.push(("room in run.dir", room(folder)));
+    }
+    checks
+}
+
+/// Speed of writing and reading a probe, and how far the clock of a file system is from ours.
+fn speed(store: &Store) -> Result<Found, Failure> {
+    let key = format!("doctor-{}.probe", std::process::id());
+    let started = Instant::now();
+    store.put(&key, vec![0x5a; PROBE_BYTES])?;
+    let write_s = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    let read = store.get(&key).map(|bytes| bytes.len());
+    let read_s = started.elapsed().as_secs_f64();
+    let apart_s = store.local_path().and_then(|folder| clocks_apart_s(&folder.join(&key)));
+    store.delete(&key)?;
+    let length = read?;
+    let rate = |seconds: f64| HumanBytes((PROBE_BYTES as f64 / seconds) as u64).to_string();
+    let speed =
+        format!("{} bytes written at {}/s and read at {}/s", HumanCount(length as u64), rate(write_s), rate(read_s));
+    Ok(match apart_s {
+        Some(apart_s) if apart_s > CLOCKS_DIFFER_S => {
+            Found::Warning(format!("{speed}; its clock and this machine's are {apart_s:.0} s apart: look at their NTP"))
+        }
+        _ => Found::Ok(speed),
+    })
+}
+
+/// Seconds between now and the time at which a file system says that a file was just written.
+fn clocks_apart_s(path: &Path) -> Option<f64> {
+    let written = std::fs::metadata(path).and_then(|file| file.modified()).ok()?;
+    let apart = SystemTime::now().duration_since(written).unwrap_or_else(|later| later.duration());
+    Some(apart.as_secs_f64())
+}
+
+/// Room on a file system, by the nearest folder that exists.
+fn room(folder: &Path) -> Found {
+    let Some(there) = folder.ancestors().find(|folder| folder.exists()) else {
+        return Found::Warning("no part of the path exists".to_owned());
+    };
+    match rustix::fs::statvfs(there) {
+        Ok(disk) => Found::Ok(format!(
+            "{} free; sae train --dry-run says what a run writes",
+            HumanBytes(disk.f_bavail * disk.f_frsize)
+        )),
+        Err(error) => Found::Warning(format!("the system does not say how much room there is: {error}")),
+    }
+}

@@ -1,0 +1,92 @@
+//! `sae launch slurm`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use loader::Store;
+
+use super::{program, quoted_line};
+use crate::args::{Log, Slurm, log_words};
+use crate::failure::Failure;
+use crate::template::fill;
+use crate::{recipes, table};
+
+/// Writes the batch script and submits it.
+pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
+    let train = args.train.parse()?;
+    let recipe = recipes::read(&train.recipe, &train.set)?;
+    let local = Store::open(&recipe.run.dir)?.local_path().map(Path::to_owned);
+    let out = args.out.clone().or_else(|| local.map(|folder| folder.join("job.sh")));
+    let Some(out) = out else {
+        return Err(Failure::arguments("run.dir is in object storage: say with --out where the batch script goes"));
+    };
+    let out = std::path::absolute(&out).unwrap_or(out);
+    let folder = out.parent().unwrap_or(Path::new(".")).to_owned();
+    let script = script(args, log, &folder)?;
+    if args.dry_run {
+        table::say(script.trim_end());
+        return Ok(());
+    }
+    let cannot_write = |error| Failure::cannot_write(format!("{}: cannot write: {error}", out.display()));
+    fs::create_dir_all(&folder).and_then(|()| fs::write(&out, script)).map_err(cannot_write)?;
+    let job = submit(&out)?;
+    table::say(format!("job {job}, by {}", out.display()));
+    table::say(format!("next: squeue --job {job}; tail -F {}", table::quoted(&log_file(&folder, &job))));
+    table::say(format!(
+        "to stop it after a checkpoint: scancel --signal=USR1 {job}, then scancel {job} while it waits"
+    ));
+    Ok(())
+}
+
+/// The whole batch script.
+fn script(args: &Slurm, log: Log, folder: &Path) -> Result<String, Failure> {
+    let ranks_per_node = args.ranks_per_node.or(args.gpus_per_node).unwrap_or(1);
+    let mut options = vec![
+        format!("--job-name={}", args.name),
+        format!("--nodes={}", args.nodes),
+        format!("--ntasks-per-node={ranks_per_node}"),
+        format!("--output={}", log_file(folder, "%j")),
+    ];
+    options.extend(args.gpus_per_node.map(|gpus| format!("--gpus-per-node={gpus}")));
+    let named = [("time", &args.time), ("partition", &args.partition), ("account", &args.account)];
+    options.extend(named.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value.as_ref()?))));
+    options.extend(args.sbatch.iter().map(|option| format!("--{option}")));
+    let mut lines = Vec::new();
+    for option in &options {
+        // sbatch reads these lines with quotes, as a shell does.
+        lines.push(format!("#SBATCH {}", quoted_line(&[option])?));
+    }
+    let program = program()?;
+    let words = [&[program.as_str(), "train"][..], log_words(log), &args.train.resuming()].concat();
+    Ok(fill(
+        include_str!("../../../templates/slurm.sh"),
+        &[
+            ("options", lines.join("\n")),
+            ("save_s", args.save_s.to_string()),
+            ("command", quoted_line(&words)?),
+            ("restarts", args.restarts.to_string()),
+        ],
+    ))
+}
+
+fn log_file(folder: &Path, job: &str) -> String {
+    folder.join(format!("slurm-{job}.out")).display().to_string()
+}
+
+/// The id of the job that sbatch makes of a script.
+fn submit(script: &PathBuf) -> Result<String, Failure> {
+    let output = Command::new("sbatch").arg("--parsable").arg(script).output().map_err(|error| {
+        Failure::arguments(format!(
+            "sbatch cannot be started: {error}: run this where jobs are submitted, or take the script {}",
+            script.display()
+        ))
+    })?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Failure::arguments(format!("sbatch refused {}: {}", script.display(), said.trim())));
+    }
+    // JOB or JOB;CLUSTER.
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(said.trim().split(';').next().unwrap_or_default().to_owned())
+}

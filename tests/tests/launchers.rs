@@ -1,0 +1,158 @@
+//! The launchers of others, as they are: SLURM, torchrun, mpirun, and what Kubernetes would be given.
+
+use std::path::Path;
+use std::process::Command;
+
+use tests::fixture::Fixture;
+use tests::processes::{self, wait_for};
+use tests::slurm::Slurm;
+use tests::{checkpoints, kills, need, sae};
+
+/// Ranks of a job of SLURM's on each of its machines: one, as long as the trainer knows no more.
+const RANKS: u32 = 1;
+
+/// The lines in which `sae doctor` says its rank, sorted, up to what the launcher calls this start.
+fn ranks(said: &[u8]) -> Vec<String> {
+    let said = String::from_utf8_lossy(said);
+    let mut lines: Vec<String> = said
+        .lines()
+        .filter_map(|line| Some(line[line.find("rank ")?..].split_once(", attempt")?.0.to_owned()))
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// The distinct attempts in such lines.
+fn attempts(said: &[u8]) -> Vec<String> {
+    let said = String::from_utf8_lossy(said);
+    let of = |line: &str| Some(line.split_once(", attempt ")?.1.split([':', ' ']).next()?.to_owned());
+    let mut attempts: Vec<String> = said.lines().filter_map(of).collect();
+    attempts.sort();
+    attempts.dedup();
+    attempts
+}
+
+fn binary() -> &'static str {
+    sae::binary().to_str().expect("UTF-8")
+}
+
+#[test]
+fn srun_tells_the_ranks_and_a_batch_script_is_alone() {
+    if !need::programs(&["slurmctld", "slurmd", "sbatch"], "slurmctld slurmd slurm-client") {
+        return;
+    }
+    let slurm = Slurm::start();
+    let step = slurm.run("srun", &["--nodes=2", "--ntasks-per-node=2", binary(), "doctor"]);
+    let place = |rank, local| format!("rank {rank} of 4, {local} of 2 here; launcher SLURM");
+    assert_eq!(ranks(&step.stdout), [place(0, 0), place(1, 1), place(2, 0), place(3, 1)], "{step:?}");
+    assert_eq!(attempts(&step.stdout), ["slurm-1.0.0"]);
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out.txt");
+    let (output, wrap) = (format!("--output={}", out.display()), format!("--wrap={} doctor", binary()));
+    slurm.run("sbatch", &["--nodes=2", "--ntasks-per-node=2", &output, &wrap]);
+    assert_eq!(slurm.end("2"), "COMPLETED 0:0");
+    let said = std::fs::read(&out).expect("what the script wrote");
+    assert_eq!(ranks(&said), ["rank 0 of 1, 0 of 1 here; launcher none"]);
+}
+
+/// A job whose rank is killed, or asked to save before its time is over, goes back into the queue, goes on, and becomes the
+/// undisturbed run.
+#[test]
+fn a_job_of_slurm_goes_on_after_a_kill_and_after_its_time() {
+    if !need::programs(&["slurmctld", "slurmd", "sbatch"], "slurmctld slurmd slurm-client") {
+        return;
+    }
+    let fixture = Fixture::with_data();
+    let undisturbed = fixture.save("undisturbed", &kills::recipe(&fixture, "undisturbed"));
+    sae::run(&["train", &undisturbed]).exits(0);
+    let slurm = Slurm::start();
+    for how in ["killed", "asked"] {
+        let path = fixture.save(how, &kills::recipe(&fixture, how));
+        let job = submit(&slurm, &path);
+        wait_for("a checkpoint", || (!checkpoints::committed(&fixture.path(how)).is_empty()).then_some(()));
+        if how == "killed" {
+            processes::signal(wait_for("the rank", || trains(&path)), "KILL");
+        } else {
+            slurm.run("scancel", &["--signal=USR1", &job]);
+        }
+        let said = || std::fs::read_to_string(fixture.path(format!("{how}/slurm-{job}.out"))).unwrap_or_default();
+        assert_eq!(slurm.end(&job), "COMPLETED 0:0", "{}", said());
+        assert!(said().contains("goes back into the queue"), "{}", said());
+        kills::assert_same_run(&fixture.path("undisturbed"), &fixture.path(how));
+    }
+    // What another start would not change fails at once.
+    let mut recipe = kills::recipe(&fixture, "hopeless");
+    recipe.data.train = vec![fixture.text("missing")];
+    let job = submit(&slurm, &fixture.save("hopeless", &recipe));
+    let state = slurm.end(&job);
+    assert!(["FAILED 64:0", "FAILED 65:0"].contains(&state.as_str()), "{state}");
+}
+
+/// Submits a recipe by `sae launch slurm`; the job's id.
+fn submit(slurm: &Slurm, recipe: &str) -> String {
+    let ranks = RANKS.to_string();
+    let said = slurm.sae(&["launch", "slurm", "--ranks-per-node", &ranks, recipe]);
+    let job = said.strip_prefix("job ").and_then(|rest| rest.split_once(','));
+    job.unwrap_or_else(|| panic!("no job in {said}")).0.to_owned()
+}
+
+/// The process that trains a recipe: not the srun that has the same words in its command line.
+fn trains(recipe: &str) -> Option<u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    ids.find(|id| {
+        let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|&byte| byte == 0).collect();
+        words.first().is_some_and(|first| *first == binary().as_bytes()) && words.contains(&recipe.as_bytes())
+    })
+}
+
+#[test]
+fn torchrun_tells_the_ranks() {
+    let Some(python) = need::python() else { return };
+    let mut torchrun = Command::new(python.with_file_name("torchrun"));
+    torchrun.args(["--standalone", "--nproc-per-node=2", "--no-python", binary(), "doctor"]);
+    let output = torchrun.output().expect("torchrun runs");
+    let place = |rank| format!("rank {rank} of 2, {rank} of 2 here; launcher torchrun");
+    assert_eq!(ranks(&output.stdout), [place(0), place(1)], "{output:?}");
+    assert_eq!(attempts(&output.stdout).len(), 1);
+}
+
+#[test]
+fn mpirun_tells_the_ranks() {
+    if !need::programs(&["mpirun"], "openmpi-bin") {
+        return;
+    }
+    let start = || {
+        let mut mpirun = Command::new("mpirun");
+        mpirun.args(["--allow-run-as-root", "--oversubscribe", "-np", "3", binary(), "doctor"]);
+        mpirun.output().expect("mpirun runs").stdout
+    };
+    let (first, second) = (start(), start());
+    let place = |rank| format!("rank {rank} of 3, {rank} of 3 here; launcher MPI");
+    assert_eq!(ranks(&first), [place(0), place(1), place(2)], "{}", String::from_utf8_lossy(&first));
+    assert_eq!(attempts(&first).len(), 1, "all ranks are of one start");
+    assert_ne!(attempts(&first), attempts(&second), "another start is another attempt");
+}
+
+/// The manifest is YAML that says what the exit codes mean and carries the recipe. Where SAE_JOBSET_CRD names the definition of
+/// JobSets (config/components/crd/bases in its sources), it is held to that schema, strictly: an unknown field is an error.
+#[test]
+fn the_jobset_is_what_kubernetes_takes() {
+    let Some(python) = need::python() else { return };
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
+    let image = ["launch", "k8s", "--ranks", "4", "--image", "registry/sae:0.1", "--gpu", "--secret", "s3"];
+    let manifest = sae::run(&[&image[..], &[&path, "--set", "train.l1=7.5"]].concat()).exits(0).stdout;
+    let file = fixture.path("job.yaml");
+    std::fs::write(&file, manifest).expect("written");
+    let definition = std::env::var_os("SAE_JOBSET_CRD");
+    if definition.is_none() {
+        need::optional("definition of JobSets in SAE_JOBSET_CRD: their schema was not looked at");
+    }
+    let script = tests::root().join("tests/reference/jobset.py");
+    let output =
+        Command::new(python).args([script.as_path(), Path::new(&file)]).args(definition).output().expect("Python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
