@@ -1,7 +1,7 @@
 //! What a run will read, hold in memory and write: known before it starts, because a step allocates nothing but
 //! lists of what is active.
 
-use kernels::{AdamMode, Bytes, Device, Shape};
+use kernels::{AdamMode, Device, Shape};
 use loader::{Dataset, Stream};
 
 use crate::data::{self, Data};
@@ -121,10 +121,7 @@ pub(crate) fn settled(shape: Shape, data: &Data, truth: Option<&Truth>) -> Optio
 /// [`Error::Recipe`] with what would fit.
 pub(crate) fn check_room(device: &impl Device, shape: Shape, settled: Option<Shape>) -> Result<(), Error> {
     let Some(room) = device.room() else { return Ok(()) };
-    let total = |shape: Shape| {
-        let Bytes { weights, step, lists } = device.bytes(shape);
-        weights.saturating_add(step).saturating_add(lists)
-    };
+    let total = |shape: Shape| device.bytes(shape).total();
     let need = |features: usize, batch: usize| {
         let second = settled.map_or(0, |second| total(Shape { features, batch, ..second }));
         total(Shape { features, batch, ..shape }).saturating_add(second)

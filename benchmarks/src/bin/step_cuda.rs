@@ -33,8 +33,7 @@ fn main() {
     println!("copy {:.0} GB/s, bf16 products {:.1} TFLOP/s", peaks.copy_gbs, peaks.product_gflops / 1e3);
     for &(width, features, batch, l0) in if small { &SMALL[..] } else { &SHAPES[..] } {
         let mut planted = Planted::new(width, features, batch, l0);
-        let need = device.bytes(planted.shape);
-        if device.room().is_some_and(|room| need.weights + need.step > room) {
+        if device.room().is_some_and(|room| device.bytes(planted.shape).total() > room) {
             println!("D = {width}, F = {features}, B = {batch}: does not fit into this card");
             continue;
         }

@@ -28,8 +28,7 @@ unsafe impl Argument for UpdateArgument {}
 
 impl UpdateArgument {
     pub fn new(update: &AdamUpdate, mode: AdamMode) -> Self {
-        let n = (update.step + 1) as f64;
-        let (c1, c2) = (1.0 - 0.9f64.powf(n), 1.0 - 0.999f64.powf(n));
+        let (factor, root) = update.factors();
         UpdateArgument {
             learning_rate: update.lr.base,
             decay_from: update.lr.decay_from,
@@ -37,8 +36,8 @@ impl UpdateArgument {
             step: update.step,
             tokens: update.tokens,
             clip: update.clip,
-            factor: (update.lr.at(update.step) / c1) as f32,
-            root: (1.0 / c2.sqrt()) as f32,
+            factor,
+            root,
             mode: match mode {
                 AdamMode::Dense => 0,
                 AdamMode::Catchup => 1,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::card::Card;
 use super::count::Tally;
-use super::dictionary::{CudaDictionary, weight_bytes};
+use super::dictionary::CudaDictionary;
 use super::engine::Engine;
 use super::memory::{Memory, Staging};
 use super::normalize::Rows;
@@ -117,15 +117,12 @@ impl Device for Cuda {
     }
 
     fn bytes(&self, shape: Shape) -> Bytes {
-        let precision = self.engine.precision;
         let mut memory = Memory::measured();
-        // Measuring takes nothing, so it cannot fail.
-        let weights = weight_bytes(shape, precision).unwrap_or(u64::MAX);
         let all = CudaDictionary::new(self.engine.clone(), shape, &mut memory)
-            .and_then(|_| Rows::new(precision, shape.batch, shape.width, &mut memory))
+            .and_then(|_| Rows::new(self.engine.precision, shape.batch, shape.width, &mut memory))
             .and_then(|_| Tally::new(shape.width, shape.features, &mut memory));
-        let all = all.map_or(u64::MAX, |_| memory.bytes);
-        Bytes { weights, step: all - weights, lists: 0 }
+        // Measuring takes nothing, so it fails only where a length is beyond what can be counted.
+        all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
     }
 
     fn wait(&self) -> Result<(), Error> {

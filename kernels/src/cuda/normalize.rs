@@ -33,12 +33,12 @@ impl Rows {
             n: 0,
             width,
             stride,
-            x_bs: memory.take(batch * stride, what)?,
-            copy_bs: copy.then(|| memory.take(batch * stride, what)).transpose()?,
-            norm2_b: memory.take(batch, what)?,
-            bad_b: memory.take(batch, what)?,
-            bad_rows: memory.take(1, what)?,
-            staged: memory.take(batch * width * size_of::<f32>(), what)?,
+            x_bs: memory.step(batch * stride, what)?,
+            copy_bs: copy.then(|| memory.step(batch * stride, what)).transpose()?,
+            norm2_b: memory.step(batch, what)?,
+            bad_b: memory.step(batch, what)?,
+            bad_rows: memory.step(1, what)?,
+            staged: memory.step(batch * width * size_of::<f32>(), what)?,
         })
     }
 

@@ -41,15 +41,14 @@ impl Parameter {
         trains: bool,
         memory: &mut Memory,
     ) -> Result<Self, Error> {
-        let what = "a dictionary's weights and moments";
         let moments = if trains { rows * stride } else { 0 };
         Ok(Parameter {
             columns,
             stride,
-            value: memory.take(rows * stride, what)?,
-            first: memory.take(moments, what)?,
-            second: memory.take(moments, what)?,
-            copy: has_copy.then(|| memory.take(rows * stride, what)).transpose()?,
+            value: memory.weights(rows * stride)?,
+            first: memory.weights(moments)?,
+            second: memory.weights(moments)?,
+            copy: has_copy.then(|| memory.weights(rows * stride)).transpose()?,
             trains,
         })
     }
@@ -135,7 +134,7 @@ impl Weights {
             b_enc: Parameter::new((biases, 1, 1), false, trains, memory)?,
             w_dec: Parameter::new((features, width, stride), mixed, trains, memory)?,
             b_dec: Parameter::new((1, width, stride), false, trains, memory)?,
-            norm_f: memory.take(features, "a dictionary's norms")?,
+            norm_f: memory.weights(features)?,
             features,
         };
         if memory.is_real() {
