@@ -6,7 +6,7 @@ use kernels::Error;
 use kernels::cpu::Cpu;
 use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{self, Cuda};
-use trainer::recipe::{Precision, Train};
+use trainer::recipe::{Moments, Precision, Train};
 
 use crate::failure::Failure;
 
@@ -62,14 +62,39 @@ pub fn open(choice: DeviceChoice, recipe: &Train) -> Result<Opened, Failure> {
             }
         },
     };
-    match (card, recipe.precision) {
-        (Some(card), Precision::F32) => Ok(Opened::Cuda(Cuda::new(&card, cuda::Precision::F32)?)),
-        (Some(card), Precision::Auto | Precision::Mixed) => Ok(Opened::Cuda(Cuda::new(&card, cuda::Precision::Mixed)?)),
-        (None, Precision::Mixed) => Err(Failure::arguments(
-            "train.precision = \"mixed\" needs a GPU: the processor computes in f32; set train.precision to \"auto\"",
-        )),
-        (None, Precision::Auto | Precision::F32) => Ok(Opened::Cpu(Cpu::new(recipe.threads)?)),
+    match card {
+        Some(card) => Ok(Opened::Cuda(Cuda::new(&card, on_a_card(recipe))?)),
+        None => {
+            check_processor(recipe)?;
+            Ok(Opened::Cpu(Cpu::new(recipe.threads)?))
+        }
     }
+}
+
+/// The numbers of a recipe on a card.
+fn on_a_card(recipe: &Train) -> cuda::Precision {
+    let moments = match recipe.moments {
+        Moments::F32 => cuda::Moments::F32,
+        Moments::Bf16 => cuda::Moments::Bf16,
+        Moments::Int8 => cuda::Moments::Int8,
+    };
+    match recipe.precision {
+        Precision::F32 => cuda::Precision::F32,
+        Precision::Auto | Precision::Mixed => cuda::Precision::Mixed(moments),
+        Precision::Bf16Sr => cuda::Precision::Bf16Sr(moments),
+    }
+}
+
+/// Refuses what only a card has.
+fn check_processor(recipe: &Train) -> Result<(), Failure> {
+    let (key, value, remedy) = match (recipe.precision, recipe.moments) {
+        (Precision::Auto | Precision::F32, Moments::F32) => return Ok(()),
+        (Precision::Auto | Precision::F32, moments) => ("train.moments", moments.name(), "f32"),
+        (precision, _) => ("train.precision", precision.name(), "auto"),
+    };
+    Err(Failure::arguments(format!(
+        "{key} = \"{value}\" needs a GPU: the processor computes in f32; set {key} to \"{remedy}\""
+    )))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod kills;
 pub mod need;
 pub mod proxy;
 pub mod reference;
+pub mod rounding;
 pub mod s3;
 pub mod sae;
 

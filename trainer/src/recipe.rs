@@ -122,15 +122,18 @@ pub struct Train {
     /// Greatest norm of the gradient; a longer one is scaled down to it.
     #[serde(default = "default_clip")]
     pub clip: f64,
-    /// Seed of the initial weights.
+    /// Seed of the initial weights, and of what is rounded by chance.
     #[serde(default)]
     pub seed: u64,
     /// Which rows Adam updates.
     #[serde(default)]
     pub adam: Adam,
-    /// In what numbers the products are made.
+    /// In what numbers the products are made, and weights are kept.
     #[serde(default)]
     pub precision: Precision,
+    /// In what numbers Adam's moments are kept.
+    #[serde(default)]
+    pub moments: Moments,
     /// A safetensors file with `W_enc [D,F]`, `b_enc [F]`, `W_dec [F,D]`, `b_dec [D]` in float32 to start from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
@@ -248,15 +251,53 @@ pub enum Adam {
 
 /// `train.precision`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// `mixed` on a GPU, `f32` on the processor.
     #[default]
     Auto,
     /// 32-bit floating point throughout.
     F32,
-    /// Weights and moments in 32 bits; products of bf16 copies with 32-bit sums. On a GPU only.
+    /// Weights in 32 bits; products of bf16 copies with 32-bit sums. On a GPU only.
     Mixed,
+    /// The same products; weights in bf16 alone, which Adam rounds by chance. On a GPU only.
+    Bf16Sr,
+}
+
+impl Precision {
+    /// As a recipe has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Auto => "auto",
+            Precision::F32 => "f32",
+            Precision::Mixed => "mixed",
+            Precision::Bf16Sr => "bf16-sr",
+        }
+    }
+}
+
+/// `train.moments`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// 32-bit floating point.
+    #[default]
+    F32,
+    /// bf16, rounded by chance. On a GPU only.
+    Bf16,
+    /// 8 bits with a scale for each block of 128 columns, rounded by chance. On a GPU only.
+    Int8,
+}
+
+impl Moments {
+    /// As a recipe has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Moments::F32 => "f32",
+            Moments::Bf16 => "bf16",
+            Moments::Int8 => "int8",
+        }
+    }
 }
 
 /// `data.scale`.
@@ -482,6 +523,13 @@ impl Recipe {
             return Err(Error::Recipe(
                 "train.init_from brings its own biases: leave out sae.bias_init = \"calibrated\"".into(),
             ));
+        }
+        if self.train.precision == Precision::F32 && self.train.moments != Moments::F32 {
+            return Err(Error::Recipe(format!(
+                "train.moments = \"{}\" goes with train.precision = \"mixed\" or \"bf16-sr\", not with \"f32\": set one of \
+                 them, or train.moments to \"f32\"",
+                self.train.moments.name()
+            )));
         }
         Ok(())
     }

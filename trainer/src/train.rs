@@ -229,8 +229,8 @@ impl<D: Device> Run<'_, D> {
     }
 
     fn update(&self, tokens: u64) -> AdamUpdate {
-        let step = self.state.step;
-        AdamUpdate { step, lr: self.schedule.lr(), clip: self.recipe.train.clip as f32, tokens }
+        let (step, train) = (self.state.step, &self.recipe.train);
+        AdamUpdate { step, lr: self.schedule.lr(), clip: train.clip as f32, tokens, seed: train.seed }
     }
 
     /// Books a step that was made.
@@ -327,7 +327,8 @@ impl<D: Device> Run<'_, D> {
 pub(crate) fn next_update(manifest: &checkpoint::Manifest) -> AdamUpdate {
     let train = &manifest.recipe.train;
     let schedule = Schedule::new(manifest.steps, train.lr, train.l1, train.l1_warmup, train.lr_decay);
-    AdamUpdate { step: manifest.step, lr: schedule.lr(), clip: train.clip as f32, tokens: manifest.tokens }
+    let (step, tokens) = (manifest.step, manifest.tokens);
+    AdamUpdate { step, lr: schedule.lr(), clip: train.clip as f32, tokens, seed: train.seed }
 }
 
 fn is_due(every: u64, step: u64) -> bool {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::array::{Code, Format};
 use super::card::Card;
 use super::count::Tally;
 use super::dictionary::CudaDictionary;
@@ -18,13 +19,26 @@ use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 /// about 16·D bytes on the sparse path, and B·F·D·16 operations more are made on the dense one. Not yet measured on a card.
 const DENSE_ABOVE: f64 = 0.01;
 
-/// In what numbers the products are made.
+/// In what numbers the products are made, and weights and moments are kept. Biases and their moments are binary32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// Binary32 throughout.
     F32,
-    /// Weights and moments in binary32; products read bf16 copies of weights, x and g, and sum in binary32.
-    Mixed,
+    /// Weights in binary32; products read bf16 copies of weights, x and g, and sum in binary32.
+    Mixed(Moments),
+    /// The same products, and weights in bf16 alone: Adam computes in binary32 and rounds by chance.
+    Bf16Sr(Moments),
+}
+
+/// How both moments of W_enc and W_dec are kept: see parameter.cuh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moments {
+    /// Binary32.
+    F32,
+    /// bf16, rounded by chance.
+    Bf16,
+    /// 8 bits, rounded by chance, with a scale for each block of a row.
+    Int8,
 }
 
 impl Precision {
@@ -32,7 +46,40 @@ impl Precision {
     pub fn bytes(self) -> usize {
         match self {
             Precision::F32 => 4,
-            Precision::Mixed => 2,
+            Precision::Mixed(_) | Precision::Bf16Sr(_) => 2,
+        }
+    }
+
+    /// How W_enc and W_dec are kept.
+    pub(super) fn weights(self) -> Format {
+        match self {
+            Precision::F32 | Precision::Mixed(_) => Format::F32,
+            Precision::Bf16Sr(_) => Format::Bf16,
+        }
+    }
+
+    /// How their first and second moments are kept.
+    pub(super) fn moments(self) -> [Format; 2] {
+        match self {
+            Precision::F32 | Precision::Mixed(Moments::F32) | Precision::Bf16Sr(Moments::F32) => [Format::F32; 2],
+            Precision::Mixed(Moments::Bf16) | Precision::Bf16Sr(Moments::Bf16) => [Format::Bf16; 2],
+            Precision::Mixed(Moments::Int8) | Precision::Bf16Sr(Moments::Int8) => {
+                [Format::Int8(Code::First), Format::Int8(Code::Second)]
+            }
+        }
+    }
+
+    /// For people: `bf16 products and weights, 8-bit moments`.
+    fn describe(self) -> String {
+        let moments = |moments| match moments {
+            Moments::F32 => "",
+            Moments::Bf16 => ", bf16 moments",
+            Moments::Int8 => ", 8-bit moments",
+        };
+        match self {
+            Precision::F32 => "f32".to_owned(),
+            Precision::Mixed(of) => format!("bf16 products{}", moments(of)),
+            Precision::Bf16Sr(of) => format!("bf16 products and weights{}", moments(of)),
         }
     }
 
@@ -40,7 +87,7 @@ impl Precision {
     pub(super) fn pick(self, single: &'static str, mixed: &'static str) -> &'static str {
         match self {
             Precision::F32 => single,
-            Precision::Mixed => mixed,
+            Precision::Mixed(_) | Precision::Bf16Sr(_) => mixed,
         }
     }
 
@@ -48,7 +95,7 @@ impl Precision {
     pub(super) fn tile(self) -> Tile {
         match self {
             Precision::F32 => Tile { side: 64, shared: 2 * 16 * (64 + 4) * 4 },
-            Precision::Mixed => Tile { side: 128, shared: 3 * 2 * 128 * 64 * 2 },
+            Precision::Mixed(_) | Precision::Bf16Sr(_) => Tile { side: 128, shared: 3 * 2 * 128 * 64 * 2 },
         }
     }
 }
@@ -88,8 +135,7 @@ impl Cuda {
     /// # Errors
     /// Those of [`Card::load`].
     pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
-        let numbers = precision.pick("f32", "bf16 products");
-        let description = format!("{}, {numbers}", card.describe());
+        let description = format!("{}, {}", card.describe(), precision.describe());
         Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), description })
     }
 

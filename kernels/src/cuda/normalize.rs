@@ -28,7 +28,7 @@ impl Rows {
     pub(super) fn new(precision: Precision, batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
         let what = "a batch of rows";
         let stride = stride(width);
-        let copy = precision == Precision::Mixed;
+        let copy = precision != Precision::F32;
         Ok(Rows {
             n: 0,
             width,
