@@ -73,7 +73,7 @@ template <> struct WeightFormat<bf16> {
         Columns stored;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            rounded[i] = to_bf16(w.v[i], random.low(i));
+            rounded[i] = round_by_chance(w.v[i], random.low(i));
             stored.v[i] = from_bf16(rounded[i]);
         }
         if (place.inside) store_columns((bf16*)to.value + place.at, rounded);
@@ -113,8 +113,8 @@ template <> struct MomentFormat<bf16> {
         bf16 first[4], second[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            first[i] = to_bf16(moments.first.v[i], random.high(i));
-            second[i] = to_bf16(moments.second.v[i], random.low(i));
+            first[i] = round_by_chance(moments.first.v[i], random.high(i));
+            second[i] = round_by_chance(moments.second.v[i], random.low(i));
         }
         store_columns((bf16*)to.first + place.at, first);
         store_columns((bf16*)to.second + place.at, second);

@@ -46,7 +46,7 @@ struct Key {
 };
 
 // `random` is uniform in [0, 2¹⁶). Infinity stays, and so does a NaN.
-static __device__ __forceinline__ bf16 to_bf16(float v, u32 random) {
+static __device__ __forceinline__ bf16 round_by_chance(float v, u32 random) {
     const u32 bits = __float_as_uint(v);
     if ((bits & 0x7f800000u) == 0x7f800000u) return to_bf16(v);
     return {(u16)((bits + random) >> 16)};
