@@ -371,6 +371,12 @@ pub trait Device: Sync {
     /// no step uses may cost addresses only.
     fn bytes(&self, shape: Shape) -> Bytes;
 
+    /// Other ways to keep weights and moments here that take less memory, widest first: as keys of a recipe, each with what
+    /// `shape` takes then. None where there is one way only.
+    fn lighter(&self, _shape: Shape) -> Vec<(&'static str, Bytes)> {
+        Vec::new()
+    }
+
     /// Waits until everything enqueued so far is done.
     ///
     /// # Errors

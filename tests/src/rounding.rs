@@ -139,7 +139,7 @@ pub fn check(device: &Cuda, precision: Precision) {
         Precision::Bf16Sr(moments) => (true, moments),
     };
     // Two blocks of columns in 8 bits, the second one short and padded; more columns than a block of threads holds.
-    for (width, features) in [(204, 40), (521, 3)] {
+    for (width, features) in [(204, 9), (521, 3)] {
         let case = Case::new(Numbers::Mixed, width, features, 2, -1e3, 3);
         for (path, update) in [
             (Path::Sparse, update(5)),

@@ -32,8 +32,12 @@ fn cases_hold_on_a_card() {
     };
     let few = emulated.as_deref() == Some("few");
     for (precision, numbers, bytes) in PRECISIONS {
-        let device = Cuda::new(&card, precision).expect("kernels");
         let rounds_by_chance = !matches!(numbers, Numbers::F32 | Numbers::Mixed);
+        if few && rounds_by_chance && precision != Precision::Bf16Sr(Moments::Int8) {
+            // This one reaches every kind of code.
+            continue;
+        }
+        let device = Cuda::new(&card, precision).expect("kernels");
         for (name, check) in if few || rounds_by_chance { cases::few() } else { cases::all() } {
             println!("{precision:?}: {name}");
             check(&device, numbers);
@@ -130,30 +134,74 @@ fn a_run_on_the_emulator_reaches_the_golden_losses() {
     let environment = environment(&emulator, &nvrtc, &[]);
     for case in golden::CASES {
         let committed = golden::committed(case);
-        // Rounding by chance moves the weights of a run apart from those of the reference, and the losses with them.
         for (precision, moments, tolerance) in [
             ("f32", "f32", 1e-5),
             ("mixed", "f32", 1e-3),
+            // Rounding by chance moves weights apart from those of the reference, and losses by less than bf16 products do.
             ("mixed", "bf16", 1e-3),
             ("mixed", "int8", 1e-3),
             ("bf16-sr", "f32", 1e-3),
             ("bf16-sr", "bf16", 1e-3),
             ("bf16-sr", "int8", 1e-3),
         ] {
+            if case.name == "dense" && (precision == "bf16-sr" || moments != "f32") {
+                // What these do differently is the same on both paths, and here the dense one takes long.
+                continue;
+            }
             let set = [format!("train.precision={precision}"), format!("train.moments={moments}")];
             let arguments = ["--device", "cuda", "--set", &set[0], "--set", &set[1]];
             let measured = golden::measure(case, &arguments, &borrowed(&environment));
             assert_eq!(measured.len(), committed.len());
             for (step, (golden, measured)) in committed.iter().zip(&measured).enumerate() {
                 let error = (golden.loss - measured.loss).abs() / golden.loss;
-                assert!(
-                    error <= tolerance,
-                    "{} {precision} {moments} step {step}: {golden:?}, {measured:?}",
-                    case.name
-                );
+                let label = format!("{} {precision} {moments} step {step}", case.name);
+                assert!(error <= tolerance, "{label}: {golden:?}, {measured:?}");
             }
         }
     }
+}
+
+/// Memory modes of a card: bf16 and 8 bits in checkpoints of binary32, and back.
+#[test]
+fn a_run_with_narrow_weights_and_moments_goes_on_to_the_same_bits() {
+    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let fixture = Fixture::with_data();
+    let healthy = environment(&emulator, &nvrtc, &[]);
+    let failing = environment(&emulator, &nvrtc, &[("EMULATOR_FAIL", "launch:100:700")]);
+    let mut recipe = fixture.recipe("whole");
+    recipe.sae.features = 64;
+    recipe.train.batch = 64;
+    recipe.train.tokens = Some(8 * 64);
+    recipe.train.adam = trainer::recipe::Adam::Catchup;
+    recipe.train.precision = trainer::recipe::Precision::Bf16Sr;
+    recipe.train.moments = trainer::recipe::Moments::Int8;
+    recipe.checkpoint.every = trainer::recipe::Every::Steps(2);
+    let whole = fixture.save("whole", &recipe);
+    sae::run_with(&["train", &whole, "--device", "cuda"], &borrowed(&healthy)).exits(0);
+
+    recipe.run.dir = fixture.text("resumed");
+    let resumed = fixture.save("resumed", &recipe);
+    sae::run_with(&["train", &resumed, "--device", "cuda"], &borrowed(&failing)).exits(71);
+    assert!(fixture.path("resumed/checkpoints").exists(), "there is something to go on from");
+    sae::run_with(&["train", &resumed, "--device", "cuda", "--resume"], &borrowed(&healthy)).exits(0);
+    let same = checkpoints::last(&fixture.path("resumed")) == checkpoints::last(&fixture.path("whole"));
+    assert!(same, "the run that was resumed ends with other bits");
+}
+
+/// What only a card can do, and what does not go together, is one message with the key and the remedy.
+#[test]
+fn memory_modes_are_refused_where_there_are_none() {
+    let fixture = Fixture::with_data();
+    let recipe = fixture.save("recipe", &fixture.recipe("run"));
+    let train = |set: &[&str]| {
+        let set = set.iter().flat_map(|set| ["--set", *set]);
+        sae::run(&["train", &recipe, "--device", "cpu"].into_iter().chain(set).collect::<Vec<_>>()).exits(64)
+    };
+    train(&["train.precision=bf16-sr"])
+        .says(&["train.precision = \"bf16-sr\" needs a GPU", "train.precision to \"auto\""]);
+    train(&["train.moments=int8"]).says(&["train.moments = \"int8\" needs a GPU", "train.moments to \"f32\""]);
+    let both = ["train.precision=f32", "train.moments=bf16"];
+    train(&both).says(&["train.moments = \"bf16\" goes with", "\"mixed\" or \"bf16-sr\"", "not with \"f32\""]);
 }
 
 /// An error of the card names the kernel, keeps the checkpoint, and the run goes on from it to the same bits.
@@ -246,6 +294,27 @@ const CONTROLS: &[Control] = &[
         find: "of.last_update_f[f]);\n    __syncthreads();\n",
         replace: "of.last_update_f[f]);\n",
         caught_by: &[Plain, Tsan],
+    },
+    Control {
+        name: "rounding: the same random bits at every step",
+        file: "rounding.cuh",
+        find: "what, (u32)step, (u32)(step >> 32),",
+        replace: "what, 0, 0,",
+        caught_by: &[Plain],
+    },
+    Control {
+        name: "rounding: always down",
+        file: "rounding.cuh",
+        find: "(bits + random) >> 16",
+        replace: "bits >> 16",
+        caught_by: &[Plain],
+    },
+    Control {
+        name: "parameter: lanes past the end of a row leave their warp",
+        file: "parameter.cuh",
+        find: "        const float first_scale = scale_of(moments.first),",
+        replace: "        if (!place.inside) return;\n        const float first_scale = scale_of(moments.first),",
+        caught_by: &[Plain],
     },
 ];
 

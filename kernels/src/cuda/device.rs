@@ -13,6 +13,7 @@ use super::engine::Engine;
 use super::memory::{Memory, Staging};
 use super::normalize::Rows;
 use super::peaks::{self, Peaks};
+use super::weights::Weights;
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 
 /// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
@@ -100,6 +101,15 @@ impl Precision {
     }
 }
 
+/// What takes less than [`Precision::Mixed`] with moments in binary32, as a recipe asks for it.
+const NARROW: [(&str, Precision); 5] = [
+    ("train.moments = \"bf16\"", Precision::Mixed(Moments::Bf16)),
+    ("train.precision = \"bf16-sr\"", Precision::Bf16Sr(Moments::F32)),
+    ("train.moments = \"int8\"", Precision::Mixed(Moments::Int8)),
+    ("train.precision = \"bf16-sr\" with train.moments = \"bf16\"", Precision::Bf16Sr(Moments::Bf16)),
+    ("train.precision = \"bf16-sr\" with train.moments = \"int8\"", Precision::Bf16Sr(Moments::Int8)),
+];
+
 /// The part of a product that a block makes.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
@@ -169,6 +179,22 @@ impl Device for Cuda {
             .and_then(|_| Tally::new(shape.width, shape.features, &mut memory));
         // Measuring takes nothing, so it fails only where a length is beyond what can be counted.
         all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
+    }
+
+    fn lighter(&self, shape: Shape) -> Vec<(&'static str, Bytes)> {
+        let (own, now) = (self.engine.precision, self.bytes(shape));
+        let weights = |precision| {
+            let mut memory = Memory::measured();
+            let size = (shape.width, stride(shape.width), shape.features);
+            Weights::new(size, precision, shape.adam.is_some(), &mut memory).map_or(u64::MAX, |_| memory.bytes.weights)
+        };
+        // Products take what they took; those of binary32 were asked for, and stay.
+        let narrow = if own == Precision::F32 { &[][..] } else { &NARROW[..] };
+        let less = |&(keys, precision): &(&'static str, Precision)| {
+            let saved = weights(own).checked_sub(weights(precision)).filter(|&saved| saved > 0)?;
+            Some((keys, Bytes { weights: now.weights.saturating_sub(saved), ..now }))
+        };
+        narrow.iter().filter_map(less).collect()
     }
 
     fn wait(&self) -> Result<(), Error> {
