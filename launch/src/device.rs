@@ -89,8 +89,10 @@ fn on_a_card(recipe: &Train) -> cuda::Precision {
 fn check_processor(recipe: &Train) -> Result<(), Failure> {
     let (key, value, remedy) = match (recipe.precision, recipe.moments) {
         (Precision::Auto | Precision::F32, Moments::F32) => return Ok(()),
-        (Precision::Auto | Precision::F32, moments) => ("train.moments", moments.name(), "f32"),
-        (precision, _) => ("train.precision", precision.name(), "auto"),
+        (Precision::Mixed, _) => ("train.precision", "mixed", "auto"),
+        (Precision::Bf16Sr, _) => ("train.precision", "bf16-sr", "auto"),
+        (_, Moments::Bf16) => ("train.moments", "bf16", "f32"),
+        (_, Moments::Int8) => ("train.moments", "int8", "f32"),
     };
     Err(Failure::arguments(format!(
         "{key} = \"{value}\" needs a GPU: the processor computes in f32; set {key} to \"{remedy}\""

@@ -14,6 +14,7 @@ pub mod reference;
 pub mod rounding;
 pub mod s3;
 pub mod sae;
+pub mod tolerance;
 
 use std::path::{Path, PathBuf};
 

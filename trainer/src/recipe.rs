@@ -264,18 +264,6 @@ pub enum Precision {
     Bf16Sr,
 }
 
-impl Precision {
-    /// As a recipe has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::Auto => "auto",
-            Precision::F32 => "f32",
-            Precision::Mixed => "mixed",
-            Precision::Bf16Sr => "bf16-sr",
-        }
-    }
-}
-
 /// `train.moments`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -287,17 +275,6 @@ pub enum Moments {
     Bf16,
     /// 8 bits with a scale for each block of 128 columns, rounded by chance. On a GPU only.
     Int8,
-}
-
-impl Moments {
-    /// As a recipe has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Moments::F32 => "f32",
-            Moments::Bf16 => "bf16",
-            Moments::Int8 => "int8",
-        }
-    }
 }
 
 /// `data.scale`.
@@ -525,11 +502,9 @@ impl Recipe {
             ));
         }
         if self.train.precision == Precision::F32 && self.train.moments != Moments::F32 {
-            return Err(Error::Recipe(format!(
-                "train.moments = \"{}\" goes with train.precision = \"mixed\" or \"bf16-sr\", not with \"f32\": set one of \
-                 them, or train.moments to \"f32\"",
-                self.train.moments.name()
-            )));
+            return Err(Error::Recipe(
+                "train.moments must be \"f32\" where train.precision is: narrower ones go with \"mixed\" and \"bf16-sr\"".into(),
+            ));
         }
         Ok(())
     }
