@@ -14,8 +14,13 @@ use rand_distr::{Distribution, StandardNormal};
 pub const OPERATIONS: [&str; 7] = ["normalize", "encode", "decode", "residual", "backward", "count", "adam"];
 
 const LAMBDA: f32 = 1.0;
-const UPDATE: AdamUpdate =
-    AdamUpdate { step: 10, lr: LearningRate { base: 1e-7, decay_from: 1e9, steps: 2e9 }, clip: 1.0, tokens: 1 };
+const UPDATE: AdamUpdate = AdamUpdate {
+    step: 10,
+    lr: LearningRate { base: 1e-7, decay_from: 1e9, steps: 2e9 },
+    clip: 1.0,
+    tokens: 1,
+    seed: 0,
+};
 
 /// Planted rows and the weights of a dictionary that half knows their directions.
 pub struct Planted {

@@ -126,6 +126,11 @@ impl LearningRate {
     }
 }
 
+/// β₁, β₂ and ε of Adam.
+pub(crate) const BETA1: f64 = 0.9;
+pub(crate) const BETA2: f64 = 0.999;
+pub(crate) const EPSILON: f32 = 1e-8;
+
 /// One Adam step: β = (0.9, 0.999), ε = 1e-8, bias correction with `step + 1`.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamUpdate {
@@ -137,6 +142,22 @@ pub struct AdamUpdate {
     pub clip: f32,
     /// Tokens seen by the run when this batch is done; features that fired in it get it as [`Clock::LastFired`].
     pub tokens: u64,
+    /// With the step, what a device goes by that rounds weights or moments by chance: the same seed gives the same bits.
+    pub seed: u64,
+}
+
+impl AdamUpdate {
+    /// `lr / c₁` and `1 / √c₂` of this step.
+    pub(crate) fn factors(&self) -> (f32, f32) {
+        let (c1, c2) = corrections(self.step + 1);
+        ((self.lr.at(self.step) / c1) as f32, (1.0 / c2.sqrt()) as f32)
+    }
+}
+
+/// `c₁ = 1 − β₁^n` and `c₂ = 1 − β₂^n`.
+pub(crate) fn corrections(n: u64) -> (f64, f64) {
+    let power = |beta: f64| 1.0 - beta.powf(n as f64);
+    (power(BETA1), power(BETA2))
 }
 
 /// What a step tells the host.
@@ -263,6 +284,13 @@ pub struct Bytes {
     /// Lists of active features, at most: they grow with what is active in a batch. A batch denser than
     /// [`Device::dense_above`] on which [`Path::Sparse`] is asked for takes more.
     pub lists: u64,
+}
+
+impl Bytes {
+    /// All of it.
+    pub fn total(self) -> u64 {
+        self.weights.saturating_add(self.step).saturating_add(self.lists)
+    }
 }
 
 /// Why a device could not do what it was asked.
@@ -432,6 +460,12 @@ pub trait Device: Sync {
     /// when it trains: known without taking it. Scratch that
     /// no step uses may cost addresses only.
     fn bytes(&self, shape: Shape) -> Bytes;
+
+    /// Other ways to keep weights and moments here that take less memory, widest first: as keys of a recipe, each with what
+    /// `shape` takes then. None where there is one way only.
+    fn lighter(&self, _shape: Shape) -> Vec<(&'static str, Bytes)> {
+        Vec::new()
+    }
 
     /// Waits until everything enqueued so far is done.
     ///

@@ -32,7 +32,8 @@ fn train(options: Options, path: Path) -> (Vec<Report>, Vec<u32>) {
         dictionary.residual(&x);
         dictionary.backward(&x, 0.5);
         dictionary.count(&x, &mut tally, 5..200);
-        dictionary.adam(&x, &AdamUpdate { step, lr: LearningRate::constant(1e-3), clip: 1.0, tokens: step + 1 });
+        dictionary
+            .adam(&x, &AdamUpdate { step, lr: LearningRate::constant(1e-3), clip: 1.0, tokens: step + 1, seed: 0 });
         dictionary.report(0).expect(memory)
     });
     let reports = reports.collect();

@@ -92,7 +92,8 @@ fn memory_is_taken_at_the_start_as_announced() {
     }
     for number in 0..4 {
         let (report, taken) = taken_by(|| {
-            let update = AdamUpdate { step: number, lr: LearningRate::constant(0.0), clip: 1.0, tokens: number };
+            let update =
+                AdamUpdate { step: number, lr: LearningRate::constant(0.0), clip: 1.0, tokens: number, seed: 0 };
             device.normalize(&staging, RowDtype::F32, 512, 512, 1.0, &mut x);
             dictionary.encode(&x, if number < 2 { Path::Sparse } else { Path::Dense });
             dictionary.decode(&x);

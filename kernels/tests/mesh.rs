@@ -75,11 +75,12 @@ fn steps(device: &Cpu, mode: AdamMode, path: Path) -> Outcome {
         sae.backward(&x, 0.3);
         sae.count(&x, &mut tally, 0..n);
         let tokens = (step + 1) * BATCH as u64;
-        sae.adam(&x, &AdamUpdate { step, lr: LearningRate::constant(1e-2), clip: 1.0, tokens });
+        sae.adam(&x, &AdamUpdate { step, lr: LearningRate::constant(1e-2), clip: 1.0, tokens, seed: 0 });
         reports.push(sae.report(0).expect("ranks that answer"));
     }
     let mut looked = device.dictionary(Shape { adam: None, ..shape }).expect(memory);
-    let next = AdamUpdate { step: STEPS, lr: LearningRate::constant(1e-2), clip: 1.0, tokens: STEPS * BATCH as u64 };
+    let next =
+        AdamUpdate { step: STEPS, lr: LearningRate::constant(1e-2), clip: 1.0, tokens: STEPS * BATCH as u64, seed: 0 };
     sae.settle_into(&next, &mut looked);
     let read = |of: &<Cpu as Device>::Dictionary, tensor, slot, rows: std::ops::Range<usize>| {
         let columns = if tensor == Tensor::EncoderBias { 1 } else { WIDTH };

@@ -7,7 +7,7 @@ use kernels::cpu::{self, Cpu};
 use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{self, Cuda};
 use kernels::mesh::Axes;
-use trainer::recipe::{Precision, Train};
+use trainer::recipe::{Moments, Precision, Train};
 
 use crate::failure::Failure;
 
@@ -70,19 +70,44 @@ pub fn open(choice: DeviceChoice, recipe: &Train, axes: Axes, local_ranks: usize
             }
         },
     };
-    match (card, recipe.precision) {
-        (Some(card), Precision::F32) => Ok(Opened::Cuda(Cuda::new(&card, cuda::Precision::F32)?)),
-        (Some(card), Precision::Auto | Precision::Mixed) => Ok(Opened::Cuda(Cuda::new(&card, cuda::Precision::Mixed)?)),
-        (None, Precision::Mixed) => Err(Failure::arguments(
-            "train.precision = \"mixed\" needs a GPU: the processor computes in f32; set train.precision to \"auto\"",
-        )),
-        (None, Precision::Auto | Precision::F32) => {
+    match card {
+        Some(card) => Ok(Opened::Cuda(Cuda::new(&card, on_a_card(recipe))?)),
+        None => {
+            check_processor(recipe)?;
             // Ranks on one machine share its cores.
             let share = || std::thread::available_parallelism().map(|cores| cores.get().div_ceil(local_ranks)).ok();
             let threads = recipe.threads.or_else(|| several.then(share).flatten());
             Ok(Opened::Cpu(Cpu::among(cpu::Options { threads, ..cpu::Options::default() }, axes)?))
         }
     }
+}
+
+/// The numbers of a recipe on a card.
+fn on_a_card(recipe: &Train) -> cuda::Precision {
+    let moments = match recipe.moments {
+        Moments::F32 => cuda::Moments::F32,
+        Moments::Bf16 => cuda::Moments::Bf16,
+        Moments::Int8 => cuda::Moments::Int8,
+    };
+    match recipe.precision {
+        Precision::F32 => cuda::Precision::F32,
+        Precision::Auto | Precision::Mixed => cuda::Precision::Mixed(moments),
+        Precision::Bf16Sr => cuda::Precision::Bf16Sr(moments),
+    }
+}
+
+/// Refuses what only a card has.
+fn check_processor(recipe: &Train) -> Result<(), Failure> {
+    let (key, value, remedy) = match (recipe.precision, recipe.moments) {
+        (Precision::Auto | Precision::F32, Moments::F32) => return Ok(()),
+        (Precision::Mixed, _) => ("train.precision", "mixed", "auto"),
+        (Precision::Bf16Sr, _) => ("train.precision", "bf16-sr", "auto"),
+        (_, Moments::Bf16) => ("train.moments", "bf16", "f32"),
+        (_, Moments::Int8) => ("train.moments", "int8", "f32"),
+    };
+    Err(Failure::arguments(format!(
+        "{key} = \"{value}\" needs a GPU: the processor computes in f32; set {key} to \"{remedy}\""
+    )))
 }
 
 #[cfg(test)]

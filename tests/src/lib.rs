@@ -15,9 +15,11 @@ pub mod processes;
 pub mod proxy;
 pub mod ranks;
 pub mod reference;
+pub mod rounding;
 pub mod s3;
 pub mod sae;
 pub mod slurm;
+pub mod tolerance;
 
 use std::path::{Path, PathBuf};
 

@@ -124,10 +124,7 @@ pub(crate) fn settled(shape: Shape, data: &Data, truth: Option<&Truth>) -> Optio
 /// [`Error::Recipe`] with what would fit.
 pub(crate) fn check_room(device: &impl Device, shape: Shape, settled: Option<Shape>) -> Result<(), Error> {
     let Some(room) = device.room() else { return Ok(()) };
-    let total = |shape: Shape| {
-        let Bytes { weights, step, lists } = device.bytes(shape);
-        weights.saturating_add(step).saturating_add(lists)
-    };
+    let total = |shape: Shape| device.bytes(shape).total();
     let need = |features: usize, batch: usize| {
         let second = settled.map_or(0, |second| total(Shape { features, batch, ..second }));
         total(Shape { features, batch, ..shape }).saturating_add(second)
@@ -146,13 +143,25 @@ pub(crate) fn check_room(device: &impl Device, shape: Shape, settled: Option<Sha
             format!("sae.features = {features} would fit, and so would train.batch = {batch}")
         }
     };
+    let lighter = lighter(device, shape, settled, room).map_or(String::new(), |keys| format!("; {keys} would fit"));
     let mib = |bytes: u64| bytes / (1 << 20);
     Err(Error::Recipe(format!(
-        "the dictionary does not fit into the memory of {}: it needs {} MiB, and {} MiB are free: {remedy}",
+        "the dictionary does not fit into the memory of {}: it needs {} MiB, and {} MiB are free: {remedy}{lighter}",
         device.describe(),
         mib(needed),
         mib(room)
     )))
+}
+
+/// The keys with which a dictionary of `shape`, and the second one if there is to be one, fits into `room` as it is.
+fn lighter(device: &impl Device, shape: Shape, settled: Option<Shape>, room: u64) -> Option<&'static str> {
+    let second = |keys: &str| {
+        let Some(shape) = settled else { return 0 };
+        let lighter = device.lighter(shape).into_iter().find(|(other, _)| *other == keys);
+        lighter.map_or_else(|| device.bytes(shape), |(_, bytes)| bytes).total()
+    };
+    let fits = |&(keys, bytes): &(&'static str, Bytes)| bytes.total().saturating_add(second(keys)) <= room;
+    device.lighter(shape).into_iter().find(fits).map(|(keys, _)| keys)
 }
 
 /// The largest multiple of `unit` below `limit` that fits, by bisection.

@@ -122,15 +122,18 @@ pub struct Train {
     /// Greatest norm of the gradient; a longer one is scaled down to it.
     #[serde(default = "default_clip")]
     pub clip: f64,
-    /// Seed of the initial weights.
+    /// Seed of the initial weights, and of what is rounded by chance.
     #[serde(default)]
     pub seed: u64,
     /// Which rows Adam updates.
     #[serde(default)]
     pub adam: Adam,
-    /// In what numbers the products are made.
+    /// In what numbers the products are made, and weights are kept.
     #[serde(default)]
     pub precision: Precision,
+    /// In what numbers Adam's moments are kept.
+    #[serde(default)]
+    pub moments: Moments,
     /// A safetensors file with `W_enc [D,F]`, `b_enc [F]`, `W_dec [F,D]`, `b_dec [D]` in float32 to start from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
@@ -248,15 +251,30 @@ pub enum Adam {
 
 /// `train.precision`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// `mixed` on a GPU, `f32` on the processor.
     #[default]
     Auto,
     /// 32-bit floating point throughout.
     F32,
-    /// Weights and moments in 32 bits; products of bf16 copies with 32-bit sums. On a GPU only.
+    /// Weights in 32 bits; products of bf16 copies with 32-bit sums. On a GPU only.
     Mixed,
+    /// The same products; weights in bf16 alone, which Adam rounds by chance. On a GPU only.
+    Bf16Sr,
+}
+
+/// `train.moments`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// 32-bit floating point.
+    #[default]
+    F32,
+    /// bf16, rounded by chance. On a GPU only.
+    Bf16,
+    /// 8 bits with a scale for each block of 128 columns, rounded by chance. On a GPU only.
+    Int8,
 }
 
 /// `data.scale`.
@@ -481,6 +499,11 @@ impl Recipe {
         if self.sae.bias_init == BiasInit::Calibrated && self.train.init_from.is_some() {
             return Err(Error::Recipe(
                 "train.init_from brings its own biases: leave out sae.bias_init = \"calibrated\"".into(),
+            ));
+        }
+        if self.train.precision == Precision::F32 && self.train.moments != Moments::F32 {
+            return Err(Error::Recipe(
+                "train.moments must be \"f32\" where train.precision is: narrower ones go with \"mixed\" and \"bf16-sr\"".into(),
             ));
         }
         Ok(())

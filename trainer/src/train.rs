@@ -289,7 +289,8 @@ impl<D: Device> Run<'_, D> {
     }
 
     fn update(&self, step: u64, tokens: u64) -> AdamUpdate {
-        AdamUpdate { step, lr: self.schedule.lr(), clip: self.recipe.train.clip as f32, tokens }
+        let train = &self.recipe.train;
+        AdamUpdate { step, lr: self.schedule.lr(), clip: train.clip as f32, tokens, seed: train.seed }
     }
 
     /// Steps made or in flight.
@@ -353,7 +354,8 @@ impl<D: Device> Run<'_, D> {
 pub(crate) fn next_update(manifest: &checkpoint::Manifest) -> AdamUpdate {
     let train = &manifest.recipe.train;
     let schedule = Schedule::new(manifest.steps, train.lr, train.l1, train.l1_warmup, train.lr_decay);
-    AdamUpdate { step: manifest.step, lr: schedule.lr(), clip: train.clip as f32, tokens: manifest.tokens }
+    let (step, tokens) = (manifest.step, manifest.tokens);
+    AdamUpdate { step, lr: schedule.lr(), clip: train.clip as f32, tokens, seed: train.seed }
 }
 
 fn is_due(every: u64, step: u64) -> bool {

@@ -9,7 +9,7 @@
 
 use benchmarks::planted::{OPERATIONS, Planted, Run, calibrate};
 use kernels::cuda::card::{Card, Options};
-use kernels::cuda::{Cost, Cuda, Precision, cost};
+use kernels::cuda::{Cost, Cuda, Moments, Precision, cost};
 use kernels::{Device, Path, Shape};
 
 /// width, features, batch, target L0.
@@ -27,14 +27,13 @@ const REPEATS: usize = 9;
 fn main() {
     let small = std::env::args().nth(1).is_some_and(|argument| argument == "small");
     let card = Card::open(0, Options::from_environment()).unwrap_or_else(|error| panic!("{error}"));
-    let device = Cuda::new(&card, Precision::Mixed).unwrap_or_else(|error| panic!("{error}"));
+    let device = Cuda::new(&card, Precision::Mixed(Moments::F32)).unwrap_or_else(|error| panic!("{error}"));
     println!("{}", device.describe());
     let peaks = device.peaks(small).unwrap_or_else(|error| panic!("{error}"));
     println!("copy {:.0} GB/s, bf16 products {:.1} TFLOP/s", peaks.copy_gbs, peaks.product_gflops / 1e3);
     for &(width, features, batch, l0) in if small { &SMALL[..] } else { &SHAPES[..] } {
         let mut planted = Planted::new(width, features, batch, l0);
-        let need = device.bytes(planted.shape);
-        if device.room().is_some_and(|room| need.weights + need.step > room) {
+        if device.room().is_some_and(|room| device.bytes(planted.shape).total() > room) {
             println!("D = {width}, F = {features}, B = {batch}: does not fit into this card");
             continue;
         }
@@ -53,7 +52,7 @@ fn measure(device: &Cuda, planted: &Planted, copy_gbs: f64, product_gflops: f64)
     let pairs = sparse.active as usize;
     println!("D = {width}, F = {features}, B = {batch}, L0 = {:.1}", pairs as f64 / batch as f64);
     // Dense Adam updates every row.
-    let (precision, touched) = (Precision::Mixed, features);
+    let (precision, touched) = (Precision::Mixed(Moments::F32), features);
     let rows = Cost { bytes: (8 * batch * width) as u64, flop: 0 };
     let transposed = cost::transpose(features, pairs);
     let backward = cost::backward(precision, width, pairs, touched);

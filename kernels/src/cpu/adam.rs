@@ -19,13 +19,10 @@ use super::memory::SharedRows;
 use super::scratch::{Scratch, Workers};
 use super::screen::RowWriter;
 use super::simd::{Block, Kernel, LANES, Lanes, blocks, blocks_mut, dot};
+use crate::device::{BETA1, BETA2, EPSILON, corrections};
 use crate::{AdamMode, AdamUpdate};
 use rayon::prelude::*;
 use std::ops::Range;
-
-const BETA1: f64 = 0.9;
-const BETA2: f64 = 0.999;
-const EPSILON: f32 = 1e-8;
 
 /// What one step multiplies by.
 #[derive(Clone, Copy)]
@@ -40,19 +37,9 @@ pub struct Coefficients {
 impl Coefficients {
     pub fn new(update: &AdamUpdate, gradient_norm: f64) -> Self {
         let clip = (f64::from(update.clip) / (gradient_norm + 1e-6)).min(1.0);
-        let (c1, c2) = corrections(update.step + 1);
-        Coefficients {
-            clip: clip as f32,
-            step: (update.lr.at(update.step) / c1) as f32,
-            root: (1.0 / c2.sqrt()) as f32,
-        }
+        let (step, root) = update.factors();
+        Coefficients { clip: clip as f32, step, root }
     }
-}
-
-/// `1 − β₁^n` and `1 − β₂^n`.
-fn corrections(n: u64) -> (f64, f64) {
-    let power = |beta: f64| 1.0 - beta.powf(n as f64);
-    (power(BETA1), power(BETA2))
 }
 
 /// The skipped steps of a row.

@@ -1,7 +1,7 @@
 //! Launches `adam.cu`.
 
 use super::backward::Gradient;
-use super::device::{Cost, Precision};
+use super::device::{Cost, Moments, Precision};
 use super::engine::{Argument, Engine, arguments};
 use super::memory::{Buffer, Pointer};
 use super::status::Status;
@@ -18,33 +18,60 @@ pub struct UpdateArgument {
     steps: f64,
     step: u64,
     tokens: u64,
+    seed: u64,
     clip: f32,
     factor: f32,
     root: f32,
     mode: u32,
+    first_feature: u32,
 }
 // SAFETY: the same numbers in the same order.
 unsafe impl Argument for UpdateArgument {}
 
 impl UpdateArgument {
     pub fn new(update: &AdamUpdate, mode: AdamMode) -> Self {
-        let n = (update.step + 1) as f64;
-        let (c1, c2) = (1.0 - 0.9f64.powf(n), 1.0 - 0.999f64.powf(n));
+        let (factor, root) = update.factors();
         UpdateArgument {
             learning_rate: update.lr.base,
             decay_from: update.lr.decay_from,
             steps: update.lr.steps,
             step: update.step,
             tokens: update.tokens,
+            seed: update.seed,
             clip: update.clip,
-            factor: (update.lr.at(update.step) / c1) as f32,
-            root: (1.0 / c2.sqrt()) as f32,
+            factor,
+            root,
             mode: match mode {
                 AdamMode::Dense => 0,
                 AdamMode::Catchup => 1,
                 AdamMode::Touched => 2,
             },
+            // One rank holds them all.
+            first_feature: 0,
         }
+    }
+}
+
+/// The kernels of a precision: the update from runs, the update from rows, and settling.
+struct Kernels {
+    runs: &'static str,
+    rows: &'static str,
+    settle: &'static str,
+}
+
+impl Kernels {
+    #[rustfmt::skip] // A table.
+    fn of(precision: Precision) -> Self {
+        let (runs, rows, settle) = match precision {
+            Precision::F32 => ("adam_f32", "adam_rows_f32", "settle_f32"),
+            Precision::Mixed(Moments::F32) => ("adam_mixed", "adam_rows_f32", "settle_f32"),
+            Precision::Mixed(Moments::Bf16) => ("adam_mixed_bf16", "adam_rows_mixed_bf16", "settle_mixed_bf16"),
+            Precision::Mixed(Moments::Int8) => ("adam_mixed_int8", "adam_rows_mixed_int8", "settle_mixed_int8"),
+            Precision::Bf16Sr(Moments::F32) => ("adam_bf16_sr", "adam_rows_bf16_sr", "settle_bf16_sr"),
+            Precision::Bf16Sr(Moments::Bf16) => ("adam_bf16_sr_bf16", "adam_rows_bf16_sr_bf16", "settle_bf16_sr_bf16"),
+            Precision::Bf16Sr(Moments::Int8) => ("adam_bf16_sr_int8", "adam_rows_bf16_sr_int8", "settle_bf16_sr_int8"),
+        };
+        Kernels { runs, rows, settle }
     }
 }
 
@@ -89,7 +116,7 @@ impl Adam<'_> {
 
     /// Every feature, its gradient from its run.
     pub fn of_runs(&mut self, engine: &Engine, runs: RunsArgument) {
-        let kernel = engine.precision.pick("adam_f32", "adam_bf16");
+        let kernel = Kernels::of(engine.precision).runs;
         let (w_dec, gradient) = (self.weights.w_dec.operand(0), self.gradient);
         let (bias_f, activation_f) = (gradient.bias_f.at(0), gradient.activation_f.at(0));
         let (status, lambda_over_b) = (self.status.at(0), gradient.lambda_over_b);
@@ -106,7 +133,7 @@ impl Adam<'_> {
         let arguments =
             arguments![self.dictionary(), self.update, dec_ts, enc_ts, bias_f, status, first as u32, stride];
         // SAFETY: there are `count` rows, and so many features from `first` on.
-        unsafe { engine.enqueue("adam_rows", count, 0, arguments) };
+        unsafe { engine.enqueue(Kernels::of(engine.precision).rows, count, 0, arguments) };
     }
 
     /// b_dec.
@@ -128,19 +155,31 @@ pub fn settle(
     update: UpdateArgument,
     into: &mut Weights,
 ) {
-    let pairs = [(&from.w_enc, &into.w_enc), (&from.b_enc, &into.b_enc), (&from.w_dec, &into.w_dec)];
-    for (parameter, value) in pairs {
-        let (parameter, columns) = (parameter.argument(), parameter.stride as u32);
-        let arguments = arguments![parameter, update, last_update_f.at(0), value.value.at(0), columns];
-        // SAFETY: both have `features` rows of `columns` values.
-        unsafe { engine.enqueue("settle", features, 0, arguments) };
+    let (last_update_f, stride) = (last_update_f.at(0), from.w_dec.stride as u32);
+    for (parameter, to) in [(&from.w_enc, &into.w_enc), (&from.w_dec, &into.w_dec)] {
+        let arguments = arguments![parameter.argument(), update, last_update_f, to.value.at(0), stride];
+        // SAFETY: both have `features` rows of `stride` values, in the engine's format.
+        unsafe { engine.enqueue(Kernels::of(engine.precision).settle, features, 0, arguments) };
     }
-    into.b_dec.value.copy(&from.b_dec.value, from.b_dec.stride);
+    let (b_enc, b_dec) = (from.b_enc.argument(), from.b_dec.value.at(0));
+    let (to_b_enc, to_b_dec) = (into.b_enc.value.at(0), into.b_dec.value.at(0));
+    let arguments = arguments![b_enc, update, last_update_f, to_b_enc, features as u32, b_dec, to_b_dec, stride];
+    // SAFETY: both have one value a feature and a column.
+    unsafe { engine.enqueue("settle_biases", (features + stride as usize).div_ceil(128), 0, arguments) };
     into.follow(engine, 0..features);
 }
 
-/// Weights, moments and copies of two rows a touched feature.
+/// Weights, moments and copies of two rows a touched feature: what is kept is read and written, a copy only written.
 pub fn cost(precision: Precision, width: usize, touched: usize) -> Cost {
-    let copy = if precision == Precision::Mixed { 2 } else { 0 };
-    Cost { bytes: (2 * touched * width * (24 + copy)) as u64, flop: 28 * (touched * width) as u64 }
+    let of_moments = |moments| match moments {
+        Moments::F32 => 16,
+        Moments::Bf16 => 8,
+        Moments::Int8 => 4,
+    };
+    let of_parameter = match precision {
+        Precision::F32 => 8 + of_moments(Moments::F32),
+        Precision::Mixed(moments) => 8 + 2 + of_moments(moments),
+        Precision::Bf16Sr(moments) => 4 + of_moments(moments),
+    };
+    Cost { bytes: (2 * touched * width * of_parameter) as u64, flop: 28 * (touched * width) as u64 }
 }

@@ -23,10 +23,10 @@ impl Gradient {
     pub fn new(features: usize, stride: usize, memory: &mut Memory) -> Result<Self, Error> {
         let what = "a gradient";
         Ok(Gradient {
-            bias_f: memory.take(features, what)?,
-            activation_f: memory.take(features, what)?,
-            norm2_f: memory.take(features, what)?,
-            b_dec_s: memory.take(stride, what)?,
+            bias_f: memory.step(features, what)?,
+            activation_f: memory.step(features, what)?,
+            norm2_f: memory.step(features, what)?,
+            b_dec_s: memory.step(stride, what)?,
             lambda_over_b: 0.0,
         })
     }

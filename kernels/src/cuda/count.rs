@@ -50,8 +50,8 @@ pub struct Counted<'a> {
 impl Tally {
     pub(super) fn new(width: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
         let what = "sums over rows";
-        let totals = memory.take(1, what)?;
-        Ok(Tally { width, totals, x_s: memory.take(stride(width), what)?, fired_f: memory.take(features, what)? })
+        let totals = memory.step(1, what)?;
+        Ok(Tally { width, totals, x_s: memory.step(stride(width), what)?, fired_f: memory.step(features, what)? })
     }
 
     /// Adds tokens of a batch.

@@ -55,10 +55,10 @@ impl Dense {
         let a_bytes = batch * width * precision.bytes();
         Ok(Dense {
             width,
-            a_bt: memory.take(a_bytes, what)?,
-            gradient_bt: memory.take(if trains { a_bytes } else { 0 }, what)?,
-            dec_ts: memory.take(rows / 2 * width * stride, what)?,
-            enc_ts: memory.take(rows / 2 * width * stride, what)?,
+            a_bt: memory.step(a_bytes, what)?,
+            gradient_bt: memory.step(if trains { a_bytes } else { 0 }, what)?,
+            dec_ts: memory.step(rows / 2 * width * stride, what)?,
+            enc_ts: memory.step(rows / 2 * width * stride, what)?,
         })
     }
 

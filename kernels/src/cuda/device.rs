@@ -6,15 +6,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::array::{Code, Format};
 use super::card::Card;
 use super::count::Tally;
-use super::dictionary::{CudaDictionary, weight_bytes};
+use super::dictionary::CudaDictionary;
 use super::engine::Engine;
 use super::memory::Memory;
 use super::normalize::Rows;
 use super::peaks::{self, Peaks};
 use super::staging::Staging;
 use super::status::AHEAD;
+use super::weights::Weights;
 use crate::mesh::Axes;
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 
@@ -22,13 +24,26 @@ use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 /// about 16·D bytes on the sparse path, and B·F·D·16 operations more are made on the dense one. Not yet measured on a card.
 const DENSE_ABOVE: f64 = 0.01;
 
-/// In what numbers the products are made.
+/// In what numbers the products are made, and weights and moments are kept. Biases and their moments are binary32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// Binary32 throughout.
     F32,
-    /// Weights and moments in binary32; products read bf16 copies of weights, x and g, and sum in binary32.
-    Mixed,
+    /// Weights in binary32; products read bf16 copies of weights, x and g, and sum in binary32.
+    Mixed(Moments),
+    /// The same products, and weights in bf16 alone: Adam computes in binary32 and rounds by chance.
+    Bf16Sr(Moments),
+}
+
+/// How both moments of W_enc and W_dec are kept: see parameter.cuh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moments {
+    /// Binary32.
+    F32,
+    /// bf16, rounded by chance.
+    Bf16,
+    /// 8 bits, rounded by chance, with a scale for each block of a row.
+    Int8,
 }
 
 impl Precision {
@@ -36,7 +51,40 @@ impl Precision {
     pub fn bytes(self) -> usize {
         match self {
             Precision::F32 => 4,
-            Precision::Mixed => 2,
+            Precision::Mixed(_) | Precision::Bf16Sr(_) => 2,
+        }
+    }
+
+    /// How W_enc and W_dec are kept.
+    pub(super) fn weights(self) -> Format {
+        match self {
+            Precision::F32 | Precision::Mixed(_) => Format::F32,
+            Precision::Bf16Sr(_) => Format::Bf16,
+        }
+    }
+
+    /// How their first and second moments are kept.
+    pub(super) fn moments(self) -> [Format; 2] {
+        match self {
+            Precision::F32 | Precision::Mixed(Moments::F32) | Precision::Bf16Sr(Moments::F32) => [Format::F32; 2],
+            Precision::Mixed(Moments::Bf16) | Precision::Bf16Sr(Moments::Bf16) => [Format::Bf16; 2],
+            Precision::Mixed(Moments::Int8) | Precision::Bf16Sr(Moments::Int8) => {
+                [Format::Int8(Code::First), Format::Int8(Code::Second)]
+            }
+        }
+    }
+
+    /// For people: `bf16 products and weights, 8-bit moments`.
+    fn describe(self) -> String {
+        let moments = |moments| match moments {
+            Moments::F32 => "",
+            Moments::Bf16 => ", bf16 moments",
+            Moments::Int8 => ", 8-bit moments",
+        };
+        match self {
+            Precision::F32 => "f32".to_owned(),
+            Precision::Mixed(of) => format!("bf16 products{}", moments(of)),
+            Precision::Bf16Sr(of) => format!("bf16 products and weights{}", moments(of)),
         }
     }
 
@@ -44,7 +92,7 @@ impl Precision {
     pub(super) fn pick(self, single: &'static str, mixed: &'static str) -> &'static str {
         match self {
             Precision::F32 => single,
-            Precision::Mixed => mixed,
+            Precision::Mixed(_) | Precision::Bf16Sr(_) => mixed,
         }
     }
 
@@ -52,10 +100,19 @@ impl Precision {
     pub(super) fn tile(self) -> Tile {
         match self {
             Precision::F32 => Tile { side: 64, shared: 2 * 16 * (64 + 4) * 4 },
-            Precision::Mixed => Tile { side: 128, shared: 3 * 2 * 128 * 64 * 2 },
+            Precision::Mixed(_) | Precision::Bf16Sr(_) => Tile { side: 128, shared: 3 * 2 * 128 * 64 * 2 },
         }
     }
 }
+
+/// What takes less than [`Precision::Mixed`] with moments in binary32, as a recipe asks for it.
+const NARROW: [(&str, Precision); 5] = [
+    ("train.moments = \"bf16\"", Precision::Mixed(Moments::Bf16)),
+    ("train.precision = \"bf16-sr\"", Precision::Bf16Sr(Moments::F32)),
+    ("train.moments = \"int8\"", Precision::Mixed(Moments::Int8)),
+    ("train.precision = \"bf16-sr\" with train.moments = \"bf16\"", Precision::Bf16Sr(Moments::Bf16)),
+    ("train.precision = \"bf16-sr\" with train.moments = \"int8\"", Precision::Bf16Sr(Moments::Int8)),
+];
 
 /// The part of a product that a block makes.
 #[derive(Clone, Copy)]
@@ -93,8 +150,7 @@ impl Cuda {
     /// # Errors
     /// Those of [`Card::load`].
     pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
-        let numbers = precision.pick("f32", "bf16 products");
-        let description = format!("{}, {numbers}", card.describe());
+        let description = format!("{}, {}", card.describe(), precision.describe());
         Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), axes: Axes::alone(), description })
     }
 
@@ -133,18 +189,31 @@ impl Device for Cuda {
     }
 
     fn bytes(&self, shape: Shape) -> Bytes {
-        let precision = self.engine.precision;
         let mut memory = Memory::measured();
-        // Measuring takes nothing, so it cannot fail.
-        let weights = weight_bytes(shape, precision).unwrap_or(u64::MAX);
         let batches = if shape.adam.is_some() { 1 + AHEAD } else { 1 };
+        let rows =
+            |memory: &mut Memory<'_>| Rows::new(self.engine.precision, shape.batch, shape.width, memory).map(|_| ());
         let all = CudaDictionary::new(self.engine.clone(), shape, &mut memory)
-            .and_then(|_| Tally::new(shape.width, shape.features, &mut memory).map(|_| ()))
-            .and_then(|()| {
-                (0..batches).try_for_each(|_| Rows::new(precision, shape.batch, shape.width, &mut memory).map(|_| ()))
-            });
-        let all = all.map_or(u64::MAX, |()| memory.bytes);
-        Bytes { weights, step: all - weights, lists: 0 }
+            .and_then(|_| Tally::new(shape.width, shape.features, &mut memory))
+            .and_then(|_| (0..batches).try_for_each(|_| rows(&mut memory)));
+        // Measuring takes nothing, so it fails only where a length is beyond what can be counted.
+        all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
+    }
+
+    fn lighter(&self, shape: Shape) -> Vec<(&'static str, Bytes)> {
+        let (own, now) = (self.engine.precision, self.bytes(shape));
+        let weights = |precision| {
+            let mut memory = Memory::measured();
+            let size = (shape.width, stride(shape.width), shape.features);
+            Weights::new(size, precision, shape.adam.is_some(), &mut memory).map_or(u64::MAX, |_| memory.bytes.weights)
+        };
+        // Products take what they took; those of binary32 were asked for, and stay.
+        let narrow = if own == Precision::F32 { &[][..] } else { &NARROW[..] };
+        let less = |&(keys, precision): &(&'static str, Precision)| {
+            let saved = weights(own).checked_sub(weights(precision)).filter(|&saved| saved > 0)?;
+            Some((keys, Bytes { weights: now.weights.saturating_sub(saved), ..now }))
+        };
+        narrow.iter().filter_map(less).collect()
     }
 
     fn wait(&self) -> Result<(), Error> {

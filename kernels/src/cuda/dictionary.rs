@@ -8,7 +8,7 @@ use super::backward::Gradient;
 use super::count::{Counted, Tally};
 use super::decode::decode;
 use super::dense::{Dense, Forward, Operands};
-use super::device::{Precision, stride};
+use super::device::stride;
 use super::encode::Lists;
 use super::engine::Engine;
 use super::memory::{Buffer, Memory, Pointer};
@@ -61,16 +61,16 @@ impl CudaDictionary {
         let lists = Lists::new(batch, features, memory)?;
         let dictionary = CudaDictionary {
             weights: Weights::new((width, stride, features), precision, trains, memory)?,
-            last_update_f: memory.take(features, "a dictionary's clocks")?,
-            last_fired_f: memory.take(features, "a dictionary's clocks")?,
+            last_update_f: memory.weights(features)?,
+            last_fired_f: memory.weights(features)?,
             batch: Batch {
                 path: Path::Sparse,
                 has_runs: false,
-                x_hat_bs: memory.take(batch * stride, what)?,
-                g_bs: memory.take(batch * stride * precision.bytes(), what)?,
-                error_b: memory.take(batch, what)?,
-                l1_b: memory.take(batch, what)?,
-                some_f: memory.take(features, what)?,
+                x_hat_bs: memory.step(batch * stride, what)?,
+                g_bs: memory.step(batch * stride * precision.bytes(), what)?,
+                error_b: memory.step(batch, what)?,
+                l1_b: memory.step(batch, what)?,
+                some_f: memory.step(features, what)?,
             },
             outcomes: Outcomes::new(batch, memory)?,
             runs: Runs::new((batch, features, stride), lists.capacity, trains, memory)?,
@@ -245,12 +245,4 @@ impl Dictionary for CudaDictionary {
             Clock::LastFired => self.last_fired_f.write(features.start, values),
         }
     }
-}
-
-/// What [`CudaDictionary::new`] takes, scratch of a step aside.
-pub(super) fn weight_bytes(shape: Shape, precision: Precision) -> Result<u64, Error> {
-    let mut memory = Memory::measured();
-    let (width, features) = (shape.width, shape.features);
-    Weights::new((width, stride(width), features), precision, shape.adam.is_some(), &mut memory)?;
-    Ok(memory.bytes + 2 * (features * size_of::<u64>()) as u64)
 }

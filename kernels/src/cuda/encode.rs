@@ -30,9 +30,9 @@ impl Lists {
         Ok(Lists {
             features,
             capacity,
-            pairs_bc: memory.take(batch * capacity, what)?,
-            count_b: memory.take(batch, what)?,
-            count_f: memory.take(features, what)?,
+            pairs_bc: memory.step(batch * capacity, what)?,
+            count_b: memory.step(batch, what)?,
+            count_f: memory.step(features, what)?,
         })
     }
 

@@ -174,12 +174,12 @@ unsafe impl Argument for u64 {}
 unsafe impl Argument for f32 {}
 
 /// A value on its way to a kernel: the bytes of an [`Argument`], in a place that the driver can copy from.
-pub struct Value([u64; 16]);
+pub struct Value([u64; 24]);
 
 impl Value {
     pub fn new<T: Argument>(argument: T) -> Self {
         const { assert!(size_of::<T>() <= size_of::<Value>() && align_of::<T>() <= align_of::<Value>()) };
-        let mut value = Value([0; 16]);
+        let mut value = Value([0; 24]);
         // SAFETY: there is room for a `T`, as was just asserted, and an argument is plain numbers.
         unsafe { value.0.as_mut_ptr().cast::<T>().write(argument) };
         value

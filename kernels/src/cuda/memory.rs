@@ -8,7 +8,7 @@ use cudarc::driver::{
 
 use super::card::failed;
 use super::engine::Engine;
-use crate::Error;
+use crate::{Bytes, Error};
 
 /// A place in the card's memory, as kernels take it.
 pub type Pointer = u64;
@@ -17,16 +17,16 @@ pub type Pointer = u64;
 pub struct Memory<'a> {
     /// `None`: nothing is taken.
     from: Option<&'a Arc<Engine>>,
-    pub bytes: u64,
+    pub bytes: Bytes,
 }
 
 impl<'a> Memory<'a> {
     pub fn of(engine: &'a Arc<Engine>) -> Self {
-        Memory { from: Some(engine), bytes: 0 }
+        Memory { from: Some(engine), bytes: Bytes::default() }
     }
 
     pub fn measured() -> Self {
-        Memory { from: None, bytes: 0 }
+        Memory { from: None, bytes: Bytes::default() }
     }
 
     /// Whether memory is taken.
@@ -39,18 +39,34 @@ impl<'a> Memory<'a> {
         self.from
     }
 
-    /// Room for `len` zeros; `what` names the object in the error. At least one value, so that there is an address.
+    /// Room for `len` zeros that belong to a dictionary as long as it lives.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn take<T: DeviceRepr + ValidAsZeroBits>(
+    pub fn weights<T: DeviceRepr + ValidAsZeroBits + Copy>(&mut self, len: usize) -> Result<Buffer<T>, Error> {
+        let buffer = self.take(len, "a dictionary's weights and moments")?;
+        self.bytes.weights += buffer.bytes();
+        Ok(buffer)
+    }
+
+    /// Room for `len` zeros that the operations of a step leave for each other; `what` names the object in the error.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
+    pub fn step<T: DeviceRepr + ValidAsZeroBits + Copy>(
         &mut self,
         len: usize,
         what: &'static str,
     ) -> Result<Buffer<T>, Error> {
+        let buffer = self.take(len, what)?;
+        self.bytes.step += buffer.bytes();
+        Ok(buffer)
+    }
+
+    /// At least one value, so that there is an address.
+    fn take<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize, what: &'static str) -> Result<Buffer<T>, Error> {
         let len = len.max(1);
         let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::OutOfMemory { what, bytes: usize::MAX })?;
-        self.bytes += bytes as u64;
         let Some(engine) = self.from else { return Ok(Buffer { slice: None, at: 0, len }) };
         engine.check()?;
         let slice = engine.stream.alloc_zeros::<T>(len).map_err(|_| Error::OutOfMemory { what, bytes })?;
@@ -147,6 +163,10 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
 
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.len * size_of::<T>()) as u64
     }
 
     fn parts(&mut self) -> (&Arc<Engine>, &mut CudaSlice<T>) {

@@ -13,6 +13,7 @@ pub mod sources;
 
 mod adam;
 mod arch;
+mod array;
 mod backward;
 mod count;
 mod decode;
@@ -43,7 +44,7 @@ pub mod cost {
 
 pub use arch::{Arch, RELEASED};
 pub use count::Tally;
-pub use device::{Cost, Cuda, Precision};
+pub use device::{Cost, Cuda, Moments, Precision};
 pub use dictionary::CudaDictionary;
 pub use normalize::Rows;
 pub use peaks::Peaks;

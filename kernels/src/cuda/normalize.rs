@@ -29,16 +29,16 @@ impl Rows {
     pub(super) fn new(precision: Precision, batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
         let what = "a batch of rows";
         let stride = stride(width);
-        let copy = precision == Precision::Mixed;
+        let copy = precision != Precision::F32;
         Ok(Rows {
             n: 0,
             width,
             stride,
-            x_bs: memory.take(batch * stride, what)?,
-            copy_bs: copy.then(|| memory.take(batch * stride, what)).transpose()?,
-            norm2_b: memory.take(batch, what)?,
-            bad_b: memory.take(batch, what)?,
-            bad_rows: memory.take(1, what)?,
+            x_bs: memory.step(batch * stride, what)?,
+            copy_bs: copy.then(|| memory.step(batch * stride, what)).transpose()?,
+            norm2_b: memory.step(batch, what)?,
+            bad_b: memory.step(batch, what)?,
+            bad_rows: memory.step(1, what)?,
             stored: Stored::new(batch * width * size_of::<f32>(), what, memory)?,
         })
     }

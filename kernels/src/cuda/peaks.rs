@@ -24,15 +24,15 @@ pub(super) fn measure(engine: &Arc<Engine>, small: bool) -> Result<Peaks, Error>
     let mut memory = Memory::of(engine);
     let what = "the measurement of peaks";
     let len = if small { 1 << 10 } else { 1 << 28 };
-    let (from, mut to) = (memory.take::<f32>(len, what)?, memory.take::<f32>(len, what)?);
+    let (from, mut to) = (memory.step::<f32>(len, what)?, memory.step::<f32>(len, what)?);
     let copy_s = best(engine, || to.copy(&from, len))?;
     // A square product, its operands in the memory of the copy.
     let side = if small { 128 } else { 8192 };
     let Tile { side: tile, shared } = engine.precision.tile();
     let kernel = engine.precision.pick("dense_encode_f32", "dense_encode_bf16");
     engine.allow_shared(kernel, shared);
-    let operands = memory.take::<u8>(3 * side * side * engine.precision.bytes(), what)?;
-    let bias = memory.take::<f32>(side, what)?;
+    let operands = memory.step::<u8>(3 * side * side * engine.precision.bytes(), what)?;
+    let bias = memory.step::<f32>(side, what)?;
     let matrix = |index: usize| operands.at(index * side * side * engine.precision.bytes());
     let product_s = best(engine, || {
         let n = side as u32;

@@ -50,6 +50,8 @@ pub const HEADERS: &[Source] = &[
     source!("columns.cuh"),
     source!("device.cuh"),
     source!("gradient.cuh"),
+    source!("parameter.cuh"),
+    source!("rounding.cuh"),
     source!("status.cuh"),
     source!("tile.cuh"),
 ];

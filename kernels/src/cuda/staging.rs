@@ -32,7 +32,7 @@ impl Stored {
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
     pub fn new(bytes: usize, what: &'static str, memory: &mut Memory) -> Result<Self, Error> {
-        let rows = memory.take(bytes, what)?;
+        let rows = memory.step(bytes, what)?;
         let was_read = memory.engine().map(|engine| engine.event()).transpose()?;
         let stored = Stored { rows, was_read };
         if let Some(engine) = memory.engine() {

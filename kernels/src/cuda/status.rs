@@ -55,8 +55,8 @@ impl Outcomes {
     pub fn new(batch: usize, memory: &mut Memory) -> Result<Self, Error> {
         let what = "a dictionary's batch";
         let mut outcome = || {
-            let (status, readback) = (memory.take(1, what)?, memory.readback(1, what)?);
-            Ok::<_, Error>(Outcome { n: 0, with_gradient: false, status, readback, bad_b: memory.take(batch, what)? })
+            let (status, readback) = (memory.step(1, what)?, memory.readback(1, what)?);
+            Ok::<_, Error>(Outcome { n: 0, with_gradient: false, status, readback, bad_b: memory.step(batch, what)? })
         };
         Ok(Outcomes { ring: [outcome()?, outcome()?], released: true })
     }

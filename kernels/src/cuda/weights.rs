@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::array::{Array, Format};
 use super::device::Precision;
 use super::engine::{Argument, Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
@@ -12,17 +13,17 @@ const BIAS_PAD: usize = 128;
 
 /// A parameter `[rows, columns]`, its rows `stride` apart.
 pub struct Parameter {
-    pub columns: usize,
     pub stride: usize,
-    pub value: Buffer<f32>,
+    pub value: Array,
     /// Moments; one value where nothing is trained.
-    first: Buffer<f32>,
-    second: Buffer<f32>,
+    first: Array,
+    second: Array,
+    /// What products read, where it is not `value` itself.
     copy: Option<Buffer<u16>>,
     trains: bool,
 }
 
-/// `Parameter` in adam.cu.
+/// `Parameter` in parameter.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct ParameterArgument {
@@ -30,34 +31,41 @@ pub struct ParameterArgument {
     first: Pointer,
     second: Pointer,
     copy: Pointer,
+    first_scale: Pointer,
+    second_scale: Pointer,
 }
-// SAFETY: four pointers in the same order.
+// SAFETY: six pointers in the same order.
 unsafe impl Argument for ParameterArgument {}
 
 impl Parameter {
     fn new(
         (rows, columns, stride): (usize, usize, usize),
+        (value, [first, second]): (Format, [Format; 2]),
         has_copy: bool,
         trains: bool,
         memory: &mut Memory,
     ) -> Result<Self, Error> {
-        let what = "a dictionary's weights and moments";
-        let moments = if trains { rows * stride } else { 0 };
+        let moments = (if trains { rows } else { 0 }, columns, stride);
         Ok(Parameter {
-            columns,
             stride,
-            value: memory.take(rows * stride, what)?,
-            first: memory.take(moments, what)?,
-            second: memory.take(moments, what)?,
-            copy: has_copy.then(|| memory.take(rows * stride, what)).transpose()?,
+            value: Array::new(value, (rows, columns, stride), memory)?,
+            first: Array::new(first, moments, memory)?,
+            second: Array::new(second, moments, memory)?,
+            copy: has_copy.then(|| memory.weights(rows * stride)).transpose()?,
             trains,
         })
     }
 
     /// As kernels take it.
     pub fn argument(&self) -> ParameterArgument {
-        let copy = self.copy.as_ref().map_or(0, |copy| copy.at(0));
-        ParameterArgument { value: self.value.at(0), first: self.first.at(0), second: self.second.at(0), copy }
+        ParameterArgument {
+            value: self.value.at(0),
+            first: self.first.at(0),
+            second: self.second.at(0),
+            copy: self.copy.as_ref().map_or(0, |copy| copy.at(0)),
+            first_scale: self.first.scales(),
+            second_scale: self.second.scales(),
+        }
     }
 
     /// Where row `row` begins in the format that products read.
@@ -66,47 +74,27 @@ impl Parameter {
         self.copy.as_ref().map_or_else(|| self.value.at(at), |copy| copy.at(at))
     }
 
-    fn slot(&self, slot: Slot) -> &Buffer<f32> {
-        match slot {
-            Slot::Value => &self.value,
-            Slot::FirstMoment => &self.first,
-            Slot::SecondMoment => &self.second,
-        }
-    }
-
     /// Copies `rows` to `out`, without the padding.
     pub fn read(&self, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
-        assert_eq!(out.len(), rows.len() * self.columns, "room for the rows");
-        if slot != Slot::Value && !self.trains {
-            out.fill(0.0);
-            return Ok(());
+        match slot {
+            Slot::FirstMoment | Slot::SecondMoment if !self.trains => {
+                out.fill(0.0);
+                Ok(())
+            }
+            Slot::Value => self.value.read(rows, out),
+            Slot::FirstMoment => self.first.read(rows, out),
+            Slot::SecondMoment => self.second.read(rows, out),
         }
-        if self.stride == self.columns {
-            return self.slot(slot).read(rows.start * self.stride, out);
-        }
-        let mut padded = vec![0.0; rows.len() * self.stride];
-        self.slot(slot).read(rows.start * self.stride, &mut padded)?;
-        let padded = padded.chunks_exact(self.stride);
-        padded.zip(out.chunks_exact_mut(self.columns)).for_each(|(from, to)| to.copy_from_slice(&from[..self.columns]));
-        Ok(())
     }
 
     fn write(&mut self, slot: Slot, rows: Range<usize>, values: &[f32]) {
-        assert_eq!(values.len(), rows.len() * self.columns, "values for the rows");
         assert!(slot == Slot::Value || self.trains, "moments of a dictionary that trains");
-        let (columns, stride) = (self.columns, self.stride);
         let to = match slot {
             Slot::Value => &mut self.value,
             Slot::FirstMoment => &mut self.first,
             Slot::SecondMoment => &mut self.second,
         };
-        if stride == columns {
-            return to.write(rows.start * stride, values);
-        }
-        let mut padded = vec![0.0; rows.len() * stride];
-        let from = values.chunks_exact(columns);
-        padded.chunks_exact_mut(stride).zip(from).for_each(|(to, from)| to[..columns].copy_from_slice(from));
-        to.write(rows.start * stride, &padded);
+        to.write(rows, values);
     }
 }
 
@@ -128,18 +116,20 @@ impl Weights {
         trains: bool,
         memory: &mut Memory,
     ) -> Result<Self, Error> {
-        let mixed = precision == Precision::Mixed;
         let biases = features.next_multiple_of(BIAS_PAD);
+        let formats = (precision.weights(), precision.moments());
+        let has_copy = matches!(precision, Precision::Mixed(_));
+        let single = (Format::F32, [Format::F32; 2]);
         let mut weights = Weights {
-            w_enc: Parameter::new((features, width, stride), mixed, trains, memory)?,
-            b_enc: Parameter::new((biases, 1, 1), false, trains, memory)?,
-            w_dec: Parameter::new((features, width, stride), mixed, trains, memory)?,
-            b_dec: Parameter::new((1, width, stride), false, trains, memory)?,
-            norm_f: memory.take(features, "a dictionary's norms")?,
+            w_enc: Parameter::new((features, width, stride), formats, has_copy, trains, memory)?,
+            b_enc: Parameter::new((biases, 1, 1), single, false, trains, memory)?,
+            w_dec: Parameter::new((features, width, stride), formats, has_copy, trains, memory)?,
+            b_dec: Parameter::new((1, width, stride), single, false, trains, memory)?,
+            norm_f: memory.weights(features)?,
             features,
         };
         if memory.is_real() {
-            weights.b_enc.value.write(features, &vec![f32::NEG_INFINITY; biases - features]);
+            weights.b_enc.value.write(features..biases, &vec![f32::NEG_INFINITY; biases - features]);
         }
         Ok(weights)
     }
@@ -173,9 +163,13 @@ impl Weights {
     /// Brings copies and norms of `features` up to their weights.
     pub fn follow(&mut self, engine: &Engine, features: Range<usize>) {
         assert!(features.end <= self.features, "features of the dictionary");
+        let kernel = match engine.precision {
+            Precision::F32 | Precision::Mixed(_) => "follow_f32",
+            Precision::Bf16Sr(_) => "follow_bf16_sr",
+        };
         let (first, stride) = (features.start as u32, self.w_dec.stride as u32);
         let arguments = arguments![self.w_enc.argument(), self.w_dec.argument(), self.norm_f.at(0), first, stride];
         // SAFETY: the features are the dictionary's own.
-        unsafe { engine.enqueue("follow", features.len(), 0, arguments) };
+        unsafe { engine.enqueue(kernel, features.len(), 0, arguments) };
     }
 }
