@@ -95,6 +95,9 @@ fn a_killed_launcher_leaves_no_orphan() {
     let launcher = Launcher::local(&fixture, &[], &path);
     committed(&fixture.path("run"), 1);
     let rank = launcher.rank();
+    // Frozen, it cannot come to its end by itself: only being killed ends it.
+    processes::signal(rank, "STOP");
+    assert!(processes::runs(rank), "the run was too short to be frozen");
     processes::signal(launcher.child.id(), "KILL");
     launcher.ends();
     wait_for("the rank's end", || (!processes::runs(rank)).then_some(()));
@@ -143,4 +146,18 @@ fn several_ranks_are_refused_by_each() {
     let foreign = [("SAE_LAUNCHER", "1")];
     sae::run_with(&["train", &path], &foreign).exits(64).says(&["unset SAE_LAUNCHER"]);
     assert!(!Path::new(&text(&fixture.path("run"))).exists(), "nothing was begun");
+}
+
+#[test]
+fn the_doctor_looks_at_all_and_names_what_is_wrong() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
+    let well = sae::run(&["doctor", &path]).exits(0).stdout;
+    for part in ["rank 0 of 1", "15,401 rows × 32 f16", "run.dir", "free", "open files"] {
+        assert!(well.contains(part), "{part}: {well}");
+    }
+    assert!(checkpoints::files(&fixture.path("run")).is_empty(), "the probe is removed");
+    let missing = format!("data.train={}", fixture.text("missing"));
+    let ill = sae::run(&["doctor", &path, "--set", &missing]).exits(64).says(&["1 of the checks failed"]).stdout;
+    assert!(ill.contains("failed") && ill.contains("missing") && ill.contains("rank 0 of 1"), "{ill}");
 }
