@@ -140,7 +140,6 @@ pub(super) fn stride(width: usize) -> usize {
 /// A card with its kernels loaded.
 pub struct Cuda {
     engine: Arc<Engine>,
-    axes: Axes,
     description: String,
 }
 
@@ -150,13 +149,17 @@ impl Cuda {
     /// # Errors
     /// Those of [`Card::load`].
     pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
-        let description = format!("{}, {}", card.describe(), precision.describe());
-        Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), axes: Axes::alone(), description })
+        Self::among(card, precision, Axes::alone())
     }
 
-    /// What its operations run on.
-    pub(super) fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+    /// The card of one rank among others, which all call this: they find that no two have the same card, and connect theirs.
+    ///
+    /// # Errors
+    /// Those of [`Card::load`]; [`Error::SharedCard`]; [`Error::NoNccl`], [`Error::Nccl`] and [`Error::Peer`].
+    pub fn among(card: &Card, precision: Precision, axes: Axes) -> Result<Self, Error> {
+        check_own_card(card, &axes)?;
+        let description = format!("{}, {}", card.describe(), precision.describe());
+        Ok(Cuda { engine: Arc::new(Engine::new(card, precision, axes)?), description })
     }
 
     /// What the card can do; `small` where times mean nothing.
@@ -166,6 +169,17 @@ impl Cuda {
     pub fn peaks(&self, small: bool) -> Result<Peaks, Error> {
         peaks::measure(&self.engine, small)
     }
+}
+
+/// That no other rank has this card: NCCL would wait for ever. Exchanges what cards are called.
+fn check_own_card(card: &Card, axes: &Axes) -> Result<(), Error> {
+    let all = &axes.all;
+    if all.size() == 1 {
+        return Ok(());
+    }
+    let ids = all.gather(&card.id()?)?;
+    let same = (0..ids.len()).find(|&rank| rank != all.index() && ids[rank] == ids[all.index()]);
+    same.map_or(Ok(()), |other| Err(Error::SharedCard { rank: all.index(), other, name: card.name().to_owned() }))
 }
 
 impl Device for Cuda {
@@ -181,7 +195,7 @@ impl Device for Cuda {
     }
 
     fn axes(&self) -> &Axes {
-        &self.axes
+        &self.engine.axes
     }
 
     fn dense_above(&self) -> f64 {
@@ -205,7 +219,9 @@ impl Device for Cuda {
         let weights = |precision| {
             let mut memory = Memory::measured();
             let size = (shape.width, stride(shape.width), shape.features);
-            Weights::new(size, precision, shape.adam.is_some(), &mut memory).map_or(u64::MAX, |_| memory.bytes.weights)
+            let owned = self.engine.axes.owned(shape.features);
+            Weights::new(size, &owned, precision, shape.adam.is_some(), &mut memory)
+                .map_or(u64::MAX, |_| memory.bytes.weights)
         };
         // Products take what they took; those of binary32 were asked for, and stay.
         let narrow = if own == Precision::F32 { &[][..] } else { &NARROW[..] };
@@ -241,19 +257,23 @@ impl Device for Cuda {
         CudaDictionary::new(self.engine.clone(), shape, &mut Memory::of(&self.engine))
     }
 
-    fn gather(&self, _staged: &mut Staging, _parts: &[Range<usize>]) -> Result<(), Error> {
+    fn gather(&self, staged: &mut Staging, parts: &[Range<usize>]) -> Result<(), Error> {
+        if self.engine.axes.feature.size() > 1 {
+            // Rows go from card to card: once they have been copied there, in `normalize`.
+            staged.belongs_to(parts);
+        }
         Ok(())
     }
 
-    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, _of: usize, scale: f32, x: &mut Rows) {
-        x.normalize(&self.engine, staged, dtype, n, scale);
+    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Rows) {
+        x.normalize(&self.engine, staged, dtype, (n, of), scale);
     }
 
     fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {
-        tally.take()
+        tally.take()?.over(&self.engine.axes)
     }
 
     fn put_sums(&self, tally: &mut Tally, sums: &Sums) {
-        tally.put(sums);
+        tally.put(&sums.part(&self.engine.axes, tally.features()));
     }
 }

@@ -44,6 +44,13 @@ pub trait Ranks: Send + Sync + std::fmt::Debug {
     /// failure, which is then the cause.
     fn abort(&self, reason: &str);
 
+    /// Whether all is well as far as this rank has heard, without waiting for anybody: for one that waits for others elsewhere, as a
+    /// card does.
+    ///
+    /// # Errors
+    /// [`Error::Peer`] with the first failure.
+    fn check(&self) -> Result<(), Error>;
+
     /// Bytes of messages that this rank has sent to others.
     fn bytes_sent(&self) -> u64;
 }

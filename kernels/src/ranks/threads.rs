@@ -67,6 +67,10 @@ impl Ranks for Thread {
         self.fail(&Failure { rank: self.rank, reason: reason.to_owned() });
     }
 
+    fn check(&self) -> Result<(), Error> {
+        self.mailboxes[self.rank].check()
+    }
+
     fn bytes_sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
