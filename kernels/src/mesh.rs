@@ -78,6 +78,11 @@ impl Place {
         deal(0..features, self.feature(), self.mesh.feature)
     }
 
+    /// The features that member `member` of the data axis owns, in a shard of `features`, counted from its start.
+    pub fn owned_by(self, member: usize, features: usize) -> Range<usize> {
+        deal(0..features, member, self.mesh.data)
+    }
+
     /// The features of its shard that this rank owns; may be none when tiles are few.
     pub fn owned(self, features: usize) -> Range<usize> {
         deal(self.shard(features), self.data(), self.mesh.data)
@@ -127,9 +132,9 @@ impl Axes {
         }
     }
 
-    /// The features that member `member` of the data axis owns, in a shard of `features`, counted from its start.
+    /// See [`Place::owned_by`].
     pub fn owned_by(&self, member: usize, features: usize) -> Range<usize> {
-        deal(0..features, member, self.place.mesh.data)
+        self.place.owned_by(member, features)
     }
 
     /// [`Axes::owned_by`] for this rank.

@@ -11,7 +11,7 @@ use super::dense::{Dense, Forward, Operands};
 use super::device::stride;
 use super::encode::Lists;
 use super::engine::Engine;
-use super::exchange::{Parts, Statuses};
+use super::exchange::{AxisSum, Statuses};
 use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
 use super::owners::{Owners, RowsAt, spread};
@@ -19,7 +19,7 @@ use super::residual::Residual;
 use super::status::{Outcome, Outcomes};
 use super::transpose::{Runs, RunsArgument};
 use super::weights::Weights;
-use crate::mesh::Axes;
+use crate::mesh::{Axes, Place};
 use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape, Slot, Tensor};
 
 /// A rank's features on a card.
@@ -47,23 +47,23 @@ struct BetweenRanks {
     /// What x̂ begins with where another rank adds b_dec.
     zeros_s: Option<Buffer<f32>>,
     /// x̂ over the feature axis.
-    x_hat: Option<Parts>,
+    x_hat: Option<AxisSum>,
     statuses: Option<Statuses>,
     /// Gradients over the data axis.
     owners: Option<Owners>,
 }
 
 impl BetweenRanks {
-    fn new(axes: &Axes, shape: &Shape, stride: usize, memory: &mut Memory) -> Result<Self, Error> {
+    fn new(place: Place, shape: &Shape, stride: usize, memory: &mut Memory) -> Result<Self, Error> {
         let Shape { features, batch, adam, dense_bytes, .. } = *shape;
-        let ranks = axes.feature.size();
-        let zeros = axes.feature.index() > 0;
+        let ranks = place.mesh.feature;
+        let zeros = place.feature() > 0;
         let size = (features, stride);
-        let owners = adam.map(|_| Owners::new(axes, size, dense_bytes, memory)).transpose()?.flatten();
+        let owners = adam.map(|_| Owners::new(place, size, dense_bytes, memory)).transpose()?.flatten();
         Ok(BetweenRanks {
             zeros_s: zeros.then(|| memory.step(stride, "sums over ranks")).transpose()?,
-            x_hat: Parts::new(ranks, (batch * stride).div_ceil(ranks), memory)?,
-            statuses: Statuses::new(axes.all.size(), memory)?,
+            x_hat: AxisSum::new(ranks, (batch * stride).div_ceil(ranks), memory)?,
+            statuses: Statuses::new(place.mesh.ranks(), memory)?,
             owners,
         })
     }
@@ -115,7 +115,7 @@ impl CudaDictionary {
             runs: Runs::new((batch, features, stride), lists.capacity, trains, memory)?,
             dense: Dense::new((batch, features, stride), dense_bytes, (precision, trains, owns_all), memory)?,
             gradient: Gradient::new(features, stride, memory)?,
-            between_ranks: BetweenRanks::new(&engine.axes, &shape, stride, memory)?,
+            between_ranks: BetweenRanks::new(engine.axes.place, &shape, stride, memory)?,
             lists,
             engine,
             shape,

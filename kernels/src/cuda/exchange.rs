@@ -16,19 +16,19 @@ use crate::Error;
 use crate::ranks::Group;
 
 /// Where parts of the others lie when values are summed over an axis.
-pub struct Parts {
+pub struct AxisSum {
     /// `[ranks, pitch]`.
     parts_rp: Buffer<f32>,
     pitch: usize,
 }
 
-impl Parts {
+impl AxisSum {
     /// For parts of at most `pitch` values of `ranks` ranks; `None` where there is one rank, with nothing to sum.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
     pub fn new(ranks: usize, pitch: usize, memory: &mut Memory) -> Result<Option<Self>, Error> {
-        let new = || Ok(Parts { parts_rp: memory.step(ranks * pitch, "sums over ranks")?, pitch });
+        let new = || Ok(AxisSum { parts_rp: memory.step(ranks * pitch, "sums over ranks")?, pitch });
         (ranks > 1).then(new).transpose()
     }
 

@@ -15,11 +15,11 @@ use super::adam::Adam;
 use super::backward::Gradient;
 use super::communicator::Message;
 use super::engine::{Engine, arguments};
-use super::exchange::{Parts, part, sum_parts};
+use super::exchange::{AxisSum, part, sum_parts};
 use super::memory::{Buffer, Memory, Pointer};
 use super::weights::Weights;
 use crate::Error;
-use crate::mesh::{Axes, TILE};
+use crate::mesh::{Place, TILE};
 
 /// Where the rows of a tile lie: those of W_dec, and those of W_enc.
 pub type RowsAt = (Pointer, Pointer);
@@ -41,7 +41,7 @@ pub struct Owners {
     /// `∂b_enc` and firings over all ranks, of the features that this rank owns.
     pub bias_f: Buffer<f32>,
     pub count_f: Buffer<u32>,
-    b_dec: Option<Parts>,
+    b_dec: Option<AxisSum>,
 }
 
 impl Owners {
@@ -50,17 +50,17 @@ impl Owners {
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
     pub fn new(
-        axes: &Axes,
+        place: Place,
         (features, stride): (usize, usize),
         bytes: usize,
         memory: &mut Memory,
     ) -> Result<Option<Self>, Error> {
-        let ranks = axes.data.size();
+        let ranks = place.mesh.data;
         if ranks == 1 {
             return Ok(None);
         }
         let what = "gradient rows between ranks";
-        let owned: Vec<_> = (0..ranks).map(|member| axes.owned_by(member, features)).collect();
+        let owned: Vec<_> = (0..ranks).map(|member| place.owned_by(member, features)).collect();
         let most = owned.iter().map(Range::len).max().unwrap_or(0);
         let of_feature = 2 * ranks * 2 * stride * size_of::<f32>();
         // Kernels count the values of a tile in 32 bits.
@@ -69,7 +69,7 @@ impl Owners {
         let rows = ranks * 2 * tile * stride;
         Ok(Some(Owners {
             owned,
-            own: axes.data.index(),
+            own: place.data(),
             tile,
             stride,
             sent: memory.step(rows, what)?,
@@ -78,7 +78,7 @@ impl Owners {
             count_rt: memory.step(ranks * tile, what)?,
             bias_f: memory.step(features, what)?,
             count_f: memory.step(features, what)?,
-            b_dec: Parts::new(ranks, stride, memory)?,
+            b_dec: AxisSum::new(ranks, stride, memory)?,
         }))
     }
 
