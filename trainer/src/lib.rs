@@ -10,6 +10,7 @@ pub mod communication;
 pub mod data;
 pub mod evaluate;
 pub mod export;
+pub mod forecast;
 pub mod meeting;
 pub mod metrics;
 pub mod plan;
