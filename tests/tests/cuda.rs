@@ -390,6 +390,14 @@ fn a_card_that_is_too_small_is_said_with_what_would_fit() {
     let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "2000000")]);
     let said = sae::run_with(&["train", &recipe, "--device", "cuda"], &borrowed(&small)).exits(64);
     said.says(&["does not fit", "sae.features", "train.batch"]);
+
+    // Most of what this one takes are weights and moments.
+    let mut large = fixture.recipe("run");
+    (large.sae.features, large.train.dense_bytes) = (1 << 17, 1 << 20);
+    let large = fixture.save("large", &large);
+    let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "120000000")]);
+    let said = sae::run_with(&["train", &large, "--device", "cuda"], &borrowed(&small)).exits(64);
+    said.says(&["does not fit", "train.moments = \"bf16\" would fit"]);
     assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
 }
 
