@@ -32,4 +32,4 @@ mod journal;
 mod together;
 
 pub use error::Error;
-pub use journal::Line;
+pub use journal::{Line, Together};
