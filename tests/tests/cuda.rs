@@ -6,9 +6,9 @@ use std::process::Output;
 
 use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{Cuda, Moments, Precision};
-use kernels::{Device, Path as Route, Shape};
+use kernels::{Device, Shape};
 use loader::Dtype;
-use tests::cases::{self, Case, Numbers, Run, update};
+use tests::cases::{self, Case, Numbers};
 use tests::checkpoints::Tensors;
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
