@@ -155,14 +155,11 @@ impl Floor {
     }
 }
 
-/// The fewest cards, features sharded first, of which each has room for its part; `None` when even a tile of features a card is too
-/// much. In powers of two, as clusters have them.
+/// The fewest cards, features sharded alone, of which each has room for its part; `None` when even a tile of features a card is too
+/// much.
 pub fn fewest(recipe: &Recipe, width: usize, precision: Precision, gpu: &Gpu) -> Option<usize> {
-    let tiles = recipe.sae.features.div_ceil(kernels::mesh::TILE);
-    (0..)
-        .map(|power| 1usize << power)
-        .take_while(|&ranks| ranks <= tiles)
-        .find(|&feature| Memory::of(recipe, Mesh { data: 1, feature }, width, precision).fits(gpu))
+    let fits = |feature: &usize| Memory::of(recipe, Mesh { data: 1, feature: *feature }, width, precision).fits(gpu);
+    (1..=recipe.sae.features.div_ceil(kernels::mesh::TILE)).find(fits)
 }
 
 #[cfg(test)]
