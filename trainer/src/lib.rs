@@ -12,6 +12,7 @@ pub mod evaluate;
 pub mod export;
 pub mod meeting;
 pub mod metrics;
+pub mod note;
 pub mod plan;
 pub mod recipe;
 pub mod recovery;

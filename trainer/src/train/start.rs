@@ -100,6 +100,7 @@ impl<'a, D: Device> Run<'a, D> {
             line_clock: LineClock::start(state.tokens),
             state,
             start,
+            failed_during: None,
         })
     }
 }
