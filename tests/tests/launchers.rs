@@ -99,13 +99,8 @@ fn submit(slurm: &Slurm, recipe: &str) -> String {
 
 /// The process that trains a recipe: not the srun that has the same words in its command line.
 fn trains(recipe: &str) -> Option<u32> {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    ids.find(|id| {
-        let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|&byte| byte == 0).collect();
-        words.first().is_some_and(|first| *first == binary().as_bytes()) && words.contains(&recipe.as_bytes())
-    })
+    let is_sae = |id: &u32| processes::words(*id).first().is_some_and(|first| first == binary());
+    processes::with_word(recipe).into_iter().find(is_sae)
 }
 
 #[test]
