@@ -6,11 +6,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kernels::mesh::Mesh;
+use loader::Dtype;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use trainer::recipe::Recipe;
 
-use crate::fixture::{Fixture, Numbers, json};
+use crate::fixture::{Fixture, Numbers, json, plain_rows, write_shards};
 use crate::kills;
 use crate::launcher::Launcher;
 use crate::processes::{self, wait_for};
@@ -69,6 +70,27 @@ pub fn by_hand(rank: usize, ranks: usize, local: bool, attempt: &str, recipe: &s
     let numbers = numbers.iter().flat_map(|(name, number)| [(*name).to_owned(), number.to_string()]);
     let words = ["train", recipe, "--attempt", attempt].map(str::to_owned);
     words.into_iter().chain(numbers).collect()
+}
+
+/// Writes 64 shards of which one is damaged; its name. Each lies among the rows of few ranks: others could go on without it.
+///
+/// # Panics
+/// When they cannot be written.
+pub fn shards_with_a_damaged_one(folder: &Path) -> &'static str {
+    write_shards(folder, 32, &plain_rows(16_000, 32, 5), Dtype::F16, 250);
+    let name = "shard-00040.parquet";
+    damage(&folder.join(name));
+    name
+}
+
+/// Flips a bit among the rows of a shard: the footer comes after them.
+///
+/// # Panics
+/// When there is none.
+pub fn damage(shard: &Path) {
+    let mut bytes = std::fs::read(shard).expect("a shard");
+    bytes[1000] ^= 1;
+    std::fs::write(shard, bytes).expect("written");
 }
 
 /// Deals blows to ranks of runs on `mesh`, drawn from `seed`: so many `kills`, then so many `stops`. After each the survivors are gone

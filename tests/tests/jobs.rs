@@ -1,13 +1,11 @@
 //! What befalls jobs of several ranks: kills, stops, signals, a cut network, rows that one rank cannot read.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kernels::mesh::Mesh;
-use loader::Dtype;
-use tests::fixture::{Fixture, json, plain_rows, text, write_shards};
+use tests::fixture::{Fixture, json, text};
 use tests::jobs::{self, by_hand, soak};
 use tests::launcher::Launcher;
 use tests::network::Cable;
@@ -83,7 +81,7 @@ fn rows_that_one_rank_cannot_read_end_all_ranks_after_a_checkpoint() {
     };
     checkpoints::copy(&fixture.path("train"), &fixture.path("ill/train"));
     let shard = "shard-00002.parquet";
-    damage(&fixture.path("ill/train").join(shard));
+    jobs::damage(&fixture.path("ill/train").join(shard));
     let (run, path) = (fixture.path("run"), recipe("run"));
     let start = |attempt: &str, machines: [&str; 4], more: &[&str]| {
         let start = |(rank, machine): (usize, &str)| {
@@ -114,20 +112,11 @@ fn rows_that_one_rank_cannot_read_end_all_ranks_after_a_checkpoint() {
     jobs::assert_same_run(&fixture.path("whole"), &run);
 }
 
-/// Flips a bit among the rows of a shard: the footer comes after them.
-fn damage(shard: &Path) {
-    let mut bytes = fs::read(shard).expect("a shard");
-    bytes[1000] ^= 1;
-    fs::write(shard, bytes).expect("written");
-}
-
 /// Of four exit codes that say the same the launcher tells whose was the first, in that rank's own words.
 #[test]
 fn the_first_cause_is_told() {
     let fixture = Fixture::new();
-    // Many row groups, so that each lies in the rows of one rank.
-    write_shards(&fixture.path("train"), 32, &plain_rows(16_000, 32, 5), Dtype::F16, 250);
-    damage(&fixture.path("train/shard-00040.parquet"));
+    let shard = jobs::shards_with_a_damaged_one(&fixture.path("train"));
     let mut recipe = jobs::recipe(&fixture, "run");
     recipe.data.scale = Scale::Fixed(3.0);
     let path = fixture.save("run", &recipe);
@@ -142,7 +131,7 @@ fn the_first_cause_is_told() {
     );
     let last = said.lines().last().unwrap_or_default();
     let told = format!("rank {} ended with exit code 65: {}", first.rank, first.error);
-    assert!(last.contains(&told) && told.contains("shard-00040.parquet") && !said.contains("restart"), "{said}");
+    assert!(last.contains(&told) && told.contains(shard) && !said.contains("restart"), "{said}");
 }
 
 /// Two machines, and the cable between them is cut: each names the other in time; with a whole cable the run goes on.
