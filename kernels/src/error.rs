@@ -127,6 +127,8 @@ pub enum Error {
         operation: &'static str,
         /// How it failed, in the words of whoever saw it first.
         reason: String,
+        /// The exit code that it will end with, where it could still say so.
+        code: Option<u8>,
     },
     /// No architecture, or none that kernels can be compiled for.
     #[error("{arch} is no architecture that kernels can be compiled for: {known}")]

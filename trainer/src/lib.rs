@@ -13,6 +13,7 @@ pub mod export;
 pub mod forecast;
 pub mod meeting;
 pub mod metrics;
+pub mod note;
 pub mod plan;
 pub mod recipe;
 pub mod recovery;

@@ -18,6 +18,7 @@ use crate::buffers::{Buffers, Seen};
 use crate::data::{Data, row_dtype};
 use crate::journal::{Journal, Line};
 use crate::metrics::Metrics;
+use crate::note::Note;
 use crate::recipe::Recipe;
 use crate::recovery::Truth;
 use crate::roll_call::Answer;
@@ -93,14 +94,18 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     let ranks = &device.axes().all;
     let result = claim(device, recipe, start.resume).and_then(|(store, run_dir)| {
-        let data = Data::open(recipe, start.resume.then_some(&store))?;
-        let result =
-            Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start).and_then(|mut run| run.finish());
+        let (mut step, mut operation) = (0, "starting");
+        let result = Data::open_by_all(recipe, start.resume.then_some(&store), ranks).and_then(|data| {
+            let mut run = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start)?;
+            let result = run.finish();
+            (step, operation) = (run.state.step, run.failed_during.unwrap_or("training"));
+            result
+        });
         if let Err(error) = &result
             && !matches!(error, Error::Interrupted { .. })
             && run_dir.as_ref().is_none_or(RunDir::is_ours)
         {
-            note_failure(&store, ranks.index(), error);
+            Note::new(ranks.index(), step, operation, error).leave(&store);
         }
         result
     });
@@ -108,7 +113,7 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
         && !matches!(error, Error::Interrupted { .. })
     {
         // The others wait for this rank: they hear why it is gone. All stop together when one was asked to.
-        ranks.abort(&error.to_string());
+        ranks.abort(error.failure(ranks.index()));
     }
     result
 }
@@ -128,16 +133,6 @@ fn claim(device: &impl Device, recipe: &Recipe, resume: bool) -> Result<(Store, 
     };
     together(ranks, "claiming the run's folder", came)?;
     Ok((Store::open(&recipe.run.dir)?, run_dir))
-}
-
-/// Leaves error-RANK.json for whoever finds the run: rank, cause, what the exit code was. That it cannot be written must
-/// not hide the error itself.
-fn note_failure(store: &Store, rank: usize, error: &Error) {
-    let note = serde_json::json!({ "rank": rank, "exit_code": error.exit_code(), "error": error.to_string() });
-    let name = format!("error-{rank}.json");
-    if let Err(second) = store.put(&name, format!("{note:#}\n").into_bytes()) {
-        tracing::warn!("{name} could not be written: {second}");
-    }
 }
 
 struct Run<'a, D: Device> {
@@ -172,6 +167,8 @@ struct Run<'a, D: Device> {
     /// The last checkpoint: step, held-out metrics, folder. The same state is not saved twice.
     saved: Option<(u64, Option<Metrics>, String)>,
     line_clock: LineClock,
+    /// What the first error came from.
+    failed_during: Option<&'static str>,
 }
 
 /// What one rank writes for all, besides checkpoints.
@@ -208,7 +205,7 @@ impl<D: Device> Run<'_, D> {
         let mut buffers = self.free.pop().expect("buffers are one more than the steps in flight at most");
         let stop = self.start.stop.load(Ordering::Relaxed);
         let answer = Answer { stop, save: self.save_by_clock(), ..Answer::default() };
-        let next = buffers.next(self.device, &mut self.stream, answer);
+        let next = self.during("reading a batch", |run| buffers.next(run.device, &mut run.stream, answer));
         if next.is_err() {
             self.catch_up()?;
             self.save_what_is_done();
@@ -252,10 +249,13 @@ impl<D: Device> Run<'_, D> {
 
     /// The data cannot be read on. The weights are those after the last whole batch: nothing of it is lost.
     fn save_what_is_done(&mut self) {
-        if self.state.step > 0
-            && let Err(second) = self.save()
-        {
-            tracing::warn!("saving failed too: {second}");
+        if self.state.step == 0 {
+            return;
+        }
+        match self.save() {
+            // Of a rank that is gone the error itself tells.
+            Ok(_) | Err(Error::Device(kernels::Error::Peer { .. })) => {}
+            Err(second) => tracing::warn!("saving failed too: {second}"),
         }
     }
 
@@ -293,6 +293,19 @@ impl<D: Device> Run<'_, D> {
             || is_due(self.recipe.log.every, step)
             || self.evaluation_is_due(step)
             || self.save_is_due(step)
+    }
+
+    /// Does a part of the run's work; the first that fails is remembered.
+    fn during<T>(
+        &mut self,
+        operation: &'static str,
+        work: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let result = work(self);
+        if result.is_err() {
+            self.failed_during.get_or_insert(operation);
+        }
+        result
     }
 
     fn is_done(&self) -> bool {

@@ -71,8 +71,8 @@ impl Ranks for Thread {
         })
     }
 
-    fn abort(&self, reason: &str) {
-        self.fail(&Failure { rank: self.rank, reason: reason.to_owned() });
+    fn abort(&self, failure: Failure) {
+        self.fail(&failure);
     }
 
     fn bytes_sent(&self) -> u64 {
@@ -87,7 +87,7 @@ impl Ranks for Thread {
 impl Drop for Thread {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.abort("panicked");
+            self.abort(Failure::seen(self.rank, "panicked".to_owned()));
         }
         self.mailboxes.iter().for_each(|mailbox| mailbox.leave(self.rank));
     }

@@ -101,6 +101,7 @@ impl<'a, D: Device> Run<'a, D> {
             line_clock: LineClock::start(state.step, state.tokens, &axes.all),
             state,
             start,
+            failed_during: None,
         })
     }
 }
