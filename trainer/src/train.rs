@@ -93,10 +93,9 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 
 fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     let ranks = &device.axes().all;
-    let result = claim(device, recipe, start.resume).and_then(|(store, run_dir)| {
+    let result = claim(device, recipe, start.resume).and_then(|(store, data, run_dir)| {
         let (mut step, mut operation) = (0, "starting");
-        let result = Data::open_by_all(recipe, start.resume.then_some(&store), ranks).and_then(|data| {
-            let mut run = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start)?;
+        let result = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start).and_then(|mut run| {
             let result = run.finish();
             (step, operation) = (run.state.step, run.failed_during.unwrap_or("training"));
             result
@@ -118,21 +117,20 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
     result
 }
 
-/// The run's folder, and for the first rank the claim on it.
-fn claim(device: &impl Device, recipe: &Recipe, resume: bool) -> Result<(Store, Option<RunDir>), Error> {
+/// The run's folder, its data, and for the first rank the claim on the folder: made last, so that a start that fails leaves it free.
+fn claim(device: &impl Device, recipe: &Recipe, resume: bool) -> Result<(Store, Data, Option<RunDir>), Error> {
     let ranks = &device.axes().all;
-    let claimed = (ranks.index() == 0)
-        .then(|| {
-            run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
-            RunDir::claim(recipe, resume)
-        })
-        .transpose();
-    let (run_dir, came) = match claimed {
+    let first = ranks.index() == 0;
+    let store = Store::open(&recipe.run.dir)?;
+    let free = if first { run_dir::check(&store, recipe, resume) } else { Ok(()) };
+    together(ranks, "looking at the run's folder", free)?;
+    let data = Data::open_by_all(recipe, resume.then_some(&store), ranks)?;
+    let (run_dir, came) = match first.then(|| RunDir::claim(recipe, resume)).transpose() {
         Ok(run_dir) => (run_dir, Ok(())),
         Err(error) => (None, Err(error)),
     };
     together(ranks, "claiming the run's folder", came)?;
-    Ok((Store::open(&recipe.run.dir)?, run_dir))
+    Ok((store, data, run_dir))
 }
 
 struct Run<'a, D: Device> {
