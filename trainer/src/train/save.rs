@@ -64,7 +64,8 @@ impl<D: Device> Run<'_, D> {
             tracing::warn!("old checkpoints could not be removed, the next save tries again: {error}");
         }
         if self.scribe.is_some() {
-            tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
+            let took = checkpoint::took(started, self.data.train.width(), self.recipe.sae.features);
+            tracing::info!(folder, took, "checkpoint committed");
         }
         (self.start.watch)(Event::Saved(&folder));
         Ok(folder)

@@ -176,11 +176,16 @@ fn resume(
         recipe.check_resumes(&found.manifest.recipe)?;
         check_eval(found.manifest.eval.as_deref(), data.eval_identity().as_deref())?;
         let stream = data.train_stream(recipe, axes.place, found.manifest.cursor.clone())?;
+        let started = Instant::now();
         let (state, came) = match checkpoint::load(store, found, axes, sae) {
             Ok(state) => (Some(state), Ok(())),
             Err(error) => (None, Err(error)),
         };
         together(&axes.all, "loading a checkpoint", came)?;
+        if axes.all.index() == 0 {
+            let took = checkpoint::took(started, found.manifest.width, found.manifest.features);
+            tracing::info!(folder = found.folder, took, "checkpoint loaded");
+        }
         Ok(state.map(|state| (state, stream)))
     })?;
     let resumed = resumed.and_then(|(found, loaded)| Some((found, loaded?)));
