@@ -10,6 +10,7 @@ pub mod communication;
 pub mod data;
 pub mod evaluate;
 pub mod export;
+pub mod forecast;
 pub mod meeting;
 pub mod metrics;
 pub mod note;
@@ -32,4 +33,4 @@ mod journal;
 mod together;
 
 pub use error::Error;
-pub use journal::Line;
+pub use journal::{Line, Together};

@@ -3,20 +3,21 @@
 mod book;
 mod close;
 mod held_out;
+mod line;
 mod save;
 mod start;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Sums};
+use kernels::{AdamUpdate, Device, Path};
 use loader::{Store, Stream};
 
 use crate::buffers::{Buffers, Seen};
 use crate::data::{Data, row_dtype};
 use crate::journal::{Journal, Line};
-use crate::metrics::{Metrics, dead_fraction};
+use crate::metrics::Metrics;
 use crate::note::Note;
 use crate::recipe::Recipe;
 use crate::recovery::Truth;
@@ -29,6 +30,7 @@ use crate::together::together;
 use crate::{Error, checkpoint};
 
 use book::InFlight;
+use line::LineClock;
 
 /// What a run tells whoever watches it.
 #[derive(Clone, Debug)]
@@ -175,19 +177,6 @@ struct Scribe<'a> {
     journal: Journal,
 }
 
-/// Time since the last line of metrics.
-struct LineClock {
-    since: Instant,
-    tokens: u64,
-    stall: Duration,
-}
-
-impl LineClock {
-    fn start(tokens: u64) -> Self {
-        LineClock { since: Instant::now(), tokens, stall: Duration::ZERO }
-    }
-}
-
 impl<D: Device> Run<'_, D> {
     /// Trains to the end, evaluates, and writes the summary.
     fn finish(&mut self) -> Result<Summary, Error> {
@@ -304,45 +293,6 @@ impl<D: Device> Run<'_, D> {
             || is_due(self.recipe.log.every, step)
             || self.evaluation_is_due(step)
             || self.save_is_due(step)
-    }
-
-    /// Writes a line of metrics when one is due.
-    fn log_line(&mut self) -> Result<(), Error> {
-        if !is_due(self.recipe.log.every, self.state.step) && !self.is_done() {
-            return Ok(());
-        }
-        self.drain()?;
-        let step = self.state.step - 1;
-        let lambda = f64::from(self.schedule.lambda(step));
-        let owned = self.state.window.fired_f.len();
-        let sums = std::mem::replace(&mut self.state.window, Sums::new(self.data.train.width(), owned));
-        let clock = std::mem::replace(&mut self.line_clock, LineClock::start(self.state.tokens));
-        let Some(metrics) = Metrics::of(&sums, lambda) else { return Ok(()) };
-        let elapsed = clock.since.elapsed().as_secs_f64();
-        let line = Line {
-            step,
-            tokens: self.state.tokens,
-            metrics,
-            dead_fraction: self.dead_fraction()?,
-            lambda,
-            lr: self.schedule.lr().at(step),
-            gradient_norm: self.state.gradient_norm,
-            tokens_per_s: (self.state.tokens - clock.tokens) as f64 / elapsed,
-            stall_share: clock.stall.as_secs_f64() / elapsed,
-        };
-        if let Some(scribe) = &mut self.scribe {
-            scribe.journal.line(&line)?;
-        }
-        (self.start.watch)(Event::Line(&line));
-        Ok(())
-    }
-
-    fn dead_fraction(&self) -> Result<f64, Error> {
-        let axes = self.device.axes();
-        let owned = axes.owned(self.sae.shape().features);
-        let mut last_fired_f = vec![0; owned.len()];
-        self.sae.read_clock(Clock::LastFired, owned, &mut last_fired_f)?;
-        Ok(dead_fraction(&last_fired_f, self.state.tokens, self.recipe.train.dead_window, &axes.all)?)
     }
 
     /// Does a part of the run's work; the first that fails is remembered.

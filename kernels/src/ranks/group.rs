@@ -3,6 +3,7 @@
 
 use std::ops::{AddAssign, Range};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytemuck::Pod;
 
@@ -56,6 +57,11 @@ impl Group {
     /// Bytes that this rank has sent to others so far, in this and all other groups of the same ranks.
     pub fn bytes_sent(&self) -> u64 {
         self.ranks.bytes_sent()
+    }
+
+    /// Time that this rank has spent in exchanges so far, in this and all other groups of the same ranks.
+    pub fn exchanging(&self) -> Duration {
+        self.ranks.exchanging()
     }
 
     /// Sends `messages[i]` to member `i`, and returns what each sent here, in their order.

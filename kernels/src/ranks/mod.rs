@@ -47,4 +47,7 @@ pub trait Ranks: Send + Sync + std::fmt::Debug {
 
     /// Bytes of messages that this rank has sent to others.
     fn bytes_sent(&self) -> u64;
+
+    /// Time that this rank has spent in exchanges: sending, and waiting for others.
+    fn exchanging(&self) -> Duration;
 }

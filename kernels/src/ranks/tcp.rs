@@ -67,6 +67,7 @@ struct Shared {
     links: Vec<Option<Link>>,
     orders: Sender<Order>,
     sent: AtomicU64,
+    exchanging_ns: AtomicU64,
     /// Links count from here.
     started: Instant,
 }
@@ -112,6 +113,7 @@ impl Tcp {
             links: streams.into_iter().map(|stream| stream.map(link)).collect(),
             orders,
             sent: AtomicU64::new(0),
+            exchanging_ns: AtomicU64::new(0),
             started: Instant::now(),
         });
         let mut tcp = Tcp { shared: shared.clone(), readers: Vec::new(), watch: None };
@@ -280,6 +282,7 @@ impl Ranks for Tcp {
         };
         let take = |&from| shared.mailbox.take(from, since, shared.limits.operation, awaited_by);
         let received: Result<_, Failure> = with.iter().map(take).collect();
+        shared.exchanging_ns.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
         received.map_err(|failure| {
             shared.fail(failure.clone());
             failure.during("exchange")
@@ -294,6 +297,10 @@ impl Ranks for Tcp {
 
     fn bytes_sent(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
+    }
+
+    fn exchanging(&self) -> Duration {
+        Duration::from_nanos(self.shared.exchanging_ns.load(Ordering::Relaxed))
     }
 }
 
