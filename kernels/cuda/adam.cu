@@ -249,12 +249,12 @@ adam_b_dec(Parameter b_dec, Update update, const float* gradient_s, const Status
     update_columns<float, float>(c, load_columns(gradient_s + place.d), b_dec, place, {});
 }
 
-// Rows of another dictionary as they will be once these have caught up. A block a feature. The values in bf16 are the nearest
+// Rows of another dictionary as they will be once these have caught up. A block a feature from `first` on. The values in bf16 are the nearest
 // ones: nobody goes on from them, so no error adds up, and these err least.
 template <class W, class M>
-static __device__ __forceinline__ void settle(const Parameter& of, const Update& update, const u64* last_update_f, W* value_fs, u32 stride) {
+static __device__ __forceinline__ void settle(const Parameter& of, const Update& update, const u64* last_update_f, W* value_fs, u32 first, u32 stride) {
     __shared__ Coefficients shared;
-    const u32 f = blockIdx.x;
+    const u32 f = first + blockIdx.x;
     if (threadIdx.x == 0) shared = coefficients(update, 0, last_update_f[f]);
     __syncthreads();
     const Coefficients c = shared;
@@ -271,48 +271,49 @@ static __device__ __forceinline__ void settle(const Parameter& of, const Update&
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-settle_f32(Parameter of, Update update, const u64* last_update_f, float* value_fs, u32 stride) {
-    settle<float, float>(of, update, last_update_f, value_fs, stride);
+settle_f32(Parameter of, Update update, const u64* last_update_f, float* value_fs, u32 first, u32 stride) {
+    settle<float, float>(of, update, last_update_f, value_fs, first, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-settle_mixed_bf16(Parameter of, Update update, const u64* last_update_f, float* value_fs, u32 stride) {
-    settle<float, bf16>(of, update, last_update_f, value_fs, stride);
+settle_mixed_bf16(Parameter of, Update update, const u64* last_update_f, float* value_fs, u32 first, u32 stride) {
+    settle<float, bf16>(of, update, last_update_f, value_fs, first, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-settle_mixed_int8(Parameter of, Update update, const u64* last_update_f, float* value_fs, u32 stride) {
-    settle<float, u8>(of, update, last_update_f, value_fs, stride);
+settle_mixed_int8(Parameter of, Update update, const u64* last_update_f, float* value_fs, u32 first, u32 stride) {
+    settle<float, u8>(of, update, last_update_f, value_fs, first, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-settle_bf16_sr(Parameter of, Update update, const u64* last_update_f, bf16* value_fs, u32 stride) {
-    settle<bf16, float>(of, update, last_update_f, value_fs, stride);
+settle_bf16_sr(Parameter of, Update update, const u64* last_update_f, bf16* value_fs, u32 first, u32 stride) {
+    settle<bf16, float>(of, update, last_update_f, value_fs, first, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-settle_bf16_sr_bf16(Parameter of, Update update, const u64* last_update_f, bf16* value_fs, u32 stride) {
-    settle<bf16, bf16>(of, update, last_update_f, value_fs, stride);
+settle_bf16_sr_bf16(Parameter of, Update update, const u64* last_update_f, bf16* value_fs, u32 first, u32 stride) {
+    settle<bf16, bf16>(of, update, last_update_f, value_fs, first, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-settle_bf16_sr_int8(Parameter of, Update update, const u64* last_update_f, bf16* value_fs, u32 stride) {
-    settle<bf16, u8>(of, update, last_update_f, value_fs, stride);
+settle_bf16_sr_int8(Parameter of, Update update, const u64* last_update_f, bf16* value_fs, u32 first, u32 stride) {
+    settle<bf16, u8>(of, update, last_update_f, value_fs, first, stride);
 }
 
 // The same for the biases, a thread a value: b_enc, and behind it b_dec, which is owed nothing.
 extern "C" __global__ void __launch_bounds__(128)
-settle_biases(Parameter b_enc, Update update, const u64* last_update_f, float* b_enc_f, u32 features, const float* b_dec_s, float* to_b_dec_s,
-              u32 stride) {
+settle_biases(Parameter b_enc, Update update, const u64* last_update_f, float* b_enc_f, u32 first, u32 features, const float* b_dec_s,
+              float* to_b_dec_s, u32 stride) {
     const u32 i = blockIdx.x * COLUMN_THREADS + threadIdx.x;
     if (i < features) {
-        const Coefficients c = coefficients(update, 0, last_update_f[i]);
-        float w = ((const float*)b_enc.value)[i];
+        const u32 f = first + i;
+        const Coefficients c = coefficients(update, 0, last_update_f[f]);
+        float w = ((const float*)b_enc.value)[f];
         if (c.skipped) {
-            float m = ((const float*)b_enc.first)[i], v = ((const float*)b_enc.second)[i];
+            float m = ((const float*)b_enc.first)[f], v = ((const float*)b_enc.second)[f];
             catch_up(c, w, m, v);
         }
-        b_enc_f[i] = w;
+        b_enc_f[f] = w;
     } else if (i - features < stride) {
         to_b_dec_s[i - features] = b_dec_s[i - features];
     }

@@ -1,6 +1,7 @@
 // decode: x̂ = b_dec + Σ_f a_f · W_dec[f], a gather of the rows of the active features.
 //
-//   pairs_bc [n, capacity] sorted by feature, count_b [n] · w_dec_fs [features, stride] f32 or bf16 · b_dec_s [stride]
+//   pairs_bc [n, capacity] sorted by feature, count_b [n] · w_dec_fs [features, stride] f32 or bf16
+//   first_s [stride]: b_dec, or zeros where another rank of the feature axis adds it
 //   norm_f [features] = ‖W_dec[f]‖ · x_hat_bs [n, stride] f32 · l1_b [n] = Σ_f a_f ‖W_dec[f]‖, made here because the list is at hand
 //
 // Bytes: stride · (4 or 2) a pair, 4 · stride a token written. FLOP: 2 · stride a pair. Sums run in the order of the features.
@@ -10,7 +11,7 @@
 #include "columns.cuh"
 
 template <class T>
-static __device__ __forceinline__ void decode(const u64* pairs_bc, const u32* count_b, const T* w_dec_fs, const float* b_dec_s,
+static __device__ __forceinline__ void decode(const u64* pairs_bc, const u32* count_b, const T* w_dec_fs, const float* first_s,
                                               const float* norm_f, float* x_hat_bs, double* l1_b, const Status* status,
                                               u32 stride, u32 capacity) {
     __shared__ u64 part[COLUMN_THREADS];
@@ -24,7 +25,7 @@ static __device__ __forceinline__ void decode(const u64* pairs_bc, const u32* co
     if (threadIdx.x == 0) l1_b[token] = l1;
     for (u32 d0 = 0; d0 < stride; d0 += COLUMN_BLOCK) {
         const u32 d = d0 + threadIdx.x * 4;
-        Columns sum = d < stride ? load_columns(b_dec_s + d) : Columns{};
+        Columns sum = d < stride ? load_columns(first_s + d) : Columns{};
         for (u32 i0 = 0; i0 < count; i0 += COLUMN_THREADS) {
             __syncthreads();
             if (i0 + threadIdx.x < count) part[threadIdx.x] = list[i0 + threadIdx.x];
@@ -42,13 +43,13 @@ static __device__ __forceinline__ void decode(const u64* pairs_bc, const u32* co
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-decode_f32(const u64* pairs_bc, const u32* count_b, const float* w_dec_fs, const float* b_dec_s, const float* norm_f, float* x_hat_bs, double* l1_b,
+decode_f32(const u64* pairs_bc, const u32* count_b, const float* w_dec_fs, const float* first_s, const float* norm_f, float* x_hat_bs, double* l1_b,
             const Status* status, u32 stride, u32 capacity) {
-    decode(pairs_bc, count_b, w_dec_fs, b_dec_s, norm_f, x_hat_bs, l1_b, status, stride, capacity);
+    decode(pairs_bc, count_b, w_dec_fs, first_s, norm_f, x_hat_bs, l1_b, status, stride, capacity);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-decode_bf16(const u64* pairs_bc, const u32* count_b, const bf16* w_dec_fs, const float* b_dec_s, const float* norm_f, float* x_hat_bs, double* l1_b,
+decode_bf16(const u64* pairs_bc, const u32* count_b, const bf16* w_dec_fs, const float* first_s, const float* norm_f, float* x_hat_bs, double* l1_b,
             const Status* status, u32 stride, u32 capacity) {
-    decode(pairs_bc, count_b, w_dec_fs, b_dec_s, norm_f, x_hat_bs, l1_b, status, stride, capacity);
+    decode(pairs_bc, count_b, w_dec_fs, first_s, norm_f, x_hat_bs, l1_b, status, stride, capacity);
 }

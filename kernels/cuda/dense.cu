@@ -27,9 +27,10 @@ static __device__ __forceinline__ void dense_encode(u8* memory, const T* x_bs, c
     });
 }
 
-// x̂ += a · W_dec. Sums go on where those of the tile before ended, the first from b_dec: the same bits for any width of tiles.
+// x̂ += a · W_dec. Sums go on where those of the tile before ended, the first from first_s (b_dec, or zeros where another rank adds
+// it): the same bits for any width of tiles.
 template <class T>
-static __device__ __forceinline__ void dense_decode(u8* memory, const T* a_bt, const T* w_dec_ts, const float* b_dec_s, float* x_hat_bs, u32 n, u32 count,
+static __device__ __forceinline__ void dense_decode(u8* memory, const T* a_bt, const T* w_dec_ts, const float* first_s, float* x_hat_bs, u32 n, u32 count,
                                                     u32 tile_width, u32 stride, u32 is_first) {
     using Product = Tile<T, true, false>;
     const u32 token0 = blockIdx.x * Product::M, d0 = blockIdx.y * Product::N;
@@ -38,7 +39,7 @@ static __device__ __forceinline__ void dense_decode(u8* memory, const T* a_bt, c
     float* const to = x_hat_bs + (u64)token0 * stride + d0;
     tile.multiply(memory, {a_bt + (u64)token0 * tile_width, tile_width, n - token0}, {w_dec_ts + d0, stride, stride - d0}, count, [&](u32 m, u32 d) {
         if (!inside(m, d)) return 0.0f;
-        return is_first ? b_dec_s[d0 + d] : to[(u64)m * stride + d];
+        return is_first ? first_s[d0 + d] : to[(u64)m * stride + d];
     });
     tile.each(0, Product::ROWS, [&](u32 m, u32 d, float sum) {
         if (inside(m, d)) to[(u64)m * stride + d] = sum;
@@ -93,15 +94,15 @@ dense_encode_bf16(const bf16* x_bs, const bf16* w_enc_ts, const float* b_enc_t, 
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-dense_decode_f32(const float* a_bt, const float* w_dec_ts, const float* b_dec_s, float* x_hat_bs, u32 n, u32 count, u32 tile_width, u32 stride, u32 is_first) {
+dense_decode_f32(const float* a_bt, const float* w_dec_ts, const float* first_s, float* x_hat_bs, u32 n, u32 count, u32 tile_width, u32 stride, u32 is_first) {
     DYNAMIC_SHARED(u8, memory);
-    dense_decode(memory, a_bt, w_dec_ts, b_dec_s, x_hat_bs, n, count, tile_width, stride, is_first);
+    dense_decode(memory, a_bt, w_dec_ts, first_s, x_hat_bs, n, count, tile_width, stride, is_first);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-dense_decode_bf16(const bf16* a_bt, const bf16* w_dec_ts, const float* b_dec_s, float* x_hat_bs, u32 n, u32 count, u32 tile_width, u32 stride, u32 is_first) {
+dense_decode_bf16(const bf16* a_bt, const bf16* w_dec_ts, const float* first_s, float* x_hat_bs, u32 n, u32 count, u32 tile_width, u32 stride, u32 is_first) {
     DYNAMIC_SHARED(u8, memory);
-    dense_decode(memory, a_bt, w_dec_ts, b_dec_s, x_hat_bs, n, count, tile_width, stride, is_first);
+    dense_decode(memory, a_bt, w_dec_ts, first_s, x_hat_bs, n, count, tile_width, stride, is_first);
 }
 
 extern "C" __global__ void __launch_bounds__(128)

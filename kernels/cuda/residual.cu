@@ -1,5 +1,6 @@
-// residual: g = 2 (x̂ − x) / n, and the sums of the report.
+// residual: g = 2 (x̂ − x) / of, and the sums of the report.
 //
+//   of: rows of the batch over all ranks, of which n are here
 //   x_bs, x_hat_bs [n, stride] f32 · g_bs [n, stride] f32 or bf16 · error_b [n] = ‖x − x̂‖², l1_b [n] from decode
 //   status.squared_error, l1: their sums over the tokens, in one fixed order · status.active: the sum of count_f
 //
@@ -10,11 +11,11 @@
 #include "status.cuh"
 
 template <class T>
-static __device__ __forceinline__ void residual(const float* x_bs, const float* x_hat_bs, T* g_bs, double* error_b, const Status* status, u32 n, u32 stride) {
+static __device__ __forceinline__ void residual(const float* x_bs, const float* x_hat_bs, T* g_bs, double* error_b, const Status* status, u32 of, u32 stride) {
     __shared__ double slots[COLUMN_THREADS / WARP];
     if (status->overflow) return;
     const u32 token = blockIdx.x;
-    const float factor = 2.0f / (float)n;
+    const float factor = 2.0f / (float)of;
     double error = 0;
     for (u32 d = threadIdx.x * 4; d < stride; d += COLUMN_BLOCK) {
         const u64 at = (u64)token * stride + d;
@@ -30,13 +31,13 @@ static __device__ __forceinline__ void residual(const float* x_bs, const float* 
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-residual_f32(const float* x_bs, const float* x_hat_bs, float* g_bs, double* error_b, const Status* status, u32 n, u32 stride) {
-    residual(x_bs, x_hat_bs, g_bs, error_b, status, n, stride);
+residual_f32(const float* x_bs, const float* x_hat_bs, float* g_bs, double* error_b, const Status* status, u32 of, u32 stride) {
+    residual(x_bs, x_hat_bs, g_bs, error_b, status, of, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-residual_bf16(const float* x_bs, const float* x_hat_bs, bf16* g_bs, double* error_b, const Status* status, u32 n, u32 stride) {
-    residual(x_bs, x_hat_bs, g_bs, error_b, status, n, stride);
+residual_bf16(const float* x_bs, const float* x_hat_bs, bf16* g_bs, double* error_b, const Status* status, u32 of, u32 stride) {
+    residual(x_bs, x_hat_bs, g_bs, error_b, status, of, stride);
 }
 
 // The sums over the tokens. One block.

@@ -96,6 +96,19 @@ pub enum Error {
         /// NCCL's words.
         reason: String,
     },
+    /// Two ranks were given one card.
+    #[error(
+        "ranks {rank} and {other} have the same card, {name}, and each needs one of its own: start at most as many ranks on a machine \
+         as it has cards, and let each see all of them or one of its own (CUDA_VISIBLE_DEVICES)"
+    )]
+    SharedCard {
+        /// This rank.
+        rank: usize,
+        /// Another one.
+        other: usize,
+        /// The card's name.
+        name: String,
+    },
     /// A kernel does not compile: a bug of this program, or of the compiler.
     #[error(
         "{source_file} does not compile for {arch} with NVRTC {nvrtc}; please report it with what the compiler says:\n{log}"

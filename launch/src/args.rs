@@ -68,7 +68,8 @@ pub struct Train {
     /// Set a key over the recipe's value: a TOML value, or a bare word for a string. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Where to compute: auto (the first usable GPU, else the processor), cpu, cuda, or cuda:N for GPU N, from 0.
+    /// Where to compute: auto (the first usable GPU, else the processor), cpu, cuda, or cuda:N for GPU N, from 0. Of several ranks
+    /// each takes the GPU of its number on its machine.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
     /// Print the whole recipe and what would be read, held in memory and written; then stop.

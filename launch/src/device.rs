@@ -14,24 +14,26 @@ use crate::failure::Failure;
 /// `--device`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first card when there is one that can be used, else the processor.
+    /// A card when there is one that can be used, and of several ranks all have one, else the processor.
     Auto,
     /// The processor.
     Cpu,
-    /// A card, as the driver counts them.
-    Cuda(usize),
+    /// A card, as the driver counts them; without a number the first one, or of several ranks the one of the rank's number on its
+    /// machine.
+    Cuda(Option<usize>),
 }
 
 impl FromStr for DeviceChoice {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let card =
-            |number: &str| number.parse().map(DeviceChoice::Cuda).map_err(|_| "N in cuda:N is a number from 0 on");
+        let card = |number: &str| {
+            number.parse().map(|card| DeviceChoice::Cuda(Some(card))).map_err(|_| "N in cuda:N is a number from 0 on")
+        };
         match text {
             "auto" => Ok(DeviceChoice::Auto),
             "cpu" => Ok(DeviceChoice::Cpu),
-            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            "cuda" => Ok(DeviceChoice::Cuda(None)),
             _ => text.strip_prefix("cuda:").map_or(Err("write auto, cpu, cuda or cuda:N"), card),
         }
     }
@@ -45,39 +47,67 @@ pub enum Opened {
     Cuda(Cuda),
 }
 
-/// Opens what was chosen for a recipe, for the rank among `axes`, one of `local_ranks` on this machine.
+/// A rank's number on its machine, and how many are there.
+pub type Local = (usize, usize);
+
+/// Opens what was chosen for a recipe, for the rank among `axes`.
 ///
 /// # Errors
 /// When a card was asked for and cannot be used, or the recipe asks for what only a card has.
-pub fn open(choice: DeviceChoice, recipe: &Train, axes: Axes, local_ranks: usize) -> Result<Opened, Failure> {
+pub fn open(
+    choice: DeviceChoice,
+    recipe: &Train,
+    axes: Axes,
+    (local_rank, local_ranks): Local,
+) -> Result<Opened, Failure> {
     let several = axes.all.size() > 1;
     let card = match choice {
-        DeviceChoice::Cuda(_) if several => {
+        DeviceChoice::Cpu => None,
+        DeviceChoice::Cuda(Some(_)) if several => {
             return Err(Failure::arguments(
-                "several ranks compute on processors only so far: leave --device out, or start one rank",
+                "--device cuda:N is one card, and several ranks need one each: write --device cuda",
             ));
         }
-        DeviceChoice::Cpu => None,
-        DeviceChoice::Auto if several => None,
-        DeviceChoice::Cuda(ordinal) => Some(Card::open(ordinal, Options::from_environment())?),
-        DeviceChoice::Auto => match Card::open(0, Options::from_environment()) {
-            Ok(card) => Some(card),
-            // Most machines without a card: nothing to wonder about.
-            Err(Error::NoDriver { .. }) => None,
-            Err(error) => {
-                tracing::info!("computing on the processor: {error}");
-                None
-            }
-        },
+        DeviceChoice::Cuda(Some(ordinal)) => Some(Card::open(ordinal, Options::from_environment())?),
+        DeviceChoice::Cuda(None) => Some(own_card((local_rank, local_ranks))?),
+        DeviceChoice::Auto => {
+            let card = card_if_usable(local_rank);
+            let all = axes.all.gather(&[u8::from(card.is_some())])?;
+            card.filter(|_| all.iter().all(|has| has[..] == [1]))
+        }
     };
     match card {
-        Some(card) => Ok(Opened::Cuda(Cuda::new(&card, on_a_card(recipe))?)),
+        Some(card) => Ok(Opened::Cuda(Cuda::among(&card, on_a_card(recipe), axes)?)),
         None => {
             check_processor(recipe)?;
             // Ranks on one machine share its cores.
             let share = || std::thread::available_parallelism().map(|cores| cores.get().div_ceil(local_ranks)).ok();
             let threads = recipe.threads.or_else(|| several.then(share).flatten());
             Ok(Opened::Cpu(Cpu::among(cpu::Options { threads, ..cpu::Options::default() }, axes)?))
+        }
+    }
+}
+
+/// The card of a rank: that of its number on this machine, or the only one that its launcher lets it see.
+fn own_card((local_rank, local_ranks): Local) -> Result<Card, Failure> {
+    match Card::open(local_rank, Options::from_environment()) {
+        Err(Error::NoSuchCard { count: 1, .. }) => Ok(Card::open(0, Options::from_environment())?),
+        Err(Error::NoSuchCard { count, .. }) => Err(Failure::arguments(format!(
+            "{local_ranks} ranks are on this machine, and it has {count} cards that this one can see: start at most as many ranks as \
+             cards, or compute with --device cpu"
+        ))),
+        opened => Ok(opened?),
+    }
+}
+
+fn card_if_usable(ordinal: usize) -> Option<Card> {
+    match Card::open(ordinal, Options::from_environment()) {
+        Ok(card) => Some(card),
+        // Most machines without a card: nothing to wonder about.
+        Err(Error::NoDriver { .. }) => None,
+        Err(error) => {
+            tracing::info!("computing on the processor: {error}");
+            None
         }
     }
 }
@@ -119,8 +149,8 @@ mod tests {
         for (text, choice) in [
             ("auto", DeviceChoice::Auto),
             ("cpu", DeviceChoice::Cpu),
-            ("cuda", DeviceChoice::Cuda(0)),
-            ("cuda:7", DeviceChoice::Cuda(7)),
+            ("cuda", DeviceChoice::Cuda(None)),
+            ("cuda:7", DeviceChoice::Cuda(Some(7))),
         ] {
             assert_eq!(text.parse(), Ok(choice));
         }

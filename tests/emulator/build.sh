@@ -57,7 +57,7 @@ choose() {
     esac
 }
 
-own_parts=(emulator collectives memory driver)
+own_parts=(emulator collectives memory driver nccl)
 
 objects() {
     choose "$1"
@@ -112,6 +112,7 @@ library() {
     "$cxx" "${link[@]}" "${inputs[@]}" -o "$folder/libcuda.so.1"
     # A program that looks for libcuda.so first must not find another one.
     ln -sf libcuda.so.1 "$folder/libcuda.so"
+    ln -sf libcuda.so.1 "$folder/libnccl.so.2"
     rm -f "$folder"/*.o
 }
 

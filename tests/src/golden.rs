@@ -139,6 +139,14 @@ pub fn committed(case: Case) -> Vec<Measured> {
 /// # Panics
 /// When the run fails.
 pub fn measure(case: Case, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<Measured> {
+    measure_by(&["train"], case, arguments, environment)
+}
+
+/// The same of another command that trains, as `sae launch local` does with several ranks.
+///
+/// # Panics
+/// When the run fails.
+pub fn measure_by(command: &[&str], case: Case, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<Measured> {
     let fixture = Fixture::new();
     write_shards(&fixture.path("train"), WIDTH, &rows(), loader::Dtype::F32, 500);
     Weights::start(WIDTH, FEATURES, case.bias).write(&fixture.path("start.safetensors"));
@@ -155,7 +163,7 @@ pub fn measure(case: Case, arguments: &[&str], environment: &[(&str, &str)]) -> 
     recipe.train.init_from = Some(fixture.text("start.safetensors"));
     recipe.log.every = 1;
     let path = fixture.save("recipe", &recipe);
-    sae::run_with(&[&["train", &path], arguments].concat(), environment).exits(0);
+    sae::run_with(&[command, &[&path], arguments].concat(), environment).exits(0);
     json_lines(&fixture.path("run/metrics.jsonl")).iter().map(read).collect()
 }
 

@@ -92,6 +92,7 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         | Device::CardTooOld { .. }
         | Device::NoCompiler { .. }
         | Device::NoNccl { .. }
+        | Device::SharedCard { .. }
         | Device::UnknownArch { .. }
         | Device::Listen { .. } => 64,
         Device::Compile { .. } => 70,

@@ -15,7 +15,7 @@
 //! Floors add up, since the parts of a step follow each other. A step is expected to take [`EXPECTED`] of its floor's speed.
 
 use kernels::cuda::{self, Precision};
-use kernels::mesh::{Mesh, Place};
+use kernels::mesh::{Axes, Mesh, Place};
 use kernels::{AdamMode, Bytes, Shape};
 
 use crate::communication::Traffic;
@@ -91,8 +91,9 @@ impl Memory {
             adam: Some(AdamMode::Dense),
             dense_bytes: recipe.train.dense_bytes as usize,
         };
-        let (training, looking) =
-            (cuda::bytes(shape, precision), cuda::bytes(Shape { adam: None, ..shape }, precision));
+        // As if it were alone: what passes between ranks is small beside the rest.
+        let bytes = |adam| cuda::bytes(Shape { adam, ..shape }, precision, &Axes::alone());
+        let (training, looking) = (bytes(shape.adam), bytes(None));
         let moments = training.weights.saturating_sub(looking.weights) / mesh.data as u64;
         Memory { weights: looking.weights, moments, step: Bytes { weights: 0, ..training }.total() }
     }

@@ -1,5 +1,7 @@
 //! Launches `adam.cu`.
 
+use std::ops::Range;
+
 use super::backward::Gradient;
 use super::device::{Cost, Moments, Precision};
 use super::engine::{Argument, Engine, arguments};
@@ -29,7 +31,8 @@ pub struct UpdateArgument {
 unsafe impl Argument for UpdateArgument {}
 
 impl UpdateArgument {
-    pub fn new(update: &AdamUpdate, mode: AdamMode) -> Self {
+    /// `first_feature` is where this rank's features begin among all ranks'.
+    pub fn new(update: &AdamUpdate, mode: AdamMode, first_feature: u32) -> Self {
         let (factor, root) = update.factors();
         UpdateArgument {
             learning_rate: update.lr.base,
@@ -46,8 +49,7 @@ impl UpdateArgument {
                 AdamMode::Catchup => 1,
                 AdamMode::Touched => 2,
             },
-            // One rank holds them all.
-            first_feature: 0,
+            first_feature,
         }
     }
 }
@@ -92,10 +94,12 @@ unsafe impl Argument for DictionaryArgument {}
 
 /// What Adam changes.
 pub struct Adam<'a> {
-    pub weights: &'a mut Weights,
-    pub last_update_f: &'a mut Buffer<u64>,
-    pub last_fired_f: &'a mut Buffer<u64>,
+    pub weights: &'a Weights,
+    pub last_update_f: &'a Buffer<u64>,
+    pub last_fired_f: &'a Buffer<u64>,
+    /// Firings and `∂b_enc`, over all ranks.
     pub count_f: &'a Buffer<u32>,
+    pub bias_f: &'a Buffer<f32>,
     pub gradient: &'a Gradient,
     pub status: &'a Buffer<Status>,
     pub update: UpdateArgument,
@@ -115,10 +119,10 @@ impl Adam<'_> {
     }
 
     /// Every feature, its gradient from its run.
-    pub fn of_runs(&mut self, engine: &Engine, runs: RunsArgument) {
+    pub fn of_runs(&self, engine: &Engine, runs: RunsArgument) {
         let kernel = Kernels::of(engine.precision).runs;
         let (w_dec, gradient) = (self.weights.w_dec.operand(0), self.gradient);
-        let (bias_f, activation_f) = (gradient.bias_f.at(0), gradient.activation_f.at(0));
+        let (bias_f, activation_f) = (self.bias_f.at(0), gradient.activation_f.at(0));
         let (status, lambda_over_b) = (self.status.at(0), gradient.lambda_over_b);
         let arguments =
             arguments![self.dictionary(), self.update, runs, w_dec, bias_f, activation_f, status, lambda_over_b];
@@ -127,9 +131,8 @@ impl Adam<'_> {
     }
 
     /// `count` features from `first` on, their gradient from rows.
-    pub fn of_rows(&mut self, engine: &Engine, (dec_ts, enc_ts): (Pointer, Pointer), first: usize, count: usize) {
-        let (bias_f, status, stride) =
-            (self.gradient.bias_f.at(0), self.status.at(0), self.weights.w_dec.stride as u32);
+    pub fn of_rows(&self, engine: &Engine, (dec_ts, enc_ts): (Pointer, Pointer), first: usize, count: usize) {
+        let (bias_f, status, stride) = (self.bias_f.at(0), self.status.at(0), self.weights.w_dec.stride as u32);
         let arguments =
             arguments![self.dictionary(), self.update, dec_ts, enc_ts, bias_f, status, first as u32, stride];
         // SAFETY: there are `count` rows, and so many features from `first` on.
@@ -137,7 +140,7 @@ impl Adam<'_> {
     }
 
     /// b_dec.
-    pub fn b_dec(&mut self, engine: &Engine) {
+    pub fn b_dec(&self, engine: &Engine) {
         let stride = self.weights.b_dec.stride;
         let (b_dec, status) = (self.weights.b_dec.argument(), self.status.at(0));
         let arguments = arguments![b_dec, self.update, self.gradient.b_dec_s.at(0), status, stride as u32];
@@ -146,27 +149,29 @@ impl Adam<'_> {
     }
 }
 
-/// Copies the weights of `from` to `into` with every update made that is owed before `update`.
+/// Copies the weights of the features `owned` and b_dec of `from` to `into` with every update made that is owed before `update`.
 pub fn settle(
     engine: &Engine,
     from: &Weights,
     last_update_f: &Buffer<u64>,
-    features: usize,
+    owned: &Range<usize>,
     update: UpdateArgument,
     into: &mut Weights,
 ) {
+    let (first, features) = (owned.start as u32, owned.len());
     let (last_update_f, stride) = (last_update_f.at(0), from.w_dec.stride as u32);
     for (parameter, to) in [(&from.w_enc, &into.w_enc), (&from.w_dec, &into.w_dec)] {
-        let arguments = arguments![parameter.argument(), update, last_update_f, to.value.at(0), stride];
-        // SAFETY: both have `features` rows of `stride` values, in the engine's format.
+        let arguments = arguments![parameter.argument(), update, last_update_f, to.value.at(0), first, stride];
+        // SAFETY: both have the rows of `stride` values, in the engine's format, and `from` their moments.
         unsafe { engine.enqueue(Kernels::of(engine.precision).settle, features, 0, arguments) };
     }
     let (b_enc, b_dec) = (from.b_enc.argument(), from.b_dec.value.at(0));
     let (to_b_enc, to_b_dec) = (into.b_enc.value.at(0), into.b_dec.value.at(0));
-    let arguments = arguments![b_enc, update, last_update_f, to_b_enc, features as u32, b_dec, to_b_dec, stride];
+    let count = features as u32;
+    let arguments = arguments![b_enc, update, last_update_f, to_b_enc, first, count, b_dec, to_b_dec, stride];
     // SAFETY: both have one value a feature and a column.
     unsafe { engine.enqueue("settle_biases", (features + stride as usize).div_ceil(128), 0, arguments) };
-    into.follow(engine, 0..features);
+    into.follow(engine, owned.clone());
 }
 
 /// Weights, moments and copies of two rows a touched feature: what is kept is read and written, a copy only written.

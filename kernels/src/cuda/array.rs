@@ -7,6 +7,7 @@ use std::ops::Range;
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::bf16;
 
+use super::communicator::Part;
 use super::memory::{Buffer, Memory, Pointer};
 use crate::Error;
 
@@ -109,9 +110,29 @@ impl Array {
         }
     }
 
-    /// Where the scales lie; null without them.
-    pub fn scales(&self) -> Pointer {
-        if let Values::Int8 { scales, .. } = &self.values { scales.at(0) } else { 0 }
+    /// Where row 0 would lie when the first that is kept is `first`: kernels reach no row before it.
+    pub fn row_zero(&self, first: usize) -> Pointer {
+        self.at(0).wrapping_sub((first * self.row_bytes()) as u64)
+    }
+
+    /// The same of the scales; null without them.
+    pub fn scale_zero(&self, first: usize) -> Pointer {
+        let Values::Int8 { scales, .. } = &self.values else { return 0 };
+        scales.at(0).wrapping_sub((first * self.stride.div_ceil(SCALE_BLOCK) * size_of::<f32>()) as u64)
+    }
+
+    /// Some rows, scales aside.
+    pub fn part(&self, rows: Range<usize>) -> Part {
+        Part { at: self.at(rows.start * self.stride), bytes: rows.len() * self.row_bytes() }
+    }
+
+    fn row_bytes(&self) -> usize {
+        let value = match &self.values {
+            Values::F32(_) => size_of::<f32>(),
+            Values::Bf16(_) => size_of::<u16>(),
+            Values::Int8 { .. } => size_of::<u8>(),
+        };
+        self.stride * value
     }
 
     /// Waits, and copies `rows` to `out`, without the padding.

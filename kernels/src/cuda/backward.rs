@@ -1,8 +1,11 @@
 //! Launches `backward.cu`.
 
+use std::ops::Range;
+
 use super::device::{Cost, Precision};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
+use super::owners::RowsAt;
 use super::status::Status;
 use super::transpose::{Runs, RunsArgument};
 use super::weights::Weights;
@@ -55,10 +58,31 @@ impl Gradient {
         }
     }
 
-    /// `∂b_dec` and the norm of all gradients.
-    pub fn finish(&mut self, engine: &Engine, g_bs: Pointer, n: usize, status: &Buffer<Status>) {
+    /// Gradient rows of `features` to `to`, once [`Gradient::of_runs`] has been enqueued: for other ranks.
+    pub fn rows_of_runs(
+        &self,
+        engine: &Engine,
+        (of, weights): (RunsArgument, &Weights),
+        (features, (dec_ts, enc_ts)): (Range<usize>, RowsAt),
+        status: &Buffer<Status>,
+    ) {
+        let (w_dec, norm_f, activation_f) = (weights.w_dec.operand(0), weights.norm_f.at(0), self.activation_f.at(0));
+        let (status, first, lambda_over_b) = (status.at(0), features.start as u32, self.lambda_over_b);
+        let kernel = engine.precision.pick("gradient_rows_f32", "gradient_rows_bf16");
+        let arguments = arguments![of, w_dec, norm_f, activation_f, status, dec_ts, enc_ts, first, lambda_over_b];
+        // SAFETY: runs are those of the dictionary, and there is room for the rows.
+        unsafe { engine.enqueue(kernel, features.len(), 0, arguments) };
+    }
+
+    /// `∂b_dec` of `n` tokens.
+    pub fn of_b_dec(&self, engine: &Engine, g_bs: Pointer, n: usize) {
         let stride = self.b_dec_s.len();
         sum_columns(engine, g_bs, self.b_dec_s.at(0), (n, stride, stride));
+    }
+
+    /// The norm of all gradients, where one rank has them all.
+    pub fn finish(&self, engine: &Engine, status: &Buffer<Status>) {
+        let stride = self.b_dec_s.len();
         let arguments =
             arguments![self.norm2_f.at(0), self.b_dec_s.at(0), status.at(0), self.norm2_f.len() as u32, stride as u32];
         // SAFETY: one value a feature and a column.

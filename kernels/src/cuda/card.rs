@@ -112,6 +112,15 @@ impl Card {
         &self.name
     }
 
+    /// What tells it from every other card, on this machine and others.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub(super) fn id(&self) -> Result<Vec<u8>, Error> {
+        let uuid = self.context.uuid().map_err(|error| failed("cuDeviceGetUuid", error))?;
+        Ok(uuid.bytes.iter().flat_map(|byte| byte.to_ne_bytes()).collect())
+    }
+
     /// What kernels are compiled for.
     pub fn arch(&self) -> Arch {
         self.arch

@@ -54,6 +54,10 @@ impl Tally {
         Ok(Tally { width, totals, x_s: memory.step(stride(width), what)?, fired_f: memory.step(features, what)? })
     }
 
+    pub(super) fn features(&self) -> usize {
+        self.fired_f.len()
+    }
+
     /// Adds tokens of a batch.
     pub(super) fn add(&mut self, engine: &Engine, x: &Rows, counted: &Counted<'_>) {
         let (from, to) = (counted.tokens.start as u32, counted.tokens.end as u32);

@@ -6,6 +6,7 @@ use super::device::{Cost, Precision, Tile};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
+use super::owners::RowsAt;
 use super::weights::Weights;
 use crate::Error;
 use std::ops::Range;
@@ -38,18 +39,21 @@ pub struct Forward<'a> {
     pub x_hat_bs: &'a Buffer<f32>,
     pub l1_b: &'a Buffer<f64>,
     pub count_f: &'a Buffer<u32>,
+    /// What sums begin at: b_dec or zeros.
+    pub first_s: Pointer,
 }
 
 impl Dense {
-    /// A tile is as wide as `bytes` allow, and at least [`UNIT`].
+    /// A tile is as wide as `bytes` allow, and at least [`UNIT`]. Where a rank does not own all features of its shard, gradient rows
+    /// lie elsewhere: see [`super::owners`].
     pub fn new(
         (batch, features, stride): (usize, usize, usize),
         bytes: usize,
-        (precision, trains): (Precision, bool),
+        (precision, trains, owns_all): (Precision, bool, bool),
         memory: &mut Memory,
     ) -> Result<Self, Error> {
         let what = "a tile of the dense path";
-        let (passes, rows) = if trains { (2, 2) } else { (1, 0) };
+        let (passes, rows) = (1 + usize::from(trains), if trains && owns_all { 2 } else { 0 });
         let of_feature = passes * batch * precision.bytes() + rows * stride * size_of::<f32>();
         let width = (bytes / of_feature / UNIT * UNIT).max(UNIT).min(features.next_multiple_of(8));
         let a_bytes = batch * width * precision.bytes();
@@ -106,14 +110,14 @@ impl Dense {
             self.encode(engine, of, &tile);
             let (first, count) = (u32::from(tile.start == 0), tile.len() as u32);
             let (a_bt, norm_t) = (self.a_bt.at(0), of.weights.norm_f.at(tile.start));
-            let (w_dec, b_dec) = (of.weights.w_dec.operand(tile.start), of.weights.b_dec.value.at(0));
+            let (w_dec, first_s) = (of.weights.w_dec.operand(tile.start), to.first_s);
             // SAFETY: the tile's activations were made above; x̂ and l1 have n rows.
             unsafe {
                 let kernel = engine.precision.pick("dense_l1_f32", "dense_l1_bf16");
                 engine.enqueue(kernel, of.x.n, 0, arguments![a_bt, norm_t, to.l1_b.at(0), count, width, first]);
                 let kernel = engine.precision.pick("dense_decode_f32", "dense_decode_bf16");
                 let grid = (of.x.n.div_ceil(side), (stride as usize).div_ceil(side));
-                let arguments = arguments![a_bt, w_dec, b_dec, to.x_hat_bs.at(0), n, count, width, stride, first];
+                let arguments = arguments![a_bt, w_dec, first_s, to.x_hat_bs.at(0), n, count, width, stride, first];
                 engine.enqueue(kernel, grid, shared, arguments);
             }
             self.count_tile(engine, to.count_f.at(tile.start), 0..of.x.n, tile.len());
@@ -145,7 +149,7 @@ impl Dense {
         of: Operands<'_>,
         g_bs: Pointer,
         gradient: &Gradient,
-        tile: &Range<usize>,
+        (tile, (dec_ts, enc_ts)): (&Range<usize>, RowsAt),
     ) {
         let Tile { side, shared } = engine.precision.tile();
         let (n, count, width, stride) =
@@ -164,9 +168,9 @@ impl Dense {
             sum_columns(engine, a_bt, activation_t, columns);
             let grid = (tile.len().div_ceil(side), (stride as usize).div_ceil(side));
             for (left, right, w, to) in [
-                (a_bt, g_bs, w_dec, self.dec_ts.at(0)),
+                (a_bt, g_bs, w_dec, dec_ts),
                 // W_enc has no penalty of its own.
-                (gradient_bt, of.x.operand(), 0, self.enc_ts.at(0)),
+                (gradient_bt, of.x.operand(), 0, enc_ts),
             ] {
                 let kernel = engine.precision.pick("dense_gradient_f32", "dense_gradient_bf16");
                 let arguments =
@@ -183,8 +187,8 @@ impl Dense {
             if !self.keeps(features) {
                 self.encode(engine, of, &tile);
             }
-            self.backward_tile(engine, of, g_bs, gradient, &tile);
             let (dec_ts, enc_ts) = (self.dec_ts.at(0), self.enc_ts.at(0));
+            self.backward_tile(engine, of, g_bs, gradient, (&tile, (dec_ts, enc_ts)));
             let (bias_t, norm2_t) = (gradient.bias_f.at(tile.start), gradient.norm2_f.at(tile.start));
             let stride = of.weights.w_dec.stride as u32;
             // SAFETY: the tile's rows were made above.
@@ -196,15 +200,34 @@ impl Dense {
 
     /// The update of every feature. With several tiles a tile's gradient is made again, from its weights before the update:
     /// those of other tiles do not enter it.
-    pub fn adam(&self, engine: &Engine, x: &Rows, g_bs: Pointer, adam: &mut Adam<'_>) {
+    pub fn adam(&self, engine: &Engine, x: &Rows, g_bs: Pointer, adam: &Adam<'_>) {
         let features = adam.count_f.len();
+        let rows = (self.dec_ts.at(0), self.enc_ts.at(0));
         for tile in self.tiles(features) {
             if !self.keeps(features) {
                 let of = Operands { x, weights: adam.weights };
                 self.encode(engine, of, &tile);
-                self.backward_tile(engine, of, g_bs, adam.gradient, &tile);
+                self.backward_tile(engine, of, g_bs, adam.gradient, (&tile, rows));
             }
-            adam.of_rows(engine, (self.dec_ts.at(0), self.enc_ts.at(0)), tile.start, tile.len());
+            adam.of_rows(engine, rows, tile.start, tile.len());
+        }
+    }
+
+    /// Gradient rows of `features` to `to`, and `∂b_enc`, `Σ a`: for other ranks. Activations are made again, for tiles of these features
+    /// are not those of the forward pass.
+    pub fn gradient_rows(
+        &self,
+        engine: &Engine,
+        of: Operands<'_>,
+        g_bs: Pointer,
+        gradient: &Gradient,
+        (features, (dec, enc)): (Range<usize>, RowsAt),
+    ) {
+        for first in features.clone().step_by(self.width) {
+            let tile = first..(first + self.width).min(features.end);
+            let at = ((first - features.start) * of.weights.w_dec.stride * size_of::<f32>()) as u64;
+            self.encode(engine, of, &tile);
+            self.backward_tile(engine, of, g_bs, gradient, (&tile, (dec + at, enc + at)));
         }
     }
 }

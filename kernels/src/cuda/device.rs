@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::array::{Code, Format};
 use super::card::Card;
 use super::count::Tally;
-use super::dictionary::{CudaDictionary, Parts};
+use super::dictionary::{Buffers, CudaDictionary};
 use super::engine::Engine;
 use super::memory::Memory;
 use super::normalize::Rows;
@@ -140,7 +140,6 @@ pub(super) fn stride(width: usize) -> usize {
 /// A card with its kernels loaded.
 pub struct Cuda {
     engine: Arc<Engine>,
-    axes: Axes,
     description: String,
 }
 
@@ -150,13 +149,17 @@ impl Cuda {
     /// # Errors
     /// Those of [`Card::load`].
     pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
-        let description = format!("{}, {}", card.describe(), precision.describe());
-        Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), axes: Axes::alone(), description })
+        Self::among(card, precision, Axes::alone())
     }
 
-    /// What its operations run on.
-    pub(super) fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+    /// The card of one rank among others, which all call this: they find that no two have the same card, and connect theirs.
+    ///
+    /// # Errors
+    /// Those of [`Card::load`]; [`Error::SharedCard`]; [`Error::NoNccl`], [`Error::Nccl`] and [`Error::Peer`].
+    pub fn among(card: &Card, precision: Precision, axes: Axes) -> Result<Self, Error> {
+        check_own_card(card, &axes)?;
+        let description = format!("{}, {}", card.describe(), precision.describe());
+        Ok(Cuda { engine: Arc::new(Engine::new(card, precision, axes)?), description })
     }
 
     /// What the card can do; `small` where times mean nothing.
@@ -168,16 +171,27 @@ impl Cuda {
     }
 }
 
-/// What the objects of a shape take on a card: see [`Device::bytes`]. No card is needed to know it.
-pub fn bytes(shape: Shape, precision: Precision) -> Bytes {
+/// What the objects of a shape take on the card of a rank among `axes`: see [`Device::bytes`]. No card is needed to know it.
+pub fn bytes(shape: Shape, precision: Precision, axes: &Axes) -> Bytes {
     let mut memory = Memory::measured();
     let batches = if shape.adam.is_some() { 1 + AHEAD } else { 1 };
     let rows = |memory: &mut Memory<'_>| Rows::new(precision, shape.batch, shape.width, memory).map(|_| ());
-    let all = Parts::new(shape, precision, &mut memory)
+    let all = Buffers::new(shape, precision, axes, &mut memory)
         .and_then(|_| Tally::new(shape.width, shape.features, &mut memory))
         .and_then(|_| (0..batches).try_for_each(|_| rows(&mut memory)));
     // Measuring takes nothing, so it fails only where a length is beyond what can be counted.
     all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
+}
+
+/// That no other rank has this card: NCCL would wait for ever. Exchanges what cards are called.
+fn check_own_card(card: &Card, axes: &Axes) -> Result<(), Error> {
+    let all = &axes.all;
+    if all.size() == 1 {
+        return Ok(());
+    }
+    let ids = all.gather(&card.id()?)?;
+    let same = (0..ids.len()).find(|&rank| rank != all.index() && ids[rank] == ids[all.index()]);
+    same.map_or(Ok(()), |other| Err(Error::SharedCard { rank: all.index(), other, name: card.name().to_owned() }))
 }
 
 impl Device for Cuda {
@@ -193,7 +207,7 @@ impl Device for Cuda {
     }
 
     fn axes(&self) -> &Axes {
-        &self.axes
+        &self.engine.axes
     }
 
     fn dense_above(&self) -> f64 {
@@ -201,7 +215,7 @@ impl Device for Cuda {
     }
 
     fn bytes(&self, shape: Shape) -> Bytes {
-        bytes(shape, self.engine.precision)
+        bytes(shape, self.engine.precision, &self.engine.axes)
     }
 
     fn lighter(&self, shape: Shape) -> Vec<(&'static str, Bytes)> {
@@ -209,7 +223,9 @@ impl Device for Cuda {
         let weights = |precision| {
             let mut memory = Memory::measured();
             let size = (shape.width, stride(shape.width), shape.features);
-            Weights::new(size, precision, shape.adam.is_some(), &mut memory).map_or(u64::MAX, |_| memory.bytes.weights)
+            let owned = self.engine.axes.owned(shape.features);
+            Weights::new(size, &owned, precision, shape.adam.is_some(), &mut memory)
+                .map_or(u64::MAX, |_| memory.bytes.weights)
         };
         // Products take what they took; those of binary32 were asked for, and stay.
         let narrow = if own == Precision::F32 { &[][..] } else { &NARROW[..] };
@@ -245,19 +261,23 @@ impl Device for Cuda {
         CudaDictionary::new(self.engine.clone(), shape)
     }
 
-    fn gather(&self, _staged: &mut Staging, _parts: &[Range<usize>]) -> Result<(), Error> {
+    fn gather(&self, staged: &mut Staging, parts: &[Range<usize>]) -> Result<(), Error> {
+        if self.engine.axes.feature.size() > 1 {
+            // Rows go from card to card: once they have been copied there, in `normalize`.
+            staged.belongs_to(parts);
+        }
         Ok(())
     }
 
-    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, _of: usize, scale: f32, x: &mut Rows) {
-        x.normalize(&self.engine, staged, dtype, n, scale);
+    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Rows) {
+        x.normalize(&self.engine, staged, dtype, (n, of), scale);
     }
 
     fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {
-        tally.take()
+        tally.take()?.over(&self.engine.axes)
     }
 
     fn put_sums(&self, tally: &mut Tally, sums: &Sums) {
-        tally.put(sums);
+        tally.put(&sums.part(&self.engine.axes, tally.features()));
     }
 }

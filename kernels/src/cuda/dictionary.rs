@@ -1,4 +1,4 @@
-//! A dictionary on the card: its memory, and the order in which the operations use it.
+//! A dictionary on the card: its memory, the order in which the operations use it, and what ranks exchange between them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,12 +11,15 @@ use super::dense::{Dense, Forward, Operands};
 use super::device::{Precision, stride};
 use super::encode::Lists;
 use super::engine::Engine;
+use super::exchange::{Parts, Statuses};
 use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
+use super::owners::{Owners, RowsAt, spread};
 use super::residual::Residual;
 use super::status::{Outcome, Outcomes};
 use super::transpose::{Runs, RunsArgument};
 use super::weights::Weights;
+use crate::mesh::Axes;
 use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape, Slot, Tensor};
 
 /// A rank's features on a card.
@@ -26,12 +29,44 @@ pub struct CudaDictionary {
     weights: Weights,
     last_update_f: Buffer<u64>,
     last_fired_f: Buffer<u64>,
+    /// The features that this rank updates.
+    owned: Range<usize>,
+    /// Where its features begin among those of all ranks.
+    first_feature: u32,
     batch: Batch,
     outcomes: Outcomes,
     lists: Lists,
     runs: Runs,
     dense: Dense,
     gradient: Gradient,
+    between_ranks: BetweenRanks,
+}
+
+/// What ranks need to go through a step together; nothing of it where one has all.
+struct BetweenRanks {
+    /// What x̂ begins with where another rank adds b_dec.
+    zeros_s: Option<Buffer<f32>>,
+    /// x̂ over the feature axis.
+    x_hat: Option<Parts>,
+    statuses: Option<Statuses>,
+    /// Gradients over the data axis.
+    owners: Option<Owners>,
+}
+
+impl BetweenRanks {
+    fn new(axes: &Axes, shape: &Shape, stride: usize, memory: &mut Memory) -> Result<Self, Error> {
+        let Shape { features, batch, adam, dense_bytes, .. } = *shape;
+        let ranks = axes.feature.size();
+        let zeros = axes.feature.index() > 0;
+        let size = (features, stride);
+        let owners = adam.map(|_| Owners::new(axes, size, dense_bytes, memory)).transpose()?.flatten();
+        Ok(BetweenRanks {
+            zeros_s: zeros.then(|| memory.step(stride, "sums over ranks")).transpose()?,
+            x_hat: Parts::new(ranks, (batch * stride).div_ceil(ranks), memory)?,
+            statuses: Statuses::new(axes.all.size(), memory)?,
+            owners,
+        })
+    }
 }
 
 /// What the operations of a step leave for each other.
@@ -49,7 +84,7 @@ struct Batch {
 }
 
 /// The memory of a dictionary.
-pub(super) struct Parts {
+pub(super) struct Buffers {
     weights: Weights,
     last_update_f: Buffer<u64>,
     last_fired_f: Buffer<u64>,
@@ -59,21 +94,23 @@ pub(super) struct Parts {
     runs: Runs,
     dense: Dense,
     gradient: Gradient,
+    between_ranks: BetweenRanks,
 }
 
-impl Parts {
-    /// Takes it through `memory`.
+impl Buffers {
+    /// Takes it through `memory`, for the rank among `axes`.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub(super) fn new(shape: Shape, precision: Precision, memory: &mut Memory) -> Result<Self, Error> {
+    pub(super) fn new(shape: Shape, precision: Precision, axes: &Axes, memory: &mut Memory) -> Result<Self, Error> {
         let Shape { width, features, batch, adam, dense_bytes } = shape;
         assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");
         let (stride, trains) = (stride(width), adam.is_some());
         let what = "a dictionary's batch";
         let lists = Lists::new(batch, features, memory)?;
-        Ok(Parts {
-            weights: Weights::new((width, stride, features), precision, trains, memory)?,
+        let owns_all = axes.data.size() == 1;
+        Ok(Buffers {
+            weights: Weights::new((width, stride, features), &axes.owned(features), precision, trains, memory)?,
             last_update_f: memory.weights(features)?,
             last_fired_f: memory.weights(features)?,
             batch: Batch {
@@ -87,8 +124,9 @@ impl Parts {
             },
             outcomes: Outcomes::new(batch, memory)?,
             runs: Runs::new((batch, features, stride), lists.capacity, trains, memory)?,
-            dense: Dense::new((batch, features, stride), dense_bytes, (precision, trains), memory)?,
+            dense: Dense::new((batch, features, stride), dense_bytes, (precision, trains, owns_all), memory)?,
             gradient: Gradient::new(features, stride, memory)?,
+            between_ranks: BetweenRanks::new(axes, &shape, stride, memory)?,
             lists,
         })
     }
@@ -98,15 +136,28 @@ impl CudaDictionary {
     /// Takes memory on the card of `engine`.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
+    /// [`Error::OutOfMemory`], [`Error::Cuda`] and [`Error::Peer`].
     pub(super) fn new(engine: Arc<Engine>, shape: Shape) -> Result<Self, Error> {
-        let parts = Parts::new(shape, engine.precision, &mut Memory::of(&engine))?;
-        let Parts { weights, last_update_f, last_fired_f, batch, outcomes, lists, runs, dense, gradient } = parts;
-        lists.prepare(&engine);
-        runs.prepare(&engine, shape.batch);
-        dense.prepare(&engine);
+        let buffers = Buffers::new(shape, engine.precision, &engine.axes, &mut Memory::of(&engine))?;
+        buffers.lists.prepare(&engine);
+        buffers.runs.prepare(&engine, shape.batch);
+        buffers.dense.prepare(&engine);
         engine.check()?;
+        let Buffers {
+            weights,
+            last_update_f,
+            last_fired_f,
+            batch,
+            outcomes,
+            lists,
+            runs,
+            dense,
+            gradient,
+            between_ranks,
+        } = buffers;
         Ok(CudaDictionary {
+            first_feature: first_feature(&engine.axes, shape.features)?,
+            owned: engine.axes.owned(shape.features),
             engine,
             shape,
             weights,
@@ -118,6 +169,7 @@ impl CudaDictionary {
             runs,
             dense,
             gradient,
+            between_ranks,
         })
     }
 
@@ -129,6 +181,25 @@ impl CudaDictionary {
         self.batch.g_bs.at(0)
     }
 
+    /// What x̂ begins with: one rank of the feature axis adds b_dec.
+    fn first_s(&self) -> Pointer {
+        self.between_ranks.zeros_s.as_ref().map_or_else(|| self.weights.b_dec.value.at(0), |zeros| zeros.at(0))
+    }
+
+    /// Gradient rows of some features as this rank's tokens give them.
+    fn make_rows(&self, x: &Rows, to: (Range<usize>, RowsAt)) {
+        let (engine, weights) = (&self.engine, &self.weights);
+        match self.batch.path {
+            Path::Sparse => {
+                let status = &self.outcomes.last().status;
+                self.gradient.rows_of_runs(engine, (self.runs_of(x), weights), to, status);
+            }
+            Path::Dense => {
+                self.dense.gradient_rows(engine, Operands { x, weights }, self.g_bs(), &self.gradient, to);
+            }
+        }
+    }
+
     /// Runs are made once a batch, for whoever needs them first.
     fn need_runs(&mut self) {
         if !self.batch.has_runs {
@@ -137,6 +208,13 @@ impl CudaDictionary {
             self.batch.has_runs = true;
         }
     }
+}
+
+/// Where this rank's features begin among those of all ranks of the feature axis. Exchanges their numbers.
+fn first_feature(axes: &Axes, features: usize) -> Result<u32, Error> {
+    let counts = axes.feature.gather(&(features as u32).to_le_bytes())?;
+    let before = counts[..axes.feature.index()].iter();
+    Ok(before.filter_map(|count| count.first_chunk()).map(|count| u32::from_le_bytes(*count)).sum())
 }
 
 impl Dictionary for CudaDictionary {
@@ -157,14 +235,21 @@ impl Dictionary for CudaDictionary {
     }
 
     fn decode(&mut self, x: &Rows) {
+        let first_s = self.first_s();
         let Batch { path, x_hat_bs, l1_b, .. } = &mut self.batch;
         let Outcome { n, status, .. } = self.outcomes.last();
         match path {
-            Path::Sparse => decode(&self.engine, &self.lists, *n, &self.weights, (x_hat_bs, l1_b), status),
+            Path::Sparse => {
+                decode(&self.engine, &self.lists, *n, (&self.weights, first_s), (x_hat_bs, l1_b), status);
+            }
             Path::Dense => {
                 let of = Operands { x, weights: &self.weights };
-                self.dense.forward(&self.engine, of, Forward { x_hat_bs, l1_b, count_f: &self.lists.count_f });
+                let to = Forward { x_hat_bs, l1_b, count_f: &self.lists.count_f, first_s };
+                self.dense.forward(&self.engine, of, to);
             }
+        }
+        if let Some(parts) = &self.between_ranks.x_hat {
+            parts.sum_pieces(&self.engine, &self.engine.axes.feature, x_hat_bs, n * x.stride);
         }
     }
 
@@ -172,10 +257,17 @@ impl Dictionary for CudaDictionary {
         let Batch { x_hat_bs, error_b, l1_b, .. } = &self.batch;
         let (g_bs, count_f, status) = (self.g_bs(), &self.lists.count_f, &self.outcomes.last().status);
         Residual { x_hat_bs, g_bs, error_b, l1_b, count_f, status }.run(&self.engine, x);
+        if self.between_ranks.statuses.is_some() && self.batch.path == Path::Sparse {
+            // The last thing for which there may be no room on one rank, of which all must hear.
+            self.need_runs();
+        }
+        if let Some(statuses) = &self.between_ranks.statuses {
+            statuses.combine_sums(&self.engine, &self.outcomes.last().status);
+        }
     }
 
     fn backward(&mut self, x: &Rows, lambda: f32) {
-        self.gradient.lambda_over_b = lambda / x.n as f32;
+        self.gradient.lambda_over_b = lambda / x.of as f32;
         self.outcomes.begin_gradient();
         let g_bs = self.g_bs();
         match self.batch.path {
@@ -185,13 +277,26 @@ impl Dictionary for CudaDictionary {
                 let status = &self.outcomes.last().status;
                 self.gradient.of_runs(&self.engine, &self.runs, runs, &self.weights, status);
             }
+            // Where rows go to their owners they are made for each of them.
+            Path::Dense if self.between_ranks.owners.is_some() => {}
             Path::Dense => {
                 let of = Operands { x, weights: &self.weights };
                 self.dense.backward(&self.engine, of, g_bs, &self.gradient);
             }
         }
-        let Outcome { n, status, .. } = self.outcomes.last();
-        self.gradient.finish(&self.engine, g_bs, *n, status);
+        self.gradient.of_b_dec(&self.engine, g_bs, self.outcomes.last().n);
+        if let Some(owners) = &self.between_ranks.owners {
+            let make = |features, to| self.make_rows(x, (features, to));
+            owners.measure(&self.engine, (&self.gradient, &self.lists.count_f), make);
+        }
+        let (gradient, status) = (&self.gradient, &self.outcomes.last().status);
+        match &self.between_ranks.statuses {
+            Some(statuses) => {
+                let of_owned = (&gradient.norm2_f, &self.owned);
+                statuses.combine_norms(&self.engine, of_owned, &gradient.b_dec_s, status);
+            }
+            None => gradient.finish(&self.engine, status),
+        }
     }
 
     fn count(&mut self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
@@ -223,20 +328,28 @@ impl Dictionary for CudaDictionary {
     fn adam(&mut self, x: &Rows, update: &AdamUpdate) {
         let Some(mode) = self.shape.adam else { panic!("a dictionary made without Adam does not train") };
         let (runs, g_bs) = (self.runs_of(x), self.g_bs());
-        let mut adam = Adam {
-            weights: &mut self.weights,
-            last_update_f: &mut self.last_update_f,
-            last_fired_f: &mut self.last_fired_f,
-            count_f: &self.lists.count_f,
+        let (engine, owners) = (&self.engine, &self.between_ranks.owners);
+        let over_ranks = owners.as_ref().map(|owners| (&owners.count_f, &owners.bias_f));
+        let (count_f, bias_f) = over_ranks.unwrap_or((&self.lists.count_f, &self.gradient.bias_f));
+        let adam = Adam {
+            weights: &self.weights,
+            last_update_f: &self.last_update_f,
+            last_fired_f: &self.last_fired_f,
+            count_f,
+            bias_f,
             gradient: &self.gradient,
             status: &self.outcomes.last().status,
-            update: UpdateArgument::new(update, mode),
+            update: UpdateArgument::new(update, mode, self.first_feature),
         };
-        match self.batch.path {
-            Path::Sparse => adam.of_runs(&self.engine, runs),
-            Path::Dense => self.dense.adam(&self.engine, x, g_bs, &mut adam),
+        match (owners, self.batch.path) {
+            (Some(owners), _) => {
+                owners.adam(engine, &adam, &self.lists.count_f, |features, to| self.make_rows(x, (features, to)));
+            }
+            (None, Path::Sparse) => adam.of_runs(engine, runs),
+            (None, Path::Dense) => self.dense.adam(engine, x, g_bs, &adam),
         }
-        adam.b_dec(&self.engine);
+        adam.b_dec(engine);
+        spread(engine, &mut self.weights, self.shape.features);
     }
 
     fn report(&mut self, back: usize) -> Result<Report, Error> {
@@ -250,8 +363,10 @@ impl Dictionary for CudaDictionary {
     fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {
         assert_eq!((self.shape.width, self.shape.features), (into.shape.width, into.shape.features), "one shape");
         let mode = self.shape.adam.unwrap_or(AdamMode::Dense);
-        let update = UpdateArgument::new(next, mode);
-        settle(&self.engine, &self.weights, &self.last_update_f, self.shape.features, update, &mut into.weights);
+        let update = UpdateArgument::new(next, mode, self.first_feature);
+        settle(&self.engine, &self.weights, &self.last_update_f, &self.owned, update, &mut into.weights);
+        // Who has the moments settles.
+        spread(&self.engine, &mut into.weights, self.shape.features);
     }
 
     fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {

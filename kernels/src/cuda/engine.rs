@@ -11,23 +11,28 @@ use cudarc::driver::result::launch_kernel;
 use cudarc::driver::{CudaEvent, CudaFunction, CudaStream, DriverError, sys};
 
 use super::card::{Card, failed};
+use super::communicator::{Communicator, Message};
 use super::device::Precision;
 use super::sources::{EntryPoint, SOURCES};
 use crate::Error;
+use crate::mesh::Axes;
+use crate::ranks::Group;
 
 /// Shared memory of a block without asking for more.
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
 
 /// What the operations run on.
 pub struct Engine {
+    /// `None`: one rank, with nothing to exchange. The first to go: it waits for what others still receive.
+    communicator: Option<Communicator>,
     pub stream: Arc<CudaStream>,
     /// Copies of stored rows: see [`super::staging`].
     pub copies: Arc<CudaStream>,
     pub precision: Precision,
     pub multiprocessors: u32,
+    pub axes: Axes,
     kernels: HashMap<&'static str, Kernel>,
-    /// The first thing that went wrong, and the kernel launched last before it was seen.
-    failure: Mutex<Option<Failure>>,
+    failure: Arc<Failure>,
 }
 
 struct Kernel {
@@ -36,18 +41,29 @@ struct Kernel {
     threads: u32,
 }
 
-#[derive(Clone)]
-struct Failure {
-    call: &'static str,
-    error: DriverError,
+/// The first thing that went wrong, here or on another rank; what follows it is its consequence.
+#[derive(Debug, Default)]
+pub struct Failure(Mutex<Option<Error>>);
+
+impl Failure {
+    /// Remembers `error` unless there was one before.
+    pub fn note(&self, error: Error) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    /// # Errors
+    /// What was remembered: nothing on the card can be trusted after it.
+    pub fn check(&self) -> Result<(), Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
+    }
 }
 
 impl Engine {
-    /// Loads all kernels on `card`.
+    /// Loads all kernels on `card`, and meets the cards of the other ranks of `axes`.
     ///
     /// # Errors
-    /// Those of [`Card::load`]; [`Error::Cuda`].
-    pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
+    /// Those of [`Card::load`] and [`Communicator::new`]; [`Error::Cuda`].
+    pub fn new(card: &Card, precision: Precision, axes: Axes) -> Result<Self, Error> {
         let context = card.context();
         // SAFETY: all memory is used on one stream, in order, but for that of stored rows, where events keep uses apart.
         unsafe { context.disable_event_tracking() };
@@ -61,7 +77,10 @@ impl Engine {
             }
         }
         let multiprocessors = card.multiprocessors();
-        Ok(Engine { stream, copies, precision, multiprocessors, kernels, failure: Mutex::new(None) })
+        let failure = Arc::new(Failure::default());
+        let several = axes.all.size() > 1;
+        let communicator = several.then(|| Communicator::new(context, &axes.all, &failure)).transpose()?;
+        Ok(Engine { communicator, stream, copies, precision, multiprocessors, axes, kernels, failure })
     }
 
     /// Lets a kernel use `bytes` of dynamic shared memory.
@@ -86,20 +105,14 @@ impl Engine {
 
     /// Remembers a failure; the first one counts, what follows it is its consequence.
     pub fn note<T>(&self, call: &'static str, result: Result<T, DriverError>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(error) => {
-                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-                failure.get_or_insert(Failure { call, error });
-                None
-            }
-        }
+        result.map_err(|error| self.failure.note(failed(call, error))).ok()
     }
 
     /// Waits for all that was enqueued.
     ///
     /// # Errors
-    /// [`Error::Cuda`] with the first failure since the card was opened: after one nothing on the card can be trusted.
+    /// [`Error::Cuda`], [`Error::Nccl`] or [`Error::Peer`] with the first failure since the card was opened: after one nothing on
+    /// the card can be trusted.
     pub fn wait(&self) -> Result<(), Error> {
         self.note("the operations before it", self.stream.synchronize());
         self.check()
@@ -110,9 +123,17 @@ impl Engine {
     /// # Errors
     /// As there.
     pub fn check(&self) -> Result<(), Error> {
-        match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(Failure { call, error }) => Err(failed(call, *error)),
-            None => Ok(()),
+        self.failure.check()
+    }
+
+    /// Enqueues messages between this card and those of the members of `among`.
+    ///
+    /// # Safety
+    /// That of [`Communicator::exchange`].
+    pub unsafe fn exchange(&self, among: &Group, messages: &[Message]) {
+        if let Some(communicator) = &self.communicator {
+            // SAFETY: the caller's promise.
+            unsafe { communicator.exchange(&self.stream, among, messages) };
         }
     }
 

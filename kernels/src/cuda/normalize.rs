@@ -10,6 +10,8 @@ use crate::{Error, RowDtype};
 /// A batch on the card, scaled.
 pub struct Rows {
     pub(super) n: usize,
+    /// Rows of the batch over all ranks of the data axis.
+    pub(super) of: usize,
     pub(super) width: usize,
     pub(super) stride: usize,
     /// `x [B, stride]`.
@@ -32,6 +34,7 @@ impl Rows {
         let copy = precision != Precision::F32;
         Ok(Rows {
             n: 0,
+            of: 0,
             width,
             stride,
             x_bs: memory.step(batch * stride, what)?,
@@ -48,10 +51,17 @@ impl Rows {
         self.copy_bs.as_ref().map_or(self.x_bs.at(0), |copy| copy.at(0))
     }
 
-    /// `x = scale · rows` for the first `n` staged rows.
-    pub(super) fn normalize(&mut self, engine: &Engine, staged: &Staging, dtype: RowDtype, n: usize, scale: f32) {
-        self.n = n;
-        self.stored.copy(engine, staged, n * self.width * dtype.size());
+    /// `x = scale · rows` for the first `n` staged rows, of `of` over the data axis.
+    pub(super) fn normalize(
+        &mut self,
+        engine: &Engine,
+        staged: &Staging,
+        dtype: RowDtype,
+        (n, of): (usize, usize),
+        scale: f32,
+    ) {
+        (self.n, self.of) = (n, of);
+        self.stored.fill(engine, staged, n * self.width * dtype.size());
         self.bad_rows.clear();
         let kernel = match dtype {
             RowDtype::F32 => "normalize_f32",

@@ -20,12 +20,12 @@ impl Residual<'_> {
     /// g and the sums of the report.
     pub fn run(&self, engine: &Engine, x: &Rows) {
         let kernel = engine.precision.pick("residual_f32", "residual_bf16");
-        let (n, stride, features) = (x.n as u32, x.stride as u32, self.count_f.len() as u32);
+        let (n, of, stride, features) = (x.n as u32, x.of as u32, x.stride as u32, self.count_f.len() as u32);
         let (error_b, l1_b, status) = (self.error_b.at(0), self.l1_b.at(0), self.status.at(0));
         let blocks = self.count_f.len().div_ceil(256).min(8 * engine.multiprocessors as usize);
         // SAFETY: all arrays have n rows or tokens, count_f one value a feature.
         unsafe {
-            let arguments = arguments![x.x_bs.at(0), self.x_hat_bs.at(0), self.g_bs, error_b, status, n, stride];
+            let arguments = arguments![x.x_bs.at(0), self.x_hat_bs.at(0), self.g_bs, error_b, status, of, stride];
             engine.enqueue(kernel, x.n, 0, arguments);
             engine.enqueue("sum_tokens", 1, 0, arguments![error_b, l1_b, status, n]);
             engine.enqueue("count_active", blocks, 0, arguments![self.count_f.at(0), status, features]);

@@ -40,6 +40,7 @@ pub const SOURCES: &[Source] = &[
     source!("decode.cu"),
     source!("dense.cu"),
     source!("encode.cu"),
+    source!("exchange.cu"),
     source!("normalize.cu"),
     source!("residual.cu"),
     source!("transpose.cu"),

@@ -37,6 +37,8 @@ unsafe impl ValidAsZeroBits for Status {}
 pub struct Outcome {
     /// Rows in the batch.
     pub n: usize,
+    /// Over all ranks.
+    of: usize,
     pub with_gradient: bool,
     pub status: Buffer<Status>,
     readback: Readback<Status>,
@@ -56,7 +58,8 @@ impl Outcomes {
         let what = "a dictionary's batch";
         let mut outcome = || {
             let (status, readback) = (memory.step(1, what)?, memory.readback(1, what)?);
-            Ok::<_, Error>(Outcome { n: 0, with_gradient: false, status, readback, bad_b: memory.step(batch, what)? })
+            let bad_b = memory.step(batch, what)?;
+            Ok::<_, Error>(Outcome { n: 0, of: 0, with_gradient: false, status, readback, bad_b })
         };
         Ok(Outcomes { ring: [outcome()?, outcome()?], released: true })
     }
@@ -78,7 +81,7 @@ impl Outcomes {
         // SAFETY: each is one value.
         unsafe { engine.enqueue("begin_batch", 1, 0, arguments) };
         this.bad_b.copy(&x.bad_b, x.n);
-        (this.n, this.with_gradient, self.released) = (x.n, false, false);
+        (this.n, this.of, this.with_gradient, self.released) = (x.n, x.of, false, false);
     }
 
     /// The last batch has a gradient.
@@ -113,7 +116,7 @@ impl Outcome {
     fn report(&self, engine: &Engine) -> Result<Report, Error> {
         let status = self.readback.read(engine)?[0];
         let mut report = Report {
-            rows: self.n,
+            rows: self.of,
             non_finite_rows: Vec::new(),
             ok: status.bad_rows == 0 && status.overflow == 0 && (status.ok != 0 || !self.with_gradient),
             overflow: status.overflow != 0 && status.held == 0,

@@ -15,9 +15,10 @@ const BIAS_PAD: usize = 128;
 pub struct Parameter {
     pub stride: usize,
     pub value: Array,
-    /// Moments; one value where nothing is trained.
+    /// Moments of the rows that this rank owns; one value where nothing is trained.
     first: Array,
     second: Array,
+    owned: Range<usize>,
     /// What products read, where it is not `value` itself.
     copy: Option<Buffer<u16>>,
     trains: bool,
@@ -39,18 +40,19 @@ unsafe impl Argument for ParameterArgument {}
 
 impl Parameter {
     fn new(
-        (rows, columns, stride): (usize, usize, usize),
+        ((rows, columns, stride), owned): ((usize, usize, usize), Range<usize>),
         (value, [first, second]): (Format, [Format; 2]),
         has_copy: bool,
         trains: bool,
         memory: &mut Memory,
     ) -> Result<Self, Error> {
-        let moments = (if trains { rows } else { 0 }, columns, stride);
+        let moments = (if trains { owned.len() } else { 0 }, columns, stride);
         Ok(Parameter {
             stride,
             value: Array::new(value, (rows, columns, stride), memory)?,
             first: Array::new(first, moments, memory)?,
             second: Array::new(second, moments, memory)?,
+            owned,
             copy: has_copy.then(|| memory.weights(rows * stride)).transpose()?,
             trains,
         })
@@ -60,11 +62,11 @@ impl Parameter {
     pub fn argument(&self) -> ParameterArgument {
         ParameterArgument {
             value: self.value.at(0),
-            first: self.first.at(0),
-            second: self.second.at(0),
+            first: self.first.row_zero(self.owned.start),
+            second: self.second.row_zero(self.owned.start),
             copy: self.copy.as_ref().map_or(0, |copy| copy.at(0)),
-            first_scale: self.first.scales(),
-            second_scale: self.second.scales(),
+            first_scale: self.first.scale_zero(self.owned.start),
+            second_scale: self.second.scale_zero(self.owned.start),
         }
     }
 
@@ -82,19 +84,25 @@ impl Parameter {
                 Ok(())
             }
             Slot::Value => self.value.read(rows, out),
-            Slot::FirstMoment => self.first.read(rows, out),
-            Slot::SecondMoment => self.second.read(rows, out),
+            Slot::FirstMoment => self.first.read(self.own(rows), out),
+            Slot::SecondMoment => self.second.read(self.own(rows), out),
         }
     }
 
     fn write(&mut self, slot: Slot, rows: Range<usize>, values: &[f32]) {
         assert!(slot == Slot::Value || self.trains, "moments of a dictionary that trains");
-        let to = match slot {
-            Slot::Value => &mut self.value,
-            Slot::FirstMoment => &mut self.first,
-            Slot::SecondMoment => &mut self.second,
-        };
-        to.write(rows, values);
+        match slot {
+            Slot::Value => self.value.write(rows, values),
+            Slot::FirstMoment => self.first.write(self.own(rows), values),
+            Slot::SecondMoment => self.second.write(self.own(rows), values),
+        }
+    }
+
+    /// Rows as moments count them.
+    fn own(&self, rows: Range<usize>) -> Range<usize> {
+        let Range { start, end } = self.owned;
+        assert!(start <= rows.start && rows.end <= end, "moments of features that this rank owns");
+        rows.start - start..rows.end - start
     }
 }
 
@@ -110,8 +118,13 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Moments are those of the features `owned`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
     pub fn new(
         (width, stride, features): (usize, usize, usize),
+        owned: &Range<usize>,
         precision: Precision,
         trains: bool,
         memory: &mut Memory,
@@ -120,11 +133,12 @@ impl Weights {
         let formats = (precision.weights(), precision.moments());
         let has_copy = matches!(precision, Precision::Mixed(_));
         let single = (Format::F32, [Format::F32; 2]);
+        let matrix = || ((features, width, stride), owned.clone());
         let mut weights = Weights {
-            w_enc: Parameter::new((features, width, stride), formats, has_copy, trains, memory)?,
-            b_enc: Parameter::new((biases, 1, 1), single, false, trains, memory)?,
-            w_dec: Parameter::new((features, width, stride), formats, has_copy, trains, memory)?,
-            b_dec: Parameter::new((1, width, stride), single, false, trains, memory)?,
+            w_enc: Parameter::new(matrix(), formats, has_copy, trains, memory)?,
+            b_enc: Parameter::new(((biases, 1, 1), owned.clone()), single, false, trains, memory)?,
+            w_dec: Parameter::new(matrix(), formats, has_copy, trains, memory)?,
+            b_dec: Parameter::new(((1, width, stride), 0..1), single, false, trains, memory)?,
             norm_f: memory.weights(features)?,
             features,
         };

@@ -49,6 +49,19 @@ impl Group {
         self.members.len()
     }
 
+    /// The members' indices among all ranks.
+    pub(crate) fn members(&self) -> &[usize] {
+        &self.members
+    }
+
+    /// See [`Ranks::check`]: of all ranks, not only the members.
+    ///
+    /// # Errors
+    /// [`Error::Peer`].
+    pub fn check(&self) -> Result<(), Error> {
+        self.ranks.check()
+    }
+
     /// See [`Ranks::abort`]: all ranks hear of it, not only the members.
     pub fn abort(&self, failure: Failure) {
         self.ranks.abort(failure);

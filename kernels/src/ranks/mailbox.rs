@@ -90,6 +90,12 @@ impl Mailbox {
         self.lock().failure.clone()
     }
 
+    /// # Errors
+    /// The first failure.
+    pub fn check(&self) -> Result<(), Error> {
+        self.failure().map_or(Ok(()), |failure| Err(failure.during("exchange")))
+    }
+
     /// The rank that this one waits for.
     pub fn awaited(&self) -> Option<usize> {
         self.lock().awaited

@@ -45,6 +45,13 @@ pub trait Ranks: Send + Sync + std::fmt::Debug {
     /// nothing after another failure, which is then the cause.
     fn abort(&self, failure: Failure);
 
+    /// Whether all is well as far as this rank has heard, without waiting for anybody: for one that waits for others elsewhere, as a
+    /// card does.
+    ///
+    /// # Errors
+    /// [`Error::Peer`] with the first failure.
+    fn check(&self) -> Result<(), Error>;
+
     /// Bytes of messages that this rank has sent to others.
     fn bytes_sent(&self) -> u64;
 

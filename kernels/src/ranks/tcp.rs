@@ -295,6 +295,10 @@ impl Ranks for Tcp {
         wait_for(&self.watch);
     }
 
+    fn check(&self) -> Result<(), Error> {
+        self.shared.mailbox.check()
+    }
+
     fn bytes_sent(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
     }

@@ -75,6 +75,10 @@ impl Ranks for Thread {
         self.fail(&failure);
     }
 
+    fn check(&self) -> Result<(), Error> {
+        self.mailboxes[self.rank].check()
+    }
+
     fn bytes_sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }

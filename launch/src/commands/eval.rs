@@ -61,7 +61,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
             dataset.width()
         )));
     }
-    match device::open(args.device, &recipe.train, Axes::alone(), 1)? {
+    match device::open(args.device, &recipe.train, Axes::alone(), (0, 1))? {
         Opened::Cpu(device) => measure(&device, args, (&store, &found), (&dataset, urls)),
         Opened::Cuda(device) => measure(&device, args, (&store, &found), (&dataset, urls)),
     }

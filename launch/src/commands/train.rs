@@ -27,7 +27,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
     let axes = job::join(&world, args.mesh, &recipe)?;
     let told = axes.all.clone();
-    let opened = device::open(args.device, &recipe.train, axes, world.local_ranks);
+    let opened = device::open(args.device, &recipe.train, axes, (world.local_rank, world.local_ranks));
     let done = opened.and_then(|opened| match opened {
         Opened::Cpu(device) => run_on(&device, args, &recipe, launched),
         Opened::Cuda(device) => run_on(&device, args, &recipe, launched),
