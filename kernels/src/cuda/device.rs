@@ -14,6 +14,7 @@ use super::engine::Engine;
 use super::memory::Memory;
 use super::normalize::Rows;
 use super::peaks::{self, Peaks};
+use super::sources::{NAIVE, SOURCES, Source};
 use super::staging::Staging;
 use super::status::AHEAD;
 use super::weights::Weights;
@@ -150,8 +151,20 @@ impl Cuda {
     /// # Errors
     /// Those of [`Card::load`].
     pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
+        Self::with(card, precision, SOURCES)
+    }
+
+    /// As [`Cuda::new`], with the kernels of [`super::naive`] besides.
+    ///
+    /// # Errors
+    /// Those of [`Card::load`].
+    pub fn beside_naive(card: &Card, precision: Precision) -> Result<Self, Error> {
+        Self::with(card, precision, &[SOURCES, NAIVE].concat())
+    }
+
+    fn with(card: &Card, precision: Precision, sources: &[Source]) -> Result<Self, Error> {
         let description = format!("{}, {}", card.describe(), precision.describe());
-        Ok(Cuda { engine: Arc::new(Engine::new(card, precision)?), axes: Axes::alone(), description })
+        Ok(Cuda { engine: Arc::new(Engine::new(card, precision, sources)?), axes: Axes::alone(), description })
     }
 
     /// What its operations run on.
