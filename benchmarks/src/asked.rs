@@ -1,11 +1,16 @@
-//! What the benchmarks of a card were asked for: `[small] [--json FILE]`. Cargo adds `--bench`, which says nothing.
+//! What the benchmarks of a card were asked for: `[small] [--json FILE] [--cubins FOLDER]`. Cargo adds `--bench`, which says nothing.
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kernels::Error;
+use kernels::cuda::RELEASED;
+use kernels::cuda::cache;
 use kernels::cuda::card::{Card, Options};
+use kernels::cuda::cubin::Label;
+use kernels::cuda::nvrtc::Nvrtc;
+use kernels::cuda::sources::NAIVE;
 use serde_json::Value;
 
 /// The arguments.
@@ -14,6 +19,9 @@ pub struct Asked {
     /// Shapes for the emulator, where times mean nothing.
     pub small: bool,
     json: Option<PathBuf>,
+    /// Measures nothing: compiles the naive versions for every architecture of a release into this cache, for a machine without a
+    /// compiler.
+    cubins: Option<PathBuf>,
 }
 
 impl Asked {
@@ -28,8 +36,9 @@ impl Asked {
             match argument.as_str() {
                 "small" => asked.small = true,
                 "--json" => asked.json = Some(arguments.next().ok_or("--json needs a file")?.into()),
+                "--cubins" => asked.cubins = Some(arguments.next().ok_or("--cubins needs a folder")?.into()),
                 "--bench" => {}
-                other => return Err(format!("{other} is not known: [small] [--json FILE]")),
+                other => return Err(format!("{other} is not known: [small] [--json FILE] [--cubins FOLDER]")),
             }
         }
         Ok(asked)
@@ -79,11 +88,25 @@ impl Lines {
     }
 }
 
+fn compile(folder: &Path) -> Result<(), String> {
+    let nvrtc = Nvrtc::find(None).map_err(|error| error.to_string())?;
+    for (source, arch) in NAIVE.iter().flat_map(|source| RELEASED.map(|arch| (source, arch))) {
+        let image = nvrtc.compile(source, arch).map_err(|error| error.to_string())?.image;
+        let label = Label::new(source, arch, nvrtc.version());
+        let written = cache::write(folder, &label.file_name(), &label, &image);
+        written.map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    Ok(())
+}
+
 /// Runs a benchmark; 0, or 1 and what went wrong.
 pub fn main(benchmark: impl FnOnce(&Asked, &Card) -> Result<(), String>) -> std::process::ExitCode {
     let run = || {
         let asked = Asked::of_process()?;
-        asked.card()?.map_or(Ok(()), |card| benchmark(&asked, &card))
+        match &asked.cubins {
+            Some(folder) => compile(folder),
+            None => asked.card()?.map_or(Ok(()), |card| benchmark(&asked, &card)),
+        }
     };
     match run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
