@@ -5,18 +5,21 @@
 #
 # A part that fails or runs out of time ends no other; each has a limit, and all together SAE_SECONDS (530). Output goes to OUT
 # (FOLDER/out), a summary to OUT/summary.txt and the screen; the exit code is 1 when a part failed. What the machine lacks
-# (compute-sanitizer, a PyTorch that sees the card) is left out and said. SAE_SMALL=1 takes tiny shapes, for the emulator.
+# (compute-sanitizer, a PyTorch that sees the card) is left out and said. SAE_SMALL=1 takes tiny shapes and more time, for the
+# emulator.
 set -uo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 mkdir -p "${1:-$here/out}"
 out="$(cd "${1:-$here/out}" && pwd)"
 seconds="${SAE_SECONDS:-530}"
+slower=1
 small=()
 cases=all
 repeats=100
 rows=()
 if [ -n "${SAE_SMALL:-}" ]; then
     small=(small)
+    slower=10
     cases=few
     repeats=2
     rows=(--set data.synth.rows=4096 --set data.synth.width=16 --set sae.features=64 --set train.batch=512)
@@ -32,6 +35,7 @@ failed=0
 part() {
     local name="$1" limit="$2" left=$((seconds - SECONDS)) start=$SECONDS result=ok code=0
     shift 2
+    limit=$((limit * slower))
     if [ "$left" -le 5 ]; then
         summary+=("$(printf '%-14s %5s   %s' "$name" - 'left out: no time')")
         failed=1

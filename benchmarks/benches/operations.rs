@@ -3,8 +3,8 @@
 //!     cargo bench -p benchmarks --bench operations [-- [small] [--json FILE]]
 //!
 //! Times are between two events on the card, with the cache flushed before and everything enqueued ahead, so they hold no
-//! launch from the host; best and median of the repeats. normalize holds the copy of its rows from the host, which a run hides
-//! behind the step before. GB/s and TFLOP/s follow from each operation's model of traffic and work, and the share is that of
+//! launch from the host; best and median of the repeats. normalize waits for the copy of its rows from the host, some of which goes
+//! on while the cache is flushed, and which a run hides behind the step before. GB/s and TFLOP/s follow from each operation's model of traffic and work, and the share is that of
 //! its floor. Nothing is timed before the sparse path agrees with the dense one, and each operation with the naive version.
 //!
 //! Naive versions (naive.cu): a thread an output, with all of a written, for encode (of some tokens: its time is then scaled to
@@ -61,6 +61,8 @@ fn measure_all(asked: &Asked, card: &Card, lines: &mut Lines) -> Result<(), Stri
     for &(width, features, batches) in if asked.small { &SMALL[..] } else { &SHAPES[..] } {
         let planted = Planted::new(width, features, batches);
         let shape = planted.shape(AdamMode::Dense);
+        // Memory that was given back is there again when the card was waited for.
+        device.wait().map_err(words)?;
         let room = device.room().unwrap_or(u64::MAX);
         let bytes = device.bytes(shape).total();
         if bytes > room {

@@ -76,6 +76,8 @@ fn measure_shapes(asked: &Asked, card: &Card, shapes: &Shapes, lines: &mut Lines
         println!("{}", device.describe());
         for (adam, mode) in MODES {
             let shape = planted.shape(mode);
+            // Memory that was given back is there again when the card was waited for.
+            device.wait().map_err(words)?;
             if device.bytes(shape).total() > device.room().unwrap_or(u64::MAX) {
                 println!("D = {width}, F = {features}, {adam} Adam: does not fit into this card");
                 continue;
