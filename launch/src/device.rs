@@ -83,7 +83,7 @@ pub fn open(choice: DeviceChoice, recipe: &Train, axes: Axes, local_ranks: usize
 }
 
 /// The numbers of a recipe on a card.
-fn on_a_card(recipe: &Train) -> cuda::Precision {
+pub fn on_a_card(recipe: &Train) -> cuda::Precision {
     let moments = match recipe.moments {
         Moments::F32 => cuda::Moments::F32,
         Moments::Bf16 => cuda::Moments::Bf16,

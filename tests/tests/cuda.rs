@@ -6,9 +6,9 @@ use std::process::Output;
 
 use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{Cuda, Moments, Precision};
-use kernels::{Device, Path as Route, Shape};
+use kernels::{Device, Shape};
 use loader::Dtype;
-use tests::cases::{self, Case, Numbers, Run, update};
+use tests::cases::{self, Case, Numbers};
 use tests::checkpoints::Tensors;
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
@@ -61,7 +61,6 @@ fn cases_hold_on_a_card() {
         }
         rounding::check(&device, precision);
         a_parameter_takes(&device, bytes);
-        a_batch_without_room_takes_the_dense_path(&device, numbers);
     }
 }
 
@@ -120,19 +119,6 @@ fn a_parameter_takes(device: &Cuda, bytes: f64) {
     let shape = Shape { width: 4096, features: 1 << 20, ..case.shape };
     let taken = device.bytes(shape).weights as f64 / (2.0 * 4096.0 * (1 << 20) as f64);
     assert!((bytes..bytes + 0.005).contains(&taken), "{taken} bytes a parameter, not {bytes}");
-}
-
-/// More active pairs than there is room for: said, nothing changed, and the dense path does it.
-fn a_batch_without_room_takes_the_dense_path(device: &Cuda, numbers: Numbers) {
-    let case = Case::new(numbers, 4, 2500, 3, 100.0, 1);
-    let mut run = Run::new(device, &case);
-    let before = run.state();
-    let report = run.step(Route::Sparse, case.lambda, &update(0));
-    assert!(report.overflow && !report.ok && run.state() == before, "{report:?}");
-    let report = run.step(Route::Dense, case.lambda, &update(0));
-    assert!(!report.overflow && report.ok && report.active == 7500, "{report:?}");
-    let need = device.bytes(case.shape);
-    assert!(need.weights > 0 && need.step > 0, "{need:?}");
 }
 
 /// This test binary with an emulated card.
@@ -436,6 +422,14 @@ fn a_card_that_is_too_small_is_said_with_what_would_fit() {
     let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "2000000")]);
     let said = sae::run_with(&["train", &recipe, "--device", "cuda"], &borrowed(&small)).exits(64);
     said.says(&["does not fit", "sae.features", "train.batch"]);
+
+    // Most of what this one takes are weights and moments.
+    let mut large = fixture.recipe("run");
+    (large.sae.features, large.train.dense_bytes) = (1 << 17, 1 << 20);
+    let large = fixture.save("large", &large);
+    let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "120000000")]);
+    let said = sae::run_with(&["train", &large, "--device", "cuda"], &borrowed(&small)).exits(64);
+    said.says(&["does not fit", "train.moments = \"bf16\" would fit"]);
     assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
 }
 

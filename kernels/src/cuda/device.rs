@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::array::{Code, Format};
 use super::card::Card;
 use super::count::Tally;
-use super::dictionary::CudaDictionary;
+use super::dictionary::{CudaDictionary, Parts};
 use super::engine::Engine;
 use super::memory::Memory;
 use super::normalize::Rows;
@@ -181,6 +181,18 @@ impl Cuda {
     }
 }
 
+/// What the objects of a shape take on a card: see [`Device::bytes`]. No card is needed to know it.
+pub fn bytes(shape: Shape, precision: Precision) -> Bytes {
+    let mut memory = Memory::measured();
+    let batches = if shape.adam.is_some() { 1 + AHEAD } else { 1 };
+    let rows = |memory: &mut Memory<'_>| Rows::new(precision, shape.batch, shape.width, memory).map(|_| ());
+    let all = Parts::new(shape, precision, &mut memory)
+        .and_then(|_| Tally::new(shape.width, shape.features, &mut memory))
+        .and_then(|_| (0..batches).try_for_each(|_| rows(&mut memory)));
+    // Measuring takes nothing, so it fails only where a length is beyond what can be counted.
+    all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
+}
+
 impl Device for Cuda {
     const AHEAD: usize = AHEAD;
 
@@ -202,15 +214,7 @@ impl Device for Cuda {
     }
 
     fn bytes(&self, shape: Shape) -> Bytes {
-        let mut memory = Memory::measured();
-        let batches = if shape.adam.is_some() { 1 + AHEAD } else { 1 };
-        let rows =
-            |memory: &mut Memory<'_>| Rows::new(self.engine.precision, shape.batch, shape.width, memory).map(|_| ());
-        let all = CudaDictionary::new(self.engine.clone(), shape, &mut memory)
-            .and_then(|_| Tally::new(shape.width, shape.features, &mut memory))
-            .and_then(|_| (0..batches).try_for_each(|_| rows(&mut memory)));
-        // Measuring takes nothing, so it fails only where a length is beyond what can be counted.
-        all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
+        bytes(shape, self.engine.precision)
     }
 
     fn lighter(&self, shape: Shape) -> Vec<(&'static str, Bytes)> {
@@ -251,7 +255,7 @@ impl Device for Cuda {
     }
 
     fn dictionary(&self, shape: Shape) -> Result<CudaDictionary, Error> {
-        CudaDictionary::new(self.engine.clone(), shape, &mut Memory::of(&self.engine))
+        CudaDictionary::new(self.engine.clone(), shape)
     }
 
     fn gather(&self, _staged: &mut Staging, _parts: &[Range<usize>]) -> Result<(), Error> {

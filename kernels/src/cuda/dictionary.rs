@@ -8,7 +8,7 @@ use super::backward::Gradient;
 use super::count::{Counted, Tally};
 use super::decode::decode;
 use super::dense::{Dense, Forward, Operands};
-use super::device::stride;
+use super::device::{Precision, stride};
 use super::encode::Lists;
 use super::engine::Engine;
 use super::memory::{Buffer, Memory, Pointer};
@@ -48,18 +48,31 @@ pub(super) struct Batch {
     some_f: Buffer<u32>,
 }
 
-impl CudaDictionary {
-    /// Takes memory through `memory`.
+/// The memory of a dictionary.
+pub(super) struct Parts {
+    weights: Weights,
+    last_update_f: Buffer<u64>,
+    last_fired_f: Buffer<u64>,
+    batch: Batch,
+    outcomes: Outcomes,
+    lists: Lists,
+    runs: Runs,
+    dense: Dense,
+    gradient: Gradient,
+}
+
+impl Parts {
+    /// Takes it through `memory`.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub(super) fn new(engine: Arc<Engine>, shape: Shape, memory: &mut Memory) -> Result<Self, Error> {
+    pub(super) fn new(shape: Shape, precision: Precision, memory: &mut Memory) -> Result<Self, Error> {
         let Shape { width, features, batch, adam, dense_bytes } = shape;
         assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");
-        let (stride, trains, precision) = (stride(width), adam.is_some(), engine.precision);
+        let (stride, trains) = (stride(width), adam.is_some());
         let what = "a dictionary's batch";
         let lists = Lists::new(batch, features, memory)?;
-        let dictionary = CudaDictionary {
+        Ok(Parts {
             weights: Weights::new((width, stride, features), precision, trains, memory)?,
             last_update_f: memory.weights(features)?,
             last_fired_f: memory.weights(features)?,
@@ -77,16 +90,35 @@ impl CudaDictionary {
             dense: Dense::new((batch, features, stride), dense_bytes, (precision, trains), memory)?,
             gradient: Gradient::new(features, stride, memory)?,
             lists,
+        })
+    }
+}
+
+impl CudaDictionary {
+    /// Takes memory on the card of `engine`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
+    pub(super) fn new(engine: Arc<Engine>, shape: Shape) -> Result<Self, Error> {
+        let parts = Parts::new(shape, engine.precision, &mut Memory::of(&engine))?;
+        let Parts { weights, last_update_f, last_fired_f, batch, outcomes, lists, runs, dense, gradient } = parts;
+        lists.prepare(&engine);
+        runs.prepare(&engine, shape.batch);
+        dense.prepare(&engine);
+        engine.check()?;
+        Ok(CudaDictionary {
             engine,
             shape,
-        };
-        if memory.is_real() {
-            dictionary.lists.prepare(&dictionary.engine);
-            dictionary.runs.prepare(&dictionary.engine, batch);
-            dictionary.dense.prepare(&dictionary.engine);
-            dictionary.engine.check()?;
-        }
-        Ok(dictionary)
+            weights,
+            last_update_f,
+            last_fired_f,
+            batch,
+            outcomes,
+            lists,
+            runs,
+            dense,
+            gradient,
+        })
     }
 
     fn runs_of(&self, x: &Rows) -> RunsArgument {

@@ -49,7 +49,7 @@ pub mod cost {
 
 pub use arch::{Arch, RELEASED};
 pub use count::Tally;
-pub use device::{Cost, Cuda, Moments, Precision};
+pub use device::{Cost, Cuda, Moments, Precision, bytes};
 pub use dictionary::CudaDictionary;
 pub use normalize::Rows;
 pub use peaks::Peaks;

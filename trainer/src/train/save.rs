@@ -34,6 +34,10 @@ impl<D: Device> Run<'_, D> {
 
     /// Commits a checkpoint of this moment and removes those that are no longer kept. Returns its folder.
     pub(super) fn save(&mut self) -> Result<String, Error> {
+        self.during("saving", Self::commit)
+    }
+
+    fn commit(&mut self) -> Result<String, Error> {
         if let Some((step, held_out, folder)) = &self.saved
             && (*step, held_out) == (self.state.step, &self.state.held_out)
         {

@@ -8,7 +8,8 @@ use kernels::{Device, Dictionary, Sums};
 use loader::{Cursor, Store, Stream};
 
 use super::close::CLOSING_ROWS;
-use super::{Event, LineClock, Run, Scribe, Start};
+use super::line::LineClock;
+use super::{Event, Run, Scribe, Start};
 use crate::buffers::Buffers;
 use crate::checkpoint::{Found, LeftOut};
 use crate::data::{self, Data};
@@ -97,9 +98,10 @@ impl<'a, D: Device> Run<'a, D> {
             saved_at: Instant::now(),
             save_called: false,
             saved,
-            line_clock: LineClock::start(state.tokens),
+            line_clock: LineClock::start(state.step, state.tokens, &axes.all),
             state,
             start,
+            failed_during: None,
         })
     }
 }
