@@ -8,7 +8,7 @@ use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{Cuda, Moments, Precision};
 use kernels::{Device, Shape};
 use loader::Dtype;
-use tests::cases::{self, Case, Numbers};
+use tests::cases::{self, Case, Numbers, Run, update};
 use tests::checkpoints::Tensors;
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
