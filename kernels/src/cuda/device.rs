@@ -14,6 +14,7 @@ use super::engine::Engine;
 use super::memory::Memory;
 use super::normalize::Rows;
 use super::peaks::{self, Peaks};
+use super::sources::{NAIVE, SOURCES, Source};
 use super::staging::Staging;
 use super::status::AHEAD;
 use super::weights::Weights;
@@ -152,14 +153,31 @@ impl Cuda {
         Self::among(card, precision, Axes::alone())
     }
 
+    /// As [`Cuda::new`], with the kernels of [`super::naive`] besides.
+    ///
+    /// # Errors
+    /// Those of [`Card::load`].
+    pub fn beside_naive(card: &Card, precision: Precision) -> Result<Self, Error> {
+        Self::with(card, precision, &[SOURCES, NAIVE].concat(), Axes::alone())
+    }
+
     /// The card of one rank among others, which all call this: they find that no two have the same card, and connect theirs.
     ///
     /// # Errors
     /// Those of [`Card::load`]; [`Error::SharedCard`]; [`Error::NoNccl`], [`Error::Nccl`] and [`Error::Peer`].
     pub fn among(card: &Card, precision: Precision, axes: Axes) -> Result<Self, Error> {
         check_own_card(card, &axes)?;
+        Self::with(card, precision, SOURCES, axes)
+    }
+
+    fn with(card: &Card, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
         let description = format!("{}, {}", card.describe(), precision.describe());
-        Ok(Cuda { engine: Arc::new(Engine::new(card, precision, axes)?), description })
+        Ok(Cuda { engine: Arc::new(Engine::new(card, precision, sources, axes)?), description })
+    }
+
+    /// What its operations run on.
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// What the card can do; `small` where times mean nothing.

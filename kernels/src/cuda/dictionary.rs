@@ -26,19 +26,19 @@ use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape,
 pub struct CudaDictionary {
     engine: Arc<Engine>,
     shape: Shape,
-    weights: Weights,
+    pub(super) weights: Weights,
     last_update_f: Buffer<u64>,
     last_fired_f: Buffer<u64>,
     /// The features that this rank updates.
     owned: Range<usize>,
     /// Where its features begin among those of all ranks.
     first_feature: u32,
-    batch: Batch,
-    outcomes: Outcomes,
-    lists: Lists,
+    pub(super) batch: Batch,
+    pub(super) outcomes: Outcomes,
+    pub(super) lists: Lists,
     runs: Runs,
     dense: Dense,
-    gradient: Gradient,
+    pub(super) gradient: Gradient,
     between_ranks: BetweenRanks,
 }
 
@@ -70,13 +70,13 @@ impl BetweenRanks {
 }
 
 /// What the operations of a step leave for each other.
-struct Batch {
+pub(super) struct Batch {
     path: Path,
     /// Whether [`Runs`] are those of this batch.
     has_runs: bool,
-    x_hat_bs: Buffer<f32>,
+    pub(super) x_hat_bs: Buffer<f32>,
     /// g in the format of products: kept as bytes because that format is a choice.
-    g_bs: Buffer<u8>,
+    pub(super) g_bs: Buffer<u8>,
     error_b: Buffer<f64>,
     l1_b: Buffer<f64>,
     /// Firings among some tokens.
@@ -200,8 +200,8 @@ impl CudaDictionary {
         }
     }
 
-    /// Runs are made once a batch, for whoever needs them first.
-    fn need_runs(&mut self) {
+    /// Makes the runs of the batch, once, for whoever needs them first: backward, count, or who wants their time.
+    pub fn need_runs(&mut self) {
         if !self.batch.has_runs {
             let outcome = self.outcomes.last();
             self.runs.transpose(&self.engine, &self.lists, outcome.n, &outcome.status);
