@@ -114,7 +114,8 @@ fn a_killed_rank_ends_the_others_with_its_name() {
         assert!(killed.elapsed() < Duration::from_secs(10), "{mesh}: {:?}", killed.elapsed());
         assert!(!output.status.success() && !said.contains("killed after"), "{mesh}: {said}");
         let name = format!("rank {}: ", ranks.parse::<usize>().expect("a number") - 1);
-        assert!(said.contains(&name) && said.contains("it died or was killed"), "{mesh}: {said}");
+        // It closed or was reset: whoever had not read everything that it was sent decides.
+        assert!(said.contains(&name) && said.contains("its connection"), "{mesh}: {said}");
     }
 }
 
