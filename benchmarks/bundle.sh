@@ -4,7 +4,7 @@
 #   benchmarks/bundle.sh FOLDER        then, on that machine:  FOLDER/run.sh [OUT]
 #
 # Needs NVRTC here (SAE_NVRTC when it is not found), and no GPU. The binaries carry kernels for sm_80, sm_90a and sm_100a, stripped
-# of their symbols; FOLDER stays below 60 MiB. benchmarks/run.sh says what it does there. SAE_PROFILE=dev builds faster, for a
+# of their symbols; FOLDER stays below 60 MiB in the profile release. benchmarks/run.sh says what it does there. SAE_PROFILE=dev builds faster, for a
 # look at the bundle itself: it measures nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,4 +42,4 @@ rm -r "$out/cubins" "$out/build.json"
 bytes="$(du -sb "$out" | cut -f1)"
 du -ah "$out" | sort -h | tail -12
 echo "$((bytes >> 20)) MiB of at most $((most_bytes >> 20))"
-[ "$bytes" -le "$most_bytes" ] || { echo "the bundle is too large" >&2 && exit 1; }
+[ "$bytes" -le "$most_bytes" ] || [ "$profile" != release ] || { echo "the bundle is too large" >&2 && exit 1; }
