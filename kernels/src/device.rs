@@ -1,8 +1,9 @@
 //! The device seam: what a device must offer so that the trainer can run a step on it.
 //!
 //! Buffers are opaque. Operations are enqueued in call order and may return before they are done; what the host wants
-//! to know is read from a small [`Report`], [`Device::AHEAD`] steps late, so that the device always has something to do. Memory is taken when a device object is made, as much as [`Device::bytes`] says
-//! before; a step allocates at most lists of what is active.
+//! to know is read from a small [`Report`], [`Device::AHEAD`] steps late, so that the device always has something to do.
+//! Memory is taken when a device object is made, as much as [`Device::bytes`] says before; a step allocates at most lists of
+//! what is active.
 //! On the step's path no weights, rows or gradients cross the seam; [`Dictionary::read`] and [`Dictionary::write`]
 //! exist for checkpoints, initialisation and export.
 
@@ -239,8 +240,8 @@ impl Sums {
         let messages = axes.data.exchange((0..axes.data.size()).map(firings).collect())?;
         let mut fired_f = vec![0; axes.owned(self.fired_f.len()).len()];
         for message in &messages {
-            let counts = message.as_chunks().0.iter().map(|bytes| u64::from_ne_bytes(*bytes));
-            fired_f.iter_mut().zip(counts).for_each(|(sum, count): (&mut u64, u64)| *sum += count);
+            let counts: Vec<u64> = bytemuck::pod_collect_to_vec(message);
+            fired_f.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
         let ([rows, squared_error, squared_norm], [l1, active]) = (of_rows, of_pairs);
         let (rows, active) = (rows as u64, active as u64);

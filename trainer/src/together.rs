@@ -58,6 +58,19 @@ pub(crate) fn together<T: Serialize + DeserializeOwned>(
     Ok(all)
 }
 
+/// What this rank has come to, once all have come to something: [`together`] for what the others need not know.
+///
+/// # Errors
+/// Those of [`together`].
+pub(crate) fn once_all<T>(group: &Group, operation: &'static str, mine: Result<T, Error>) -> Result<T, Error> {
+    let (value, came) = match mine {
+        Ok(value) => (Some(value), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    together(group, operation, came)?;
+    Ok(value.expect("together fails where one has failed"))
+}
+
 /// Sums of counts over all ranks.
 ///
 /// # Errors
@@ -65,7 +78,7 @@ pub(crate) fn together<T: Serialize + DeserializeOwned>(
 pub(crate) fn sum<const N: usize>(group: &Group, counts: [u64; N]) -> Result<[u64; N], kernels::Error> {
     let mut sums = [0; N];
     for counts in group.gather(bytemuck::cast_slice(&counts))? {
-        let counts = counts.as_chunks().0.iter().map(|bytes| u64::from_ne_bytes(*bytes));
+        let counts: Vec<u64> = bytemuck::pod_collect_to_vec(&counts);
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
     Ok(sums)

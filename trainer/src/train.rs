@@ -26,7 +26,7 @@ use crate::run_dir::{self, RunDir};
 use crate::schedule::Schedule;
 use crate::step::{StepInput, step};
 use crate::summary::Summary;
-use crate::together::together;
+use crate::together::{once_all, together};
 use crate::{Error, checkpoint};
 
 use book::InFlight;
@@ -125,11 +125,8 @@ fn claim(device: &impl Device, recipe: &Recipe, resume: bool) -> Result<(Store, 
     let free = if first { run_dir::check(&store, recipe, resume) } else { Ok(()) };
     together(ranks, "looking at the run's folder", free)?;
     let data = Data::open_by_all(recipe, resume.then_some(&store), ranks)?;
-    let (run_dir, came) = match first.then(|| RunDir::claim(recipe, resume)).transpose() {
-        Ok(run_dir) => (run_dir, Ok(())),
-        Err(error) => (None, Err(error)),
-    };
-    together(ranks, "claiming the run's folder", came)?;
+    let claimed = first.then(|| RunDir::claim(recipe, resume)).transpose();
+    let run_dir = once_all(ranks, "claiming the run's folder", claimed)?;
     Ok((store, data, run_dir))
 }
 
