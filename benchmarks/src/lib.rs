@@ -1,3 +1,5 @@
 //! What the benchmarks of this folder share.
 
+pub mod asked;
+pub mod floor;
 pub mod planted;

@@ -177,6 +177,8 @@ template <> struct MomentFormat<u8> {
 
     static __device__ __forceinline__ void store(const Parameter& to, const Place& place, const Moments& moments, const Key& key) {
         const float first_scale = scale_of(moments.first), second_scale = scale_of(moments.second);
+        // All lanes have read the scales that are written below: shuffles order no memory.
+        __syncwarp();
         if (!place.inside) return;
         const Random random = key.draw(place.d, ROUNDED_MOMENTS);
         u32 first = 0, second = 0;

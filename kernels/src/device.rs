@@ -1,13 +1,15 @@
 //! The device seam: what a device must offer so that the trainer can run a step on it.
 //!
 //! Buffers are opaque. Operations are enqueued in call order and may return before they are done; what the host wants
-//! to know is read from a small [`Report`], [`Device::AHEAD`] steps late, so that the device always has something to do. Memory is taken when a device object is made, as much as [`Device::bytes`] says
-//! before; a step allocates at most lists of what is active.
+//! to know is read from a small [`Report`], [`Device::AHEAD`] steps late, so that the device always has something to do.
+//! Memory is taken when a device object is made, as much as [`Device::bytes`] says before; a step allocates at most lists of
+//! what is active.
 //! On the step's path no weights, rows or gradients cross the seam; [`Dictionary::read`] and [`Dictionary::write`]
 //! exist for checkpoints, initialisation and export.
 
 use std::ops::Range;
 
+use crate::Error;
 use crate::mesh::Axes;
 
 /// How the values of a stored row are encoded, little endian.
@@ -238,8 +240,8 @@ impl Sums {
         let messages = axes.data.exchange((0..axes.data.size()).map(firings).collect())?;
         let mut fired_f = vec![0; axes.owned(self.fired_f.len()).len()];
         for message in &messages {
-            let counts = message.as_chunks().0.iter().map(|bytes| u64::from_ne_bytes(*bytes));
-            fired_f.iter_mut().zip(counts).for_each(|(sum, count): (&mut u64, u64)| *sum += count);
+            let counts: Vec<u64> = bytemuck::pod_collect_to_vec(message);
+            fired_f.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
         let ([rows, squared_error, squared_norm], [l1, active]) = (of_rows, of_pairs);
         let (rows, active) = (rows as u64, active as u64);
@@ -291,157 +293,6 @@ impl Bytes {
     pub fn total(self) -> u64 {
         self.weights.saturating_add(self.step).saturating_add(self.lists)
     }
-}
-
-/// Why a device could not do what it was asked.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Error {
-    /// Memory for an object could not be had.
-    #[error("{what} needs {bytes} bytes of memory, more than this machine gives: lower train.batch or sae.features")]
-    OutOfMemory {
-        /// What was being made.
-        what: &'static str,
-        /// What it takes.
-        bytes: usize,
-    },
-    /// The system gave too few threads.
-    #[error("no worker threads for the cpu device: {reason}: lower train.threads, or let this user have more of them")]
-    Threads {
-        /// What the system said.
-        reason: String,
-    },
-    /// There is no CUDA driver, or what was named as one is none.
-    #[error("no CUDA driver: {looked}: install NVIDIA's driver, or compute with --device cpu")]
-    NoDriver {
-        /// Where it was looked for, and what was said there.
-        looked: String,
-    },
-    /// The driver knows only older versions of CUDA.
-    #[error(
-        "the NVIDIA driver supports CUDA {major}.{minor}, and this program needs 13.0: update it to version 580 or newer, or \
-         compute with --device cpu"
-    )]
-    DriverTooOld {
-        /// The newest version of CUDA that the driver supports.
-        major: u32,
-        /// Its second part.
-        minor: u32,
-    },
-    /// The driver sees no card.
-    #[error(
-        "the NVIDIA driver sees no card: look at nvidia-smi and at CUDA_VISIBLE_DEVICES, or compute with --device cpu"
-    )]
-    NoCard,
-    /// There are cards, but not this one.
-    #[error("there is no card {ordinal}: {count} can be seen, counted from 0; CUDA_VISIBLE_DEVICES may hide some")]
-    NoSuchCard {
-        /// What was asked for.
-        ordinal: usize,
-        /// How many there are.
-        count: usize,
-    },
-    /// The card lacks instructions that the kernels use.
-    #[error(
-        "{name} has compute capability {major}.{minor}, and the kernels need 8.0 (A100) or higher: choose another card with \
-         --device cuda:N, or compute with --device cpu"
-    )]
-    CardTooOld {
-        /// The card's name.
-        name: String,
-        /// Its compute capability.
-        major: u32,
-        /// Its second part.
-        minor: u32,
-    },
-    /// The driver failed.
-    #[error("CUDA failed: {call}: {reason}: start again; if it stays, look at nvidia-smi and dmesg")]
-    Cuda {
-        /// What was called.
-        call: &'static str,
-        /// The driver's words.
-        reason: String,
-    },
-    /// Kernels must be compiled for the card, and there is nothing to do it with.
-    #[error(
-        "no compiler for CUDA kernels: {looked}: install a CUDA toolkit 13 or newer, or `pip install nvidia-cuda-nvrtc`; or name \
-         the folder of libnvrtc.so in SAE_NVRTC; or build with kernels that `sae kernels` compiled ahead (SAE_CUBINS)"
-    )]
-    NoCompiler {
-        /// Where it was looked for, and what was found there.
-        looked: String,
-    },
-    /// There is no NCCL, which several cards need, or what was found is none.
-    #[error(
-        "no NCCL, which several cards need: {looked}: install it (libnccl2, or `pip install nvidia-nccl-cu13`), or name the folder \
-         of libnccl.so.2 in SAE_NCCL"
-    )]
-    NoNccl {
-        /// Where it was looked for, and what was found there.
-        looked: String,
-    },
-    /// NCCL failed: usually because another rank did.
-    #[error(
-        "NCCL failed: {call}: {reason}: start the job again with --resume; if it stays, NCCL_DEBUG=INFO makes NCCL say more"
-    )]
-    Nccl {
-        /// What was called.
-        call: &'static str,
-        /// NCCL's words.
-        reason: String,
-    },
-    /// Two ranks were given one card.
-    #[error(
-        "ranks {rank} and {other} have the same card, {name}, and each needs one of its own: start at most as many ranks on a machine \
-         as it has cards, and let each see all of them or one of its own (CUDA_VISIBLE_DEVICES)"
-    )]
-    SharedCard {
-        /// This rank.
-        rank: usize,
-        /// Another one.
-        other: usize,
-        /// The card's name.
-        name: String,
-    },
-    /// A kernel does not compile: a bug of this program, or of the compiler.
-    #[error(
-        "{source_file} does not compile for {arch} with NVRTC {nvrtc}; please report it with what the compiler says:\n{log}"
-    )]
-    Compile {
-        /// The source.
-        source_file: &'static str,
-        /// The architecture.
-        arch: String,
-        /// The compiler's version.
-        nvrtc: String,
-        /// What the compiler says.
-        log: String,
-    },
-    /// No other rank could reach this one.
-    #[error("cannot listen at {address}: {reason}: choose an address of this machine, and port 0 for a free one")]
-    Listen {
-        /// Where it was to listen.
-        address: std::net::SocketAddr,
-        /// What the system said.
-        reason: String,
-    },
-    /// A rank of the job failed, or this one did.
-    #[error("rank {rank}: {reason} (during {operation}): start the job again with --resume once that rank can run")]
-    Peer {
-        /// Its index.
-        rank: usize,
-        /// What this rank was doing when it heard of it.
-        operation: &'static str,
-        /// How it failed, in the words of whoever saw it first.
-        reason: String,
-    },
-    /// No architecture, or none that kernels can be compiled for.
-    #[error("{arch} is no architecture that kernels can be compiled for: {known}")]
-    UnknownArch {
-        /// What was asked for.
-        arch: String,
-        /// Some or all that are.
-        known: String,
-    },
 }
 
 /// One accelerator, or the processor.

@@ -9,10 +9,12 @@
 pub mod cpu;
 pub mod cuda;
 mod device;
+mod error;
 pub mod mesh;
 pub mod ranks;
 
 pub use device::{
-    AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, Error, LearningRate, Path, Report, RowDtype, Shape, Slot,
-    Sums, Tensor,
+    AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Slot, Sums,
+    Tensor,
 };
+pub use error::Error;

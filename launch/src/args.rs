@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use kernels::cuda::Arch;
 use kernels::mesh::Mesh;
+use trainer::forecast::{GPUS, Gpu};
 
 pub use self::launch::{How, K8s, Launch, Local, Slurm, log_words};
 use crate::device::DeviceChoice;
@@ -38,6 +39,7 @@ pub enum Log {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     Train(Train),
+    Plan(Plan),
     Launch(Launch),
     Inspect(Inspect),
     Synth(Synth),
@@ -100,6 +102,47 @@ pub struct WorldArgs {
     /// The same for all processes, and another one at each start.
     #[arg(long, value_name = "ID", env = "SAE_ATTEMPT")]
     pub attempt: Option<String>,
+}
+
+/// Say what a run would take of so many GPUs: memory, time, traffic, and what bounds it. Needs no GPU, and no data where --width and
+/// --rows say what it would be. Reckoned from data sheets, not measured.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sae plan my.toml --gpus 64 --gpu h200\n  sae plan launch/recipes/quickstart.toml --width 4096 --rows \
+1000000000 \\\n    --set sae.features=34000000 --gpus 64 --gpu h200"
+)]
+pub struct Plan {
+    /// The recipe, a TOML file.
+    pub recipe: String,
+    /// Set a key over the recipe's value. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// GPUs, each one rank.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub gpus: u32,
+    /// What they are: a100 (80 GB), h100 (80 GB), h200 or b200.
+    #[arg(long, default_value = "h200", value_parser = gpu)]
+    pub gpu: Gpu,
+    /// How they share the work, as DATAxFEATURE. By default what moves the fewest bytes.
+    #[arg(long, value_name = "DxF")]
+    pub mesh: Option<Mesh>,
+    /// Width of a row, where data.train cannot be looked at.
+    #[arg(long, value_name = "D", requires = "rows")]
+    pub width: Option<usize>,
+    /// Rows of the run, where data.train cannot be looked at.
+    #[arg(long, value_name = "N", requires = "width")]
+    pub rows: Option<u64>,
+    /// Active features of a row once training has settled.
+    #[arg(long, default_value_t = 100.0, value_name = "L0")]
+    pub l0: f64,
+    /// What all machines together read from storage, in GB/s.
+    #[arg(long, default_value_t = 5.0, value_name = "GB/S")]
+    pub storage: f64,
+}
+
+fn gpu(name: &str) -> Result<Gpu, String> {
+    let names = GPUS.map(|gpu| gpu.name).join(", ");
+    GPUS.into_iter().find(|gpu| gpu.name == name).ok_or_else(|| format!("known are {names}"))
 }
 
 /// Look at activation shards: schema, statistics, bad values; write or verify their manifest.

@@ -113,7 +113,7 @@ fn card_if_usable(ordinal: usize) -> Option<Card> {
 }
 
 /// The numbers of a recipe on a card.
-fn on_a_card(recipe: &Train) -> cuda::Precision {
+pub fn on_a_card(recipe: &Train) -> cuda::Precision {
     let moments = match recipe.moments {
         Moments::F32 => cuda::Moments::F32,
         Moments::Bf16 => cuda::Moments::Bf16,

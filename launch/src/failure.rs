@@ -51,6 +51,11 @@ impl Failure {
         &self.message
     }
 
+    /// What rank `rank` tells the others of it.
+    pub fn of(&self, rank: usize) -> kernels::ranks::Failure {
+        kernels::ranks::Failure { rank, code: Some(self.code), reason: self.message.clone() }
+    }
+
     /// Prints the message and gives the exit code.
     pub fn report(self) -> ExitCode {
         if self.is_interruption() {

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     logging::start(args.log);
     let done = match args.command {
         Command::Train(train) => commands::train::run(&train),
+        Command::Plan(plan) => commands::plan::run(&plan),
         Command::Launch(launch) => commands::launch::run(&launch, args.log),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Synth(synth) => commands::synth::run(&synth),

@@ -15,8 +15,8 @@ use crate::failure::Failure;
 use crate::parent;
 use crate::progress::AboveBars;
 
-/// How long the others may take to notice that a rank failed and to say so, before they are killed.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long the others may take to notice that a rank failed and to say so, before they are killed: all are gone within 10 s.
+const GRACE: Duration = Duration::from_secs(8);
 
 /// Time between looks at the processes.
 const POLL: Duration = Duration::from_millis(20);
@@ -119,12 +119,12 @@ impl Ranks {
         Ok(started)
     }
 
-    /// Waits until all have ended, passing on signals. When one fails, the others have some time to end too. Returns the rank
-    /// that speaks for the failure, if there is one.
+    /// Waits until all have ended, passing on signals. When one fails, the others have some time to end too. Returns those that
+    /// failed by themselves, the one that speaks for the failure first.
     ///
     /// # Errors
     /// Exit code 128 + N when signal N comes a second time: everything is ended at once.
-    pub fn wait(mut self, passed: &mut Passed) -> Result<Option<Ended>, Failure> {
+    pub fn wait(mut self, passed: &mut Passed) -> Result<Vec<Ended>, Failure> {
         let mut failed_at: Option<Instant> = None;
         while self.running.iter().any(Option::is_some) {
             for signal in passed.signals.pending() {
@@ -150,7 +150,7 @@ impl Ranks {
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
-        Ok(cause(&self.ended))
+        Ok(failed(&self.ended))
     }
 
     fn signal(&self, signal: i32) {
@@ -195,12 +195,12 @@ impl Drop for Ranks {
     }
 }
 
-/// Of the ranks that failed by themselves, the first one that a restart would not help, or else the first: the others failed
-/// because it did, and say 71.
-fn cause(ended: &[Ended]) -> Option<Ended> {
-    let mut failed = ended.iter().filter(|ended| !ended.status.success());
-    let first = failed.clone().next();
-    failed.find(|ended| !ended.restart_helps()).or(first).copied()
+/// The ranks that failed, first those that a restart would not help, then those that could not say why, then in the order in which
+/// they ended: the others failed because one of them did, and most say 71.
+fn failed(ended: &[Ended]) -> Vec<Ended> {
+    let mut failed: Vec<Ended> = ended.iter().filter(|ended| !ended.status.success()).copied().collect();
+    failed.sort_by_key(|ended| (ended.restart_helps(), ended.status.code().is_some()));
+    failed
 }
 
 /// Writes a rank's warnings and errors line by line, with its number.
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_is_what_a_restart_does_not_help_or_came_first() {
+    fn first_comes_what_a_restart_does_not_help_then_who_was_killed() {
         for (codes, rank, code, helps) in [
             (&[0, 0][..], None, 0, false),
             (&[0, 71, 69], Some(1), 71, true),
@@ -253,10 +253,11 @@ mod tests {
             (&[75, 75], Some(0), 75, true),
             // A signal, written as its negative number.
             (&[-9, 71], Some(0), 71, true),
+            (&[71, -9], Some(1), 71, true),
             (&[143], Some(0), 143, true),
             (&[101, 71], Some(0), 101, false),
         ] {
-            let cause = cause(&ended(codes));
+            let cause = failed(&ended(codes)).first().copied();
             assert_eq!(cause.map(|ended| ended.rank), rank, "{codes:?}");
             if let Some(cause) = cause {
                 assert_eq!((cause.code(), cause.restart_helps()), (code, helps), "{codes:?}");

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::{need, root};
 
 /// Seconds after which a run counts as hanging.
-const HANGS_AFTER: &str = "300";
+const HANGS_AFTER: &str = "900";
 
 /// How the kernels are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -132,6 +132,8 @@ pub fn metrics(run: &Path) -> Vec<Value> {
         let line = line.as_object_mut().expect("a line is an object");
         line.remove("tokens_per_s").expect("a line has a rate");
         line.remove("stall_share").expect("a line has a stall share");
+        // How ranks worked together, where there are several.
+        line.remove("ranks");
     }
     lines
 }

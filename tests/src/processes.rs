@@ -21,6 +21,29 @@ pub fn runs(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| !['Z', 'X'].contains(&state))
 }
 
+/// The processes that have `word` as one of the words that they were started with.
+pub fn with_word(word: &str) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|&id| words(id).iter().any(|has| has == word)).collect()
+}
+
+/// The words that a process was started with; none once it has ended.
+pub fn words(pid: u32) -> Vec<String> {
+    listed(pid, "cmdline")
+}
+
+/// A variable of the environment that a process was started with.
+pub fn variable(pid: u32, name: &str) -> Option<String> {
+    let of = |variable: String| Some(variable.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+    listed(pid, "environ").into_iter().find_map(of)
+}
+
+fn listed(pid: u32, what: &str) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+    bytes.split(|&byte| byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
 /// State and parent. The name before them may hold anything, even parentheses.
 fn stat(pid: u32) -> Option<(char, u32)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -61,13 +61,16 @@ impl Finished {
     }
 }
 
-/// The binary, built once for the process in the profile of the tests.
+/// The binary: the one that SAE_BINARY names, or else built once for the process in the profile of the tests.
 ///
 /// # Panics
 /// When it cannot be built.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(binary) = std::env::var_os("SAE_BINARY") {
+            return binary.into();
+        }
         // This process runs from TARGET/PROFILE/deps/NAME or TARGET/PROFILE/NAME.
         let own = std::env::current_exe().expect("a process knows its file");
         let above = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).expect("a profile's folder");

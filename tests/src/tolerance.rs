@@ -54,10 +54,7 @@ impl Numbers {
     pub(crate) fn run(self) -> f64 {
         match self {
             Numbers::F32 => 1e-4,
-            Numbers::Mixed => 3e-2,
-            // A weight in bf16 walks by chance besides: half a spacing of 1/256 a step.
-            Numbers::Bf16 => 5e-2,
-            Numbers::Int8 => 7e-2,
+            Numbers::Mixed | Numbers::Bf16 | Numbers::Int8 => 3e-2,
         }
     }
 }

@@ -10,7 +10,7 @@ use kernels::cuda::cache::Cache;
 use kernels::cuda::cubin::Label;
 use kernels::cuda::kernels::{Kernels, Origin};
 use kernels::cuda::nvrtc::Nvrtc;
-use kernels::cuda::sources::{HEADERS, SOURCES, Source};
+use kernels::cuda::sources::{HEADERS, NAIVE, SOURCES, Source};
 use kernels::cuda::{Arch, RELEASED, Resources};
 use tests::{need, root, sae};
 
@@ -64,7 +64,7 @@ fn fits(kernel: &Resources) -> bool {
 #[test]
 fn every_kernel_fits_its_multiprocessor() {
     let Some(nvrtc) = nvrtc() else { return };
-    for source in SOURCES {
+    for source in SOURCES.iter().chain(NAIVE) {
         for arch in RELEASED {
             let compiled = nvrtc.compile(source, arch).unwrap_or_else(|error| panic!("{error}"));
             let of = |kernel: &Resources| format!("{} for {arch}: {kernel:?}", source.file);
@@ -88,7 +88,8 @@ fn every_file_of_device_code_is_in_the_tables() {
     for entry in fs::read_dir(root().join("kernels/cuda")).expect("the folder can be read").flatten() {
         files.insert(entry.file_name().into_string().expect("a name in UTF-8"));
     }
-    let known: BTreeSet<String> = SOURCES.iter().chain(HEADERS).map(|source| source.file.to_owned()).collect();
+    let known: BTreeSet<String> =
+        SOURCES.iter().chain(NAIVE).chain(HEADERS).map(|source| source.file.to_owned()).collect();
     assert_eq!(known, files, "kernels/src/cuda/sources.rs, and what lies in kernels/cuda");
 }
 

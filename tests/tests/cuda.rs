@@ -6,7 +6,7 @@ use std::process::Output;
 
 use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{Cuda, Moments, Precision};
-use kernels::{Device, Path as Route, Shape};
+use kernels::{Device, Shape};
 use loader::Dtype;
 use tests::cases::{self, Case, Numbers, Run, update};
 use tests::checkpoints::Tensors;
@@ -19,22 +19,29 @@ use trainer::recipe::{Every, Order, Recipe, Scale};
 
 use Variant::{Asan, Plain, Tsan};
 
-/// Set for the process that has an emulated card: `all` cases or a `few`.
+/// Set for a process that must have a card, an emulated one or a real one: `all` cases or a `few`.
 const EMULATED: &str = "SAE_TEST_EMULATED";
+
+/// How often the same step is made for [`a_step_repeated_on_a_card_gives_the_same_bits`]; 3 times by default.
+const REPEATS: &str = "SAE_REPEATS";
+
+/// The card, and whether a few cases are enough. None where there is no card, unless one was promised.
+fn card() -> Option<(Card, bool)> {
+    let emulated = std::env::var(EMULATED).ok();
+    match Card::open(0, Options::from_environment()) {
+        Ok(card) => Some((card, emulated.as_deref() == Some("few"))),
+        Err(error) => {
+            assert!(emulated.is_none(), "a card: {error}");
+            println!("no card: {error}");
+            None
+        }
+    }
+}
 
 /// Runs on a card; the tests below start it again on the emulator.
 #[test]
 fn cases_hold_on_a_card() {
-    let emulated = std::env::var(EMULATED).ok();
-    let card = match Card::open(0, Options::from_environment()) {
-        Ok(card) => card,
-        Err(error) => {
-            assert!(emulated.is_none(), "an emulated card: {error}");
-            println!("no card: {error}");
-            return;
-        }
-    };
-    let few = emulated.as_deref() == Some("few");
+    let Some((card, few)) = card() else { return };
     for (precision, numbers, bytes) in PRECISIONS {
         let rounds_by_chance = !matches!(numbers, Numbers::F32 | Numbers::Mixed);
         if few && rounds_by_chance && precision != Precision::Bf16Sr(Moments::Int8) {
@@ -54,7 +61,42 @@ fn cases_hold_on_a_card() {
         }
         rounding::check(&device, precision);
         a_parameter_takes(&device, bytes);
-        a_batch_without_room_takes_the_dense_path(&device, numbers);
+    }
+}
+
+/// What depends on who comes first shows in some of many repeats: places in lists and runs are given out by atomics, and the rows of
+/// this batch are enough for many blocks at once, with runs of more than one chunk.
+#[test]
+fn a_step_repeated_on_a_card_gives_the_same_bits() {
+    let Some((card, _)) = card() else { return };
+    let repeats = std::env::var(REPEATS).map_or(3, |repeats| repeats.parse().expect("a number in SAE_REPEATS"));
+    for (precision, numbers, _) in PRECISIONS {
+        if ![Precision::F32, Precision::Mixed(Moments::F32), Precision::Bf16Sr(Moments::Int8)].contains(&precision) {
+            // The others differ from these in nothing that has an order.
+            continue;
+        }
+        let device = Cuda::new(&card, precision).expect("kernels");
+        let case = Case::new(numbers, 40, 300, 1100, -1.0, 7);
+        for path in cases::PATHS {
+            let once = || {
+                let mut run = Run::new(&device, &case);
+                let reports = [0, 1].map(|step| run.step(path, case.lambda, &update(step)));
+                (reports, run.state())
+            };
+            let first = once();
+            assert!(first.0.iter().all(|report| report.ok), "{:?}", first.0);
+            for repeat in 1..repeats {
+                assert!(once() == first, "{precision:?}, {path:?}: repeat {repeat} of {repeats} gives other bits");
+            }
+        }
+    }
+}
+
+/// Whole runs of `sae` on a card, against the losses of the reference in double precision.
+#[test]
+fn a_run_on_a_card_reaches_the_golden_losses() {
+    if card().is_some() {
+        reaches_the_golden_losses(&[]);
     }
 }
 
@@ -77,19 +119,6 @@ fn a_parameter_takes(device: &Cuda, bytes: f64) {
     let shape = Shape { width: 4096, features: 1 << 20, ..case.shape };
     let taken = device.bytes(shape).weights as f64 / (2.0 * 4096.0 * (1 << 20) as f64);
     assert!((bytes..bytes + 0.005).contains(&taken), "{taken} bytes a parameter, not {bytes}");
-}
-
-/// More active pairs than there is room for: said, nothing changed, and the dense path does it.
-fn a_batch_without_room_takes_the_dense_path(device: &Cuda, numbers: Numbers) {
-    let case = Case::new(numbers, 4, 2500, 3, 100.0, 1);
-    let mut run = Run::new(device, &case);
-    let before = run.state();
-    let report = run.step(Route::Sparse, case.lambda, &update(0));
-    assert!(report.overflow && !report.ok && run.state() == before, "{report:?}");
-    let report = run.step(Route::Dense, case.lambda, &update(0));
-    assert!(!report.overflow && report.ok && report.active == 7500, "{report:?}");
-    let need = device.bytes(case.shape);
-    assert!(need.weights > 0 && need.step > 0, "{need:?}");
 }
 
 /// This test binary with an emulated card.
@@ -141,7 +170,10 @@ fn borrowed(environment: &[(String, String)]) -> Vec<(&str, &str)> {
 #[test]
 fn a_run_on_the_emulator_reaches_the_golden_losses() {
     let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
-    let environment = environment(&emulator, &nvrtc, &[]);
+    reaches_the_golden_losses(&borrowed(&environment(&emulator, &nvrtc, &[])));
+}
+
+fn reaches_the_golden_losses(environment: &[(&str, &str)]) {
     for case in golden::CASES {
         let committed = golden::committed(case);
         for (precision, moments, tolerance) in [
@@ -160,7 +192,7 @@ fn a_run_on_the_emulator_reaches_the_golden_losses() {
             }
             let set = [format!("train.precision={precision}"), format!("train.moments={moments}")];
             let arguments = ["--device", "cuda", "--set", &set[0], "--set", &set[1]];
-            let measured = golden::measure(case, &arguments, &borrowed(&environment));
+            let measured = golden::measure(case, &arguments, environment);
             assert_eq!(measured.len(), committed.len());
             for (step, (golden, measured)) in committed.iter().zip(&measured).enumerate() {
                 let error = (golden.loss - measured.loss).abs() / golden.loss;
@@ -390,6 +422,14 @@ fn a_card_that_is_too_small_is_said_with_what_would_fit() {
     let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "2000000")]);
     let said = sae::run_with(&["train", &recipe, "--device", "cuda"], &borrowed(&small)).exits(64);
     said.says(&["does not fit", "sae.features", "train.batch"]);
+
+    // Most of what this one takes are weights and moments.
+    let mut large = fixture.recipe("run");
+    (large.sae.features, large.train.dense_bytes) = (1 << 17, 1 << 20);
+    let large = fixture.save("large", &large);
+    let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "120000000")]);
+    let said = sae::run_with(&["train", &large, "--device", "cuda"], &borrowed(&small)).exits(64);
+    said.says(&["does not fit", "train.moments = \"bf16\" would fit"]);
     assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
 }
 

@@ -14,6 +14,7 @@ use tests::proxy::{Fault, Proxy};
 use tests::s3::S3;
 use tests::sae;
 use trainer::checkpoint;
+use trainer::checkpoint::FORMAT;
 use trainer::recipe::{Every, Order, Recipe, Scale};
 
 /// Kills here; the command in CONTRIBUTING.md does hundreds.
@@ -200,12 +201,12 @@ fn a_checkpoint_of_another_format_is_refused() {
     sae::run(&["train", &path]).exits(0);
     let newest = checkpoints::committed(&fixture.path("run")).pop().expect("a checkpoint");
     let manifest = fs::read_to_string(newest.join("manifest.json")).expect("read");
-    let later = manifest.replacen("\"format\": 1", "\"format\": 99", 1);
+    let later = manifest.replacen(&format!("\"format\": {FORMAT}"), "\"format\": 99", 1);
     assert_ne!(manifest, later);
     fs::write(newest.join("manifest.json"), &later).expect("written");
     let hash = xxhash_rust::xxh3::xxh3_128(later.as_bytes());
     fs::write(newest.join("COMMIT"), format!("{hash:032x}\n")).expect("written");
-    let parts = ["checkpoint format 99", "reads format 1", "use the program that wrote it"];
+    let parts = ["checkpoint format 99", &format!("reads format {FORMAT}"), "use the program that wrote it"];
     sae::run(&["train", &path, "--resume"]).exits(64).says(&parts);
     sae::run(&["eval", &text(&newest), "--data", &fixture.text("train")]).exits(64).says(&parts);
 }

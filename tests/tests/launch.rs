@@ -1,54 +1,15 @@
 //! Starting ranks: by `sae launch`, and by the launchers of others.
 
 use std::fs;
-use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
-use tests::fixture::{Fixture, text};
+use loader::Dtype;
+use tests::fixture::{Fixture, json, plain_rows, text, write_shards};
+use tests::jobs::{self, by_hand};
+use tests::launcher::Launcher;
+use tests::mesh::{tiles, train_on};
 use tests::processes::{self, wait_for};
 use tests::{checkpoints, kills, sae};
-
-/// A launcher that runs, and what it writes to standard error.
-struct Launcher {
-    child: Child,
-    errors: fs::File,
-    errors_at: std::path::PathBuf,
-}
-
-impl Launcher {
-    fn start(fixture: &Fixture, mut command: Command) -> Self {
-        let errors_at = fixture.path("errors.txt");
-        let errors = fs::File::create(&errors_at).expect("a file");
-        command.stdout(Stdio::null()).stderr(errors.try_clone().expect("a handle"));
-        Launcher { child: command.spawn().expect("sae starts"), errors, errors_at }
-    }
-
-    fn local(fixture: &Fixture, options: &[&str], recipe: &str) -> Self {
-        Launcher::start(fixture, sae::sae(&[&["launch", "local"], options, &[recipe]].concat()))
-    }
-
-    /// The one rank that it started, once that is there.
-    fn rank(&self) -> u32 {
-        wait_for("a rank", || processes::children(self.child.id()).first().copied())
-    }
-
-    /// Its exit code and what it said.
-    fn ends(mut self) -> (Option<i32>, String) {
-        let status = wait_for("the launcher's end", || self.child.try_wait().expect("a child has a state"));
-        self.errors.sync_all().expect("written");
-        let mut said = String::new();
-        fs::File::open(&self.errors_at).and_then(|mut file| file.read_to_string(&mut said)).expect("read");
-        (status.code(), said)
-    }
-}
-
-impl Drop for Launcher {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn committed(run: &Path, count: usize) {
     wait_for("a checkpoint", || (checkpoints::committed(run).len() >= count).then_some(()));
@@ -61,9 +22,9 @@ fn a_killed_rank_is_started_again() {
     let undisturbed = fixture.save("undisturbed", &kills::recipe(&fixture, "undisturbed"));
     sae::run(&["train", &undisturbed]).exits(0);
     let path = fixture.save("killed", &kills::recipe(&fixture, "killed"));
-    let launcher = Launcher::local(&fixture, &[], &path);
+    let launcher = Launcher::local(&fixture, &[&path]);
     committed(&fixture.path("killed"), 2);
-    processes::signal(launcher.rank(), "KILL");
+    processes::signal(launcher.ranks(1)[0], "KILL");
     let (code, said) = launcher.ends();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("rank 0 was ended by signal 9") && said.contains("restart 1 of 3"), "{said}");
@@ -75,13 +36,13 @@ fn signals_are_passed_on_and_end_in_a_checkpoint() {
     let fixture = Fixture::with_data();
     for (name, by_group) in [("TERM", false), ("USR1", true), ("INT", false)] {
         let path = fixture.save(name, &kills::recipe(&fixture, name));
-        let launcher = Launcher::local(&fixture, &[], &path);
+        let launcher = Launcher::local(&fixture, &[&path]);
         committed(&fixture.path(name), 1);
         // As SLURM does: every process of the job gets it, and must not take the launcher's for a second one.
         if by_group {
-            processes::signal(launcher.rank(), name);
+            processes::signal(launcher.ranks(1)[0], name);
         }
-        processes::signal(launcher.child.id(), name);
+        processes::signal(launcher.id(), name);
         let (code, said) = launcher.ends();
         assert_eq!(code, Some(75), "{name}: {said}");
         assert!(said.contains("after saving") && !said.contains("restart"), "{name}: {said}");
@@ -92,13 +53,13 @@ fn signals_are_passed_on_and_end_in_a_checkpoint() {
 fn a_killed_launcher_leaves_no_orphan() {
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
-    let launcher = Launcher::local(&fixture, &[], &path);
+    let launcher = Launcher::local(&fixture, &[&path]);
     committed(&fixture.path("run"), 1);
-    let rank = launcher.rank();
+    let rank = launcher.ranks(1)[0];
     // Frozen, it cannot come to its end by itself: only being killed ends it.
     processes::signal(rank, "STOP");
     assert!(processes::runs(rank), "the run was too short to be frozen");
-    processes::signal(launcher.child.id(), "KILL");
+    processes::signal(launcher.id(), "KILL");
     launcher.ends();
     wait_for("the rank's end", || (!processes::runs(rank)).then_some(()));
     sae::run(&["launch", "local", &path, "--resume"]).exits(0);
@@ -108,10 +69,10 @@ fn a_killed_launcher_leaves_no_orphan() {
 fn restarts_have_an_end() {
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
-    let launcher = Launcher::local(&fixture, &["--restarts", "1"], &path);
-    let first = launcher.rank();
+    let launcher = Launcher::local(&fixture, &["--restarts", "1", &path]);
+    let first = launcher.ranks(1)[0];
     processes::signal(first, "KILL");
-    let again = || processes::children(launcher.child.id()).into_iter().find(|&pid| pid != first);
+    let again = || processes::children(launcher.id()).into_iter().find(|&pid| pid != first);
     processes::signal(wait_for("a second rank", again), "KILL");
     let (code, said) = launcher.ends();
     assert_eq!(code, Some(71), "{said}");
@@ -131,20 +92,117 @@ fn what_a_restart_does_not_help_ends_at_once() {
     sae::run(&["launch", "local", &fixture.text("no.toml")]).exits(64).says(&["no such recipe"]);
 }
 
-/// Until the trainer knows several ranks, each of them says so.
+/// A mesh of processes is the mesh of threads: the same weights, metrics and rows, bit for bit. Other meshes agree up to rounding.
 #[test]
-fn several_ranks_are_refused_by_each() {
+fn processes_train_to_the_bits_of_threads() {
+    let fixture = Fixture::with_data();
+    let threads = jobs::recipe(&fixture, "threads");
+    let mesh = |text: &str| text.parse().expect("a mesh");
+    train_on(mesh("2x2"), &threads, false, None).into_iter().for_each(|rank| drop(rank.expect("it trains")));
+    for shape in ["2x2", "1x4", "4x1"] {
+        let path = fixture.save(shape, &jobs::recipe(&fixture, shape));
+        sae::run(&[&["launch", "local"], &jobs::words("4", &path, shape)[..]].concat()).exits(0);
+        let run = fixture.path(shape);
+        assert!(kills::rows(&run) == kills::rows(&fixture.path("threads")), "{shape}: the order of rows");
+    }
+    kills::assert_same_run(&fixture.path("threads"), &fixture.path("2x2"));
+    assert!(tiles(&fixture.path("threads")) == tiles(&fixture.path("2x2")), "every tile");
+    let losses = |run: &str| -> Vec<f64> {
+        let lines = kills::metrics(&fixture.path(run));
+        lines.iter().map(|line| line["loss"].as_f64().expect("a loss")).collect()
+    };
+    let (one, other) = (losses("1x4"), losses("4x1"));
+    assert!(one.len() == 49 && other.len() == 49, "{one:?} {other:?}");
+    let far = one.iter().zip(&other).take(40).map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max);
+    assert!(far <= 1e-4, "{far}");
+}
+
+/// Ranks of one job that were started with different things say with which, and train nothing.
+#[test]
+fn ranks_that_differ_are_refused() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &jobs::recipe(&fixture, "run"));
+    let pair = |attempt: &str, first: &[&str], second: &[&str]| {
+        [first, second]
+            .iter()
+            .enumerate()
+            .map(|(rank, more)| {
+                let words =
+                    [by_hand(rank, 2, true, attempt, &path), more.iter().map(|&word| word.to_owned()).collect()];
+                Launcher::start(&fixture, &format!("{attempt}-{rank}"), sae::sae(&words.concat()))
+            })
+            .collect::<Vec<Launcher>>()
+    };
+    let mesh = ["--mesh", "2x1"];
+    for (attempt, second, said) in [
+        (
+            "recipe",
+            &["--mesh", "2x1", "--set", "train.lr=0.5"][..],
+            ["train.lr: ", "rank 0 has 0.001", "rank 1 has 0.5"],
+        ),
+        ("mesh", &["--mesh", "1x2"], ["mesh: ", "rank 0 has 2x1", "rank 1 has 1x2"]),
+    ] {
+        for rank in pair(attempt, &mesh, second) {
+            let (code, told) = rank.ends();
+            assert_eq!(code, Some(64), "{told}");
+            assert!(said.iter().all(|part| told.contains(part)), "{told}");
+        }
+    }
+    // Another version introduces itself.
+    let words = [by_hand(0, 2, true, "version", &path), mesh.map(str::to_owned).to_vec()].concat();
+    let rank = Launcher::start(&fixture, "version", sae::sae(&words));
+    let introduction = |rank: usize| fixture.path(format!("run/meeting/version/rank-{rank:06}.json"));
+    wait_for("an introduction", || introduction(0).exists().then_some(()));
+    let mut other = json(&introduction(0));
+    (other["rank"], other["software"], other["token"]) = (1.into(), "sae 0.0.1".into(), serde_json::Value::Null);
+    fs::write(fixture.path("other.json"), other.to_string()).expect("written");
+    // At once, as a rank does it.
+    fs::rename(fixture.path("other.json"), introduction(1)).expect("it comes");
+    let (code, told) = rank.ends();
+    assert_eq!(code, Some(64), "{told}");
+    assert!(told.contains("version: rank 0 has sae 0.1.0, rank 1 has sae 0.0.1"), "{told}");
+    assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
+}
+
+/// A path that leads to other rows on one machine: the ranks are named, and nothing is trained.
+#[test]
+fn ranks_that_see_other_rows_are_refused() {
+    let fixture = Fixture::with_data();
+    let mut recipe = jobs::recipe(&fixture, "run");
+    recipe.data.train = vec!["acts".to_owned()];
+    let path = fixture.save("recipe", &recipe);
+    for (machine, seed) in [("a", 5), ("b", 6)] {
+        write_shards(&fixture.path(machine).join("acts"), 32, &plain_rows(3000, 32, seed), Dtype::F16, 1000);
+    }
+    let ranks: Vec<Launcher> = ["a", "a", "b", "a"]
+        .iter()
+        .enumerate()
+        .map(|(rank, machine)| {
+            let mut command = sae::sae(&by_hand(rank, 4, true, "one", &path));
+            command.current_dir(fixture.path(machine));
+            Launcher::start(&fixture, &format!("rank-{rank}"), command)
+        })
+        .collect();
+    for rank in ranks {
+        let (code, told) = rank.ends();
+        assert_eq!(code, Some(65), "{told}");
+        assert!(told.contains("data.train is not the same on all ranks"), "{told}");
+        assert!(told.contains("on rank 0, 1, 3 and ") && told.contains("on rank 2: "), "{told}");
+    }
+    assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
+}
+
+#[test]
+fn launchers_inside_launchers_are_refused() {
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
-    let finished = sae::run(&["launch", "local", "--ranks", "2", &path]).exits(64);
-    for said in ["rank 0 of 2", "[rank 1]", "rank 1 of 2", "one rank alone"] {
-        assert!(finished.stderr.contains(said), "{said}: {}", finished.stderr);
-    }
     let inside =
         [("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2"), ("SAE_ATTEMPT", "1")];
     sae::run_with(&["launch", "local", &path], &inside).exits(64).says(&["torchrun has started 2 processes"]);
     let foreign = [("SAE_LAUNCHER", "1")];
     sae::run_with(&["train", &path], &foreign).exits(64).says(&["unset SAE_LAUNCHER"]);
+    let words = ["launch", "local", "--ranks", "2", &path, "--mesh", "2x2"];
+    sae::run(&words).exits(64).says(&["--mesh 2x2 is for 4 ranks"]);
     assert!(!Path::new(&text(&fixture.path("run"))).exists(), "nothing was begun");
 }
 

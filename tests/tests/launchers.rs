@@ -6,10 +6,8 @@ use std::process::Command;
 use tests::fixture::Fixture;
 use tests::processes::{self, wait_for};
 use tests::slurm::Slurm;
-use tests::{checkpoints, kills, need, sae};
-
-/// Ranks of a job of SLURM's on each of its machines: one, as long as the trainer knows no more.
-const RANKS: u32 = 1;
+use tests::{checkpoints, jobs, kills, need, sae};
+use trainer::recipe::Scale;
 
 /// The lines in which `sae doctor` says its rank, sorted, up to what the launcher calls this start.
 fn ranks(said: &[u8]) -> Vec<String> {
@@ -56,84 +54,100 @@ fn srun_tells_the_ranks_and_a_batch_script_is_alone() {
     assert_eq!(ranks(&said), ["rank 0 of 1, 0 of 1 here; launcher none"]);
 }
 
-/// A job whose rank is killed, or asked to save before its time is over, goes back into the queue, goes on, and becomes the
-/// undisturbed run.
+/// A job of two ranks on each of two machines, one of which is killed, or all are asked to save before the time is over, goes back into
+/// the queue, goes on, and becomes the undisturbed run.
 #[test]
 fn a_job_of_slurm_goes_on_after_a_kill_and_after_its_time() {
     if !need::programs(&["slurmctld", "slurmd", "sbatch"], "slurmctld slurmd slurm-client") {
         return;
     }
     let fixture = Fixture::with_data();
-    let undisturbed = fixture.save("undisturbed", &kills::recipe(&fixture, "undisturbed"));
-    sae::run(&["train", &undisturbed]).exits(0);
+    undisturbed(&fixture, 4, "2x2");
     let slurm = Slurm::start();
     for how in ["killed", "asked"] {
-        let path = fixture.save(how, &kills::recipe(&fixture, how));
+        let path = fixture.save(how, &jobs::recipe(&fixture, how));
         let job = submit(&slurm, &path);
         wait_for("a checkpoint", || (!checkpoints::committed(&fixture.path(how)).is_empty()).then_some(()));
         if how == "killed" {
-            processes::signal(wait_for("the rank", || trains(&path)), "KILL");
+            processes::signal(wait_for("a rank", || trains(&path)), "KILL");
         } else {
             slurm.run("scancel", &["--signal=USR1", &job]);
         }
         let said = || std::fs::read_to_string(fixture.path(format!("{how}/slurm-{job}.out"))).unwrap_or_default();
         assert_eq!(slurm.end(&job), "COMPLETED 0:0", "{}", said());
         assert!(said().contains("goes back into the queue"), "{}", said());
-        kills::assert_same_run(&fixture.path("undisturbed"), &fixture.path(how));
+        assert!(said().contains("4 ranks have met as a mesh of 2x2"), "{}", said());
+        jobs::assert_same_run(&fixture.path("undisturbed"), &fixture.path(how));
     }
-    // What another start would not change fails at once.
-    let mut recipe = kills::recipe(&fixture, "hopeless");
-    recipe.data.train = vec![fixture.text("missing")];
+    // What another start would not change fails at once, also when three of four ranks could have gone on: srun tells one code.
+    jobs::shards_with_a_damaged_one(&fixture.path("damaged"));
+    let mut recipe = jobs::recipe(&fixture, "hopeless");
+    (recipe.data.train, recipe.data.scale) = (vec![fixture.text("damaged")], Scale::Fixed(3.0));
     let job = submit(&slurm, &fixture.save("hopeless", &recipe));
-    let state = slurm.end(&job);
-    assert!(["FAILED 64:0", "FAILED 65:0"].contains(&state.as_str()), "{state}");
+    assert_eq!(slurm.end(&job), "FAILED 65:0");
+}
+
+/// Trains the recipe of jobs on a mesh, into `undisturbed`.
+fn undisturbed(fixture: &Fixture, ranks: usize, mesh: &str) {
+    let path = fixture.save("undisturbed", &jobs::recipe(fixture, "undisturbed"));
+    sae::run(&[&["launch", "local"], &jobs::words(&ranks.to_string(), &path, mesh)[..]].concat()).exits(0);
+}
+
+/// A job of two ranks that a launcher starts comes to its end, and is the undisturbed one.
+fn trains_two_ranks(launcher: &mut Command) {
+    let fixture = Fixture::with_data();
+    undisturbed(&fixture, 2, "2x1");
+    let path = fixture.save("run", &jobs::recipe(&fixture, "run"));
+    let output = launcher.args([binary(), "train", &path, "--mesh", "2x1"]).output().expect("the launcher runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    kills::assert_same_run(&fixture.path("undisturbed"), &fixture.path("run"));
 }
 
 /// Submits a recipe by `sae launch slurm`; the job's id.
 fn submit(slurm: &Slurm, recipe: &str) -> String {
-    let ranks = RANKS.to_string();
-    let said = slurm.sae(&["launch", "slurm", "--ranks-per-node", &ranks, recipe]);
+    let said = slurm.sae(&["launch", "slurm", "--nodes", "2", "--ranks-per-node", "2", recipe, "--mesh", "2x2"]);
     let job = said.strip_prefix("job ").and_then(|rest| rest.split_once(','));
     job.unwrap_or_else(|| panic!("no job in {said}")).0.to_owned()
 }
 
 /// The process that trains a recipe: not the srun that has the same words in its command line.
 fn trains(recipe: &str) -> Option<u32> {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    ids.find(|id| {
-        let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|&byte| byte == 0).collect();
-        words.first().is_some_and(|first| *first == binary().as_bytes()) && words.contains(&recipe.as_bytes())
-    })
+    let is_sae = |id: &u32| processes::words(*id).first().is_some_and(|first| first == binary());
+    processes::with_word(recipe).into_iter().find(is_sae)
 }
 
 #[test]
-fn torchrun_tells_the_ranks() {
+fn torchrun_tells_the_ranks_which_train() {
     let Some(python) = need::python() else { return };
-    let mut torchrun = Command::new(python.with_file_name("torchrun"));
-    torchrun.args(["--standalone", "--nproc-per-node=2", "--no-python", binary(), "doctor"]);
-    let output = torchrun.output().expect("torchrun runs");
+    let torchrun = || {
+        let mut torchrun = Command::new(python.with_file_name("torchrun"));
+        torchrun.args(["--standalone", "--nproc-per-node=2", "--no-python"]);
+        torchrun
+    };
+    let output = torchrun().args([binary(), "doctor"]).output().expect("torchrun runs");
     let place = |rank| format!("rank {rank} of 2, {rank} of 2 here; launcher torchrun");
     assert_eq!(ranks(&output.stdout), [place(0), place(1)], "{output:?}");
     assert_eq!(attempts(&output.stdout).len(), 1);
+    trains_two_ranks(&mut torchrun());
 }
 
 #[test]
-fn mpirun_tells_the_ranks() {
+fn mpirun_tells_the_ranks_which_train() {
     if !need::programs(&["mpirun"], "openmpi-bin") {
         return;
     }
-    let start = || {
+    let mpirun = |ranks: &str| {
         let mut mpirun = Command::new("mpirun");
-        mpirun.args(["--allow-run-as-root", "--oversubscribe", "-np", "3", binary(), "doctor"]);
-        mpirun.output().expect("mpirun runs").stdout
+        mpirun.args(["--allow-run-as-root", "--oversubscribe", "-np", ranks]);
+        mpirun
     };
+    let start = || mpirun("3").args([binary(), "doctor"]).output().expect("mpirun runs").stdout;
     let (first, second) = (start(), start());
     let place = |rank| format!("rank {rank} of 3, {rank} of 3 here; launcher MPI");
     assert_eq!(ranks(&first), [place(0), place(1), place(2)], "{}", String::from_utf8_lossy(&first));
     assert_eq!(attempts(&first).len(), 1, "all ranks are of one start");
     assert_ne!(attempts(&first), attempts(&second), "another start is another attempt");
+    trains_two_ranks(&mut mpirun("2"));
 }
 
 /// The manifest is YAML that says what the exit codes mean and carries the recipe. Where SAE_JOBSET_CRD names the definition of

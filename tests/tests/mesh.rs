@@ -5,6 +5,7 @@ use tests::checkpoints;
 use tests::fixture::{Fixture, json_lines};
 use tests::mesh::{save_again, tiles, train_on};
 use trainer::Error;
+use trainer::communication::Traffic;
 use trainer::recipe::{Adam, Every, Recipe};
 
 /// 240 steps of 64 rows and one of 41, four tiles of features, a line a step, the rows of each step.
@@ -48,6 +49,11 @@ fn every_mesh_trains_on_the_same_rows_to_the_same_curve() {
             "{name}: the order of rows"
         );
         assert!(distance(&one[..1], &got[..1]) <= 1e-6, "{name}: {:?} {:?}", one[0], got[0]);
+        let model = Traffic::of(&recipe(&fixture, name), mesh(name), 2.0).total() * 32.0 * mesh(name).ranks() as f64;
+        let lines = json_lines(&fixture.path(name).join("metrics.jsonl"));
+        let sent = lines[100]["ranks"]["sent_bytes"].as_f64().expect("a number");
+        // Rows of 32 values are padded to 64 in x̂, every rank speaks at the roll call, and half of the features fire.
+        assert!(sent >= 0.5 * model && sent <= 4.0 * model, "{name}: {sent} bytes a step, {model} by the model");
         let far = distance(&one[..200], &got[..200]);
         assert!(far <= 1e-4, "{name}: {far}");
         for ranks in summaries {

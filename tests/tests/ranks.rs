@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use kernels::Error;
 use kernels::cuda::nccl::Nccl;
 use kernels::ranks::tcp::{Limits, Listening};
-use kernels::ranks::{Group, Ranks, threads, threads_within};
+use kernels::ranks::{Failure, Group, Ranks, threads, threads_within};
 use tests::need;
 use tests::ranks::{TOKEN, behave, each, tcp};
 
@@ -86,9 +86,12 @@ fn a_rank_that_does_not_come_leaves_or_aborts_is_named_by_all() {
         let results = each(make(), |ranks| {
             let group = Group::of(ranks.clone(), vec![0, 1, 2]);
             if ranks.rank() == 2 {
-                ranks.abort("row 7 is damaged");
+                ranks.abort(Failure { rank: 2, code: Some(65), reason: "row 7 is damaged".to_owned() });
             }
-            group.gather(b"").expect_err("an abort").to_string()
+            let error = group.gather(b"").expect_err("an abort");
+            assert!(matches!(error, Error::Peer { rank: 2, code: Some(65), .. }), "{error:?}");
+            assert_eq!(trainer::Error::from(error.clone()).exit_code(), 65, "a restart would not help");
+            error.to_string()
         });
         assert!(
             results.iter().all(|error| error.starts_with("rank 2: row 7 is damaged (during gather): ")),

@@ -49,22 +49,17 @@ impl<D: Device> Buffers<D> {
         let from = axes.place.feature() * self.most * row_bytes;
         let next = stream.next(&mut self.staging.as_mut()[from..]);
         // Every rank has a part of every batch, if only of no rows: the last batch is the last of all.
-        let own = match next {
-            Ok(Some(batch)) => Ok(batch),
+        let (own, answer) = match next {
+            Ok(Some(own)) => {
+                let left_out = LeftOut { skipped: own.skipped, filtered: own.filtered };
+                let answer = Answer { rows: own.rows, left_out, ..answer };
+                (Some(own), Ok(answer))
+            }
             Ok(None) => return Ok(None),
-            Err(error) => Err(error),
+            Err(error) => (None, Err(error.into())),
         };
-        let answer = own.as_ref().map_or(Answer { failed: true, ..answer }, |own| Answer {
-            rows: own.rows,
-            left_out: LeftOut { skipped: own.skipped, filtered: own.filtered },
-            ..answer
-        });
         let call = RollCall::hold(axes, answer)?;
-        let own = own?;
-        if let Some(rank) = call.failed {
-            let reason = "cannot read its rows; its own error says why".to_owned();
-            return Err(kernels::Error::Peer { rank, operation: "reading a batch", reason }.into());
-        }
+        let own = own.expect("without it the roll call has failed");
         device.gather(&mut self.staging, &call.parts(self.most, row_bytes))?;
         Ok(Some(Seen { own, call }))
     }

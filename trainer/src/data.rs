@@ -3,12 +3,15 @@
 use bytes::Bytes;
 use kernels::RowDtype;
 use kernels::mesh::Place;
+use kernels::ranks::Group;
 use loader::synth::{self, Spec};
 use loader::{Cursor, Dataset, Dtype, OpenOptions, RowId, SkipList, Store, Stream, StreamOptions, sample};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::recipe::{Order, Recipe, Scale};
 use crate::schedule::Schedule;
+use crate::together::together;
 
 /// Rows sampled to find the scale, and to calibrate biases.
 pub const SAMPLE_ROWS: usize = 65_536;
@@ -75,6 +78,22 @@ impl Data {
             Order::Auto | Order::Direct => loader::Order::Direct { window_bytes: recipe.data.window_bytes },
         };
         Ok(Data { train, eval, rows, order })
+    }
+
+    /// As [`Data::open`], by all ranks of a run, which must see the same rows.
+    ///
+    /// # Errors
+    /// Also [`Error::Data`] that names the ranks when they do not, and [`kernels::Error::Peer`].
+    pub fn open_by_all(recipe: &Recipe, kept: Option<&Store>, ranks: &Group) -> Result<Data, Error> {
+        let (data, came) = match Data::open(recipe, kept) {
+            Ok(data) => {
+                let seen = Seen { train: data.train.identity(), eval: data.eval_identity() };
+                (Some(data), Ok(seen))
+            }
+            Err(error) => (None, Err(error)),
+        };
+        check_same(&together(ranks, "opening the data", came)?)?;
+        Ok(data.expect("its error has been returned"))
     }
 
     /// The run's schedules: its steps follow from rows and batch.
@@ -155,6 +174,35 @@ impl Data {
             ..StreamOptions::default()
         })
     }
+}
+
+/// Identities of what a rank has opened.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    train: String,
+    eval: Option<String>,
+}
+
+/// That all ranks have opened the same rows: a path may lead elsewhere on another machine.
+fn check_same(seen: &[Seen]) -> Result<(), Error> {
+    let Some((first, others)) = seen.split_first() else { return Ok(()) };
+    let Some(other) = others.iter().find(|other| *other != first) else { return Ok(()) };
+    let (key, one, another) = match other.train == first.train {
+        true => ("data.eval", first.eval.as_deref(), other.eval.as_deref()),
+        false => ("data.train", Some(&*first.train), Some(&*other.train)),
+    };
+    let ranks = |of: &Seen| {
+        let ranks = seen.iter().enumerate().filter(|(_, seen)| *seen == of);
+        ranks.map(|(rank, _)| rank.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    Err(Error::Data(format!(
+        "{key} is not the same on all ranks: it has the identity {} on rank {} and {} on rank {}: name shards that every rank \
+         finds in one place, and compare the manifests with `sae inspect` there",
+        one.unwrap_or("none"),
+        ranks(first),
+        another.unwrap_or("none"),
+        ranks(other)
+    )))
 }
 
 /// The file beside synthetic shards that says what they were made from.
@@ -298,6 +346,17 @@ pub fn row_dtype(dtype: Dtype) -> RowDtype {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_that_see_other_rows_are_named() {
+        let seen = |train: &str, eval: Option<&str>| Seen { train: train.to_owned(), eval: eval.map(str::to_owned) };
+        let told = |seen: &[Seen]| check_same(seen).err().map(|error| error.to_string());
+        assert_eq!(told(&[seen("a", None), seen("a", None)]), None);
+        let train = told(&[seen("a", None), seen("b", None), seen("a", None), seen("b", None)]).expect("refused");
+        assert!(train.contains("identity a on rank 0, 2 and b on rank 1, 3"), "{train}");
+        let eval = told(&[seen("a", Some("x")), seen("a", None)]).expect("refused");
+        assert!(eval.starts_with("data.eval") && eval.contains("identity x on rank 0 and none on rank 1"), "{eval}");
+    }
 
     #[test]
     fn a_glob_that_is_wild_in_a_folder_has_no_single_one() {

@@ -1,5 +1,7 @@
 //! What can go wrong in training, by what the caller can do about it.
 
+use kernels::ranks::Failure;
+
 /// The crate's error. Each text names the thing and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -52,8 +54,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code: 0 is done, 64 recipe or arguments, 65 data, 69 storage unreachable, 70 divergence, 71 hardware, 73
-    /// cannot write, 75 interrupted after a checkpoint.
+    /// The exit code: 0 is done, 64 recipe or arguments, 65 data, 69 storage unreachable, 70 divergence, 71 hardware or another
+    /// rank, 73 cannot write, 75 interrupted after a checkpoint.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Recipe(_) | Error::Weights(_) | Error::RunDir(_) | Error::OtherFormat(_) => 64,
@@ -63,6 +65,17 @@ impl Error {
             Error::CannotWrite { .. } => 73,
             Error::Interrupted { .. } => 75,
             Error::Loader(error) => error.exit_code(),
+        }
+    }
+
+    /// What rank `rank` tells the others of this error. Of another rank's failure it tells what it heard, so that all name the same
+    /// one.
+    pub fn failure(&self, rank: usize) -> Failure {
+        match self {
+            Error::Device(kernels::Error::Peer { rank, reason, code, .. }) => {
+                Failure { rank: *rank, code: *code, reason: reason.clone() }
+            }
+            own => Failure { rank, code: Some(own.exit_code()), reason: own.to_string() },
         }
     }
 }
@@ -83,6 +96,8 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         | Device::UnknownArch { .. }
         | Device::Listen { .. } => 64,
         Device::Compile { .. } => 70,
+        // A launcher may see one code only: what another start would not change is said by all ranks.
+        Device::Peer { code: Some(code @ (64 | 65 | 70 | 73)), .. } => *code,
         // Threads: other processes may hold them for now.
         Device::Cuda { .. } | Device::Nccl { .. } | Device::Threads { .. } | Device::Peer { .. } => 71,
     }

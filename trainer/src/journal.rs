@@ -32,6 +32,22 @@ pub struct Line {
     pub tokens_per_s: f64,
     /// Share of the time since the line before that was spent waiting for data.
     pub stall_share: f64,
+    /// How the ranks work together, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<Together>,
+}
+
+/// Ranks at work since the line before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Together {
+    /// Bytes that all ranks together sent in a step.
+    pub sent_bytes: u64,
+    /// Share of the time that ranks spent in exchanges, their mean.
+    pub exchange_share: f64,
+    /// The rank that spent least in them: the others wait for it.
+    pub slowest: usize,
+    /// Its share.
+    pub slowest_share: f64,
 }
 
 /// The files, open for appending.
@@ -76,6 +92,11 @@ impl Journal {
             ("speed/tokens_per_s", line.tokens_per_s),
             ("speed/stall_share", line.stall_share),
         ];
+        if let Some(Together { sent_bytes, exchange_share, slowest_share, .. }) = line.ranks {
+            scalars.push(("speed/sent_bytes", sent_bytes as f64));
+            scalars.push(("speed/exchange_share", exchange_share));
+            scalars.push(("speed/slowest_exchange_share", slowest_share));
+        }
         scalars.extend(explained_variance.map(|value| ("explained_variance", value)));
         scalars.extend(normalized_mse.map(|value| ("normalized_mse", value)));
         self.events.scalars(line.step, &scalars).map_err(|source| cannot_write(&self.dir, source))

@@ -10,8 +10,10 @@ pub mod communication;
 pub mod data;
 pub mod evaluate;
 pub mod export;
+pub mod forecast;
 pub mod meeting;
 pub mod metrics;
+pub mod note;
 pub mod plan;
 pub mod recipe;
 pub mod recovery;
@@ -31,4 +33,4 @@ mod journal;
 mod together;
 
 pub use error::Error;
-pub use journal::Line;
+pub use journal::{Line, Together};

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::mesh::Mesh;
-use kernels::ranks::Ranks;
 use kernels::ranks::tcp::{Limits, Listening};
+use kernels::ranks::{Failure, Ranks};
 use loader::Store;
 use serde::{Deserialize, Serialize};
 
@@ -122,12 +122,8 @@ fn wait_for_all(
             came.iter().enumerate().filter(|(_, came)| came.is_none()).map(|(rank, _)| rank.to_string()).collect();
         let Some(first) = missing.first() else { return Ok(came.into_iter().flatten().collect()) };
         if started.elapsed() > patience {
-            return Err(kernels::Error::Peer {
-                rank: first.parse().unwrap_or_default(),
-                operation: "meeting",
-                reason: format!("has not come to {} within {} s", store.url_of(&key(0)), patience.as_secs()),
-            }
-            .into());
+            let reason = format!("has not come to {} within {} s", store.url_of(&key(0)), patience.as_secs());
+            return Err(Failure::seen(first.parse().unwrap_or_default(), reason).during("meeting").into());
         }
         if spoke.elapsed() > WORD {
             spoke = Instant::now();

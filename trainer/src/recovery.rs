@@ -110,7 +110,7 @@ pub fn recovery(
         });
     }
     for theirs in ranks.gather(bytemuck::cast_slice(&best))? {
-        let theirs = theirs.as_chunks().0.iter().map(|bytes| f32::from_ne_bytes(*bytes));
+        let theirs: Vec<f32> = bytemuck::pod_collect_to_vec(&theirs);
         best.iter_mut().zip(theirs).for_each(|(best, theirs)| *best = best.max(theirs));
     }
     let found = best.iter().filter(|&&cosine| cosine >= FOUND_AT).count();

@@ -6,12 +6,14 @@
 use std::ops::Range;
 
 use kernels::mesh::{Axes, Place};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::checkpoint::LeftOut;
+use crate::together::together;
 
 /// What a rank says.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Answer {
     /// Rows that it brings.
     pub rows: usize,
@@ -21,8 +23,6 @@ pub struct Answer {
     pub stop: bool,
     /// Its clock says that a checkpoint is due.
     pub save: bool,
-    /// It cannot read its rows.
-    pub failed: bool,
 }
 
 /// What all ranks have said.
@@ -36,35 +36,24 @@ pub struct RollCall {
     pub stop: bool,
     /// Whether the first rank's clock says that a checkpoint is due.
     pub save: bool,
-    /// The first that cannot read its rows.
-    pub failed: Option<usize>,
 }
 
 impl RollCall {
-    /// Hears all ranks.
+    /// Hears all ranks, or why one of them cannot read its rows.
     ///
     /// # Errors
-    /// [`kernels::Error::Peer`].
-    pub fn hold(axes: &Axes, answer: Answer) -> Result<RollCall, Error> {
-        let Answer { rows, left_out: LeftOut { skipped, filtered }, stop, save, failed } = answer;
-        let words = [rows as u64, skipped, filtered, u64::from(stop), u64::from(save), u64::from(failed)];
-        let heard = axes.all.gather(bytemuck::cast_slice(&words))?;
-        let heard: Vec<[u64; 6]> = heard
-            .iter()
-            .map(|words| {
-                std::array::from_fn(|at| words[8 * at..].first_chunk().map_or(0, |word| u64::from_ne_bytes(*word)))
-            })
-            .collect();
+    /// `answer`; [`kernels::Error::Peer`].
+    pub fn hold(axes: &Axes, answer: Result<Answer, Error>) -> Result<RollCall, Error> {
+        let heard = together(&axes.all, "reading a batch", answer)?;
         Ok(RollCall {
             place: axes.place,
-            rows: heard.iter().map(|words| words[0] as usize).collect(),
+            rows: heard.iter().map(|answer| answer.rows).collect(),
             left_out: LeftOut {
-                skipped: heard.iter().map(|words| words[1]).sum(),
-                filtered: heard.iter().map(|words| words[2]).sum(),
+                skipped: heard.iter().map(|answer| answer.left_out.skipped).sum(),
+                filtered: heard.iter().map(|answer| answer.left_out.filtered).sum(),
             },
-            stop: heard.iter().any(|words| words[3] != 0),
-            save: heard[0][4] != 0,
-            failed: heard.iter().position(|words| words[5] != 0),
+            stop: heard.iter().any(|answer| answer.stop),
+            save: heard[0].save,
         })
     }
 

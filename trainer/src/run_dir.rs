@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use loader::Store;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::Error;
 use crate::recipe::Recipe;
+use crate::{Error, note};
 
 /// The recipe of the first start: a folder that has it holds a run.
 const CONFIG: &str = "config.toml";
@@ -82,7 +82,7 @@ impl RunDir {
         }
         self.ours.store(true, Ordering::Relaxed);
         // What an earlier start failed of no longer holds.
-        let errors = self.store.list("")?.into_iter().filter(|entry| is_error(&entry.key));
+        let errors = self.store.list("")?.into_iter().filter(|entry| note::is_note(&entry.key));
         Ok(errors.into_iter().try_for_each(|entry| self.store.delete(&entry.key))?)
     }
 
@@ -164,12 +164,6 @@ pub fn check(store: &Store, recipe: &Recipe, resume: bool) -> Result<(), Error> 
         (Some(_), false) => Err(already_holds_a_run(store)),
         (Some(bytes), true) => recipe.check_resumes(&parse(bytes, store.url())?),
     }
-}
-
-/// `error-RANK.json`.
-fn is_error(key: &str) -> bool {
-    let rank = key.strip_prefix("error-").and_then(|rest| rest.strip_suffix(".json"));
-    rank.is_some_and(|rank| rank.parse::<usize>().is_ok())
 }
 
 /// Whether a run was begun in the folder.

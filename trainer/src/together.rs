@@ -1,6 +1,6 @@
 //! What all ranks of a run come to together.
 
-use kernels::ranks::Group;
+use kernels::ranks::{Failure, Group};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -12,11 +12,15 @@ enum Told<T> {
     Came(T),
     /// A checkpoint is damaged: there may be one before it.
     Damaged(String),
-    Failed(String),
+    Failed {
+        rank: usize,
+        code: Option<u8>,
+        reason: String,
+    },
 }
 
-/// What every rank has come to, in their order. Where one failed, all fail: it with its own error, the others with its name and
-/// words; so that no rank goes on alone, or waits for one that is gone.
+/// What every rank has come to, in their order. Where one failed, all fail: it with its own error, the others with its name,
+/// words and exit code; so that no rank goes on alone, or waits for one that is gone. `group` holds all ranks.
 ///
 /// # Errors
 /// `mine`; [`Error::Checkpoint`] when another rank found damage; [`kernels::Error::Peer`].
@@ -31,7 +35,10 @@ pub(crate) fn together<T: Serialize + DeserializeOwned>(
     let told = match &mine {
         Ok(value) => Told::Came(value),
         Err(error @ Error::Checkpoint(_)) => Told::Damaged(error.to_string()),
-        Err(error) => Told::Failed(error.to_string()),
+        Err(error) => {
+            let Failure { rank, code, reason } = error.failure(group.index());
+            Told::Failed { rank, code, reason }
+        }
     };
     let internal = |error: serde_json::Error| Error::Internal(error.to_string());
     let words = serde_json::to_vec(&told).map_err(internal)?;
@@ -39,14 +46,29 @@ pub(crate) fn together<T: Serialize + DeserializeOwned>(
     // Its own error says more than that others are gone.
     mine?;
     let mut all = Vec::new();
-    for (rank, words) in heard?.iter().enumerate() {
-        match serde_json::from_slice(words).map_err(internal)? {
+    for words in heard? {
+        match serde_json::from_slice(&words).map_err(internal)? {
             Told::Came(value) => all.push(value),
             Told::Damaged(reason) => return Err(Error::Checkpoint(reason)),
-            Told::Failed(reason) => return Err(kernels::Error::Peer { rank, operation, reason }.into()),
+            Told::Failed { rank, code, reason } => {
+                return Err(Failure { rank, code, reason }.during(operation).into());
+            }
         }
     }
     Ok(all)
+}
+
+/// What this rank has come to, once all have come to something: [`together`] for what the others need not know.
+///
+/// # Errors
+/// Those of [`together`].
+pub(crate) fn once_all<T>(group: &Group, operation: &'static str, mine: Result<T, Error>) -> Result<T, Error> {
+    let (value, came) = match mine {
+        Ok(value) => (Some(value), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    together(group, operation, came)?;
+    Ok(value.expect("together fails where one has failed"))
 }
 
 /// Sums of counts over all ranks.
@@ -56,7 +78,7 @@ pub(crate) fn together<T: Serialize + DeserializeOwned>(
 pub(crate) fn sum<const N: usize>(group: &Group, counts: [u64; N]) -> Result<[u64; N], kernels::Error> {
     let mut sums = [0; N];
     for counts in group.gather(bytemuck::cast_slice(&counts))? {
-        let counts = counts.as_chunks().0.iter().map(|bytes| u64::from_ne_bytes(*bytes));
+        let counts: Vec<u64> = bytemuck::pod_collect_to_vec(&counts);
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
     Ok(sums)

@@ -3,20 +3,22 @@
 mod book;
 mod close;
 mod held_out;
+mod line;
 mod save;
 mod start;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use kernels::{AdamUpdate, Clock, Device, Dictionary, Path, Sums};
+use kernels::{AdamUpdate, Device, Path};
 use loader::{Store, Stream};
 
 use crate::buffers::{Buffers, Seen};
 use crate::data::{Data, row_dtype};
 use crate::journal::{Journal, Line};
-use crate::metrics::{Metrics, dead_fraction};
+use crate::metrics::Metrics;
+use crate::note::Note;
 use crate::recipe::Recipe;
 use crate::recovery::Truth;
 use crate::roll_call::Answer;
@@ -24,10 +26,11 @@ use crate::run_dir::{self, RunDir};
 use crate::schedule::Schedule;
 use crate::step::{StepInput, step};
 use crate::summary::Summary;
-use crate::together::together;
+use crate::together::{once_all, together};
 use crate::{Error, checkpoint};
 
 use book::InFlight;
+use line::LineClock;
 
 /// What a run tells whoever watches it.
 #[derive(Clone, Debug)]
@@ -90,15 +93,18 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 
 fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     let ranks = &device.axes().all;
-    let result = claim(device, recipe, start.resume).and_then(|(store, run_dir)| {
-        let data = Data::open(recipe, start.resume.then_some(&store))?;
-        let result =
-            Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start).and_then(|mut run| run.finish());
+    let result = claim(device, recipe, start.resume).and_then(|(store, data, run_dir)| {
+        let (mut step, mut operation) = (0, "starting");
+        let result = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start).and_then(|mut run| {
+            let result = run.finish();
+            (step, operation) = (run.state.step, run.failed_during.unwrap_or("training"));
+            result
+        });
         if let Err(error) = &result
             && !matches!(error, Error::Interrupted { .. })
             && run_dir.as_ref().is_none_or(RunDir::is_ours)
         {
-            note_failure(&store, ranks.index(), error);
+            Note::new(ranks.index(), step, operation, error).leave(&store);
         }
         result
     });
@@ -106,36 +112,22 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
         && !matches!(error, Error::Interrupted { .. })
     {
         // The others wait for this rank: they hear why it is gone. All stop together when one was asked to.
-        ranks.abort(&error.to_string());
+        ranks.abort(error.failure(ranks.index()));
     }
     result
 }
 
-/// The run's folder, and for the first rank the claim on it.
-fn claim(device: &impl Device, recipe: &Recipe, resume: bool) -> Result<(Store, Option<RunDir>), Error> {
+/// The run's folder, its data, and for the first rank the claim on the folder: made last, so that a start that fails leaves it free.
+fn claim(device: &impl Device, recipe: &Recipe, resume: bool) -> Result<(Store, Data, Option<RunDir>), Error> {
     let ranks = &device.axes().all;
-    let claimed = (ranks.index() == 0)
-        .then(|| {
-            run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
-            RunDir::claim(recipe, resume)
-        })
-        .transpose();
-    let (run_dir, came) = match claimed {
-        Ok(run_dir) => (run_dir, Ok(())),
-        Err(error) => (None, Err(error)),
-    };
-    together(ranks, "claiming the run's folder", came)?;
-    Ok((Store::open(&recipe.run.dir)?, run_dir))
-}
-
-/// Leaves error-RANK.json for whoever finds the run: rank, cause, what the exit code was. That it cannot be written must
-/// not hide the error itself.
-fn note_failure(store: &Store, rank: usize, error: &Error) {
-    let note = serde_json::json!({ "rank": rank, "exit_code": error.exit_code(), "error": error.to_string() });
-    let name = format!("error-{rank}.json");
-    if let Err(second) = store.put(&name, format!("{note:#}\n").into_bytes()) {
-        tracing::warn!("{name} could not be written: {second}");
-    }
+    let first = ranks.index() == 0;
+    let store = Store::open(&recipe.run.dir)?;
+    let free = if first { run_dir::check(&store, recipe, resume) } else { Ok(()) };
+    together(ranks, "looking at the run's folder", free)?;
+    let data = Data::open_by_all(recipe, resume.then_some(&store), ranks)?;
+    let claimed = first.then(|| RunDir::claim(recipe, resume)).transpose();
+    let run_dir = once_all(ranks, "claiming the run's folder", claimed)?;
+    Ok((store, data, run_dir))
 }
 
 struct Run<'a, D: Device> {
@@ -170,25 +162,14 @@ struct Run<'a, D: Device> {
     /// The last checkpoint: step, held-out metrics, folder. The same state is not saved twice.
     saved: Option<(u64, Option<Metrics>, String)>,
     line_clock: LineClock,
+    /// What the first error came from.
+    failed_during: Option<&'static str>,
 }
 
 /// What one rank writes for all, besides checkpoints.
 struct Scribe<'a> {
     run_dir: &'a RunDir,
     journal: Journal,
-}
-
-/// Time since the last line of metrics.
-struct LineClock {
-    since: Instant,
-    tokens: u64,
-    stall: Duration,
-}
-
-impl LineClock {
-    fn start(tokens: u64) -> Self {
-        LineClock { since: Instant::now(), tokens, stall: Duration::ZERO }
-    }
 }
 
 impl<D: Device> Run<'_, D> {
@@ -219,7 +200,7 @@ impl<D: Device> Run<'_, D> {
         let mut buffers = self.free.pop().expect("buffers are one more than the steps in flight at most");
         let stop = self.start.stop.load(Ordering::Relaxed);
         let answer = Answer { stop, save: self.save_by_clock(), ..Answer::default() };
-        let next = buffers.next(self.device, &mut self.stream, answer);
+        let next = self.during("reading a batch", |run| buffers.next(run.device, &mut run.stream, answer));
         if next.is_err() {
             self.catch_up()?;
             self.save_what_is_done();
@@ -263,10 +244,13 @@ impl<D: Device> Run<'_, D> {
 
     /// The data cannot be read on. The weights are those after the last whole batch: nothing of it is lost.
     fn save_what_is_done(&mut self) {
-        if self.state.step > 0
-            && let Err(second) = self.save()
-        {
-            tracing::warn!("saving failed too: {second}");
+        if self.state.step == 0 {
+            return;
+        }
+        match self.save() {
+            // Of a rank that is gone the error itself tells.
+            Ok(_) | Err(Error::Device(kernels::Error::Peer { .. })) => {}
+            Err(second) => tracing::warn!("saving failed too: {second}"),
         }
     }
 
@@ -306,43 +290,17 @@ impl<D: Device> Run<'_, D> {
             || self.save_is_due(step)
     }
 
-    /// Writes a line of metrics when one is due.
-    fn log_line(&mut self) -> Result<(), Error> {
-        if !is_due(self.recipe.log.every, self.state.step) && !self.is_done() {
-            return Ok(());
+    /// Does a part of the run's work; the first that fails is remembered.
+    fn during<T>(
+        &mut self,
+        operation: &'static str,
+        work: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let result = work(self);
+        if result.is_err() {
+            self.failed_during.get_or_insert(operation);
         }
-        self.drain()?;
-        let step = self.state.step - 1;
-        let lambda = f64::from(self.schedule.lambda(step));
-        let owned = self.state.window.fired_f.len();
-        let sums = std::mem::replace(&mut self.state.window, Sums::new(self.data.train.width(), owned));
-        let clock = std::mem::replace(&mut self.line_clock, LineClock::start(self.state.tokens));
-        let Some(metrics) = Metrics::of(&sums, lambda) else { return Ok(()) };
-        let elapsed = clock.since.elapsed().as_secs_f64();
-        let line = Line {
-            step,
-            tokens: self.state.tokens,
-            metrics,
-            dead_fraction: self.dead_fraction()?,
-            lambda,
-            lr: self.schedule.lr().at(step),
-            gradient_norm: self.state.gradient_norm,
-            tokens_per_s: (self.state.tokens - clock.tokens) as f64 / elapsed,
-            stall_share: clock.stall.as_secs_f64() / elapsed,
-        };
-        if let Some(scribe) = &mut self.scribe {
-            scribe.journal.line(&line)?;
-        }
-        (self.start.watch)(Event::Line(&line));
-        Ok(())
-    }
-
-    fn dead_fraction(&self) -> Result<f64, Error> {
-        let axes = self.device.axes();
-        let owned = axes.owned(self.sae.shape().features);
-        let mut last_fired_f = vec![0; owned.len()];
-        self.sae.read_clock(Clock::LastFired, owned, &mut last_fired_f)?;
-        Ok(dead_fraction(&last_fired_f, self.state.tokens, self.recipe.train.dead_window, &axes.all)?)
+        result
     }
 
     fn is_done(&self) -> bool {

@@ -21,7 +21,7 @@ use super::engine::Failure;
 use super::memory::Pointer;
 use super::nccl::{Comm, Id, Nccl, Status, Stream, UniqueId};
 use crate::Error;
-use crate::ranks::Group;
+use crate::ranks::{self, Group};
 
 /// `ncclUint8`: only bytes are moved.
 const BYTES: c_int = 1;
@@ -82,7 +82,7 @@ impl Communicator {
         let made = if all.index() == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };
         let id = UniqueId::try_from(all.gather(&made)?.swap_remove(0)).map_err(|other| {
             let reason = format!("sent {} bytes for an id of NCCL: all ranks must run the same program", other.len());
-            Error::Peer { rank: all.members()[0], operation: "meeting of cards", reason }
+            Error::Peer { rank: all.members()[0], operation: "meeting of cards", reason, code: None }
         })?;
         let shared = Arc::new(Shared {
             nccl,
@@ -184,7 +184,7 @@ impl Shared {
             }
             let Err(error) = self.asynchronous() else { continue };
             if since.get_or_insert_with(Instant::now).elapsed() > NAMED_WITHIN {
-                self.all.abort(&error.to_string());
+                self.all.abort(ranks::Failure::seen(self.all.index(), error.to_string()));
                 self.failure.note(error);
                 return self.end();
             }

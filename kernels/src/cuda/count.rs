@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
-use super::device::stride;
+use super::device::{Cost, stride};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
@@ -104,4 +104,9 @@ impl Tally {
         self.x_s.write(0, &sums.x_d);
         self.fired_f.write(0, &sums.fired_f);
     }
+}
+
+/// x read, and a feature's firings read, added and written.
+pub fn cost(n: usize, width: usize, features: usize) -> Cost {
+    Cost { bytes: (4 * n * width + 20 * features) as u64, flop: (n * width) as u64 }
 }

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use super::array::{Code, Format};
 use super::card::Card;
 use super::count::Tally;
-use super::dictionary::CudaDictionary;
+use super::dictionary::{Buffers, CudaDictionary};
 use super::engine::Engine;
 use super::memory::Memory;
 use super::normalize::Rows;
 use super::peaks::{self, Peaks};
+use super::sources::{NAIVE, SOURCES, Source};
 use super::staging::Staging;
 use super::status::AHEAD;
 use super::weights::Weights;
-use crate::mesh::Axes;
+use crate::mesh::{Axes, Place};
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 
 /// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
@@ -152,14 +153,31 @@ impl Cuda {
         Self::among(card, precision, Axes::alone())
     }
 
+    /// As [`Cuda::new`], with the kernels of [`super::naive`] besides.
+    ///
+    /// # Errors
+    /// Those of [`Card::load`].
+    pub fn beside_naive(card: &Card, precision: Precision) -> Result<Self, Error> {
+        Self::with(card, precision, &[SOURCES, NAIVE].concat(), Axes::alone())
+    }
+
     /// The card of one rank among others, which all call this: they find that no two have the same card, and connect theirs.
     ///
     /// # Errors
     /// Those of [`Card::load`]; [`Error::SharedCard`]; [`Error::NoNccl`], [`Error::Nccl`] and [`Error::Peer`].
     pub fn among(card: &Card, precision: Precision, axes: Axes) -> Result<Self, Error> {
         check_own_card(card, &axes)?;
+        Self::with(card, precision, SOURCES, axes)
+    }
+
+    fn with(card: &Card, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
         let description = format!("{}, {}", card.describe(), precision.describe());
-        Ok(Cuda { engine: Arc::new(Engine::new(card, precision, axes)?), description })
+        Ok(Cuda { engine: Arc::new(Engine::new(card, precision, sources, axes)?), description })
+    }
+
+    /// What its operations run on.
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// What the card can do; `small` where times mean nothing.
@@ -169,6 +187,18 @@ impl Cuda {
     pub fn peaks(&self, small: bool) -> Result<Peaks, Error> {
         peaks::measure(&self.engine, small)
     }
+}
+
+/// What the objects of a shape take on the card of the rank at `place`: see [`Device::bytes`]. No card is needed to know it.
+pub fn bytes(shape: Shape, precision: Precision, place: Place) -> Bytes {
+    let mut memory = Memory::measured();
+    let batches = if shape.adam.is_some() { 1 + AHEAD } else { 1 };
+    let rows = |memory: &mut Memory<'_>| Rows::new(precision, shape.batch, shape.width, memory).map(|_| ());
+    let all = Buffers::new(shape, precision, place, &mut memory)
+        .and_then(|_| Tally::new(shape.width, shape.features, &mut memory))
+        .and_then(|_| (0..batches).try_for_each(|_| rows(&mut memory)));
+    // Measuring takes nothing, so it fails only where a length is beyond what can be counted.
+    all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
 }
 
 /// That no other rank has this card: NCCL would wait for ever. Exchanges what cards are called.
@@ -203,15 +233,7 @@ impl Device for Cuda {
     }
 
     fn bytes(&self, shape: Shape) -> Bytes {
-        let mut memory = Memory::measured();
-        let batches = if shape.adam.is_some() { 1 + AHEAD } else { 1 };
-        let rows =
-            |memory: &mut Memory<'_>| Rows::new(self.engine.precision, shape.batch, shape.width, memory).map(|_| ());
-        let all = CudaDictionary::new(self.engine.clone(), shape, &mut memory)
-            .and_then(|_| Tally::new(shape.width, shape.features, &mut memory))
-            .and_then(|_| (0..batches).try_for_each(|_| rows(&mut memory)));
-        // Measuring takes nothing, so it fails only where a length is beyond what can be counted.
-        all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
+        bytes(shape, self.engine.precision, self.engine.axes.place)
     }
 
     fn lighter(&self, shape: Shape) -> Vec<(&'static str, Bytes)> {
@@ -254,7 +276,7 @@ impl Device for Cuda {
     }
 
     fn dictionary(&self, shape: Shape) -> Result<CudaDictionary, Error> {
-        CudaDictionary::new(self.engine.clone(), shape, &mut Memory::of(&self.engine))
+        CudaDictionary::new(self.engine.clone(), shape)
     }
 
     fn gather(&self, staged: &mut Staging, parts: &[Range<usize>]) -> Result<(), Error> {

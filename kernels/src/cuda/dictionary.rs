@@ -8,7 +8,7 @@ use super::backward::Gradient;
 use super::count::{Counted, Tally};
 use super::decode::decode;
 use super::dense::{Dense, Forward, Operands};
-use super::device::stride;
+use super::device::{Precision, stride};
 use super::encode::Lists;
 use super::engine::Engine;
 use super::exchange::{AxisSum, Statuses};
@@ -26,20 +26,11 @@ use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape,
 pub struct CudaDictionary {
     engine: Arc<Engine>,
     shape: Shape,
-    weights: Weights,
-    last_update_f: Buffer<u64>,
-    last_fired_f: Buffer<u64>,
     /// The features that this rank updates.
     owned: Range<usize>,
     /// Where its features begin among those of all ranks.
     first_feature: u32,
-    batch: Batch,
-    outcomes: Outcomes,
-    lists: Lists,
-    runs: Runs,
-    dense: Dense,
-    gradient: Gradient,
-    between_ranks: BetweenRanks,
+    pub(super) buffers: Buffers,
 }
 
 /// What ranks need to go through a step together; nothing of it where one has all.
@@ -70,36 +61,53 @@ impl BetweenRanks {
 }
 
 /// What the operations of a step leave for each other.
-struct Batch {
+pub(super) struct Batch {
     path: Path,
     /// Whether [`Runs`] are those of this batch.
     has_runs: bool,
-    x_hat_bs: Buffer<f32>,
+    pub(super) x_hat_bs: Buffer<f32>,
     /// g in the format of products: kept as bytes because that format is a choice.
-    g_bs: Buffer<u8>,
+    pub(super) g_bs: Buffer<u8>,
     error_b: Buffer<f64>,
     l1_b: Buffer<f64>,
     /// Firings among some tokens.
     some_f: Buffer<u32>,
 }
 
-impl CudaDictionary {
-    /// Takes memory through `memory`.
+/// The memory of a dictionary.
+pub(super) struct Buffers {
+    pub(super) weights: Weights,
+    last_update_f: Buffer<u64>,
+    last_fired_f: Buffer<u64>,
+    pub(super) batch: Batch,
+    pub(super) outcomes: Outcomes,
+    pub(super) lists: Lists,
+    runs: Runs,
+    dense: Dense,
+    pub(super) gradient: Gradient,
+    between_ranks: BetweenRanks,
+}
+
+impl Buffers {
+    /// Takes it through `memory`, for the rank at `place`.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Cuda`] and [`Error::Peer`].
-    pub(super) fn new(engine: Arc<Engine>, shape: Shape, memory: &mut Memory) -> Result<Self, Error> {
+    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
+    pub(super) fn new(shape: Shape, precision: Precision, place: Place, memory: &mut Memory) -> Result<Self, Error> {
         let Shape { width, features, batch, adam, dense_bytes } = shape;
         assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");
-        let (stride, trains, precision) = (stride(width), adam.is_some(), engine.precision);
+        let (stride, trains) = (stride(width), adam.is_some());
         let what = "a dictionary's batch";
         let lists = Lists::new(batch, features, memory)?;
-        let owned = engine.axes.owned(features);
-        let owns_all = engine.axes.data.size() == 1;
-        let dictionary = CudaDictionary {
-            first_feature: if memory.is_real() { first_feature(&engine.axes, features)? } else { 0 },
-            weights: Weights::new((width, stride, features), &owned, precision, trains, memory)?,
-            owned,
+        let owns_all = place.mesh.data == 1;
+        Ok(Buffers {
+            weights: Weights::new(
+                (width, stride, features),
+                &place.owned_by(place.data(), features),
+                precision,
+                trains,
+                memory,
+            )?,
             last_update_f: memory.weights(features)?,
             last_fired_f: memory.weights(features)?,
             batch: Batch {
@@ -115,53 +123,75 @@ impl CudaDictionary {
             runs: Runs::new((batch, features, stride), lists.capacity, trains, memory)?,
             dense: Dense::new((batch, features, stride), dense_bytes, (precision, trains, owns_all), memory)?,
             gradient: Gradient::new(features, stride, memory)?,
-            between_ranks: BetweenRanks::new(engine.axes.place, &shape, stride, memory)?,
+            between_ranks: BetweenRanks::new(place, &shape, stride, memory)?,
             lists,
+        })
+    }
+}
+
+impl CudaDictionary {
+    /// Takes memory on the card of `engine`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Cuda`] and [`Error::Peer`].
+    pub(super) fn new(engine: Arc<Engine>, shape: Shape) -> Result<Self, Error> {
+        let buffers = Buffers::new(shape, engine.precision, engine.axes.place, &mut Memory::of(&engine))?;
+        buffers.lists.prepare(&engine);
+        buffers.runs.prepare(&engine, shape.batch);
+        buffers.dense.prepare(&engine);
+        engine.check()?;
+        Ok(CudaDictionary {
+            first_feature: first_feature(&engine.axes, shape.features)?,
+            owned: engine.axes.owned(shape.features),
             engine,
             shape,
-        };
-        if memory.is_real() {
-            dictionary.lists.prepare(&dictionary.engine);
-            dictionary.runs.prepare(&dictionary.engine, batch);
-            dictionary.dense.prepare(&dictionary.engine);
-            dictionary.engine.check()?;
-        }
-        Ok(dictionary)
+            buffers,
+        })
     }
 
     fn runs_of(&self, x: &Rows) -> RunsArgument {
-        self.runs.argument(self.g_bs(), x.operand())
+        self.buffers.runs.argument(self.g_bs(), x.operand())
     }
 
     fn g_bs(&self) -> Pointer {
-        self.batch.g_bs.at(0)
+        self.buffers.batch.g_bs.at(0)
     }
 
     /// What x̂ begins with: one rank of the feature axis adds b_dec.
     fn first_s(&self) -> Pointer {
-        self.between_ranks.zeros_s.as_ref().map_or_else(|| self.weights.b_dec.value.at(0), |zeros| zeros.at(0))
+        self.buffers
+            .between_ranks
+            .zeros_s
+            .as_ref()
+            .map_or_else(|| self.buffers.weights.b_dec.value.at(0), |zeros| zeros.at(0))
     }
 
     /// Gradient rows of some features as this rank's tokens give them.
     fn make_rows(&self, x: &Rows, to: (Range<usize>, RowsAt)) {
-        let (engine, weights) = (&self.engine, &self.weights);
-        match self.batch.path {
+        let (engine, weights) = (&self.engine, &self.buffers.weights);
+        match self.buffers.batch.path {
             Path::Sparse => {
-                let status = &self.outcomes.last().status;
-                self.gradient.rows_of_runs(engine, (self.runs_of(x), weights), to, status);
+                let status = &self.buffers.outcomes.last().status;
+                self.buffers.gradient.rows_of_runs(engine, (self.runs_of(x), weights), to, status);
             }
             Path::Dense => {
-                self.dense.gradient_rows(engine, Operands { x, weights }, self.g_bs(), &self.gradient, to);
+                self.buffers.dense.gradient_rows(
+                    engine,
+                    Operands { x, weights },
+                    self.g_bs(),
+                    &self.buffers.gradient,
+                    to,
+                );
             }
         }
     }
 
-    /// Runs are made once a batch, for whoever needs them first.
-    fn need_runs(&mut self) {
-        if !self.batch.has_runs {
-            let outcome = self.outcomes.last();
-            self.runs.transpose(&self.engine, &self.lists, outcome.n, &outcome.status);
-            self.batch.has_runs = true;
+    /// Makes the runs of the batch, once, for whoever needs them first: backward, count, or who wants their time.
+    pub fn need_runs(&mut self) {
+        if !self.buffers.batch.has_runs {
+            let outcome = self.buffers.outcomes.last();
+            self.buffers.runs.transpose(&self.engine, &self.buffers.lists, outcome.n, &outcome.status);
+            self.buffers.batch.has_runs = true;
         }
     }
 }
@@ -183,70 +213,77 @@ impl Dictionary for CudaDictionary {
 
     fn encode(&mut self, x: &Rows, path: Path) {
         assert!(x.width == self.shape.width && x.n <= self.shape.batch, "rows of the dictionary's shape");
-        self.outcomes.begin(&self.engine, x);
+        self.buffers.outcomes.begin(&self.engine, x);
         if path == Path::Sparse {
-            self.lists.encode(&self.engine, x, &self.weights, &self.outcomes.last().status);
+            self.buffers.lists.encode(&self.engine, x, &self.buffers.weights, &self.buffers.outcomes.last().status);
         }
-        (self.batch.path, self.batch.has_runs) = (path, false);
+        (self.buffers.batch.path, self.buffers.batch.has_runs) = (path, false);
     }
 
     fn decode(&mut self, x: &Rows) {
         let first_s = self.first_s();
-        let Batch { path, x_hat_bs, l1_b, .. } = &mut self.batch;
-        let Outcome { n, status, .. } = self.outcomes.last();
+        let Batch { path, x_hat_bs, l1_b, .. } = &mut self.buffers.batch;
+        let Outcome { n, status, .. } = self.buffers.outcomes.last();
         match path {
             Path::Sparse => {
-                decode(&self.engine, &self.lists, *n, (&self.weights, first_s), (x_hat_bs, l1_b), status);
+                decode(
+                    &self.engine,
+                    &self.buffers.lists,
+                    *n,
+                    (&self.buffers.weights, first_s),
+                    (x_hat_bs, l1_b),
+                    status,
+                );
             }
             Path::Dense => {
-                let of = Operands { x, weights: &self.weights };
-                let to = Forward { x_hat_bs, l1_b, count_f: &self.lists.count_f, first_s };
-                self.dense.forward(&self.engine, of, to);
+                let of = Operands { x, weights: &self.buffers.weights };
+                let to = Forward { x_hat_bs, l1_b, count_f: &self.buffers.lists.count_f, first_s };
+                self.buffers.dense.forward(&self.engine, of, to);
             }
         }
-        if let Some(parts) = &self.between_ranks.x_hat {
+        if let Some(parts) = &self.buffers.between_ranks.x_hat {
             parts.sum_pieces(&self.engine, &self.engine.axes.feature, x_hat_bs, n * x.stride);
         }
     }
 
     fn residual(&mut self, x: &Rows) {
-        let Batch { x_hat_bs, error_b, l1_b, .. } = &self.batch;
-        let (g_bs, count_f, status) = (self.g_bs(), &self.lists.count_f, &self.outcomes.last().status);
+        let Batch { x_hat_bs, error_b, l1_b, .. } = &self.buffers.batch;
+        let (g_bs, count_f, status) = (self.g_bs(), &self.buffers.lists.count_f, &self.buffers.outcomes.last().status);
         Residual { x_hat_bs, g_bs, error_b, l1_b, count_f, status }.run(&self.engine, x);
-        if self.between_ranks.statuses.is_some() && self.batch.path == Path::Sparse {
+        if self.buffers.between_ranks.statuses.is_some() && self.buffers.batch.path == Path::Sparse {
             // The last thing for which there may be no room on one rank, of which all must hear.
             self.need_runs();
         }
-        if let Some(statuses) = &self.between_ranks.statuses {
-            statuses.combine_sums(&self.engine, &self.outcomes.last().status);
+        if let Some(statuses) = &self.buffers.between_ranks.statuses {
+            statuses.combine_sums(&self.engine, &self.buffers.outcomes.last().status);
         }
     }
 
     fn backward(&mut self, x: &Rows, lambda: f32) {
-        self.gradient.lambda_over_b = lambda / x.of as f32;
-        self.outcomes.begin_gradient();
+        self.buffers.gradient.lambda_over_b = lambda / x.of as f32;
+        self.buffers.outcomes.begin_gradient();
         let g_bs = self.g_bs();
-        match self.batch.path {
+        match self.buffers.batch.path {
             Path::Sparse => {
                 self.need_runs();
                 let runs = self.runs_of(x);
-                let status = &self.outcomes.last().status;
-                self.gradient.of_runs(&self.engine, &self.runs, runs, &self.weights, status);
+                let status = &self.buffers.outcomes.last().status;
+                self.buffers.gradient.of_runs(&self.engine, &self.buffers.runs, runs, &self.buffers.weights, status);
             }
             // Where rows go to their owners they are made for each of them.
-            Path::Dense if self.between_ranks.owners.is_some() => {}
+            Path::Dense if self.buffers.between_ranks.owners.is_some() => {}
             Path::Dense => {
-                let of = Operands { x, weights: &self.weights };
-                self.dense.backward(&self.engine, of, g_bs, &self.gradient);
+                let of = Operands { x, weights: &self.buffers.weights };
+                self.buffers.dense.backward(&self.engine, of, g_bs, &self.buffers.gradient);
             }
         }
-        self.gradient.of_b_dec(&self.engine, g_bs, self.outcomes.last().n);
-        if let Some(owners) = &self.between_ranks.owners {
+        self.buffers.gradient.of_b_dec(&self.engine, g_bs, self.buffers.outcomes.last().n);
+        if let Some(owners) = &self.buffers.between_ranks.owners {
             let make = |features, to| self.make_rows(x, (features, to));
-            owners.measure(&self.engine, (&self.gradient, &self.lists.count_f), make);
+            owners.measure(&self.engine, (&self.buffers.gradient, &self.buffers.lists.count_f), make);
         }
-        let (gradient, status) = (&self.gradient, &self.outcomes.last().status);
-        match &self.between_ranks.statuses {
+        let (gradient, status) = (&self.buffers.gradient, &self.buffers.outcomes.last().status);
+        match &self.buffers.between_ranks.statuses {
             Some(statuses) => {
                 let of_owned = (&gradient.norm2_f, &self.owned);
                 statuses.combine_norms(&self.engine, of_owned, &gradient.b_dec_s, status);
@@ -256,26 +293,26 @@ impl Dictionary for CudaDictionary {
     }
 
     fn count(&mut self, x: &Rows, tally: &mut Tally, counted: Range<usize>) {
-        let n = self.outcomes.last().n;
+        let n = self.buffers.outcomes.last().n;
         let tokens = counted.start..counted.end.min(n);
         if tokens.is_empty() {
             return;
         }
         let all = tokens == (0..n);
-        let (count_f, runs) = match self.batch.path {
-            _ if all => (&self.lists.count_f, None),
+        let (count_f, runs) = match self.buffers.batch.path {
+            _ if all => (&self.buffers.lists.count_f, None),
             Path::Dense => {
-                let of = Operands { x, weights: &self.weights };
-                self.dense.count(&self.engine, of, tokens.clone(), &self.batch.some_f);
-                (&self.batch.some_f, None)
+                let of = Operands { x, weights: &self.buffers.weights };
+                self.buffers.dense.count(&self.engine, of, tokens.clone(), &self.buffers.batch.some_f);
+                (&self.buffers.batch.some_f, None)
             }
             Path::Sparse => {
                 self.need_runs();
-                (&self.lists.count_f, Some((self.runs.run_f.at(0), self.runs.token_p.at(0))))
+                (&self.buffers.lists.count_f, Some((self.buffers.runs.run_f.at(0), self.buffers.runs.token_p.at(0))))
             }
         };
-        let Batch { error_b, l1_b, .. } = &self.batch;
-        let Outcome { with_gradient, status, .. } = self.outcomes.last();
+        let Batch { error_b, l1_b, .. } = &self.buffers.batch;
+        let Outcome { with_gradient, status, .. } = self.buffers.outcomes.last();
         let counted =
             Counted { tokens, error_b, l1_b, count_f, runs, status: status.at(0), with_gradient: *with_gradient };
         tally.add(&self.engine, x, &counted);
@@ -284,68 +321,76 @@ impl Dictionary for CudaDictionary {
     fn adam(&mut self, x: &Rows, update: &AdamUpdate) {
         let Some(mode) = self.shape.adam else { panic!("a dictionary made without Adam does not train") };
         let (runs, g_bs) = (self.runs_of(x), self.g_bs());
-        let (engine, owners) = (&self.engine, &self.between_ranks.owners);
+        let (engine, owners) = (&self.engine, &self.buffers.between_ranks.owners);
         let over_ranks = owners.as_ref().map(|owners| (&owners.count_f, &owners.bias_f));
-        let (count_f, bias_f) = over_ranks.unwrap_or((&self.lists.count_f, &self.gradient.bias_f));
+        let (count_f, bias_f) = over_ranks.unwrap_or((&self.buffers.lists.count_f, &self.buffers.gradient.bias_f));
         let adam = Adam {
-            weights: &self.weights,
-            last_update_f: &self.last_update_f,
-            last_fired_f: &self.last_fired_f,
+            weights: &self.buffers.weights,
+            last_update_f: &self.buffers.last_update_f,
+            last_fired_f: &self.buffers.last_fired_f,
             count_f,
             bias_f,
-            gradient: &self.gradient,
-            status: &self.outcomes.last().status,
+            gradient: &self.buffers.gradient,
+            status: &self.buffers.outcomes.last().status,
             update: UpdateArgument::new(update, mode, self.first_feature),
         };
-        match (owners, self.batch.path) {
+        match (owners, self.buffers.batch.path) {
             (Some(owners), _) => {
-                owners.adam(engine, &adam, &self.lists.count_f, |features, to| self.make_rows(x, (features, to)));
+                owners
+                    .adam(engine, &adam, &self.buffers.lists.count_f, |features, to| self.make_rows(x, (features, to)));
             }
             (None, Path::Sparse) => adam.of_runs(engine, runs),
-            (None, Path::Dense) => self.dense.adam(engine, x, g_bs, &adam),
+            (None, Path::Dense) => self.buffers.dense.adam(engine, x, g_bs, &adam),
         }
         adam.b_dec(engine);
-        spread(engine, &mut self.weights, self.shape.features);
+        spread(engine, &mut self.buffers.weights, self.shape.features);
     }
 
     fn report(&mut self, back: usize) -> Result<Report, Error> {
-        self.outcomes.report(&self.engine, back)
+        self.buffers.outcomes.report(&self.engine, back)
     }
 
     fn release(&mut self) {
-        self.outcomes.release();
+        self.buffers.outcomes.release();
     }
 
     fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {
         assert_eq!((self.shape.width, self.shape.features), (into.shape.width, into.shape.features), "one shape");
         let mode = self.shape.adam.unwrap_or(AdamMode::Dense);
         let update = UpdateArgument::new(next, mode, self.first_feature);
-        settle(&self.engine, &self.weights, &self.last_update_f, &self.owned, update, &mut into.weights);
+        settle(
+            &self.engine,
+            &self.buffers.weights,
+            &self.buffers.last_update_f,
+            &self.owned,
+            update,
+            &mut into.buffers.weights,
+        );
         // Who has the moments settles.
-        spread(&self.engine, &mut into.weights, self.shape.features);
+        spread(&self.engine, &mut into.buffers.weights, self.shape.features);
     }
 
     fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
-        self.weights.parameter(tensor).read(slot, rows, out)
+        self.buffers.weights.parameter(tensor).read(slot, rows, out)
     }
 
     fn write(&mut self, tensor: Tensor, slot: Slot, rows: Range<usize>, values: &[f32]) {
-        self.weights.write(&self.engine, tensor, slot, rows, values);
+        self.buffers.weights.write(&self.engine, tensor, slot, rows, values);
     }
 
     fn read_clock(&self, clock: Clock, features: Range<usize>, out: &mut [u64]) -> Result<(), Error> {
         assert_eq!(features.len(), out.len(), "room for the clocks");
         match clock {
-            Clock::LastUpdate => self.last_update_f.read(features.start, out),
-            Clock::LastFired => self.last_fired_f.read(features.start, out),
+            Clock::LastUpdate => self.buffers.last_update_f.read(features.start, out),
+            Clock::LastFired => self.buffers.last_fired_f.read(features.start, out),
         }
     }
 
     fn write_clock(&mut self, clock: Clock, features: Range<usize>, values: &[u64]) {
         assert_eq!(features.len(), values.len(), "a clock for each feature");
         match clock {
-            Clock::LastUpdate => self.last_update_f.write(features.start, values),
-            Clock::LastFired => self.last_fired_f.write(features.start, values),
+            Clock::LastUpdate => self.buffers.last_update_f.write(features.start, values),
+            Clock::LastFired => self.buffers.last_fired_f.write(features.start, values),
         }
     }
 }

@@ -13,7 +13,7 @@ use cudarc::driver::{CudaEvent, CudaFunction, CudaStream, DriverError, sys};
 use super::card::{Card, failed};
 use super::communicator::{Communicator, Message};
 use super::device::Precision;
-use super::sources::{EntryPoint, SOURCES};
+use super::sources::{EntryPoint, Source};
 use crate::Error;
 use crate::mesh::Axes;
 use crate::ranks::Group;
@@ -59,18 +59,18 @@ impl Failure {
 }
 
 impl Engine {
-    /// Loads all kernels on `card`, and meets the cards of the other ranks of `axes`.
+    /// Loads the kernels of `sources` on `card`, and meets the cards of the other ranks of `axes`.
     ///
     /// # Errors
     /// Those of [`Card::load`] and [`Communicator::new`]; [`Error::Cuda`].
-    pub fn new(card: &Card, precision: Precision, axes: Axes) -> Result<Self, Error> {
+    pub fn new(card: &Card, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
         let context = card.context();
         // SAFETY: all memory is used on one stream, in order, but for that of stored rows, where events keep uses apart.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| failed("cuStreamCreate", error))?;
         let copies = context.new_stream().map_err(|error| failed("cuStreamCreate", error))?;
         let mut kernels = HashMap::new();
-        for (source, module) in SOURCES.iter().zip(card.load(SOURCES)?) {
+        for (source, module) in sources.iter().zip(card.load(sources)?) {
             for EntryPoint { name, threads } in source.kernels() {
                 let function = module.load_function(name).map_err(|error| failed(name, error))?;
                 kernels.insert(name, Kernel { function, threads });

@@ -7,6 +7,7 @@ pub mod card;
 pub mod cubin;
 pub mod embedded;
 pub mod kernels;
+pub mod naive;
 pub mod nccl;
 pub mod nvrtc;
 pub mod sources;
@@ -32,6 +33,7 @@ mod residual;
 mod resources;
 mod staging;
 mod status;
+mod stopwatch;
 mod transpose;
 mod weights;
 
@@ -39,17 +41,21 @@ mod weights;
 pub mod cost {
     pub use super::adam::cost as adam;
     pub use super::backward::cost as backward;
+    pub use super::count::cost as count;
     pub use super::decode::cost as decode;
     pub use super::dense::cost as dense;
     pub use super::encode::cost as encode;
+    pub use super::normalize::cost as normalize;
+    pub use super::residual::cost as residual;
     pub use super::transpose::cost as transpose;
 }
 
 pub use arch::{Arch, RELEASED};
 pub use count::Tally;
-pub use device::{Cost, Cuda, Moments, Precision};
+pub use device::{Cost, Cuda, Moments, Precision, bytes};
 pub use dictionary::CudaDictionary;
 pub use normalize::Rows;
 pub use peaks::Peaks;
 pub use resources::Resources;
 pub use staging::Staging;
+pub use stopwatch::Stopwatch;

@@ -1,7 +1,6 @@
 //! Launches `normalize.cu`.
 
-use super::device::Precision;
-use super::device::stride;
+use super::device::{Cost, Precision, stride};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
 use super::staging::{Staging, Stored};
@@ -77,4 +76,10 @@ impl Rows {
         unsafe { engine.enqueue(kernel, n, 0, arguments) };
         self.stored.release(engine);
     }
+}
+
+/// Stored rows of `stored` bytes a value read, x and its copy for the products written.
+pub fn cost(precision: Precision, n: usize, width: usize, stored: usize) -> Cost {
+    let copy = if precision == Precision::F32 { 0 } else { precision.bytes() };
+    Cost { bytes: (n * width * (stored + 4 + copy)) as u64, flop: 3 * (n * width) as u64 }
 }

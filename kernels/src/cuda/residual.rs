@@ -1,5 +1,6 @@
 //! Launches `residual.cu`.
 
+use super::device::{Cost, Precision};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Pointer};
 use super::normalize::Rows;
@@ -31,4 +32,9 @@ impl Residual<'_> {
             engine.enqueue("count_active", blocks, 0, arguments![self.count_f.at(0), status, features]);
         }
     }
+}
+
+/// x and x̂ read, g written, and a counter a feature.
+pub fn cost(precision: Precision, n: usize, width: usize, features: usize) -> Cost {
+    Cost { bytes: (n * width * (8 + precision.bytes()) + 4 * features) as u64, flop: 5 * (n * width) as u64 }
 }

@@ -46,6 +46,9 @@ pub const SOURCES: &[Source] = &[
     source!("transpose.cu"),
 ];
 
+/// What benchmarks load besides: see [`super::naive`].
+pub const NAIVE: &[Source] = &[source!("naive.cu")];
+
 /// What sources may include; nothing else is found, so that a cubin depends on nothing outside the binary.
 pub const HEADERS: &[Source] = &[
     source!("columns.cuh"),

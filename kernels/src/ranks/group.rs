@@ -3,10 +3,11 @@
 
 use std::ops::{AddAssign, Range};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytemuck::Pod;
 
-use super::{Ranks, threads};
+use super::{Failure, Ranks, threads};
 use crate::Error;
 
 /// Some of the ranks, in a fixed order, that sum and gather among themselves. Every member makes the same calls in the same
@@ -62,13 +63,18 @@ impl Group {
     }
 
     /// See [`Ranks::abort`]: all ranks hear of it, not only the members.
-    pub fn abort(&self, reason: &str) {
-        self.ranks.abort(reason);
+    pub fn abort(&self, failure: Failure) {
+        self.ranks.abort(failure);
     }
 
     /// Bytes that this rank has sent to others so far, in this and all other groups of the same ranks.
     pub fn bytes_sent(&self) -> u64 {
         self.ranks.bytes_sent()
+    }
+
+    /// Time that this rank has spent in exchanges so far, in this and all other groups of the same ranks.
+    pub fn exchanging(&self) -> Duration {
+        self.ranks.exchanging()
     }
 
     /// Sends `messages[i]` to member `i`, and returns what each sent here, in their order.
@@ -145,8 +151,9 @@ impl Group {
             return Ok(());
         }
         let reason = format!("sent {len} bytes where {expected} were expected: all ranks must run the same program");
-        self.ranks.abort(&format!("rank {} {reason}", self.members[member]));
-        Err(Error::Peer { rank: self.members[member], operation: "sum", reason })
+        let failure = Failure::seen(self.members[member], reason);
+        self.ranks.abort(failure.clone());
+        Err(failure.during("sum"))
     }
 }
 
@@ -158,7 +165,7 @@ fn piece(len: usize, member: usize, size: usize) -> Range<usize> {
 /// The same error, naming the operation that people know.
 fn during(operation: &'static str, error: Error) -> Error {
     match error {
-        Error::Peer { rank, reason, .. } => Error::Peer { rank, operation, reason },
+        Error::Peer { rank, reason, code, .. } => Error::Peer { rank, operation, reason, code },
         other => other,
     }
 }

@@ -10,14 +10,23 @@ use crate::Error;
 /// The rank that failed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
+    /// Its index.
     pub rank: usize,
+    /// The exit code that it will end with, where it could still say so. Nothing here knows what codes mean.
+    pub code: Option<u8>,
+    /// How it failed, in the words of whoever saw it first.
     pub reason: String,
 }
 
 impl Failure {
+    /// Of a rank that could not say itself what it will end with.
+    pub fn seen(rank: usize, reason: String) -> Self {
+        Failure { rank, code: None, reason }
+    }
+
     /// The error of an operation that ends with it.
     pub fn during(self, operation: &'static str) -> Error {
-        Error::Peer { rank: self.rank, operation, reason: self.reason }
+        Error::Peer { rank: self.rank, operation, reason: self.reason, code: self.code }
     }
 }
 
@@ -118,7 +127,7 @@ impl Mailbox {
             }
             if sender.left {
                 let reason = "left the job while others still waited for it".to_owned();
-                return Err(Failure { rank: from, reason });
+                return Err(Failure::seen(from, reason));
             }
             let Some(rest) = limit.checked_sub(since.elapsed()) else { break };
             inner = self.changed.wait_timeout(inner, rest).unwrap_or_else(PoisonError::into_inner).0;
@@ -128,6 +137,6 @@ impl Mailbox {
         let others = |rank: &usize| awaited_by(*rank).filter(|awaited| *awaited != self.rank);
         let late = std::iter::successors(Some(from), others).take(size).last().unwrap_or(from);
         let reason = format!("has not come to this operation within {limit:.0?}, though it may be alive");
-        Err(Failure { rank: late, reason })
+        Err(Failure::seen(late, reason))
     }
 }

@@ -9,6 +9,7 @@ pub mod tcp;
 mod threads;
 
 pub use group::Group;
+pub use mailbox::Failure;
 pub use threads::{threads, threads_within};
 
 use std::time::Duration;
@@ -40,9 +41,9 @@ pub trait Ranks: Send + Sync + std::fmt::Debug {
     /// When there is not one message for each rank of `with`, or a rank does not exist.
     fn exchange(&self, with: &[usize], messages: &[&[u8]]) -> Result<Vec<Vec<u8>>, Error>;
 
-    /// Gives up: every rank, this one included, returns `reason` with this rank's name from now on. Does nothing after another
-    /// failure, which is then the cause.
-    fn abort(&self, reason: &str);
+    /// Gives up: every rank, this one included, returns `failure` from now on, its own or one that it heard of otherwise. Does
+    /// nothing after another failure, which is then the cause.
+    fn abort(&self, failure: Failure);
 
     /// Whether all is well as far as this rank has heard, without waiting for anybody: for one that waits for others elsewhere, as a
     /// card does.
@@ -53,4 +54,7 @@ pub trait Ranks: Send + Sync + std::fmt::Debug {
 
     /// Bytes of messages that this rank has sent to others.
     fn bytes_sent(&self) -> u64;
+
+    /// Time that this rank has spent in exchanges: sending, and waiting for others.
+    fn exchanging(&self) -> Duration;
 }

@@ -67,6 +67,7 @@ struct Shared {
     links: Vec<Option<Link>>,
     orders: Sender<Order>,
     sent: AtomicU64,
+    exchanging_ns: AtomicU64,
     /// Links count from here.
     started: Instant,
 }
@@ -112,6 +113,7 @@ impl Tcp {
             links: streams.into_iter().map(|stream| stream.map(link)).collect(),
             orders,
             sent: AtomicU64::new(0),
+            exchanging_ns: AtomicU64::new(0),
             started: Instant::now(),
         });
         let mut tcp = Tcp { shared: shared.clone(), readers: Vec::new(), watch: None };
@@ -164,10 +166,10 @@ impl Shared {
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                     let reason = "its connection closed without a word: it died or was killed".to_owned();
-                    return self.fail(Failure { rank: from, reason });
+                    return self.fail(Failure::seen(from, reason));
                 }
                 Err(error) => {
-                    return self.fail(Failure { rank: from, reason: format!("its connection broke: {error}") });
+                    return self.fail(Failure::seen(from, format!("its connection broke: {error}")));
                 }
             }
             link.heard_ms.store(self.now_ms(), Ordering::Relaxed);
@@ -214,7 +216,7 @@ impl Shared {
         };
         if let Some((rank, _)) = self.links().find(|(_, link)| silent(link)) {
             let reason = format!("has given no sign of life for {limit:.0?}: it was stopped, or the network is cut");
-            self.fail(Failure { rank, reason });
+            self.fail(Failure::seen(rank, reason));
         }
     }
 
@@ -262,8 +264,9 @@ impl Ranks for Tcp {
         let (shared, since) = (&*self.shared, Instant::now());
         if let Some(message) = messages.iter().find(|message| message.len() as u64 > MOST) {
             let reason = format!("has {} bytes for one rank, and {MOST} can be sent: lower train.batch", message.len());
-            self.abort(&reason);
-            return Err(Failure { rank: shared.rank, reason }.during("exchange"));
+            let failure = Failure::seen(shared.rank, reason);
+            self.abort(failure.clone());
+            return Err(failure.during("exchange"));
         }
         // Each begins with the one after itself, so that not all send to the same.
         let after = with.iter().position(|&to| to == shared.rank).map_or(0, |at| at + 1);
@@ -279,14 +282,15 @@ impl Ranks for Tcp {
         };
         let take = |&from| shared.mailbox.take(from, since, shared.limits.operation, awaited_by);
         let received: Result<_, Failure> = with.iter().map(take).collect();
+        shared.exchanging_ns.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
         received.map_err(|failure| {
             shared.fail(failure.clone());
             failure.during("exchange")
         })
     }
 
-    fn abort(&self, reason: &str) {
-        self.shared.fail(Failure { rank: self.shared.rank, reason: reason.to_owned() });
+    fn abort(&self, failure: Failure) {
+        self.shared.fail(failure);
         // The process may end next; the others should have been told by then.
         wait_for(&self.watch);
     }
@@ -297,6 +301,10 @@ impl Ranks for Tcp {
 
     fn bytes_sent(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
+    }
+
+    fn exchanging(&self) -> Duration {
+        Duration::from_nanos(self.shared.exchanging_ns.load(Ordering::Relaxed))
     }
 }
 
@@ -311,7 +319,7 @@ fn wait_for<'a>(threads: impl IntoIterator<Item = &'a JoinHandle<()>> + Copy) {
 impl Drop for Tcp {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.abort("panicked");
+            self.abort(Failure::seen(self.shared.rank, "panicked".to_owned()));
         }
         // After a failure the thread has ended, and everybody was told.
         let _ = self.shared.orders.send(Order::Leave);

@@ -16,7 +16,13 @@ pub fn threads(size: usize) -> Vec<Arc<dyn Ranks>> {
 /// As [`threads`], waiting for each other for at most `deadline` in each operation.
 pub fn threads_within(size: usize, deadline: Duration) -> Vec<Arc<dyn Ranks>> {
     let mailboxes: Arc<[Mailbox]> = (0..size).map(|rank| Mailbox::new(rank, size)).collect();
-    let rank = |rank| Thread { rank, mailboxes: mailboxes.clone(), deadline, sent: AtomicU64::new(0) };
+    let rank = |rank| Thread {
+        rank,
+        mailboxes: mailboxes.clone(),
+        deadline,
+        sent: AtomicU64::new(0),
+        exchanging_ns: AtomicU64::new(0),
+    };
     (0..size).map(|index| Arc::new(rank(index)) as Arc<dyn Ranks>).collect()
 }
 
@@ -27,6 +33,7 @@ struct Thread {
     mailboxes: Arc<[Mailbox]>,
     deadline: Duration,
     sent: AtomicU64,
+    exchanging_ns: AtomicU64,
 }
 
 impl Thread {
@@ -57,14 +64,15 @@ impl Ranks for Thread {
         let awaited_by = |rank: usize| self.mailboxes[rank].awaited();
         let take = |&from| mine.take(from, since, self.deadline, awaited_by);
         let received: Result<_, Failure> = with.iter().map(take).collect();
+        self.exchanging_ns.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
         received.map_err(|failure| {
             self.fail(&failure);
             failure.during("exchange")
         })
     }
 
-    fn abort(&self, reason: &str) {
-        self.fail(&Failure { rank: self.rank, reason: reason.to_owned() });
+    fn abort(&self, failure: Failure) {
+        self.fail(&failure);
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -74,12 +82,16 @@ impl Ranks for Thread {
     fn bytes_sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
+
+    fn exchanging(&self) -> Duration {
+        Duration::from_nanos(self.exchanging_ns.load(Ordering::Relaxed))
+    }
 }
 
 impl Drop for Thread {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.abort("panicked");
+            self.abort(Failure::seen(self.rank, "panicked".to_owned()));
         }
         self.mailboxes.iter().for_each(|mailbox| mailbox.leave(self.rank));
     }

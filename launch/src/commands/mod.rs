@@ -6,5 +6,6 @@ pub mod export;
 pub mod inspect;
 pub mod kernels;
 pub mod launch;
+pub mod plan;
 pub mod synth;
 pub mod train;

@@ -35,7 +35,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     // The others wait for this rank: they hear why it is gone. When one was asked to stop, all do.
     done.inspect_err(|failure| {
         if !failure.is_interruption() {
-            told.abort(failure.message());
+            told.abort(failure.of(told.index()));
         }
     })
 }

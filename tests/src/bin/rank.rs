@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kernels::Error;
 use kernels::ranks::tcp::{Limits, Listening};
-use kernels::ranks::{Group, Ranks};
+use kernels::ranks::{Failure, Group, Ranks};
 use tests::ranks::{TOKEN, behave};
 
 fn main() {
@@ -47,7 +47,8 @@ fn run(job: &str, ranks: &Arc<dyn Ranks>) -> Result<(), Error> {
         "abort" => {
             transfer(&group, 3)?;
             if last {
-                ranks.abort("row 7 of part-0003.parquet is damaged");
+                let reason = "row 7 of part-0003.parquet is damaged".to_owned();
+                ranks.abort(Failure { rank: ranks.rank(), code: Some(65), reason });
             }
             transfer(&group, 1)?;
         }

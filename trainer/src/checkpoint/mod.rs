@@ -18,6 +18,7 @@ mod retain;
 mod save;
 
 use std::fmt;
+use std::time::Instant;
 
 use kernels::{Slot, Sums, Tensor};
 use loader::Cursor;
@@ -265,4 +266,10 @@ pub fn staging_bytes(width: usize, features: usize) -> u64 {
 pub fn bytes(width: usize, features: usize) -> u64 {
     let parameters = 2 * width * features + features + width;
     (3 * 4 * parameters + 8 * (CLOCKS.len() + SUMS.len()) * features) as u64
+}
+
+/// How long the saving or loading of a checkpoint took that began at `since`, and its rate over all ranks, in words.
+pub fn took(since: Instant, width: usize, features: usize) -> String {
+    let seconds = since.elapsed().as_secs_f64();
+    format!("{seconds:.2} s, {:.0} MB/s", bytes(width, features) as f64 / seconds / 1e6)
 }

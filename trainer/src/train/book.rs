@@ -98,6 +98,7 @@ impl<D: Device> Run<'_, D> {
     /// A NaN or infinity reached the step. The weights are those before it, for what was enqueued behind it is held; they are
     /// saved, so that the run can go on once the rows are left out.
     fn refused(&mut self, seen: &Seen, report: &Report) -> Error {
+        self.failed_during.get_or_insert("checking a step");
         let step = self.state.step;
         let saved = match self.save() {
             Ok(folder) => format!("the weights before this step are in {folder}"),

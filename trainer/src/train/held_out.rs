@@ -65,7 +65,7 @@ impl<D: Device> Run<'_, D> {
             },
         );
         self.device.put_sums(&mut self.tally, &training);
-        let sums = sums?;
+        let sums = self.during("evaluating", |_| sums)?;
         let Some(metrics) = Metrics::of(&sums, self.schedule.final_lambda()) else { return Ok(None) };
         let density = DensityHistogram::of(&sums, &self.device.axes().all)?;
         if let Some(scribe) = &mut self.scribe {

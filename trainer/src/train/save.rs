@@ -34,6 +34,10 @@ impl<D: Device> Run<'_, D> {
 
     /// Commits a checkpoint of this moment and removes those that are no longer kept. Returns its folder.
     pub(super) fn save(&mut self) -> Result<String, Error> {
+        self.during("saving", Self::commit)
+    }
+
+    fn commit(&mut self) -> Result<String, Error> {
         if let Some((step, held_out, folder)) = &self.saved
             && (*step, held_out) == (self.state.step, &self.state.held_out)
         {
@@ -60,7 +64,8 @@ impl<D: Device> Run<'_, D> {
             tracing::warn!("old checkpoints could not be removed, the next save tries again: {error}");
         }
         if self.scribe.is_some() {
-            tracing::info!(folder, seconds = started.elapsed().as_secs_f64(), "checkpoint committed");
+            let took = checkpoint::took(started, self.data.train.width(), self.recipe.sae.features);
+            tracing::info!(folder, took, "checkpoint committed");
         }
         (self.start.watch)(Event::Saved(&folder));
         Ok(folder)

@@ -8,7 +8,8 @@ use kernels::{Device, Dictionary, Sums};
 use loader::{Cursor, Store, Stream};
 
 use super::close::CLOSING_ROWS;
-use super::{Event, LineClock, Run, Scribe, Start};
+use super::line::LineClock;
+use super::{Event, Run, Scribe, Start};
 use crate::buffers::Buffers;
 use crate::checkpoint::{Found, LeftOut};
 use crate::data::{self, Data};
@@ -16,7 +17,7 @@ use crate::journal::Journal;
 use crate::recipe::{BiasInit, Recipe};
 use crate::recovery::Truth;
 use crate::run_dir::RunDir;
-use crate::together::together;
+use crate::together::once_all;
 use crate::{Error, calibrate, checkpoint, init, plan};
 
 impl<'a, D: Device> Run<'a, D> {
@@ -60,11 +61,7 @@ impl<'a, D: Device> Run<'a, D> {
             run_dir.begin(recipe)?;
             Ok(Scribe { run_dir, journal: Journal::open(run_dir.local(), state.step, recipe.log.rows)? })
         });
-        let (scribe, came) = match scribe.transpose() {
-            Ok(scribe) => (scribe, Ok(())),
-            Err(error) => (None, Err(error)),
-        };
-        together(&axes.all, "starting", came)?;
+        let scribe = once_all(&axes.all, "starting", scribe.transpose())?;
         let closing_from = data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS));
         let known = match &found {
             Some(found) => checkpoint::Known::until(store, found)?,
@@ -97,9 +94,10 @@ impl<'a, D: Device> Run<'a, D> {
             saved_at: Instant::now(),
             save_called: false,
             saved,
-            line_clock: LineClock::start(state.tokens),
+            line_clock: LineClock::start(state.step, state.tokens, &axes.all),
             state,
             start,
+            failed_during: None,
         })
     }
 }
@@ -174,14 +172,15 @@ fn resume(
         recipe.check_resumes(&found.manifest.recipe)?;
         check_eval(found.manifest.eval.as_deref(), data.eval_identity().as_deref())?;
         let stream = data.train_stream(recipe, axes.place, found.manifest.cursor.clone())?;
-        let (state, came) = match checkpoint::load(store, found, axes, sae) {
-            Ok(state) => (Some(state), Ok(())),
-            Err(error) => (None, Err(error)),
-        };
-        together(&axes.all, "loading a checkpoint", came)?;
-        Ok(state.map(|state| (state, stream)))
+        let started = Instant::now();
+        let loaded = checkpoint::load(store, found, axes, sae);
+        let state = once_all(&axes.all, "loading a checkpoint", loaded)?;
+        if axes.all.index() == 0 {
+            let took = checkpoint::took(started, found.manifest.width, found.manifest.features);
+            tracing::info!(folder = found.folder, took, "checkpoint loaded");
+        }
+        Ok((state, stream))
     })?;
-    let resumed = resumed.and_then(|(found, loaded)| Some((found, loaded?)));
     if resumed.is_none() {
         tracing::warn!("the run has no committed checkpoint: it starts again at step 0");
     }

@@ -6,7 +6,7 @@
 //! | beat | rank that it waits for, u32, or [`NOBODY`] | the sender lives |
 //! | start | length of a message, u64 | its pieces follow |
 //! | piece | at most [`PIECE`] | the next part of that message |
-//! | abort | rank that failed, u32; how, UTF-8 | the job has failed |
+//! | abort | rank that failed, u32; its exit code, u8, or 0; how, UTF-8 | the job has failed |
 //! | leave | none | nothing will follow |
 //!
 //! Numbers are little endian. Lengths are not believed: whatever is longer than both sides agreed on is refused, and memory
@@ -48,7 +48,7 @@ pub fn abort(failure: &Failure) -> Vec<u8> {
     while !failure.reason.is_char_boundary(end) {
         end -= 1;
     }
-    [&(failure.rank as u32).to_le_bytes(), &failure.reason.as_bytes()[..end]].concat()
+    [&(failure.rank as u32).to_le_bytes(), &[failure.code.unwrap_or(0)][..], &failure.reason.as_bytes()[..end]].concat()
 }
 
 /// The sending side. The stream has a write timeout, after which the sender asks whether to go on.
@@ -141,7 +141,7 @@ impl<R: Read> Incoming<R> {
             kind if kind == Kind::Leave as u8 && len == 0 => Ok(Event::Leave),
             kind if kind == Kind::Start as u8 && len == 8 && self.missing == 0 => self.start(),
             kind if kind == Kind::Piece as u8 && len <= PIECE && len as u64 <= self.missing => self.piece(len),
-            kind if kind == Kind::Abort as u8 && (4..=4 + REASON).contains(&len) => self.abort(len),
+            kind if kind == Kind::Abort as u8 && (5..=5 + REASON).contains(&len) => self.abort(len),
             _ => Err(invalid()),
         }
     }
@@ -171,14 +171,14 @@ impl<R: Read> Incoming<R> {
     fn abort(&mut self, len: usize) -> Result<Event> {
         let mut payload = vec![0; len];
         self.reader.read_exact(&mut payload)?;
-        let (rank, reason) = payload.split_first_chunk().ok_or_else(invalid)?;
+        let ([rank @ .., code], reason) = payload.split_first_chunk::<5>().ok_or_else(invalid)?;
         let rank = u32::from_le_bytes(*rank) as usize;
         if rank >= self.size {
             return Err(invalid());
         }
         // It will be printed: nothing that a terminal would act on.
         let reason = String::from_utf8_lossy(reason).replace(char::is_control, " ");
-        Ok(Event::Abort(Failure { rank, reason }))
+        Ok(Event::Abort(Failure { rank, code: Some(*code).filter(|code| *code > 0), reason }))
     }
 }
 
@@ -224,7 +224,7 @@ mod tests {
             frame(1, b"short"),
             frame(1, &longer),
             frame(2, b"a piece of nothing"),
-            frame(3, &2u32.to_le_bytes()),
+            frame(3, &[2, 0, 0, 0, 0]),
             vec![2, 255, 255, 255, 255],
         ];
         for bytes in cases {
@@ -240,10 +240,16 @@ mod tests {
 
     #[test]
     fn an_abort_names_the_rank_and_fits_into_a_frame() {
-        let failure = Failure { rank: 1, reason: "é".repeat(REASON) };
+        let failure = Failure { rank: 1, code: Some(65), reason: "é".repeat(REASON) };
         let Event::Abort(told) = first(&frame(3, &abort(&failure))).expect("a frame") else { panic!("an abort") };
-        assert_eq!((told.rank, told.reason.len()), (1, REASON));
-        let Event::Abort(told) = first(&frame(3, b"\0\0\0\0\x1b[2J\xff")).expect("a frame") else { panic!("an abort") };
+        assert_eq!((told.rank, told.code, told.reason.len()), (1, Some(65), REASON));
+        let Event::Abort(told) = first(&frame(3, &abort(&Failure::seen(0, String::new())))).expect("a frame") else {
+            panic!("an abort")
+        };
+        assert_eq!(told, Failure::seen(0, String::new()));
+        let Event::Abort(told) = first(&frame(3, b"\0\0\0\0\0\x1b[2J\xff")).expect("a frame") else {
+            panic!("an abort")
+        };
         assert_eq!(told.reason, " [2J\u{fffd}");
     }
 }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use super::{Limits, Tcp};
 use crate::Error;
-use crate::ranks::Ranks;
+use crate::ranks::{Failure, Ranks};
 
 /// What every dialler says first: the protocol and its version.
 const MAGIC: &[u8; 8] = b"sae-rnk1";
@@ -131,7 +131,7 @@ impl Listening {
             let excuses = excuses.into_inner().unwrap_or_else(PoisonError::into_inner);
             let excuse = excuses.into_iter().nth(peer).flatten().unwrap_or("it has not connected".to_owned());
             let reason = format!("could not be met within {:.0?}: {excuse}", limits.meeting);
-            return Err(Error::Peer { rank: peer, operation: "meeting", reason });
+            return Err(Failure::seen(peer, reason).during("meeting"));
         }
         Ok(Arc::new(Tcp::start(rank, streams, limits)?))
     }

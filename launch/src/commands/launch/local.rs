@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use loader::Store;
+use trainer::note::{self, Note};
 
 use crate::args::{Local, Log, WorldArgs, log_words};
 use crate::failure::Failure;
@@ -36,8 +37,8 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
         let words = [&["train"][..], log_words(log), &train].concat();
         let before = notes.tags(ranks)?;
         let running = Ranks::start(&words, ranks, &format!("{}.{restart}", start_id()), log)?;
-        let Some(ended) = running.wait(&mut passed)? else { return Ok(()) };
-        let said = notes.told(&ended, &before);
+        let failed = running.wait(&mut passed)?;
+        let Some((ended, said)) = notes.cause(&failed, &before) else { return Ok(()) };
         if passed.first.is_some() && passed.first == ended.status.signal() {
             // It came before the rank could listen: nothing was done, and nothing is lost.
             let message = format!("{said}, before it had begun: start again with --resume-or-start");
@@ -78,7 +79,7 @@ impl Notes {
     /// What is there before a start: a note that is still the same afterwards is of an earlier one.
     fn tags(&self, ranks: usize) -> Result<BTreeMap<String, Option<String>>, Failure> {
         let mut tags = BTreeMap::new();
-        for name in (0..ranks).map(name) {
+        for name in (0..ranks).map(note::name) {
             if let Some(entry) = self.run.head(&name)? {
                 tags.insert(name, entry.etag);
             }
@@ -86,22 +87,25 @@ impl Notes {
         Ok(tags)
     }
 
-    /// How a rank ended, with the cause when it left one.
-    fn told(&self, ended: &Ended, before: &BTreeMap<String, Option<String>>) -> String {
+    /// The rank whose failure was the first, in words, with its own when it left some: the first of `failed`, or the one that its
+    /// note names.
+    fn cause(&self, failed: &[Ended], before: &BTreeMap<String, Option<String>>) -> Option<(Ended, String)> {
+        let first = failed.first()?;
+        let peer = self.left(first.rank, before).and_then(|note| note.peer);
+        let ended = peer.and_then(|peer| failed.iter().find(|ended| ended.rank == peer)).unwrap_or(first);
         let said = format!("rank {} {}", ended.rank, ranks::words(ended.status));
-        let name = name(ended.rank);
-        // That a note cannot be read must not hide how the rank ended.
-        let entry = self.run.head(&name).ok().flatten();
-        let is_new = entry.is_some_and(|entry| before.get(&name) != Some(&entry.etag));
-        let note = is_new.then(|| self.run.get(&name).ok()).flatten();
-        let note = note.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
-        match note.as_ref().and_then(|note| note["error"].as_str()) {
-            Some(error) => format!("{said}: {error}"),
+        let said = match self.left(ended.rank, before) {
+            Some(note) => format!("{said}: {}", note.error),
             None => said,
-        }
+        };
+        Some((*ended, said))
     }
-}
 
-fn name(rank: usize) -> String {
-    format!("error-{rank}.json")
+    /// The note that a rank has left in this start. That it cannot be read must not hide how the rank ended.
+    fn left(&self, rank: usize, before: &BTreeMap<String, Option<String>>) -> Option<Note> {
+        let name = note::name(rank);
+        let entry = self.run.head(&name).ok()??;
+        let is_new = before.get(&name) != Some(&entry.etag);
+        is_new.then(|| self.run.get(&name).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()))?
+    }
 }

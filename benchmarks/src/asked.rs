@@ -1,0 +1,118 @@
+//! What the benchmarks of a card were asked for: `[small] [--json FILE] [--cubins FOLDER]`. Cargo adds `--bench`, which says nothing.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use kernels::Error;
+use kernels::cuda::RELEASED;
+use kernels::cuda::cache;
+use kernels::cuda::card::{Card, Options};
+use kernels::cuda::cubin::Label;
+use kernels::cuda::nvrtc::Nvrtc;
+use kernels::cuda::sources::NAIVE;
+use serde_json::Value;
+
+/// The arguments.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// Shapes for the emulator, where times mean nothing.
+    pub small: bool,
+    json: Option<PathBuf>,
+    /// Measures nothing: compiles the naive versions for every architecture of a release into this cache, for a machine without a
+    /// compiler.
+    cubins: Option<PathBuf>,
+}
+
+impl Asked {
+    /// Those of this process.
+    ///
+    /// # Errors
+    /// On others than there are, with those that there are.
+    pub fn of_process() -> Result<Asked, String> {
+        let mut asked = Asked::default();
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "small" => asked.small = true,
+                "--json" => asked.json = Some(arguments.next().ok_or("--json needs a file")?.into()),
+                "--cubins" => asked.cubins = Some(arguments.next().ok_or("--cubins needs a folder")?.into()),
+                "--bench" => {}
+                other => return Err(format!("{other} is not known: [small] [--json FILE] [--cubins FOLDER]")),
+            }
+        }
+        Ok(asked)
+    }
+
+    /// The first card. Without one that kernels run on: none, said in one line, since `cargo bench` is no failure there; with
+    /// SAE_REQUIRE_ALL it is one.
+    ///
+    /// # Errors
+    /// What keeps a card that is there from being used.
+    pub fn card(&self) -> Result<Option<Card>, String> {
+        match Card::open(0, Options::from_environment()) {
+            Ok(card) => Ok(Some(card)),
+            Err(
+                error
+                @ (Error::NoDriver { .. } | Error::NoCard | Error::CardTooOld { .. } | Error::DriverTooOld { .. }),
+            ) if std::env::var_os("SAE_REQUIRE_ALL").is_none() => {
+                println!("nothing measured: {error}");
+                Ok(None)
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Where results go besides standard output.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn lines(&self) -> Result<Lines, String> {
+        let make = |path: &PathBuf| File::create(path).map_err(|error| format!("{}: {error}", path.display()));
+        Ok(Lines(self.json.as_ref().map(make).transpose()?))
+    }
+}
+
+/// A file of one JSON object a line, for programs that compare.
+#[derive(Debug)]
+pub struct Lines(Option<File>);
+
+impl Lines {
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add(&mut self, line: &Value) -> Result<(), String> {
+        let Some(file) = &mut self.0 else { return Ok(()) };
+        writeln!(file, "{line}").map_err(|error| format!("the file of --json: {error}"))
+    }
+}
+
+fn compile(folder: &Path) -> Result<(), String> {
+    let nvrtc = Nvrtc::find(None).map_err(|error| error.to_string())?;
+    for (source, arch) in NAIVE.iter().flat_map(|source| RELEASED.map(|arch| (source, arch))) {
+        let image = nvrtc.compile(source, arch).map_err(|error| error.to_string())?.image;
+        let label = Label::new(source, arch, nvrtc.version());
+        let written = cache::write(folder, &label.file_name(), &label, &image);
+        written.map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    Ok(())
+}
+
+/// Runs a benchmark; 0, or 1 and what went wrong.
+pub fn main(benchmark: impl FnOnce(&Asked, &Card) -> Result<(), String>) -> std::process::ExitCode {
+    let run = || {
+        let asked = Asked::of_process()?;
+        match &asked.cubins {
+            Some(folder) => compile(folder),
+            None => asked.card()?.map_or(Ok(()), |card| benchmark(&asked, &card)),
+        }
+    };
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! `sae plan`.
+
+use indicatif::{HumanBytes, HumanCount, HumanDuration};
+use kernels::cuda::{Moments, Precision};
+use kernels::mesh::Mesh;
+use loader::{Dataset, OpenOptions};
+use trainer::communication::{self, Traffic};
+use trainer::forecast::{EXPECTED, Floor, Memory, Rows, fewest};
+use trainer::recipe::Recipe;
+
+use crate::args::Plan;
+use crate::device::on_a_card;
+use crate::failure::Failure;
+use crate::{recipes, table};
+
+/// The ways to keep weights and moments, as a recipe says them, from the most memory to the least.
+const MODES: [(&str, Precision); 4] = [
+    ("mixed, moments f32", Precision::Mixed(Moments::F32)),
+    ("bf16-sr, moments f32", Precision::Bf16Sr(Moments::F32)),
+    ("bf16-sr, moments bf16", Precision::Bf16Sr(Moments::Bf16)),
+    ("bf16-sr, moments int8", Precision::Bf16Sr(Moments::Int8)),
+];
+
+/// Reckons and prints.
+pub fn run(args: &Plan) -> Result<(), Failure> {
+    let recipe = recipes::read(&args.recipe, &args.set)?;
+    let rows = rows(args, &recipe)?;
+    let mesh = mesh(args, &recipe)?;
+    let precision = on_a_card(&recipe.train);
+    memory(args, &recipe, mesh, &rows, precision);
+    time(args, &recipe, mesh, &rows, precision);
+    modes(args, &recipe, &rows);
+    table::say("Reckoned from data sheets and counts of bytes; no kernel has been timed for it.");
+    table::say(format!("next: sae launch local --ranks {} {}", args.gpus, table::quoted(&args.recipe)));
+    Ok(())
+}
+
+fn rows(args: &Plan, recipe: &Recipe) -> Result<Rows, Failure> {
+    if let (Some(width), Some(rows)) = (args.width, args.rows) {
+        return Ok(Rows { rows, width, stored: 2, l0: args.l0 });
+    }
+    let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
+    let data = Dataset::open(&recipe.data.train, &options).map_err(|error| {
+        Failure::arguments(format!("{error}; or say what the data would be with --width and --rows"))
+    })?;
+    let rows = recipe.train.tokens.unwrap_or(data.rows()).min(data.rows());
+    Ok(Rows { rows, width: data.width(), stored: data.dtype().size(), l0: args.l0 })
+}
+
+fn mesh(args: &Plan, recipe: &Recipe) -> Result<Mesh, Failure> {
+    let gpus = args.gpus as usize;
+    match args.mesh {
+        Some(mesh) if mesh.ranks() == gpus => Ok(mesh),
+        Some(mesh) => {
+            Err(Failure::arguments(format!("--mesh {mesh} is for {} GPUs, and --gpus says {gpus}", mesh.ranks())))
+        }
+        None => communication::choose(recipe, gpus).ok_or_else(|| {
+            Failure::arguments(format!(
+                "{gpus} GPUs are more than sae.features = {} and train.batch = {} can be shared among",
+                recipe.sae.features, recipe.train.batch
+            ))
+        }),
+    }
+}
+
+fn memory(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision) {
+    let memory = Memory::of(recipe, mesh, rows.width, precision);
+    let room = match memory.fits(&args.gpu) {
+        true => "fits".to_owned(),
+        false => match fewest(recipe, rows.width, precision, &args.gpu) {
+            Some(gpus) => format!("does not fit: {gpus} would do"),
+            None => "does not fit on any number".to_owned(),
+        },
+    };
+    table::print(
+        &format!("each of {} {} as a mesh of {mesh}", args.gpus, args.gpu.name),
+        &[
+            ("weights of its shard", HumanBytes(memory.weights).to_string()),
+            ("moments of what it owns", HumanBytes(memory.moments).to_string()),
+            ("rows, lists, scratch of a step", HumanBytes(memory.step).to_string()),
+            ("altogether", HumanBytes(memory.total()).to_string()),
+            ("of", format!("{}: {room}", HumanBytes(args.gpu.memory as u64))),
+        ],
+    );
+}
+
+fn time(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision) {
+    let floor = Floor::of(recipe, mesh, rows, precision, &args.gpu);
+    let parts = floor.parts().map(|(name, seconds)| (name, format!("{:.2} ms", 1e3 * seconds)));
+    table::print("a step, at the least", &parts);
+
+    let batch = recipe.train.batch as f64;
+    let of_cards = batch * EXPECTED / floor.total();
+    let row_bytes = (rows.width * rows.stored) as f64;
+    let of_storage = args.storage * 1e9 / row_bytes;
+    let rate = of_cards.min(of_storage);
+    let largest = floor.parts().into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name);
+    let bound = if of_storage < of_cards { "storage" } else { largest };
+    let sent = Traffic::of(recipe, mesh, rows.stored as f64).total() * rows.width as f64;
+    let seconds = rows.rows as f64 / rate;
+    table::print(
+        "the run",
+        &[
+            ("rows × width", format!("{} × {}", HumanCount(rows.rows), rows.width)),
+            ("read from storage", HumanBytes((rows.rows as f64 * row_bytes) as u64).to_string()),
+            ("sent by a rank in a step", HumanBytes(sent as u64).to_string()),
+            ("tokens/s at the floor", HumanCount((batch / floor.total()) as u64).to_string()),
+            ("tokens/s expected", HumanCount(rate as u64).to_string()),
+            ("which reads", format!("{:.2} GB/s", rate * row_bytes / 1e9)),
+            ("time expected", HumanDuration(std::time::Duration::from_secs_f64(seconds)).to_string()),
+            ("bound by", bound.to_owned()),
+        ],
+    );
+}
+
+/// The fewest cards for each way to keep weights and moments.
+fn modes(args: &Plan, recipe: &Recipe, rows: &Rows) {
+    let cards = MODES.map(|(name, precision)| {
+        let fewest = fewest(recipe, rows.width, precision, &args.gpu);
+        (name, fewest.map_or("none".to_owned(), |cards| cards.to_string()))
+    });
+    table::print(&format!("fewest {} for each memory mode", args.gpu.name), &cards);
+}

@@ -1,0 +1,211 @@
+//! What a run would take on so many GPUs: memory, time, traffic, and what bounds it. Reckoned from counts of bytes and operations and
+//! from data sheets; nothing in it was measured.
+//!
+//! On a mesh of d × f ranks a rank sees b = B/d rows and holds F/f features, of which it owns F/(d·f). With n = b·L0/f active pairs
+//! and U touched features a rank, P bytes a value that products read and c bytes of Adam's traffic a parameter:
+//!
+//! | part | seconds |
+//! |---|---|
+//! | encode | 2·b·(F/f)·D / products |
+//! | decode | (P·n·D + 4·b·D) / memory |
+//! | backward | 4·P·n·D / memory (rows of g and x, gathered twice: the gradient is made again for the update) |
+//! | adam | c·2·D·R / memory, R the owned rows that are updated |
+//! | exchange | [`Traffic`] / link |
+//!
+//! Floors add up, since the parts of a step follow each other. A step is expected to take [`EXPECTED`] of its floor's speed.
+
+use kernels::cuda::{self, Precision};
+use kernels::mesh::{Mesh, Place};
+use kernels::{AdamMode, Bytes, Shape};
+
+use crate::communication::Traffic;
+use crate::recipe::{Adam, Recipe};
+
+/// Share of the floor's speed that is reckoned with: products by `mma.sync` reach about 0.6 of a Hopper card's rate.
+pub const EXPECTED: f64 = 0.6;
+
+/// Memory of a card that a run cannot have: the driver's, the kernels' own, and what is lost between blocks.
+const UNUSABLE: f64 = 0.04;
+
+/// GPUs that share the fast links of one machine.
+pub const IN_A_MACHINE: usize = 8;
+
+/// A card, by its data sheet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gpu {
+    /// As `--gpu` has it.
+    pub name: &'static str,
+    /// Memory, in bytes.
+    pub memory: f64,
+    /// Products of bf16, dense, a second: additions and multiplications.
+    pub flops: f64,
+    /// Bytes of its memory a second.
+    pub bandwidth: f64,
+    /// Bytes a second to the others in its machine, one way.
+    pub link: f64,
+    /// Bytes a second to other machines, one way: 400 Gbit/s a card, or 200.
+    pub network: f64,
+}
+
+/// The cards that are known.
+pub const GPUS: [Gpu; 4] = [
+    Gpu { name: "a100", memory: 80e9, flops: 312e12, bandwidth: 2.0e12, link: 300e9, network: 25e9 },
+    Gpu { name: "h100", memory: 80e9, flops: 989e12, bandwidth: 3.35e12, link: 450e9, network: 50e9 },
+    Gpu { name: "h200", memory: 141e9, flops: 989e12, bandwidth: 4.8e12, link: 450e9, network: 50e9 },
+    Gpu { name: "b200", memory: 180e9, flops: 2250e12, bandwidth: 7.7e12, link: 900e9, network: 50e9 },
+];
+
+/// The data of a run, as far as its costs go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rows {
+    /// Rows trained on.
+    pub rows: u64,
+    /// `D`.
+    pub width: usize,
+    /// Bytes of a stored value.
+    pub stored: usize,
+    /// Active features of a row.
+    pub l0: f64,
+}
+
+/// What one rank holds at most, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Weights of its shard, with the copies that products read.
+    pub weights: u64,
+    /// Moments of what it owns, and clocks.
+    pub moments: u64,
+    /// Rows, lists, gradients, and all other scratch of a step.
+    pub step: u64,
+}
+
+impl Memory {
+    /// Of a rank of `mesh`.
+    pub fn of(recipe: &Recipe, mesh: Mesh, width: usize, precision: Precision) -> Memory {
+        // The last rank's shard is as large as any, but for a part of a tile.
+        let place = Place { mesh, rank: mesh.ranks() - 1 };
+        let shape = Shape {
+            width,
+            features: place.shard(recipe.sae.features).len().max(1),
+            batch: recipe.train.batch.div_ceil(mesh.data),
+            adam: Some(AdamMode::Dense),
+            dense_bytes: recipe.train.dense_bytes as usize,
+        };
+        let bytes = |adam| cuda::bytes(Shape { adam, ..shape }, precision, place);
+        let (training, looking) = (bytes(shape.adam), bytes(None));
+        let moments = training.weights.saturating_sub(looking.weights);
+        Memory { weights: looking.weights, moments, step: Bytes { weights: 0, ..training }.total() }
+    }
+
+    /// All of it.
+    pub fn total(self) -> u64 {
+        self.weights.saturating_add(self.moments).saturating_add(self.step)
+    }
+
+    /// Whether a card has room for it.
+    pub fn fits(self, gpu: &Gpu) -> bool {
+        (self.total() as f64) < gpu.memory * (1.0 - UNUSABLE)
+    }
+}
+
+/// Seconds of a step's parts at the least, on every rank.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Floor {
+    /// Products of the encoder.
+    pub encode: f64,
+    /// Gathers of the decoder.
+    pub decode: f64,
+    /// Gathers of the gradient.
+    pub backward: f64,
+    /// Weights and moments through memory.
+    pub adam: f64,
+    /// Between ranks.
+    pub exchange: f64,
+}
+
+impl Floor {
+    /// Of a step of `recipe` on `mesh`.
+    pub fn of(recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision, gpu: &Gpu) -> Floor {
+        let (d, f) = (mesh.data as f64, mesh.feature as f64);
+        let (width, features) = (rows.width as f64, recipe.sae.features as f64);
+        let seen = recipe.train.batch as f64 / d;
+        let (pairs, value) = (seen * rows.l0 / f, precision.bytes() as f64);
+        let touched = 1.0 - (1.0 - (rows.l0 / features).min(1.0)).powf(recipe.train.batch as f64);
+        let updated = features / (d * f) * if recipe.train.adam == Adam::Dense { 1.0 } else { touched };
+        let of_adam = cuda::cost::adam(precision, rows.width, updated.ceil() as usize);
+        let link = if mesh.ranks() <= IN_A_MACHINE { gpu.link } else { gpu.network };
+        Floor {
+            encode: 2.0 * seen * features / f * width / gpu.flops,
+            decode: (value * pairs * width + 4.0 * seen * width) / gpu.bandwidth,
+            backward: 4.0 * value * pairs * width / gpu.bandwidth,
+            adam: of_adam.bytes as f64 / gpu.bandwidth,
+            exchange: Traffic::of(recipe, mesh, rows.stored as f64).total() * width / link,
+        }
+    }
+
+    /// Names and seconds.
+    pub fn parts(self) -> [(&'static str, f64); 5] {
+        let Floor { encode, decode, backward, adam, exchange } = self;
+        [("encode", encode), ("decode", decode), ("backward", backward), ("adam", adam), ("exchange", exchange)]
+    }
+
+    /// All of it.
+    pub fn total(self) -> f64 {
+        self.parts().iter().map(|(_, seconds)| seconds).sum()
+    }
+}
+
+/// The fewest cards, features sharded alone, of which each has room for its part; `None` when even a tile of features a card is too
+/// much.
+pub fn fewest(recipe: &Recipe, width: usize, precision: Precision, gpu: &Gpu) -> Option<usize> {
+    let fits = |feature: &usize| Memory::of(recipe, Mesh { data: 1, feature: *feature }, width, precision).fits(gpu);
+    (1..=recipe.sae.features.div_ceil(kernels::mesh::TILE)).find(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::cuda::Moments;
+
+    use super::*;
+
+    fn recipe(features: usize) -> Recipe {
+        let text =
+            format!("[data]\ntrain = 'x'\n[sae]\nfeatures = {features}\n[train]\nbatch = 8192\n[run]\ndir = 'y'\n");
+        toml::from_str(&text).expect("a recipe")
+    }
+
+    const H200: Gpu = GPUS[2];
+
+    #[test]
+    fn floors_are_those_of_the_formulas() {
+        let rows = Rows { rows: 1 << 30, width: 2048, stored: 2, l0: 100.0 };
+        let mixed = Precision::Mixed(Moments::F32);
+        let floor = Floor::of(&recipe(1 << 20), Mesh::ONE, &rows, mixed, &H200);
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-3 * b;
+        assert!(near(floor.encode, 2.0 * 8192.0 * 1048576.0 * 2048.0 / 989e12), "{floor:?}");
+        assert!(near(floor.decode, (2.0 * 819_200.0 * 2048.0 + 4.0 * 8192.0 * 2048.0) / 4.8e12), "{floor:?}");
+        // 26 bytes a parameter.
+        assert!(near(floor.adam, 26.0 * 2.0 * 1048576.0 * 2048.0 / 4.8e12), "{floor:?}");
+        assert_eq!(floor.exchange, 0.0);
+        let eight = Floor::of(&recipe(1 << 20), Mesh { data: 1, feature: 8 }, &rows, mixed, &H200);
+        assert!(near(eight.encode, floor.encode / 8.0) && eight.exchange > 0.0, "{eight:?}");
+    }
+
+    #[test]
+    fn memory_shrinks_with_the_mesh_and_the_mode() {
+        let (mixed, least) = (Precision::Mixed(Moments::F32), Precision::Bf16Sr(Moments::Int8));
+        let one = Memory::of(&recipe(1 << 20), Mesh::ONE, 4096, mixed);
+        let parameters = 2.0 * 4096.0 * 1048576.0;
+        assert!(
+            (one.weights as f64 / parameters - 6.0).abs() < 0.01
+                && (one.moments as f64 / parameters - 8.0).abs() < 0.01
+        );
+        let sharded = Memory::of(&recipe(1 << 20), Mesh { data: 1, feature: 4 }, 4096, mixed);
+        assert!(sharded.weights < one.weights / 3);
+        let replicas = Memory::of(&recipe(1 << 20), Mesh { data: 4, feature: 1 }, 4096, mixed);
+        assert!(replicas.weights == one.weights && replicas.moments < one.moments / 3);
+        let paper = recipe(34 << 20);
+        let cards = |precision| fewest(&paper, 4096, precision, &H200).expect("tiles enough");
+        assert!(cards(least) <= 16 && cards(least) < cards(mixed), "{} {}", cards(least), cards(mixed));
+    }
+}

@@ -1,0 +1,103 @@
+//! Lines of metrics: means over the rows since the line before, and how fast they came.
+
+use std::time::{Duration, Instant};
+
+use kernels::ranks::Group;
+use kernels::{Clock, Device, Dictionary, Sums};
+
+use super::{Event, Run, is_due};
+use crate::Error;
+use crate::journal::{Line, Together};
+use crate::metrics::{Metrics, dead_fraction};
+use crate::together::together;
+
+/// A rank that spends so much less of its time in exchanges than the others do on average is told of: they wait for it.
+const SLOW: f64 = 0.2;
+
+/// What a rank knew at the last line of metrics.
+pub(super) struct LineClock {
+    since: Instant,
+    step: u64,
+    tokens: u64,
+    pub(super) stall: Duration,
+    sent: u64,
+    exchanging: Duration,
+}
+
+impl LineClock {
+    pub(super) fn start(step: u64, tokens: u64, ranks: &Group) -> Self {
+        let (sent, exchanging) = (ranks.bytes_sent(), ranks.exchanging());
+        LineClock { since: Instant::now(), step, tokens, stall: Duration::ZERO, sent, exchanging }
+    }
+}
+
+impl<D: Device> Run<'_, D> {
+    /// Writes a line of metrics when one is due.
+    pub(super) fn log_line(&mut self) -> Result<(), Error> {
+        if !is_due(self.recipe.log.every, self.state.step) && !self.is_done() {
+            return Ok(());
+        }
+        self.drain()?;
+        let step = self.state.step - 1;
+        let lambda = f64::from(self.schedule.lambda(step));
+        let owned = self.state.window.fired_f.len();
+        let sums = std::mem::replace(&mut self.state.window, Sums::new(self.data.train.width(), owned));
+        let ranks = &self.device.axes().all;
+        let now = LineClock::start(self.state.step, self.state.tokens, ranks);
+        let clock = std::mem::replace(&mut self.line_clock, now);
+        let Some(metrics) = Metrics::of(&sums, lambda) else { return Ok(()) };
+        let elapsed = clock.since.elapsed().as_secs_f64();
+        let line = Line {
+            step,
+            tokens: self.state.tokens,
+            metrics,
+            dead_fraction: self.dead_fraction()?,
+            lambda,
+            lr: self.schedule.lr().at(step),
+            gradient_norm: self.state.gradient_norm,
+            tokens_per_s: (self.state.tokens - clock.tokens) as f64 / elapsed,
+            stall_share: clock.stall.as_secs_f64() / elapsed,
+            ranks: at_work(ranks, &clock, &self.line_clock)?,
+        };
+        if let Some(scribe) = &mut self.scribe {
+            if let Some(Together { slowest, slowest_share, exchange_share, .. }) = line.ranks
+                && exchange_share - slowest_share > SLOW
+            {
+                tracing::warn!(
+                    "rank {slowest} is slow: it spends {:.0} % of its time in exchanges, and the ranks on average {:.0} %",
+                    100.0 * slowest_share,
+                    100.0 * exchange_share
+                );
+            }
+            scribe.journal.line(&line)?;
+        }
+        (self.start.watch)(Event::Line(&line));
+        Ok(())
+    }
+
+    pub(super) fn dead_fraction(&self) -> Result<f64, Error> {
+        let axes = self.device.axes();
+        let owned = axes.owned(self.sae.shape().features);
+        let mut last_fired_f = vec![0; owned.len()];
+        self.sae.read_clock(Clock::LastFired, owned, &mut last_fired_f)?;
+        Ok(dead_fraction(&last_fired_f, self.state.tokens, self.recipe.train.dead_window, &axes.all)?)
+    }
+}
+
+/// How the ranks worked together between two lines; nothing is said of one rank.
+fn at_work(ranks: &Group, before: &LineClock, now: &LineClock) -> Result<Option<Together>, Error> {
+    if ranks.size() == 1 {
+        return Ok(None);
+    }
+    let elapsed = (now.since - before.since).as_secs_f64();
+    let own = (now.sent - before.sent, (now.exchanging - before.exchanging).as_secs_f64() / elapsed);
+    let all: Vec<(u64, f64)> = together(ranks, "comparing speeds", Ok(own))?;
+    let steps = (now.step - before.step).max(1);
+    let slowest = all.iter().enumerate().min_by(|(_, a), (_, b)| a.1.total_cmp(&b.1));
+    Ok(slowest.map(|(slowest, &(_, slowest_share))| Together {
+        sent_bytes: all.iter().map(|(sent, _)| sent).sum::<u64>() / steps,
+        exchange_share: all.iter().map(|(_, share)| share).sum::<f64>() / all.len() as f64,
+        slowest,
+        slowest_share,
+    }))
+}
