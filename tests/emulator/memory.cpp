@@ -115,6 +115,9 @@ struct sigaction before[2];
 
 // Says what the address means and lets the fault happen again, for whoever handled faults before.
 void on_fault(int signal, siginfo_t* info, void*) {
+    static thread_local bool telling = false;
+    if (telling) abort();  // a fault of its own would come for ever
+    telling = true;
     const u8* address = (const u8*)info->si_addr;
     const std::string where = whereabouts();
     if (!where.empty()) {
@@ -128,6 +131,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
             fprintf(stderr, "emulator:   beyond the stack of the thread\n");
         }
     }
+    telling = false;
     sigaction(signal, &before[signal == SIGBUS], nullptr);
 }
 
@@ -279,10 +283,11 @@ u8 poison() { return seed() % 2 == 0 ? 0xff : 0x71; }
 
 void watch_faults() {
     static thread_local u8* signal_stack = nullptr;
+    constexpr size_t bytes = 64 << 10;
     stack_t present;
-    if (!signal_stack && sigaltstack(nullptr, &present) == 0 && (present.ss_flags & SS_DISABLE)) {
-        // A fault for want of stack cannot be handled on that stack. Lives as long as the thread, which nobody can tell.
-        constexpr size_t bytes = 64 << 10;
+    if (!signal_stack && sigaltstack(nullptr, &present) == 0 && ((present.ss_flags & SS_DISABLE) || present.ss_size < bytes)) {
+        // A fault for want of stack cannot be handled on that stack, and the one that Rust gives its threads is too small to print
+        // on. Lives as long as the thread, which nobody can tell.
         signal_stack = (u8*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         stack_t mine = {};
         mine.ss_sp = signal_stack;

@@ -6,8 +6,8 @@ use std::process::Output;
 
 use crate::emulator::{Emulator, Kernels, Variant};
 
-/// Schedules that a planted bug is tried under; one has to show it.
-const SEEDS: [u64; 4] = [0, 1, 2, 3];
+/// Schedules that a planted bug is tried under; one has to show it. The one in order shows the fewest and comes last.
+const SEEDS: [u64; 4] = [1, 2, 3, 0];
 
 /// One bug: a replacement in the text of one file.
 #[derive(Clone, Copy, Debug)]
