@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use kernels::cpu::Cpu;
 use kernels::{AdamMode, Device, Dictionary, Shape, Slot, Tensor};
 use loader::Store;
-use trainer::checkpoint;
+use trainer::checkpoint::{self, Snapshot};
 
 use crate::fixture::{json, text};
 
@@ -111,7 +111,8 @@ pub fn tamper(run: &Path, change: Change) {
             sae.write(Tensor::DecoderWeight, Slot::Value, 0..1, &row_d);
         }
     }
-    checkpoint::save(&store, device.axes(), &sae, &state, &cursor, &manifest.recipe).expect("saved");
+    let of = Snapshot { dictionary: &sae, state: &state, cursor: &cursor, recipe: &manifest.recipe };
+    checkpoint::save(&store, device.axes(), &of).expect("saved");
 }
 
 /// Copies a folder with everything in it.

@@ -6,6 +6,7 @@ pub mod checkpoints;
 pub mod control;
 pub mod emulator;
 pub mod fixture;
+pub mod gate;
 pub mod golden;
 pub mod jobs;
 pub mod kills;

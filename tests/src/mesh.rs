@@ -10,7 +10,7 @@ use kernels::mesh::{Axes, Mesh};
 use kernels::ranks::threads;
 use kernels::{AdamMode, Device, Shape};
 use loader::Store;
-use trainer::checkpoint::{self, Holds};
+use trainer::checkpoint::{self, Holds, Snapshot};
 use trainer::recipe::Recipe;
 use trainer::summary::Summary;
 use trainer::train::{Event, Start, train};
@@ -86,6 +86,7 @@ pub fn save_again(mesh: Mesh, run: &Path) {
         let shape = Shape { width: manifest.width, features, batch: 1, adam: Some(AdamMode::Dense), dense_bytes: 0 };
         let mut sae = device.dictionary(shape).expect("memory");
         let state = checkpoint::load(&store, &found, axes, &mut sae).expect("loads");
-        checkpoint::save(&store, axes, &sae, &state, &manifest.cursor, &manifest.recipe).expect("saved");
+        let of = Snapshot { dictionary: &sae, state: &state, cursor: &manifest.cursor, recipe: &manifest.recipe };
+        checkpoint::save(&store, axes, &of).expect("saved");
     });
 }

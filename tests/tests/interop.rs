@@ -4,15 +4,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kernels::cpu::Cpu;
 use kernels::{Dictionary, Slot, Tensor};
 use loader::Dtype;
 use serde_json::Value;
 use tests::fixture::{Fixture, json, json_lines, plain_rows, text, write_shards};
+use tests::gate::Gate;
 use tests::golden::Weights;
-use tests::s3::S3;
+use tests::s3::{S3, spool};
 use tests::{checkpoints, kills, need, root, sae};
 use trainer::recipe::{BiasInit, Every, Order, Recipe, Run, Scale};
 use trainer::{checkpoint, evaluate};
@@ -273,17 +274,52 @@ fn stop_after_lines(recipe: &str, temporary: &Path, lines: usize, environment: &
     let mut command = sae::sae(&["train", recipe]);
     command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().expect("sae starts");
-    let entries = |folder: &Path| std::fs::read_dir(folder).ok().into_iter().flatten().flatten();
-    let metrics = || {
-        // Its name has the user's id behind this.
-        let spools = entries(temporary).find(|entry| entry.file_name().to_string_lossy().starts_with("sae-runs"))?;
-        Some(entries(&spools.path()).next()?.path().join("metrics.jsonl"))
-    };
-    let text = || std::fs::read_to_string(metrics()?).ok();
+    let text = || std::fs::read_to_string(spool(temporary)?.join("metrics.jsonl")).ok();
     let written = || text().unwrap_or_default().lines().count();
     while written() < lines && child.try_wait().expect("a child has a state").is_none() {
         std::thread::sleep(Duration::from_millis(2));
     }
     sae::signal(&child, "TERM");
     assert_eq!(child.wait().expect("a child can be waited for").code(), Some(75));
+}
+
+/// A store that does not answer holds up neither the steps nor, when it does at last, the checkpoint; the next checkpoint waits. What
+/// comes out is what comes out of a run that never waited.
+#[test]
+fn training_goes_on_while_a_checkpoint_is_stored() {
+    let Some(interpreter) = need::python() else { return };
+    let s3 = S3::start(&interpreter);
+    let gate = Gate::start(s3.address(), "weights-");
+    let fixture = Fixture::with_data();
+    let temporary = fixture.path("tmp");
+    std::fs::create_dir(&temporary).expect("a folder is made");
+    let mut recipe = fixture.recipe("here");
+    (recipe.log.every, recipe.checkpoint.every) = (1, Every::Steps(6));
+    sae::run(&["train", &fixture.save("here", &recipe)]).exits(0);
+
+    recipe.run.dir = "s3://bucket/run".into();
+    let path = fixture.save("there", &recipe);
+    let mut command = sae::sae(&["train", &path]);
+    command.envs(s3.environment_by(&gate.address)).env("TMPDIR", &temporary);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sae starts");
+    let metrics = || std::fs::read_to_string(spool(&temporary)?.join("metrics.jsonl")).ok();
+    let steps = || metrics().unwrap_or_default().lines().count();
+    let waiting = Instant::now();
+    while steps() < 12 {
+        assert!(child.try_wait().expect("a child has a state").is_none(), "it goes on");
+        assert!(waiting.elapsed() < Duration::from_secs(60), "{} steps, of which 6 are before the checkpoint", steps());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // The one of step 12 comes after the one of step 6.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(steps(), 12);
+    let manifest = "run/checkpoints/step-0000000006/attempt-0001/manifest.json";
+    assert!(s3.find(manifest).is_none(), "nothing is committed that is not stored");
+    gate.open();
+    assert!(child.wait().expect("a child can be waited for").success());
+    let summary: Value = serde_json::from_slice(&s3.get("run/summary.json")).expect("a summary");
+    let folder = format!("run/{}", summary["checkpoint"].as_str().expect("a checkpoint"));
+    for (name, bytes) in checkpoints::last(&fixture.path("here")) {
+        assert!(s3.get(&format!("{folder}/{name}")) == bytes, "{name} differs");
+    }
 }

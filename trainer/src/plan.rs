@@ -70,7 +70,7 @@ impl Plan {
             weight_bytes: training.weights + settled.weights,
             step_bytes: training.step + training.lists + settled.step + settled.lists + staged,
             stream_bytes,
-            passing_bytes: passing_bytes(recipe, data)?,
+            passing_bytes: passing_bytes(recipe, data, place)?,
             checkpoint_bytes: checkpoint::bytes(width as usize, features as usize),
         })
     }
@@ -81,7 +81,7 @@ impl Plan {
     }
 }
 
-fn passing_bytes(recipe: &Recipe, data: &Data) -> Result<u64, Error> {
+fn passing_bytes(recipe: &Recipe, data: &Data, place: Place) -> Result<u64, Error> {
     // Drawn place by place, then put together.
     let sample = match recipe.data.scale {
         Scale::Auto => 2 * 4 * (data::SAMPLE_ROWS as u64).min(data.rows) * data.train.width() as u64,
@@ -91,7 +91,8 @@ fn passing_bytes(recipe: &Recipe, data: &Data) -> Result<u64, Error> {
         Some(eval) => Stream::bytes_at_most(eval, &data::eval_options(recipe, None))?,
         None => 0,
     };
-    let saving = checkpoint::staging_bytes(data.train.width(), recipe.sae.features);
+    let owned = place.owned(recipe.sae.features).len();
+    let saving = checkpoint::staging_bytes(data.train.width(), owned, recipe.checkpoint.buffer_bytes);
     Ok(sample.max(evaluation).max(saving))
 }
 

@@ -170,11 +170,14 @@ pub struct Checkpoint {
     pub every: Every,
     /// How many of the newest are kept; the one with the least held-out loss during training is kept besides.
     pub keep: usize,
+    /// Bytes that a rank keeps of a checkpoint while it is stored and training goes on. A larger part is waited for until no more
+    /// than this is left.
+    pub buffer_bytes: u64,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Checkpoint { every: Every::Minutes(10.0), keep: 2 }
+        Checkpoint { every: Every::Minutes(10.0), keep: 2, buffer_bytes: 2 << 30 }
     }
 }
 
@@ -402,7 +405,7 @@ fn default_dense_bytes() -> u64 {
 }
 
 /// Keys that a resumed run may change: they decide where things are and how fast they go, not what comes out.
-const FREE_ON_RESUME: [&str; 16] = [
+const FREE_ON_RESUME: [&str; 17] = [
     "data.train",
     "data.eval",
     "data.prefetch_bytes",
@@ -416,6 +419,7 @@ const FREE_ON_RESUME: [&str; 16] = [
     "run.dir",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.buffer_bytes",
     "eval.every",
     "log.every",
     "log.rows",

@@ -23,6 +23,8 @@ pub struct Answer {
     pub stop: bool,
     /// Its clock says that a checkpoint is due.
     pub save: bool,
+    /// It has done its part of the checkpoint that is on its way.
+    pub saved: bool,
 }
 
 /// What all ranks have said.
@@ -36,6 +38,8 @@ pub struct RollCall {
     pub stop: bool,
     /// Whether the first rank's clock says that a checkpoint is due.
     pub save: bool,
+    /// Whether all have done their part of the checkpoint that is on its way.
+    pub saved: bool,
 }
 
 impl RollCall {
@@ -54,6 +58,7 @@ impl RollCall {
             },
             stop: heard.iter().any(|answer| answer.stop),
             save: heard[0].save,
+            saved: heard.iter().all(|answer| answer.saved),
         })
     }
 

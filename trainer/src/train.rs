@@ -31,6 +31,7 @@ use crate::{Error, checkpoint};
 
 use book::InFlight;
 use line::LineClock;
+use save::OnTheWay;
 
 /// What a run tells whoever watches it.
 #[derive(Clone, Debug)]
@@ -97,6 +98,7 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
         let (mut step, mut operation) = (0, "starting");
         let result = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start).and_then(|mut run| {
             let result = run.finish();
+            run.keep_what_is_on_its_way();
             (step, operation) = (run.state.step, run.failed_during.unwrap_or("training"));
             result
         });
@@ -156,11 +158,14 @@ struct Run<'a, D: Device> {
     closing_from: Option<u64>,
     /// What retention and the choice of the best go by.
     known: checkpoint::Known,
+    /// When the last checkpoint was begun.
     saved_at: Instant,
     /// Whether the ranks have agreed that a checkpoint is due by the clock.
     save_called: bool,
     /// The last checkpoint: step, held-out metrics, folder. The same state is not saved twice.
     saved: Option<(u64, Option<Metrics>, String)>,
+    /// The last checkpoint, until it is committed.
+    on_the_way: Option<OnTheWay>,
     line_clock: LineClock,
     /// What the first error came from.
     failed_during: Option<&'static str>,
@@ -199,7 +204,7 @@ impl<D: Device> Run<'_, D> {
         let started = Instant::now();
         let mut buffers = self.free.pop().expect("buffers are one more than the steps in flight at most");
         let stop = self.start.stop.load(Ordering::Relaxed);
-        let answer = Answer { stop, save: self.save_by_clock(), ..Answer::default() };
+        let answer = Answer { stop, save: self.save_by_clock(), saved: self.part_is_saved(), ..Answer::default() };
         let next = self.during("reading a batch", |run| buffers.next(run.device, &mut run.stream, answer));
         if next.is_err() {
             self.catch_up()?;
@@ -208,6 +213,9 @@ impl<D: Device> Run<'_, D> {
         let seen = next?.ok_or_else(|| {
             Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()))
         })?;
+        if seen.call.saved {
+            self.go_on_saving()?;
+        }
         if seen.call.stop {
             self.catch_up()?;
             let checkpoint = self.save()?;

@@ -1,9 +1,12 @@
 //! `sae plan`.
 
+use std::time::Duration;
+
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use kernels::cuda::{Moments, Precision};
-use kernels::mesh::Mesh;
+use kernels::mesh::{Mesh, Place};
 use loader::{Dataset, OpenOptions};
+use trainer::checkpoint;
 use trainer::communication::{self, Traffic};
 use trainer::forecast::{EXPECTED, Floor, Memory, Rows, fewest};
 use trainer::recipe::Recipe;
@@ -29,6 +32,7 @@ pub fn run(args: &Plan) -> Result<(), Failure> {
     let precision = on_a_card(&recipe.train);
     memory(args, &recipe, mesh, &rows, precision);
     time(args, &recipe, mesh, &rows, precision);
+    checkpoints(args, &recipe, mesh, &rows);
     modes(args, &recipe, &rows);
     table::say("Reckoned from data sheets and counts of bytes; no kernel has been timed for it.");
     table::say(format!("next: sae launch local --ranks {} {}", args.gpus, table::quoted(&args.recipe)));
@@ -98,17 +102,42 @@ fn time(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precis
     let bound = if of_storage < of_cards { "storage" } else { largest };
     let sent = Traffic::of(recipe, mesh, rows.stored as f64).total() * rows.width as f64;
     let seconds = rows.rows as f64 / rate;
+    let alone = Floor::of(recipe, Mesh::ONE, rows, precision, &args.gpu).total();
+    let efficiency = alone / (mesh.ranks() as f64 * floor.total());
     table::print(
         "the run",
         &[
             ("rows × width", format!("{} × {}", HumanCount(rows.rows), rows.width)),
             ("read from storage", HumanBytes((rows.rows as f64 * row_bytes) as u64).to_string()),
             ("sent by a rank in a step", HumanBytes(sent as u64).to_string()),
+            ("efficiency of the cards", format!("{:.0} %", 100.0 * efficiency)),
             ("tokens/s at the floor", HumanCount((batch / floor.total()) as u64).to_string()),
             ("tokens/s expected", HumanCount(rate as u64).to_string()),
             ("which reads", format!("{:.2} GB/s", rate * row_bytes / 1e9)),
-            ("time expected", HumanDuration(std::time::Duration::from_secs_f64(seconds)).to_string()),
+            ("time expected", HumanDuration(Duration::from_secs_f64(seconds)).to_string()),
             ("bound by", bound.to_owned()),
+        ],
+    );
+}
+
+/// What a checkpoint takes, and whether training goes on while it is stored.
+fn checkpoints(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows) {
+    // The last rank owns as much as any, but for a part of a tile.
+    let owned = Place { mesh, rank: mesh.ranks() - 1 }.owned(recipe.sae.features).len();
+    let (all, part) = (checkpoint::bytes(rows.width, recipe.sae.features), checkpoint::bytes(rows.width, owned));
+    let buffer = recipe.checkpoint.buffer_bytes;
+    let waits = match part.checked_sub(buffer).filter(|&rest| rest > 0) {
+        Some(rest) => format!("until {} of a rank's part are stored", HumanBytes(rest)),
+        None => "until they are copied to the host".to_owned(),
+    };
+    table::print(
+        "checkpoints",
+        &[
+            ("of all ranks", HumanBytes(all).to_string()),
+            ("a rank's part", HumanBytes(part).to_string()),
+            ("host memory for it", HumanBytes(checkpoint::staging_bytes(rows.width, owned, buffer)).to_string()),
+            ("stored in", HumanDuration(Duration::from_secs_f64(all as f64 / (args.storage * 1e9))).to_string()),
+            ("training waits", waits),
         ],
     );
 }

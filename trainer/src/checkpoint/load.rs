@@ -9,7 +9,7 @@ use loader::Store;
 use safetensors::{Dtype, SafeTensors};
 
 use super::find::{newest, read_manifest};
-use super::save::hash_tiles;
+use super::tensors::hash_tiles;
 use super::{CLOCKS, Entry, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, entries};
 use crate::Error;
 

@@ -16,9 +16,9 @@ mod find;
 mod load;
 mod retain;
 mod save;
+mod tensors;
 
 use std::fmt;
-use std::time::Instant;
 
 use kernels::{Slot, Sums, Tensor};
 use loader::Cursor;
@@ -31,7 +31,7 @@ use crate::recipe::Recipe;
 pub use find::{Found, newest, newest_with};
 pub use load::{load, load_clocks, load_weights, open, verify};
 pub use retain::{Known, retain};
-pub use save::save;
+pub use save::{Committed, Progress, Saving, Snapshot, save};
 
 /// Version of the layout above. A reader refuses others.
 pub const FORMAT: u32 = 2;
@@ -253,13 +253,17 @@ fn features_per_file(holds: Holds, width: usize) -> usize {
     (FILE_BYTES / (bytes * TILE)).max(1) * TILE
 }
 
-/// Bytes held while a checkpoint is saved: the tensors of its largest file, and the file made of them.
-pub fn staging_bytes(width: usize, features: usize) -> u64 {
+/// Bytes that a rank which owns `features` holds at most while its part of a checkpoint is stored: files that wait, those being
+/// read and stored, and what is made of these.
+pub fn staging_bytes(width: usize, features: usize, buffer_bytes: u64) -> u64 {
+    let all = bytes(width, features);
     let file_bytes = |holds| {
         let per_feature: usize = entries(holds, width).iter().map(|entry| 4 * entry.per_feature).sum();
         per_feature * features_per_file(holds, width).min(features)
     };
-    2 * file_bytes(Holds::Weights).max(file_bytes(Holds::Optimizer)) as u64
+    let largest = file_bytes(Holds::Weights).max(file_bytes(Holds::Optimizer)) as u64;
+    let files = |count: usize| all.min(largest.saturating_mul(count as u64));
+    files(save::files_in(buffer_bytes).saturating_add(1 + save::WRITERS)) + files(save::WRITERS)
 }
 
 /// Bytes of a whole checkpoint, up to its headers.
@@ -268,8 +272,7 @@ pub fn bytes(width: usize, features: usize) -> u64 {
     (3 * 4 * parameters + 8 * (CLOCKS.len() + SUMS.len()) * features) as u64
 }
 
-/// How long the saving or loading of a checkpoint took that began at `since`, and its rate over all ranks, in words.
-pub fn took(since: Instant, width: usize, features: usize) -> String {
-    let seconds = since.elapsed().as_secs_f64();
+/// In how many seconds a checkpoint was stored or loaded, and the rate over all ranks, in words.
+pub fn took(seconds: f64, width: usize, features: usize) -> String {
     format!("{seconds:.2} s, {:.0} MB/s", bytes(width, features) as f64 / seconds / 1e6)
 }

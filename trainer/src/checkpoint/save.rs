@@ -1,250 +1,323 @@
-//! Writing a checkpoint.
+//! Saving a checkpoint while training goes on.
+//!
+//! What a rank owns is read into memory, a file at a time, and threads of its own hash and store the files: training waits only
+//! while there is more to read than the buffer has room for. When all ranks have stored theirs, the first one commits. Whether all
+//! have is asked at roll calls, so that nobody waits for anybody.
 
-use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
+use kernels::Dictionary;
 use kernels::mesh::Axes;
-use kernels::{Dictionary, Shape};
 use loader::{Cursor, Store};
-use safetensors::tensor::{Dtype, TensorView};
-use xxhash_rust::xxh3::Xxh3;
 
-use super::{
-    CLOCKS, Entry, FORMAT, File, Hash, Holds, Manifest, SUMS, SUMS_PARTS, State, TILE, entries, features_per_file,
-    folder,
-};
+use super::tensors::{Named, describe, encode, feature_tensors, fired_tensors, shared_tensors};
+use super::{FILE_BYTES, FORMAT, File, Hash, Holds, Known, Manifest, State, TILE, features_per_file, folder, retain};
 use crate::Error;
 use crate::recipe::Recipe;
 use crate::together::together;
 
-/// Saves `dictionary` and `state` as a new attempt of its step and commits it. Returns the attempt's folder, relative
-/// to the run's. On an error nothing is committed and what was there before is as it was. All ranks save together: each writes the
-/// features that it owns, the first the rest.
+/// Files that a rank stores at once: an object store answers one request slowly and many as fast.
+pub(super) const WRITERS: usize = 4;
+
+/// What a checkpoint is made of.
+pub struct Snapshot<'a, S> {
+    /// Weights, moments and clocks of this rank.
+    pub dictionary: &'a S,
+    /// All else that a run has come to.
+    pub state: &'a State,
+    /// Position in the data.
+    pub cursor: &'a Cursor,
+    /// The whole recipe.
+    pub recipe: &'a Recipe,
+}
+
+/// A checkpoint on its way: a new attempt of its step. Until it is committed nothing counts, and what was there before is as it was.
+pub struct Saving {
+    store: Store,
+    folder: String,
+    started: Instant,
+    stage: Stage,
+}
+
+type Thread<T> = JoinHandle<Result<T, Error>>;
+
+enum Stage {
+    /// Every rank stores its files.
+    Storing { writers: Vec<Thread<Stored>>, seal: Option<Box<Seal>> },
+    /// The first rank commits.
+    Committing { commit: Option<Thread<Known>>, stored_s: f64 },
+}
+
+/// What one thread has stored.
+struct Stored {
+    files: Vec<File>,
+    until: Instant,
+}
+
+/// How far a checkpoint is.
+pub enum Progress {
+    /// Not committed.
+    OnTheWay(Saving),
+    /// Committed.
+    Committed(Committed),
+}
+
+/// What comes of a checkpoint.
+pub struct Committed {
+    /// On the first rank: the run's checkpoints after those that are no longer kept were removed.
+    pub known: Option<Known>,
+    /// Seconds until all ranks had stored their files.
+    pub stored_s: f64,
+}
+
+/// What the first rank commits with.
+struct Seal {
+    /// Of shared.safetensors.
+    shared: Vec<Named>,
+    /// Without the files.
+    manifest: Manifest,
+    known: Known,
+}
+
+impl Saving {
+    /// Begins a checkpoint: reads what this rank owns of `of`, which may change as soon as this returns, while
+    /// `checkpoint.buffer_bytes` have room. All ranks begin together. `known` are the run's checkpoints, of which the commit leaves
+    /// as many as the recipe keeps.
+    ///
+    /// # Errors
+    /// Those of the store and the device; [`kernels::Error::Peer`] when another rank has failed.
+    pub fn begin(
+        store: &Store,
+        axes: &Axes,
+        of: &Snapshot<'_, impl Dictionary>,
+        known: &Known,
+    ) -> Result<Saving, Error> {
+        let first = axes.all.index() == 0;
+        let (started, step) = (Instant::now(), of.state.step);
+        let attempt = if first { super::find::last_attempt(store, step).map(|last| last + 1) } else { Ok(0) };
+        let attempt = together(&axes.all, "agreeing on a checkpoint", attempt)?[0];
+        let folder = folder(step, attempt);
+        let seal = first.then(|| Seal::new(of, attempt, known.clone()).map(Box::new)).transpose()?;
+        let writers = store_features(store, &folder, axes, of)?;
+        Ok(Saving { store: store.clone(), folder, started, stage: Stage::Storing { writers, seal } })
+    }
+
+    /// The attempt's folder, relative to the run's.
+    pub fn folder(&self) -> &str {
+        &self.folder
+    }
+
+    /// Whether this rank has done what it can before it hears of the others.
+    pub fn has_done_its_part(&self) -> bool {
+        match &self.stage {
+            Stage::Storing { writers, .. } => writers.iter().all(JoinHandle::is_finished),
+            Stage::Committing { commit, .. } => commit.as_ref().is_none_or(JoinHandle::is_finished),
+        }
+    }
+
+    /// Waits until all ranks have done their part, and goes on to the next.
+    ///
+    /// # Errors
+    /// Those of the store, here or on another rank: then nothing is committed, and the attempt's files are removed.
+    pub fn go_on(self, axes: &Axes) -> Result<Progress, Error> {
+        let Saving { store, folder, started, stage } = self;
+        let next = match stage {
+            Stage::Storing { writers, seal } => {
+                // All of them, also behind one that failed: what it leaves is removed once nobody writes any more.
+                let stored: Vec<_> = writers.into_iter().map(joined).collect();
+                let stored = stored.into_iter().collect::<Result<Vec<_>, _>>().map(|stored| {
+                    let until = stored.iter().map(|stored| stored.until).max().unwrap_or(started);
+                    let files: Vec<File> = stored.into_iter().flat_map(|stored| stored.files).collect();
+                    (files, (until - started).as_secs_f64())
+                });
+                together(&axes.all, "writing a checkpoint", stored).and_then(|stored| {
+                    let (files, seconds): (Vec<_>, Vec<_>) = stored.into_iter().unzip();
+                    let stored_s = seconds.into_iter().fold(0.0, f64::max);
+                    let commit = seal.map(|seal| {
+                        let (store, folder) = (store.clone(), folder.clone());
+                        spawn(move || seal.commit(&store, &folder, files.concat()))
+                    });
+                    let stage = Stage::Committing { commit: commit.transpose()?, stored_s };
+                    Ok(Progress::OnTheWay(Saving { store: store.clone(), folder: folder.clone(), started, stage }))
+                })
+            }
+            Stage::Committing { commit, stored_s } => {
+                let (known, committed) = match commit.map(joined).transpose() {
+                    Ok(known) => (known, Ok(())),
+                    Err(error) => (None, Err(error)),
+                };
+                together(&axes.all, "committing a checkpoint", committed)
+                    .map(|_| Progress::Committed(Committed { known, stored_s }))
+            }
+        };
+        if next.is_err() && axes.all.index() == 0 {
+            // On a full disk what was written so far takes the room that the next attempt needs. That it cannot be removed
+            // must not hide the error itself.
+            retain::remove(&store, &folder)
+                .unwrap_or_else(|error| tracing::warn!("{folder} could not be removed: {error}"));
+        }
+        next
+    }
+
+    /// Waits until the checkpoint is committed.
+    ///
+    /// # Errors
+    /// As of [`Saving::go_on`].
+    pub fn finish(mut self, axes: &Axes) -> Result<Committed, Error> {
+        loop {
+            // Whether another rank is gone is better known before this one waits for a store.
+            together(&axes.all, "waiting for a checkpoint", Ok(()))?;
+            match self.go_on(axes)? {
+                Progress::OnTheWay(saving) => self = saving,
+                Progress::Committed(committed) => return Ok(committed),
+            }
+        }
+    }
+}
+
+/// [`Saving::begin`] and [`Saving::finish`] at once. Returns the attempt's folder, relative to the run's.
 ///
 /// # Errors
-/// Those of the store; [`kernels::Error::Peer`] when another rank has failed.
-pub fn save(
-    store: &Store,
-    axes: &Axes,
-    dictionary: &impl Dictionary,
-    state: &State,
-    cursor: &Cursor,
-    recipe: &Recipe,
-) -> Result<String, Error> {
-    let first = axes.all.index() == 0;
-    let attempt = if first { super::find::last_attempt(store, state.step).map(|last| last + 1) } else { Ok(0) };
-    let attempt = together(&axes.all, "agreeing on a checkpoint", attempt)?[0];
-    let folder = folder(state.step, attempt);
-    let features = write_features(store, &folder, axes, dictionary, state, recipe.sae.features);
-    let written = together(&axes.all, "writing a checkpoint", features).and_then(|files| {
-        let files = files.into_iter().flatten().collect();
-        let committed = match first {
-            true => commit(store, &folder, attempt, files, dictionary, state, cursor, recipe),
-            false => Ok(()),
-        };
-        together(&axes.all, "committing a checkpoint", committed)
-    });
-    if written.is_err() && first {
-        // On a full disk what was written so far takes the room that the next attempt needs. That it cannot be removed
-        // must not hide the error itself.
-        super::retain::remove(store, &folder)
-            .unwrap_or_else(|error| tracing::warn!("{folder} could not be removed: {error}"));
-    }
-    written.map(|_| folder)
+/// Theirs.
+pub fn save(store: &Store, axes: &Axes, of: &Snapshot<'_, impl Dictionary>) -> Result<String, Error> {
+    let saving = Saving::begin(store, axes, of, &Known::default())?;
+    let folder = saving.folder().to_owned();
+    saving.finish(axes).map(|_| folder)
 }
 
-/// Writes the features that this rank owns, of `features` in all.
-fn write_features(
-    store: &Store,
-    folder: &str,
-    axes: &Axes,
-    dictionary: &impl Dictionary,
-    state: &State,
-    features: usize,
-) -> Result<Vec<File>, Error> {
-    let (shard, owned) = (axes.place.shard(features), axes.place.owned(features));
-    let width = dictionary.shape().width;
-    let mut files = Vec::new();
-    for (holds, stem) in [(Holds::Weights, "weights"), (Holds::Optimizer, "optimizer")] {
-        let chunk = features_per_file(holds, width);
-        for first in owned.clone().step_by(chunk) {
-            let range = first..(first + chunk).min(owned.end);
-            let held = range.start - shard.start..range.end - shard.start;
-            let mut tensors = feature_tensors(dictionary, holds, width, held)?;
-            if holds == Holds::Optimizer {
-                let own = range.start - owned.start..range.end - owned.start;
-                tensors.extend(fired_tensors(state, own));
-            }
-            let bytes = encode(&tensors)?;
-            let name = format!("{stem}-{:06}.safetensors", first / TILE);
-            files.push(describe(name, holds, range, &bytes)?);
-            store.put(&format!("{folder}/{}", files[files.len() - 1].name), bytes)?;
-        }
-    }
-    Ok(files)
-}
-
-/// Writes what belongs to no feature, the manifest of all `files`, and the marker.
-#[allow(clippy::too_many_arguments)]
-fn commit(
-    store: &Store,
-    folder: &str,
-    attempt: u32,
-    mut files: Vec<File>,
-    dictionary: &impl Dictionary,
-    state: &State,
-    cursor: &Cursor,
-    recipe: &Recipe,
-) -> Result<(), Error> {
-    let Shape { width, .. } = dictionary.shape();
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    let bytes = encode(&shared_tensors(dictionary, width, state)?)?;
-    files.push(describe("shared.safetensors".into(), Holds::Shared, 0..0, &bytes)?);
-    store.put(&format!("{folder}/shared.safetensors"), bytes)?;
-
-    let manifest = Manifest {
-        format: FORMAT,
-        software: concat!("sae ", env!("CARGO_PKG_VERSION")).into(),
-        step: state.step,
-        steps: state.steps,
-        attempt,
-        tokens: state.tokens,
-        width,
-        features: recipe.sae.features,
-        left_out: state.left_out,
-        scale: state.scale,
-        density: state.density[0],
-        density_before: Some(state.density[1]),
-        gradient_norm: state.gradient_norm,
-        closing_open: state.closing_open,
-        held_out: state.held_out.clone(),
-        eval: state.eval.clone(),
-        wall_s: state.wall_s,
-        stall_s: state.stall_s,
-        cursor: cursor.clone(),
-        recipe: recipe.clone(),
-        files,
-    };
-    let json = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Internal(error.to_string()))?;
-    let seal = Hash::of(&json);
-    store.put(&format!("{folder}/manifest.json"), json)?;
-    store.put(&format!("{folder}/COMMIT"), format!("{seal}\n").into_bytes())?;
-    Ok(())
-}
-
-/// A named tensor, its shape, and its bytes, little endian.
-struct Named {
+/// A file to be made of some tensors.
+struct Unwritten {
     name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-fn feature_tensors(
-    dictionary: &impl Dictionary,
     holds: Holds,
-    width: usize,
-    features: Range<usize>,
-) -> Result<Vec<Named>, kernels::Error> {
-    let n = features.len();
-    let read = |Entry { name, tensor, slot, per_feature }: Entry| {
-        let mut values = vec![0.0f32; n * per_feature];
-        dictionary.read(tensor, slot, features.clone(), &mut values)?;
-        let shape = if per_feature == 1 { vec![n] } else { vec![n, per_feature] };
-        Ok(Named { name: name.into(), dtype: Dtype::F32, shape, bytes: bytemuck::cast_slice(&values).to_vec() })
-    };
-    let mut tensors: Vec<Named> = entries(holds, width).into_iter().map(read).collect::<Result<_, _>>()?;
-    if holds == Holds::Optimizer {
-        for (name, clock) in CLOCKS {
-            let mut values = vec![0u64; n];
-            dictionary.read_clock(clock, features.clone(), &mut values)?;
-            let bytes = bytemuck::cast_slice(&values).to_vec();
-            tensors.push(Named { name: name.into(), dtype: Dtype::U64, shape: vec![n], bytes });
-        }
-    }
-    Ok(tensors)
-}
-
-/// On how many rows of each sum the features fired; `own` counts from the first that the rank owns.
-fn fired_tensors(state: &State, own: Range<usize>) -> impl Iterator<Item = Named> {
-    SUMS.into_iter().zip(state.sums()).map(move |(of, sums)| {
-        let bytes = bytemuck::cast_slice(&sums.fired_f[own.clone()]).to_vec();
-        Named { name: format!("{of}.{}", SUMS_PARTS[3]), dtype: Dtype::U64, shape: vec![own.len()], bytes }
-    })
-}
-
-fn shared_tensors(dictionary: &impl Dictionary, width: usize, state: &State) -> Result<Vec<Named>, kernels::Error> {
-    let mut tensors: Vec<Named> = entries(Holds::Shared, width)
-        .into_iter()
-        .map(|Entry { name, tensor, slot, per_feature }| {
-            let mut values = vec![0.0f32; per_feature];
-            dictionary.read(tensor, slot, 0..1, &mut values)?;
-            let bytes = bytemuck::cast_slice(&values).to_vec();
-            Ok(Named { name: name.into(), dtype: Dtype::F32, shape: vec![width], bytes })
-        })
-        .collect::<Result<_, kernels::Error>>()?;
-    for (of, sums) in SUMS.into_iter().zip(state.sums()) {
-        let scalars = [sums.squared_error, sums.squared_norm, sums.l1];
-        let counts = [sums.rows, sums.active];
-        let parts = [
-            (Dtype::F64, scalars.len(), bytemuck::cast_slice(&scalars)),
-            (Dtype::U64, counts.len(), bytemuck::cast_slice(&counts)),
-            (Dtype::F64, width, bytemuck::cast_slice(&sums.x_d)),
-        ];
-        for (part, (dtype, length, bytes)) in SUMS_PARTS.into_iter().zip(parts) {
-            tensors.push(Named { name: format!("{of}.{part}"), dtype, shape: vec![length], bytes: bytes.to_vec() });
-        }
-    }
-    Ok(tensors)
-}
-
-fn encode(tensors: &[Named]) -> Result<Vec<u8>, Error> {
-    let internal = |error: safetensors::SafeTensorError| Error::Internal(error.to_string());
-    let views = tensors
-        .iter()
-        .map(|named| Ok((named.name.as_str(), TensorView::new(named.dtype, named.shape.clone(), &named.bytes)?)))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(internal)?;
-    safetensors::serialize(views, None).map_err(internal)
-}
-
-fn describe(name: String, holds: Holds, features: Range<usize>, bytes: &[u8]) -> Result<File, Error> {
-    let (header_bytes, tile_hashes) =
-        hash_tiles(bytes, holds, features.len()).map_err(|error| Error::Internal(error.to_string()))?;
-    Ok(File {
-        name,
-        holds,
-        bytes: bytes.len() as u64,
-        first_feature: features.start,
-        features: features.len(),
-        header_hash: Hash::of(&bytes[..header_bytes]),
-        tile_hashes,
-    })
-}
-
-/// The length of the header of a file, and the hashes of its tiles.
-pub(super) fn hash_tiles(
-    bytes: &[u8],
-    holds: Holds,
+    first_feature: usize,
     features: usize,
-) -> Result<(usize, Vec<Hash>), safetensors::SafeTensorError> {
-    let (json_bytes, metadata) = safetensors::SafeTensors::read_metadata(bytes)?;
-    let header_bytes = 8 + json_bytes;
-    if holds == Holds::Shared {
-        return Ok((header_bytes, vec![Hash::of(&bytes[header_bytes..])]));
-    }
-    let mut tensors: Vec<_> = metadata.tensors().into_values().map(|info| info.data_offsets).collect();
-    tensors.sort_unstable();
-    let hashes = (0..features)
-        .step_by(TILE)
-        .map(|first| {
-            let mut hasher = Xxh3::new();
-            for &(start, end) in &tensors {
-                let per_feature = (end - start) / features;
-                let tile = first * per_feature..(first + TILE).min(features) * per_feature;
-                hasher.update(&bytes[header_bytes + start..][tile]);
+    tensors: Vec<Named>,
+}
+
+/// Reads the features that this rank owns and hands them to threads that store them.
+fn store_features(
+    store: &Store,
+    folder: &str,
+    axes: &Axes,
+    of: &Snapshot<'_, impl Dictionary>,
+) -> Result<Vec<Thread<Stored>>, Error> {
+    let (shard, owned) = (axes.place.shard(of.recipe.sae.features), axes.place.owned(of.recipe.sae.features));
+    let width = of.dictionary.shape().width;
+    let chunks = |holds| owned.clone().step_by(features_per_file(holds, width));
+    let files = chunks(Holds::Weights).len() + chunks(Holds::Optimizer).len();
+    let (send, receive) = sync_channel(files_in(of.recipe.checkpoint.buffer_bytes).min(files));
+    let receive = Arc::new(Mutex::new(receive));
+    let mut writers = Vec::new();
+    for (holds, stem) in [(Holds::Weights, "weights"), (Holds::Optimizer, "optimizer")] {
+        for first in chunks(holds) {
+            let features = first..(first + features_per_file(holds, width)).min(owned.end);
+            let held = features.start - shard.start..features.end - shard.start;
+            let mut tensors = feature_tensors(of.dictionary, holds, width, held)?;
+            if holds == Holds::Optimizer {
+                let own = features.start - owned.start..features.end - owned.start;
+                tensors.extend(fired_tensors(of.state, own));
             }
-            Hash(format!("{:032x}", hasher.digest128()))
-        })
-        .collect();
-    Ok((header_bytes, hashes))
+            if writers.len() < WRITERS {
+                let (store, folder, receive) = (store.clone(), folder.to_owned(), receive.clone());
+                writers.push(spawn(move || store_files(&store, &folder, &receive))?);
+            }
+            let name = format!("{stem}-{:06}.safetensors", first / TILE);
+            hand_over(&send, Unwritten { name, holds, first_feature: first, features: features.len(), tensors })?;
+        }
+    }
+    Ok(writers)
+}
+
+fn hand_over(to: &SyncSender<Unwritten>, file: Unwritten) -> Result<(), Error> {
+    to.send(file).map_err(|_| Error::Internal("the threads that store a checkpoint are gone".into()))
+}
+
+/// Stores files until no more come, and says when that was. After an error the rest is let go, so that who reads never waits for a thread that is gone.
+fn store_files(store: &Store, folder: &str, files: &Mutex<Receiver<Unwritten>>) -> Result<Stored, Error> {
+    let next = || files.lock().map_or(None, |files| files.recv().ok());
+    let mut stored = Ok(Vec::new());
+    while let Some(file) = next() {
+        stored = stored.and_then(|mut files: Vec<File>| {
+            files.push(store_file(store, folder, file)?);
+            Ok(files)
+        });
+    }
+    stored.map(|files| Stored { files, until: Instant::now() })
+}
+
+fn store_file(store: &Store, folder: &str, file: Unwritten) -> Result<File, Error> {
+    let Unwritten { name, holds, first_feature, features, tensors } = file;
+    let bytes = encode(&tensors)?;
+    drop(tensors);
+    let file = describe(name, holds, first_feature..first_feature + features, &bytes)?;
+    store.put(&format!("{folder}/{}", file.name), bytes)?;
+    Ok(file)
+}
+
+impl Seal {
+    fn new(of: &Snapshot<'_, impl Dictionary>, attempt: u32, known: Known) -> Result<Seal, Error> {
+        let Snapshot { dictionary, state, cursor, recipe } = *of;
+        let width = dictionary.shape().width;
+        let manifest = Manifest {
+            format: FORMAT,
+            software: concat!("sae ", env!("CARGO_PKG_VERSION")).into(),
+            step: state.step,
+            steps: state.steps,
+            attempt,
+            tokens: state.tokens,
+            width,
+            features: recipe.sae.features,
+            left_out: state.left_out,
+            scale: state.scale,
+            density: state.density[0],
+            density_before: Some(state.density[1]),
+            gradient_norm: state.gradient_norm,
+            closing_open: state.closing_open,
+            held_out: state.held_out.clone(),
+            eval: state.eval.clone(),
+            wall_s: state.wall_s,
+            stall_s: state.stall_s,
+            cursor: cursor.clone(),
+            recipe: recipe.clone(),
+            files: Vec::new(),
+        };
+        Ok(Seal { shared: shared_tensors(dictionary, width, state)?, manifest, known })
+    }
+
+    /// Writes what belongs to no feature, the manifest of all `files`, and the marker. Then removes what is no longer kept.
+    fn commit(self, store: &Store, folder: &str, files: Vec<File>) -> Result<Known, Error> {
+        let Seal { shared, mut manifest, mut known } = self;
+        manifest.files = files;
+        manifest.files.sort_by(|a, b| a.name.cmp(&b.name));
+        let bytes = encode(&shared)?;
+        manifest.files.push(describe("shared.safetensors".into(), Holds::Shared, 0..0, &bytes)?);
+        store.put(&format!("{folder}/shared.safetensors"), bytes)?;
+        let json = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Internal(error.to_string()))?;
+        let seal = Hash::of(&json);
+        store.put(&format!("{folder}/manifest.json"), json)?;
+        store.put(&format!("{folder}/COMMIT"), format!("{seal}\n").into_bytes())?;
+        known.add(manifest.step, folder.to_owned(), manifest.held_out.as_ref());
+        // The checkpoint is committed: what stays too long takes room and does no other harm.
+        if let Err(error) = retain::retain(store, manifest.recipe.checkpoint.keep, &mut known) {
+            tracing::warn!("old checkpoints could not be removed, the next save tries again: {error}");
+        }
+        Ok(known)
+    }
+}
+
+/// Files that wait to be stored when so many bytes may.
+pub(super) fn files_in(bytes: u64) -> usize {
+    usize::try_from(bytes / FILE_BYTES as u64).unwrap_or(usize::MAX)
+}
+
+fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<Thread<T>, Error> {
+    let spawned = thread::Builder::new().name("checkpoint".into()).spawn(work);
+    spawned.map_err(|error| kernels::Error::Threads { reason: error.to_string() }.into())
+}
+
+fn joined<T>(thread: Thread<T>) -> Result<T, Error> {
+    thread.join().unwrap_or_else(|_| Err(Error::Internal("a thread that stores a checkpoint has panicked".into())))
 }

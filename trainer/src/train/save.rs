@@ -1,18 +1,27 @@
 //! Saving a run: when, and what goes with a checkpoint.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kernels::Device;
 use loader::Cursor;
 
 use super::{Event, Run, Scribe, is_due};
+use crate::checkpoint::{Committed, Progress, Saving, Snapshot};
 use crate::recipe::Every;
 use crate::{Error, checkpoint};
 
+/// A checkpoint until it is committed.
+pub(super) struct OnTheWay {
+    saving: Saving,
+    /// How long training has waited for it.
+    waited: Duration,
+}
+
 impl<D: Device> Run<'_, D> {
+    /// Training goes on while the checkpoint is stored.
     pub(super) fn save_if_due(&mut self) -> Result<(), Error> {
         if self.save_is_due(self.state.step) && !self.is_done() {
-            self.save()?;
+            self.begin_saving()?;
         }
         Ok(())
     }
@@ -28,21 +37,34 @@ impl<D: Device> Run<'_, D> {
     pub(super) fn save_by_clock(&self) -> bool {
         match self.recipe.checkpoint.every {
             Every::Steps(_) => false,
-            Every::Minutes(minutes) => self.saved_at.elapsed().as_secs_f64() >= 60.0 * minutes,
+            // When storing takes longer than that, training does not wait for it.
+            Every::Minutes(minutes) if self.on_the_way.is_none() => {
+                self.saved_at.elapsed().as_secs_f64() >= 60.0 * minutes
+            }
+            Every::Minutes(_) => false,
         }
     }
 
-    /// Commits a checkpoint of this moment and removes those that are no longer kept. Returns its folder.
+    /// Commits a checkpoint of this moment. Returns its folder.
     pub(super) fn save(&mut self) -> Result<String, Error> {
-        self.during("saving", Self::commit)
+        let folder = self.begin_saving()?;
+        self.finish_saving()?;
+        Ok(folder)
     }
 
-    fn commit(&mut self) -> Result<String, Error> {
+    /// Begins a checkpoint of this moment, unless there is one. At most one is on its way: waits for the one before. Returns its
+    /// folder.
+    fn begin_saving(&mut self) -> Result<String, Error> {
         if let Some((step, held_out, folder)) = &self.saved
             && (*step, held_out) == (self.state.step, &self.state.held_out)
         {
             return Ok(folder.clone());
         }
+        self.finish_saving()?;
+        self.during("saving", Self::begin)
+    }
+
+    fn begin(&mut self) -> Result<String, Error> {
         let started = Instant::now();
         if let Some(Scribe { run_dir, journal }) = &mut self.scribe {
             journal.flush()?;
@@ -53,21 +75,59 @@ impl<D: Device> Run<'_, D> {
         self.device.put_sums(&mut self.tally, &self.state.tally);
         // After a refused step the stream is ahead of the weights.
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
-        let folder = checkpoint::save(self.store, self.device.axes(), &self.sae, &self.state, &cursor, self.recipe)?;
-        self.known.add(self.state.step, folder.clone(), self.state.held_out.as_ref());
+        let of = Snapshot { dictionary: &self.sae, state: &self.state, cursor: &cursor, recipe: self.recipe };
+        let saving = Saving::begin(self.store, self.device.axes(), &of, &self.known)?;
+        let folder = saving.folder().to_owned();
         (self.saved_at, self.save_called) = (Instant::now(), false);
         self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));
-        // The checkpoint is committed: what stays too long takes room and does no other harm.
-        if self.scribe.is_some()
-            && let Err(error) = checkpoint::retain(self.store, self.recipe.checkpoint.keep, &mut self.known)
+        self.on_the_way = Some(OnTheWay { saving, waited: started.elapsed() });
+        Ok(folder)
+    }
+
+    /// Whether this rank has done its part of the checkpoint that is on its way.
+    pub(super) fn part_is_saved(&self) -> bool {
+        self.on_the_way.as_ref().is_some_and(|on_the_way| on_the_way.saving.has_done_its_part())
+    }
+
+    /// All ranks have done their part of the checkpoint that is on its way: it goes on to the next.
+    pub(super) fn go_on_saving(&mut self) -> Result<(), Error> {
+        let Some(OnTheWay { saving, waited }) = self.on_the_way.take() else { return Ok(()) };
+        match self.during("saving", |run| saving.go_on(run.device.axes()))? {
+            Progress::OnTheWay(saving) => self.on_the_way = Some(OnTheWay { saving, waited }),
+            Progress::Committed(committed) => self.committed(committed, waited),
+        }
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is on its way, if there is one.
+    fn finish_saving(&mut self) -> Result<(), Error> {
+        let Some(OnTheWay { saving, waited }) = self.on_the_way.take() else { return Ok(()) };
+        let since = Instant::now();
+        let committed = self.during("saving", |run| saving.finish(run.device.axes()))?;
+        self.committed(committed, waited + since.elapsed());
+        Ok(())
+    }
+
+    /// The run ends, maybe with an error. A checkpoint on its way needs nothing of it but other ranks, which may be gone.
+    pub(super) fn keep_what_is_on_its_way(&mut self) {
+        if self.device.axes().all.size() == 1
+            && let Err(error) = self.finish_saving()
         {
-            tracing::warn!("old checkpoints could not be removed, the next save tries again: {error}");
+            tracing::warn!("saving failed too: {error}");
+        }
+    }
+
+    fn committed(&mut self, Committed { known, stored_s }: Committed, waited: Duration) {
+        let Some((step, held_out, folder)) = &self.saved else { return };
+        match known {
+            Some(known) => self.known = known,
+            None => self.known.add(*step, folder.clone(), held_out.as_ref()),
         }
         if self.scribe.is_some() {
-            let took = checkpoint::took(started, self.data.train.width(), self.recipe.sae.features);
-            tracing::info!(folder, took, "checkpoint committed");
+            let took = checkpoint::took(stored_s, self.data.train.width(), self.recipe.sae.features);
+            let waited = format!("{:.2} s", waited.as_secs_f64());
+            tracing::info!(folder, stored = took, waited, "checkpoint committed");
         }
-        (self.start.watch)(Event::Saved(&folder));
-        Ok(folder)
+        (self.start.watch)(Event::Saved(folder));
     }
 }

@@ -94,6 +94,7 @@ impl<'a, D: Device> Run<'a, D> {
             saved_at: Instant::now(),
             save_called: false,
             saved,
+            on_the_way: None,
             line_clock: LineClock::start(state.step, state.tokens, &axes.all),
             state,
             start,
@@ -176,7 +177,7 @@ fn resume(
         let loaded = checkpoint::load(store, found, axes, sae);
         let state = once_all(&axes.all, "loading a checkpoint", loaded)?;
         if axes.all.index() == 0 {
-            let took = checkpoint::took(started, found.manifest.width, found.manifest.features);
+            let took = checkpoint::took(started.elapsed().as_secs_f64(), found.manifest.width, found.manifest.features);
             tracing::info!(folder = found.folder, took, "checkpoint loaded");
         }
         Ok((state, stream))
