@@ -8,6 +8,7 @@
 //! exist for checkpoints, initialisation and export.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::Error;
 use crate::mesh::Axes;
@@ -386,7 +387,24 @@ pub trait Device: Sync {
     /// Sets the sums over the rows of all ranks, as [`Device::take_sums`] gives them: a run that goes on from a checkpoint goes on
     /// summing where it stood.
     fn put_sums(&self, tally: &mut Self::Tally, sums: &Sums);
+
+    /// Bytes a second that this rank sends while all ranks sum `values` values of 32 bits, by the way that x̂ goes; of one rank alone
+    /// 0. Exchanges them.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Cuda`] and [`Error::Peer`].
+    fn exchange_rate(&self, values: usize) -> Result<f64, Error>;
 }
+
+/// The rate of a rank of `ranks` that has summed `values` values [`SUMS_TIMED`] times in `time`: it sends each piece but its own to who
+/// sums it, and its own sums to all others.
+pub(crate) fn rate_of_sums(values: usize, ranks: usize, time: Duration) -> f64 {
+    let sent = 2.0 * (4 * values) as f64 * (ranks - 1) as f64 / ranks as f64;
+    SUMS_TIMED as f64 * sent / time.as_secs_f64()
+}
+
+/// Sums timed for [`Device::exchange_rate`], after one that is not.
+pub(crate) const SUMS_TIMED: usize = 4;
 
 /// A rank's features with their optimiser state and the scratch of a step. The operations of a step are called in the
 /// order in which they stand here, on the same `x`; evaluation leaves out backward and Adam. Only [`Dictionary::adam`]

@@ -12,17 +12,17 @@ use trainer::recipe::Recipe;
 use crate::failure::Failure;
 use crate::world::World;
 
-/// Ranks wait for each other to come, through queues of a cluster.
-const MEETING: Duration = Duration::from_secs(600);
+/// Ranks that train wait so long for each other to come, through queues of a cluster.
+pub const MEETING: Duration = Duration::from_secs(600);
 /// And in an operation, while one of them makes shards or saves. One that died is noticed at once, one that was stopped within
 /// [`Limits::silence`].
 const OPERATION: Duration = Duration::from_secs(3600);
 
-/// Joins the ranks of the job; alone there is nobody to meet.
+/// Joins the ranks of the job, who wait up to `meeting` for each other; alone there is nobody to meet.
 ///
 /// # Errors
 /// When the mesh has another number of ranks, and those of [`meet`].
-pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe) -> Result<Axes, Failure> {
+pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe, meeting: Duration) -> Result<Axes, Failure> {
     let mesh = match mesh {
         Some(mesh) if mesh.ranks() == world.ranks => mesh,
         Some(mesh) => {
@@ -50,7 +50,7 @@ pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe) -> Result<Axes, 
         local: world.local_ranks == world.ranks,
         mesh,
     };
-    let limits = Limits { meeting: MEETING, operation: OPERATION, ..Limits::default() };
+    let limits = Limits { meeting, operation: OPERATION, ..Limits::default() };
     let ranks = meet(&Store::open(&recipe.run.dir)?, recipe, &guest, limits)?;
     if world.rank == 0 {
         tracing::info!("{} ranks have met as a mesh of {mesh}", world.ranks);

@@ -1,5 +1,6 @@
 //! Several cards: runs of `sae` on a mesh of emulated ones, a process each, with messages of an emulated NCCL between them.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tests::emulator::{Emulator, Variant};
@@ -91,6 +92,23 @@ fn the_same_mesh_gives_the_same_bits() {
     }
 }
 
+#[test]
+fn the_doctor_measures_between_cards() {
+    let Some(environment) = environment("2", 0) else { return };
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &recipe(&fixture, "run"));
+    let doctors = ["0", "1"].map(|rank| {
+        let place = ["--rank", rank, "--ranks", "2", "--local-rank", rank, "--local-ranks", "2", "--attempt", "one"];
+        let mut command = sae::sae(&[&["doctor", &path][..], &place].concat());
+        command.envs(borrowed(&environment)).stdout(Stdio::piped()).spawn().expect("sae starts")
+    });
+    for doctor in doctors {
+        let output = doctor.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("by NCCL this one sends"), "{said}");
+    }
+}
+
 /// A card waits for others without end: its rank ends it when another is gone.
 #[test]
 fn a_killed_rank_ends_the_others_with_its_name() {
@@ -103,8 +121,8 @@ fn a_killed_rank_ends_the_others_with_its_name() {
         let path = fixture.save(mesh, &recipe);
         let words = [&launch(ranks)[..], &[&path, "--device", "cuda", "--mesh", mesh]].concat();
         let mut command = sae::sae(&words);
-        command.envs(borrowed(&environment)).stdout(std::process::Stdio::null());
-        let launcher = command.stderr(std::process::Stdio::piped()).spawn().expect("sae starts");
+        command.envs(borrowed(&environment)).stdout(Stdio::null());
+        let launcher = command.stderr(Stdio::piped()).spawn().expect("sae starts");
         wait_for("a checkpoint", || (!checkpoints::committed(&fixture.path(mesh)).is_empty()).then_some(()));
         let last = processes::children(launcher.id()).into_iter().max().expect("ranks that run");
         processes::signal(last, "KILL");

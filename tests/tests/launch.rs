@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 use loader::Dtype;
 use tests::fixture::{Fixture, json, plain_rows, text, write_shards};
@@ -215,6 +216,17 @@ fn the_doctor_looks_at_all_and_names_what_is_wrong() {
         assert!(well.contains(part), "{part}: {well}");
     }
     assert!(checkpoints::files(&fixture.path("run")).is_empty(), "the probe is removed");
+    let doctors = ["0", "1"].map(|rank| {
+        let place = ["--rank", rank, "--ranks", "2", "--local-rank", rank, "--local-ranks", "2", "--attempt", "one"];
+        let mut command = sae::sae(&[&["doctor", &path][..], &place].concat());
+        command.stdout(Stdio::piped()).spawn().expect("sae starts")
+    });
+    for doctor in doctors {
+        let output = doctor.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("between ranks") && said.contains("over TCP"), "{said}");
+    }
+    assert!(checkpoints::files(&fixture.path("run")).is_empty(), "nothing of the meeting stays");
     let missing = format!("data.train={}", fixture.text("missing"));
     let ill = sae::run(&["doctor", &path, "--set", &missing]).exits(64).says(&["1 of the checks failed"]).stdout;
     assert!(ill.contains("failed") && ill.contains("missing") && ill.contains("rank 0 of 1"), "{ill}");

@@ -64,8 +64,7 @@ struct Introduction {
 pub fn meet(store: &Store, recipe: &Recipe, guest: &Guest, limits: Limits) -> Result<Arc<dyn Ranks>, Error> {
     let listening = Listening::bind(SocketAddr::new(own_address(guest.local), 0))?;
     let mine = introduction(recipe, guest, listening.address())?;
-    let folder = format!("meeting/{}", guest.attempt);
-    let key = |rank: usize| format!("{folder}/rank-{rank:06}.json");
+    let key = |rank: usize| key(&guest.attempt, rank);
     let json = serde_json::to_vec_pretty(&mine).map_err(|error| Error::Internal(error.to_string()))?;
     if !store.put_new(&key(guest.rank), json)? {
         return Err(Error::RunDir(format!(
@@ -81,6 +80,18 @@ pub fn meet(store: &Store, recipe: &Recipe, guest: &Guest, limits: Limits) -> Re
     let token = others.first().and_then(|first| first.token);
     let token = token.ok_or_else(|| Error::RunDir(format!("{}/{} holds no token", store.url(), key(0))))?;
     Ok(listening.meet(guest.rank, &addresses, &token, limits)?)
+}
+
+/// Removes what rank `rank` has left at the meeting of `attempt`: for ranks that met for a moment only, once all have come.
+///
+/// # Errors
+/// Those of the store.
+pub fn forget(store: &Store, attempt: &str, rank: usize) -> Result<(), Error> {
+    Ok(store.delete(&key(attempt, rank))?)
+}
+
+fn key(attempt: &str, rank: usize) -> String {
+    format!("meeting/{attempt}/rank-{rank:06}.json")
 }
 
 fn introduction(recipe: &Recipe, guest: &Guest, address: SocketAddr) -> Result<Introduction, Error> {

@@ -27,12 +27,14 @@ pub use peak::Peaks;
 pub use screen::Screen;
 pub use simd::Isa;
 
+use crate::device::{SUMS_TIMED, rate_of_sums};
 use crate::mesh::Axes;
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 use memory::{Buffer, Memory};
 use rayon::ThreadPool;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// The processor.
 pub struct Cpu {
@@ -209,6 +211,15 @@ impl Device for Cpu {
 
     fn put_sums(&self, tally: &mut Tally, sums: &Sums) {
         tally.sums = sums.part(&self.engine.axes, tally.sums.fired_f.len());
+    }
+
+    fn exchange_rate(&self, values: usize) -> Result<f64, Error> {
+        let all = &self.engine.axes.all;
+        let mut summed = vec![0.0; values];
+        all.sum_f32(&mut summed)?;
+        let started = Instant::now();
+        (0..SUMS_TIMED).try_for_each(|_| all.sum_f32(&mut summed))?;
+        Ok(rate_of_sums(values, all.size(), started.elapsed()))
     }
 }
 

@@ -11,6 +11,7 @@ use super::card::Card;
 use super::count::Tally;
 use super::dictionary::{Buffers, CudaDictionary};
 use super::engine::Engine;
+use super::exchange;
 use super::memory::Memory;
 use super::normalize::Rows;
 use super::peaks::{self, Peaks};
@@ -297,5 +298,9 @@ impl Device for Cuda {
 
     fn put_sums(&self, tally: &mut Tally, sums: &Sums) {
         tally.put(&sums.part(&self.engine.axes, tally.features()));
+    }
+
+    fn exchange_rate(&self, values: usize) -> Result<f64, Error> {
+        exchange::rate(&self.engine, values)
     }
 }

@@ -7,12 +7,15 @@
 //! all-reduce; 96 to every rank for the report.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::communicator::{Message, Part};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
 use super::status::Status;
 use crate::Error;
+use crate::device::{SUMS_TIMED, rate_of_sums};
 use crate::ranks::Group;
 
 /// Where parts of the others lie when values are summed over an axis.
@@ -69,6 +72,25 @@ impl AxisSum {
         let place = values.at(0);
         sum_parts(engine, axis, "sum_parts_f32", place, (self.parts_rp.at(0), self.pitch), place, len);
     }
+}
+
+/// See [`Device::exchange_rate`](crate::Device::exchange_rate).
+///
+/// # Errors
+/// As there.
+pub fn rate(engine: &Arc<Engine>, values: usize) -> Result<f64, Error> {
+    let all = &engine.axes.all;
+    let mut memory = Memory::of(engine);
+    let Some(sum) = AxisSum::new(all.size(), values.div_ceil(all.size()), &mut memory)? else { return Ok(0.0) };
+    let summed = memory.step(values, "sums over ranks")?;
+    let times = |n: usize| {
+        (0..n).for_each(|_| sum.sum_pieces(engine, all, &summed, values));
+        engine.wait()
+    };
+    times(1)?;
+    let started = Instant::now();
+    times(SUMS_TIMED)?;
+    Ok(rate_of_sums(values, all.size(), started.elapsed()))
 }
 
 /// Sums `len` values at `own` and those of the other members, `pitch` apart at `parts`, to `sum`, in the order of the members.

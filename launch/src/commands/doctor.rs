@@ -1,22 +1,32 @@
 //! `sae doctor`: what a run needs, looked at before it is started.
 
 use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{HumanBytes, HumanCount};
+use kernels::Device;
 use kernels::cuda::card::{Card, Options};
+use kernels::cuda::nccl::Nccl;
 use kernels::cuda::nvrtc::Nvrtc;
 use loader::{Dataset, OpenOptions, Store, memory};
 use rustix::process::{Resource, getrlimit};
+use trainer::meeting;
 use trainer::recipe::Recipe;
 
 use crate::args::{Doctor, WorldArgs};
+use crate::device::{self, DeviceChoice, Opened};
 use crate::failure::Failure;
 use crate::world::{self, World};
-use crate::{recipes, table};
+use crate::{job, recipes, table};
 
 /// Bytes written and read back to see how fast a place is: more than the caches of controllers hide, and no long wait.
 const PROBE_BYTES: usize = 64 << 20;
+
+/// Ranks that look only do not wait through queues for those that are missing.
+const MEETING: Duration = Duration::from_secs(60);
+
+/// Seconds of sending after which a rate is known.
+const ENOUGH_S: f64 = 0.1;
 
 /// Below this many open files, many row groups in flight and a few libraries can be too many.
 const FEW_FILES: u64 = 4096;
@@ -43,6 +53,7 @@ pub fn run(args: &Doctor) -> Result<(), Failure> {
     let mut checks = vec![
         ("device", device()),
         ("kernel compiler", compiler()),
+        ("NCCL", nccl()),
         ("ranks", ranks(&args.world)),
         ("memory", memory_left()),
         ("open files", open_files()),
@@ -50,6 +61,7 @@ pub fn run(args: &Doctor) -> Result<(), Failure> {
     if let Some(recipe) = &recipe {
         checks.push(("data.train", data(recipe)));
         checks.extend(run_dir(recipe));
+        checks.extend(between_ranks(recipe, &args.world).map(|found| ("between ranks", found)));
     }
     let failed = checks.iter().filter(|(_, found)| matches!(found, Found::Failed(_))).count();
     let rows: Vec<[String; 3]> = checks
@@ -87,6 +99,13 @@ fn compiler() -> Found {
     }
 }
 
+fn nccl() -> Found {
+    match Nccl::find(None) {
+        Ok(nccl) => Found::Ok(format!("NCCL {}", nccl.version())),
+        Err(_) => Found::Ok("no NCCL: only ranks on several GPUs need it".to_owned()),
+    }
+}
+
 /// The line that other programs look for: `rank R of N`.
 fn ranks(flags: &WorldArgs) -> Found {
     let world = match World::new(flags, &world::environment()) {
@@ -97,6 +116,52 @@ fn ranks(flags: &WorldArgs) -> Found {
     Found::Ok(format!(
         "rank {rank} of {ranks}, {local_rank} of {local_ranks} here; launcher {launcher}, attempt {attempt}"
     ))
+}
+
+/// How fast ranks that were started together reach each other, by the way that they would while training; nothing where there is one.
+fn between_ranks(recipe: &Recipe, flags: &WorldArgs) -> Option<Found> {
+    // What is wrong with it stands in a line of its own.
+    let world = World::new(flags, &world::environment()).ok().filter(|world| world.ranks > 1)?;
+    // Training may follow in the same start of the job.
+    let world = World { attempt: format!("{}-doctor", world.attempt), ..world };
+    let found = rates(recipe, &world).unwrap_or_else(Found::from);
+    let forgotten = Store::open(&recipe.run.dir)
+        .map_err(Failure::from)
+        .and_then(|store| Ok(meeting::forget(&store, &world.attempt, world.rank)?));
+    Some(forgotten.map_or_else(Found::from, |()| found))
+}
+
+fn rates(recipe: &Recipe, world: &World) -> Result<Found, Failure> {
+    let axes = job::join(world, None, recipe, MEETING)?;
+    let opened = device::open(DeviceChoice::Auto, &recipe.train, axes, (world.local_rank, world.local_ranks))?;
+    let (way, rates) = match &opened {
+        Opened::Cpu(device) => ("over TCP", rates_of(device)?),
+        Opened::Cuda(device) => ("by NCCL", rates_of(device)?),
+    };
+    let slowest = slowest(&rates);
+    let bytes = |rank: usize| HumanBytes(rates[rank] as u64);
+    let (own, least) = (bytes(world.rank), bytes(slowest));
+    Ok(Found::Ok(format!("{way} this one sends {own}/s, and rank {slowest} the least of all, {least}/s")))
+}
+
+/// The bytes a second that each rank sends: of as many values as take a while, or as [`PROBE_BYTES`] hold.
+fn rates_of(device: &impl Device) -> Result<Vec<f64>, Failure> {
+    let all = &device.axes().all;
+    let mut bytes = PROBE_BYTES >> 10;
+    loop {
+        let own = device.exchange_rate(bytes / size_of::<f32>())?;
+        let rates = all.gather(&own.to_ne_bytes())?;
+        let rates: Vec<f64> =
+            rates.iter().map(|rate| rate.first_chunk().map_or(0.0, |rate| f64::from_ne_bytes(*rate))).collect();
+        if bytes >= PROBE_BYTES || bytes as f64 / rates[slowest(&rates)] > ENOUGH_S {
+            return Ok(rates);
+        }
+        bytes *= 4;
+    }
+}
+
+fn slowest(rates: &[f64]) -> usize {
+    (0..rates.len()).min_by(|&a, &b| rates[a].total_cmp(&rates[b])).unwrap_or(0)
 }
 
 fn memory_left() -> Found {

@@ -25,7 +25,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     let world = World::new(&args.world, &world::environment())?;
     let launched = parent::bind()?;
     let recipe = recipes::read(&args.recipe, &args.set)?;
-    let axes = job::join(&world, args.mesh, &recipe)?;
+    let axes = job::join(&world, args.mesh, &recipe, job::MEETING)?;
     let told = axes.all.clone();
     let opened = device::open(args.device, &recipe.train, axes, (world.local_rank, world.local_ranks));
     let done = opened.and_then(|opened| match opened {
