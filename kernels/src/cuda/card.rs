@@ -59,6 +59,15 @@ pub struct Card {
     shared_bytes: u32,
 }
 
+/// What a card knows of the others on its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peers {
+    /// How many there are.
+    pub others: usize,
+    /// How many it reaches directly.
+    pub reached: usize,
+}
+
 impl Card {
     /// Opens the card that the driver counts as `ordinal`.
     ///
@@ -119,6 +128,26 @@ impl Card {
     pub(super) fn id(&self) -> Result<Vec<u8>, Error> {
         let uuid = self.context.uuid().map_err(|error| failed("cuDeviceGetUuid", error))?;
         Ok(uuid.bytes.iter().flat_map(|byte| byte.to_ne_bytes()).collect())
+    }
+
+    /// Other cards that the driver counts here, and how many of them this one reaches without going through the host's memory.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn peers(&self) -> Result<Peers, Error> {
+        let count = result::device::get_count().map_err(|error| failed("cuDeviceGetCount", error))?;
+        let own = self.context.cu_device();
+        let mut peers = Peers { others: 0, reached: 0 };
+        for ordinal in (0..count).filter(|&ordinal| usize::try_from(ordinal) != Ok(self.context.ordinal())) {
+            let other = result::device::get(ordinal).map_err(|error| failed("cuDeviceGet", error))?;
+            let mut reaches = 0;
+            // SAFETY: both devices came from the driver, and the flag outlives the call.
+            let asked = unsafe { sys::cuDeviceCanAccessPeer(&mut reaches, own, other) }.result();
+            asked.map_err(|error| failed("cuDeviceCanAccessPeer", error))?;
+            peers.others += 1;
+            peers.reached += usize::from(reaches != 0);
+        }
+        Ok(peers)
     }
 
     /// What kernels are compiled for.

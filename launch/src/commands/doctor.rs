@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device;
-use kernels::cuda::card::{Card, Options};
+use kernels::cuda::card::{Card, Options, Peers};
 use kernels::cuda::nccl::Nccl;
 use kernels::cuda::nvrtc::Nvrtc;
 use loader::{Dataset, OpenOptions, Store, memory};
@@ -51,7 +51,7 @@ impl From<Failure> for Found {
 pub fn run(args: &Doctor) -> Result<(), Failure> {
     let recipe = args.recipe.as_ref().map(|path| recipes::read(path, &args.set)).transpose()?;
     let mut checks = vec![
-        ("device", device()),
+        ("device", device(&args.world)),
         ("kernel compiler", compiler()),
         ("NCCL", nccl()),
         ("ranks", ranks(&args.world)),
@@ -82,9 +82,20 @@ pub fn run(args: &Doctor) -> Result<(), Failure> {
     Ok(())
 }
 
-fn device() -> Found {
-    match Card::open(0, Options::from_environment()) {
-        Ok(card) => Found::Ok(card.describe()),
+/// The card that a rank would take, and whether it reaches the others of its machine.
+fn device(flags: &WorldArgs) -> Found {
+    let local_rank = World::new(flags, &world::environment()).map_or(0, |world| world.local_rank);
+    let card = match Card::open(local_rank, Options::from_environment()) {
+        // Its launcher lets it see its own alone.
+        Err(kernels::Error::NoSuchCard { count: 1, .. }) => Card::open(0, Options::from_environment()),
+        opened => opened,
+    };
+    match card.and_then(|card| Ok((card.describe(), card.peers()?))) {
+        Ok((card, Peers { others: 0, .. })) => Found::Ok(card),
+        Ok((card, Peers { others, reached })) => {
+            let found = format!("{card}; it reaches {reached} of {others} other cards here directly");
+            if reached < others { Found::Warning(found) } else { Found::Ok(found) }
+        }
         Err(kernels::Error::NoDriver { .. }) => Found::Ok("the processor: there is no NVIDIA driver".to_owned()),
         Err(error) => Found::Warning(format!("computing on the processor: {error}")),
     }
