@@ -72,8 +72,10 @@ pub fn open(
         DeviceChoice::Cuda(None) => Some(own_card((local_rank, local_ranks))?),
         DeviceChoice::Auto => {
             let card = card_if_usable(local_rank);
-            let all = axes.all.gather(&[u8::from(card.is_some())])?;
-            card.filter(|_| all.iter().all(|has| has[..] == [1]))
+            let id = card.as_ref().map(Card::id).transpose()?.unwrap_or_default();
+            let ids = axes.all.gather(&id)?;
+            let one_each = (0..ids.len()).all(|rank| !ids[rank].is_empty() && !ids[..rank].contains(&ids[rank]));
+            card.filter(|_| one_each)
         }
     };
     match card {
@@ -89,9 +91,19 @@ pub fn open(
 }
 
 /// The card of a rank: that of its number on this machine, or the only one that its launcher lets it see.
-fn own_card((local_rank, local_ranks): Local) -> Result<Card, Failure> {
+///
+/// # Errors
+/// Those of [`Card::open`].
+pub fn visible_card(local_rank: usize) -> Result<Card, Error> {
     match Card::open(local_rank, Options::from_environment()) {
-        Err(Error::NoSuchCard { count: 1, .. }) => Ok(Card::open(0, Options::from_environment())?),
+        Err(Error::NoSuchCard { count: 1, .. }) => Card::open(0, Options::from_environment()),
+        opened => opened,
+    }
+}
+
+/// The same, where a card was asked for.
+fn own_card((local_rank, local_ranks): Local) -> Result<Card, Failure> {
+    match visible_card(local_rank) {
         Err(Error::NoSuchCard { count, .. }) => Err(Failure::arguments(format!(
             "{local_ranks} ranks are on this machine, and it has {count} cards that this one can see: start at most as many ranks as \
              cards, or compute with --device cpu"
@@ -100,8 +112,8 @@ fn own_card((local_rank, local_ranks): Local) -> Result<Card, Failure> {
     }
 }
 
-fn card_if_usable(ordinal: usize) -> Option<Card> {
-    match Card::open(ordinal, Options::from_environment()) {
+fn card_if_usable(local_rank: usize) -> Option<Card> {
+    match visible_card(local_rank) {
         Ok(card) => Some(card),
         // Most machines without a card: nothing to wonder about.
         Err(Error::NoDriver { .. }) => None,

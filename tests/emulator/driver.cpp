@@ -8,6 +8,7 @@
 // What goes wrong is told on stderr besides the result, since a result is one number. Environment:
 //   EMULATOR_MEMORY   bytes of a device, 4 GiB by default
 //   EMULATOR_DEVICES  how many there are, 1 by default
+//   EMULATOR_FIRST    number of the first one on its machine, 0 by default: a launcher that binds cards hides those before
 //   EMULATOR_FAIL     call:n:code,… the n-th (from 1) launch, alloc, copy or sync fails with the code; "launch:5:700"
 //   EMULATOR_OMIT     wait or sync: a stream, or the host, goes on without waiting for an event, as if the program did not ask
 //                     for it; wait:odd and wait:even: every other time
@@ -430,7 +431,7 @@ API cuDeviceGet(int* device, int ordinal) {
 API cuDeviceGetName(char* name, int bytes, int) { return snprintf(name, (size_t)bytes, "CUDA emulator"), SUCCESS; }
 API cuDeviceGetUuid_v2(char* uuid, int device) {
     memcpy(uuid, "CUDA emulator 0", 16);
-    uuid[15] = (char)device;
+    uuid[15] = (char)(setting("EMULATOR_FIRST", 0) + (u64)device);
     return SUCCESS;
 }
 API cuDeviceGetUuid(char* uuid, int device) { return cuDeviceGetUuid_v2(uuid, device); }

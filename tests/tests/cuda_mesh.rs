@@ -171,4 +171,26 @@ fn a_rank_without_a_card_of_its_own_is_refused() {
     said.says(&["3 ranks are on this machine", "2 cards"]);
     sae::run_with(&words("2", "cuda:1"), &borrowed(&two)).exits(64).says(&["write --device cuda"]);
     assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
+    let path = fixture.save("on_processors", &recipe(&fixture, "on_processors"));
+    let shared = [&launch("2")[..], &[&path, "--device", "auto"]].concat();
+    sae::run_with(&shared, &borrowed(&one)).exits(0).says(&["device=\"cpu"]);
+}
+
+/// A launcher that binds cards lets each rank see its own as the first: they are told apart by what they are.
+#[test]
+fn ranks_that_see_one_card_each_take_it() {
+    let Some(environment) = environment("1", 0) else { return };
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &recipe(&fixture, "run"));
+    let ranks = ["0", "1"].map(|rank| {
+        let place = ["--rank", rank, "--ranks", "2", "--local-rank", rank, "--local-ranks", "2", "--attempt", "one"];
+        let mut command = sae::sae(&[&["train", &path, "--device", "auto"][..], &place].concat());
+        command.envs(borrowed(&environment)).env("EMULATOR_FIRST", rank);
+        command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("sae starts")
+    });
+    for (rank, process) in ranks.into_iter().enumerate() {
+        let output = process.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && (rank > 0 || said.contains("CUDA emulator")), "{said}");
+    }
 }

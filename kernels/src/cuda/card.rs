@@ -125,7 +125,7 @@ impl Card {
     ///
     /// # Errors
     /// [`Error::Cuda`].
-    pub(super) fn id(&self) -> Result<Vec<u8>, Error> {
+    pub fn id(&self) -> Result<Vec<u8>, Error> {
         let uuid = self.context.uuid().map_err(|error| failed("cuDeviceGetUuid", error))?;
         Ok(uuid.bytes.iter().flat_map(|byte| byte.to_ne_bytes()).collect())
     }

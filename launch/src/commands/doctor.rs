@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device;
-use kernels::cuda::card::{Card, Options, Peers};
+use kernels::cuda::card::Peers;
 use kernels::cuda::nccl::Nccl;
 use kernels::cuda::nvrtc::Nvrtc;
 use loader::{Dataset, OpenOptions, Store, memory};
@@ -85,12 +85,7 @@ pub fn run(args: &Doctor) -> Result<(), Failure> {
 /// The card that a rank would take, and whether it reaches the others of its machine.
 fn device(flags: &WorldArgs) -> Found {
     let local_rank = World::new(flags, &world::environment()).map_or(0, |world| world.local_rank);
-    let card = match Card::open(local_rank, Options::from_environment()) {
-        // Its launcher lets it see its own alone.
-        Err(kernels::Error::NoSuchCard { count: 1, .. }) => Card::open(0, Options::from_environment()),
-        opened => opened,
-    };
-    match card.and_then(|card| Ok((card.describe(), card.peers()?))) {
+    match device::visible_card(local_rank).and_then(|card| Ok((card.describe(), card.peers()?))) {
         Ok((card, Peers { others: 0, .. })) => Found::Ok(card),
         Ok((card, Peers { others, reached })) => {
             let found = format!("{card}; it reaches {reached} of {others} other cards here directly");
