@@ -10,7 +10,7 @@ use kernels::mesh::{Axes, Mesh};
 use kernels::ranks::threads;
 use kernels::{AdamMode, Device, Shape};
 use loader::Store;
-use trainer::checkpoint::{self, Holds, Snapshot};
+use trainer::checkpoint::{self, Found, Holds, Snapshot};
 use trainer::recipe::Recipe;
 use trainer::summary::Summary;
 use trainer::train::{Event, Start, train};
@@ -71,6 +71,23 @@ pub fn tiles(run: &Path) -> BTreeMap<(String, usize), String> {
     hashes.collect()
 }
 
+/// Whether each rank of a mesh can load a checkpoint of a run.
+///
+/// # Panics
+/// When there is no such checkpoint.
+pub fn load(mesh: Mesh, run: &Path, found: &Found) -> Vec<Result<(), trainer::Error>> {
+    let store = Store::open(&text(run)).expect("a run");
+    on_mesh(mesh, |device| {
+        let mut sae = device.dictionary(shape_of(found, device)).expect("memory");
+        checkpoint::load(&store, found, device.axes(), &mut sae).map(drop)
+    })
+}
+
+fn shape_of(found: &Found, device: &Cpu) -> Shape {
+    let (width, features) = (found.manifest.width, device.axes().place.shard(found.manifest.features).len());
+    Shape { width, features, batch: 1, adam: Some(AdamMode::Dense), dense_bytes: 0 }
+}
+
 /// Loads the newest checkpoint of a run on a mesh and saves it again from there.
 ///
 /// # Panics
@@ -82,9 +99,7 @@ pub fn save_again(mesh: Mesh, run: &Path) {
     assert!(manifest.files.iter().any(|file| file.holds == Holds::Optimizer));
     on_mesh(mesh, |device| {
         let axes = device.axes();
-        let features = axes.place.shard(manifest.features).len();
-        let shape = Shape { width: manifest.width, features, batch: 1, adam: Some(AdamMode::Dense), dense_bytes: 0 };
-        let mut sae = device.dictionary(shape).expect("memory");
+        let mut sae = device.dictionary(shape_of(&found, device)).expect("memory");
         let state = checkpoint::load(&store, &found, axes, &mut sae).expect("loads");
         let of = Snapshot { dictionary: &sae, state: &state, cursor: &manifest.cursor, recipe: &manifest.recipe };
         checkpoint::save(&store, axes, &of).expect("saved");

@@ -1,10 +1,12 @@
 //! The same recipe on any mesh: the same rows in the same order, the same curve up to rounding; on the same mesh the same bits.
 
 use kernels::mesh::Mesh;
+use loader::Store;
 use tests::checkpoints;
 use tests::fixture::{Fixture, json_lines};
-use tests::mesh::{save_again, tiles, train_on};
+use tests::mesh::{load, save_again, tiles, train_on};
 use trainer::Error;
+use trainer::checkpoint;
 use trainer::communication::Traffic;
 use trainer::recipe::{Adam, Every, Recipe};
 
@@ -155,5 +157,37 @@ fn a_row_that_is_not_finite_is_named_by_all_ranks() {
     for rank in train_on(mesh("4x1"), &recipe, true, None) {
         let summary = rank.expect("it goes on without the row, on another mesh");
         assert_eq!((summary.tokens, summary.skipped), (999, 1));
+    }
+}
+
+/// A rank reads the rows that it needs, and sees damage in these alone.
+#[test]
+fn a_rank_reads_its_own_rows() {
+    let fixture = Fixture::with_data();
+    let mut recipe = recipe(&fixture, "run");
+    recipe.train.tokens = Some(3 * 64);
+    train_on(mesh("1x1"), &recipe, false, None).remove(0).expect("it trains");
+    let store = Store::open(&fixture.text("run")).expect("a run");
+    let found = checkpoint::newest(&store).expect("readable").expect("a checkpoint");
+    assert!(load(mesh("1x4"), &fixture.path("run"), &found).iter().all(Result::is_ok));
+
+    // Biases come last: this is one of the last tile's.
+    let path = fixture.path("run").join(&found.folder).join("weights-000000.safetensors");
+    let mut bytes = std::fs::read(&path).expect("a file of weights");
+    *bytes.last_mut().expect("bytes") ^= 1;
+    std::fs::write(&path, &bytes).expect("it is written");
+    let loaded = load(mesh("1x4"), &fixture.path("run"), &found);
+    assert!(loaded[..3].iter().all(Result::is_ok), "{loaded:?}");
+    let error = loaded[3].as_ref().expect_err("a damaged row").to_string();
+    assert!(error.contains("weights-000000.safetensors does not have the hashes"), "{error}");
+    // Half of a file, and all of it.
+    for other in ["1x2", "1x1"] {
+        let loaded = load(mesh(other), &fixture.path("run"), &found);
+        assert!(loaded.last().expect("ranks").is_err() && loaded[..loaded.len() - 1].iter().all(Result::is_ok));
+    }
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).expect("it is written");
+    for error in load(mesh("1x4"), &fixture.path("run"), &found) {
+        let error = error.expect_err("a file that is too short").to_string();
+        assert!(error.contains("and should have"), "{error}");
     }
 }

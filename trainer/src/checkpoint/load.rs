@@ -1,6 +1,8 @@
 //! Reading a checkpoint back.
 
+use std::io;
 use std::ops::Range;
+use std::thread::{self, ScopedJoinHandle};
 
 use bytes::Bytes;
 use kernels::mesh::Axes;
@@ -9,9 +11,17 @@ use loader::Store;
 use safetensors::{Dtype, SafeTensors};
 
 use super::find::{newest, read_manifest};
-use super::tensors::hash_tiles;
-use super::{CLOCKS, Entry, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, entries};
+use super::tensors::{Layout, hash_tiles};
+use super::{CLOCKS, Entry, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries};
 use crate::Error;
+
+/// Files that are read at once: an object store answers one request slowly and many as fast.
+const READERS: usize = 4;
+
+/// Bytes that say how long a file's header is.
+const HEADER_LENGTH: usize = 8;
+
+const OTHER_HASHES: &str = "does not have the hashes that its manifest names";
 
 /// The checkpoint that a path names: an attempt's folder, a step's (its highest committed attempt), or a run (its
 /// newest intact checkpoint). Returns it with the store it lies in.
@@ -56,8 +66,8 @@ pub fn verify(store: &Store, found: &Found) -> Result<(), Error> {
 }
 
 /// Fills a fresh dictionary with the weights of its shard and the moments and clocks of what the rank owns, and returns the host's
-/// side, with the firings of what it owns. Each file is read once, and what it holds is used only if its hashes are right. Each
-/// rank reads the files that hold something of its own.
+/// side, with the firings of what it owns. Each rank reads what it needs, [`READERS`] files at once, and uses it only if its hashes
+/// are right.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names the damaged file; the dictionary may hold a part then.
@@ -66,13 +76,10 @@ pub fn load(store: &Store, found: &Found, axes: &Axes, dictionary: &mut impl Dic
     let (shard, owned) = (axes.place.shard(features), axes.place.owned(features));
     let mut state = None;
     let mut fired_f = SUMS.map(|_| vec![0; owned.len()]);
-    for file in &found.manifest.files {
-        let wanted = wanted(file, &shard, &owned);
-        if wanted.is_empty() {
-            continue;
-        }
-        let bytes = read(store, found, file)?;
-        let tensors = parse(store, found, file, &bytes)?;
+    let files = found.manifest.files.iter().map(|file| (file, wanted(file, &shard, &owned)));
+    let files = files.filter(|(_, wanted)| !wanted.is_empty()).collect();
+    for_each_file(store, found, files, |file, wanted, bytes| {
+        let tensors = parse(store, found, file, bytes)?;
         fill(store, found, file, &tensors, (dictionary, shard.start), wanted.clone(), true)?;
         match file.holds {
             Holds::Shared => state = Some(host_state(store, found, file, &tensors)?),
@@ -87,7 +94,8 @@ pub fn load(store: &Store, found: &Found, axes: &Axes, dictionary: &mut impl Dic
             }
             Holds::Weights => {}
         }
-    }
+        Ok(())
+    })?;
     let mut state = state.ok_or_else(|| damaged(store, found, "manifest.json", "names no shared file"))?;
     [state.tally.fired_f, state.window.fired_f, state.closing.fired_f] = fired_f;
     Ok(state)
@@ -114,13 +122,39 @@ pub fn load_weights(
     dictionary: &mut impl Dictionary,
     optimizer: bool,
 ) -> Result<(), Error> {
-    for file in found.manifest.files.iter().filter(|file| optimizer || file.holds != Holds::Optimizer) {
-        let bytes = read(store, found, file)?;
-        let all = 0..found.manifest.features;
-        let rows = wanted(file, &all, &all);
-        fill(store, found, file, &parse(store, found, file, &bytes)?, (dictionary, 0), rows, optimizer)?;
+    let all = 0..found.manifest.features;
+    let files = found.manifest.files.iter().filter(|file| optimizer || file.holds != Holds::Optimizer);
+    let files = files.map(|file| (file, wanted(file, &all, &all))).collect();
+    for_each_file(store, found, files, |file, rows, bytes| {
+        fill(store, found, file, &parse(store, found, file, bytes)?, (dictionary, 0), rows, optimizer)
+    })
+}
+
+/// Reads what is wanted of each file, [`READERS`] at once, and hands it on in their order: the bytes of the file, of which those of
+/// other rows may be zeros.
+fn for_each_file(
+    store: &Store,
+    found: &Found,
+    files: Vec<(&File, Range<usize>)>,
+    mut take: impl FnMut(&File, Range<usize>, &[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for some in files.chunks(READERS) {
+        let read = |(file, wanted): &(&File, Range<usize>)| read_rows(store, found, file, wanted.clone());
+        let some_bytes: Vec<_> = thread::scope(|scope| {
+            let spawn = |of| thread::Builder::new().spawn_scoped(scope, move || read(of));
+            let threads: Vec<_> = some.iter().map(spawn).collect();
+            threads.into_iter().map(joined).collect()
+        });
+        for ((file, wanted), bytes) in some.iter().zip(some_bytes) {
+            take(file, wanted.clone(), &bytes?)?;
+        }
     }
     Ok(())
+}
+
+fn joined(thread: io::Result<ScopedJoinHandle<'_, Result<Bytes, Error>>>) -> Result<Bytes, Error> {
+    let thread = thread.map_err(|error| kernels::Error::Threads { reason: error.to_string() })?;
+    thread.join().unwrap_or_else(|_| Err(Error::Internal("a thread that reads a checkpoint has panicked".into())))
 }
 
 /// Writes the rows `wanted` of a file to a dictionary whose first feature is `held_from`.
@@ -216,18 +250,61 @@ fn read(store: &Store, found: &Found, file: &File) -> Result<Bytes, Error> {
         Err(loader::Error::NotFound { .. }) => return Err(damaged(store, found, &file.name, "is missing")),
         other => other?,
     };
-    if bytes.len() as u64 != file.bytes {
-        let what = format!("has {} bytes and should have {}", bytes.len(), file.bytes);
-        return Err(damaged(store, found, &file.name, &what));
-    }
+    check_size(store, found, file, bytes.len() as u64)?;
     match hash_tiles(&bytes, file.holds, file.features) {
         Ok((header_bytes, tiles))
             if Hash::of(&bytes[..header_bytes]) == file.header_hash && tiles == file.tile_hashes =>
         {
             Ok(bytes)
         }
-        _ => Err(damaged(store, found, &file.name, "does not have the hashes that its manifest names")),
+        _ => Err(damaged(store, found, &file.name, OTHER_HASHES)),
     }
+}
+
+/// As [`read`], but of a file of which no more than half is wanted only the header and these rows; the others are zeros.
+fn read_rows(store: &Store, found: &Found, file: &File, wanted: Range<usize>) -> Result<Bytes, Error> {
+    if file.holds == Holds::Shared || 2 * wanted.len() > file.features {
+        return read(store, found, file);
+    }
+    let key = format!("{}/{}", found.folder, file.name);
+    let damaged = |what: &str| damaged(store, found, &file.name, what);
+    let Some(entry) = store.head(&key)? else { return Err(damaged("is missing")) };
+    check_size(store, found, file, entry.size)?;
+    let mut bytes = vec![0; file.bytes as usize];
+    let fetch = |bytes: &mut [u8], range: Range<usize>| -> Result<(), Error> {
+        let some = store.get_range(&key, range.start as u64..range.end as u64)?;
+        bytes[range].copy_from_slice(&some);
+        Ok(())
+    };
+    let no_header = || damaged("has no header");
+    fetch(&mut bytes, 0..HEADER_LENGTH.min(file.bytes as usize))?;
+    let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length)).ok_or_else(no_header)?;
+    let header_bytes = (HEADER_LENGTH as u64).saturating_add(length);
+    if header_bytes > file.bytes {
+        return Err(no_header());
+    }
+    fetch(&mut bytes, HEADER_LENGTH..header_bytes as usize)?;
+    if Hash::of(&bytes[..header_bytes as usize]) != file.header_hash {
+        return Err(damaged(OTHER_HASHES));
+    }
+    let layout = Layout::of(&bytes).map_err(|error| damaged(&error.to_string()))?;
+    let rows = wanted.start - file.first_feature..wanted.end - file.first_feature;
+    // Whole tiles, which have hashes; a rank's features begin at one.
+    let tiles = rows.start / TILE..rows.end.div_ceil(TILE);
+    let rows = tiles.start * TILE..(tiles.end * TILE).min(file.features);
+    layout.rows(file.features, rows).try_for_each(|part| fetch(&mut bytes, part))?;
+    let whole = |tile: usize| file.tile_hashes.get(tile) == Some(&layout.hash_tile(&bytes, file.features, tile));
+    if !tiles.into_iter().all(whole) {
+        return Err(damaged(OTHER_HASHES));
+    }
+    Ok(bytes.into())
+}
+
+fn check_size(store: &Store, found: &Found, file: &File, bytes: u64) -> Result<(), Error> {
+    if bytes == file.bytes {
+        return Ok(());
+    }
+    Err(damaged(store, found, &file.name, &format!("has {bytes} bytes and should have {}", file.bytes)))
 }
 
 fn parse<'a>(store: &Store, found: &Found, file: &File, bytes: &'a [u8]) -> Result<SafeTensors<'a>, Error> {

@@ -103,30 +103,52 @@ pub(super) fn describe(name: String, holds: Holds, features: Range<usize>, bytes
     })
 }
 
+/// Where the parts of a file lie.
+pub(super) struct Layout {
+    /// Its length and its JSON.
+    pub(super) header_bytes: usize,
+    /// Of each tensor in the order of their offsets, from the start of the file.
+    tensors: Vec<Range<usize>>,
+}
+
+impl Layout {
+    /// Of a file; of its bytes only the header is looked at.
+    pub(super) fn of(bytes: &[u8]) -> Result<Layout, safetensors::SafeTensorError> {
+        let (json_bytes, metadata) = safetensors::SafeTensors::read_metadata(bytes)?;
+        let header_bytes = 8 + json_bytes;
+        let mut offsets: Vec<_> = metadata.tensors().into_values().map(|info| info.data_offsets).collect();
+        offsets.sort_unstable();
+        let tensors = offsets.into_iter().map(|(start, end)| header_bytes + start..header_bytes + end).collect();
+        Ok(Layout { header_bytes, tensors })
+    }
+
+    /// Where some rows of each tensor lie, in a file of `features`.
+    pub(super) fn rows(&self, features: usize, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        self.tensors.iter().map(move |tensor| {
+            let per_feature = tensor.len() / features;
+            tensor.start + rows.start * per_feature..tensor.start + rows.end * per_feature
+        })
+    }
+
+    /// The hash of a tile of a file of `features`.
+    pub(super) fn hash_tile(&self, bytes: &[u8], features: usize, tile: usize) -> Hash {
+        let mut hasher = Xxh3::new();
+        let rows = tile * TILE..((tile + 1) * TILE).min(features);
+        self.rows(features, rows).for_each(|part| hasher.update(&bytes[part]));
+        Hash(format!("{:032x}", hasher.digest128()))
+    }
+}
+
 /// The length of the header of a file, and the hashes of its tiles.
 pub(super) fn hash_tiles(
     bytes: &[u8],
     holds: Holds,
     features: usize,
 ) -> Result<(usize, Vec<Hash>), safetensors::SafeTensorError> {
-    let (json_bytes, metadata) = safetensors::SafeTensors::read_metadata(bytes)?;
-    let header_bytes = 8 + json_bytes;
-    if holds == Holds::Shared {
-        return Ok((header_bytes, vec![Hash::of(&bytes[header_bytes..])]));
-    }
-    let mut tensors: Vec<_> = metadata.tensors().into_values().map(|info| info.data_offsets).collect();
-    tensors.sort_unstable();
-    let hashes = (0..features)
-        .step_by(TILE)
-        .map(|first| {
-            let mut hasher = Xxh3::new();
-            for &(start, end) in &tensors {
-                let per_feature = (end - start) / features;
-                let tile = first * per_feature..(first + TILE).min(features) * per_feature;
-                hasher.update(&bytes[header_bytes + start..][tile]);
-            }
-            Hash(format!("{:032x}", hasher.digest128()))
-        })
-        .collect();
-    Ok((header_bytes, hashes))
+    let layout = Layout::of(bytes)?;
+    let hashes = match holds {
+        Holds::Shared => vec![Hash::of(&bytes[layout.header_bytes..])],
+        _ => (0..features.div_ceil(TILE)).map(|tile| layout.hash_tile(bytes, features, tile)).collect(),
+    };
+    Ok((layout.header_bytes, hashes))
 }
