@@ -83,7 +83,8 @@ pub fn load(mesh: Mesh, run: &Path, found: &Found) -> Vec<Result<(), trainer::Er
     })
 }
 
-fn shape_of(found: &Found, device: &Cpu) -> Shape {
+/// What a dictionary of a checkpoint needs on a rank.
+pub fn shape_of(found: &Found, device: &Cpu) -> Shape {
     let (width, features) = (found.manifest.width, device.axes().place.shard(found.manifest.features).len());
     Shape { width, features, batch: 1, adam: Some(AdamMode::Dense), dense_bytes: 0 }
 }

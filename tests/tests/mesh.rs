@@ -1,12 +1,17 @@
 //! The same recipe on any mesh: the same rows in the same order, the same curve up to rounding; on the same mesh the same bits.
 
+use std::sync::Barrier;
+
+use kernels::Device;
 use kernels::mesh::Mesh;
+use kernels::ranks::Failure;
 use loader::Store;
 use tests::checkpoints;
 use tests::fixture::{Fixture, json_lines};
-use tests::mesh::{load, save_again, tiles, train_on};
+use tests::mesh::{load, on_mesh, save_again, shape_of, tiles, train_on};
+use tests::processes::wait_for;
 use trainer::Error;
-use trainer::checkpoint;
+use trainer::checkpoint::{self, Known, Progress, Saving, Snapshot};
 use trainer::communication::Traffic;
 use trainer::recipe::{Adam, Every, Recipe};
 
@@ -189,5 +194,45 @@ fn a_rank_reads_its_own_rows() {
     for error in load(mesh("1x4"), &fixture.path("run"), &found) {
         let error = error.expect_err("a file that is too short").to_string();
         assert!(error.contains("and should have"), "{error}");
+    }
+}
+
+/// A rank dies while the first one commits: what was stored by all is committed and stays, also where it is the only checkpoint kept.
+#[test]
+fn a_checkpoint_outlives_a_rank_that_dies_while_it_is_committed() {
+    let fixture = Fixture::with_data();
+    for (run, keeps) in [("told", false), ("kept", true)] {
+        let mut recipe = recipe(&fixture, run);
+        recipe.train.tokens = Some(3 * 64);
+        recipe.checkpoint.keep = 1;
+        train_on(mesh("1x1"), &recipe, false, None).remove(0).expect("it trains");
+        let store = Store::open(&fixture.text(run)).expect("a run");
+        let found = checkpoint::newest(&store).expect("readable").expect("a checkpoint");
+        let known = Known::until(&store, &found).expect("manifests are read");
+        let both_have_stored = Barrier::new(2);
+        on_mesh(mesh("2x1"), |device| {
+            let axes = device.axes();
+            let mut sae = device.dictionary(shape_of(&found, device)).expect("memory");
+            let mut state = checkpoint::load(&store, &found, axes, &mut sae).expect("loads");
+            state.step += 1;
+            let of = Snapshot {
+                dictionary: &sae,
+                state: &state,
+                cursor: &found.manifest.cursor,
+                recipe: &found.manifest.recipe,
+            };
+            let saving = Saving::begin(&store, axes, &of, &known).expect("it begins");
+            let Ok(Progress::OnTheWay(saving)) = saving.go_on(axes) else { panic!("it is not committed yet") };
+            both_have_stored.wait();
+            if axes.all.index() == 1 {
+                axes.all.abort(Failure { rank: 1, code: None, reason: "gone".into() });
+                return;
+            }
+            wait_for("the other rank's end", || axes.all.check().err());
+            let ended = if keeps { saving.keep(axes).is_ok() } else { saving.go_on(axes).is_err() };
+            assert!(ended, "{run}");
+        });
+        let newest = checkpoint::newest(&store).expect("readable").expect("a checkpoint");
+        assert_eq!(newest.manifest.step, found.manifest.step + 1, "{run}");
     }
 }

@@ -13,6 +13,7 @@
 
 use kernels::mesh::{Mesh, TILE};
 
+use crate::Error;
 use crate::recipe::{Adam, Recipe};
 
 /// Active features of a row that are reckoned with before any was seen.
@@ -53,17 +54,37 @@ impl Traffic {
     }
 }
 
+/// That every rank of `mesh` gets features and rows.
+///
+/// # Errors
+/// [`Error::Recipe`] that says how many there may be.
+pub fn check(recipe: &Recipe, mesh: Mesh) -> Result<(), Error> {
+    let (features, batch) = (recipe.sae.features, recipe.train.batch);
+    let tiles = features.div_ceil(TILE);
+    if mesh.feature > tiles {
+        return Err(Error::Recipe(format!(
+            "a mesh of {mesh} has more ranks on its feature axis than sae.features = {features} has tiles of {TILE} features: use at \
+             most {tiles} there"
+        )));
+    }
+    if mesh.ranks() > batch {
+        return Err(Error::Recipe(format!(
+            "a mesh of {mesh} has more ranks than train.batch = {batch} has rows: use at most {batch}"
+        )));
+    }
+    Ok(())
+}
+
 /// The mesh of so many ranks that sends the fewest bytes; of equals, the one with more shards of the features, whose ranks hold less.
 /// `None` when no mesh gives every rank features and rows.
 pub fn choose(recipe: &Recipe, ranks: usize) -> Option<Mesh> {
     let possible = (1..=ranks).filter(|feature| ranks.is_multiple_of(*feature)).rev();
-    possible
-        .map(|feature| Mesh { data: ranks / feature, feature })
-        .filter(|mesh| mesh.feature <= recipe.sae.features.div_ceil(TILE) && mesh.ranks() <= recipe.train.batch)
-        .min_by(|a, b| {
+    possible.map(|feature| Mesh { data: ranks / feature, feature }).filter(|mesh| check(recipe, *mesh).is_ok()).min_by(
+        |a, b| {
             let total = |mesh: &Mesh| Traffic::of(recipe, *mesh, 2.0).total();
             total(a).total_cmp(&total(b))
-        })
+        },
+    )
 }
 
 #[cfg(test)]

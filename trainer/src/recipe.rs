@@ -170,8 +170,8 @@ pub struct Checkpoint {
     pub every: Every,
     /// How many of the newest are kept; the one with the least held-out loss during training is kept besides.
     pub keep: usize,
-    /// Bytes that a rank keeps of a checkpoint while it is stored and training goes on. A larger part is waited for until no more
-    /// than this is left.
+    /// Bytes that a rank keeps of a checkpoint while it is stored and training goes on. Of a larger part training
+    /// waits until no more than this, and the few files that are being stored, are left.
     pub buffer_bytes: u64,
 }
 

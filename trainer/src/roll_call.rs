@@ -1,4 +1,5 @@
-//! The roll call of the ranks before a batch: how many rows each brings, and whether one of them wants the run to stop.
+//! The roll call of the ranks before a batch: how many rows each brings, whether one of them wants the run to stop, and how far the
+//! checkpoint is that is on its way.
 //!
 //! Skip lists and filters shorten batches unevenly, and a signal reaches ranks at different steps: both must be known to all before
 //! they go on together. A run of one rank only talks to itself.

@@ -94,11 +94,12 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 
 fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     let ranks = &device.axes().all;
+    let mut on_its_way = None;
     let result = claim(device, recipe, start.resume).and_then(|(store, data, run_dir)| {
         let (mut step, mut operation) = (0, "starting");
         let result = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start).and_then(|mut run| {
             let result = run.finish();
-            run.keep_what_is_on_its_way();
+            on_its_way = run.on_its_way();
             (step, operation) = (run.state.step, run.failed_during.unwrap_or("training"));
             result
         });
@@ -115,6 +116,9 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
     {
         // The others wait for this rank: they hear why it is gone. All stop together when one was asked to.
         ranks.abort(error.failure(ranks.index()));
+    }
+    if let Some(Err(error)) = on_its_way.map(|saving| saving.keep(device.axes())) {
+        tracing::warn!("saving failed too: {error}");
     }
     result
 }

@@ -248,22 +248,22 @@ const CLOCKS: [(&str, kernels::Clock); 2] =
 
 /// Features in each file of a kind.
 fn features_per_file(holds: Holds, width: usize) -> usize {
-    let bytes: usize = entries(holds, width).iter().map(|entry| 4 * entry.per_feature).sum::<usize>()
-        + if holds == Holds::Optimizer { 8 * (CLOCKS.len() + SUMS.len()) } else { 0 };
-    (FILE_BYTES / (bytes * TILE)).max(1) * TILE
+    (FILE_BYTES / (bytes_per_feature(holds, width) * TILE)).max(1) * TILE
 }
 
-/// Bytes that a rank which owns `features` holds at most while its part of a checkpoint is stored: files that wait, those being
-/// read and stored, and what is made of these.
+fn bytes_per_feature(holds: Holds, width: usize) -> usize {
+    let counts = if holds == Holds::Optimizer { CLOCKS.len() + SUMS.len() } else { 0 };
+    entries(holds, width).iter().map(|entry| 4 * entry.per_feature).sum::<usize>() + 8 * counts
+}
+
+/// Bytes that a rank which owns `features` holds at most while its part of a checkpoint is stored: files that wait, one being
+/// read with a copy of one of its tensors, those being stored and what is made of these.
 pub fn staging_bytes(width: usize, features: usize, buffer_bytes: u64) -> u64 {
     let all = bytes(width, features);
-    let file_bytes = |holds| {
-        let per_feature: usize = entries(holds, width).iter().map(|entry| 4 * entry.per_feature).sum();
-        per_feature * features_per_file(holds, width).min(features)
-    };
+    let file_bytes = |holds| bytes_per_feature(holds, width) * features_per_file(holds, width).min(features);
     let largest = file_bytes(Holds::Weights).max(file_bytes(Holds::Optimizer)) as u64;
     let files = |count: usize| all.min(largest.saturating_mul(count as u64));
-    files(save::files_in(buffer_bytes).saturating_add(1 + save::WRITERS)) + files(save::WRITERS)
+    files(save::files_in(buffer_bytes).saturating_add(2 + save::WRITERS)) + files(save::WRITERS)
 }
 
 /// Bytes of a whole checkpoint, up to its headers.

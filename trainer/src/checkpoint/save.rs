@@ -4,10 +4,10 @@
 //! while there is more to read than the buffer has room for. When all ranks have stored theirs, the first one commits. Whether all
 //! have is asked at roll calls, so that nobody waits for anybody.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kernels::Dictionary;
 use kernels::mesh::Axes;
@@ -17,10 +17,13 @@ use super::tensors::{Named, describe, encode, feature_tensors, fired_tensors, sh
 use super::{FILE_BYTES, FORMAT, File, Hash, Holds, Known, Manifest, State, TILE, features_per_file, folder, retain};
 use crate::Error;
 use crate::recipe::Recipe;
-use crate::together::together;
+use crate::together::{once_all, together};
 
 /// Files that a rank stores at once: an object store answers one request slowly and many as fast.
 pub(super) const WRITERS: usize = 4;
+
+/// Between two looks whether a thread is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What a checkpoint is made of.
 pub struct Snapshot<'a, S> {
@@ -100,8 +103,9 @@ impl Saving {
         let attempt = if first { super::find::last_attempt(store, step).map(|last| last + 1) } else { Ok(0) };
         let attempt = together(&axes.all, "agreeing on a checkpoint", attempt)?[0];
         let folder = folder(step, attempt);
-        let seal = first.then(|| Seal::new(of, attempt, known.clone()).map(Box::new)).transpose()?;
-        let writers = store_features(store, &folder, axes, of)?;
+        let seal = first.then(|| Seal::new(of, attempt, known.clone()).map(Box::new)).transpose();
+        let read = seal.and_then(|seal| Ok((seal, store_features(store, &folder, axes, of)?)));
+        let (seal, writers) = once_all(&axes.all, "reading what a checkpoint holds", read)?;
         Ok(Saving { store: store.clone(), folder, started, stage: Stage::Storing { writers, seal } })
     }
 
@@ -122,44 +126,45 @@ impl Saving {
     ///
     /// # Errors
     /// Those of the store, here or on another rank: then nothing is committed, and the attempt's files are removed.
+    /// [`kernels::Error::Peer`] when another rank is gone; the first rank may have committed then.
     pub fn go_on(self, axes: &Axes) -> Result<Progress, Error> {
         let Saving { store, folder, started, stage } = self;
-        let next = match stage {
+        // On a full disk what was written so far takes the room that the next attempt needs. That it cannot be removed must not
+        // hide the error itself.
+        let remove = || {
+            retain::remove(&store, &folder)
+                .unwrap_or_else(|error| tracing::warn!("{folder} could not be removed: {error}"));
+        };
+        match stage {
             Stage::Storing { writers, seal } => {
-                // All of them, also behind one that failed: what it leaves is removed once nobody writes any more.
+                // All of them, also behind one that failed: none shall write to what is removed.
                 let stored: Vec<_> = writers.into_iter().map(joined).collect();
                 let stored = stored.into_iter().collect::<Result<Vec<_>, _>>().map(|stored| {
                     let until = stored.iter().map(|stored| stored.until).max().unwrap_or(started);
                     let files: Vec<File> = stored.into_iter().flat_map(|stored| stored.files).collect();
                     (files, (until - started).as_secs_f64())
                 });
-                together(&axes.all, "writing a checkpoint", stored).and_then(|stored| {
-                    let (files, seconds): (Vec<_>, Vec<_>) = stored.into_iter().unzip();
-                    let stored_s = seconds.into_iter().fold(0.0, f64::max);
-                    let commit = seal.map(|seal| {
-                        let (store, folder) = (store.clone(), folder.clone());
-                        spawn(move || seal.commit(&store, &folder, files.concat()))
-                    });
-                    let stage = Stage::Committing { commit: commit.transpose()?, stored_s };
-                    Ok(Progress::OnTheWay(Saving { store: store.clone(), folder: folder.clone(), started, stage }))
-                })
+                let all = together(&axes.all, "writing a checkpoint", stored).inspect_err(|_| {
+                    if axes.all.index() == 0 {
+                        remove();
+                    }
+                })?;
+                let (files, seconds): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+                let stored_s = seconds.into_iter().fold(0.0, f64::max);
+                let commit = seal.map(|seal| {
+                    let (store, folder) = (store.clone(), folder.clone());
+                    spawn(move || seal.commit(&store, &folder, files.concat()))
+                });
+                let stage = Stage::Committing { commit: commit.transpose()?, stored_s };
+                Ok(Progress::OnTheWay(Saving { store, folder, started, stage }))
             }
             Stage::Committing { commit, stored_s } => {
-                let (known, committed) = match commit.map(joined).transpose() {
-                    Ok(known) => (known, Ok(())),
-                    Err(error) => (None, Err(error)),
-                };
-                together(&axes.all, "committing a checkpoint", committed)
-                    .map(|_| Progress::Committed(Committed { known, stored_s }))
+                // Whatever becomes of the others: what is committed stays.
+                let committed = commit.map(joined).transpose().inspect_err(|_| remove());
+                let known = once_all(&axes.all, "committing a checkpoint", committed)?;
+                Ok(Progress::Committed(Committed { known, stored_s }))
             }
-        };
-        if next.is_err() && axes.all.index() == 0 {
-            // On a full disk what was written so far takes the room that the next attempt needs. That it cannot be removed
-            // must not hide the error itself.
-            retain::remove(&store, &folder)
-                .unwrap_or_else(|error| tracing::warn!("{folder} could not be removed: {error}"));
         }
-        next
     }
 
     /// Waits until the checkpoint is committed.
@@ -168,12 +173,28 @@ impl Saving {
     /// As of [`Saving::go_on`].
     pub fn finish(mut self, axes: &Axes) -> Result<Committed, Error> {
         loop {
-            // Whether another rank is gone is better known before this one waits for a store.
-            together(&axes.all, "waiting for a checkpoint", Ok(()))?;
+            while !self.has_done_its_part() {
+                // A store may keep this rank waiting for minutes.
+                axes.all.check()?;
+                thread::sleep(LOOK_AGAIN);
+            }
             match self.go_on(axes)? {
                 Progress::OnTheWay(saving) => self = saving,
                 Progress::Committed(committed) => return Ok(committed),
             }
+        }
+    }
+
+    /// The run ends with an error. What needs no other rank is done nevertheless: all of it where there is one, and the commit of
+    /// files that all have stored.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn keep(self, axes: &Axes) -> Result<(), Error> {
+        match self.stage {
+            _ if axes.all.size() == 1 => self.finish(axes).map(|_| ()),
+            Stage::Committing { commit: Some(commit), .. } => joined(commit).map(|_| ()),
+            _ => Ok(()),
         }
     }
 }
@@ -210,7 +231,13 @@ fn store_features(
     let files = chunks(Holds::Weights).len() + chunks(Holds::Optimizer).len();
     let (send, receive) = sync_channel(files_in(of.recipe.checkpoint.buffer_bytes).min(files));
     let receive = Arc::new(Mutex::new(receive));
-    let mut writers = Vec::new();
+    let writer = |_| {
+        let (store, folder, receive) = (store.clone(), folder.to_owned(), receive.clone());
+        spawn(move || store_files(&store, &folder, &receive))
+    };
+    let writers = (0..files.min(WRITERS)).map(writer).collect::<Result<_, _>>()?;
+    // Theirs alone now: a rank notices when all of them are gone.
+    drop(receive);
     for (holds, stem) in [(Holds::Weights, "weights"), (Holds::Optimizer, "optimizer")] {
         for first in chunks(holds) {
             let features = first..(first + features_per_file(holds, width)).min(owned.end);
@@ -220,19 +247,26 @@ fn store_features(
                 let own = features.start - owned.start..features.end - owned.start;
                 tensors.extend(fired_tensors(of.state, own));
             }
-            if writers.len() < WRITERS {
-                let (store, folder, receive) = (store.clone(), folder.to_owned(), receive.clone());
-                writers.push(spawn(move || store_files(&store, &folder, &receive))?);
-            }
             let name = format!("{stem}-{:06}.safetensors", first / TILE);
-            hand_over(&send, Unwritten { name, holds, first_feature: first, features: features.len(), tensors })?;
+            hand_over(&send, Unwritten { name, holds, first_feature: first, features: features.len(), tensors }, axes)?;
         }
     }
     Ok(writers)
 }
 
-fn hand_over(to: &SyncSender<Unwritten>, file: Unwritten) -> Result<(), Error> {
-    to.send(file).map_err(|_| Error::Internal("the threads that store a checkpoint are gone".into()))
+/// Waits for room, but not for a rank that is gone.
+fn hand_over(to: &SyncSender<Unwritten>, mut file: Unwritten, axes: &Axes) -> Result<(), Error> {
+    loop {
+        file = match to.try_send(file) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(file)) => file,
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(Error::Internal("the threads that store a checkpoint are gone".into()));
+            }
+        };
+        axes.all.check()?;
+        thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// Stores files until no more come, and says when that was. After an error the rest is let go, so that who reads never waits for a thread that is gone.
@@ -315,7 +349,7 @@ pub(super) fn files_in(bytes: u64) -> usize {
 
 fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<Thread<T>, Error> {
     let spawned = thread::Builder::new().name("checkpoint".into()).spawn(work);
-    spawned.map_err(|error| kernels::Error::Threads { reason: error.to_string() }.into())
+    spawned.map_err(|error| kernels::Error::Threads { reason: format!("to store a checkpoint: {error}") }.into())
 }
 
 fn joined<T>(thread: Thread<T>) -> Result<T, Error> {

@@ -8,6 +8,7 @@ use loader::Cursor;
 use super::{Event, Run, Scribe, is_due};
 use crate::checkpoint::{Committed, Progress, Saving, Snapshot};
 use crate::recipe::Every;
+use crate::together::once_all;
 use crate::{Error, checkpoint};
 
 /// A checkpoint until it is committed.
@@ -66,11 +67,8 @@ impl<D: Device> Run<'_, D> {
 
     fn begin(&mut self) -> Result<String, Error> {
         let started = Instant::now();
-        if let Some(Scribe { run_dir, journal }) = &mut self.scribe {
-            journal.flush()?;
-            run_dir.publish()?;
-            self.data.keep_manifests(self.store)?;
-        }
+        let left = self.leave_what_a_resume_needs();
+        once_all(&self.device.axes().all, "saving", left)?;
         self.state.tally = self.device.take_sums(&mut self.tally)?;
         self.device.put_sums(&mut self.tally, &self.state.tally);
         // After a refused step the stream is ahead of the weights.
@@ -108,13 +106,17 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
-    /// The run ends, maybe with an error. A checkpoint on its way needs nothing of it but other ranks, which may be gone.
-    pub(super) fn keep_what_is_on_its_way(&mut self) {
-        if self.device.axes().all.size() == 1
-            && let Err(error) = self.finish_saving()
-        {
-            tracing::warn!("saving failed too: {error}");
-        }
+    /// Metrics up to this step and the manifests of the data, which the first rank writes.
+    fn leave_what_a_resume_needs(&mut self) -> Result<(), Error> {
+        let Some(Scribe { run_dir, journal }) = &mut self.scribe else { return Ok(()) };
+        journal.flush()?;
+        run_dir.publish()?;
+        self.data.keep_manifests(self.store)
+    }
+
+    /// What is to be kept of a run that has failed.
+    pub(super) fn on_its_way(&mut self) -> Option<Saving> {
+        self.on_the_way.take().map(|on_the_way| on_the_way.saving)
     }
 
     fn committed(&mut self, Committed { known, stored_s }: Committed, waited: Duration) {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use kernels::mesh::{Axes, Place, TILE};
+use kernels::mesh::{Axes, Place};
 use kernels::{Device, Dictionary, Sums};
 use loader::{Cursor, Store, Stream};
 
@@ -18,7 +18,7 @@ use crate::recipe::{BiasInit, Recipe};
 use crate::recovery::Truth;
 use crate::run_dir::RunDir;
 use crate::together::once_all;
-use crate::{Error, calibrate, checkpoint, init, plan};
+use crate::{Error, calibrate, checkpoint, communication, init, plan};
 
 impl<'a, D: Device> Run<'a, D> {
     /// Takes memory and makes or loads the weights.
@@ -32,7 +32,7 @@ impl<'a, D: Device> Run<'a, D> {
         let axes = device.axes();
         let width = data.train.width();
         let schedule = data.schedule(recipe);
-        check_mesh(axes.place, recipe)?;
+        communication::check(recipe, axes.place.mesh)?;
         let shape = plan::shape(recipe, data, axes.place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
         let settled = plan::settled(shape, data, truth.as_ref());
@@ -101,19 +101,6 @@ impl<'a, D: Device> Run<'a, D> {
             failed_during: None,
         })
     }
-}
-
-/// That every rank of the feature axis gets features.
-fn check_mesh(place: Place, recipe: &Recipe) -> Result<(), Error> {
-    let (features, tiles) = (recipe.sae.features, recipe.sae.features.div_ceil(TILE));
-    if place.mesh.feature <= tiles {
-        return Ok(());
-    }
-    Err(Error::Recipe(format!(
-        "a mesh of {} has more ranks on its feature axis than sae.features = {features} has tiles of {TILE} features: use at most \
-         {tiles} there",
-        place.mesh
-    )))
 }
 
 /// The state before the first step: weights made or read, scale found.
