@@ -132,7 +132,7 @@ pub enum Error {
         reason: String,
     },
     /// A rank of the job failed, or this one did.
-    #[error("rank {rank}: {reason} (during {operation}): start the job again with --resume once that rank can run")]
+    #[error("rank {rank}: {reason} (during {operation})")]
     Peer {
         /// Its index.
         rank: usize,

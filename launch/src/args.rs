@@ -127,17 +127,25 @@ pub struct Plan {
     #[arg(long, value_name = "DxF")]
     pub mesh: Option<Mesh>,
     /// Width of a row, where data.train cannot be looked at.
-    #[arg(long, value_name = "D", requires = "rows")]
+    #[arg(long, value_name = "D", requires = "rows", value_parser = width)]
     pub width: Option<usize>,
     /// Rows of the run, where data.train cannot be looked at.
-    #[arg(long, value_name = "N", requires = "width")]
+    #[arg(long, value_name = "N", requires = "width", value_parser = clap::value_parser!(u64).range(1..))]
     pub rows: Option<u64>,
     /// Active features of a row once training has settled.
-    #[arg(long, default_value_t = 100.0, value_name = "L0")]
+    #[arg(long, default_value_t = 100.0, value_name = "L0", value_parser = positive)]
     pub l0: f64,
     /// What all machines together read from storage, in GB/s.
-    #[arg(long, default_value_t = 5.0, value_name = "GB/S")]
+    #[arg(long, default_value_t = 5.0, value_name = "GB/S", value_parser = positive)]
     pub storage: f64,
+}
+
+fn width(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|width| (1..=1 << 20).contains(width)).ok_or("a number from 1 to 1048576 is needed")
+}
+
+fn positive(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0).ok_or("a number above 0 is needed")
 }
 
 fn gpu(name: &str) -> Result<Gpu, String> {

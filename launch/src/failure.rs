@@ -69,7 +69,15 @@ impl Failure {
 
 impl From<trainer::Error> for Failure {
     fn from(error: trainer::Error) -> Self {
-        Failure { code: error.exit_code(), message: error.to_string() }
+        let code = error.exit_code();
+        // Another start helps where it was not what the ranks were started with.
+        let remedy = match error {
+            trainer::Error::Device(kernels::Error::Peer { .. }) if code == 71 => {
+                ": start the job again with --resume-or-start once that rank can run"
+            }
+            _ => "",
+        };
+        Failure { code, message: format!("{error}{remedy}") }
     }
 }
 

@@ -23,23 +23,7 @@ const OPERATION: Duration = Duration::from_secs(3600);
 /// # Errors
 /// When the mesh has another number of ranks, and those of [`meet`].
 pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe, meeting: Duration) -> Result<Axes, Failure> {
-    let mesh = match mesh {
-        Some(mesh) if mesh.ranks() == world.ranks => mesh,
-        Some(mesh) => {
-            return Err(Failure::arguments(format!(
-                "--mesh {mesh} is for {} ranks, and {} started {}: start as many, or leave --mesh out",
-                mesh.ranks(),
-                world.launcher,
-                world.ranks
-            )));
-        }
-        None => communication::choose(recipe, world.ranks).ok_or_else(|| {
-            Failure::arguments(format!(
-                "{} ranks are more than sae.features = {} and train.batch = {} can be shared among: start fewer",
-                world.ranks, recipe.sae.features, recipe.train.batch
-            ))
-        })?,
-    };
+    let mesh = mesh_of(mesh, world.ranks, recipe)?;
     if world.ranks == 1 {
         return Ok(Axes::alone());
     }
@@ -56,4 +40,24 @@ pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe, meeting: Duratio
         tracing::info!("{} ranks have met as a mesh of {mesh}", world.ranks);
     }
     Ok(Axes::of(&ranks, mesh))
+}
+
+/// The mesh that so many ranks form: the one that was asked for, or the best.
+///
+/// # Errors
+/// When it is for another number of ranks, or gives a rank nothing to do.
+pub fn mesh_of(wanted: Option<Mesh>, ranks: usize, recipe: &Recipe) -> Result<Mesh, Failure> {
+    match wanted {
+        Some(mesh) if mesh.ranks() == ranks => Ok(communication::check(recipe, mesh).map(|()| mesh)?),
+        Some(mesh) => Err(Failure::arguments(format!(
+            "--mesh {mesh} is for {} ranks, and this job has {ranks}: start as many, or leave --mesh out",
+            mesh.ranks()
+        ))),
+        None => communication::choose(recipe, ranks).ok_or_else(|| {
+            Failure::arguments(format!(
+                "{ranks} ranks are more than sae.features = {} and train.batch = {} can be shared among: start fewer",
+                recipe.sae.features, recipe.train.batch
+            ))
+        }),
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args as _, Parser, Subcommand};
 
 use super::{Args, Command, Log, Train};
 use crate::failure::Failure;
@@ -11,7 +12,7 @@ use crate::failure::Failure;
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Examples:\n  sae launch local --ranks 4 my.toml --set train.l1=8\n  sae launch slurm --nodes 2 \
---gpus-per-node 8 my.toml --dry-run\n  sae launch k8s --ranks 16 --image registry/sae:0.1 my.toml > job.yaml\n\nWhatever starts \
+--gpus-per-node 8 --dry-run my.toml\n  sae launch k8s --ranks 16 --image registry/sae:0.1 my.toml > job.yaml\n\nWhatever starts \
 ranks by itself (torchrun, srun, mpirun, an indexed Job) may start sae train\ndirectly; sae doctor says which rank it is."
 )]
 pub struct Launch {
@@ -54,13 +55,13 @@ saves, goes back into the queue and goes on; so it does after exit codes\n69 and
 )]
 pub struct Slurm {
     /// Machines.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub nodes: u32,
     /// GPUs of each machine; one rank for each.
-    #[arg(long, value_name = "G", conflicts_with = "ranks_per_node")]
+    #[arg(long, value_name = "G", conflicts_with = "ranks_per_node", value_parser = clap::value_parser!(u32).range(1..))]
     pub gpus_per_node: Option<u32>,
     /// Ranks on each machine, without GPUs.
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
     pub ranks_per_node: Option<u32>,
     /// Time limit, as sbatch takes it: minutes, or DAYS-HOURS:MINUTES:SECONDS.
     #[arg(long)]
@@ -77,7 +78,7 @@ pub struct Slurm {
     /// Any other option of sbatch, without its dashes. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub sbatch: Vec<String>,
-    /// Seconds before the time limit at which the run is asked to save: twice what a checkpoint takes, and at least 120.
+    /// Seconds before the time limit at which the run is asked to save: three times what storing a checkpoint takes, and at least 120.
     #[arg(long, default_value_t = 120, value_name = "S", value_parser = clap::value_parser!(u32).range(120..))]
     pub save_s: u32,
     /// How often the job goes back into the queue, those at the time limit included.
@@ -151,10 +152,31 @@ impl TrainWords {
     /// Exit code 64 when `sae train` does not take them.
     pub fn parse(&self) -> Result<Train, Failure> {
         let line = ["sae", "train"].into_iter().chain(self.words.iter().map(String::as_str));
-        match Args::try_parse_from(line).map_err(|error| Failure::arguments(error.to_string()))?.command {
+        let parsed = Args::try_parse_from(line).map_err(|error| match option_of_launch(&error) {
+            Some(option) => {
+                Failure::arguments(format!("{option} is an option of sae launch: write it before the recipe"))
+            }
+            None => Failure::arguments(error.to_string()),
+        })?;
+        match parsed.command {
             Command::Train(train) => Ok(train),
             _ => Err(Failure::arguments("write a recipe and options of sae train")),
         }
+    }
+
+    /// As [`TrainWords::parse`], for a job that runs later: a dry run is none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_job(&self) -> Result<Train, Failure> {
+        let train = self.parse()?;
+        if train.dry_run {
+            return Err(Failure::arguments(
+                "--dry-run behind the recipe is an option of sae train, which a job has no use for: write it before the recipe to \
+                 see what would be submitted",
+            ));
+        }
+        Ok(train)
     }
 
     /// The words for a process that may find the run begun, or not: `--resume-or-start` fits both.
@@ -168,6 +190,14 @@ impl TrainWords {
     pub fn words(&self) -> Vec<&str> {
         self.words.iter().map(String::as_str).collect()
     }
+}
+
+/// The word that `sae train` does not know, where `sae launch` does.
+fn option_of_launch(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
+    let launch = Launch::augment_args(clap::Command::new("launch"));
+    let mut known = launch.get_subcommands().flat_map(clap::Command::get_arguments).filter_map(clap::Arg::get_long);
+    known.any(|long| word.strip_prefix("--") == Some(long)).then(|| word.clone())
 }
 
 /// The option that hands on how messages are written.
@@ -204,5 +234,9 @@ mod tests {
         let args = local(&["my.toml", "--resme"]).expect("not looked at yet");
         assert!(format!("{:?}", args.train.parse().expect_err("unknown")).contains("--resume"));
         assert!(local(&["--ranks", "0", "my.toml"]).is_err());
+        let args = local(&["my.toml", "--restarts", "1"]).expect("not looked at yet");
+        assert!(format!("{:?}", args.train.parse().expect_err("behind")).contains("write it before the recipe"));
+        let args = local(&["my.toml", "--dry-run"]).expect("not looked at yet");
+        assert!(args.train.parse().is_ok() && args.train.parse_job().is_err());
     }
 }

@@ -8,6 +8,7 @@ use kernels::Device;
 use kernels::cuda::card::Peers;
 use kernels::cuda::nccl::Nccl;
 use kernels::cuda::nvrtc::Nvrtc;
+use kernels::mesh::Axes;
 use loader::{Dataset, OpenOptions, Store, memory};
 use rustix::process::{Resource, getrlimit};
 use trainer::meeting;
@@ -130,15 +131,19 @@ fn between_ranks(recipe: &Recipe, flags: &WorldArgs) -> Option<Found> {
     let world = World::new(flags, &world::environment()).ok().filter(|world| world.ranks > 1)?;
     // Training may follow in the same start of the job.
     let world = World { attempt: format!("{}-doctor", world.attempt), ..world };
-    let found = rates(recipe, &world).unwrap_or_else(Found::from);
-    let forgotten = Store::open(&recipe.run.dir)
-        .map_err(Failure::from)
-        .and_then(|store| Ok(meeting::forget(&store, &world.attempt, world.rank)?));
-    Some(forgotten.map_or_else(Found::from, |()| found))
+    Some(meet_and_measure(recipe, &world).unwrap_or_else(Found::from))
 }
 
-fn rates(recipe: &Recipe, world: &World) -> Result<Found, Failure> {
+fn meet_and_measure(recipe: &Recipe, world: &World) -> Result<Found, Failure> {
     let axes = job::join(world, None, recipe, MEETING)?;
+    let all = axes.all.clone();
+    // The others wait for this rank: they hear why it is gone.
+    let found = measure(recipe, world, axes).inspect_err(|failure| all.abort(failure.of(all.index())))?;
+    meeting::forget(&Store::open(&recipe.run.dir)?, &world.attempt, world.rank)?;
+    Ok(found)
+}
+
+fn measure(recipe: &Recipe, world: &World, axes: Axes) -> Result<Found, Failure> {
     let opened = device::open(DeviceChoice::Auto, &recipe.train, axes, (world.local_rank, world.local_ranks))?;
     let (way, rates) = match &opened {
         Opened::Cpu(device) => ("over TCP", rates_of(device)?),

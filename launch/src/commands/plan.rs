@@ -7,14 +7,14 @@ use kernels::cuda::{Moments, Precision};
 use kernels::mesh::{Mesh, Place};
 use loader::{Dataset, OpenOptions};
 use trainer::checkpoint;
-use trainer::communication::{self, Traffic};
-use trainer::forecast::{EXPECTED, Floor, Memory, Rows, fewest};
+use trainer::communication::Traffic;
+use trainer::forecast::{EXPECTED, Floor, IN_A_MACHINE, Memory, Rows, fewest};
 use trainer::recipe::Recipe;
 
 use crate::args::Plan;
 use crate::device::on_a_card;
 use crate::failure::Failure;
-use crate::{recipes, table};
+use crate::{job, recipes, table};
 
 /// The ways to keep weights and moments, as a recipe says them, from the most memory to the least.
 const MODES: [(&str, Precision); 4] = [
@@ -28,15 +28,33 @@ const MODES: [(&str, Precision); 4] = [
 pub fn run(args: &Plan) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
     let rows = rows(args, &recipe)?;
-    let mesh = mesh(args, &recipe)?;
+    let mesh = job::mesh_of(args.mesh, args.gpus as usize, &recipe)?;
     let precision = on_a_card(&recipe.train);
     memory(args, &recipe, mesh, &rows, precision);
     time(args, &recipe, mesh, &rows, precision);
     checkpoints(args, &recipe, mesh, &rows);
     modes(args, &recipe, &rows);
     table::say("Reckoned from data sheets and counts of bytes; no kernel has been timed for it.");
-    table::say(format!("next: sae launch local --ranks {} {}", args.gpus, table::quoted(&args.recipe)));
+    table::say(next(args, &recipe, mesh, &rows, precision));
     Ok(())
+}
+
+/// The command for the run that was planned, or for a plan that fits.
+fn next(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision) -> String {
+    let set: String = args.set.iter().map(|set| format!(" --set {}", table::quoted(set))).collect();
+    let recipe_path = table::quoted(&args.recipe);
+    if !Memory::of(recipe, mesh, rows.width, precision).fits(&args.gpu) {
+        return match fewest(recipe, rows.width, precision, &args.gpu) {
+            Some(gpus) => format!("next: the same with --gpus {gpus} and without --mesh, or a lighter memory mode"),
+            None => "next: the same with fewer sae.features or a smaller train.batch".to_owned(),
+        };
+    }
+    let how = match args.gpus as usize {
+        gpus if gpus <= IN_A_MACHINE => format!("local --ranks {gpus}"),
+        gpus => format!("slurm --nodes {} --gpus-per-node {IN_A_MACHINE}", gpus.div_ceil(IN_A_MACHINE)),
+    };
+    let mesh = args.mesh.map_or(String::new(), |mesh| format!(" --mesh {mesh}"));
+    format!("next: sae launch {how} {recipe_path}{mesh}{set}")
 }
 
 fn rows(args: &Plan, recipe: &Recipe) -> Result<Rows, Failure> {
@@ -49,22 +67,6 @@ fn rows(args: &Plan, recipe: &Recipe) -> Result<Rows, Failure> {
     })?;
     let rows = recipe.train.tokens.unwrap_or(data.rows()).min(data.rows());
     Ok(Rows { rows, width: data.width(), stored: data.dtype().size(), l0: args.l0 })
-}
-
-fn mesh(args: &Plan, recipe: &Recipe) -> Result<Mesh, Failure> {
-    let gpus = args.gpus as usize;
-    match args.mesh {
-        Some(mesh) if mesh.ranks() == gpus => Ok(mesh),
-        Some(mesh) => {
-            Err(Failure::arguments(format!("--mesh {mesh} is for {} GPUs, and --gpus says {gpus}", mesh.ranks())))
-        }
-        None => communication::choose(recipe, gpus).ok_or_else(|| {
-            Failure::arguments(format!(
-                "{gpus} GPUs are more than sae.features = {} and train.batch = {} can be shared among",
-                recipe.sae.features, recipe.train.batch
-            ))
-        }),
-    }
 }
 
 fn memory(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision) {
@@ -127,7 +129,7 @@ fn checkpoints(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows) {
     let (all, part) = (checkpoint::bytes(rows.width, recipe.sae.features), checkpoint::bytes(rows.width, owned));
     let buffer = recipe.checkpoint.buffer_bytes;
     let waits = match part.checked_sub(buffer).filter(|&rest| rest > 0) {
-        Some(rest) => format!("until {} of a rank's part are stored", HumanBytes(rest)),
+        Some(rest) => format!("until about {} of a rank's part are stored", HumanBytes(rest)),
         None => "until they are copied to the host".to_owned(),
     };
     table::print(

@@ -10,8 +10,8 @@ use trainer::note::{self, Note};
 use crate::args::{Local, Log, WorldArgs, log_words};
 use crate::failure::Failure;
 use crate::ranks::{self, Ended, Passed, Ranks};
-use crate::recipes;
 use crate::world::{self, World};
+use crate::{job, recipes};
 
 /// The longest pause before a restart: what is wrong after that long is not mended by more of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -28,8 +28,10 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
         )));
     }
     let train = args.train.parse()?;
-    let notes = Notes::of(&recipes::read(&train.recipe, &train.set)?.run.dir)?;
-    let ranks = usize::try_from(args.ranks).unwrap_or(usize::MAX);
+    let recipe = recipes::read(&train.recipe, &train.set)?;
+    let ranks = args.ranks as usize;
+    job::mesh_of(train.mesh, ranks, &recipe)?;
+    let notes = Notes::of(&recipe.run.dir)?;
     let mut passed = Passed::listen()?;
     let mut restart = 0;
     loop {

@@ -10,12 +10,13 @@ use super::{program, quoted_line};
 use crate::args::{Log, Slurm, log_words};
 use crate::failure::Failure;
 use crate::template::fill;
-use crate::{recipes, table};
+use crate::{job, recipes, table};
 
 /// Writes the batch script and submits it.
 pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
-    let train = args.train.parse()?;
+    let train = args.train.parse_job()?;
     let recipe = recipes::read(&train.recipe, &train.set)?;
+    job::mesh_of(train.mesh, (args.nodes * ranks_per_node(args)) as usize, &recipe)?;
     let local = Store::open(&recipe.run.dir)?.local_path().map(Path::to_owned);
     let out = args.out.clone().or_else(|| local.map(|folder| folder.join("job.sh")));
     let Some(out) = out else {
@@ -39,13 +40,16 @@ pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
     Ok(())
 }
 
+fn ranks_per_node(args: &Slurm) -> u32 {
+    args.ranks_per_node.or(args.gpus_per_node).unwrap_or(1)
+}
+
 /// The whole batch script.
 fn script(args: &Slurm, log: Log, folder: &Path) -> Result<String, Failure> {
-    let ranks_per_node = args.ranks_per_node.or(args.gpus_per_node).unwrap_or(1);
     let mut options = vec![
         format!("--job-name={}", args.name),
         format!("--nodes={}", args.nodes),
-        format!("--ntasks-per-node={ranks_per_node}"),
+        format!("--ntasks-per-node={}", ranks_per_node(args)),
         format!("--output={}", log_file(folder, "%j")),
     ];
     options.extend(args.gpus_per_node.map(|gpus| format!("--gpus-per-node={gpus}")));
