@@ -90,13 +90,11 @@ fn a_rank_that_does_not_come_leaves_or_aborts_is_named_by_all() {
             }
             let error = group.gather(b"").expect_err("an abort");
             assert!(matches!(error, Error::Peer { rank: 2, code: Some(65), .. }), "{error:?}");
-            assert_eq!(trainer::Error::from(error.clone()).exit_code(), 65, "a restart would not help");
+            assert_eq!(trainer::Error::from(error.clone()).exit_code(), 65);
             error.to_string()
         });
-        assert!(
-            results.iter().all(|error| error.starts_with("rank 2: row 7 is damaged (during gather): ")),
-            "{results:?}"
-        );
+        // A restart would not help, so none is proposed.
+        assert!(results.iter().all(|error| error == "rank 2: row 7 is damaged (during gather)"), "{results:?}");
     }
 }
 
