@@ -484,6 +484,39 @@ fn rows_with_nan_stop_the_run_before_they_do_harm() {
     sae::run(&["train", &path, "--resume"]).exits(64).says(&["data.skip may only grow", nan]);
 }
 
+/// An evaluation that fails costs no step: what was trained before it is saved, and a resumed run comes back to it.
+#[test]
+fn held_out_rows_that_cannot_be_read_cost_no_step() {
+    let fixture = Fixture::with_data();
+    let good = fixture.path("eval");
+    let damaged = fixture.path("damaged");
+    fs::create_dir(&damaged).expect("a folder");
+    for file in checkpoints::files(&good) {
+        let mut bytes = fs::read(&file).expect("read");
+        if file.extension().is_some_and(|extension| extension == "parquet") {
+            // Among the rows: the footer comes after them.
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        }
+        fs::write(damaged.join(file.file_name().expect("a name")), bytes).expect("written");
+    }
+    let mut recipe = fixture.recipe("run");
+    recipe.data.eval = vec![text(&damaged)];
+    recipe.eval.every = 60;
+    recipe.checkpoint.every = Every::Steps(50);
+    let path = fixture.save("recipe", &recipe);
+    sae::run(&["train", &path]).exits(65).says(&["shard-00000.parquet"]);
+    let newest = checkpoints::committed(&fixture.path("run")).pop().expect("a checkpoint");
+    assert_eq!(json(&newest.join("manifest.json"))["step"].as_u64(), Some(60));
+
+    fs::remove_dir_all(&damaged).expect("removed");
+    fs::rename(&good, &damaged).expect("mended");
+    sae::run(&["train", &path, "--resume"]).exits(0);
+    let manifests = checkpoints::committed(&fixture.path("run"));
+    let mut manifests = manifests.iter().map(|folder| json(&folder.join("manifest.json")));
+    assert!(manifests.any(|manifest| manifest["step"] == 60 && !manifest["held_out"].is_null()), "measured after all");
+}
+
 #[test]
 fn threads_that_cannot_be_had_are_said() {
     let fixture = Fixture::new();

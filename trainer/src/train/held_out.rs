@@ -16,9 +16,9 @@ impl<D: Device> Run<'_, D> {
         if !self.evaluation_is_due(self.state.step) || self.is_done() || self.state.held_out.is_some() {
             return Ok(());
         }
-        // A stop or an error costs no step, and a resumed run comes back to the evaluation.
-        self.save()?;
         let Some((metrics, _)) = self.evaluate(Some(self.recipe.eval.rows))? else { return Ok(()) };
+        // What is best must not depend on how fast a store is.
+        self.finish_saving()?;
         let is_best = metrics.loss < self.known.best_loss();
         self.state.held_out = Some(metrics);
         if is_best {
@@ -39,13 +39,14 @@ impl<D: Device> Run<'_, D> {
         }
     }
 
-    /// Measures the held-out rows, at most `limit` of them. Called once this step is saved: a stop ends it.
+    /// Measures the held-out rows, at most `limit` of them. A stop or an error ends it and costs no step: this one is saved then, and
+    /// a resumed run comes back to the evaluation.
     pub(super) fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
         let Some(dataset) = &self.data.eval else { return Ok(None) };
         let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
         let mut stream = data::eval_stream(dataset, self.recipe, self.device.axes().place, Some(rows))?;
         self.settle();
-        let (step, checkpoint) = (self.state.step, self.saved.as_ref().map(|(.., folder)| folder.clone()));
+        let (step, mut stopped) = (self.state.step, false);
         // The tally of training is put aside: it goes on afterwards to the same bits.
         let training = self.device.take_sums(&mut self.tally)?;
         let buffers = self.free.last_mut().expect("an evaluation follows when every step is booked");
@@ -58,14 +59,20 @@ impl<D: Device> Run<'_, D> {
             || self.start.stop.load(Ordering::Relaxed),
             |done, stop| {
                 (self.start.watch)(Event::Evaluating(done, rows));
-                match &checkpoint {
-                    Some(checkpoint) if stop => Err(Error::Interrupted { step, checkpoint: checkpoint.clone() }),
-                    _ => Ok(()),
-                }
+                stopped = stop;
+                // The checkpoint is made and named below.
+                if stop { Err(Error::Interrupted { step, checkpoint: String::new() }) } else { Ok(()) }
             },
         );
         self.device.put_sums(&mut self.tally, &training);
-        let sums = self.during("evaluating", |_| sums)?;
+        if stopped {
+            return Err(Error::Interrupted { step, checkpoint: self.save()? });
+        }
+        let sums = self.during("evaluating", |_| sums);
+        if sums.is_err() {
+            self.save_what_is_done();
+        }
+        let sums = sums?;
         let Some(metrics) = Metrics::of(&sums, self.schedule.final_lambda()) else { return Ok(None) };
         let density = DensityHistogram::of(&sums, &self.device.axes().all)?;
         if let Some(scribe) = &mut self.scribe {

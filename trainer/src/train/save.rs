@@ -98,7 +98,7 @@ impl<D: Device> Run<'_, D> {
     }
 
     /// Waits for the checkpoint that is on its way, if there is one.
-    fn finish_saving(&mut self) -> Result<(), Error> {
+    pub(super) fn finish_saving(&mut self) -> Result<(), Error> {
         let Some(OnTheWay { saving, waited }) = self.on_the_way.take() else { return Ok(()) };
         let since = Instant::now();
         let committed = self.during("saving", |run| saving.finish(run.device.axes()))?;
