@@ -16,6 +16,7 @@
 #include "gradient.cuh"
 #include "parameter.cuh"
 #include "status.cuh"
+#include "touched.cuh"
 
 static constexpr float REST1 = 0.1f, BETA2 = 0.999f, REST2 = 0.001f, EPSILON = 1e-8f;
 
@@ -190,13 +191,16 @@ adam_bf16_sr_int8(Dictionary of, Update update, Runs<bf16> runs, const bf16* w_d
     adam<bf16, u8>(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
 }
 
-// On the dense path: a block a feature of a tile that begins at `first`, the gradient from the tile's rows [tile, stride].
+// From rows that lie in memory, [rows, stride]: those of a tile on the dense path, or sums over ranks. A block a feature from
+// `touched.first` on; one that no rank has touched has not fired, and no row.
 template <class W, class M>
 static __device__ __forceinline__ void adam_rows(const Dictionary& of, const Update& update, const float* dec_ts, const float* enc_ts,
-                                                 const float* bias_f, const Status* status, u32 first, u32 stride) {
-    const u32 f = first + blockIdx.x;
+                                                 const float* bias_f, const Status* status, const Touched& touched, u32 stride) {
+    const u32 f = touched.first + blockIdx.x;
+    u32 row;
+    touched.find(f, row);
     update_feature<W, M>(of, update, status, f, stride, bias_f[f], [&](u32 d) {
-        const u64 at = (u64)blockIdx.x * stride + d;
+        const u64 at = (u64)row * stride + d;
         GradientColumns gradient;
         gradient.dec = load_columns(dec_ts + at);
         gradient.enc = load_columns(enc_ts + at);
@@ -205,39 +209,39 @@ static __device__ __forceinline__ void adam_rows(const Dictionary& of, const Upd
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-adam_rows_f32(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, u32 first,
+adam_rows_f32(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, Touched touched,
      u32 stride) {
-    adam_rows<float, float>(of, update, dec_ts, enc_ts, bias_f, status, first, stride);
+    adam_rows<float, float>(of, update, dec_ts, enc_ts, bias_f, status, touched, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-adam_rows_mixed_bf16(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, u32 first,
+adam_rows_mixed_bf16(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, Touched touched,
      u32 stride) {
-    adam_rows<float, bf16>(of, update, dec_ts, enc_ts, bias_f, status, first, stride);
+    adam_rows<float, bf16>(of, update, dec_ts, enc_ts, bias_f, status, touched, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-adam_rows_mixed_int8(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, u32 first,
+adam_rows_mixed_int8(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, Touched touched,
      u32 stride) {
-    adam_rows<float, u8>(of, update, dec_ts, enc_ts, bias_f, status, first, stride);
+    adam_rows<float, u8>(of, update, dec_ts, enc_ts, bias_f, status, touched, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-adam_rows_bf16_sr(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, u32 first,
+adam_rows_bf16_sr(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, Touched touched,
      u32 stride) {
-    adam_rows<bf16, float>(of, update, dec_ts, enc_ts, bias_f, status, first, stride);
+    adam_rows<bf16, float>(of, update, dec_ts, enc_ts, bias_f, status, touched, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-adam_rows_bf16_sr_bf16(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, u32 first,
+adam_rows_bf16_sr_bf16(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, Touched touched,
      u32 stride) {
-    adam_rows<bf16, bf16>(of, update, dec_ts, enc_ts, bias_f, status, first, stride);
+    adam_rows<bf16, bf16>(of, update, dec_ts, enc_ts, bias_f, status, touched, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-adam_rows_bf16_sr_int8(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, u32 first,
+adam_rows_bf16_sr_int8(Dictionary of, Update update, const float* dec_ts, const float* enc_ts, const float* bias_f, const Status* status, Touched touched,
      u32 stride) {
-    adam_rows<bf16, u8>(of, update, dec_ts, enc_ts, bias_f, status, first, stride);
+    adam_rows<bf16, u8>(of, update, dec_ts, enc_ts, bias_f, status, touched, stride);
 }
 
 // b_dec, which every token touches. Four columns a thread.

@@ -1,17 +1,15 @@
 // exchange: what the ranks of a mesh make of what they have sent each other; NCCL only moves bytes.
 //
 //   sums over ranks: ((v₀ + v₁) + v₂) + …, in the order of the ranks, whatever arrived first
-//   the rows of a tile's gradient, [tile, stride] f32, from the runs of its features: see gradient.cuh
 //
 //   own [len] of this rank, parts [ranks, pitch] of the others; what stands at its own place there is not looked at
 //   statuses_r [ranks]: every rank's status after its residual, or after its gradient
 //
-// Bytes: 4 · (ranks + 1) a summed value; 8 · stride a feature of a tile, and its runs. FLOP: 1 a value and rank.
+// Bytes: 4 · (ranks + 1) a summed value. FLOP: 1 a value and rank.
 //
-// Plan: a thread a value; a block a feature; one block for statuses, since there are few.
+// Plan: a thread a value; one block for statuses, since there are few.
 //
 // Rejected: ncclAllReduce, whose order of additions is NCCL's choice, so that bits would depend on its version and the wires.
-#include "gradient.cuh"
 #include "status.cuh"
 
 template <class T>
@@ -81,34 +79,4 @@ combine_norms(const Status* statuses_r, const float* b_dec_gradient_s, Status* s
     sum += b_dec;
     status->gradient_norm = sqrt(sum);
     status->ok = status->bad_rows == 0 && isfinite(sum);
-}
-
-// Gradient rows of the features from `first` on, as backward has them of this rank's tokens; zeros where none has fired. A block
-// a feature.
-template <class T>
-static __device__ __forceinline__ void gradient_rows(const Runs<T>& runs, const T* w_dec_fs, const float* norm_f, const float* activation_f,
-                                                     const Status* status, float* dec_ts, float* enc_ts, u32 first, float lambda_over_b) {
-    if (status->overflow) return;
-    const u32 f = first + blockIdx.x;
-    const float norm = norm_f[f], inverse = norm > 0 ? 1.0f / norm : 0.0f;
-    const float pull = lambda_over_b * activation_f[f] * inverse;
-    for (u32 d = threadIdx.x * 4; d < runs.stride; d += COLUMN_BLOCK) {
-        GradientColumns gradient = sum_run(runs, f, d);
-        gradient.dec.add(pull, load_columns(w_dec_fs + (u64)f * runs.stride + d));
-        const u64 at = (u64)blockIdx.x * runs.stride + d;
-        store_columns(dec_ts + at, gradient.dec);
-        store_columns(enc_ts + at, gradient.enc);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(128)
-gradient_rows_f32(Runs<float> runs, const float* w_dec_fs, const float* norm_f, const float* activation_f, const Status* status, float* dec_ts,
-                  float* enc_ts, u32 first, float lambda_over_b) {
-    gradient_rows(runs, w_dec_fs, norm_f, activation_f, status, dec_ts, enc_ts, first, lambda_over_b);
-}
-
-extern "C" __global__ void __launch_bounds__(128)
-gradient_rows_bf16(Runs<bf16> runs, const bf16* w_dec_fs, const float* norm_f, const float* activation_f, const Status* status, float* dec_ts,
-                   float* enc_ts, u32 first, float lambda_over_b) {
-    gradient_rows(runs, w_dec_fs, norm_f, activation_f, status, dec_ts, enc_ts, first, lambda_over_b);
 }

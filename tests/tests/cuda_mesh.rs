@@ -1,10 +1,11 @@
 //! Several cards: runs of `sae` on a mesh of emulated ones, a process each, with messages of an emulated NCCL between them.
 
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use tests::emulator::{Emulator, Variant};
-use tests::fixture::{Fixture, plain_rows, write_shards};
+use tests::control::Control;
+use tests::emulator::{Emulator, Kernels, Variant};
+use tests::fixture::{Fixture, json_lines, plain_rows, write_shards};
 use tests::processes::{self, wait_for};
 use tests::{checkpoints, golden, need, sae};
 use trainer::recipe::{Adam, BiasInit, Every, Recipe, Scale};
@@ -19,7 +20,11 @@ const MESHES: [(&str, &str); 3] = [("1x2", "2"), ("2x1", "2"), ("2x2", "4")];
 
 /// What `sae` needs to find so many emulated cards.
 fn environment(cards: &str, seed: u64) -> Option<Vec<(String, String)>> {
-    let (emulator, nvrtc) = (Emulator::build(Variant::Plain)?, need::nvrtc()?);
+    of_emulator(&Emulator::build(Variant::Plain)?, cards, seed)
+}
+
+fn of_emulator(emulator: &Emulator, cards: &str, seed: u64) -> Option<Vec<(String, String)>> {
+    let nvrtc = need::nvrtc()?;
     let own = [("EMULATOR_CAPABILITY", "90"), ("EMULATOR_DEVICES", cards), ("SAE_NVRTC", nvrtc.to_str()?)];
     let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let of_emulator = emulator.environment(seed).into_iter();
@@ -68,6 +73,82 @@ fn every_mesh_reaches_the_golden_losses() {
                 }
             }
         }
+    }
+}
+
+/// Where only touched rows travel, weights stand still elsewhere and nothing is lost: the curve is that of one card.
+#[test]
+fn rows_that_nobody_has_touched_need_not_travel() {
+    let Some(environment) = environment("4", 0) else { return };
+    let fixture = Fixture::with_data();
+    for (adam, name) in [(Adam::Touched, "touched"), (Adam::Catchup, "catchup"), (Adam::Dense, "dense")] {
+        let losses = |mesh: &str, ranks: &str| {
+            let run = format!("{name}-{mesh}");
+            let mut recipe = recipe(&fixture, &run);
+            recipe.train.adam = adam;
+            let path = fixture.save(&run, &recipe);
+            let arguments = [&path, "--device", "cuda", "--mesh", mesh, "--set", "train.precision=f32"];
+            sae::run_with(&[&launch(ranks)[..], &arguments].concat(), &borrowed(&environment)).exits(0);
+            let lines = json_lines(&fixture.path(&run).join("metrics.jsonl"));
+            lines.iter().map(|line| line["loss"].as_f64().expect("a loss")).collect::<Vec<_>>()
+        };
+        let one = losses("1x1", "1");
+        assert_eq!(one.len(), 16);
+        for (mesh, ranks) in [("2x1", "2"), ("2x2", "4"), ("4x1", "4")] {
+            for (step, (one, several)) in one.iter().zip(losses(mesh, ranks)).enumerate() {
+                assert!((one - several).abs() <= 1e-5 * one, "{name} on {mesh}, step {step}: {one}, {several}");
+            }
+        }
+    }
+}
+
+/// Four steps on four ranks, their gradient rows in several rounds.
+fn four_steps(emulator: &Emulator, seed: u64) -> Option<Output> {
+    let fixture = Fixture::with_data();
+    let mut recipe = recipe(&fixture, "run");
+    recipe.train.tokens = Some(4 * 64);
+    recipe.train.dense_bytes = 1;
+    let path = fixture.save("recipe", &recipe);
+    let words = [&launch("4")[..], &[&path, "--device", "cuda", "--mesh", "2x2"]].concat();
+    Some(emulator.run(sae::binary(), &words, seed, &borrowed(&of_emulator(emulator, "4", seed)?)))
+}
+
+#[test]
+fn messages_between_ranks_hold_under_sanitizers() {
+    for variant in [Variant::Asan, Variant::Tsan] {
+        let Some(output) = Emulator::build(variant).and_then(|emulator| four_steps(&emulator, 1)) else { return };
+        assert!(output.status.success(), "{variant:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// Bugs in what ranks make of each other's messages.
+const CONTROLS: &[Control] = &[
+    Control {
+        name: "owners: touched features are counted before all warps have told theirs",
+        file: "owners.cu",
+        find: "slots[warp_id()] = sum;\n        __syncthreads();\n",
+        replace: "slots[warp_id()] = sum;\n",
+        caught_by: &[Variant::Tsan],
+    },
+    Control {
+        name: "owners: gradient rows past their room",
+        file: "owners.cu",
+        find: "const u64 at = (u64)row * runs.stride + d;",
+        replace: "const u64 at = ((u64)row + (1 << 20)) * runs.stride + d;",
+        caught_by: &[Variant::Plain],
+    },
+];
+
+#[test]
+fn planted_bugs_between_ranks_are_caught() {
+    if need::nvrtc().is_none() {
+        return;
+    }
+    let kernels = Kernels::of_trainer();
+    for control in CONTROLS {
+        let missed =
+            control.missed_by(&kernels, |emulator, seed| four_steps(emulator, seed).expect("NVRTC, as before"));
+        assert!(missed.is_empty(), "{}: not caught by {missed:?}", control.name);
     }
 }
 

@@ -9,7 +9,9 @@
 //! | gradient rows, to their owners on the data axis | 8·U·D·(d−1)/d |
 //! | updated weights, back to all | 8·R·D·(d−1)/d, R = F/f with dense Adam, else the rows that any rank has touched |
 //!
-//! `U = F/f · (1 − (1 − L0/F)^b)` when features fire alike; real ones fire unevenly and touch fewer rows.
+//! `U = F/f · (1 − (1 − L0/F)^b)` when features fire alike; real ones fire unevenly and touch fewer rows. Not counted, since they do not grow
+//! with D: what each feature has fired, with its bias 8 bytes and on cards a bit for each other data rank; and the roll call. Cards send
+//! gradient rows twice when `train.dense_bytes` is too little for one round.
 
 use kernels::mesh::{Mesh, TILE};
 

@@ -6,6 +6,7 @@ use super::backward::Gradient;
 use super::device::{Cost, Moments, Precision};
 use super::engine::{Argument, Engine, arguments};
 use super::memory::{Buffer, Pointer};
+use super::owners::{RowsAt, TouchedArgument};
 use super::status::Status;
 use super::transpose::RunsArgument;
 use super::weights::{ParameterArgument, Weights};
@@ -130,12 +131,11 @@ impl Adam<'_> {
         unsafe { engine.enqueue(kernel, self.count_f.len(), 0, arguments) };
     }
 
-    /// `count` features from `first` on, their gradient from rows.
-    pub fn of_rows(&self, engine: &Engine, (dec_ts, enc_ts): (Pointer, Pointer), first: usize, count: usize) {
+    /// `count` features from the first of `touched` on, their gradient from rows of those that are.
+    pub fn of_rows(&self, engine: &Engine, (dec_ts, enc_ts): RowsAt, touched: TouchedArgument, count: usize) {
         let (bias_f, status, stride) = (self.bias_f.at(0), self.status.at(0), self.weights.w_dec.stride as u32);
-        let arguments =
-            arguments![self.dictionary(), self.update, dec_ts, enc_ts, bias_f, status, first as u32, stride];
-        // SAFETY: there are `count` rows, and so many features from `first` on.
+        let arguments = arguments![self.dictionary(), self.update, dec_ts, enc_ts, bias_f, status, touched, stride];
+        // SAFETY: the touched features have rows, and there are `count` from the first on.
         unsafe { engine.enqueue(Kernels::of(engine.precision).rows, count, 0, arguments) };
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::device::{Cost, Precision};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
-use super::owners::RowsAt;
+use super::owners::{RowsAt, TouchedArgument};
 use super::status::Status;
 use super::transpose::{Runs, RunsArgument};
 use super::weights::Weights;
@@ -58,18 +58,18 @@ impl Gradient {
         }
     }
 
-    /// Gradient rows of `features` to `to`, once [`Gradient::of_runs`] has been enqueued: for other ranks.
+    /// Gradient rows of the touched ones of `features`, once [`Gradient::of_runs`] has been enqueued: for other ranks.
     pub fn rows_of_runs(
         &self,
         engine: &Engine,
         (of, weights): (RunsArgument, &Weights),
-        (features, (dec_ts, enc_ts)): (Range<usize>, RowsAt),
+        (features, touched, (dec_ts, enc_ts)): (Range<usize>, TouchedArgument, RowsAt),
         status: &Buffer<Status>,
     ) {
         let (w_dec, norm_f, activation_f) = (weights.w_dec.operand(0), weights.norm_f.at(0), self.activation_f.at(0));
-        let (status, first, lambda_over_b) = (status.at(0), features.start as u32, self.lambda_over_b);
+        let (status, lambda_over_b) = (status.at(0), self.lambda_over_b);
         let kernel = engine.precision.pick("gradient_rows_f32", "gradient_rows_bf16");
-        let arguments = arguments![of, w_dec, norm_f, activation_f, status, dec_ts, enc_ts, first, lambda_over_b];
+        let arguments = arguments![of, w_dec, norm_f, activation_f, status, touched, dec_ts, enc_ts, lambda_over_b];
         // SAFETY: runs are those of the dictionary, and there is room for the rows.
         unsafe { engine.enqueue(kernel, features.len(), 0, arguments) };
     }

@@ -6,7 +6,7 @@ use super::device::{Cost, Precision, Tile};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
-use super::owners::RowsAt;
+use super::owners::{RowsAt, TouchedArgument};
 use super::weights::Weights;
 use crate::Error;
 use std::ops::Range;
@@ -209,7 +209,7 @@ impl Dense {
                 self.encode(engine, of, &tile);
                 self.backward_tile(engine, of, g_bs, adam.gradient, (&tile, rows));
             }
-            adam.of_rows(engine, rows, tile.start, tile.len());
+            adam.of_rows(engine, rows, TouchedArgument::all(tile.start), tile.len());
         }
     }
 

@@ -14,7 +14,7 @@ use super::engine::Engine;
 use super::exchange::{AxisSum, Statuses};
 use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
-use super::owners::{Owners, RowsAt, spread};
+use super::owners::{Owners, Rounds, RowsAt, TouchedArgument, spread_all};
 use super::residual::Residual;
 use super::status::{Outcome, Outcomes};
 use super::transpose::{Runs, RunsArgument};
@@ -72,6 +72,8 @@ pub(super) struct Batch {
     l1_b: Buffer<f64>,
     /// Firings among some tokens.
     some_f: Buffer<u32>,
+    /// In which its gradient goes to the owners.
+    rounds: Rounds,
 }
 
 /// The memory of a dictionary.
@@ -118,6 +120,7 @@ impl Buffers {
                 error_b: memory.step(batch, what)?,
                 l1_b: memory.step(batch, what)?,
                 some_f: memory.step(features, what)?,
+                rounds: Rounds::default(),
             },
             outcomes: Outcomes::new(batch, memory)?,
             runs: Runs::new((batch, features, stride), lists.capacity, trains, memory)?,
@@ -166,13 +169,14 @@ impl CudaDictionary {
             .map_or_else(|| self.buffers.weights.b_dec.value.at(0), |zeros| zeros.at(0))
     }
 
-    /// Gradient rows of some features as this rank's tokens give them.
-    fn make_rows(&self, x: &Rows, to: (Range<usize>, RowsAt)) {
+    /// Gradient rows of the touched ones of some features, as this rank's tokens give them.
+    fn make_rows(&self, x: &Rows, (features, touched, to): (Range<usize>, TouchedArgument, RowsAt)) {
         let (engine, weights) = (&self.engine, &self.buffers.weights);
         match self.buffers.batch.path {
             Path::Sparse => {
                 let status = &self.buffers.outcomes.last().status;
-                self.buffers.gradient.rows_of_runs(engine, (self.runs_of(x), weights), to, status);
+                let of = (self.runs_of(x), weights);
+                self.buffers.gradient.rows_of_runs(engine, of, (features, touched, to), status);
             }
             Path::Dense => {
                 self.buffers.dense.gradient_rows(
@@ -180,7 +184,7 @@ impl CudaDictionary {
                     Operands { x, weights },
                     self.g_bs(),
                     &self.buffers.gradient,
-                    to,
+                    (features, to),
                 );
             }
         }
@@ -263,6 +267,10 @@ impl Dictionary for CudaDictionary {
         self.buffers.gradient.lambda_over_b = lambda / x.of as f32;
         self.buffers.outcomes.begin_gradient();
         let g_bs = self.g_bs();
+        if let Some(owners) = &mut self.buffers.between_ranks.owners {
+            let (count_f, status) = (&self.buffers.lists.count_f, &self.buffers.outcomes.last().status);
+            owners.tell(&self.engine, count_f, status, self.buffers.batch.path);
+        }
         match self.buffers.batch.path {
             Path::Sparse => {
                 self.need_runs();
@@ -279,8 +287,10 @@ impl Dictionary for CudaDictionary {
         }
         self.buffers.gradient.of_b_dec(&self.engine, g_bs, self.buffers.outcomes.last().n);
         if let Some(owners) = &self.buffers.between_ranks.owners {
-            let make = |features, to| self.make_rows(x, (features, to));
-            owners.measure(&self.engine, (&self.buffers.gradient, &self.buffers.lists.count_f), make);
+            let rounds = owners.rounds(&self.engine);
+            let make = |features, touched, to| self.make_rows(x, (features, touched, to));
+            owners.measure(&self.engine, &rounds, (&self.buffers.gradient, &self.buffers.lists.count_f), make);
+            self.buffers.batch.rounds = rounds;
         }
         let (gradient, status) = (&self.buffers.gradient, &self.buffers.outcomes.last().status);
         match &self.buffers.between_ranks.statuses {
@@ -336,14 +346,17 @@ impl Dictionary for CudaDictionary {
         };
         match (owners, self.buffers.batch.path) {
             (Some(owners), _) => {
-                owners
-                    .adam(engine, &adam, &self.buffers.lists.count_f, |features, to| self.make_rows(x, (features, to)));
+                let (rounds, count_f) = (&self.buffers.batch.rounds, &self.buffers.lists.count_f);
+                let make = |features, touched, to| self.make_rows(x, (features, touched, to));
+                owners.adam(engine, rounds, (&adam, mode != AdamMode::Dense), count_f, make);
             }
             (None, Path::Sparse) => adam.of_runs(engine, runs),
             (None, Path::Dense) => self.buffers.dense.adam(engine, x, g_bs, &adam),
         }
         adam.b_dec(engine);
-        spread(engine, &mut self.buffers.weights, self.shape.features);
+        if mode == AdamMode::Dense {
+            spread_all(engine, &mut self.buffers.weights, self.shape.features);
+        }
     }
 
     fn report(&mut self, back: usize) -> Result<Report, Error> {
@@ -367,7 +380,7 @@ impl Dictionary for CudaDictionary {
             &mut into.buffers.weights,
         );
         // Who has the moments settles.
-        spread(&self.engine, &mut into.buffers.weights, self.shape.features);
+        spread_all(&self.engine, &mut into.buffers.weights, self.shape.features);
     }
 
     fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {

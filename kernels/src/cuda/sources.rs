@@ -42,6 +42,7 @@ pub const SOURCES: &[Source] = &[
     source!("encode.cu"),
     source!("exchange.cu"),
     source!("normalize.cu"),
+    source!("owners.cu"),
     source!("residual.cu"),
     source!("transpose.cu"),
 ];
@@ -58,6 +59,7 @@ pub const HEADERS: &[Source] = &[
     source!("rounding.cuh"),
     source!("status.cuh"),
     source!("tile.cuh"),
+    source!("touched.cuh"),
 ];
 
 /// Flags of every compilation, besides the architecture.
