@@ -58,6 +58,7 @@ pub const PATHS: [Path; 2] = [Path::Sparse, Path::Dense];
 const LR: LearningRate = LearningRate { base: 1e-3, decay_from: 160.0, steps: 240.0 };
 
 /// A dictionary, a batch, and what a step on them needs.
+#[derive(Clone)]
 pub struct Case {
     /// Of the dictionary.
     pub shape: Shape,
@@ -95,6 +96,16 @@ impl Case {
         let shape = Shape { width, features, batch, adam: Some(AdamMode::Dense), dense_bytes: usize::MAX };
         Case { shape, p, x, lambda: 0.7 }
     }
+
+    /// With ragged ends everywhere, of which some features fire.
+    fn ragged(numbers: Numbers, bias: f64) -> Case {
+        Case::new(numbers, 21, 130, 40, bias, 2)
+    }
+
+    fn with_adam(mut self, mode: AdamMode) -> Case {
+        self.shape.adam = Some(mode);
+        self
+    }
 }
 
 fn flat(p: &Parameters, tensor: Tensor) -> Vec<f64> {
@@ -123,6 +134,15 @@ pub fn read<S: Dictionary>(dictionary: &S, tensor: Tensor, slot: Slot) -> Vec<f3
     out
 }
 
+/// A clock of every feature.
+fn clock<S: Dictionary>(dictionary: &S, clock: Clock) -> Vec<u64> {
+    let features = dictionary.shape().features;
+    // What no clock shows: a device that writes nothing is caught.
+    let mut out = vec![u64::MAX; features];
+    dictionary.read_clock(clock, 0..features, &mut out).expect("a device that works");
+    out
+}
+
 /// A device with a dictionary that holds a case's parameters, and its batch.
 pub struct Run<'a, D: Device> {
     pub(crate) device: &'a D,
@@ -147,6 +167,23 @@ impl<'a, D: Device> Run<'a, D> {
         let mut run = Run { device, dictionary, x, tally };
         run.load(&case.x);
         run
+    }
+
+    /// After so many steps on the sparse path.
+    fn after(device: &'a D, case: &Case, steps: u64) -> Self {
+        let mut run = Run::new(device, case);
+        for step in 0..steps {
+            assert!(run.step(Path::Sparse, case.lambda, &update(step)).ok);
+        }
+        run
+    }
+
+    /// A dictionary without moments that holds what this one is owed at `step`, and the case's batch.
+    fn settled(&self, case: &Case, step: u64) -> Self {
+        let shape = Shape { adam: None, ..case.shape };
+        let mut settled = Run::new(self.device, &Case { shape, ..case.clone() });
+        self.dictionary.settle_into(&update(step), &mut settled.dictionary);
+        settled
     }
 
     fn load(&mut self, x: &[Vec<f64>]) {
@@ -186,15 +223,8 @@ impl<'a, D: Device> Run<'a, D> {
     pub fn state(&self) -> (Vec<u32>, Vec<u64>) {
         let slots = [Slot::Value, Slot::FirstMoment, Slot::SecondMoment];
         let arrays = TENSORS.into_iter().flat_map(|tensor| slots.map(|slot| read(&self.dictionary, tensor, slot)));
-        let features = self.dictionary.shape().features;
-        let mut clocks = vec![0; 2 * features];
-        self.dictionary
-            .read_clock(Clock::LastUpdate, 0..features, &mut clocks[..features])
-            .expect("a device that works");
-        self.dictionary
-            .read_clock(Clock::LastFired, 0..features, &mut clocks[features..])
-            .expect("a device that works");
-        (arrays.flatten().map(f32::to_bits).collect(), clocks)
+        let clocks = [Clock::LastUpdate, Clock::LastFired].map(|which| clock(&self.dictionary, which));
+        (arrays.flatten().map(f32::to_bits).collect(), clocks.concat())
     }
 
     fn sums(&mut self) -> Sums {
@@ -254,9 +284,8 @@ pub fn check_step<D: Device>(device: &D, numbers: Numbers, case: &Case, path: Pa
     assert_eq!((sums.rows, sums.active, &sums.fired_f), (case.x.len() as u64, want.active, &want.fired), "{label}");
     let norm2: f64 = case.x.iter().flatten().map(|x| x * x).sum();
     close("squared norm", sums.squared_norm, norm2, 1e-5);
-    let mut clock = vec![9; case.shape.features];
-    run.dictionary.read_clock(Clock::LastFired, 0..case.shape.features, &mut clock).expect("a device that works");
-    assert!(clock.iter().zip(&want.fired).all(|(&clock, &fired)| clock == if fired > 0 { 100 } else { 0 }));
+    let last_fired = clock(&run.dictionary, Clock::LastFired);
+    assert!(last_fired.iter().zip(&want.fired).all(|(&last, &fired)| last == if fired > 0 { 100 } else { 0 }));
 }
 
 fn a_step_agrees_with_the_reference<D: Device>(device: &D, numbers: Numbers) {
@@ -264,8 +293,7 @@ fn a_step_agrees_with_the_reference<D: Device>(device: &D, numbers: Numbers) {
     for (i, (width, features, batch)) in shapes.into_iter().enumerate() {
         for bias in [-1.5, 0.0] {
             let case = Case::new(numbers, width, features, batch, bias, i as u64);
-            check_step(device, numbers, &case, Path::Sparse);
-            check_step(device, numbers, &case, Path::Dense);
+            PATHS.into_iter().for_each(|path| check_step(device, numbers, &case, path));
         }
     }
 }
@@ -303,9 +331,8 @@ fn the_same_step_twice_gives_the_same_bits<D: Device>(device: &D, numbers: Numbe
 
 fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Numbers) {
     for mode in [AdamMode::Dense, AdamMode::Catchup, AdamMode::Touched] {
-        for path in [Path::Sparse, Path::Dense] {
-            let mut case = Case::new(numbers, 12, 40, 8, -1.2, 11);
-            case.shape.adam = Some(mode);
+        for path in PATHS {
+            let mut case = Case::new(numbers, 12, 40, 8, -1.2, 11).with_adam(mode);
             let mut run = Run::new(device, &case);
             let (mut p, mut adam) = (case.p.clone(), reference::Adam::new(mode, &case.p));
             let mut rng = ChaCha8Rng::seed_from_u64(5);
@@ -329,9 +356,8 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
                 assert!(distance < numbers.run(), "{mode:?} {path:?} {tensor:?}: {distance}");
             }
             let before = run.state();
-            case.shape = Shape { batch: 9, adam: None, ..case.shape };
-            let mut settled = Run::new(device, &case);
-            run.dictionary.settle_into(&update(200), &mut settled.dictionary);
+            case.shape.batch = 9;
+            let mut settled = run.settled(&case, 200);
             assert!(run.state() == before, "{mode:?} {path:?}: looking changes nothing");
             let want = if mode == AdamMode::Catchup { adam.settled(&p, 200, LR) } else { p };
             for tensor in TENSORS {
@@ -358,19 +384,19 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
 
 fn edges_agree_with_the_reference<D: Device>(device: &D, numbers: Numbers) {
     for path in PATHS {
-        let mut odd = Case::new(numbers, 21, 130, 40, -1.0, 2);
+        let mut odd = Case::ragged(numbers, -1.0);
         (odd.p.b_enc[0], odd.p.b_enc[1]) = (50.0, -50.0);
         (odd.p.w_dec[0], odd.p.w_dec[5]) = (vec![0.0; 21], vec![0.0; 21]);
         (odd.p.w_enc[7], odd.x[3]) = (vec![0.0; 21], vec![0.0; 21]);
         odd.p.b_enc[7] = 0.25;
         check_step(device, numbers, &odd, path);
 
-        let mut silent = Case::new(numbers, 21, 130, 40, -100.0, 2);
+        let mut silent = Case::ragged(numbers, -100.0);
         check_step(device, numbers, &silent, path);
         silent.p.b_dec = vec![0.0; 21];
         check_step(device, numbers, &silent, path);
 
-        let mut short = Case::new(numbers, 21, 130, 40, -1.0, 2);
+        let mut short = Case::ragged(numbers, -1.0);
         short.x.truncate(17);
         check_step(device, numbers, &short, path);
         short.shape.dense_bytes = 0;
@@ -391,7 +417,7 @@ fn activations_made_twice_are_the_same_bits<D: Device>(device: &D, numbers: Numb
 }
 
 fn a_batch_that_is_not_finite_changes_nothing<D: Device>(device: &D, numbers: Numbers) {
-    let case = Case::new(numbers, 21, 130, 40, -1.0, 2);
+    let case = Case::ragged(numbers, -1.0);
     for path in PATHS {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let mut run = Run::new(device, &case);
@@ -473,10 +499,8 @@ fn rows_of_every_dtype_are_scaled<D: Device>(device: &D, _: Numbers) {
 
 fn a_clipped_gradient_and_a_skipped_row_follow_the_mode<D: Device>(device: &D, numbers: Numbers) {
     for (mode, moved) in [(AdamMode::Dense, true), (AdamMode::Catchup, false), (AdamMode::Touched, false)] {
-        let mut case = Case::new(numbers, 9, 20, 6, -0.5, 8);
-        case.shape.adam = Some(mode);
-        let mut run = Run::new(device, &case);
-        run.step(Path::Sparse, case.lambda, &update(0));
+        let case = Case::new(numbers, 9, 20, 6, -0.5, 8).with_adam(mode);
+        let mut run = Run::after(device, &case, 1);
         let before = run.state();
         // All features silent: only b_dec has a gradient.
         run.dictionary.write(Tensor::EncoderBias, Slot::Value, 0..20, &[-1e3; 20]);
@@ -488,12 +512,8 @@ fn a_clipped_gradient_and_a_skipped_row_follow_the_mode<D: Device>(device: &D, n
 
 /// What a checkpoint holds is all that there is: steps after it come out to the same bits.
 fn a_dictionary_goes_on_where_another_was_read<D: Device>(device: &D, numbers: Numbers) {
-    let mut case = Case::new(numbers, 141, 20, 10, -0.5, 12);
-    case.shape.adam = Some(AdamMode::Catchup);
-    let mut run = Run::new(device, &case);
-    for step in 0..2 {
-        assert!(run.step(Path::Sparse, case.lambda, &update(step)).ok);
-    }
+    let case = Case::new(numbers, 141, 20, 10, -0.5, 12).with_adam(AdamMode::Catchup);
+    let mut run = Run::after(device, &case, 2);
     let mut other = Run::new(device, &case);
     for tensor in TENSORS {
         for slot in [Slot::Value, Slot::FirstMoment, Slot::SecondMoment] {
@@ -501,10 +521,8 @@ fn a_dictionary_goes_on_where_another_was_read<D: Device>(device: &D, numbers: N
             other.dictionary.write(tensor, slot, rows, &read(&run.dictionary, tensor, slot));
         }
     }
-    for clock in [Clock::LastUpdate, Clock::LastFired] {
-        let mut values = vec![0; 20];
-        run.dictionary.read_clock(clock, 0..20, &mut values).expect("a device that works");
-        other.dictionary.write_clock(clock, 0..20, &values);
+    for which in [Clock::LastUpdate, Clock::LastFired] {
+        other.dictionary.write_clock(which, 0..20, &clock(&run.dictionary, which));
     }
     assert!(run.state() == other.state(), "what was written reads the same");
     for (step, path) in (2..).zip(PATHS) {
@@ -516,20 +534,13 @@ fn a_dictionary_goes_on_where_another_was_read<D: Device>(device: &D, numbers: N
 
 /// Weights and moments as they are kept, eighteen steps later: only what is settled is rounded again.
 fn what_is_owed_is_settled<D: Device>(device: &D, numbers: Numbers) {
-    let mut case = Case::new(numbers, 141, 20, 10, -0.5, 13);
-    case.shape.adam = Some(AdamMode::Catchup);
-    let mut run = Run::new(device, &case);
-    for step in 0..2 {
-        assert!(run.step(Path::Sparse, case.lambda, &update(step)).ok);
-    }
+    let case = Case::new(numbers, 141, 20, 10, -0.5, 13).with_adam(AdamMode::Catchup);
+    let run = Run::after(device, &case, 2);
     let kept = |slot| parameters(&run.dictionary, slot);
     let (p, first, second) = (kept(Slot::Value), kept(Slot::FirstMoment), kept(Slot::SecondMoment));
-    let mut last_update = vec![0; 20];
-    run.dictionary.read_clock(Clock::LastUpdate, 0..20, &mut last_update).expect("a device that works");
+    let last_update = clock(&run.dictionary, Clock::LastUpdate);
     let want = reference::Adam { mode: AdamMode::Catchup, first, second, last_update }.settled(&p, 20, LR);
-    case.shape.adam = None;
-    let mut settled = Run::new(device, &case);
-    run.dictionary.settle_into(&update(20), &mut settled.dictionary);
+    let settled = run.settled(&case, 20);
     for tensor in TENSORS {
         let (got, want, before) =
             (read(&settled.dictionary, tensor, Slot::Value), flat(&want, tensor), flat(&p, tensor));
