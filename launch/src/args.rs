@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use kernels::cuda::Arch;
 use kernels::mesh::Mesh;
+use loader::number;
 use trainer::forecast::{GPUS, Gpu};
 
 pub use self::launch::{How, K8s, Launch, Local, Slurm, log_words};
@@ -109,7 +110,7 @@ pub struct WorldArgs {
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Examples:\n  sae plan my.toml --gpus 64 --gpu h200\n  sae plan launch/recipes/quickstart.toml --width 4096 --rows \
-1000000000 \\\n    --set sae.features=34000000 --gpus 64 --gpu h200"
+1e9 \\\n    --set sae.features=34000000 --gpus 64 --gpu h200"
 )]
 pub struct Plan {
     /// The recipe, a TOML file.
@@ -130,7 +131,7 @@ pub struct Plan {
     #[arg(long, value_name = "D", requires = "rows", value_parser = width)]
     pub width: Option<usize>,
     /// Rows of the run, where data.train cannot be looked at.
-    #[arg(long, value_name = "N", requires = "width", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", requires = "width", value_parser = rows)]
     pub rows: Option<u64>,
     /// Active features of a row once training has settled.
     #[arg(long, default_value_t = 100.0, value_name = "L0", value_parser = positive)]
@@ -142,6 +143,13 @@ pub struct Plan {
 
 fn width(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|width| (1..=1 << 20).contains(width)).ok_or("a number from 1 to 1048576 is needed")
+}
+
+/// A number of rows, as a recipe takes it.
+fn rows(text: &str) -> Result<u64, &'static str> {
+    number::parse_count(text)
+        .filter(|&rows| rows > 0)
+        .ok_or("rows are a whole number above 0, such as 1000000, 1_000_000 or 1e6")
 }
 
 fn positive(text: &str) -> Result<f64, &'static str> {
@@ -164,7 +172,7 @@ pub struct Inspect {
     #[arg(required = true)]
     pub data: Vec<String>,
     /// Look at about this many rows instead of all.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_parser = rows)]
     pub rows: Option<u64>,
     /// The column of activations, where its name or type does not say.
     #[arg(long)]
@@ -180,8 +188,8 @@ pub struct Inspect {
 /// Make activation shards that are sparse sums of known directions.
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Examples:\n  sae synth --out data/synth --features 2048 --width 256 --rows 4000000\n  sae synth --out \
-s3://bucket/synth --rows 10000000 --groups 64 --parents 0.1 --norm-tail 0.5"
+    after_help = "Examples:\n  sae synth --out data/synth --features 2048 --width 256 --rows 4e6\n  sae synth --out \
+s3://bucket/synth --rows 10_000_000 --groups 64 --parents 0.1 --norm-tail 0.5"
 )]
 pub struct Synth {
     /// Folder or URL for the shards and truth.safetensors.
@@ -194,7 +202,7 @@ pub struct Synth {
     #[arg(long, default_value_t = 128)]
     pub width: usize,
     /// Rows to write.
-    #[arg(long, default_value_t = 1 << 20)]
+    #[arg(long, default_value_t = 1 << 20, value_parser = rows)]
     pub rows: u64,
     /// Shards to spread them over.
     #[arg(long, default_value_t = 4)]
@@ -245,7 +253,7 @@ pub struct Eval {
     #[arg(long)]
     pub data: Vec<String>,
     /// At most this many rows.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_parser = rows)]
     pub rows: Option<u64>,
     /// Where to compute: auto (the first usable GPU, else the processor), cpu, cuda, or cuda:N for GPU N, from 0.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]

@@ -206,6 +206,29 @@ mod tests {
     }
 
     #[test]
+    fn counts_and_bytes_are_read_as_people_write_them() {
+        let text = MINIMAL.replace("[train]\n", "[train]\ntokens = 8e9\ndense_bytes = \"1.5GiB\"\n");
+        let sets = ["sae.features=1_024", "train.batch=4e3", "eval.rows=1e4", "data.window_bytes=512MiB"];
+        let recipe = read_text(&text, &[&sets[..], &["checkpoint.buffer_bytes=2 GB", "data.synth.rows=1e9"]].concat());
+        let recipe = recipe.expect("a recipe");
+        assert_eq!((recipe.train.tokens, recipe.train.dense_bytes), (Some(8_000_000_000), 3 << 29));
+        assert_eq!((recipe.sae.features, recipe.train.batch, recipe.eval.rows), (1024, 4000, 10_000));
+        assert_eq!((recipe.data.window_bytes, recipe.checkpoint.buffer_bytes), (512 << 20, 2_000_000_000));
+        assert_eq!(recipe.data.synth.as_ref().map(|spec| spec.rows), Some(1_000_000_000));
+        assert_eq!(read_text(&recipe.to_toml(), &[]).expect("a recipe"), recipe);
+        for (set, parts) in [
+            ("data.window_bytes=2GX", &["data.window_bytes must be a whole number of bytes", "512MiB", "2GX"][..]),
+            ("train.tokens=1.5", &["train.tokens must be a whole number, at least 0", "1_000_000 or 1e6", "1.5"]),
+            ("train.tokens=2GiB", &["train.tokens must be a whole number", "2GiB"]),
+            ("sae.features=-1", &["sae.features must be a whole number, at least 0", "-1"]),
+            ("eval.rows=true", &["eval.rows must be a whole number", "true"]),
+        ] {
+            let message = message(MINIMAL, &[set]);
+            assert!(parts.iter().all(|part| message.contains(part)), "{set}: {message}");
+        }
+    }
+
+    #[test]
     fn a_missing_key_is_named_in_full() {
         let message = message(&MINIMAL.replace("features = 64\n", ""), &[]);
         assert!(message.contains("sae.features is missing"), "{message}");

@@ -18,6 +18,7 @@ mod local;
 mod location;
 mod manifest;
 pub mod memory;
+pub mod number;
 mod order;
 mod pages;
 mod permutation;

@@ -18,6 +18,7 @@ pub struct Spec {
     /// Numbers per row.
     pub width: usize,
     /// Rows to write.
+    #[serde(deserialize_with = "crate::number::count")]
     pub rows: u64,
     /// Shards to spread them over.
     pub shards: usize,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use loader::RowFilter;
+use loader::{RowFilter, number};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Error;
@@ -52,7 +52,7 @@ pub struct Data {
     #[serde(default)]
     pub order: Order,
     /// Bytes of rows held to permute them in order `direct`; part of the order.
-    #[serde(default = "default_window_bytes")]
+    #[serde(default = "default_window_bytes", deserialize_with = "number::bytes")]
     pub window_bytes: u64,
     /// Seed of the order.
     #[serde(default)]
@@ -61,7 +61,7 @@ pub struct Data {
     #[serde(default)]
     pub scale: Scale,
     /// Most bytes of rows held, windows included; what the order needs and some to read ahead when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "number::some_bytes", skip_serializing_if = "Option::is_none")]
     pub prefetch_bytes: Option<u64>,
     /// Threads that decode shards; as many as the machine has cores, at most 4, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,7 +76,7 @@ pub struct Data {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synth: Option<loader::synth::Spec>,
     /// Held-out rows made at `data.eval` from the same directions.
-    #[serde(default = "default_synth_eval_rows")]
+    #[serde(default = "default_synth_eval_rows", deserialize_with = "number::count")]
     pub synth_eval_rows: u64,
 }
 
@@ -85,6 +85,7 @@ pub struct Data {
 #[serde(deny_unknown_fields)]
 pub struct Sae {
     /// `F`, features of the dictionary.
+    #[serde(deserialize_with = "number::count")]
     pub features: usize,
     /// Norm of the decoder's rows at the start; the encoder starts as its transpose.
     #[serde(default = "default_decoder_norm")]
@@ -102,10 +103,10 @@ pub struct Sae {
 #[serde(deny_unknown_fields)]
 pub struct Train {
     /// Rows trained on; the whole epoch when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "number::some_count", skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
     /// `B`, rows in a step.
-    #[serde(default = "default_batch")]
+    #[serde(default = "default_batch", deserialize_with = "number::count")]
     pub batch: usize,
     /// Adam's learning rate before its decay.
     #[serde(default = "default_lr")]
@@ -138,13 +139,13 @@ pub struct Train {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
     /// A feature that is silent over this many tokens is dead.
-    #[serde(default = "default_dead_window")]
+    #[serde(default = "default_dead_window", deserialize_with = "number::count")]
     pub dead_window: u64,
     /// Threads of the step on a CPU; as many as the machine has cores when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// Bytes that the dense path may take to keep a batch's activations.
-    #[serde(default = "default_dense_bytes")]
+    #[serde(default = "default_dense_bytes", deserialize_with = "number::bytes")]
     pub dense_bytes: u64,
 }
 
@@ -172,6 +173,7 @@ pub struct Checkpoint {
     pub keep: usize,
     /// Bytes that a rank keeps of a checkpoint while it is stored and training goes on. Of a larger part training
     /// waits until no more than this, and the few files that are being stored, are left.
+    #[serde(deserialize_with = "number::bytes")]
     pub buffer_bytes: u64,
 }
 
@@ -188,6 +190,7 @@ pub struct Eval {
     /// Steps between evaluations on `data.eval`; 0: only at the end.
     pub every: u64,
     /// Rows of `data.eval` used during training, by which the best checkpoint is chosen; all of them at the end.
+    #[serde(deserialize_with = "number::count")]
     pub rows: u64,
 }
 

@@ -1,0 +1,139 @@
+//! Numbers as people write them: counts as `1000000`, `1_000_000` or `1e6`, bytes also as `512MiB` or `2GB`. Recipes read them by
+//! serde, the command line by [`parse_count`].
+
+use std::fmt;
+
+use serde::Deserializer;
+use serde::de::{self, Unexpected};
+
+/// What may stand behind a number of bytes, with or without a space between.
+const UNITS: [(&str, u64); 8] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+];
+
+/// Above it not every whole number is a floating-point one, so `1e17` may not be what was meant.
+const LARGEST_EXACT: f64 = (1_u64 << 53) as f64;
+
+/// A count; `None` when the text is none.
+pub fn parse_count(text: &str) -> Option<u64> {
+    let digits: String = text.chars().filter(|&c| c != '_').collect();
+    digits.parse().ok().or_else(|| whole(digits.parse().ok()?))
+}
+
+/// A number of bytes; `None` when the text is none.
+fn parse_bytes(text: &str) -> Option<u64> {
+    let Some((number, unit)) = UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit))) else {
+        return parse_count(text);
+    };
+    let digits: String = number.trim_end().chars().filter(|&c| c != '_').collect();
+    // Halves of a GiB are whole bytes.
+    whole(digits.parse::<f64>().ok()? * *unit as f64)
+}
+
+fn whole(number: f64) -> Option<u64> {
+    (number.fract() == 0.0 && (0.0..=LARGEST_EXACT).contains(&number)).then_some(number as u64)
+}
+
+/// Reads a count of a recipe.
+///
+/// # Errors
+/// Those of the format, for anything that is none.
+pub fn count<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
+    read(deserializer, Written { what: "a whole number, at least 0, such as 1_000_000 or 1e6", parse: parse_count })
+}
+
+/// As [`count`], for a key that may be absent.
+///
+/// # Errors
+/// As there.
+pub fn some_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    count(deserializer).map(Some)
+}
+
+/// Reads a number of bytes of a recipe.
+///
+/// # Errors
+/// Those of the format, for anything that is none.
+pub fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    read(deserializer, Written { what: "a whole number of bytes, or one such as \"512MiB\"", parse: parse_bytes })
+}
+
+/// As [`bytes`], for a key that may be absent.
+///
+/// # Errors
+/// As there.
+pub fn some_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    bytes(deserializer).map(Some)
+}
+
+fn read<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D, written: Written) -> Result<T, D::Error> {
+    let number = deserializer.deserialize_any(written)?;
+    T::try_from(number).map_err(|_| de::Error::custom(format!("{number} is more than this machine counts")))
+}
+
+/// How a kind of number may be written.
+struct Written {
+    what: &'static str,
+    parse: fn(&str) -> Option<u64>,
+}
+
+impl de::Visitor<'_> for Written {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<u64, E> {
+        Ok(number)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<u64, E> {
+        u64::try_from(number).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<u64, E> {
+        whole(number).ok_or_else(|| E::invalid_value(Unexpected::Float(number), &self))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<u64, E> {
+        (self.parse)(text.trim()).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_as_people_write_them() {
+        for (text, count) in [("1000000", 1_000_000), ("1_000_000", 1_000_000), ("1e9", 1_000_000_000), ("1.5e3", 1500)]
+        {
+            assert_eq!(parse_count(text), Some(count), "{text}");
+        }
+        // Exact as digits, which a floating-point number would not be.
+        assert_eq!(parse_count("18446744073709551615"), Some(u64::MAX));
+        for text in ["", "-1", "1.5", "1e17", "inf", "nan", "2GiB", "1k", "0x10"] {
+            assert_eq!(parse_count(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn bytes_may_have_a_unit() {
+        for (text, bytes) in
+            [("1e6", 1_000_000), ("512MiB", 512 << 20), ("2 GiB", 2 << 30), ("1.5GiB", 3 << 29), ("1_000kB", 1_000_000)]
+        {
+            assert_eq!(parse_bytes(text), Some(bytes), "{text}");
+        }
+        for text in ["GiB", "2GX", "2 gib", "-1GiB", "0.3KiB", "infGiB", "9000TiB"] {
+            assert_eq!(parse_bytes(text), None, "{text}");
+        }
+    }
+}
