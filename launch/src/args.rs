@@ -10,7 +10,7 @@ use kernels::mesh::Mesh;
 use loader::number;
 use trainer::forecast::{GPUS, Gpu};
 
-pub use self::launch::{How, K8s, Launch, Local, Slurm, log_words};
+pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, Slurm, log_words};
 use crate::device::DeviceChoice;
 
 /// Trains sparse autoencoders on activation shards streamed from Parquet, at scale.
@@ -106,7 +106,7 @@ pub struct WorldArgs {
 }
 
 /// Say what a run would take of so many GPUs: memory, time, traffic, and what bounds it. Needs no GPU, and no data where --width and
-/// --rows say what it would be. Reckoned from data sheets, not measured.
+/// --rows or [data.synth] say what it would be. Reckoned from data sheets, not measured.
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Examples:\n  sae plan my.toml --gpus 64 --gpu h200\n  sae plan launch/recipes/quickstart.toml --width 4096 --rows \

@@ -4,6 +4,8 @@ use figment::error::Kind;
 use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile};
+use indicatif::HumanCount;
+use loader::synth::Spec;
 use trainer::recipe::Recipe;
 
 use crate::failure::Failure;
@@ -109,6 +111,11 @@ fn explain(key: &str, kind: &Kind) -> String {
         }
         kind => format!("{key}: {kind}"),
     }
+}
+
+/// The rows of `[data.synth]` in words.
+pub fn synthetic(spec: &Spec) -> String {
+    format!("the {} rows × {} {} of [data.synth]", HumanCount(spec.rows), spec.width, spec.dtype.name())
 }
 
 /// `~/` at the beginning of a path, as a shell would read it.

@@ -429,6 +429,31 @@ fn a_dry_run_shows_the_recipe_and_touches_nothing() {
     assert!(!fixture.path("run").exists());
 }
 
+/// Shards that training would make are planned with as [data.synth] has them; where nobody would make any, the remedy is said.
+#[test]
+fn plans_reckon_with_shards_that_are_yet_to_be_made() {
+    let fixture = Fixture::new();
+    let mut recipe = fixture.recipe("run");
+    let path = fixture.save("missing", &recipe);
+    sae::run(&["plan", &path]).exits(64).says(&[&recipe.data.train[0], "--width and --rows"]);
+    recipe.data.synth = Some(synth::Spec { features: 64, width: 24, rows: 5003, active: 4.0, ..Default::default() });
+    let path = fixture.save("synthetic", &recipe);
+    let plan = sae::run(&["plan", &path]).exits(0).stdout;
+    assert!(plan.contains("5,003 × 24") && plan.contains("which training makes first"), "{plan}");
+    let plan = sae::run(&["plan", &path, "--set", "train.tokens=4e3"]).exits(0).stdout;
+    assert!(plan.contains("4,000 × 24"), "{plan}");
+    let dry = sae::run(&["train", &path, "--dry-run"]).exits(0).stdout;
+    assert!(dry.contains("training makes the 5,003 rows × 24 f16 of [data.synth] first"), "{dry}");
+    assert!(!fixture.path("train").exists() && !fixture.path("run").exists(), "nothing was made");
+    sae::run(&["plan", &path, "--set", "data.synth.active=100"]).exits(64).says(&["active = 100"]);
+    // Rows that are there win.
+    let train = fixture.text("train");
+    sae::run(&["synth", "--out", &train, "--features", "64", "--width", "16", "--rows", "2_000", "--active", "4"])
+        .exits(0);
+    let plan = sae::run(&["plan", &path]).exits(0).stdout;
+    assert!(plan.contains("2,000 × 16") && !plan.contains("makes first"), "{plan}");
+}
+
 #[test]
 fn help_shows_an_example_for_each_command() {
     for command in ["train", "inspect", "synth", "eval", "export"] {

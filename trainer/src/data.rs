@@ -205,8 +205,26 @@ fn check_same(seen: &[Seen]) -> Result<(), Error> {
     )))
 }
 
+/// The file that is written when all shards are.
+const MANIFEST: &str = "manifest.json";
+
 /// The file beside synthetic shards that says what they were made from.
 const SPEC: &str = "synth.json";
+
+/// The rows that `[data.synth]` asks for, where those of `data.train` or `data.eval` have yet to be made.
+///
+/// # Errors
+/// [`Error::Recipe`] when they cannot be made as asked for, and those of the store.
+pub fn to_synthesize(recipe: &Recipe) -> Result<Option<&Spec>, Error> {
+    let Some(spec) = &recipe.data.synth else { return Ok(None) };
+    spec.validate()?;
+    for url in recipe.data.train.first().into_iter().chain(recipe.data.eval.first()) {
+        if Store::open(url)?.head(MANIFEST)?.is_none() {
+            return Ok(Some(spec));
+        }
+    }
+    Ok(None)
+}
 
 /// Makes the synthetic shards that the recipe asks for where there are none yet. `progress` hears the rows written, and
 /// how many there will be.
@@ -227,7 +245,7 @@ pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result
             Err(loader::Error::NotFound { .. }) => None,
             Err(other) => return Err(other.into()),
         };
-        let whole = store.head("manifest.json")?.is_some();
+        let whole = store.head(MANIFEST)?.is_some();
         if let Some(made) = made.filter(|made| made != spec) {
             return Err(Error::Recipe(format!(
                 "{url} holds synthetic rows of another [data.synth] ({} directions, width {}, {} rows, …): name another \

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedI64ValueParser;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args as _, Parser, Subcommand};
 
@@ -78,8 +79,9 @@ pub struct Slurm {
     /// Any other option of sbatch, without its dashes. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub sbatch: Vec<String>,
-    /// Seconds before the time limit at which the run is asked to save: three times what storing a checkpoint takes, and at least 120.
-    #[arg(long, default_value_t = 120, value_name = "S", value_parser = clap::value_parser!(u32).range(120..))]
+    /// Seconds before the time limit at which the run is asked to save: three times what storing a checkpoint takes, since one may
+    /// be on its way, and at least 120. sae plan reckons it.
+    #[arg(long, default_value_t = LEAST_SAVE_S, value_name = "S", value_parser = save_s())]
     pub save_s: u32,
     /// How often the job goes back into the queue, those at the time limit included.
     #[arg(long, default_value_t = 50, value_name = "K")]
@@ -99,7 +101,8 @@ pub struct Slurm {
 #[command(
     after_help = "Examples:\n  sae launch k8s --image registry/sae:0.1 --gpu --secret s3 my.toml | kubectl apply -f -\n  sae launch \
 k8s --ranks 16 --image registry/sae:0.1 --name l12 my.toml > job.yaml\n\nThe recipe travels in the manifest with what --set changes; data.train \
-and run.dir must be reachable\nfrom the pods. Exit codes\n64, 65, 70 and 73 fail the JobSet, others start all pods again."
+and run.dir must be reachable\nfrom the pods. Exit codes 64, 65, 70 and 73 fail the JobSet, others start all pods again. A pod\nthat is \
+taken away has --save-s to save; where its node is gone sooner, the run goes on from the\ncheckpoint before."
 )]
 pub struct K8s {
     /// Pods, each one rank.
@@ -117,14 +120,22 @@ pub struct K8s {
     /// A Secret whose entries become environment variables, such as AWS_ACCESS_KEY_ID. May be repeated.
     #[arg(long, value_name = "NAME")]
     pub secret: Vec<String>,
-    /// Seconds between the signal on which a pod saves and its end.
-    #[arg(long, default_value_t = 120, value_name = "S")]
+    /// Seconds between SIGTERM, on which the run saves, and SIGKILL (terminationGracePeriodSeconds of the pods): three times what
+    /// storing a checkpoint takes, since one may be on its way, and at least 120. sae plan reckons it.
+    #[arg(long, default_value_t = LEAST_SAVE_S, value_name = "S", value_parser = save_s())]
     pub save_s: u32,
     /// How often all pods are started again.
     #[arg(long, default_value_t = 50, value_name = "K")]
     pub restarts: u32,
     #[command(flatten)]
     pub train: TrainWords,
+}
+
+/// Seconds in which ranks agree to stop, end their step and store what is small.
+pub const LEAST_SAVE_S: u32 = 120;
+
+fn save_s() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(i64::from(LEAST_SAVE_S)..)
 }
 
 /// A name that pods may have: JobSet adds to it, and all of it has 63 characters at most.

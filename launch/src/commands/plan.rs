@@ -5,13 +5,13 @@ use std::time::Duration;
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use kernels::cuda::{Moments, Precision};
 use kernels::mesh::{Mesh, Place};
-use loader::{Dataset, OpenOptions};
-use trainer::checkpoint;
+use loader::{Dataset, Dtype, OpenOptions};
 use trainer::communication::Traffic;
 use trainer::forecast::{EXPECTED, Floor, IN_A_MACHINE, Memory, Rows, fewest};
 use trainer::recipe::Recipe;
+use trainer::{checkpoint, data};
 
-use crate::args::Plan;
+use crate::args::{LEAST_SAVE_S, Plan};
 use crate::device::on_a_card;
 use crate::failure::Failure;
 use crate::{job, recipes, table};
@@ -51,7 +51,14 @@ fn next(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precis
     }
     let how = match args.gpus as usize {
         gpus if gpus <= IN_A_MACHINE => format!("local --ranks {gpus}"),
-        gpus => format!("slurm --nodes {} --gpus-per-node {IN_A_MACHINE}", gpus.div_ceil(IN_A_MACHINE)),
+        gpus => format!(
+            "slurm --nodes {} --gpus-per-node {IN_A_MACHINE}{}",
+            gpus.div_ceil(IN_A_MACHINE),
+            match save_s(args, recipe, rows) {
+                LEAST_SAVE_S => String::new(),
+                longer => format!(" --save-s {longer}"),
+            }
+        ),
     };
     let mesh = args.mesh.map_or(String::new(), |mesh| format!(" --mesh {mesh}"));
     format!("next: sae launch {how} {recipe_path}{mesh}{set}")
@@ -61,12 +68,24 @@ fn rows(args: &Plan, recipe: &Recipe) -> Result<Rows, Failure> {
     if let (Some(width), Some(rows)) = (args.width, args.rows) {
         return Ok(Rows { rows, width, stored: 2, l0: args.l0 });
     }
+    let of = |rows: u64, width, dtype: Dtype| Rows {
+        rows: recipe.train.tokens.unwrap_or(rows).min(rows),
+        width,
+        stored: dtype.size(),
+        l0: args.l0,
+    };
+    if let Some(spec) = data::to_synthesize(recipe)? {
+        let made = recipes::synthetic(spec);
+        table::say(format!("data.train is not there yet: reckoned with {made}, which training makes first"));
+        return Ok(of(spec.rows, spec.width, spec.dtype));
+    }
     let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
-    let data = Dataset::open(&recipe.data.train, &options).map_err(|error| {
-        Failure::arguments(format!("{error}; or say what the data would be with --width and --rows"))
-    })?;
-    let rows = recipe.train.tokens.unwrap_or(data.rows()).min(data.rows());
-    Ok(Rows { rows, width: data.width(), stored: data.dtype().size(), l0: args.l0 })
+    match Dataset::open(&recipe.data.train, &options) {
+        Ok(data) => Ok(of(data.rows(), data.width(), data.dtype())),
+        Err(error) => Err(Failure::arguments(format!(
+            "{error}; where there are no rows yet, say what they would be with --width and --rows"
+        ))),
+    }
 }
 
 fn memory(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision) {
@@ -122,6 +141,16 @@ fn time(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precis
     );
 }
 
+/// Seconds that storing a checkpoint of all ranks takes.
+fn stored_s(args: &Plan, recipe: &Recipe, rows: &Rows) -> f64 {
+    checkpoint::bytes(rows.width, recipe.sae.features) as f64 / (args.storage * 1e9)
+}
+
+/// What `--save-s` should be: as its help says.
+fn save_s(args: &Plan, recipe: &Recipe, rows: &Rows) -> u32 {
+    LEAST_SAVE_S.max((3.0 * stored_s(args, recipe, rows)).ceil() as u32)
+}
+
 /// What a checkpoint takes, and whether training goes on while it is stored.
 fn checkpoints(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows) {
     // The last rank owns as much as any, but for a part of a tile.
@@ -138,7 +167,8 @@ fn checkpoints(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows) {
             ("of all ranks", HumanBytes(all).to_string()),
             ("a rank's part", HumanBytes(part).to_string()),
             ("host memory for it", HumanBytes(checkpoint::staging_bytes(rows.width, owned, buffer)).to_string()),
-            ("stored in", HumanDuration(Duration::from_secs_f64(all as f64 / (args.storage * 1e9))).to_string()),
+            ("stored in", HumanDuration(Duration::from_secs_f64(stored_s(args, recipe, rows))).to_string()),
+            ("--save-s of a job", save_s(args, recipe, rows).to_string()),
             ("training waits", waits),
         ],
     );

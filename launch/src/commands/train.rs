@@ -189,15 +189,13 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
 /// What a run would read, hold and write, without touching its folder.
 fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device) -> Result<(), Failure> {
     run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
-    let data = match Data::open(recipe, None) {
-        Ok(data) => data,
-        Err(trainer::Error::Loader(_)) if recipe.data.synth.is_some() => {
-            table::say(recipe.to_toml());
-            table::say("# data.train holds nothing yet: training would make the synthetic shards first");
-            return Ok(());
-        }
-        Err(error) => return Err(error.into()),
-    };
+    if let Some(spec) = data::to_synthesize(recipe)? {
+        table::say(recipe.to_toml());
+        let made = recipes::synthetic(spec);
+        table::say(format!("# not there yet: training makes {made} first; sae plan reckons with them"));
+        return Ok(());
+    }
+    let data = Data::open(recipe, None)?;
     table::say(recipe.to_toml());
     let plan = Plan::of(device, recipe, &data)?;
     let rows = [
