@@ -1,5 +1,6 @@
 #!/bin/bash
 # Made by sae launch slurm. Changes are kept: submit it with sbatch as often as you like, it goes on with the run that is there.
+# As long as this fits the other lines, sae launch slurm may write over them: checksum {{checksum}}
 {{options}}
 # A node that fails puts the job back into the queue, and what it writes then comes after what it wrote before.
 #SBATCH --requeue

@@ -77,7 +77,69 @@ fn restarts_have_an_end() {
     processes::signal(wait_for("a second rank", again), "KILL");
     let (code, said) = launcher.ends();
     assert_eq!(code, Some(71), "{said}");
-    assert!(said.contains("1 restarts did not help"), "{said}");
+    assert!(said.contains("; 1 restart did not help"), "{said}");
+
+    let path = fixture.save("once", &kills::recipe(&fixture, "once"));
+    let launcher = Launcher::local(&fixture, &["--restarts", "0", &path]);
+    processes::signal(launcher.ranks(1)[0], "KILL");
+    let (code, said) = launcher.ends();
+    assert_eq!(code, Some(71), "{said}");
+    assert!(said.contains("with --restarts 0 it is not started again") && !said.contains("did not help"), "{said}");
+}
+
+/// A batch script that somebody has changed is not written over; one that is as it was made is.
+#[test]
+fn a_batch_script_that_was_changed_is_kept() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
+    let script = fixture.path("run/job.sh");
+    // Nothing is submitted: there is no sbatch on the path.
+    let launch = |options: &[&str], said: &[&str]| {
+        let mut command = sae::sae(&[&["launch", "slurm"], options, &[&path]].concat());
+        let output = command.env("PATH", fixture.path("empty")).output().expect("sae runs");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{told}");
+        assert!(said.iter().all(|part| told.contains(part)), "{told}");
+    };
+    let written = ["sbatch cannot be started"];
+    for options in [&[][..], &[], &["--time", "10"]] {
+        launch(options, &written);
+        let made = fs::read_to_string(&script).expect("a script");
+        assert_eq!(made.contains("--time=10"), !options.is_empty(), "{made}");
+    }
+    let made = fs::read_to_string(&script).expect("a script");
+    let changed = made.replace("--time=10", "--time=20");
+    for other in [changed.as_str(), &made.replace("checksum ", ""), "#!/bin/bash\nsrun sae train my.toml\n", ""] {
+        fs::write(&script, other).expect("written");
+        launch(&["--time", "30"], &["run/job.sh was changed by hand", "sbatch ", "--out"]);
+        assert_eq!(fs::read_to_string(&script).expect("a script"), other);
+    }
+    fs::write(&script, &made).expect("written");
+    launch(&["--time", "30"], &written);
+    assert!(fs::read_to_string(&script).expect("a script").contains("--time=30"));
+    let elsewhere = fixture.text("other.sh");
+    fs::write(&script, &changed).expect("written");
+    launch(&["--out", &elsewhere], &written);
+    assert!(Path::new(&elsewhere).exists());
+}
+
+/// Pods have the time to save that is asked for, and never less than a run needs to agree on it.
+#[test]
+fn pods_are_given_time_to_save() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
+    let manifest = |more: &[&str]| sae::run(&[&["launch", "k8s", "--image", "sae"], more, &[&path]].concat());
+    for (more, seconds) in [(&[][..], 120), (&["--save-s", "900"], 900)] {
+        let manifest = manifest(more).exits(0).stdout;
+        assert!(manifest.contains(&format!("terminationGracePeriodSeconds: {seconds}\n")), "{manifest}");
+    }
+    manifest(&["--save-s", "30"]).exits(64).says(&["--save-s", "120"]);
+    let help = sae::run(&["launch", "k8s", "--help"]).exits(0).stdout;
+    assert!(help.contains("terminationGracePeriodSeconds"), "{help}");
+    // 10 GB at 50 MB/s: three times 200 s, and some for biases.
+    let sizes = ["--width", "4096", "--rows", "1e9", "--set", "sae.features=101_725", "--storage", "0.05"];
+    let plan = sae::run(&[&["plan", &path, "--gpus", "16"], &sizes[..]].concat()).exits(0).stdout;
+    assert!(plan.contains("--save-s of a job") && plan.contains(" --save-s 60"), "{plan}");
 }
 
 /// What would come again is not tried again, and its cause is told.

@@ -86,7 +86,7 @@ pub struct Slurm {
     /// How often the job goes back into the queue, those at the time limit included.
     #[arg(long, default_value_t = 50, value_name = "K")]
     pub restarts: u32,
-    /// The script; job.sh in run.dir by default. What the job writes goes beside it.
+    /// The script; job.sh in run.dir by default. What the job writes goes beside it. One that was changed by hand is not written over.
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Print the script and submit nothing.

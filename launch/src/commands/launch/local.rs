@@ -50,7 +50,7 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
             return Err(Failure::of_rank(said, ended.code()));
         }
         if restart == args.restarts {
-            return Err(Failure::of_rank(format!("{said}; {restart} restarts did not help"), ended.code()));
+            return Err(Failure::of_rank(format!("{said}; {}", given_up(restart)), ended.code()));
         }
         let pause = Duration::from_secs(1 << restart.min(6)).min(LONGEST_PAUSE);
         restart += 1;
@@ -59,6 +59,15 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
             let message = "stopped between two starts: continue with --resume-or-start";
             return Err(Failure::of_rank(message.to_owned(), 75));
         }
+    }
+}
+
+/// Why there is no other start after so many restarts.
+fn given_up(restarts: u32) -> String {
+    match restarts {
+        0 => "with --restarts 0 it is not started again: go on with --resume-or-start".to_owned(),
+        1 => "1 restart did not help".to_owned(),
+        more => format!("{more} restarts did not help"),
     }
 }
 

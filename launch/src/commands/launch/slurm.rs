@@ -1,6 +1,7 @@
 //! `sae launch slurm`.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +12,9 @@ use crate::args::{Log, Slurm, log_words};
 use crate::failure::Failure;
 use crate::template::fill;
 use crate::{job, recipes, table};
+
+/// What stands before the checksum in a script.
+const CHECKSUM: &str = ": checksum ";
 
 /// Writes the batch script and submits it.
 pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
@@ -29,6 +33,7 @@ pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
         table::say(script.trim_end());
         return Ok(());
     }
+    check_not_edited(&out, &script)?;
     let cannot_write = |error| Failure::cannot_write(format!("{}: cannot write: {error}", out.display()));
     fs::create_dir_all(&folder).and_then(|()| fs::write(&out, script)).map_err(cannot_write)?;
     let job = submit(&out)?;
@@ -63,15 +68,43 @@ fn script(args: &Slurm, log: Log, folder: &Path) -> Result<String, Failure> {
     }
     let program = program()?;
     let words = [&[program.as_str(), "train"][..], log_words(log), &args.train.resuming()].concat();
-    Ok(fill(
+    let script = fill(
         include_str!("../../../templates/slurm.sh"),
         &[
+            ("checksum", String::new()),
             ("options", lines.join("\n")),
             ("save_s", args.save_s.to_string()),
             ("command", quoted_line(&words)?),
             ("restarts", args.restarts.to_string()),
         ],
-    ))
+    );
+    Ok(sealed(&script))
+}
+
+/// A script without a checksum, with that of its text.
+fn sealed(script: &str) -> String {
+    script.replacen(CHECKSUM, &format!("{CHECKSUM}{:08x}", crc32c::crc32c(script.as_bytes())), 1)
+}
+
+/// Whether a script is as it was made, by the checksum in it.
+fn is_as_made(script: &str) -> bool {
+    let parts = script.split_once(CHECKSUM).and_then(|(before, after)| Some((before, after.get(8..)?)));
+    parts.is_some_and(|(before, after)| sealed(&format!("{before}{CHECKSUM}{after}")) == script)
+}
+
+/// Refuses to write over what somebody has changed or written: the job that is meant may be that one.
+fn check_not_edited(out: &Path, script: &str) -> Result<(), Failure> {
+    match fs::read(out) {
+        Ok(bytes) if bytes == script.as_bytes() || str::from_utf8(&bytes).is_ok_and(is_as_made) => Ok(()),
+        Ok(_) => Err(Failure::arguments(format!(
+            "{} was changed by hand, and is not written over: submit it as it is with sbatch {}, remove it, or say with --out \
+             where another one goes",
+            out.display(),
+            table::quoted(&out.display().to_string())
+        ))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::cannot_write(format!("{}: cannot be read: {error}", out.display()))),
+    }
 }
 
 fn log_file(folder: &Path, job: &str) -> String {
