@@ -15,7 +15,8 @@
 //!
 //! The others must be able to stand around it: they say the same, or started one process for each of its machines, or one
 //! altogether. Otherwise one of them is left over from something else, and neither is believed. What is no launcher says
-//! nothing: the allocation of an sbatch script, an array job, an indexed Job whose pods train for themselves.
+//! nothing: the allocation of an sbatch script, an array job, an indexed Job whose pods train for themselves. Only where SLURM has
+//! several tasks for the job of a process that none of them is, a warning says so.
 
 mod launchers;
 
@@ -67,14 +68,15 @@ pub enum Launcher {
     Kubernetes,
 }
 
+/// As in "started by …", "told by …".
 impl fmt::Display for Launcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Launcher::None => "none",
-            Launcher::Flags => "flags",
+            Launcher::None => "no launcher",
+            Launcher::Flags => "--rank and --ranks",
             Launcher::Torchrun => "torchrun",
             Launcher::Kubeflow => "Kubeflow",
-            Launcher::Mpi => "MPI",
+            Launcher::Mpi => "mpirun",
             Launcher::Slurm => "SLURM",
             Launcher::Kubernetes => "Kubernetes",
         })
@@ -123,6 +125,15 @@ impl World {
     }
 }
 
+/// What to know where SLURM has tasks for a job, and this process is none of them but started once beside them: a batch script that
+/// calls it without srun.
+pub fn unused_tasks(world: &World, variables: &Variables) -> Option<String> {
+    let tasks = launchers::tasks_of_job(variables).filter(|&tasks| tasks > 1 && world.launcher == Launcher::None)?;
+    Some(format!(
+        "SLURM has {tasks} tasks for this job, and sae was started once, outside of them: srun sae … starts it in each"
+    ))
+}
+
 /// The environment of this process, as far as it is text: no launcher's variable is anything else.
 pub fn environment() -> Variables {
     std::env::vars_os()
@@ -154,8 +165,8 @@ impl Place {
             return Ok(());
         }
         Err(Failure::arguments(format!(
-            "{launcher} says rank {rank} of {ranks}, and {local_rank} of {local_ranks} on this machine, which cannot be: ranks \
-             count from 0, and a machine holds a part of them"
+            "rank {rank} of {ranks}, and {local_rank} of {local_ranks} on this machine, as told by {launcher}, cannot be: count ranks \
+             from 0, and on a machine a part of them"
         )))
     }
 

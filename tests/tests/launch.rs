@@ -273,8 +273,12 @@ fn launchers_inside_launchers_are_refused() {
 fn the_doctor_looks_at_all_and_names_what_is_wrong() {
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
+    let fits = |said: &str| said.lines().all(|line| line.chars().count() <= 100);
     let well = sae::run(&["doctor", &path]).exits(0).stdout;
-    for part in ["rank 0 of 1", "15,401 rows × 32 f16", "run.dir", "free", "open files"] {
+    assert!(fits(&well), "{well}");
+    for part in
+        ["rank 0 of 1, 0 of 1 here, started by no launcher", "15,401 rows × 32 f16", "run.dir", "free", "open files"]
+    {
         assert!(well.contains(part), "{part}: {well}");
     }
     assert!(checkpoints::files(&fixture.path("run")).is_empty(), "the probe is removed");
@@ -290,6 +294,17 @@ fn the_doctor_looks_at_all_and_names_what_is_wrong() {
     }
     assert!(checkpoints::files(&fixture.path("run")).is_empty(), "nothing of the meeting stays");
     let missing = format!("data.train={}", fixture.text("missing"));
-    let ill = sae::run(&["doctor", &path, "--set", &missing]).exits(64).says(&["1 of the checks failed"]).stdout;
+    let ill = sae::run(&["doctor", &path, "--set", &missing]).exits(64).says(&["1 check failed"]).stdout;
     assert!(ill.contains("failed") && ill.contains("missing") && ill.contains("rank 0 of 1"), "{ill}");
+    let nowhere = ["doctor", &path, "--set", &missing, "--set", "run.dir=/proc/nowhere"];
+    let contradiction =
+        [("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"), ("JOB_COMPLETIONS", "2")];
+    let ill = sae::run_with(&nowhere, &contradiction).exits(64).says(&["3 checks failed"]).stdout;
+    assert!(fits(&ill), "{ill}");
+    // Words, wherever the lines break.
+    let words = ill.split(|c: char| c.is_whitespace() || c == '│').filter(|word| !word.is_empty());
+    let words = words.collect::<Vec<_>>().join(" ");
+    for remedy in ["or unset JOB_COMPLETIONS", "correct data.train, or put shards there", "or choose another run.dir"] {
+        assert!(words.contains(remedy), "{remedy}: {ill}");
+    }
 }

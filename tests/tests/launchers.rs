@@ -9,23 +9,27 @@ use tests::slurm::Slurm;
 use tests::{checkpoints, jobs, kills, need, sae};
 use trainer::recipe::Scale;
 
-/// The lines in which `sae doctor` says its rank, sorted, up to what the launcher calls this start.
-fn ranks(said: &[u8]) -> Vec<String> {
+/// What `sae doctor` has found in the checks of a name, sorted.
+fn found(said: &[u8], check: &str) -> Vec<String> {
     let said = String::from_utf8_lossy(said);
-    let mut lines: Vec<String> = said
-        .lines()
-        .filter_map(|line| Some(line[line.find("rank ")?..].split_once(", attempt")?.0.to_owned()))
-        .collect();
-    lines.sort();
-    lines
+    let of = |line: &str| {
+        let (_, row) = line.split_once(&format!("│ {check}  "))?;
+        let (_, found) = row.trim_start().split_once(' ')?;
+        Some(found.trim_end_matches('│').trim().to_owned())
+    };
+    let mut found: Vec<String> = said.lines().filter_map(of).collect();
+    found.sort();
+    found
 }
 
-/// The distinct attempts in such lines.
+/// Which ranks it has found.
+fn ranks(said: &[u8]) -> Vec<String> {
+    found(said, "ranks")
+}
+
+/// The distinct attempts.
 fn attempts(said: &[u8]) -> Vec<String> {
-    let said = String::from_utf8_lossy(said);
-    let of = |line: &str| Some(line.split_once(", attempt ")?.1.split([':', ' ']).next()?.to_owned());
-    let mut attempts: Vec<String> = said.lines().filter_map(of).collect();
-    attempts.sort();
+    let mut attempts = found(said, "attempt");
     attempts.dedup();
     attempts
 }
@@ -41,7 +45,7 @@ fn srun_tells_the_ranks_and_a_batch_script_is_alone() {
     }
     let slurm = Slurm::start();
     let step = slurm.run("srun", &["--nodes=2", "--ntasks-per-node=2", binary(), "doctor"]);
-    let place = |rank, local| format!("rank {rank} of 4, {local} of 2 here; launcher SLURM");
+    let place = |rank, local| format!("rank {rank} of 4, {local} of 2 here, started by SLURM");
     assert_eq!(ranks(&step.stdout), [place(0, 0), place(1, 1), place(2, 0), place(3, 1)], "{step:?}");
     assert_eq!(attempts(&step.stdout), ["slurm-1.0.0"]);
 
@@ -51,7 +55,8 @@ fn srun_tells_the_ranks_and_a_batch_script_is_alone() {
     slurm.run("sbatch", &["--nodes=2", "--ntasks-per-node=2", &output, &wrap]);
     assert_eq!(slurm.end("2"), "COMPLETED 0:0");
     let said = std::fs::read(&out).expect("what the script wrote");
-    assert_eq!(ranks(&said), ["rank 0 of 1, 0 of 1 here; launcher none"]);
+    assert_eq!(ranks(&said), ["rank 0 of 1, 0 of 1 here, started by no launcher"]);
+    assert!(String::from_utf8_lossy(&said).contains("SLURM has 4 tasks for this job"), "{out:?}");
 }
 
 /// A job of two ranks on each of two machines, one of which is killed, or all are asked to save before the time is over, goes back into
@@ -125,7 +130,7 @@ fn torchrun_tells_the_ranks_which_train() {
         torchrun
     };
     let output = torchrun().args([binary(), "doctor"]).output().expect("torchrun runs");
-    let place = |rank| format!("rank {rank} of 2, {rank} of 2 here; launcher torchrun");
+    let place = |rank| format!("rank {rank} of 2, {rank} of 2 here, started by torchrun");
     assert_eq!(ranks(&output.stdout), [place(0), place(1)], "{output:?}");
     assert_eq!(attempts(&output.stdout).len(), 1);
     trains_two_ranks(&mut torchrun());
@@ -143,7 +148,7 @@ fn mpirun_tells_the_ranks_which_train() {
     };
     let start = || mpirun("3").args([binary(), "doctor"]).output().expect("mpirun runs").stdout;
     let (first, second) = (start(), start());
-    let place = |rank| format!("rank {rank} of 3, {rank} of 3 here; launcher MPI");
+    let place = |rank| format!("rank {rank} of 3, {rank} of 3 here, started by mpirun");
     assert_eq!(ranks(&first), [place(0), place(1), place(2)], "{}", String::from_utf8_lossy(&first));
     assert_eq!(attempts(&first).len(), 1, "all ranks are of one start");
     assert_ne!(attempts(&first), attempts(&second), "another start is another attempt");

@@ -35,7 +35,7 @@ const FEW_FILES: u64 = 4096;
 /// Seconds by which clocks may differ: object stores refuse requests that are 15 minutes off, and times in logs should compare.
 const CLOCKS_DIFFER_S: f64 = 5.0;
 
-/// What a check came to.
+/// What a check came to; what failed says what to do.
 enum Found {
     Ok(String),
     Warning(String),
@@ -48,37 +48,47 @@ impl From<Failure> for Found {
     }
 }
 
+/// What is wrong with the place that `key` names.
+fn no_place(key: &str, error: trainer::Error) -> Found {
+    use loader::Error;
+    let trainer::Error::Loader(error) = error else { return Failure::from(error).into() };
+    Found::Failed(match &error {
+        Error::NotFound { location, .. } => {
+            format!("nothing to read at {location}: correct {key}, or put shards there (sae synth makes some)")
+        }
+        Error::Unreachable { .. } => format!("{error}: look at this machine's network and the store's address"),
+        // A store says by itself what it wants.
+        Error::CannotWrite { location, .. } if !location.contains("://") => {
+            format!("{error}: free some space, fix the permissions, or choose another {key}")
+        }
+        _ => error.to_string(),
+    })
+}
+
 /// Makes all checks, whatever comes of each, and prints them as one table.
 pub fn run(args: &Doctor) -> Result<(), Failure> {
     let recipe = args.recipe.as_ref().map(|path| recipes::read(path, &args.set)).transpose()?;
-    let mut checks = vec![
-        ("device", device(&args.world)),
-        ("kernel compiler", compiler()),
-        ("NCCL", nccl()),
-        ("ranks", ranks(&args.world)),
-        ("memory", memory_left()),
-        ("open files", open_files()),
-    ];
+    let mut checks = vec![("device", device(&args.world)), ("kernel compiler", compiler()), ("NCCL", nccl())];
+    checks.extend(ranks(&args.world));
+    checks.extend([("memory", memory_left()), ("open files", open_files())]);
     if let Some(recipe) = &recipe {
         checks.push(("data.train", data(recipe)));
         checks.extend(run_dir(recipe));
         checks.extend(between_ranks(recipe, &args.world).map(|found| ("between ranks", found)));
     }
     let failed = checks.iter().filter(|(_, found)| matches!(found, Found::Failed(_))).count();
-    let rows: Vec<[String; 3]> = checks
-        .into_iter()
-        .map(|(name, found)| {
-            let (state, text) = match found {
-                Found::Ok(text) => ("ok", text),
-                Found::Warning(text) => ("warning", text),
-                Found::Failed(text) => ("failed", text),
-            };
-            [name.to_owned(), state.to_owned(), text]
-        })
-        .collect();
-    table::columns(&["check", "", "found"], &rows);
+    let row = |(name, found): (&str, Found)| {
+        let (state, text) = match found {
+            Found::Ok(text) => ("ok", text),
+            Found::Warning(text) => ("warning", text),
+            Found::Failed(text) => ("failed", text),
+        };
+        [name.to_owned(), state.to_owned(), text]
+    };
+    table::columns(&["check", "", "found"], &checks.into_iter().map(row).collect::<Vec<_>>());
     if failed > 0 {
-        return Err(Failure::arguments(format!("{failed} of the checks failed: the table says what to do")));
+        let checks = if failed == 1 { "1 check" } else { &format!("{failed} checks") };
+        return Err(Failure::arguments(format!("{checks} failed: the table says what to do")));
     }
     Ok(())
 }
@@ -113,16 +123,23 @@ fn nccl() -> Found {
     }
 }
 
-/// The line that other programs look for: `rank R of N`.
-fn ranks(flags: &WorldArgs) -> Found {
-    let world = match World::new(flags, &world::environment()) {
+/// The line that other programs look for, `rank R of N`, and what several ranks call this start.
+fn ranks(flags: &WorldArgs) -> Vec<(&'static str, Found)> {
+    let environment = world::environment();
+    let world = match World::new(flags, &environment) {
         Ok(world) => world,
-        Err(failure) => return failure.into(),
+        Err(failure) => return vec![("ranks", failure.into())],
     };
     let World { rank, ranks, local_rank, local_ranks, attempt, launcher } = &world;
-    Found::Ok(format!(
-        "rank {rank} of {ranks}, {local_rank} of {local_ranks} here; launcher {launcher}, attempt {attempt}"
-    ))
+    let place = format!("rank {rank} of {ranks}, {local_rank} of {local_ranks} here, started by {launcher}");
+    if *ranks > 1 {
+        return vec![("ranks", Found::Ok(place)), ("attempt", Found::Ok(attempt.clone()))];
+    }
+    let found = match world::unused_tasks(&world, &environment) {
+        Some(told) => Found::Warning(format!("{place}\n{told}")),
+        None => Found::Ok(place),
+    };
+    vec![("ranks", found)]
 }
 
 /// How fast ranks that were started together reach each other, by the way that they would while training; nothing where there is one.
@@ -193,23 +210,24 @@ fn open_files() -> Found {
 }
 
 fn data(recipe: &Recipe) -> Found {
-    let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
-    match Dataset::open(&recipe.data.train, &options) {
-        Ok(data) => Found::Ok(format!("{} rows × {} {}", HumanCount(data.rows()), data.width(), data.dtype().name())),
-        Err(error) if recipe.data.synth.is_some() => {
-            Found::Warning(format!("training makes the synthetic shards first: {error}"))
+    let look = || -> Result<String, trainer::Error> {
+        if let Some(spec) = trainer::data::to_synthesize(recipe)? {
+            return Ok(format!("not there yet: training makes {} first", recipes::synthetic(spec)));
         }
-        Err(error) => Failure::from(error).into(),
-    }
+        let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
+        let data = Dataset::open(&recipe.data.train, &options)?;
+        Ok(format!("{} rows × {} {}", HumanCount(data.rows()), data.width(), data.dtype().name()))
+    };
+    look().map_or_else(|error| no_place("data.train", error), Found::Ok)
 }
 
 /// Writes and reads in the run's folder; nothing but the folder stays.
 fn run_dir(recipe: &Recipe) -> Vec<(&'static str, Found)> {
     let store = match Store::open(&recipe.run.dir) {
         Ok(store) => store,
-        Err(error) => return vec![("run.dir", Failure::from(error).into())],
+        Err(error) => return vec![("run.dir", no_place("run.dir", error.into()))],
     };
-    let mut checks = vec![("run.dir", speed(&store).unwrap_or_else(Found::from))];
+    let mut checks = vec![("run.dir", speed(&store).unwrap_or_else(|error| no_place("run.dir", error.into())))];
     if let Some(folder) = store.local_path() {
         checks.push(("room in run.dir", room(folder)));
     }
@@ -217,7 +235,7 @@ fn run_dir(recipe: &Recipe) -> Vec<(&'static str, Found)> {
 }
 
 /// Speed of writing and reading a probe, and how far the clock of a file system is from ours.
-fn speed(store: &Store) -> Result<Found, Failure> {
+fn speed(store: &Store) -> loader::Result<Found> {
     let key = format!("doctor-{}.probe", std::process::id());
     let started = Instant::now();
     store.put(&key, vec![0x5a; PROBE_BYTES])?;
@@ -229,8 +247,7 @@ fn speed(store: &Store) -> Result<Found, Failure> {
     store.delete(&key)?;
     let length = read?;
     let rate = |seconds: f64| HumanBytes((PROBE_BYTES as f64 / seconds) as u64).to_string();
-    let speed =
-        format!("{} bytes written at {}/s and read at {}/s", HumanCount(length as u64), rate(write_s), rate(read_s));
+    let speed = format!("{} written at {}/s and read at {}/s", HumanBytes(length as u64), rate(write_s), rate(read_s));
     Ok(match apart_s {
         Some(apart_s) if apart_s > CLOCKS_DIFFER_S => {
             Found::Warning(format!("{speed}; its clock and this machine's are {apart_s:.0} s apart: look at their NTP"))

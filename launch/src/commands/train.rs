@@ -22,7 +22,11 @@ use crate::{job, parent, recipes, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
-    let world = World::new(&args.world, &world::environment())?;
+    let environment = world::environment();
+    let world = World::new(&args.world, &environment)?;
+    if let Some(told) = world::unused_tasks(&world, &environment) {
+        tracing::warn!("{told}");
+    }
     let launched = parent::bind()?;
     let recipe = recipes::read(&args.recipe, &args.set)?;
     let axes = job::join(&world, args.mesh, &recipe, job::MEETING)?;

@@ -124,6 +124,17 @@ fn slurm(variables: &Variables) -> Result<Option<Place>, Failure> {
     }))
 }
 
+/// Tasks that somebody asked SLURM for, with a number or so many for each node, where this process is in the job and not in a step.
+pub(super) fn tasks_of_job(variables: &Variables) -> Option<usize> {
+    let number = |name| text(variables, name)?.parse::<usize>().ok();
+    if in_step(variables) {
+        return None;
+    }
+    text(variables, "SLURM_JOB_ID")?;
+    // Not SLURM_TASKS_PER_NODE: where nobody asked for tasks, it counts processors.
+    number("SLURM_NTASKS").or_else(|| number("SLURM_NTASKS_PER_NODE")?.checked_mul(number("SLURM_JOB_NUM_NODES")?))
+}
+
 /// Whether srun started this process. Numbers at the upper end of 32 bits stand for what is no step of srun's: a batch script, an
 /// interactive shell.
 fn in_step(variables: &Variables) -> bool {

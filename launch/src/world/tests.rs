@@ -79,6 +79,34 @@ fn what_is_no_launcher_says_nothing() {
     }
 }
 
+/// A batch script with tasks that calls sae without srun is told so; nobody else is.
+#[test]
+fn tasks_that_nothing_was_started_in_are_told() {
+    let told = |text: &str| {
+        let world = read(text).unwrap_or_else(|message| panic!("{text}: {message}"));
+        super::unused_tasks(&world, &variables(text))
+    };
+    for text in [
+        SCRIPT,
+        &format!("{SCRIPT} SLURM_STEP_ID=4294967291"),
+        "SLURM_JOB_ID=812 SLURM_NTASKS_PER_NODE=4 SLURM_JOB_NUM_NODES=2 SLURM_TASKS_PER_NODE=4(x2)",
+    ] {
+        let told = told(text).unwrap_or_else(|| panic!("{text}: nothing"));
+        assert!(told.contains("8 tasks") && told.contains("srun sae"), "{told}");
+    }
+    for text in [
+        "",
+        STEP,
+        &format!("{TORCHRUN} {SCRIPT}"),
+        &format!("{MPIRUN} {SCRIPT}"),
+        &SCRIPT.replace("NTASKS=8", "NTASKS=1"),
+        // Nobody asked for tasks: SLURM counts processors.
+        &SCRIPT.replace("SLURM_NTASKS=8", "").replace("4(x2)", "64"),
+    ] {
+        assert_eq!(told(text), None, "{text}");
+    }
+}
+
 #[test]
 fn launchers_inside_each_other_agree() {
     let torchrun_node = "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 TORCHELASTIC_RUN_ID=7f2a";
