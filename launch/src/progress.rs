@@ -1,11 +1,12 @@
 //! Progress bars with rate and time left. Where they cannot be seen, or a program reads along, a message now and then
 //! instead.
 
+use std::fmt::Write;
 use std::io;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// Every bar there is, so that they and messages do not draw over each other. Hidden where there is no terminal.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -62,9 +63,13 @@ impl Bar {
             };
         }
         let style = ProgressStyle::with_template(
-            "{prefix} {bar:24} {human_pos}/{human_len} rows · {per_sec} · {eta} left{wide_msg}",
+            "{prefix} {bar:24} {human_pos}/{human_len} rows · {rate} · {eta} left{wide_msg}",
         )
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+            // A bar without its rate is still a bar.
+            let _ = out.write_str(&rate(state.per_sec()));
+        });
         let bar = BARS.add(ProgressBar::new(total).with_style(style).with_prefix(what).with_position(from));
         bar.reset_eta();
         Bar { bar, what, total, plain: None }
@@ -81,14 +86,14 @@ impl Bar {
             return;
         }
         plain.last = Instant::now();
-        let rate = position.saturating_sub(plain.from) as f64 / plain.started.elapsed().as_secs_f64();
-        let left = Duration::from_secs_f64((self.total.saturating_sub(position) as f64 / rate.max(1e-9)).min(1e9));
+        let per_s = position.saturating_sub(plain.from) as f64 / plain.started.elapsed().as_secs_f64();
+        let left = Duration::from_secs_f64((self.total.saturating_sub(position) as f64 / per_s.max(1e-9)).min(1e9));
         tracing::info!(
-            "{}: {} of {} rows, {}/s, {} s left{}{message}",
+            "{}: {} of {} rows, {}, {} s left{}{message}",
             self.what,
             HumanCount(position),
             HumanCount(self.total),
-            HumanCount(rate as u64),
+            rate(per_s),
             left.as_secs(),
             if message.is_empty() { "" } else { ", " },
         );
@@ -97,5 +102,20 @@ impl Bar {
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// A rate in the digits that stay still long enough to be read.
+fn rate(per_s: f64) -> String {
+    if per_s < 10.0 { format!("{per_s:.1}/s") } else { format!("{}/s", HumanCount(per_s as u64)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rate;
+
+    #[test]
+    fn rates_have_the_digits_that_can_be_read() {
+        assert_eq!([2087.0475, 12.9, 0.25].map(rate), ["2,087/s", "12/s", "0.2/s"]);
     }
 }

@@ -233,6 +233,11 @@ fn bars_are_for_people() {
         return need::missing("script(1), which makes a terminal: install util-linux");
     };
     assert!(shown.contains("training ") && shown.contains("evaluating "), "{shown}");
+    let rates = shown.match_indices("/s · ").filter_map(|(at, _)| shown[..at].rsplit(' ').next());
+    assert!(rates.clone().count() > 0, "{shown}");
+    for rate in rates {
+        assert!(rate.split_once('.').is_none_or(|(_, decimals)| decimals.len() == 1), "{rate}/s: {shown}");
+    }
     for line in messages.lines().filter(|line| !line.trim().is_empty()) {
         let message: serde_json::Value =
             serde_json::from_str(line.trim()).unwrap_or_else(|error| panic!("{error}: {line:?}"));
