@@ -4,20 +4,21 @@
 //   first_s [stride]: b_dec, or zeros where another rank of the feature axis adds it
 //   norm_f [features] = ‖W_dec[f]‖ · x_hat_bs [n, stride] f32 · l1_b [n] = Σ_f a_f ‖W_dec[f]‖, made here because the list is at hand
 //
+// A token whose list had no room is left out: the batch is refused, and nobody looks at its x̂. The token's own counter says so, not
+// status.overflow, which lists of later tokens may set while this runs (kernels/src/cuda/slices.rs).
+//
 // Bytes: stride · (4 or 2) a pair, 4 · stride a token written. FLOP: 2 · stride a pair. Sums run in the order of the features.
 //
 // Plan: a block a token; a thread 4 neighbouring columns out of 512; the list goes through shared memory in parts of 128.
-#include "status.cuh"
 #include "columns.cuh"
 
 template <class T>
 static __device__ __forceinline__ void decode(const u64* pairs_bc, const u32* count_b, const T* w_dec_fs, const float* first_s,
-                                              const float* norm_f, float* x_hat_bs, double* l1_b, const Status* status,
-                                              u32 stride, u32 capacity) {
+                                              const float* norm_f, float* x_hat_bs, double* l1_b, u32 stride, u32 capacity) {
     __shared__ u64 part[COLUMN_THREADS];
     __shared__ double slots[COLUMN_THREADS / WARP];
-    if (status->overflow) return;
     const u32 token = blockIdx.x, count = count_b[token];
+    if (count > capacity) return;
     const u64* list = pairs_bc + (u64)token * capacity;
     double l1 = 0;
     for (u32 i = threadIdx.x; i < count; i += COLUMN_THREADS) l1 += __uint_as_float((u32)list[i]) * norm_f[list[i] >> 32];
@@ -44,12 +45,12 @@ static __device__ __forceinline__ void decode(const u64* pairs_bc, const u32* co
 
 extern "C" __global__ void __launch_bounds__(128)
 decode_f32(const u64* pairs_bc, const u32* count_b, const float* w_dec_fs, const float* first_s, const float* norm_f, float* x_hat_bs, double* l1_b,
-            const Status* status, u32 stride, u32 capacity) {
-    decode(pairs_bc, count_b, w_dec_fs, first_s, norm_f, x_hat_bs, l1_b, status, stride, capacity);
+            u32 stride, u32 capacity) {
+    decode(pairs_bc, count_b, w_dec_fs, first_s, norm_f, x_hat_bs, l1_b, stride, capacity);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
 decode_bf16(const u64* pairs_bc, const u32* count_b, const bf16* w_dec_fs, const float* first_s, const float* norm_f, float* x_hat_bs, double* l1_b,
-            const Status* status, u32 stride, u32 capacity) {
-    decode(pairs_bc, count_b, w_dec_fs, first_s, norm_f, x_hat_bs, l1_b, status, stride, capacity);
+            u32 stride, u32 capacity) {
+    decode(pairs_bc, count_b, w_dec_fs, first_s, norm_f, x_hat_bs, l1_b, stride, capacity);
 }

@@ -11,7 +11,7 @@
 //   EMULATOR_FIRST    number of the first one on its machine, 0 by default: a launcher that binds cards hides those before
 //   EMULATOR_FAIL     call:n:code,… the n-th (from 1) launch, alloc, copy or sync fails with the code; "launch:5:700"
 //   EMULATOR_OMIT     wait or sync: a stream, or the host, goes on without waiting for an event, as if the program did not ask
-//                     for it; wait:odd and wait:even: every other time
+//                     for it; wait:odd and wait:even: every other time; wait:3-1: the third stream that was made for the first
 //   EMULATOR_TRACE    1 prints every launch, copy, allocation and wait of the host
 #include "machine.h"
 #include <algorithm>
@@ -93,6 +93,7 @@ struct Stream {
     bool blocking;  // ordered with the default stream
     std::deque<std::function<void()>> queue;
     u64 done = 0;
+    u64 number = 0;  // from 1, as streams were made; 0: a default one
 
     u64 enqueued() const { return done + queue.size(); }
 };
@@ -172,12 +173,12 @@ Result planted_to_stay(const char* call) {
     return result;
 }
 
-// Whether EMULATOR_OMIT leaves this call out; counts the calls.
-bool omitted(const std::string& call) {
+// Whether EMULATOR_OMIT leaves this call out, between whom it may name; counts the calls.
+bool omitted(const std::string& call, const std::string& between = "") {
     static std::map<std::string, u64> calls;
     const char* parity = ++calls[call] % 2 ? ":odd" : ":even";
     const char* plan = getenv("EMULATOR_OMIT");
-    return plan && (call == plan || call + parity == plan);
+    return plan && (call == plan || call + parity == plan || call + ":" + between == plan);
 }
 
 // ---- streams --------------------------------------------------------------------------------------------------------
@@ -383,7 +384,9 @@ size_t image_bytes(const void* image) {
 }
 
 void* new_stream(bool blocking) {
+    static u64 made = 0;
     auto stream = std::make_shared<Stream>(Stream{current_context, blocking, {}});
+    stream->number = ++made;
     streams[stream.get()] = stream;
     return stream.get();
 }
@@ -542,7 +545,7 @@ API cuStreamWaitEvent(Stream* handle, Event* event, unsigned) {
     ENTER;
     const std::shared_ptr<Stream> stream = find_stream(handle);
     if (!stream || !events.count(event)) return INVALID_HANDLE;
-    if (!event->stream || omitted("wait")) return SUCCESS;
+    if (!event->stream || omitted("wait", std::to_string(stream->number) + "-" + std::to_string(event->stream->number))) return SUCCESS;
     return enqueue(*stream, [other = event->stream, position = event->position] { run_until(*other, position); });
 }
 API cuLaunchHostFunc(Stream* handle, void (*call)(void*), void* argument) {

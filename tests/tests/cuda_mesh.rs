@@ -3,12 +3,14 @@
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use tests::checkpoints::Tensors;
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
 use tests::fixture::{Fixture, json_lines, plain_rows, write_shards};
 use tests::processes::{self, wait_for};
+use tests::sae::Finished;
 use tests::{checkpoints, golden, need, sae};
-use trainer::recipe::{Adam, BiasInit, Every, Recipe, Scale};
+use trainer::recipe::{Adam, BiasInit, Every, Order, Precision, Recipe, Scale};
 
 /// Ranks that a launcher starts, as words of its command line.
 fn launch(ranks: &str) -> Vec<&str> {
@@ -170,6 +172,101 @@ fn the_same_mesh_gives_the_same_bits() {
             let again = last(name, seed, tile).expect("an emulator, as before");
             assert_eq!(checkpoints::differing(&first, &again), [""; 0], "{mesh} {name}");
         }
+    }
+}
+
+/// Trains on a mesh with batches in so many slices, into the folder `run`; what the last checkpoint holds, when all goes well.
+fn in_slices(
+    fixture: &Fixture,
+    recipe: &Recipe,
+    (run, mesh, ranks): (&str, &str, &str),
+    slices: &str,
+    more: &[(&str, &str)],
+) -> Option<(Tensors, Finished)> {
+    let mut recipe = recipe.clone();
+    recipe.run.dir = fixture.text(run);
+    let path = fixture.save(run, &recipe);
+    let environment = environment("4", 0)?;
+    let environment = [&borrowed(&environment)[..], &[("SAE_SLICES", slices)], more].concat();
+    let words = [&launch(ranks)[..], &[&path, "--device", "cuda", "--mesh", mesh]].concat();
+    let finished = sae::run_with(&words, &environment);
+    (finished.code == Some(0)).then(|| (checkpoints::last(&fixture.path(run)), finished))
+}
+
+/// While one slice is encoded, x̂ of the one before is made and summed on another stream: with the waits of either stream for the
+/// other left out, some order of them shows that.
+#[test]
+fn slices_of_a_batch_change_no_bits() {
+    if environment("4", 0).is_none() {
+        return;
+    }
+    let fixture = Fixture::with_data();
+    // Three tiles on each rank, the last of them short; the last batch has one.
+    let rows = |mesh: &str| if mesh.starts_with('2') { 600 } else { 300 };
+    let of = |mesh: &str, precision| {
+        let mut recipe = recipe(&fixture, "");
+        (recipe.train.batch, recipe.train.precision) = (rows(mesh), precision);
+        recipe.train.tokens = Some(3 * rows(mesh) as u64 + 100);
+        recipe
+    };
+    for (mesh, ranks, precision) in
+        [("1x2", "2", Precision::Mixed), ("2x2", "4", Precision::Mixed), ("1x2", "2", Precision::F32)]
+    {
+        let recipe = of(mesh, precision);
+        let trained = |name: &str, slices: &str, more: &[(&str, &str)]| {
+            let run = format!("{mesh}-{precision:?}-{name}");
+            in_slices(&fixture, &recipe, (&run, mesh, ranks), slices, more).map(|(tensors, _)| tensors)
+        };
+        let whole = trained("whole", "1", &[]).expect("a run");
+        for (name, slices, seed) in [("in_two", "2", "0"), ("in_all", "8", "0"), ("shuffled", "3", "3")] {
+            let tensors = trained(name, slices, &[("EMULATOR_SEED", seed)]).expect("a run");
+            assert_eq!(checkpoints::differing(&whole, &tensors), [""; 0], "{mesh} {precision:?} {name}");
+        }
+        if ranks != "2" || precision == Precision::F32 {
+            continue;
+        }
+        // The third stream is that of sums.
+        for omitted in ["wait:3-1", "wait:1-3"] {
+            let seen = |seed: u64, slices: &str| {
+                let more = [("EMULATOR_SEED", &*seed.to_string()), ("EMULATOR_OMIT", omitted)];
+                let name = format!("{omitted}-{seed}-{slices}").replace(':', "-");
+                trained(&name, slices, &more).is_none_or(|tensors| tensors != whole)
+            };
+            assert!((1..5).any(|seed| seen(seed, "3")), "{omitted} left out changes nothing");
+            assert!(!seen(1, "1"), "{omitted} has no part in a batch of one slice");
+        }
+    }
+}
+
+/// Room runs out in one slice while the one before is decoded: all cards refuse the batch as a whole, and make it again without lists.
+#[test]
+fn a_list_without_room_in_one_slice_refuses_the_batch() {
+    const WIDTH: usize = 8;
+    if environment("4", 0).is_none() {
+        return;
+    }
+    let fixture = Fixture::new();
+    // The second batch of three has a row on which half of all features fire, behind the first tile.
+    let mut rows = plain_rows(3 * 72, WIDTH, 5);
+    rows[(72 + 70) * WIDTH..(72 + 71) * WIDTH].iter_mut().for_each(|x| *x *= 1000.0);
+    write_shards(&fixture.path("train"), WIDTH, &rows, loader::Dtype::F32, 1000);
+    let mut recipe = recipe(&fixture, "");
+    (recipe.data.order, recipe.data.scale) = (Order::Sequential, Scale::Fixed(1.0));
+    // Half of those of a rank are more than a list has room for.
+    recipe.sae.features = 2 * 9216;
+    (recipe.train.batch, recipe.train.tokens, recipe.train.precision) = (72, None, Precision::F32);
+    recipe.checkpoint.every = Every::Steps(1000);
+    let trained = |name: &str, slices: &str, seed: &str| {
+        let more = [("EMULATOR_SEED", seed), ("RUST_LOG", "debug")];
+        let (tensors, finished) =
+            in_slices(&fixture, &recipe, (name, "1x2", "2"), slices, &more).expect("a run that ends well");
+        assert!(finished.stderr.contains("made again on the dense path"), "{}", finished.stderr);
+        tensors
+    };
+    let whole = trained("whole", "1", "0");
+    for seed in ["1", "2"] {
+        let tensors = trained(&format!("seed_{seed}"), "2", seed);
+        assert_eq!(checkpoints::differing(&whole, &tensors), [""; 0], "seed {seed}");
     }
 }
 

@@ -1,7 +1,13 @@
-//! The cards of a job: bytes between them, on the stream that everything runs on, through NCCL.
+//! The cards of a job: bytes between them, through NCCL.
 //!
 //! NCCL only moves bytes: sums over ranks are made by own kernels in the order of the ranks (`exchange.cu`), so that the same
 //! mesh gives the same bits whatever NCCL chooses. An all-to-all and an all-gather are both messages between pairs, in one group.
+//!
+//! There is one communicator, and messages come from two streams: that of everything and that of sums of x̂ ([`super::slices`]). A
+//! group of messages that has begun holds its place on the card until its peers come to the same group. So groups must begin in one
+//! order on all ranks, or two cards wait for each other, or take one message for another; NCCL leaves that order to its callers. The
+//! host enqueues groups in the same order on all ranks, and an event behind each, for which the next one waits when its stream is
+//! another, makes that the order on the card too, whatever else lies between them.
 //!
 //! Cards wait for each other without end, and NCCL does not know whether a process lives. The ranks' host group does: a thread
 //! asks it ten times a second, and ends what the card waits for when a rank has failed.
@@ -14,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
 
 use super::card::failed;
 use super::engine::Failure;
@@ -55,9 +61,18 @@ pub struct Message {
 #[derive(Debug)]
 pub struct Communicator {
     shared: Arc<Shared>,
+    last: Mutex<Last>,
     /// Dropped, it ends the thread.
     leave: Option<Sender<()>>,
     watch: Option<JoinHandle<()>>,
+}
+
+/// The messages that were enqueued last.
+#[derive(Debug)]
+struct Last {
+    stream: Option<Arc<CudaStream>>,
+    /// Behind them.
+    event: CudaEvent,
 }
 
 #[derive(Debug)]
@@ -92,19 +107,25 @@ impl Communicator {
             comm: meet(nccl, context.clone(), all, id)?,
             calling: Mutex::new(()),
         });
+        let event = context.new_event(None).map_err(|error| failed("cuEventCreate", error))?;
+        let last = Mutex::new(Last { stream: None, event });
         let (leave, left) = channel();
         let watching = shared.clone();
         let watch = thread::Builder::new().name("cards".to_owned()).spawn(move || watching.watch(&left));
         let watch = watch.map_err(|error| Error::Threads { reason: error.to_string() })?;
-        Ok(Communicator { shared, leave: Some(leave), watch: Some(watch) })
+        Ok(Communicator { shared, last, leave: Some(leave), watch: Some(watch) })
     }
 
-    /// Enqueues messages to and from members of `among`; those to itself are left out.
+    /// Enqueues messages to and from members of `among`, behind those enqueued before on any stream; those to itself are left out.
     ///
     /// # Safety
     /// The parts lie on this card, parts that are received overlap no others, and nothing frees them before the stream is done.
-    pub unsafe fn exchange(&self, stream: &CudaStream, among: &Group, messages: &[Message]) {
+    pub unsafe fn exchange(&self, stream: &Arc<CudaStream>, among: &Group, messages: &[Message]) {
         let own = among.index();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.stream.replace(stream.clone()).is_some_and(|before| before != *stream) {
+            self.shared.note("waiting for messages", stream.wait(&last.event));
+        }
         self.shared.call("ncclSend and ncclRecv", |nccl, comm| {
             let stream: Stream = stream.cu_stream().cast();
             // SAFETY: every group that is started is ended below.
@@ -125,6 +146,7 @@ impl Communicator {
             statuses.push(unsafe { (nccl.group_end)() });
             statuses.into_iter().find(|status| *status != 0).unwrap_or(0)
         });
+        self.shared.note("an event", last.event.record(stream));
     }
 }
 
@@ -171,6 +193,12 @@ impl Shared {
         let done = bound.and_then(|()| self.nccl.result(call, operation(&self.nccl, comm)));
         if let Err(error) = done {
             self.failure.note(error);
+        }
+    }
+
+    fn note(&self, call: &'static str, result: Result<(), DriverError>) {
+        if let Err(error) = result {
+            self.failure.note(failed(call, error));
         }
     }
 

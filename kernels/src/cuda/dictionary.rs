@@ -16,6 +16,7 @@ use super::memory::{Buffer, Memory, Pointer};
 use super::normalize::Rows;
 use super::owners::{Owners, Rounds, RowsAt, TouchedArgument, spread_all};
 use super::residual::Residual;
+use super::slices::Slices;
 use super::status::{Outcome, Outcomes};
 use super::transpose::{Runs, RunsArgument};
 use super::weights::Weights;
@@ -39,6 +40,7 @@ struct BetweenRanks {
     zeros_s: Option<Buffer<f32>>,
     /// x̂ over the feature axis.
     x_hat: Option<AxisSum>,
+    slices: Slices,
     statuses: Option<Statuses>,
     /// Gradients over the data axis.
     owners: Option<Owners>,
@@ -54,6 +56,7 @@ impl BetweenRanks {
         Ok(BetweenRanks {
             zeros_s: zeros.then(|| memory.step(stride, "sums over ranks")).transpose()?,
             x_hat: AxisSum::new(ranks, (batch * stride).div_ceil(ranks), memory)?,
+            slices: Slices::new(memory)?,
             statuses: Statuses::new(place.mesh.ranks(), memory)?,
             owners,
         })
@@ -219,34 +222,35 @@ impl Dictionary for CudaDictionary {
         assert!(x.width == self.shape.width && x.n <= self.shape.batch, "rows of the dictionary's shape");
         self.buffers.outcomes.begin(&self.engine, x);
         if path == Path::Sparse {
-            self.buffers.lists.encode(&self.engine, x, &self.buffers.weights, &self.buffers.outcomes.last().status);
+            let (engine, Buffers { lists, weights, outcomes, between_ranks, .. }) = (&self.engine, &mut self.buffers);
+            lists.clear();
+            let status = &outcomes.last().status;
+            between_ranks.slices.encode(engine, x.n, |tokens| lists.encode(engine, (x, tokens), weights, status));
         }
         (self.buffers.batch.path, self.buffers.batch.has_runs) = (path, false);
     }
 
     fn decode(&mut self, x: &Rows) {
         let first_s = self.first_s();
-        let Batch { path, x_hat_bs, l1_b, .. } = &mut self.buffers.batch;
-        let Outcome { n, status, .. } = self.buffers.outcomes.last();
+        let Buffers { batch, lists, weights, dense, between_ranks, .. } = &mut self.buffers;
+        let (parts, slices) = (between_ranks.x_hat.as_ref(), &mut between_ranks.slices);
+        let Batch { path, x_hat_bs, l1_b, .. } = batch;
+        let sum = |engine: &Engine, x_hat_bs: &Buffer<f32>, tokens: Range<usize>| {
+            if let Some(parts) = parts {
+                let values = tokens.start * x.stride..tokens.end * x.stride;
+                parts.sum_pieces(engine, &engine.axes.feature, x_hat_bs, values);
+            }
+        };
         match path {
-            Path::Sparse => {
-                decode(
-                    &self.engine,
-                    &self.buffers.lists,
-                    *n,
-                    (&self.buffers.weights, first_s),
-                    (x_hat_bs, l1_b),
-                    status,
-                );
-            }
+            Path::Sparse => slices.decode(&self.engine, x.n, |engine, tokens| {
+                decode(engine, (lists, tokens.clone()), (weights, first_s), (x_hat_bs, l1_b));
+                sum(engine, x_hat_bs, tokens);
+            }),
             Path::Dense => {
-                let of = Operands { x, weights: &self.buffers.weights };
-                let to = Forward { x_hat_bs, l1_b, count_f: &self.buffers.lists.count_f, first_s };
-                self.buffers.dense.forward(&self.engine, of, to);
+                let to = Forward { x_hat_bs, l1_b, count_f: &lists.count_f, first_s };
+                dense.forward(&self.engine, Operands { x, weights }, to);
+                sum(&self.engine, x_hat_bs, 0..x.n);
             }
-        }
-        if let Some(parts) = &self.buffers.between_ranks.x_hat {
-            parts.sum_pieces(&self.engine, &self.engine.axes.feature, x_hat_bs, n * x.stride);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Launches `encode.cu`: the lists of active features of a batch.
 
+use std::ops::Range;
+
 use super::device::{Cost, Precision};
 use super::engine::{Engine, arguments};
 use super::memory::{Buffer, Memory};
@@ -46,22 +48,44 @@ impl Lists {
         engine.allow_shared("sort_lists", self.sort_bytes());
     }
 
-    /// Makes the lists of `x`; `status` learns of a list without room.
-    pub fn encode(&mut self, engine: &Engine, x: &Rows, weights: &Weights, status: &Buffer<Status>) {
+    /// Begins with the lists of a batch.
+    pub fn clear(&mut self) {
         self.count_b.clear();
         self.count_f.clear();
+    }
+
+    /// Makes the lists of some tokens of `x`, from the first of a tile on; `status` learns of a list without room.
+    pub fn encode(
+        &self,
+        engine: &Engine,
+        (x, tokens): (&Rows, Range<usize>),
+        weights: &Weights,
+        status: &Buffer<Status>,
+    ) {
         let tile = engine.precision.tile();
         let kernel = engine.precision.pick("encode_f32", "encode_bf16");
-        let blocks = x.n.div_ceil(tile.side) * self.features.div_ceil(tile.side);
+        let (n, first) = (tokens.len(), tokens.start);
+        let blocks = n.div_ceil(tile.side) * self.features.div_ceil(tile.side);
         let (w_enc, b_enc) = (weights.w_enc.operand(0), weights.b_enc.value.at(0));
-        let (n, features, stride, capacity) = (x.n as u32, self.features as u32, x.stride as u32, self.capacity as u32);
-        let (pairs_bc, count_b, count_f) = (self.pairs_bc.at(0), self.count_b.at(0), self.count_f.at(0));
-        // SAFETY: x has n rows and W_enc `features`, `stride` apart; biases fill whole tiles; a list has `capacity` places.
+        let (features, stride, capacity) = (self.features as u32, x.stride as u32, self.capacity as u32);
+        let (pairs_bc, count_b) = (self.pairs_bc.at(first * self.capacity), self.count_b.at(first));
+        let count_f = self.count_f.at(0);
+        // SAFETY: x has n rows from there on and W_enc `features`, `stride` apart; biases fill whole tiles; a list has `capacity` places.
         unsafe {
-            let arguments = arguments![x.operand(), w_enc, b_enc, pairs_bc, count_b, n, features, stride, capacity];
+            let arguments = arguments![
+                x.operand_from(first),
+                w_enc,
+                b_enc,
+                pairs_bc,
+                count_b,
+                n as u32,
+                features,
+                stride,
+                capacity
+            ];
             engine.enqueue(kernel, blocks, tile.shared, arguments);
             let arguments = arguments![pairs_bc, count_b, count_f, status.at(0), capacity];
-            engine.enqueue("sort_lists", x.n, self.sort_bytes(), arguments);
+            engine.enqueue("sort_lists", n, self.sort_bytes(), arguments);
         }
     }
 }

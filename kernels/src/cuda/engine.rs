@@ -1,4 +1,5 @@
-//! A card with its kernels and two streams: one that everything runs on, and one that brings stored rows meanwhile.
+//! A card with its kernels and its streams: one that everything runs on, one that brings stored rows meanwhile, and where ranks share
+//! features a third, on which x̂ is summed meanwhile.
 //!
 //! Operations are enqueued and return; what goes wrong is remembered and told by the next function that can fail, so that the
 //! step stays free of error paths.
@@ -7,7 +8,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::result::launch_kernel;
+use cudarc::driver::result::{launch_kernel, stream::get_priority_range};
 use cudarc::driver::{CudaEvent, CudaFunction, CudaStream, DriverError, sys};
 
 use super::card::{Card, failed};
@@ -21,17 +22,21 @@ use crate::ranks::Group;
 /// Shared memory of a block without asking for more.
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
 
-/// What the operations run on.
+/// What the operations run on. A clone is the same card.
+#[derive(Clone)]
 pub struct Engine {
     /// `None`: one rank, with nothing to exchange. The first to go: it waits for what others still receive.
-    communicator: Option<Communicator>,
+    communicator: Option<Arc<Communicator>>,
+    /// What is enqueued goes here.
     pub stream: Arc<CudaStream>,
     /// Copies of stored rows: see [`super::staging`].
     pub copies: Arc<CudaStream>,
+    /// Sums of x̂: see [`super::slices`]. `None` where there is nothing to sum.
+    sums: Option<Arc<CudaStream>>,
     pub precision: Precision,
     pub multiprocessors: u32,
     pub axes: Axes,
-    kernels: HashMap<&'static str, Kernel>,
+    kernels: Arc<HashMap<&'static str, Kernel>>,
     failure: Arc<Failure>,
 }
 
@@ -65,10 +70,15 @@ impl Engine {
     /// Those of [`Card::load`] and [`Communicator::new`]; [`Error::Cuda`].
     pub fn new(card: &Card, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
         let context = card.context();
-        // SAFETY: all memory is used on one stream, in order, but for that of stored rows, where events keep uses apart.
+        // SAFETY: all memory is used on one stream, in order, but for that of stored rows and what x̂ is made of and from, where
+        // events keep uses apart.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| failed("cuStreamCreate", error))?;
         let copies = context.new_stream().map_err(|error| failed("cuStreamCreate", error))?;
+        // Of the highest priority: among equals the thousands of blocks of an encode that waits already would all go first.
+        let first = || get_priority_range().and_then(|(_, highest)| context.new_stream_with_priority(highest));
+        let sums = (axes.feature.size() > 1).then(first).transpose();
+        let sums = sums.map_err(|error| failed("cuStreamCreateWithPriority", error))?;
         let mut kernels = HashMap::new();
         for (source, module) in sources.iter().zip(card.load(sources)?) {
             for EntryPoint { name, threads } in source.kernels() {
@@ -80,7 +90,13 @@ impl Engine {
         let failure = Arc::new(Failure::default());
         let several = axes.all.size() > 1;
         let communicator = several.then(|| Communicator::new(context, &axes.all, &failure)).transpose()?;
-        Ok(Engine { communicator, stream, copies, precision, multiprocessors, axes, kernels, failure })
+        let (communicator, kernels) = (communicator.map(Arc::new), Arc::new(kernels));
+        Ok(Engine { communicator, stream, copies, sums, precision, multiprocessors, axes, kernels, failure })
+    }
+
+    /// The same card, with the stream of sums under what is enqueued. Whoever uses it says by events what comes before what.
+    pub fn of_sums(&self) -> Option<Engine> {
+        self.sums.as_ref().map(|sums| Engine { stream: sums.clone(), ..self.clone() })
     }
 
     /// Lets a kernel use `bytes` of dynamic shared memory.

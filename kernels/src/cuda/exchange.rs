@@ -35,11 +35,13 @@ impl AxisSum {
         (ranks > 1).then(new).transpose()
     }
 
-    /// Sums the first `len` values over `axis`. Each member sums a piece of them and gives it to all.
-    pub fn sum_pieces(&self, engine: &Engine, axis: &Group, values: &Buffer<f32>, len: usize) {
+    /// Sums some values over `axis`. Each member sums a piece of them and gives it to all.
+    pub fn sum_pieces(&self, engine: &Engine, axis: &Group, values: &Buffer<f32>, summed: Range<usize>) {
         let (size, own) = (axis.size(), axis.index());
-        let piece = |member: usize| len * member / size..len * (member + 1) / size;
+        let edge = |member: usize| summed.start + summed.len() * member / size;
+        let piece = |member: usize| edge(member)..edge(member + 1);
         let mine = piece(own);
+        assert!(mine.len() <= self.pitch, "room for the parts");
         let of_values = |range: Range<usize>| part(values, range);
         let to_sum = |member| Message {
             member,
@@ -84,7 +86,7 @@ pub fn rate(engine: &Arc<Engine>, values: usize) -> Result<f64, Error> {
     let Some(sum) = AxisSum::new(all.size(), values.div_ceil(all.size()), &mut memory)? else { return Ok(0.0) };
     let summed = memory.step(values, "sums over ranks")?;
     let times = |n: usize| {
-        (0..n).for_each(|_| sum.sum_pieces(engine, all, &summed, values));
+        (0..n).for_each(|_| sum.sum_pieces(engine, all, &summed, 0..values));
         engine.wait()
     };
     times(1)?;

@@ -47,7 +47,13 @@ impl Rows {
 
     /// Rows in the format that products read.
     pub(super) fn operand(&self) -> Pointer {
-        self.copy_bs.as_ref().map_or(self.x_bs.at(0), |copy| copy.at(0))
+        self.operand_from(0)
+    }
+
+    /// The same from a row on.
+    pub(super) fn operand_from(&self, row: usize) -> Pointer {
+        let first = row * self.stride;
+        self.copy_bs.as_ref().map_or(self.x_bs.at(first), |copy| copy.at(first))
     }
 
     /// `x = scale · rows` for the first `n` staged rows, of `of` over the data axis.
