@@ -10,9 +10,17 @@
 //! | decode | (P·n·D + 4·b·D) / memory |
 //! | backward | 4·P·n·D / memory (rows of g and x, gathered twice: the gradient is made again for the update) |
 //! | adam | c·2·D·R / memory, R the owned rows that are updated |
-//! | exchange | [`Traffic`] / link |
+//! | exchange | (rows + gradient + weights of [`Traffic`]) / link, and what is waited for of x̂ |
 //!
-//! Floors add up, since the parts of a step follow each other. A step is expected to take [`EXPECTED`] of its floor's speed.
+//! Floors add up, since the parts of a step follow each other, but for the sum of x̂: a batch is cut into k slices, and while one is
+//! encoded and decoded, x̂ of the one before is on the link. With C = encode + decode, which share the card, and X = the x̂ of
+//! [`Traffic`] / link, both alike in all slices, the card waits for the last slice at least, and for what the link still has to
+//! send when the k − 1 slices behind the first are made:
+//!
+//! > waited for of x̂ = max(X/k, X − C·(k−1)/k)
+//!
+//! Sending also takes some of the card, smaller messages are slower, and W_enc is read once for each slice: none of that is
+//! reckoned. A step is expected to take [`EXPECTED`] of its floor's speed.
 
 use kernels::cuda::{self, Precision};
 use kernels::mesh::{Mesh, Place};
@@ -119,8 +127,10 @@ pub struct Floor {
     pub backward: f64,
     /// Weights and moments through memory.
     pub adam: f64,
-    /// Between ranks.
+    /// Between ranks, while the card waits.
     pub exchange: f64,
+    /// Between ranks, while the card multiplies: no part of the sum.
+    pub hidden: f64,
 }
 
 impl Floor {
@@ -134,18 +144,24 @@ impl Floor {
         let updated = features / (d * f) * if recipe.train.adam == Adam::Dense { 1.0 } else { touched };
         let of_adam = cuda::cost::adam(precision, rows.width, updated.ceil() as usize);
         let link = if mesh.ranks() <= IN_A_MACHINE { gpu.link } else { gpu.network };
+        let encode = 2.0 * seen * features / f * width / gpu.flops;
+        let decode = (value * pairs * width + 4.0 * seen * width) / gpu.bandwidth;
+        let sent = Traffic::of(recipe, mesh, rows.stored as f64);
+        let (slices, x_hat) = (cuda::slices(seen as usize) as f64, sent.x_hat * width / link);
+        let waited = waited_for(x_hat, encode + decode, slices);
         Floor {
-            encode: 2.0 * seen * features / f * width / gpu.flops,
-            decode: (value * pairs * width + 4.0 * seen * width) / gpu.bandwidth,
+            encode,
+            decode,
             backward: 4.0 * value * pairs * width / gpu.bandwidth,
             adam: of_adam.bytes as f64 / gpu.bandwidth,
-            exchange: Traffic::of(recipe, mesh, rows.stored as f64).total() * width / link,
+            exchange: (sent.total() - sent.x_hat) * width / link + waited,
+            hidden: x_hat - waited,
         }
     }
 
-    /// Names and seconds.
+    /// Names and seconds of what follows each other.
     pub fn parts(self) -> [(&'static str, f64); 5] {
-        let Floor { encode, decode, backward, adam, exchange } = self;
+        let Floor { encode, decode, backward, adam, exchange, hidden: _ } = self;
         [("encode", encode), ("decode", decode), ("backward", backward), ("adam", adam), ("exchange", exchange)]
     }
 
@@ -153,6 +169,11 @@ impl Floor {
     pub fn total(self) -> f64 {
         self.parts().iter().map(|(_, seconds)| seconds).sum()
     }
+}
+
+/// What a card waits for of `link` seconds on the link, when so many slices take `card` seconds on the card before they go there.
+fn waited_for(link: f64, card: f64, slices: f64) -> f64 {
+    (link / slices).max(link - card * (slices - 1.0) / slices)
 }
 
 /// The fewest cards, features sharded alone, of which each has room for its part; `None` when even a tile of features a card is too
@@ -189,6 +210,25 @@ mod tests {
         assert_eq!(floor.exchange, 0.0);
         let eight = Floor::of(&recipe(1 << 20), Mesh { data: 1, feature: 8 }, &rows, mixed, &H200);
         assert!(near(eight.encode, floor.encode / 8.0) && eight.exchange > 0.0, "{eight:?}");
+        // Of x̂ the last of four slices; of the rows all.
+        let (sent, a_value) = (8192.0 * 2048.0 * 7.0 / 8.0, 450e9);
+        assert!(near(eight.exchange, (2.0 + 8.0 / 4.0) * sent / a_value), "{eight:?}");
+        assert!(near(eight.hidden, 8.0 * 3.0 / 4.0 * sent / a_value), "{eight:?}");
+    }
+
+    #[test]
+    fn x_hat_hides_behind_the_slices_that_follow() {
+        // As one slice follows the other: the link begins with one when the card has made it and the one before is sent.
+        let simulated = |link: f64, card: f64, slices: usize| {
+            let (made, sent) = (card / slices as f64, link / slices as f64);
+            let end = (1..=slices).fold(0.0_f64, |end, slice| end.max(slice as f64 * made) + sent);
+            end - card
+        };
+        for (link, card, slices) in [(1.0, 8.0, 4), (8.0, 1.0, 4), (3.0, 3.0, 2), (5.0, 4.0, 3), (2.0, 7.0, 1)] {
+            let waited = waited_for(link, card, slices as f64);
+            assert!((waited - simulated(link, card, slices)).abs() < 1e-12, "{link} {card} {slices}: {waited}");
+            assert!((link / slices as f64..=link).contains(&waited));
+        }
     }
 
     #[test]

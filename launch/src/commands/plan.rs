@@ -111,7 +111,9 @@ fn memory(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Prec
 
 fn time(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision) {
     let floor = Floor::of(recipe, mesh, rows, precision, &args.gpu);
-    let parts = floor.parts().map(|(name, seconds)| (name, format!("{:.2} ms", 1e3 * seconds)));
+    let hidden = ("exchange meanwhile", floor.hidden);
+    let parts = floor.parts().into_iter().chain((floor.hidden > 0.0).then_some(hidden));
+    let parts: Vec<_> = parts.map(|(name, seconds)| (name, format!("{:.2} ms", 1e3 * seconds))).collect();
     table::print("a step, at the least", &parts);
 
     let batch = recipe.train.batch as f64;
