@@ -394,6 +394,10 @@ pub trait Device: Sync {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Cuda`] and [`Error::Peer`].
     fn exchange_rate(&self, values: usize) -> Result<f64, Error>;
+
+    /// Bytes that this rank has sent to others so far, and the time that it has spent in exchanges, waiting for others included. On a
+    /// card that is the time of its messages, as far as they are done: it may compute beside them.
+    fn exchanged(&self) -> (u64, Duration);
 }
 
 /// The rate of a rank of `ranks` that has summed `values` values [`SUMS_TIMED`] times in `time`: it sends each piece but its own to who

@@ -3,6 +3,7 @@
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kernels::mesh::Mesh;
 use tests::checkpoints::Tensors;
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
@@ -10,6 +11,7 @@ use tests::fixture::{Fixture, json_lines, plain_rows, write_shards};
 use tests::processes::{self, wait_for};
 use tests::sae::Finished;
 use tests::{checkpoints, golden, need, sae};
+use trainer::communication::Traffic;
 use trainer::recipe::{Adam, BiasInit, Every, Order, Precision, Recipe, Scale};
 
 /// Ranks that a launcher starts, as words of its command line.
@@ -78,6 +80,12 @@ fn every_mesh_reaches_the_golden_losses() {
     }
 }
 
+/// Bytes that all ranks sent in a step: the second, on the sparse path, and the last.
+fn sent(fixture: &Fixture, run: &str) -> [f64; 2] {
+    let lines = json_lines(&fixture.path(run).join("metrics.jsonl"));
+    [1, lines.len() - 1].map(|step| lines[step]["ranks"]["sent_bytes"].as_f64().expect("a number of bytes"))
+}
+
 /// Where only touched rows travel, weights stand still elsewhere and nothing is lost: the curve is that of one card.
 #[test]
 fn rows_that_nobody_has_touched_need_not_travel() {
@@ -92,14 +100,23 @@ fn rows_that_nobody_has_touched_need_not_travel() {
             let arguments = [&path, "--device", "cuda", "--mesh", mesh, "--set", "train.precision=f32"];
             sae::run_with(&[&launch(ranks)[..], &arguments].concat(), &borrowed(&environment)).exits(0);
             let lines = json_lines(&fixture.path(&run).join("metrics.jsonl"));
-            lines.iter().map(|line| line["loss"].as_f64().expect("a loss")).collect::<Vec<_>>()
+            (recipe, lines.iter().map(|line| line["loss"].as_f64().expect("a loss")).collect::<Vec<_>>())
         };
-        let one = losses("1x1", "1");
+        let (_, one) = losses("1x1", "1");
         assert_eq!(one.len(), 16);
         for (mesh, ranks) in [("2x1", "2"), ("2x2", "4"), ("4x1", "4")] {
-            for (step, (one, several)) in one.iter().zip(losses(mesh, ranks)).enumerate() {
+            let (recipe, several) = losses(mesh, ranks);
+            for (step, (one, several)) in one.iter().zip(several).enumerate() {
                 assert!((one - several).abs() <= 1e-5 * one, "{name} on {mesh}, step {step}: {one}, {several}");
             }
+            let shape: Mesh = mesh.parse().expect("a mesh");
+            let model = Traffic::of(&recipe, shape, 2.0).total() * 32.0 * shape.ranks() as f64;
+            let [sparse, last] = sent(&fixture, &format!("{name}-{mesh}"));
+            // The model has 100 active features a row, which touch all; what it leaves out are counts and the roll call.
+            let [sparse, last] = [sparse, last].map(|sent| sent / model);
+            assert!((1.0..1.1).contains(&last), "{name} on {mesh}: {last} of the model");
+            let most = if adam == Adam::Dense { 0.9 } else { 0.6 };
+            assert!(sparse < most, "{name} on {mesh}: rows that nobody has touched travel, {sparse} of the model");
         }
     }
 }
@@ -108,7 +125,9 @@ fn rows_that_nobody_has_touched_need_not_travel() {
 fn four_steps(emulator: &Emulator, seed: u64) -> Option<Output> {
     let fixture = Fixture::with_data();
     let mut recipe = recipe(&fixture, "run");
-    recipe.train.tokens = Some(4 * 64);
+    // Two tiles a rank, more touched rows in them than there is room for.
+    (recipe.sae.features, recipe.sae.bias_init_l0) = (1024, 7.0);
+    (recipe.train.batch, recipe.train.tokens) = (128, Some(4 * 128));
     recipe.train.dense_bytes = 1;
     let path = fixture.save("recipe", &recipe);
     let words = [&launch("4")[..], &[&path, "--device", "cuda", "--mesh", "2x2"]].concat();
@@ -161,7 +180,10 @@ fn the_same_mesh_gives_the_same_bits() {
     for (mesh, ranks) in MESHES {
         let last = |name: &str, seed: u64, tile: &str| {
             let name = format!("{mesh}-{name}");
-            let recipe = fixture.save(&name, &recipe(&fixture, &name));
+            let mut recipe = recipe(&fixture, &name);
+            (recipe.train.batch, recipe.train.tokens, recipe.sae.bias_init_l0) = (128, Some(8 * 128), 3.5);
+            recipe.checkpoint.every = Every::Steps(4);
+            let recipe = fixture.save(&name, &recipe);
             let set = format!("train.dense_bytes={tile}");
             let words = [&launch(ranks)[..], &[&recipe, "--device", "cuda", "--mesh", mesh, "--set", &set]].concat();
             sae::run_with(&words, &borrowed(&environment("4", seed)?)).exits(0);
@@ -172,6 +194,9 @@ fn the_same_mesh_gives_the_same_bits() {
             let again = last(name, seed, tile).expect("an emulator, as before");
             assert_eq!(checkpoints::differing(&first, &again), [""; 0], "{mesh} {name}");
         }
+        // Two tiles a rank, more touched rows in them than there is room for: all are sent twice.
+        let [rounds, first] = ["rounds", "first"].map(|name| sent(&fixture, &format!("{mesh}-{name}"))[0]);
+        assert!(mesh != "2x1" || rounds > 1.3 * first, "{rounds} {first}");
     }
 }
 

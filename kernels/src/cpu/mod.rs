@@ -34,7 +34,7 @@ use memory::{Buffer, Memory};
 use rayon::ThreadPool;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The processor.
 pub struct Cpu {
@@ -220,6 +220,11 @@ impl Device for Cpu {
         let started = Instant::now();
         (0..SUMS_TIMED).try_for_each(|_| all.sum_f32(&mut summed))?;
         Ok(rate_of_sums(values, all.size(), started.elapsed()))
+    }
+
+    fn exchanged(&self) -> (u64, Duration) {
+        let all = &self.engine.axes.all;
+        (all.bytes_sent(), all.exchanging())
     }
 }
 

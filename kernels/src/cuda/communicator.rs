@@ -12,6 +12,7 @@
 //! Cards wait for each other without end, and NCCL does not know whether a process lives. The ranks' host group does: a thread
 //! asks it ten times a second, and ends what the card waits for when a rank has failed.
 
+use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -20,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, sys};
 
 use super::card::failed;
 use super::engine::Failure;
@@ -62,6 +63,7 @@ pub struct Message {
 pub struct Communicator {
     shared: Arc<Shared>,
     last: Mutex<Last>,
+    laps: Mutex<Laps>,
     /// Dropped, it ends the thread.
     leave: Option<Sender<()>>,
     watch: Option<JoinHandle<()>>,
@@ -73,6 +75,33 @@ struct Last {
     stream: Option<Arc<CudaStream>>,
     /// Behind them.
     event: CudaEvent,
+}
+
+/// What was sent, and how long it took.
+#[derive(Debug, Default)]
+struct Laps {
+    /// Before and behind messages that may be on their way, in their order.
+    under_way: VecDeque<[CudaEvent; 2]>,
+    /// Of messages that are done, for others.
+    free: Vec<[CudaEvent; 2]>,
+    sent: u64,
+    time: Duration,
+}
+
+impl Laps {
+    /// Books the messages that are done, without waiting for others.
+    fn settle(&mut self) {
+        while let Some([from, to]) = self.under_way.pop_front_if(|[_, to]| to.is_complete()) {
+            // A card that has failed has no times, and tells so elsewhere.
+            self.time += from.elapsed_ms(&to).map_or(Duration::ZERO, |ms| Duration::from_secs_f32(ms.max(0.0) / 1e3));
+            self.free.push([from, to]);
+        }
+    }
+
+    fn events(&mut self, context: &Arc<CudaContext>) -> Result<[CudaEvent; 2], DriverError> {
+        let new = || context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        self.free.pop().map_or_else(|| Ok([new()?, new()?]), Ok)
+    }
 }
 
 #[derive(Debug)]
@@ -113,7 +142,14 @@ impl Communicator {
         let watching = shared.clone();
         let watch = thread::Builder::new().name("cards".to_owned()).spawn(move || watching.watch(&left));
         let watch = watch.map_err(|error| Error::Threads { reason: error.to_string() })?;
-        Ok(Communicator { shared, last, leave: Some(leave), watch: Some(watch) })
+        Ok(Communicator { shared, last, laps: Mutex::default(), leave: Some(leave), watch: Some(watch) })
+    }
+
+    /// Bytes that were sent, and the time that messages took on their streams as far as they are done, waiting for others included.
+    pub fn exchanged(&self) -> (u64, Duration) {
+        let mut laps = self.laps.lock().unwrap_or_else(PoisonError::into_inner);
+        laps.settle();
+        (laps.sent, laps.time)
     }
 
     /// Enqueues messages to and from members of `among`, behind those enqueued before on any stream; those to itself are left out.
@@ -126,6 +162,10 @@ impl Communicator {
         if last.stream.replace(stream.clone()).is_some_and(|before| before != *stream) {
             self.shared.note("waiting for messages", stream.wait(&last.event));
         }
+        let mut laps = self.laps.lock().unwrap_or_else(PoisonError::into_inner);
+        laps.settle();
+        laps.sent += messages.iter().filter(|to| to.member != own).map(|to| to.sent.bytes as u64).sum::<u64>();
+        let lap = laps.events(&self.shared.context).and_then(|lap| lap[0].record(stream).map(|()| lap));
         self.shared.call("ncclSend and ncclRecv", |nccl, comm| {
             let stream: Stream = stream.cu_stream().cast();
             // SAFETY: every group that is started is ended below.
@@ -147,6 +187,10 @@ impl Communicator {
             statuses.into_iter().find(|status| *status != 0).unwrap_or(0)
         });
         self.shared.note("an event", last.event.record(stream));
+        match lap.and_then(|lap| lap[1].record(stream).map(|()| lap)) {
+            Ok(lap) => laps.under_way.push_back(lap),
+            Err(error) => self.shared.note("an event", Err(error)),
+        }
     }
 }
 

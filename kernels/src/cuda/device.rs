@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::array::{Code, Format};
 use super::card::Card;
@@ -302,5 +303,10 @@ impl Device for Cuda {
 
     fn exchange_rate(&self, values: usize) -> Result<f64, Error> {
         exchange::rate(&self.engine, values)
+    }
+
+    fn exchanged(&self) -> (u64, Duration) {
+        let (sent, time) = self.engine.exchanged();
+        (sent + self.engine.axes.all.bytes_sent(), time)
     }
 }

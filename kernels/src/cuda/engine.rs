@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cudarc::driver::result::{launch_kernel, stream::get_priority_range};
 use cudarc::driver::{CudaEvent, CudaFunction, CudaStream, DriverError, sys};
@@ -140,6 +141,11 @@ impl Engine {
     /// As there.
     pub fn check(&self) -> Result<(), Error> {
         self.failure.check()
+    }
+
+    /// See [`Communicator::exchanged`].
+    pub fn exchanged(&self) -> (u64, Duration) {
+        self.communicator.as_ref().map_or((0, Duration::ZERO), |communicator| communicator.exchanged())
     }
 
     /// Enqueues messages between this card and those of the members of `among`.

@@ -25,8 +25,8 @@ pub(super) struct LineClock {
 }
 
 impl LineClock {
-    pub(super) fn start(step: u64, tokens: u64, ranks: &Group) -> Self {
-        let (sent, exchanging) = (ranks.bytes_sent(), ranks.exchanging());
+    pub(super) fn start(step: u64, tokens: u64, device: &impl Device) -> Self {
+        let (sent, exchanging) = device.exchanged();
         LineClock { since: Instant::now(), step, tokens, stall: Duration::ZERO, sent, exchanging }
     }
 }
@@ -43,7 +43,7 @@ impl<D: Device> Run<'_, D> {
         let owned = self.state.window.fired_f.len();
         let sums = std::mem::replace(&mut self.state.window, Sums::new(self.data.train.width(), owned));
         let ranks = &self.device.axes().all;
-        let now = LineClock::start(self.state.step, self.state.tokens, ranks);
+        let now = LineClock::start(self.state.step, self.state.tokens, self.device);
         let clock = std::mem::replace(&mut self.line_clock, now);
         let Some(metrics) = Metrics::of(&sums, lambda) else { return Ok(()) };
         let elapsed = clock.since.elapsed().as_secs_f64();

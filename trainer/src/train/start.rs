@@ -95,7 +95,7 @@ impl<'a, D: Device> Run<'a, D> {
             save_called: false,
             saved,
             on_the_way: None,
-            line_clock: LineClock::start(state.step, state.tokens, &axes.all),
+            line_clock: LineClock::start(state.step, state.tokens, device),
             state,
             start,
             failed_during: None,
