@@ -39,7 +39,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { meeting: Duration::from_secs(60), operation: DEADLINE, silence: Duration::from_secs(10) }
+        Limits { meeting: Duration::from_secs(60), operation: DEADLINE, silence: Duration::from_secs(8) }
     }
 }
 
@@ -325,6 +325,11 @@ impl Drop for Tcp {
         let _ = self.shared.orders.send(Order::Leave);
         // Closing a connection before the other side has read everything would lose the end of what was sent.
         wait_for(&self.watch);
+        // Whoever failed reads nothing any more, and may be stopped and never close its end.
+        let failed = self.shared.mailbox.failure().map(|failure| failure.rank);
+        for (_, link) in self.shared.links().filter(|&(rank, _)| Some(rank) == failed) {
+            let _ = link.stream.shutdown(Shutdown::Both);
+        }
         wait_for(&self.readers);
         for (_, link) in self.shared.links() {
             let _ = link.stream.shutdown(Shutdown::Both);
