@@ -309,7 +309,7 @@ fn the_doctor_measures_between_cards() {
         let output = doctor.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{said}");
-        for part in ["reaches 1 of 1 other cards here directly", "NCCL 2.", "by NCCL this one sends"] {
+        for part in ["reaches 1 of 1", "NCCL 2.", "by NCCL this one sends"] {
             assert!(said.contains(part), "{part}: {said}");
         }
     }
@@ -377,6 +377,36 @@ fn a_rank_without_a_card_of_its_own_is_refused() {
     let path = fixture.save("on_processors", &recipe(&fixture, "on_processors"));
     let shared = [&launch("2")[..], &[&path, "--device", "auto"]].concat();
     sae::run_with(&shared, &borrowed(&one)).exits(0).says(&["device=\"cpu"]);
+}
+
+/// What fails on one card the other ranks learn from its rank, wherever they are: in an evaluation they are not asked to save.
+#[test]
+fn a_card_that_fails_in_an_evaluation_ends_all_with_its_cause() {
+    let Some(environment) = environment("2", 0) else { return };
+    let fixture = Fixture::with_data();
+    let mut recipe = recipe(&fixture, "run");
+    recipe.data.eval = vec![fixture.text("eval")];
+    recipe.eval.every = 2;
+    let path = fixture.save("recipe", &recipe);
+    let ranks = ["0", "1"].map(|rank| {
+        let place = ["--rank", rank, "--ranks", "2", "--local-rank", rank, "--local-ranks", "2", "--attempt", "one"];
+        let mut command = sae::sae(&[&["train", &path, "--device", "cuda", "--mesh", "1x2"][..], &place].concat());
+        command.envs(borrowed(&environment)).stderr(Stdio::piped()).stdout(Stdio::null());
+        if rank == "1" {
+            command.env("EMULATOR_FAIL", "launch:150:700");
+        }
+        command.spawn().expect("sae starts")
+    });
+    let started = Instant::now();
+    for (rank, process) in ranks.into_iter().enumerate() {
+        let output = process.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(71), "rank {rank}: {said}");
+        assert!(said.contains("illegal memory access") && !said.contains("saving failed"), "rank {rank}: {said}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    let failure = fixture.json("run/error-1.json");
+    assert_eq!((&failure["operation"], &failure["step"]), (&"evaluating".into(), &2.into()), "{failure}");
 }
 
 /// A launcher that binds cards lets each rank see its own as the first: they are told apart by what they are.

@@ -484,37 +484,43 @@ fn rows_with_nan_stop_the_run_before_they_do_harm() {
     sae::run(&["train", &path, "--resume"]).exits(64).says(&["data.skip may only grow", nan]);
 }
 
-/// An evaluation that fails costs no step: what was trained before it is saved, and a resumed run comes back to it.
+/// An evaluation that fails costs no step: what was trained before it is saved, by all ranks, and a resumed run comes back to it.
 #[test]
 fn held_out_rows_that_cannot_be_read_cost_no_step() {
     let fixture = Fixture::with_data();
-    let good = fixture.path("eval");
-    let damaged = fixture.path("damaged");
-    fs::create_dir(&damaged).expect("a folder");
-    for file in checkpoints::files(&good) {
-        let mut bytes = fs::read(&file).expect("read");
-        if file.extension().is_some_and(|extension| extension == "parquet") {
-            // Among the rows: the footer comes after them.
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 1;
+    let copy = |name: &str| {
+        let folder = fixture.path(name);
+        fs::create_dir(&folder).expect("a folder");
+        for file in checkpoints::files(&fixture.path("eval")) {
+            fs::copy(&file, folder.join(file.file_name().expect("a name"))).expect("a copy");
         }
-        fs::write(damaged.join(file.file_name().expect("a name")), bytes).expect("written");
-    }
-    let mut recipe = fixture.recipe("run");
-    recipe.data.eval = vec![text(&damaged)];
-    recipe.eval.every = 60;
-    recipe.checkpoint.every = Every::Steps(50);
-    let path = fixture.save("recipe", &recipe);
-    sae::run(&["train", &path]).exits(65).says(&["shard-00000.parquet"]);
-    let newest = checkpoints::committed(&fixture.path("run")).pop().expect("a checkpoint");
-    assert_eq!(json(&newest.join("manifest.json"))["step"].as_u64(), Some(60));
+        folder
+    };
+    for words in [&["train"][..], &["launch", "local", "--restarts", "0", "--ranks", "2", "--mesh", "1x2"]] {
+        let run = format!("run-{}", words.len());
+        let damaged = copy(&format!("eval-{}", words.len()));
+        let shard = shards(&damaged).remove(0);
+        let whole = fs::read(&shard).expect("read");
+        let mut bytes = whole.clone();
+        // Among the rows: the footer comes after them.
+        bytes[whole.len() / 2] ^= 1;
+        fs::write(&shard, bytes).expect("written");
+        let mut recipe = fixture.recipe(&run);
+        recipe.data.eval = vec![text(&damaged)];
+        recipe.eval.every = 60;
+        recipe.checkpoint.every = Every::Steps(50);
+        let path = fixture.save(&run, &recipe);
+        sae::run(&[words, &[&path]].concat()).exits(65).says(&["shard-00000.parquet"]);
+        let newest = checkpoints::committed(&fixture.path(&run)).pop().expect("a checkpoint");
+        assert_eq!(json(&newest.join("manifest.json"))["step"].as_u64(), Some(60), "{words:?}");
 
-    fs::remove_dir_all(&damaged).expect("removed");
-    fs::rename(&good, &damaged).expect("mended");
-    sae::run(&["train", &path, "--resume"]).exits(0);
-    let manifests = checkpoints::committed(&fixture.path("run"));
-    let mut manifests = manifests.iter().map(|folder| json(&folder.join("manifest.json")));
-    assert!(manifests.any(|manifest| manifest["step"] == 60 && !manifest["held_out"].is_null()), "measured after all");
+        fs::write(&shard, whole).expect("mended");
+        sae::run(&[words, &[&path, "--resume"]].concat()).exits(0);
+        let manifests = checkpoints::committed(&fixture.path(&run));
+        let mut manifests = manifests.iter().map(|folder| json(&folder.join("manifest.json")));
+        let measured = |manifest: serde_json::Value| manifest["step"] == 60 && !manifest["held_out"].is_null();
+        assert!(manifests.any(measured), "{words:?}: measured after all");
+    }
 }
 
 #[test]

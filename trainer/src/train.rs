@@ -210,9 +210,9 @@ impl<D: Device> Run<'_, D> {
         let stop = self.start.stop.load(Ordering::Relaxed);
         let answer = Answer { stop, save: self.save_by_clock(), saved: self.part_is_saved(), ..Answer::default() };
         let next = self.during("reading a batch", |run| buffers.next(run.device, &mut run.stream, answer));
-        if next.is_err() {
+        if let Err(error) = &next {
             self.catch_up()?;
-            self.save_what_is_done();
+            self.save_what_is_done(error);
         }
         let seen = next?.ok_or_else(|| {
             Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()))
@@ -254,9 +254,12 @@ impl<D: Device> Run<'_, D> {
         })
     }
 
-    /// The data cannot be read on. The weights are those after the last whole batch: nothing of it is lost.
-    fn save_what_is_done(&mut self) {
-        if self.state.step == 0 {
+    /// The data cannot be read on, as `error` says. The weights are those after the last whole batch: nothing of it is lost.
+    fn save_what_is_done(&mut self, error: &Error) {
+        // Ranks save together. What fails on one card the others do not know of, and do other things; when a rank is gone there is
+        // nothing to agree on, and what is on its way is kept at the end.
+        let of_one_card = matches!(error, Error::Device(error) if !matches!(error, kernels::Error::Peer { .. }));
+        if self.state.step == 0 || of_one_card || self.device.axes().all.check().is_err() {
             return;
         }
         match self.save() {

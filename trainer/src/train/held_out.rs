@@ -69,8 +69,8 @@ impl<D: Device> Run<'_, D> {
             return Err(Error::Interrupted { step, checkpoint: self.save()? });
         }
         let sums = self.during("evaluating", |_| sums);
-        if sums.is_err() {
-            self.save_what_is_done();
+        if let Err(error) = &sums {
+            self.save_what_is_done(error);
         }
         let sums = sums?;
         let Some(metrics) = Metrics::of(&sums, self.schedule.final_lambda()) else { return Ok(None) };
