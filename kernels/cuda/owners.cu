@@ -12,7 +12,7 @@
 // Left to itself the compiler makes room for more than 8 blocks of some kernels, and spills a value for them.
 //
 // Rejected: all rows, whatever was touched, whose messages need no counts and no word to the host (4,096 tokens with 100 active features
-// each touch one of 87 rows when there are 34M, and one of 3 when there are 1M).
+// each touch one of 83 rows when there are 34M, and one of 3 when there are 1M).
 #include "gradient.cuh"
 #include "parameter.cuh"
 #include "status.cuh"

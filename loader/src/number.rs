@@ -33,8 +33,15 @@ fn parse_bytes(text: &str) -> Option<u64> {
         return parse_count(text);
     };
     let digits: String = number.trim_end().chars().filter(|&c| c != '_').collect();
-    // Halves of a GiB are whole bytes.
-    whole(digits.parse::<f64>().ok()? * *unit as f64)
+    times(&digits, *unit)
+}
+
+/// A decimal number of units, where that is a whole number of bytes: in binary fractions 4.1 GB is none.
+fn times(number: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let parts = 10_u128.checked_pow(fraction.len() as u32)?;
+    let bytes = format!("{whole}{fraction}").parse::<u128>().ok()?.checked_mul(unit.into())?;
+    if bytes.is_multiple_of(parts) { u64::try_from(bytes / parts).ok() } else { None }
 }
 
 fn whole(number: f64) -> Option<u64> {
@@ -46,7 +53,13 @@ fn whole(number: f64) -> Option<u64> {
 /// # Errors
 /// Those of the format, for anything that is none.
 pub fn count<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
-    read(deserializer, Written { what: "a whole number, at least 0, such as 1_000_000 or 1e6", parse: parse_count })
+    read(
+        deserializer,
+        Written {
+            what: "a whole number, at least 0, such as 1_000_000 or 1e6 (above 2^53 in digits)",
+            parse: parse_count,
+        },
+    )
 }
 
 /// As [`count`], for a key that may be absent.
@@ -127,12 +140,18 @@ mod tests {
 
     #[test]
     fn bytes_may_have_a_unit() {
-        for (text, bytes) in
-            [("1e6", 1_000_000), ("512MiB", 512 << 20), ("2 GiB", 2 << 30), ("1.5GiB", 3 << 29), ("1_000kB", 1_000_000)]
-        {
+        for (text, bytes) in [
+            ("1e6", 1_000_000),
+            ("512MiB", 512 << 20),
+            ("2 GiB", 2 << 30),
+            ("1.5GiB", 3 << 29),
+            ("1_000kB", 1_000_000),
+            ("4.1GB", 4_100_000_000),
+            ("2.01GB", 2_010_000_000),
+        ] {
             assert_eq!(parse_bytes(text), Some(bytes), "{text}");
         }
-        for text in ["GiB", "2GX", "2 gib", "-1GiB", "0.3KiB", "infGiB", "9000TiB"] {
+        for text in ["GiB", "2GX", "2 gib", "-1GiB", "0.3KiB", "infGiB", "1e30TiB", "99999999TiB"] {
             assert_eq!(parse_bytes(text), None, "{text}");
         }
     }

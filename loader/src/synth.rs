@@ -14,6 +14,7 @@ use model::{Block, Model};
 #[serde(deny_unknown_fields, default)]
 pub struct Spec {
     /// True directions.
+    #[serde(deserialize_with = "crate::number::count")]
     pub features: usize,
     /// Numbers per row.
     pub width: usize,

@@ -111,7 +111,7 @@ fn a_batch_script_that_was_changed_is_kept() {
     let changed = made.replace("--time=10", "--time=20");
     for other in [changed.as_str(), &made.replace("checksum ", ""), "#!/bin/bash\nsrun sae train my.toml\n", ""] {
         fs::write(&script, other).expect("written");
-        launch(&["--time", "30"], &["run/job.sh was changed by hand", "sbatch ", "--out"]);
+        launch(&["--time", "30"], &["run/job.sh is not as sae launch slurm made it", "sbatch ", "--out"]);
         assert_eq!(fs::read_to_string(&script).expect("a script"), other);
     }
     fs::write(&script, &made).expect("written");

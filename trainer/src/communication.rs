@@ -10,9 +10,9 @@
 //! | updated weights, back to all | 8·R·D·(d−1)/d, R = F/f with dense Adam, else the rows that any rank has touched |
 //!
 //! `U = F/f · (1 − (1 − L0/F)^b)` when features fire alike; real ones fire unevenly and touch fewer rows. Not counted, since they do not grow
-//! with D: what each feature has fired, with its bias 8 bytes and on cards a bit for each other data rank; and the roll call. Cards send
-//! gradient rows twice when `train.dense_bytes` is too little for one round.
+//! with D: what each feature has fired, with its bias 8 bytes and on cards a bit for each other data rank; and the roll call.
 
+use kernels::cuda;
 use kernels::mesh::{Mesh, TILE};
 
 use crate::Error;
@@ -39,7 +39,7 @@ impl Traffic {
     pub fn of(recipe: &Recipe, mesh: Mesh, stored: f64) -> Traffic {
         let (d, f) = (mesh.data as f64, mesh.feature as f64);
         let (features, batch) = (recipe.sae.features as f64, recipe.train.batch as f64);
-        let touched = |rows: f64| features / f * (1.0 - (1.0 - (EXPECTED_L0 / features).min(1.0)).powf(rows));
+        let touched = |rows| touched(recipe, mesh, rows);
         let updated = if recipe.train.adam == Adam::Dense { features / f } else { touched(batch) };
         let (on_features, on_data) = ((f - 1.0) / f, (d - 1.0) / d);
         Traffic {
@@ -50,10 +50,25 @@ impl Traffic {
         }
     }
 
+    /// Between cards, whose gradient rows are sent twice where `train.dense_bytes` has no room for one round of them.
+    pub fn between_cards(recipe: &Recipe, mesh: Mesh, stored: f64, width: usize) -> Traffic {
+        let once = Traffic::of(recipe, mesh, stored);
+        let room = cuda::rows_in_a_round(mesh.data, width, recipe.train.dense_bytes as usize);
+        let of_owner = touched(recipe, mesh, recipe.train.batch as f64) / mesh.data as f64;
+        let times = if of_owner > room as f64 { 2.0 } else { 1.0 };
+        Traffic { gradient: times * once.gradient, ..once }
+    }
+
     /// All of it.
     pub fn total(self) -> f64 {
         self.rows + self.x_hat + self.gradient + self.weights
     }
+}
+
+/// Features of a shard that so many rows touch.
+fn touched(recipe: &Recipe, mesh: Mesh, rows: f64) -> f64 {
+    let features = recipe.sae.features as f64;
+    features / mesh.feature as f64 * (1.0 - (1.0 - (EXPECTED_L0 / features).min(1.0)).powf(rows))
 }
 
 /// That every rank of `mesh` gets features and rows.
@@ -107,6 +122,12 @@ mod tests {
         let replicas = Traffic::of(&paper, Mesh { data: 2, feature: 1 }, 2.0);
         assert!(replicas.total() > 20.0 * Traffic::of(&paper, Mesh { data: 1, feature: 8 }, 2.0).total());
         assert_eq!(Traffic::of(&paper, Mesh::ONE, 2.0).total(), 0.0);
+        // 280,000 touched rows an owner, and room for 4,096 at D = 4096.
+        let mesh = Mesh { data: 2, feature: 1 };
+        let between_cards = |width| Traffic::between_cards(&paper, mesh, 2.0, width);
+        assert_eq!(between_cards(4096).gradient, 2.0 * replicas.gradient);
+        assert_eq!(Traffic { gradient: replicas.gradient, ..between_cards(4096) }, replicas);
+        assert_eq!(between_cards(32), replicas);
     }
 
     #[test]

@@ -211,19 +211,14 @@ const MANIFEST: &str = "manifest.json";
 /// The file beside synthetic shards that says what they were made from.
 const SPEC: &str = "synth.json";
 
-/// The rows that `[data.synth]` asks for, where those of `data.train` or `data.eval` have yet to be made.
+/// The rows that `[data.synth]` asks for, where those of `data.train` have yet to be made.
 ///
 /// # Errors
 /// [`Error::Recipe`] when they cannot be made as asked for, and those of the store.
 pub fn to_synthesize(recipe: &Recipe) -> Result<Option<&Spec>, Error> {
-    let Some(spec) = &recipe.data.synth else { return Ok(None) };
+    let (Some(spec), Some(url)) = (&recipe.data.synth, recipe.data.train.first()) else { return Ok(None) };
     spec.validate()?;
-    for url in recipe.data.train.first().into_iter().chain(recipe.data.eval.first()) {
-        if Store::open(url)?.head(MANIFEST)?.is_none() {
-            return Ok(Some(spec));
-        }
-    }
-    Ok(None)
+    Ok(Store::open(url)?.head(MANIFEST)?.is_none().then_some(spec))
 }
 
 /// Makes the synthetic shards that the recipe asks for where there are none yet. `progress` hears the rows written, and

@@ -146,7 +146,7 @@ impl Floor {
         let link = if mesh.ranks() <= IN_A_MACHINE { gpu.link } else { gpu.network };
         let encode = 2.0 * seen * features / f * width / gpu.flops;
         let decode = (value * pairs * width + 4.0 * seen * width) / gpu.bandwidth;
-        let sent = Traffic::of(recipe, mesh, rows.stored as f64);
+        let sent = Traffic::between_cards(recipe, mesh, rows.stored as f64, rows.width);
         let (slices, x_hat) = (cuda::slices(seen as usize) as f64, sent.x_hat * width / link);
         let waited = waited_for(x_hat, encode + decode, slices);
         Floor {

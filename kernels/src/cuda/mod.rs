@@ -56,6 +56,7 @@ pub use count::Tally;
 pub use device::{Cost, Cuda, Moments, Precision, bytes};
 pub use dictionary::CudaDictionary;
 pub use normalize::Rows;
+pub use owners::rows_in_a_round;
 pub use peaks::Peaks;
 pub use resources::Resources;
 pub use slices::slices;

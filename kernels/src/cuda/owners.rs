@@ -68,6 +68,11 @@ unsafe impl Argument for PartsArgument {}
 #[derive(Clone, Copy)]
 struct RowsAtArgument(Pointer, Pointer);
 
+/// Touched rows of an owner for which `bytes` have room among so many ranks of the data axis: those to send, and those received.
+pub fn rows_in_a_round(ranks: usize, stride: usize, bytes: usize) -> usize {
+    (bytes / (2 * ranks * 2 * stride * size_of::<f32>())).max(TILE)
+}
+
 /// Features of every member of the axis whose rows travel together.
 type Round = Vec<Range<usize>>;
 
@@ -163,7 +168,7 @@ impl Owners {
         let what = "gradient rows between ranks";
         let owned: Vec<_> = (0..ranks).map(|member| place.owned_by(member, features)).collect();
         let most = owned.iter().map(Range::len).max().unwrap_or(0);
-        let room = (bytes / (2 * ranks * 2 * stride * size_of::<f32>())).max(TILE).min(most);
+        let room = rows_in_a_round(ranks, stride, bytes).min(most);
         let (rows, words) = (ranks * 2 * room * stride, (ranks + 1) * features.div_ceil(32));
         let tiles = (ranks + 1) * (features.div_ceil(TILE) + 1);
         Ok(Some(Owners {
@@ -236,8 +241,8 @@ impl Owners {
         self.readback.send(&self.tiles_rt);
     }
 
-    /// Waits for what [`Owners::tell`] has told, and for nothing enqueued after it. A card that has failed touches nothing: its failure is
-    /// told by whoever asks next.
+    /// Waits for what [`Owners::tell`] has told, and for nothing enqueued after it. A card that has failed sends no rows: the others may
+    /// wait for them until they hear of its failure, which whoever asks next is told.
     pub fn rounds(&self, engine: &Engine) -> Rounds {
         let Ok(tiles_rt) = self.readback.read(engine) else { return Rounds::default() };
         Rounds::new(tiles_rt.to_vec(), self.features.div_ceil(TILE), &self.owned, self.room)

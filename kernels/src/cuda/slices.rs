@@ -35,6 +35,8 @@ const LEAST: usize = 512;
 
 /// The environment variable that says how many slices there are, whatever the batch.
 const SLICES: &str = "SAE_SLICES";
+/// And it may say at most so many.
+const MOST_ASKED: usize = 64;
 
 /// In how many slices a batch of `n` tokens is taken where ranks share the features.
 pub fn slices(n: usize) -> usize {
@@ -76,6 +78,7 @@ impl Slices {
         let asked = std::env::var(SLICES).ok().and_then(|slices| slices.parse::<u32>().ok()).unwrap_or(0);
         let asked = engine.axes.feature.gather(&asked.to_le_bytes())?.swap_remove(0);
         let asked = asked.first_chunk().map(|asked| u32::from_le_bytes(*asked) as usize).filter(|&asked| asked > 0);
+        let asked = asked.map(|asked| asked.min(MOST_ASKED));
         let encoded = (0..asked.unwrap_or(MOST)).map(|_| engine.event()).collect::<Result<_, _>>()?;
         Ok(Slices(Some(Sums { summed: engine.event()?, asked, tokens: Vec::new(), encoded, engine })))
     }

@@ -123,7 +123,7 @@ fn time(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precis
     let rate = of_cards.min(of_storage);
     let largest = floor.parts().into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name);
     let bound = if of_storage < of_cards { "storage" } else { largest };
-    let sent = Traffic::of(recipe, mesh, rows.stored as f64).total() * rows.width as f64;
+    let sent = Traffic::between_cards(recipe, mesh, rows.stored as f64, rows.width).total() * rows.width as f64;
     let seconds = rows.rows as f64 / rate;
     let alone = Floor::of(recipe, Mesh::ONE, rows, precision, &args.gpu).total();
     let efficiency = alone / (mesh.ranks() as f64 * floor.total());

@@ -97,7 +97,7 @@ fn check_not_edited(out: &Path, script: &str) -> Result<(), Failure> {
     match fs::read(out) {
         Ok(bytes) if bytes == script.as_bytes() || str::from_utf8(&bytes).is_ok_and(is_as_made) => Ok(()),
         Ok(_) => Err(Failure::arguments(format!(
-            "{} was changed by hand, and is not written over: submit it as it is with sbatch {}, remove it, or say with --out \
+            "{} is not as sae launch slurm made it, and is not written over: submit it as it is with sbatch {}, remove it, or say with --out \
              where another one goes",
             out.display(),
             table::quoted(&out.display().to_string())
