@@ -66,7 +66,7 @@ impl Dataset {
         for (i, url) in urls.iter().enumerate() {
             // With several places, paths carry the place's number: names may repeat.
             let prefix = if urls.len() > 1 { format!("{i:04}/") } else { String::new() };
-            find(url, &prefix, &mut found, &mut manifests)?;
+            find(url, &prefix, options.column.as_deref(), &mut found, &mut manifests)?;
         }
         if found.is_empty() {
             return Err(Error::NotFound { location: urls.join(", "), hint: no_shards_hint(urls) });
@@ -219,7 +219,13 @@ fn no_shards_hint(urls: &[String]) -> String {
 }
 
 /// Lists the shards at one location and reads the manifest beside them.
-fn find(url: &str, prefix: &str, found: &mut Vec<Found>, manifests: &mut Vec<Option<Manifest>>) -> Result<()> {
+fn find(
+    url: &str,
+    prefix: &str,
+    column: Option<&str>,
+    found: &mut Vec<Found>,
+    manifests: &mut Vec<Option<Manifest>>,
+) -> Result<()> {
     let location = Location::resolve(url)?;
     let looks_like_file = location.pattern.is_none() && url.ends_with(".parquet");
     if looks_like_file && let Some((folder, name)) = location.split_file() {
@@ -228,9 +234,10 @@ fn find(url: &str, prefix: &str, found: &mut Vec<Found>, manifests: &mut Vec<Opt
             let mut known = read_manifest(&store)?;
             if let Some(m) = &mut known {
                 m.shards.retain(|s| s.path == name);
-                if !m.shards.is_empty() {
-                    check_against(&store, m, std::slice::from_ref(&entry), true)?;
-                }
+            }
+            known = of_column(&store, known, column)?;
+            if let Some(m) = known.as_ref().filter(|m| !m.shards.is_empty()) {
+                check_against(&store, m, std::slice::from_ref(&entry), true)?;
             }
             push_manifest(known, prefix, manifests);
             found.push(Found { path: format!("{prefix}{name}"), store, key: name, size: entry.size, etag: entry.etag });
@@ -238,7 +245,7 @@ fn find(url: &str, prefix: &str, found: &mut Vec<Found>, manifests: &mut Vec<Opt
         }
     }
     let store = location.store();
-    let known = read_manifest(&store)?;
+    let known = of_column(&store, read_manifest(&store)?, column)?;
     if !store.lists() {
         return find_unlisted(&store, prefix, known, found, manifests);
     }
@@ -270,6 +277,26 @@ fn find(url: &str, prefix: &str, found: &mut Vec<Found>, manifests: &mut Vec<Opt
         });
     }
     Ok(())
+}
+
+/// The manifest, unless it describes another column of the same files than the one that is asked for: pages of both have the same
+/// form, and only a footer tells them apart. One footer speaks for all.
+fn of_column(store: &Store, known: Option<Manifest>, column: Option<&str>) -> Result<Option<Manifest>> {
+    let Some(first) = known.as_ref().and_then(|m| m.shards.first()) else { return Ok(known) };
+    if store.head(&first.path)?.is_none_or(|entry| entry.size != first.size) {
+        // What has changed is told where all shards are compared.
+        return Ok(known);
+    }
+    let footer = Footer::read(store, &first.path, first.size, column)?;
+    let described: Vec<_> = first.row_groups.iter().map(|group| (group.offset, group.length)).collect();
+    match footer.leaf_at(&described) {
+        Some(leaf) if leaf != footer.column => {
+            let url = store.url_of(manifest::FILE_NAME);
+            tracing::info!("{url} describes another column of these files, and is not used");
+            Ok(None)
+        }
+        _ => Ok(known),
+    }
 }
 
 /// A server without listing: the manifest says what there is.

@@ -108,6 +108,13 @@ impl Footer {
         self.metadata.row_groups().iter().map(chunk).collect()
     }
 
+    /// The leaf column whose chunks lie at these offsets, with these lengths.
+    pub(crate) fn leaf_at(&self, chunks: &[(u64, u64)]) -> Option<usize> {
+        let groups = self.metadata.row_groups();
+        let lies = |leaf: &usize| groups.iter().map(|g| unchecked_range(g.column(*leaf))).eq(chunks.iter().copied());
+        (0..self.metadata.file_metadata().schema_descr().num_columns()).find(lies)
+    }
+
     /// The leaf column of this name.
     pub(crate) fn leaf(&self, name: &str) -> Option<usize> {
         let schema = self.metadata.file_metadata().schema_descr();

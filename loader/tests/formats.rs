@@ -88,9 +88,12 @@ fn one(
 }
 
 fn read(url: &str) -> Vec<f32> {
-    let dataset = open(url);
+    rows_of(&open(url))
+}
+
+fn rows_of(dataset: &Dataset) -> Vec<f32> {
     let options = StreamOptions { order: Order::Sequential, batch: 64, ..StreamOptions::default() };
-    let mut stream = Stream::start(&dataset, options, Cursor::default()).unwrap();
+    let mut stream = Stream::start(dataset, options, Cursor::default()).unwrap();
     let mut buffer = vec![0; stream.max_rows() * dataset.row_bytes()];
     let mut out = Vec::new();
     while let Some(batch) = stream.next(&mut buffer).unwrap() {
@@ -208,6 +211,38 @@ fn a_bionemo_store_is_read_and_checked() {
     assert_eq!(read(url), [values(), values()].concat());
     std::fs::write(folder.path().join("metadata.json"), metadata(3)).unwrap();
     assert!(failure(url).ends_with("metadata.json: speaks of 3 shards, there are 2"));
+}
+
+/// Pages of two columns of one form cannot be told from each other: a manifest that was made for one is not used for the other.
+#[test]
+fn a_manifest_of_another_column_is_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let other: Vec<f32> = values().iter().map(|value| value + 7.0).collect();
+    let mut bytes = vec![0; ROWS * WIDTH * Dtype::F16.size()];
+    Dtype::F16.from_f32(&other, &mut bytes);
+    let second: ArrayRef =
+        Arc::new(FixedSizeBinaryArray::try_from_iter(bytes.chunks(WIDTH * Dtype::F16.size())).unwrap());
+    let columns = vec![("layer3", binary(Dtype::F16), false), ("layer9", second, false)];
+    file(&folder.path().join("a.parquet"), columns, dtype_key(Dtype::F16));
+    let url = folder.path().to_str().unwrap().to_string();
+    let opened = |column: Option<&str>| {
+        let options = OpenOptions { column: column.map(str::to_owned), ..OpenOptions::default() };
+        Dataset::open(std::slice::from_ref(&url), &options)
+    };
+    let write = |column: &str| {
+        let open = OpenOptions { column: Some(column.to_owned()), ..OpenOptions::default() };
+        let options = InspectOptions { open, write_manifest: true, ..InspectOptions::default() };
+        inspect(std::slice::from_ref(&url), options).unwrap()
+    };
+    write("layer3");
+    assert_eq!(rows_of(&opened(Some("layer3")).unwrap()), values());
+    assert!(opened(Some("layer3")).unwrap().has_manifest() && !opened(Some("layer9")).unwrap().has_manifest());
+    assert_eq!(rows_of(&opened(Some("layer9")).unwrap()), other);
+    assert!(opened(None).unwrap_err().to_string().contains("several columns could be the activations"));
+    assert!(opened(Some("layer5")).unwrap_err().to_string().contains("no activation column named layer5"));
+    write("layer9");
+    assert_eq!(rows_of(&opened(Some("layer9")).unwrap()), other);
+    assert_eq!(rows_of(&opened(Some("layer3")).unwrap()), values());
 }
 
 #[test]
