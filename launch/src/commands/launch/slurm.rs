@@ -60,6 +60,12 @@ fn script(args: &Slurm, log: Log, folder: &Path) -> Result<String, Failure> {
     options.extend(args.gpus_per_node.map(|gpus| format!("--gpus-per-node={gpus}")));
     let named = [("time", &args.time), ("partition", &args.partition), ("account", &args.account)];
     options.extend(named.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value.as_ref()?))));
+    if !args.sbatch.iter().any(|option| option.starts_with("chdir=")) {
+        // Paths of the recipe and in it are from here, wherever the script is submitted.
+        let here =
+            std::env::current_dir().map_err(|error| Failure::arguments(format!("no working folder: {error}")))?;
+        options.push(format!("--chdir={}", here.display()));
+    }
     options.extend(args.sbatch.iter().map(|option| format!("--{option}")));
     let mut lines = Vec::new();
     for option in &options {
