@@ -120,12 +120,17 @@ impl Listening {
             let (sender, met) = channel();
             for (peer, address) in addresses.iter().enumerate().take(rank) {
                 let (sender, ended, excuses) = (sender.clone(), &ended, &excuses);
-                scope.spawn(move || dial(job, peer, *address, ended, excuses, &sender));
+                let dial = move || dial(job, peer, *address, ended, excuses, &sender);
+                if let Err(error) = thread::Builder::new().spawn_scoped(scope, dial) {
+                    // Those that were spawned end by it.
+                    ended.store(true, Ordering::Relaxed);
+                    return Err(Error::Threads { reason: error.to_string() });
+                }
             }
             let streams = self.receive(scope, job, &sender, &met);
             ended.store(true, Ordering::Relaxed);
-            streams
-        });
+            Ok(streams)
+        })?;
         let missing = (0..job.size).find(|&peer| peer != rank && streams[peer].is_none());
         if let Some(peer) = missing {
             let excuses = excuses.into_inner().unwrap_or_else(PoisonError::into_inner);
