@@ -40,7 +40,7 @@ impl Failure {
         Failure { message, code }
     }
 
-    /// The end by a signal that came a second time, without a checkpoint: the code is a shell's.
+    /// The end by a second SIGINT, without a checkpoint: the code is a shell's.
     pub fn signalled(signal: i32) -> Self {
         let code = u8::try_from(128 + signal).unwrap_or(u8::MAX);
         Failure { message: format!("ended at once by a second signal ({signal})"), code }

@@ -123,12 +123,13 @@ impl Ranks {
     /// failed by themselves, the one that speaks for the failure first.
     ///
     /// # Errors
-    /// Exit code 128 + N when signal N comes a second time: everything is ended at once.
+    /// Exit code 130 when SIGINT comes a second time: everything is ended at once.
     pub fn wait(mut self, passed: &mut Passed) -> Result<Vec<Ended>, Failure> {
         let mut failed_at: Option<Instant> = None;
         while self.running.iter().any(Option::is_some) {
             for signal in passed.signals.pending() {
-                if passed.first.replace(signal).is_some() {
+                // Schedulers send several signals to one that is saving already; only somebody at a keyboard means an end by that.
+                if passed.first.replace(signal) == Some(SIGINT) && signal == SIGINT {
                     return Err(Failure::signalled(signal));
                 }
                 self.signal(signal);

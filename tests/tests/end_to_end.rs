@@ -155,7 +155,9 @@ fn a_stopped_run_resumes_to_the_same_bits() {
         let run = fixture.path(name("stopped"));
         let mut arguments = vec!["train", &stopped];
         for lines in [1, 20] {
-            let step = stop(&arguments, &run, lines, signal);
+            // A scheduler sends more than one, and whoever saves is not disturbed by the second.
+            let signals = if lines == 1 { vec![signal] } else { vec!["USR1", "TERM", "TERM"] };
+            let step = stop(&arguments, &run, lines, &signals);
             assert!(
                 checkpoints::committed(&run).iter().any(|folder| text(folder).contains(&format!("{step:010}"))),
                 "{step}"
@@ -169,8 +171,25 @@ fn a_stopped_run_resumes_to_the_same_bits() {
     }
 }
 
-/// Starts a run, waits until metrics.jsonl has so many lines, sends a signal, and returns the step that was saved.
-fn stop(arguments: &[&str], run: &Path, lines: usize, signal: &str) -> u64 {
+/// Whoever opens data may wait for a store for minutes, and is not kept by it.
+#[test]
+fn a_signal_before_the_run_begins_ends_it() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &fixture.recipe("run"));
+    // Nobody listens there, and a connection that is refused is tried again.
+    let mut command = sae::sae(&["train", &path, "--set", "data.train=http://127.0.0.1:9/x.parquet"]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sae starts");
+    std::thread::sleep(Duration::from_secs(2));
+    let asked = std::time::Instant::now();
+    sae::signal(&child, "TERM");
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{said}");
+    assert!(said.contains("stopped before the run began") && asked.elapsed() < Duration::from_secs(20), "{said}");
+}
+
+/// Starts a run, waits until metrics.jsonl has so many lines, sends signals, and returns the step that was saved.
+fn stop(arguments: &[&str], run: &Path, lines: usize, signals: &[&str]) -> u64 {
     let errors = tempfile::NamedTempFile::new().expect("a temporary file");
     let mut command = sae::sae(arguments);
     let mut child =
@@ -179,7 +198,7 @@ fn stop(arguments: &[&str], run: &Path, lines: usize, signal: &str) -> u64 {
     while written() < lines && child.try_wait().expect("a child has a state").is_none() {
         std::thread::sleep(Duration::from_millis(2));
     }
-    sae::signal(&child, signal);
+    signals.iter().for_each(|signal| sae::signal(&child, signal));
     let status = child.wait().expect("a child can be waited for");
     let said = std::fs::read_to_string(errors.path()).expect("standard error is read");
     assert_eq!(status.code(), Some(75), "{said}");

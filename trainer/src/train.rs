@@ -221,6 +221,9 @@ impl<D: Device> Run<'_, D> {
             self.go_on_saving()?;
         }
         if seen.call.stop {
+            if self.scribe.is_some() {
+                tracing::info!("asked to stop: saving");
+            }
             self.catch_up()?;
             let checkpoint = self.save()?;
             return Err(Error::Interrupted { step: self.state.step, checkpoint });

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device;
@@ -59,8 +60,16 @@ fn run_on(device: &impl Device, args: &Train, recipe: &Recipe, launched: bool) -
     }
     let resume = ranks.gather(&[resume])?[0] == [1];
     let mut screen = Screen::default();
+    let begun = Arc::new(AtomicBool::new(false));
+    if ranks.size() == 1 {
+        // Several stop together, at a roll call.
+        leave_before_the_start(&stop, &begun)?;
+    }
     let watch: Box<dyn FnMut(Event<'_>) + Send> = match first {
-        true => Box::new(|event| screen.show(event)),
+        true => Box::new(|event| {
+            begun.store(true, Ordering::Relaxed);
+            screen.show(event);
+        }),
         false => Box::new(|_| ()),
     };
     let summary = train(device, recipe, Start { resume, stop: &stop, watch })?;
@@ -78,21 +87,39 @@ fn resumes(args: &Train, recipe: &Recipe) -> Result<bool, Failure> {
     Ok(args.resume || (args.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?))
 }
 
-/// The first SIGTERM, SIGINT or SIGUSR1 (what SLURM sends before its time limit) asks the run to save and stop; the
-/// second ends it at once. Not so where a launcher passes signals on: a scheduler that signals all processes of a job would make
-/// one into two.
+/// SIGTERM, SIGINT and SIGUSR1 (what SLURM sends before its time limit) ask the run to save and stop, however often they come: a
+/// scheduler that has sent one sends another at the end of the time. Only a second SIGINT, from a keyboard, ends the run at once; and
+/// not where a launcher passes signals on, since a terminal signals all processes of a job and would make one into two.
 fn stop_on_signals(launched: bool) -> Result<Arc<AtomicBool>, Failure> {
     use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT, SIGUSR1] {
-        // Without a checkpoint it must not look like 75 to a launcher.
-        let at_once = || signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop));
-        let second = if launched { Ok(()) } else { at_once().map(|_| ()) };
-        second
-            .and_then(|()| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
-    }
+    use signal_hook::flag::{register, register_conditional_shutdown};
+    let (stop, interrupted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let handle = || {
+        if !launched {
+            // Without a checkpoint it must not look like 75 to a launcher.
+            register_conditional_shutdown(SIGINT, 128 + SIGINT, Arc::clone(&interrupted))?;
+            register(SIGINT, Arc::clone(&interrupted))?;
+        }
+        [SIGTERM, SIGINT, SIGUSR1].into_iter().try_for_each(|signal| register(signal, Arc::clone(&stop)).map(|_| ()))
+    };
+    handle().map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
     Ok(stop)
+}
+
+/// Ends one that is asked to stop before its run has begun: what opens data may wait for a store for minutes. Whoever has begun saves.
+fn leave_before_the_start(stop: &Arc<AtomicBool>, begun: &Arc<AtomicBool>) -> Result<(), Failure> {
+    let (stop, begun) = (Arc::clone(stop), Arc::clone(begun));
+    let watch = move || {
+        while !begun.load(Ordering::Relaxed) {
+            if stop.load(Ordering::Relaxed) {
+                tracing::warn!("stopped before the run began: start again in the same way, or with --resume-or-start");
+                std::process::exit(75);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let thread = std::thread::Builder::new().name("start".to_owned()).spawn(watch);
+    thread.map(|_| ()).map_err(|error| kernels::Error::Threads { reason: error.to_string() }.into())
 }
 
 fn synthesize(recipe: &Recipe, stop: &AtomicBool) -> Result<(), Failure> {
