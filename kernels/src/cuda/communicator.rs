@@ -62,24 +62,17 @@ pub struct Message {
 #[derive(Debug)]
 pub struct Communicator {
     shared: Arc<Shared>,
-    last: Mutex<Last>,
     laps: Mutex<Laps>,
     /// Dropped, it ends the thread.
     leave: Option<Sender<()>>,
     watch: Option<JoinHandle<()>>,
 }
 
-/// The messages that were enqueued last.
-#[derive(Debug)]
-struct Last {
-    stream: Option<Arc<CudaStream>>,
-    /// Behind them.
-    event: CudaEvent,
-}
-
 /// What was sent, and how long it took.
 #[derive(Debug, Default)]
 struct Laps {
+    /// Of the last messages.
+    stream: Option<Arc<CudaStream>>,
     /// Before and behind messages that may be on their way, in their order.
     under_way: VecDeque<[CudaEvent; 2]>,
     /// Of messages that are done, for others.
@@ -136,13 +129,11 @@ impl Communicator {
             comm: meet(nccl, context.clone(), all, id)?,
             calling: Mutex::new(()),
         });
-        let event = context.new_event(None).map_err(|error| failed("cuEventCreate", error))?;
-        let last = Mutex::new(Last { stream: None, event });
         let (leave, left) = channel();
         let watching = shared.clone();
         let watch = thread::Builder::new().name("cards".to_owned()).spawn(move || watching.watch(&left));
         let watch = watch.map_err(|error| Error::Threads { reason: error.to_string() })?;
-        Ok(Communicator { shared, last, laps: Mutex::default(), leave: Some(leave), watch: Some(watch) })
+        Ok(Communicator { shared, laps: Mutex::default(), leave: Some(leave), watch: Some(watch) })
     }
 
     /// Bytes that were sent, and the time that messages took on their streams as far as they are done, waiting for others included.
@@ -158,12 +149,13 @@ impl Communicator {
     /// The parts lie on this card, parts that are received overlap no others, and nothing frees them before the stream is done.
     pub unsafe fn exchange(&self, stream: &Arc<CudaStream>, among: &Group, messages: &[Message]) {
         let own = among.index();
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.stream.replace(stream.clone()).is_some_and(|before| before != *stream) {
-            self.shared.note("waiting for messages", stream.wait(&last.event));
-        }
         let mut laps = self.laps.lock().unwrap_or_else(PoisonError::into_inner);
         laps.settle();
+        let on_another = laps.stream.replace(stream.clone()).is_some_and(|before| before != *stream);
+        // Messages that are done are not waited for.
+        if let Some([_, behind]) = laps.under_way.back().filter(|_| on_another) {
+            self.shared.note("waiting for messages", stream.wait(behind));
+        }
         laps.sent += messages.iter().filter(|to| to.member != own).map(|to| to.sent.bytes as u64).sum::<u64>();
         let lap = laps.events(&self.shared.context).and_then(|lap| lap[0].record(stream).map(|()| lap));
         self.shared.call("ncclSend and ncclRecv", |nccl, comm| {
@@ -186,7 +178,6 @@ impl Communicator {
             statuses.push(unsafe { (nccl.group_end)() });
             statuses.into_iter().find(|status| *status != 0).unwrap_or(0)
         });
-        self.shared.note("an event", last.event.record(stream));
         match lap.and_then(|lap| lap[1].record(stream).map(|()| lap)) {
             Ok(lap) => laps.under_way.push_back(lap),
             Err(error) => self.shared.note("an event", Err(error)),
