@@ -65,11 +65,16 @@ pub fn words<'a>(ranks: &'a str, recipe: &'a str, mesh: &'a str) -> [&'a str; 7]
 
 /// The words after `sae` for rank `rank` of `ranks` that is started by hand, on a machine of its own if not `local`.
 pub fn by_hand(rank: usize, ranks: usize, local: bool, attempt: &str, recipe: &str) -> Vec<String> {
+    let words = ["train", recipe].map(str::to_owned);
+    words.into_iter().chain(as_rank(rank, ranks, local, attempt)).collect()
+}
+
+/// The options of `sae` for such a rank.
+pub fn as_rank(rank: usize, ranks: usize, local: bool, attempt: &str) -> Vec<String> {
     let (local_rank, local_ranks) = if local { (rank, ranks) } else { (0, 1) };
     let numbers = [("--rank", rank), ("--ranks", ranks), ("--local-rank", local_rank), ("--local-ranks", local_ranks)];
     let numbers = numbers.iter().flat_map(|(name, number)| [(*name).to_owned(), number.to_string()]);
-    let words = ["train", recipe, "--attempt", attempt].map(str::to_owned);
-    words.into_iter().chain(numbers).collect()
+    ["--attempt", attempt].map(str::to_owned).into_iter().chain(numbers).collect()
 }
 
 /// Writes 64 shards of which one is damaged; its name. Each lies among the rows of few ranks: others could go on without it.

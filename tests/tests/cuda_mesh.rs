@@ -1,6 +1,6 @@
 //! Several cards: runs of `sae` on a mesh of emulated ones, a process each, with messages of an emulated NCCL between them.
 
-use std::process::{Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use kernels::mesh::Mesh;
@@ -8,6 +8,7 @@ use tests::checkpoints::Tensors;
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
 use tests::fixture::{Fixture, json_lines, plain_rows, write_shards};
+use tests::jobs::as_rank;
 use tests::processes::{self, wait_for};
 use tests::sae::Finished;
 use tests::{checkpoints, golden, need, sae};
@@ -38,6 +39,19 @@ fn of_emulator(emulator: &Emulator, cards: &str, seed: u64) -> Option<Vec<(Strin
 
 fn borrowed(environment: &[(String, String)]) -> Vec<(&str, &str)> {
     environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+}
+
+/// The two ranks of a job on this machine, started by hand, with variables of their own.
+fn two_ranks(
+    words: &[&str],
+    environment: &[(String, String)],
+    own: impl Fn(usize) -> Vec<(&'static str, String)>,
+) -> [Child; 2] {
+    [0, 1].map(|rank| {
+        let mut command = sae::sae(words);
+        command.args(as_rank(rank, 2, true, "one")).envs(borrowed(environment)).envs(own(rank));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sae starts")
+    })
 }
 
 /// Sixteen steps on the sparse path, in tiles that four ranks share evenly.
@@ -300,12 +314,7 @@ fn the_doctor_measures_between_cards() {
     let Some(environment) = environment("2", 0) else { return };
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &recipe(&fixture, "run"));
-    let doctors = ["0", "1"].map(|rank| {
-        let place = ["--rank", rank, "--ranks", "2", "--local-rank", rank, "--local-ranks", "2", "--attempt", "one"];
-        let mut command = sae::sae(&[&["doctor", &path][..], &place].concat());
-        command.envs(borrowed(&environment)).stdout(Stdio::piped()).spawn().expect("sae starts")
-    });
-    for doctor in doctors {
+    for doctor in two_ranks(&["doctor", &path], &environment, |_| vec![]) {
         let output = doctor.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{said}");
@@ -388,15 +397,8 @@ fn a_card_that_fails_in_an_evaluation_ends_all_with_its_cause() {
     recipe.data.eval = vec![fixture.text("eval")];
     recipe.eval.every = 2;
     let path = fixture.save("recipe", &recipe);
-    let ranks = ["0", "1"].map(|rank| {
-        let place = ["--rank", rank, "--ranks", "2", "--local-rank", rank, "--local-ranks", "2", "--attempt", "one"];
-        let mut command = sae::sae(&[&["train", &path, "--device", "cuda", "--mesh", "1x2"][..], &place].concat());
-        command.envs(borrowed(&environment)).stderr(Stdio::piped()).stdout(Stdio::null());
-        if rank == "1" {
-            command.env("EMULATOR_FAIL", "launch:150:700");
-        }
-        command.spawn().expect("sae starts")
-    });
+    let fails = |rank| if rank == 1 { vec![("EMULATOR_FAIL", "launch:150:700".to_owned())] } else { vec![] };
+    let ranks = two_ranks(&["train", &path, "--device", "cuda", "--mesh", "1x2"], &environment, fails);
     let started = Instant::now();
     for (rank, process) in ranks.into_iter().enumerate() {
         let output = process.wait_with_output().expect("it ends");
@@ -415,12 +417,8 @@ fn ranks_that_see_one_card_each_take_it() {
     let Some(environment) = environment("1", 0) else { return };
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &recipe(&fixture, "run"));
-    let ranks = ["0", "1"].map(|rank| {
-        let place = ["--rank", rank, "--ranks", "2", "--local-rank", rank, "--local-ranks", "2", "--attempt", "one"];
-        let mut command = sae::sae(&[&["train", &path, "--device", "auto"][..], &place].concat());
-        command.envs(borrowed(&environment)).env("EMULATOR_FIRST", rank);
-        command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("sae starts")
-    });
+    let sees = |rank: usize| vec![("EMULATOR_FIRST", rank.to_string())];
+    let ranks = two_ranks(&["train", &path, "--device", "auto"], &environment, sees);
     for (rank, process) in ranks.into_iter().enumerate() {
         let output = process.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&output.stderr);

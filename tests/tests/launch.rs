@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use loader::Dtype;
 use tests::fixture::{Fixture, json, plain_rows, text, write_shards};
-use tests::jobs::{self, by_hand};
+use tests::jobs::{self, as_rank, by_hand};
 use tests::launcher::Launcher;
 use tests::mesh::{tiles, train_on};
 use tests::processes::{self, wait_for};
@@ -282,10 +282,9 @@ fn the_doctor_looks_at_all_and_names_what_is_wrong() {
         assert!(well.contains(part), "{part}: {well}");
     }
     assert!(checkpoints::files(&fixture.path("run")).is_empty(), "the probe is removed");
-    let doctors = ["0", "1"].map(|rank| {
-        let place = ["--rank", rank, "--ranks", "2", "--local-rank", rank, "--local-ranks", "2", "--attempt", "one"];
-        let mut command = sae::sae(&[&["doctor", &path][..], &place].concat());
-        command.stdout(Stdio::piped()).spawn().expect("sae starts")
+    let doctors = [0, 1].map(|rank| {
+        let mut command = sae::sae(&["doctor", &path]);
+        command.args(as_rank(rank, 2, true, "one")).stdout(Stdio::piped()).spawn().expect("sae starts")
     });
     for doctor in doctors {
         let output = doctor.wait_with_output().expect("it ends");
