@@ -39,7 +39,7 @@ impl Traffic {
     pub fn of(recipe: &Recipe, mesh: Mesh, stored: f64) -> Traffic {
         let (d, f) = (mesh.data as f64, mesh.feature as f64);
         let (features, batch) = (recipe.sae.features as f64, recipe.train.batch as f64);
-        let touched = |rows| touched(recipe, mesh, rows);
+        let touched = |rows| features / f * touched_share(recipe, EXPECTED_L0, rows);
         let updated = if recipe.train.adam == Adam::Dense { features / f } else { touched(batch) };
         let (on_features, on_data) = ((f - 1.0) / f, (d - 1.0) / d);
         Traffic {
@@ -54,7 +54,8 @@ impl Traffic {
     pub fn between_cards(recipe: &Recipe, mesh: Mesh, stored: f64, width: usize) -> Traffic {
         let once = Traffic::of(recipe, mesh, stored);
         let room = cuda::rows_in_a_round(mesh.data, width, recipe.train.dense_bytes as usize);
-        let of_owner = touched(recipe, mesh, recipe.train.batch as f64) / mesh.data as f64;
+        let owned = recipe.sae.features as f64 / mesh.ranks() as f64;
+        let of_owner = owned * touched_share(recipe, EXPECTED_L0, recipe.train.batch as f64);
         let times = if of_owner > room as f64 { 2.0 } else { 1.0 };
         Traffic { gradient: times * once.gradient, ..once }
     }
@@ -65,10 +66,9 @@ impl Traffic {
     }
 }
 
-/// Features of a shard that so many rows touch.
-fn touched(recipe: &Recipe, mesh: Mesh, rows: f64) -> f64 {
-    let features = recipe.sae.features as f64;
-    features / mesh.feature as f64 * (1.0 - (1.0 - (EXPECTED_L0 / features).min(1.0)).powf(rows))
+/// Share of the features that so many rows touch, each with `l0` active ones, when features fire alike.
+pub fn touched_share(recipe: &Recipe, l0: f64, rows: f64) -> f64 {
+    1.0 - (1.0 - (l0 / recipe.sae.features as f64).min(1.0)).powf(rows)
 }
 
 /// That every rank of `mesh` gets features and rows.

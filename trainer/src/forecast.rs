@@ -26,7 +26,7 @@ use kernels::cuda::{self, Precision};
 use kernels::mesh::{Mesh, Place};
 use kernels::{AdamMode, Bytes, Shape};
 
-use crate::communication::Traffic;
+use crate::communication::{Traffic, touched_share};
 use crate::recipe::{Adam, Recipe};
 
 /// Share of the floor's speed that is reckoned with: products by `mma.sync` reach about 0.6 of a Hopper card's rate.
@@ -140,7 +140,7 @@ impl Floor {
         let (width, features) = (rows.width as f64, recipe.sae.features as f64);
         let seen = recipe.train.batch as f64 / d;
         let (pairs, value) = (seen * rows.l0 / f, precision.bytes() as f64);
-        let touched = 1.0 - (1.0 - (rows.l0 / features).min(1.0)).powf(recipe.train.batch as f64);
+        let touched = touched_share(recipe, rows.l0, recipe.train.batch as f64);
         let updated = features / (d * f) * if recipe.train.adam == Adam::Dense { 1.0 } else { touched };
         let of_adam = cuda::cost::adam(precision, rows.width, updated.ceil() as usize);
         let link = if mesh.ranks() <= IN_A_MACHINE { gpu.link } else { gpu.network };
