@@ -11,15 +11,12 @@ use loader::Store;
 use safetensors::{Dtype, SafeTensors};
 
 use super::find::{newest, read_manifest};
-use super::tensors::{Layout, hash_tiles};
+use super::tensors::{HEADER_LENGTH, Layout, hash_tiles};
 use super::{CLOCKS, Entry, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries};
 use crate::Error;
 
 /// Files that are read at once: an object store answers one request slowly and many as fast.
 const READERS: usize = 4;
-
-/// Bytes that say how long a file's header is.
-const HEADER_LENGTH: usize = 8;
 
 const OTHER_HASHES: &str = "does not have the hashes that its manifest names";
 

@@ -9,6 +9,9 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{CLOCKS, Entry, File, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries};
 use crate::Error;
 
+/// Bytes that say how long a file's header is.
+pub(super) const HEADER_LENGTH: usize = 8;
+
 /// A named tensor, its shape, and its bytes, little endian.
 pub(super) struct Named {
     name: String,
@@ -115,7 +118,7 @@ impl Layout {
     /// Of a file; of its bytes only the header is looked at.
     pub(super) fn of(bytes: &[u8]) -> Result<Layout, safetensors::SafeTensorError> {
         let (json_bytes, metadata) = safetensors::SafeTensors::read_metadata(bytes)?;
-        let header_bytes = 8 + json_bytes;
+        let header_bytes = HEADER_LENGTH + json_bytes;
         let mut offsets: Vec<_> = metadata.tensors().into_values().map(|info| info.data_offsets).collect();
         offsets.sort_unstable();
         let tensors = offsets.into_iter().map(|(start, end)| header_bytes + start..header_bytes + end).collect();
