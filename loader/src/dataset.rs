@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use serde::Deserialize;
 
 use crate::footer::{Footer, Layout};
-use crate::{Dtype, Error, Location, Manifest, Piece, Result, RowId, Shard, Store, manifest};
+use crate::{Dtype, Entry, Error, Location, Manifest, Piece, Result, RowId, Shard, Store, manifest};
 
 /// What to do about a manifest that cannot be kept.
 const REDO: &str =
@@ -235,7 +235,7 @@ fn find(
             if let Some(m) = &mut known {
                 m.shards.retain(|s| s.path == name);
             }
-            known = of_column(&store, known, column)?;
+            known = of_column(&store, known, std::slice::from_ref(&entry), column)?;
             if let Some(m) = known.as_ref().filter(|m| !m.shards.is_empty()) {
                 check_against(&store, m, std::slice::from_ref(&entry), true)?;
             }
@@ -245,8 +245,11 @@ fn find(
         }
     }
     let store = location.store();
-    let known = of_column(&store, read_manifest(&store)?, column)?;
+    let known = read_manifest(&store)?;
     if !store.lists() {
+        let first = known.as_ref().and_then(|m| m.shards.first());
+        let first = first.map(|shard| store.head(&shard.path)).transpose()?.flatten();
+        let known = of_column(&store, known, first.as_slice(), column)?;
         return find_unlisted(&store, prefix, known, found, manifests);
     }
     let entries = store.list("")?;
@@ -258,6 +261,7 @@ fn find(
         .filter(|e| is_shard(&e.key))
         .filter(|e| location.pattern.as_ref().is_none_or(|p| p.matches_with(&e.key, options)))
         .collect();
+    let known = of_column(&store, known, &chosen, column)?;
     if let Some(m) = &known {
         check_against(&store, m, &chosen, location.pattern.is_some())?;
     }
@@ -280,16 +284,23 @@ fn find(
 }
 
 /// The manifest, unless it describes another column of the same files than the one that is asked for: pages of both have the same
-/// form, and only a footer tells them apart. One footer speaks for all.
-fn of_column(store: &Store, known: Option<Manifest>, column: Option<&str>) -> Result<Option<Manifest>> {
-    let Some(first) = known.as_ref().and_then(|m| m.shards.first()) else { return Ok(known) };
-    if store.head(&first.path)?.is_none_or(|entry| entry.size != first.size) {
-        // What has changed is told where all shards are compared.
-        return Ok(known);
-    }
+/// form, and only a footer tells them apart. That of the first of `entries` that is as the manifest has it speaks for all: what has
+/// changed is told where all are compared.
+fn of_column(
+    store: &Store,
+    known: Option<Manifest>,
+    entries: &[Entry],
+    column: Option<&str>,
+) -> Result<Option<Manifest>> {
+    let Some(m) = &known else { return Ok(known) };
+    let described = |entry: &Entry| {
+        let at = m.shards.binary_search_by(|shard| shard.path.as_str().cmp(&entry.key)).ok()?;
+        Some(&m.shards[at]).filter(|shard| shard.size == entry.size)
+    };
+    let Some(first) = entries.iter().find_map(described) else { return Ok(known) };
     let footer = Footer::read(store, &first.path, first.size, column)?;
-    let described: Vec<_> = first.row_groups.iter().map(|group| (group.offset, group.length)).collect();
-    match footer.leaf_at(&described) {
+    let chunks: Vec<_> = first.row_groups.iter().map(|group| (group.offset, group.length)).collect();
+    match footer.leaf_at(&chunks) {
         Some(leaf) if leaf != footer.column => {
             let url = store.url_of(manifest::FILE_NAME);
             tracing::info!("{url} describes another column of these files, and is not used");
@@ -366,7 +377,7 @@ fn inside(root: &std::path::Path, manifest: &Manifest) -> Result<()> {
 }
 
 /// A manifest must describe exactly what lies there.
-fn check_against(store: &Store, m: &Manifest, listed: &[crate::Entry], partial: bool) -> Result<()> {
+fn check_against(store: &Store, m: &Manifest, listed: &[Entry], partial: bool) -> Result<()> {
     let sizes: HashMap<&str, u64> = listed.iter().map(|e| (e.key.as_str(), e.size)).collect();
     let known: HashMap<&str, u64> = m.shards.iter().map(|s| (s.path.as_str(), s.size)).collect();
     for s in &m.shards {

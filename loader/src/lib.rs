@@ -39,7 +39,7 @@ pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use inspect::{InspectOptions, Inspection, ManifestState, Progress, inspect};
 pub use location::{Location, has_query};
-pub use manifest::{Manifest, Piece, RowGroup, Shard};
+pub use manifest::{FILE_NAME as MANIFEST, Manifest, Piece, RowGroup, Shard};
 pub use order::{Order, Plan, RowId, STREAMS};
 pub use sample::sample;
 pub use skip::{RowFilter, SkipList};

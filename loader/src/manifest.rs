@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use crate::{Dtype, Error, Result};
 
 /// Name of the manifest beside the shards.
-pub(crate) const FILE_NAME: &str = "manifest.json";
+pub const FILE_NAME: &str = "manifest.json";
 const FORMAT: &str = "sae-shards";
 const VERSION: u32 = 1;
 /// A manifest larger than this is refused (10 TB of shards need about 150 MB).

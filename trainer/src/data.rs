@@ -205,9 +205,6 @@ fn check_same(seen: &[Seen]) -> Result<(), Error> {
     )))
 }
 
-/// The file that is written when all shards are.
-const MANIFEST: &str = "manifest.json";
-
 /// The file beside synthetic shards that says what they were made from.
 const SPEC: &str = "synth.json";
 
@@ -218,7 +215,7 @@ const SPEC: &str = "synth.json";
 pub fn to_synthesize(recipe: &Recipe) -> Result<Option<&Spec>, Error> {
     let (Some(spec), Some(url)) = (&recipe.data.synth, recipe.data.train.first()) else { return Ok(None) };
     spec.validate()?;
-    Ok(Store::open(url)?.head(MANIFEST)?.is_none().then_some(spec))
+    Ok(Store::open(url)?.head(loader::MANIFEST)?.is_none().then_some(spec))
 }
 
 /// Makes the synthetic shards that the recipe asks for where there are none yet. `progress` hears the rows written, and
@@ -240,7 +237,7 @@ pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result
             Err(loader::Error::NotFound { .. }) => None,
             Err(other) => return Err(other.into()),
         };
-        let whole = store.head(MANIFEST)?.is_some();
+        let whole = store.head(loader::MANIFEST)?.is_some();
         if let Some(made) = made.filter(|made| made != spec) {
             return Err(Error::Recipe(format!(
                 "{url} holds synthetic rows of another [data.synth] ({} directions, width {}, {} rows, …): name another \

@@ -34,7 +34,7 @@ pub fn run(args: &Synth) -> Result<(), Failure> {
         set: args.set,
     };
     let store = Store::open(&args.out)?;
-    if store.head("manifest.json")?.is_some() {
+    if store.head(loader::MANIFEST)?.is_some() {
         return Err(Failure::arguments(format!("{} already holds shards: choose another --out", store.url())));
     }
     let mut bar = Bar::new("writing", 0, spec.rows);
