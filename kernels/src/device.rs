@@ -449,6 +449,13 @@ pub trait Dictionary: Send + Sized {
     /// again because a device may make gradient rows a second time instead of storing them.
     fn adam(&mut self, x: &Self::Rows, update: &AdamUpdate);
 
+    /// Waits, and copies `‖x − x̂‖²` of `rows` of the last batch to `out`: rows by their index among those that this rank sees, of a batch
+    /// that was not refused, after [`Dictionary::residual`].
+    ///
+    /// # Errors
+    /// As [`Dictionary::report`].
+    fn errors(&self, rows: Range<usize>, out: &mut [f64]) -> Result<(), Error>;
+
     /// Waits until the batch `back` before the last one is done, 0 being the last itself, and returns what it gave. What was
     /// enqueued after that batch goes on meanwhile.
     ///

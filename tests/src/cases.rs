@@ -460,6 +460,12 @@ fn counted_rows_are_those_of_the_range<D: Device>(device: &D, numbers: Numbers) 
         let x = case.x.clone();
         case.x = x[13..150].to_vec();
         let (want, sums) = (reference::report(&case.p, &case.x), run.sums());
+        let mut errors = vec![0.0; 137];
+        run.dictionary.errors(13..150, &mut errors).expect("a device that works");
+        for (got, want) in errors.iter().zip(reference::errors(&case.p, &case.x)) {
+            close("the error of a row", *got, want, 3.0 * numbers.sum(path));
+        }
+        close("errors of rows", errors.iter().sum(), sums.squared_error, 1e-12);
         assert_eq!((sums.rows, sums.active, &sums.fired_f), (137, want.active, &want.fired), "{path:?}");
         close("l1", sums.l1, want.l1, numbers.sum(path));
         close("squared error", sums.squared_error, want.squared_error, numbers.sum(path));

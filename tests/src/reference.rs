@@ -78,14 +78,19 @@ pub struct Report {
     pub fired: Vec<u64>,
 }
 
+/// `‖x_t − x̂_t‖²`.
+pub fn errors(p: &Parameters, x: &[Vec<f64>]) -> Vec<f64> {
+    let x_hat = decode(p, &encode(p, x));
+    let error = |(x, x_hat): (&Vec<f64>, &Vec<f64>)| x.iter().zip(x_hat).map(|(x, x_hat)| (x - x_hat).powi(2)).sum();
+    x.iter().zip(&x_hat).map(error).collect()
+}
+
 /// The sums over a batch.
 pub fn report(p: &Parameters, x: &[Vec<f64>]) -> Report {
     let a = encode(p, x);
-    let x_hat = decode(p, &a);
-    let error = |t: usize| -> f64 { x[t].iter().zip(&x_hat[t]).map(|(x, x_hat)| (x - x_hat).powi(2)).sum() };
     let fired: Vec<u64> = (0..p.b_enc.len()).map(|f| a.iter().filter(|a| a[f] > 0.0).count() as u64).collect();
     Report {
-        squared_error: (0..x.len()).map(error).sum(),
+        squared_error: errors(p, x).iter().sum(),
         l1: a.iter().map(|a| a.iter().zip(&p.w_dec).map(|(a, w)| a * norm(w)).sum::<f64>()).sum(),
         active: fired.iter().sum(),
         fired,

@@ -324,6 +324,12 @@ impl Dictionary for CpuDictionary {
         self.engine.note(spread);
     }
 
+    fn errors(&self, rows: Range<usize>, out: &mut [f64]) -> Result<(), Error> {
+        self.engine.check()?;
+        out.copy_from_slice(&self.batch.error_b[rows]);
+        Ok(())
+    }
+
     fn report(&mut self, back: usize) -> Result<Report, Error> {
         assert_eq!(back, 0, "a processor runs no steps ahead");
         self.engine.check()?;

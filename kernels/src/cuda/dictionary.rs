@@ -363,6 +363,11 @@ impl Dictionary for CudaDictionary {
         }
     }
 
+    fn errors(&self, rows: Range<usize>, out: &mut [f64]) -> Result<(), Error> {
+        assert_eq!(rows.len(), out.len(), "room for the errors");
+        self.buffers.batch.error_b.read(rows.start, out)
+    }
+
     fn report(&mut self, back: usize) -> Result<Report, Error> {
         self.buffers.outcomes.report(&self.engine, back)
     }
