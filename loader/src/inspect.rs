@@ -8,11 +8,15 @@ use serde::Serialize;
 
 use crate::footer::Footer;
 use crate::load::{Loader, extents};
+use crate::norms::{Norms, TOP};
 use crate::unit::{Extent, Loaded};
-use crate::{Dataset, Dtype, Error, Location, Manifest, OpenOptions, Result, RowFilter, RowId, SkipList, manifest};
+use crate::{Dataset, Dtype, Error, Heavy, Location, Manifest, OpenOptions, Result, RowFilter, RowId, SkipList};
+use crate::{heavy, manifest, sample};
 
 /// Non-finite rows that are named.
 const FIRST: usize = 10;
+/// Rows sampled to find out which are heavy, and their seed.
+const SAMPLE: (usize, u64) = (16_384, 0);
 /// Threads of a pass.
 const THREADS: usize = 4;
 
@@ -83,6 +87,14 @@ pub struct Inspection {
     pub mean_norm: f64,
     /// E‖x‖² over finite rows.
     pub mean_norm_sq: f64,
+    /// The greatest norm of a finite row; `null` where there is none.
+    pub norm_max: Option<f64>,
+    /// Quantiles of the norms of finite rows; `null` where there is none.
+    pub norm_quantiles: Option<NormQuantiles>,
+    /// Which share of E‖x‖² the largest 1 % of the finite rows carry; `null` where E‖x‖² is 0.
+    pub top1_share: Option<f64>,
+    /// Where they stand and what leaves them out, when they carry more than a fifth: found in a sample.
+    pub heavy: Option<Heavy>,
     /// Rows with a NaN or an infinity.
     pub non_finite: u64,
     /// The first of them.
@@ -103,11 +115,54 @@ pub struct Inspection {
     pub mismatches: Vec<String>,
 }
 
+/// Norms that so many per cent of the rows do not exceed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct NormQuantiles {
+    /// The least norm.
+    #[serde(rename = "0")]
+    pub p0: f64,
+    /// Of 1 %.
+    #[serde(rename = "1")]
+    pub p1: f64,
+    /// Of 10 %.
+    #[serde(rename = "10")]
+    pub p10: f64,
+    /// The median.
+    #[serde(rename = "50")]
+    pub p50: f64,
+    /// Of 90 %.
+    #[serde(rename = "90")]
+    pub p90: f64,
+    /// Of 99 %.
+    #[serde(rename = "99")]
+    pub p99: f64,
+    /// The greatest norm.
+    #[serde(rename = "100")]
+    pub p100: f64,
+}
+
+impl NormQuantiles {
+    fn of(norms: &Norms) -> Option<Self> {
+        let at = |percent: f64| norms.quantile(percent / 100.0);
+        Some(NormQuantiles {
+            p0: at(0.0)?,
+            p1: at(1.0)?,
+            p10: at(10.0)?,
+            p50: at(50.0)?,
+            p90: at(90.0)?,
+            p99: at(99.0)?,
+            p100: at(100.0)?,
+        })
+    }
+}
+
 /// Sums over the rows of one unit.
 #[derive(Default)]
 struct Sums {
     rows: u64,
     finite: u64,
+    /// Of finite rows, until they are counted.
+    norms: Vec<f64>,
     norm: f64,
     norm_sq: f64,
     bytes: u64,
@@ -125,7 +180,7 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
     let schema = Footer::read(first.0, first.1, dataset.shards()[0].size, options.open.column.as_deref())?.schema;
     let units = units(&dataset, options.sample);
     let of = units.iter().map(|u| u.rows.end - u.rows.start).sum();
-    let (total, mismatches) = pass(&dataset, &units, of, &mut options.progress)?;
+    let (total, norms, mismatches) = pass(&dataset, &units, of, &mut options.progress)?;
     let groups = || dataset.shards().iter().flat_map(|s| &s.row_groups).filter(|g| g.rows > 0);
     let bytes = groups().map(|g| g.length).sum();
     let is_new = dataset.as_opened().shards.iter().flat_map(|s| &s.row_groups).all(|g| g.pieces.is_empty());
@@ -138,6 +193,9 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
     } else {
         (ManifestState::PartlyVerified, dataset.identity())
     };
+    let top1_share = norms.top_share(TOP);
+    // What is damaged may lie in the sample too.
+    let heavy = if mismatches.is_empty() { heavy_rows(&dataset, top1_share)? } else { None };
     let mut first_non_finite = total.bad;
     first_non_finite.sort();
     first_non_finite.truncate(FIRST);
@@ -152,6 +210,10 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
         looked_at: total.rows,
         mean_norm: total.norm / total.finite.max(1) as f64,
         mean_norm_sq: total.norm_sq / total.finite.max(1) as f64,
+        norm_max: norms.max(),
+        norm_quantiles: NormQuantiles::of(&norms),
+        top1_share,
+        heavy,
         non_finite: total.bad_count,
         first_non_finite_names: first_non_finite.iter().map(|&row| dataset.row_name(row)).collect(),
         first_non_finite,
@@ -162,6 +224,15 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
         verified_row_groups: total.verified.len() as u64,
         mismatches,
     })
+}
+
+/// Which rows are heavy, where that is to be asked.
+fn heavy_rows(dataset: &Dataset, top1_share: Option<f64>) -> Result<Option<Heavy>> {
+    if top1_share.is_none_or(|share| share <= heavy::TOO_MUCH) {
+        return Ok(None);
+    }
+    let sampled = sample(dataset, SAMPLE.0, SAMPLE.1, &SkipList::default(), &RowFilter::default())?;
+    Ok(heavy::heavy(dataset, &sampled.ids, &sampled.norms()))
 }
 
 /// The units to look at: all, or evenly spread ones that hold about `sample` rows.
@@ -188,7 +259,7 @@ fn pass(
     units: &[Extent],
     of: u64,
     progress: &mut Option<&mut dyn FnMut(Progress)>,
-) -> Result<(Sums, Vec<String>)> {
+) -> Result<(Sums, Norms, Vec<String>)> {
     let loader = Loader::new(dataset, SkipList::default(), RowFilter::default());
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::sync_channel(THREADS * 2);
@@ -207,6 +278,7 @@ fn pass(
         }
     };
     let mut results: Vec<Option<Result<Sums>>> = units.iter().map(|_| None).collect();
+    let mut norms = Norms::default();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             let (work, sender) = (&work, sender.clone());
@@ -215,7 +287,11 @@ fn pass(
         // The answers end when the last thread does.
         drop(sender);
         let (mut rows, mut bytes) = (0, 0);
-        for (i, sums) in receiver {
+        for (i, mut sums) in receiver {
+            if let Ok(sums) = &mut sums {
+                // Kept, the norms of all rows would take memory that grows with the data.
+                std::mem::take(&mut sums.norms).into_iter().for_each(|norm| norms.add(norm));
+            }
             rows += units[i].rows.end - units[i].rows.start;
             bytes += sums.as_ref().map_or(0, |s: &Sums| s.bytes);
             if let Some(call) = progress {
@@ -232,7 +308,7 @@ fn pass(
             Err(e) => return Err(e),
         }
     }
-    Ok((total, mismatches))
+    Ok((total, norms, mismatches))
 }
 
 /// Whether an error is about the data. A store that does not answer says nothing about it.
@@ -274,6 +350,7 @@ fn sum(dataset: &Dataset, unit: &Extent, loaded: &Loaded) -> Sums {
             sums.finite += 1;
             sums.norm += norm_sq.sqrt();
             sums.norm_sq += norm_sq;
+            sums.norms.push(norm_sq.sqrt());
         } else {
             sums.bad_count += 1;
             if sums.bad.len() < FIRST {

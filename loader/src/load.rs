@@ -207,14 +207,16 @@ impl Loader {
         let mut row_f32 = vec![0f32; self.dataset.width()];
         for (row, flag) in flags.iter_mut().enumerate() {
             dtype.to_f32(loaded.rows(row, 1, row_bytes), &mut row_f32);
-            let norm = row_f32.iter().map(|x| x * x).sum::<f32>().sqrt();
+            // In f64, where squares of f32 values neither overflow nor vanish.
+            let norm = row_f32.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
             if !self.filter.keeps_norm(norm) {
                 *flag = FILTERED;
             }
         }
     }
 
-    fn int_values(&self, extent: &Extent, name: &str) -> Result<Vec<i32>> {
+    /// An integer column of a unit's row group.
+    pub(crate) fn int_values(&self, extent: &Extent, name: &str) -> Result<Vec<i32>> {
         let footer = self.dataset.footer(extent.shard)?;
         let (store, key) = self.dataset.source(extent.shard);
         let Some(column) = footer.leaf(name) else {

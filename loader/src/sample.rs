@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::load::{Loader, extents};
 use crate::permutation::{Permutation, key};
 use crate::unit::{Extent, Loaded};
-use crate::{Dataset, Result, RowFilter, SkipList};
+use crate::{Dataset, Result, RowFilter, RowId, SkipList};
 
 /// Places that a sample is spread over at most.
 const PLACES: u64 = 64;
@@ -23,13 +23,35 @@ struct Place {
     number: u64,
 }
 
-/// `n` rows (or all, if there are fewer) as f32, row after row: a function of the shards' names and shape, the seed and what
+/// Rows that were drawn.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    /// The rows as f32, one after the other.
+    pub rows: Vec<f32>,
+    /// Which they are.
+    pub ids: Vec<RowId>,
+}
+
+impl Sample {
+    /// ‖x‖² of each row.
+    pub fn squared_norms(&self) -> impl Iterator<Item = f64> {
+        let width = (self.rows.len() / self.ids.len().max(1)).max(1);
+        self.rows.chunks_exact(width).map(|row| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum())
+    }
+
+    /// ‖x‖ of each row.
+    pub fn norms(&self) -> Vec<f64> {
+        self.squared_norms().map(f64::sqrt).collect()
+    }
+}
+
+/// `n` rows (or all, if there are fewer): a function of the shards' names and shape, the seed and what
 /// is left out. They come from at most 64 places spread over the dataset, so that a sample of 10 TB reads half a gigabyte
 /// (whole row groups where no manifest says how to read less).
 ///
 /// Row groups on the skip list are not read, and rows that are skipped or filtered are not sampled: fewer than `n` rows come
 /// out when the places hold fewer that are kept.
-pub fn sample(dataset: &Dataset, n: usize, seed: u64, skip: &SkipList, filter: &RowFilter) -> Result<Vec<f32>> {
+pub fn sample(dataset: &Dataset, n: usize, seed: u64, skip: &SkipList, filter: &RowFilter) -> Result<Sample> {
     let seed_key = key(&[dataset.as_opened().shape_key(), seed, 0x73616d706c65]);
     let (chosen, rows) = choose(dataset, n as u64, seed_key, skip);
     let n = (n as u64).min(rows);
@@ -37,7 +59,7 @@ pub fn sample(dataset: &Dataset, n: usize, seed: u64, skip: &SkipList, filter: &
     let mut by_storage: Vec<usize> = (0..chosen.len()).collect();
     by_storage.sort_by_key(|&k| (chosen[k].shard, chosen[k].group, chosen[k].rows.start));
     let loader = Loader::new(dataset, skip.clone(), filter.clone());
-    let mut parts: Vec<Vec<f32>> = vec![Vec::new(); chosen.len()];
+    let mut parts: Vec<Sample> = vec![Sample::default(); chosen.len()];
     let mut loaded: Vec<(Extent, Loaded)> = Vec::new();
     let (mut taken, mut seen) = (0u64, 0u64);
     for k in by_storage {
@@ -48,20 +70,28 @@ pub fn sample(dataset: &Dataset, n: usize, seed: u64, skip: &SkipList, filter: &
         let until = (u128::from(n) * u128::from(seen) / u128::from(rows)) as u64;
         load(&loader, place, &mut loaded)?;
         let inside = Permutation::new(key(&[seed_key, place.number]), in_place);
+        let groups = &dataset.shards()[place.shard as usize].row_groups[..place.group as usize];
+        let before: u64 = groups.iter().map(|group| group.rows).sum();
         let mut left = until - taken;
         for i in 0..in_place {
             if left == 0 {
                 break;
             }
-            if append(dataset, &loaded, place.rows.start + inside.apply(i), &mut parts[k]) {
+            let row = place.rows.start + inside.apply(i);
+            if append(dataset, &loaded, row, &mut parts[k].rows) {
+                parts[k].ids.push(RowId { shard: place.shard, row: before + row });
                 (left, taken) = (left - 1, taken + 1);
             }
         }
     }
-    let mut out = Vec::with_capacity(taken as usize * dataset.width());
+    let mut all =
+        Sample { rows: Vec::with_capacity(taken as usize * dataset.width()), ids: Vec::with_capacity(taken as usize) };
     // Each part is freed once it is copied.
-    parts.into_iter().for_each(|part| out.extend_from_slice(&part));
-    Ok(out)
+    for part in parts {
+        all.rows.extend_from_slice(&part.rows);
+        all.ids.extend_from_slice(&part.ids);
+    }
+    Ok(all)
 }
 
 /// The places to sample from, with the number of their rows.

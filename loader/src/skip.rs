@@ -54,15 +54,14 @@ impl SkipList {
     }
 }
 
-/// Rows that a recipe does not want. The default keeps every row.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// Rows that are not wanted. The default keeps every row.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowFilter {
     /// Leave out rows with a smaller Euclidean norm.
     pub norm_min: Option<f32>,
     /// Leave out rows with a larger Euclidean norm.
     pub norm_max: Option<f32>,
-    /// Leave out rows with a NaN or an infinite value: those whose norm is not a finite f32.
+    /// Leave out rows with a NaN or an infinite value.
     pub finite: bool,
     /// Leave out these positions in the document (column `pos`), such as 0.
     pub positions: Vec<i32>,
@@ -82,9 +81,9 @@ impl RowFilter {
 
     /// Whether a row of this norm passes. A norm that is not a number passes unless `finite` is set: the trainer reports such
     /// rows by name.
-    pub(crate) fn keeps_norm(&self, norm: f32) -> bool {
+    pub fn keeps_norm(&self, norm: f64) -> bool {
         !((self.finite && !norm.is_finite())
-            || self.norm_min.is_some_and(|min| norm < min)
-            || self.norm_max.is_some_and(|max| norm > max))
+            || self.norm_min.is_some_and(|min| norm < f64::from(min))
+            || self.norm_max.is_some_and(|max| norm > f64::from(max)))
     }
 }

@@ -351,8 +351,10 @@ fn samples_leave_out_what_is_skipped_and_filtered() {
     let filter = RowFilter { finite: true, ..RowFilter::default() };
     assert!(!filter.is_empty());
     let first = |n, skip: &SkipList, filter: &RowFilter| {
-        let rows = sample(&dataset, n, 3, skip, filter)?;
-        Ok::<Vec<u32>, loader::Error>(rows.chunks(4).map(|r| r[0] as u32).collect())
+        let sample = sample(&dataset, n, 3, skip, filter)?;
+        let rows: Vec<u32> = sample.rows.chunks(4).map(|r| r[0] as u32).collect();
+        assert!(sample.ids.iter().map(|id| id.row as u32).eq(rows.iter().copied()), "ids are those of the rows");
+        Ok::<Vec<u32>, loader::Error>(rows)
     };
     assert!(first(1000, &skip, &filter).unwrap_err().to_string().contains("row group 2"));
     skip.add_row_group(0, 2);
@@ -422,16 +424,17 @@ fn a_sample_is_deterministic_and_spread() {
     let url = memory();
     write(&url, 20_000, 7000, 16, Dtype::F32);
     let dataset = open(&url);
-    let a = sample(&dataset, 1000, 3, &SkipList::default(), &RowFilter::default()).unwrap();
+    let sampled = |n, seed| sample(&dataset, n, seed, &SkipList::default(), &RowFilter::default()).unwrap().rows;
+    let a = sampled(1000, 3);
     assert_eq!(a.len(), 16_000);
     let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits(&a), bits(&sample(&dataset, 1000, 3, &SkipList::default(), &RowFilter::default()).unwrap()));
-    assert_ne!(bits(&a), bits(&sample(&dataset, 1000, 4, &SkipList::default(), &RowFilter::default()).unwrap()));
+    assert_eq!(bits(&a), bits(&sampled(1000, 3)));
+    assert_ne!(bits(&a), bits(&sampled(1000, 4)));
     let mut rows: Vec<u32> = a.chunks(16).map(|r| r[0].to_bits()).collect();
     rows.sort_unstable();
     rows.dedup();
     assert_eq!(rows.len(), 1000, "no row twice");
-    assert_eq!(sample(&dataset, 50_000, 3, &SkipList::default(), &RowFilter::default()).unwrap().len(), 20_000 * 16);
+    assert_eq!(sampled(50_000, 3).len(), 20_000 * 16);
 }
 
 /// The real activations, where the checkout has them beside it.

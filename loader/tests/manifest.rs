@@ -29,7 +29,7 @@ fn the_order_does_not_depend_on_a_manifest() {
     };
     let some = |dataset: &Dataset| {
         let rows = sample(dataset, 300, 9, &SkipList::default(), &RowFilter::default()).unwrap();
-        rows.chunks(4096).map(|r| r[0].to_bits()).collect::<Vec<_>>()
+        rows.rows.chunks(4096).map(|r| r[0].to_bits()).collect::<Vec<_>>()
     };
     let with = open(&url);
     store.delete("manifest.json").unwrap();

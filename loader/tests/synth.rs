@@ -47,6 +47,7 @@ fn threads_change_nothing_and_sets_are_disjoint() {
     let rows = |url: &str, n| {
         sample(&open(url), n, 0, &SkipList::default(), &RowFilter::default())
             .unwrap()
+            .rows
             .chunks(32)
             .map(|r| r[0].to_bits())
             .collect::<Vec<_>>()

@@ -351,7 +351,7 @@ fn closing_metrics_are_exact_when_rows_are_left_out_and_the_run_resumes() {
     write_shards(&fixture.path("train"), 8, &plain_rows(70_000, 8, 9), Dtype::F32, 70_000);
     let mut recipe = fixture.recipe("whole");
     (recipe.sae.features, recipe.train.batch) = (16, 100);
-    recipe.data.filter.norm_max = Some(1.7);
+    recipe.data.filter.norm_max = Some(trainer::filter::Bound::Norm(1.7));
     (recipe.checkpoint.every, recipe.checkpoint.keep, recipe.log.every) = (Every::Steps(45), 100, 7);
     let path = fixture.save("recipe", &recipe);
     sae::run(&["train", &path]).exits(0);

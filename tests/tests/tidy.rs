@@ -262,8 +262,8 @@ fn documented_keys() -> BTreeMap<String, String> {
 /// `section.key` of every field of the recipe's structs, read from the sources: optional keys have no value to find.
 fn recipe_keys() -> BTreeSet<String> {
     let mut structs = fields(&read(&root().join("trainer/src/recipe.rs")));
-    structs
-        .extend(["synth.rs", "skip.rs"].iter().flat_map(|file| fields(&read(&root().join("loader/src").join(file)))));
+    let parts = ["loader/src/synth.rs", "trainer/src/filter.rs"];
+    structs.extend(parts.iter().flat_map(|file| fields(&read(&root().join(file)))));
     let mut keys = BTreeSet::new();
     let mut open = vec![(String::new(), "Recipe".to_owned())];
     while let Some((prefix, name)) = open.pop() {

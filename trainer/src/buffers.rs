@@ -45,8 +45,17 @@ impl<D: Device> Buffers<D> {
     /// # Errors
     /// Those of the loader, here or on another rank; [`kernels::Error::Peer`].
     pub fn next(&mut self, device: &D, stream: &mut Stream, answer: Answer) -> Result<Option<Seen>, Error> {
-        let (axes, row_bytes) = (device.axes(), stream.row_bytes());
-        let from = axes.place.feature() * self.most * row_bytes;
+        let seen = self.read(device, stream, answer)?;
+        seen.map(|seen| self.bring_together(device, &seen, stream.row_bytes()).map(|()| seen)).transpose()
+    }
+
+    /// The first half of [`Buffers::next`]: the rows that this rank brings are read, and the roll is called.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(&mut self, device: &D, stream: &mut Stream, answer: Answer) -> Result<Option<Seen>, Error> {
+        let axes = device.axes();
+        let from = self.first_own(device, stream.row_bytes());
         let next = stream.next(&mut self.staging.as_mut()[from..]);
         // Every rank has a part of every batch, if only of no rows: the last batch is the last of all.
         let (own, answer) = match next {
@@ -60,7 +69,24 @@ impl<D: Device> Buffers<D> {
         };
         let call = RollCall::hold(axes, answer)?;
         let own = own.expect("without it the roll call has failed");
-        device.gather(&mut self.staging, &call.parts(self.most, row_bytes))?;
         Ok(Some(Seen { own, call }))
+    }
+
+    /// The rows that this rank brings, as stored, between the halves of [`Buffers::next`].
+    pub fn own(&self, device: &D, seen: &Seen, row_bytes: usize) -> &[u8] {
+        &self.staging.as_ref()[self.first_own(device, row_bytes)..][..seen.own.rows * row_bytes]
+    }
+
+    /// The second half of [`Buffers::next`]: all rows that this rank sees lie in `staging` then.
+    ///
+    /// # Errors
+    /// [`kernels::Error::Peer`].
+    pub fn bring_together(&mut self, device: &D, seen: &Seen, row_bytes: usize) -> Result<(), Error> {
+        Ok(device.gather(&mut self.staging, &seen.call.parts(self.most, row_bytes))?)
+    }
+
+    /// Where the rows begin that this rank brings.
+    fn first_own(&self, device: &D, row_bytes: usize) -> usize {
+        device.axes().place.feature() * self.most * row_bytes
     }
 }

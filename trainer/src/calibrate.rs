@@ -5,7 +5,7 @@
 //! distribution of the same mean and variance instead: the extreme rows of a sample say little.
 
 use kernels::{Dictionary, Slot, Tensor};
-use loader::sample;
+use loader::{RowFilter, sample};
 use rayon::prelude::*;
 
 use crate::Error;
@@ -19,15 +19,19 @@ const ROWS: usize = 8192;
 /// Features handled at a time.
 const BLOCK: usize = 1024;
 
-/// Sets the encoder biases of `sae`.
+/// Sets the encoder biases of `sae` by training rows that `filter` keeps.
 ///
 /// # Errors
 /// Those of the loader; [`Error::Data`] when no sampled row is finite.
-pub fn calibrate(sae: &mut impl Dictionary, data: &Data, scale: f32, recipe: &Recipe) -> Result<(), Error> {
+pub fn calibrate(
+    sae: &mut impl Dictionary,
+    data: &Data,
+    (scale, filter): (f32, &RowFilter),
+    recipe: &Recipe,
+) -> Result<(), Error> {
     let width = data.train.width();
     // Another seed than the scale's: not that it matters, but two uses of one sample are one too many.
-    let options = data.train_options(recipe)?;
-    let mut x_bd = sample(&data.train, ROWS, recipe.data.seed ^ 1, &options.skip, &options.filter)?;
+    let mut x_bd = sample(&data.train, ROWS, recipe.data.seed ^ 1, &data.skip(recipe)?, filter)?.rows;
     x_bd.iter_mut().for_each(|value| *value *= scale);
     // A row that is not finite stops the run at its step; here it would make every bias NaN without a word.
     let x_bd: Vec<f32> =

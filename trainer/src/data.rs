@@ -5,16 +5,13 @@ use kernels::RowDtype;
 use kernels::mesh::Place;
 use kernels::ranks::Group;
 use loader::synth::{self, Spec};
-use loader::{Cursor, Dataset, Dtype, OpenOptions, RowId, SkipList, Store, Stream, StreamOptions, sample};
+use loader::{Cursor, Dataset, Dtype, OpenOptions, RowFilter, RowId, SkipList, Store, Stream, StreamOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::recipe::{Order, Recipe, Scale};
+use crate::recipe::{Order, Recipe};
 use crate::schedule::Schedule;
 use crate::together::together;
-
-/// Rows sampled to find the scale, and to calibrate biases.
-pub const SAMPLE_ROWS: usize = 65_536;
 
 /// In a run's folder, the manifest of the training data as the run first saw it, with the checksums of what it has read
 /// since.
@@ -103,30 +100,6 @@ impl Data {
         Schedule::new(steps, train.lr, train.l1, train.l1_warmup, train.lr_decay)
     }
 
-    /// `data.scale`, or the factor that makes E‖x‖² = D on a sample of the training rows.
-    ///
-    /// # Errors
-    /// Those of the loader; [`Error::Data`] when the sample is all zeros or not finite.
-    pub fn scale(&self, recipe: &Recipe) -> Result<f32, Error> {
-        if let Scale::Fixed(factor) = recipe.data.scale {
-            return Ok(factor as f32);
-        }
-        let width = self.train.width();
-        let skip = skip_list(&self.train, &recipe.data.skip)?;
-        let rows = sample(&self.train, SAMPLE_ROWS, recipe.data.seed, &skip, &recipe.data.filter)?;
-        let norms = rows.chunks_exact(width).map(|x| x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>());
-        let finite: Vec<f64> = norms.filter(|norm| norm.is_finite()).collect();
-        let mean = finite.iter().sum::<f64>() / finite.len() as f64;
-        if !(mean.is_finite() && mean > 0.0) {
-            return Err(Error::Data(format!(
-                "data.scale = \"auto\" finds a mean squared norm of {mean} on {} sampled rows: look at the data with \
-                 `sae inspect`, or give data.scale a number",
-                finite.len()
-            )));
-        }
-        Ok((width as f64 / mean).sqrt() as f32)
-    }
-
     /// Identity of the held-out data, if there is any.
     pub fn eval_identity(&self) -> Option<String> {
         self.eval.as_ref().map(Dataset::identity)
@@ -148,16 +121,30 @@ impl Data {
         Ok(())
     }
 
-    /// The training rows from `from` on that the rank at `place` brings.
+    /// The training rows from `from` on that the rank at `place` brings and `filter`, that of the recipe in norms, keeps.
     ///
     /// # Errors
     /// Those of the loader.
-    pub fn train_stream(&self, recipe: &Recipe, place: Place, from: Cursor) -> Result<Stream, Error> {
-        let options = StreamOptions { partition: partition(place), ..self.train_options(recipe)? };
+    pub fn train_stream(
+        &self,
+        recipe: &Recipe,
+        filter: RowFilter,
+        place: Place,
+        from: Cursor,
+    ) -> Result<Stream, Error> {
+        let options = StreamOptions { partition: partition(place), filter, ..self.train_options(recipe)? };
         Ok(Stream::start(&self.train, options, from)?)
     }
 
-    /// How the training rows are streamed.
+    /// The rows and row groups of `data.skip`.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] when it names what is not there.
+    pub fn skip(&self, recipe: &Recipe) -> Result<SkipList, Error> {
+        skip_list(&self.train, &recipe.data.skip)
+    }
+
+    /// How the training rows are streamed, but for the filter.
     ///
     /// # Errors
     /// [`Error::Recipe`] when `data.skip` names what is not there.
@@ -169,8 +156,7 @@ impl Data {
             limit: Some(self.rows),
             prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
             threads: threads(recipe),
-            skip: skip_list(&self.train, &recipe.data.skip)?,
-            filter: recipe.data.filter.clone(),
+            skip: self.skip(recipe)?,
             ..StreamOptions::default()
         })
     }
@@ -259,12 +245,19 @@ pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result
     Ok(())
 }
 
-/// The rows of `dataset` as stored, at most `limit` of them: what evaluation reads, as far as the rank at `place` brings them.
+/// The rows of `dataset` as stored, at most `limit` of them, less those that `filter` does not keep: what evaluation reads, as far as
+/// the rank at `place` brings them.
 ///
 /// # Errors
 /// Those of the loader.
-pub fn eval_stream(dataset: &Dataset, recipe: &Recipe, place: Place, limit: Option<u64>) -> Result<Stream, Error> {
-    let options = StreamOptions { partition: partition(place), ..eval_options(recipe, limit) };
+pub fn eval_stream(
+    dataset: &Dataset,
+    recipe: &Recipe,
+    filter: RowFilter,
+    place: Place,
+    limit: Option<u64>,
+) -> Result<Stream, Error> {
+    let options = StreamOptions { partition: partition(place), filter, ..eval_options(recipe, limit) };
     Ok(Stream::start(dataset, options, Cursor::default())?)
 }
 
@@ -273,7 +266,7 @@ fn partition(place: Place) -> (u64, u64) {
     (place.rank as u64, place.mesh.ranks() as u64)
 }
 
-/// How the rows of an evaluation are streamed.
+/// How the rows of an evaluation are streamed, but for the filter.
 pub fn eval_options(recipe: &Recipe, limit: Option<u64>) -> StreamOptions {
     StreamOptions {
         order: loader::Order::Sequential,
@@ -281,7 +274,6 @@ pub fn eval_options(recipe: &Recipe, limit: Option<u64>) -> StreamOptions {
         limit,
         prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
         threads: threads(recipe),
-        filter: recipe.data.filter.clone(),
         ..StreamOptions::default()
     }
 }

@@ -5,7 +5,10 @@ use kernels::{AdamMode, Device, Dictionary, Path, Report, Shape, Sums};
 use loader::{Dataset, Stream};
 
 use crate::buffers::{Buffers, Seen};
+use crate::centre::{Centre, Unexplained};
+use crate::checkpoint::LeftOut;
 use crate::data::row_dtype;
+use crate::metrics::Metrics;
 use crate::recipe::Adam;
 use crate::roll_call::Answer;
 use crate::step::with_room;
@@ -21,15 +24,36 @@ pub struct Pass<'a> {
     pub features: usize,
     /// Factor on every row.
     pub scale: f32,
+    /// The middle of the rows.
+    pub centre: &'a Centre,
+}
+
+/// What a pass has measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// Sums over its rows.
+    pub sums: Sums,
+    /// See [`Metrics::explained_variance_rows`].
+    pub explained_variance_rows: Option<f64>,
+    /// Rows that were not measured.
+    pub left_out: LeftOut,
+}
+
+impl Measured {
+    /// `None` when no row was measured.
+    pub fn metrics(&self, lambda: f64) -> Option<Metrics> {
+        let metrics = Metrics::of(&self.sums, lambda)?;
+        Some(Metrics { explained_variance_rows: self.explained_variance_rows, ..metrics })
+    }
 }
 
 impl Pass<'_> {
-    /// Reads `stream` to its end and returns the sums over its rows; over several ranks, each reads its part. `progress` hears the
+    /// Reads `stream` to its end and measures its rows; over several ranks, each reads its part. `progress` hears the
     /// rows done so far, and whether a rank was asked to stop (`stop` says so of this one); its error ends it.
     ///
     /// # Errors
     /// Those of the loader and of `progress`; [`loader::Error::Data`] naming a row that is not finite.
-    pub fn sums<D: Device>(
+    pub fn measure<D: Device>(
         &self,
         device: &D,
         sae: &mut D::Dictionary,
@@ -37,11 +61,16 @@ impl Pass<'_> {
         stream: &mut Stream,
         stop: impl Fn() -> bool,
         mut progress: impl FnMut(u64, bool) -> Result<(), Error>,
-    ) -> Result<Sums, Error> {
+    ) -> Result<Measured, Error> {
         device.take_sums(tally)?;
         let (mut density, mut rows) = (1.0, 0);
-        while let Some(seen) = buffers.next(device, stream, Answer { stop: stop(), ..Answer::default() })? {
+        let (mut unexplained, mut left_out) = (Unexplained::default(), LeftOut::default());
+        while let Some(seen) = buffers.read(device, stream, Answer { stop: stop(), ..Answer::default() })? {
+            let distances = self.centre.distances(self.dataset, buffers.own(device, &seen, stream.row_bytes()));
+            buffers.bring_together(device, &seen, stream.row_bytes())?;
             let call = &seen.call;
+            left_out.skipped += call.left_out.skipped;
+            left_out.filtered += call.left_out.filtered;
             if call.rows() == 0 {
                 continue;
             }
@@ -63,11 +92,17 @@ impl Pass<'_> {
                 }
                 .into());
             }
+            if !distances.is_empty() {
+                let mut errors = vec![0.0; distances.len()];
+                sae.errors(call.before()..call.before() + errors.len(), &mut errors)?;
+                unexplained.add(&errors, &distances, self.scale);
+            }
             density = report.active as f64 / (report.rows * self.features) as f64;
             rows += call.rows() as u64;
             progress(rows, call.stop)?;
         }
-        Ok(device.take_sums(tally)?)
+        let sums = device.take_sums(tally)?;
+        Ok(Measured { sums, explained_variance_rows: unexplained.explained(&device.axes().all)?, left_out })
     }
 }
 

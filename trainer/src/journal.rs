@@ -79,7 +79,7 @@ impl Journal {
     pub fn line(&mut self, line: &Line) -> Result<(), Error> {
         let path = self.dir.join("metrics.jsonl");
         append(&mut self.metrics, line).map_err(|source| cannot_write(&path, source))?;
-        let Metrics { loss, mse, l1, explained_variance, normalized_mse, l0 } = line.metrics;
+        let Metrics { loss, mse, l1, explained_variance, normalized_mse, l0, .. } = line.metrics;
         let mut scalars = vec![
             ("loss", loss),
             ("mse", mse),
@@ -115,6 +115,7 @@ impl Journal {
             ("held_out/silent_features", density.silent as f64),
         ];
         scalars.extend(metrics.explained_variance.map(|value| ("held_out/explained_variance", value)));
+        scalars.extend(metrics.explained_variance_rows.map(|value| ("held_out/explained_variance_rows", value)));
         // TensorBoard wants ascending limits: from the rarest bin to the one that holds shares up to 1.
         let limits: Vec<f64> = (0..16).rev().map(|bin| -0.5 * f64::from(bin)).collect();
         let counts: Vec<f64> = density.half_decades.iter().rev().map(|&count| count as f64).collect();

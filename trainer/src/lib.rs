@@ -5,11 +5,13 @@
 //! the `loader` crate; [`step::step`] is the algorithm.
 
 pub mod buffers;
+pub mod centre;
 pub mod checkpoint;
 pub mod communication;
 pub mod data;
 pub mod evaluate;
 pub mod export;
+pub mod filter;
 pub mod forecast;
 pub mod meeting;
 pub mod metrics;
@@ -22,6 +24,7 @@ pub mod run_dir;
 pub mod schedule;
 pub mod step;
 pub mod summary;
+pub mod survey;
 pub mod train;
 
 mod calibrate;

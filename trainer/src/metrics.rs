@@ -17,6 +17,11 @@ pub struct Metrics {
     pub l1: f64,
     /// `1 − Σ‖x − x̂‖² / Σ‖x − mean(x)‖²` over the whole set.
     pub explained_variance: Option<f64>,
+    /// One minus the mean over rows of `‖x − x̂‖² / ‖x − mean(x)‖²`: every row counts the same, however long it is. Rows within a
+    /// millionth of their root mean square norm of the mean have nothing to explain and are left out. Known on held-out rows
+    /// alone, whose mean is found first.
+    #[serde(default)]
+    pub explained_variance_rows: Option<f64>,
     /// `Σ‖x − x̂‖² / Σ‖x‖²`.
     pub normalized_mse: Option<f64>,
     /// Mean over rows of the number of active features.
@@ -40,6 +45,7 @@ impl Metrics {
             mse,
             l1,
             explained_variance: ratio(variance).map(|unexplained| 1.0 - unexplained),
+            explained_variance_rows: None,
             normalized_mse: ratio(sums.squared_norm),
             l0: sums.active as f64 / n,
         })

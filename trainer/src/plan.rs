@@ -6,10 +6,10 @@ use kernels::{AdamMode, Bytes, Device, Shape};
 use loader::{Dataset, Stream};
 
 use crate::data::{self, Data};
-use crate::recipe::{Adam, Recipe, Scale};
+use crate::recipe::{Adam, Recipe};
 use crate::recovery::Truth;
 use crate::roll_call::most_rows;
-use crate::{Error, checkpoint};
+use crate::{Error, checkpoint, survey};
 
 /// The plan of a run on one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct Plan {
     pub step_bytes: u64,
     /// Bytes of rows held ahead of the step.
     pub stream_bytes: u64,
-    /// Bytes held besides, for a while: the sample behind `data.scale`, an evaluation, the making of a checkpoint,
+    /// Bytes held besides, for a while: the sample that norms are looked at in, an evaluation, the making of a checkpoint,
     /// whichever takes most.
     pub passing_bytes: u64,
     /// Bytes of a checkpoint.
@@ -83,10 +83,7 @@ impl Plan {
 
 fn passing_bytes(recipe: &Recipe, data: &Data, place: Place) -> Result<u64, Error> {
     // Drawn place by place, then put together.
-    let sample = match recipe.data.scale {
-        Scale::Auto => 2 * 4 * (data::SAMPLE_ROWS as u64).min(data.rows) * data.train.width() as u64,
-        Scale::Fixed(_) => 0,
-    };
+    let sample = 2 * 4 * (survey::ROWS as u64).min(data.rows) * data.train.width() as u64;
     let evaluation = match &data.eval {
         Some(eval) => Stream::bytes_at_most(eval, &data::eval_options(recipe, None))?,
         None => 0,

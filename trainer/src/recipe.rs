@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use loader::{RowFilter, number};
+use loader::number;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Error;
+use crate::filter::Filter;
 
 /// A whole recipe with its defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,8 +71,8 @@ pub struct Data {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skip: Vec<String>,
     /// `[data.filter]`: rows left out by their content.
-    #[serde(default, skip_serializing_if = "RowFilter::is_empty")]
-    pub filter: RowFilter,
+    #[serde(default, skip_serializing_if = "Filter::is_empty")]
+    pub filter: Filter,
     /// Synthetic shards, made at `data.train` (and `data.eval`) when nothing is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synth: Option<loader::synth::Spec>,
@@ -491,11 +492,7 @@ impl Recipe {
         if !(self.train.l1.is_finite() && self.train.l1 >= 0.0) {
             return refuse("train.l1", "a number, at least 0", self.train.l1.to_string());
         }
-        if let (Some(min), Some(max)) = (self.data.filter.norm_min, self.data.filter.norm_max)
-            && min > max
-        {
-            return refuse("data.filter.norm_min", "at most data.filter.norm_max", min.to_string());
-        }
+        self.data.filter.validate()?;
         let shares = [("train.l1_warmup", self.train.l1_warmup), ("train.lr_decay", self.train.lr_decay)];
         if let Some((key, value)) = shares.into_iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
             return refuse(key, "a share between 0 and 1", value.to_string());

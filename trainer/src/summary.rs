@@ -18,7 +18,7 @@ pub enum EvaluatedOn {
 /// Content of summary.json; metrics use the final λ.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// loss, mse, l1, explained_variance, normalized_mse, l0.
+    /// loss, mse, l1, explained_variance, explained_variance_rows, normalized_mse, l0.
     #[serde(flatten)]
     pub metrics: Option<Metrics>,
     /// The rows behind the metrics.
@@ -49,6 +49,8 @@ pub struct Summary {
     pub mmcs: Option<f64>,
     /// Factor on every row.
     pub scale: f32,
+    /// Median norm of stored rows, where `data.filter` counts in it.
+    pub norm_median: Option<f32>,
     /// Folder of the last checkpoint, relative to the run's.
     pub checkpoint: String,
 }
@@ -63,7 +65,7 @@ impl Summary {
         let mut value = serde_json::to_value(self).map_err(internal)?;
         if let Some(object) = value.as_object_mut() {
             // Without a measured row there are no metrics; their names stay.
-            for name in ["loss", "mse", "l1", "explained_variance", "normalized_mse", "l0"] {
+            for name in ["loss", "mse", "l1", "explained_variance", "explained_variance_rows", "normalized_mse", "l0"] {
                 object.entry(name).or_insert(serde_json::Value::Null);
             }
         }

@@ -15,6 +15,7 @@ use kernels::{AdamUpdate, Device, Path};
 use loader::{Store, Stream};
 
 use crate::buffers::{Buffers, Seen};
+use crate::centre::Centre;
 use crate::data::{Data, row_dtype};
 use crate::journal::{Journal, Line};
 use crate::metrics::Metrics;
@@ -158,6 +159,8 @@ struct Run<'a, D: Device> {
     in_flight: VecDeque<InFlight<D>>,
     /// After the last step that was booked.
     state: checkpoint::State,
+    /// The middle of the held-out rows that were measured last, and how many were asked for.
+    centre: Option<(u64, Centre)>,
     /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
     closing_from: Option<u64>,
     /// What retention and the choice of the best go by.

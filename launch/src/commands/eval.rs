@@ -6,6 +6,7 @@ use kernels::mesh::Axes;
 use loader::{Dataset, OpenOptions, Store};
 use serde::Serialize;
 use trainer::buffers::Buffers;
+use trainer::centre::Centre;
 use trainer::checkpoint::{Found, Manifest};
 use trainer::evaluate::{self, Pass};
 use trainer::metrics::{DensityHistogram, Metrics, dead_fraction};
@@ -29,6 +30,8 @@ struct Report {
     rows: u64,
     /// The same number, under its first name: programs read it.
     tokens: u64,
+    /// Rows that data.filter left out.
+    filtered: u64,
     #[serde(flatten)]
     metrics: Metrics,
     /// Of the training run, as of the checkpoint.
@@ -43,7 +46,7 @@ struct Report {
     mmcs: Option<f64>,
 }
 
-/// Measures a checkpoint in one pass over the rows.
+/// Measures a checkpoint on the rows, which are read once for their mean and once to be measured.
 pub fn run(args: &Eval) -> Result<(), Failure> {
     let (store, found) = checkpoint::open(&args.run)?;
     let recipe = found.manifest.recipe.clone();
@@ -80,24 +83,23 @@ fn measure<D: Device>(
     let mut sae = evaluate::load(device, store, found, batch)?;
     let mut buffers = Buffers::new(device, batch, width, dataset.dtype().size())?;
     let mut tally = device.tally(width, features)?;
-    let mut stream = data::eval_stream(dataset, recipe, device.axes().place, Some(rows))?;
-    let mut bar = Bar::new("evaluating", 0, rows);
+    let filter = recipe.data.filter.resolve(found.manifest.norm_median)?;
+    let stream = || data::eval_stream(dataset, recipe, filter.clone(), device.axes().place, Some(rows));
+    let mut bar = Bar::new("evaluating", 0, 2 * rows);
+    let mut heard = |done| {
+        bar.set(done, "");
+        Ok(())
+    };
     let started = std::time::Instant::now();
-    let pass = Pass { dataset, features, scale: found.manifest.scale };
-    let sums = pass.sums(
-        device,
-        &mut sae,
-        (&mut buffers, &mut tally),
-        &mut stream,
-        || false,
-        |done, _| {
-            bar.set(done, "");
-            Ok(())
-        },
-    )?;
+    let centre = Centre::of(device, dataset, &mut buffers, &mut stream()?, || false, |done, _| heard(done))?;
+    let mut stream = stream()?;
+    let pass = Pass { dataset, features, scale: found.manifest.scale, centre: &centre };
+    let memory = (&mut buffers, &mut tally);
+    let measured = pass.measure(device, &mut sae, memory, &mut stream, || false, |done, _| heard(rows + done))?;
     bar.finish();
     let wall_s = started.elapsed().as_secs_f64();
-    let metrics = Metrics::of(&sums, recipe.train.l1).ok_or_else(|| Failure::data("no row was measured"))?;
+    let metrics = measured.metrics(recipe.train.l1).ok_or_else(|| Failure::data("no row was measured"))?;
+    let sums = &measured.sums;
     // As in summary.json: which directions count depends on the rows trained on, not on those measured here.
     let recovery = match Truth::beside(&recipe.data.train) {
         Ok(Some(truth)) if truth.width == width => match training_rows(&found.manifest) {
@@ -116,6 +118,7 @@ fn measure<D: Device>(
         data: urls,
         rows: sums.rows,
         tokens: sums.rows,
+        filtered: measured.left_out.filtered,
         metrics,
         dead_fraction: dead_fraction(
             &last_fired_f,
@@ -124,7 +127,7 @@ fn measure<D: Device>(
             &device.axes().all,
         )?,
         dead_window: recipe.train.dead_window.min(found.manifest.tokens),
-        density: DensityHistogram::of(&sums, &device.axes().all)?,
+        density: DensityHistogram::of(sums, &device.axes().all)?,
         tokens_per_s: sums.rows as f64 / wall_s,
         wall_s,
         stall_s: stream.stall().as_secs_f64(),
@@ -154,8 +157,10 @@ fn print(args: &Eval, report: &Report) -> Result<(), Failure> {
     }
     let mut rows = vec![
         ("rows", HumanCount(report.rows).to_string()),
+        ("rows left out by data.filter", HumanCount(report.filtered).to_string()),
         ("loss", table::number(report.metrics.loss)),
         ("explained variance", table::percent(report.metrics.explained_variance)),
+        ("explained variance, mean of rows", table::percent(report.metrics.explained_variance_rows)),
         ("normalised MSE", report.metrics.normalized_mse.map_or("–".into(), table::number)),
         ("L0", table::number(report.metrics.l0)),
         ("features silent on these rows", HumanCount(report.density.silent).to_string()),

@@ -1,7 +1,7 @@
 //! `sae inspect`.
 
 use indicatif::{HumanBytes, HumanCount};
-use loader::{InspectOptions, Inspection, ManifestState, OpenOptions, Progress};
+use loader::{InspectOptions, Inspection, ManifestState, NormQuantiles, OpenOptions, Progress};
 
 use crate::args::Inspect;
 use crate::failure::Failure;
@@ -38,7 +38,10 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             ("rows looked at", HumanCount(found.looked_at).to_string()),
             ("mean norm", table::number(found.mean_norm)),
             ("mean squared norm", table::number(found.mean_norm_sq)),
-            ("scale to E‖x‖² = D", table::number((found.width as f64 / found.mean_norm_sq).sqrt())),
+            ("scale to E‖x‖² = D", scale(&found)),
+            ("norms: 0, 1, 10, 50 %", quantiles(&found, |q| vec![q.p0, q.p1, q.p10, q.p50])),
+            ("norms: 90, 99, 100 %", quantiles(&found, |q| vec![q.p90, q.p99, q.p100])),
+            ("E‖x‖² in the largest 1 % of the rows", table::percent(found.top1_share)),
             ("rows with NaN or infinity", HumanCount(found.non_finite).to_string()),
             ("manifest", manifest(&found)),
             ("identity", found.identity.clone()),
@@ -48,13 +51,30 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             table::say(format!("rows with NaN or infinity begin with: {}", found.first_non_finite_names.join(", ")));
         }
     }
+    if let Some(heavy) = &found.heavy {
+        tracing::warn!("{heavy}");
+    }
     if found.mismatches.is_empty() {
-        return Ok(());
+        return match found.non_finite == found.looked_at && found.looked_at > 0 {
+            true => Err(Failure::data("no row is finite: all hold NaN or infinite values; make them again")),
+            false => Ok(()),
+        };
     }
     Err(Failure::data(format!(
         "the data cannot be used as it is:\n  {}\nfetch or make the named files again",
         found.mismatches.join("\n  ")
     )))
+}
+
+/// What `data.scale = "auto"` would come to; rows of zeros and rows that are not finite have no scale.
+fn scale(found: &Inspection) -> String {
+    let scale = (found.width as f64 / found.mean_norm_sq).sqrt();
+    if found.mean_norm_sq > 0.0 { table::number(scale) } else { "–".into() }
+}
+
+fn quantiles(found: &Inspection, which: impl Fn(&NormQuantiles) -> Vec<f64>) -> String {
+    let shown = |of| which(of).into_iter().map(table::number).collect::<Vec<_>>().join(" · ");
+    found.norm_quantiles.as_ref().map_or("–".into(), shown)
 }
 
 /// What there is of a manifest, and exactly what was compared with its checksums.

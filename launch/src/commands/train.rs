@@ -12,6 +12,7 @@ use trainer::plan::Plan;
 use trainer::recipe::Recipe;
 use trainer::run_dir;
 use trainer::summary::{EvaluatedOn, Summary};
+use trainer::survey::Survey;
 use trainer::train::{Event, Start, train};
 
 use crate::args::Train;
@@ -197,6 +198,7 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
         rows.extend([
             ("loss", table::number(metrics.loss)),
             ("explained variance", table::percent(metrics.explained_variance)),
+            ("explained variance, mean of rows", table::percent(metrics.explained_variance_rows)),
             ("normalised MSE", metrics.normalized_mse.map_or("–".into(), table::number)),
             ("L0", table::number(metrics.l0)),
         ]);
@@ -227,6 +229,7 @@ fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device) -> Result<(), Fa
         return Ok(());
     }
     let data = Data::open(recipe, None)?;
+    let survey = Survey::of(&data, recipe)?;
     table::say(recipe.to_toml());
     let plan = Plan::of(device, recipe, &data)?;
     let rows = [
@@ -234,6 +237,7 @@ fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device) -> Result<(), Fa
         ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),
         ("order", plan.order.clone()),
         ("steps", HumanCount(plan.steps).to_string()),
+        ("E‖x‖² in the largest 1 % of the rows", table::percent(survey.top1_share())),
         ("parameters", HumanCount(plan.parameters).to_string()),
         ("read", HumanBytes(plan.bytes_read).to_string()),
         ("memory: weights and moments", HumanBytes(plan.weight_bytes).to_string()),
@@ -245,6 +249,9 @@ fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device) -> Result<(), Fa
         ("checkpoints kept", format!("{} and the best", recipe.checkpoint.keep)),
     ];
     table::print(&format!("plan for {}", recipe.run.dir), &rows);
+    if let Some(heavy) = survey.heavy(&data) {
+        tracing::warn!("{heavy}");
+    }
     table::say("next: the same command without --dry-run");
     Ok(())
 }

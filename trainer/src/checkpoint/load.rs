@@ -224,6 +224,7 @@ fn host_state(store: &Store, found: &Found, file: &File, tensors: &SafeTensors<'
         tokens: manifest.tokens,
         left_out: manifest.left_out,
         scale: manifest.scale,
+        norm_median: manifest.norm_median,
         density: [manifest.density, manifest.density_before.unwrap_or(manifest.density)],
         gradient_norm: manifest.gradient_norm,
         tally: tally?,

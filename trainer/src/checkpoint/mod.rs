@@ -55,6 +55,8 @@ pub struct State {
     pub left_out: LeftOut,
     /// Factor on every row.
     pub scale: f32,
+    /// The median norm of stored rows, where `data.filter` counts in it: the same for the whole run.
+    pub norm_median: Option<f32>,
     /// Active pairs and all pairs of the last batch, and of the one before it: they decide between sparse and dense path.
     pub density: [(u64, u64); 2],
     /// Norm of the last gradient, before clipping.
@@ -117,6 +119,9 @@ pub struct Manifest {
     pub left_out: LeftOut,
     /// See [`State::scale`].
     pub scale: f32,
+    /// See [`State::norm_median`]; absent in a checkpoint made before a filter could count in it.
+    #[serde(default)]
+    pub norm_median: Option<f32>,
     /// Of the last batch: see [`State::density`].
     pub density: (u64, u64),
     /// Of the batch before it; absent in a checkpoint made before it was kept.

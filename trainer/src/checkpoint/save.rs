@@ -306,6 +306,7 @@ impl Seal {
             features: recipe.sae.features,
             left_out: state.left_out,
             scale: state.scale,
+            norm_median: state.norm_median,
             density: state.density[0],
             density_before: Some(state.density[1]),
             gradient_norm: state.gradient_norm,

@@ -95,6 +95,7 @@ impl<D: Device> Run<'_, D> {
             recovered: recovery.map(|recovery| recovery.recovered),
             mmcs: recovery.map(|recovery| recovery.mmcs),
             scale: self.state.scale,
+            norm_median: self.state.norm_median,
             checkpoint,
         };
         if let Some(Scribe { run_dir, journal }) = &mut self.scribe {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use kernels::{Device, Dictionary};
 
 use super::{Event, Run, is_due};
+use crate::centre::Centre;
 use crate::evaluate::Pass;
 use crate::metrics::{DensityHistogram, Metrics};
 use crate::{Error, data};
@@ -44,37 +45,47 @@ impl<D: Device> Run<'_, D> {
     pub(super) fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
         let Some(dataset) = &self.data.eval else { return Ok(None) };
         let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
-        let mut stream = data::eval_stream(dataset, self.recipe, self.device.axes().place, Some(rows))?;
         self.settle();
         let (step, mut stopped) = (self.state.step, false);
         // The tally of training is put aside: it goes on afterwards to the same bits.
         let training = self.device.take_sums(&mut self.tally)?;
+        let place = self.device.axes().place;
+        let filter = self.recipe.data.filter.resolve(self.state.norm_median)?;
+        let stream = || data::eval_stream(dataset, self.recipe, filter.clone(), place, Some(rows));
         let buffers = self.free.last_mut().expect("an evaluation follows when every step is booked");
-        let pass = Pass { dataset, features: self.recipe.sae.features, scale: self.state.scale };
-        let sums = pass.sums(
-            self.device,
-            self.settled.as_mut().unwrap_or(&mut self.sae),
-            (buffers, &mut self.tally),
-            &mut stream,
-            || self.start.stop.load(Ordering::Relaxed),
-            |done, stop| {
-                (self.start.watch)(Event::Evaluating(done, rows));
-                stopped = stop;
-                // The checkpoint is made and named below.
-                if stop { Err(Error::Interrupted { step, checkpoint: String::new() }) } else { Ok(()) }
-            },
-        );
+        let centre = self.centre.take().filter(|(of, _)| *of == rows);
+        let before = if centre.is_some() { 0 } else { rows };
+        let stop = || self.start.stop.load(Ordering::Relaxed);
+        let mut heard = |done: u64, stop: bool| {
+            (self.start.watch)(Event::Evaluating(done, before + rows));
+            stopped = stop;
+            // The checkpoint is made and named below.
+            if stop { Err(Error::Interrupted { step, checkpoint: String::new() }) } else { Ok(()) }
+        };
+        let centre = match centre {
+            Some((_, centre)) => Ok(centre),
+            None => {
+                stream().and_then(|mut rows| Centre::of(self.device, dataset, buffers, &mut rows, stop, &mut heard))
+            }
+        };
+        let measured = centre.and_then(|centre| {
+            let (_, centre) = self.centre.insert((rows, centre));
+            let pass = Pass { dataset, features: self.recipe.sae.features, scale: self.state.scale, centre };
+            let sae = self.settled.as_mut().unwrap_or(&mut self.sae);
+            let progress = |done, stop| heard(before + done, stop);
+            pass.measure(self.device, sae, (buffers, &mut self.tally), &mut stream()?, stop, progress)
+        });
         self.device.put_sums(&mut self.tally, &training);
         if stopped {
             return Err(Error::Interrupted { step, checkpoint: self.save()? });
         }
-        let sums = self.during("evaluating", |_| sums);
-        if let Err(error) = &sums {
+        let measured = self.during("evaluating", |_| measured);
+        if let Err(error) = &measured {
             self.save_what_is_done(error);
         }
-        let sums = sums?;
-        let Some(metrics) = Metrics::of(&sums, self.schedule.final_lambda()) else { return Ok(None) };
-        let density = DensityHistogram::of(&sums, &self.device.axes().all)?;
+        let measured = measured?;
+        let Some(metrics) = measured.metrics(self.schedule.final_lambda()) else { return Ok(None) };
+        let density = DensityHistogram::of(&measured.sums, &self.device.axes().all)?;
         if let Some(scribe) = &mut self.scribe {
             scribe.journal.held_out(self.state.step, &metrics, &density)?;
         }

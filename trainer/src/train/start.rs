@@ -17,6 +17,7 @@ use crate::journal::Journal;
 use crate::recipe::{BiasInit, Recipe};
 use crate::recovery::Truth;
 use crate::run_dir::RunDir;
+use crate::survey::Survey;
 use crate::together::once_all;
 use crate::{Error, calibrate, checkpoint, communication, init, plan};
 
@@ -48,14 +49,19 @@ impl<'a, D: Device> Run<'a, D> {
         let (found, (state, stream)) = match resumed {
             Some((found, loaded)) => (Some(found), loaded),
             None => {
-                let state = first_state(recipe, data, axes.place, &mut sae)?;
-                (None, (state, data.train_stream(recipe, axes.place, Cursor::default())?))
+                let survey = Survey::of(data, recipe)?;
+                if axes.all.index() == 0 {
+                    survey.tell(data);
+                }
+                let state = first_state(recipe, data, axes.place, &survey, &mut sae)?;
+                (None, (state, data.train_stream(recipe, survey.filter, axes.place, Cursor::default())?))
             }
         };
         device.put_sums(&mut tally, &state.tally);
         if let Some(eval) = &data.eval {
             // What the evaluation at the end would be refused for is better known now.
-            drop(data::eval_stream(eval, recipe, axes.place, Some(1))?);
+            let filter = recipe.data.filter.resolve(state.norm_median)?;
+            drop(data::eval_stream(eval, recipe, filter, axes.place, Some(1))?);
         }
         let scribe = run_dir.map(|run_dir| {
             run_dir.begin(recipe)?;
@@ -89,6 +95,7 @@ impl<'a, D: Device> Run<'a, D> {
             free,
             tally,
             in_flight: VecDeque::new(),
+            centre: None,
             closing_from,
             known,
             saved_at: Instant::now(),
@@ -103,16 +110,17 @@ impl<'a, D: Device> Run<'a, D> {
     }
 }
 
-/// The state before the first step: weights made or read, scale found.
+/// The state before the first step: weights made or read.
 fn first_state(
     recipe: &Recipe,
     data: &Data,
     place: Place,
+    survey: &Survey,
     sae: &mut impl Dictionary,
 ) -> Result<checkpoint::State, Error> {
     let (width, features) = (data.train.width(), recipe.sae.features);
     let shard = place.shard(features);
-    let scale = data.scale(recipe)?;
+    let scale = survey.scale;
     // Without biases about half of the features fire, and what a file brings is not known: both start dense.
     let mut density = (1, 1);
     match &recipe.train.init_from {
@@ -120,7 +128,7 @@ fn first_state(
         None => init::random(sae, shard, recipe.train.seed, recipe.sae.decoder_norm),
     }
     if recipe.sae.bias_init == BiasInit::Calibrated {
-        calibrate::calibrate(sae, data, scale, recipe)?;
+        calibrate::calibrate(sae, data, (scale, &survey.filter), recipe)?;
         density = (recipe.sae.bias_init_l0.round() as u64, features as u64);
     }
     let sums = Sums::new(width, place.owned(features).len());
@@ -130,6 +138,7 @@ fn first_state(
         tokens: 0,
         left_out: LeftOut::default(),
         scale,
+        norm_median: survey.norm_median,
         density: [density; 2],
         gradient_norm: 0.0,
         tally: sums.clone(),
@@ -159,7 +168,8 @@ fn resume(
         // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
         recipe.check_resumes(&found.manifest.recipe)?;
         check_eval(found.manifest.eval.as_deref(), data.eval_identity().as_deref())?;
-        let stream = data.train_stream(recipe, axes.place, found.manifest.cursor.clone())?;
+        let filter = recipe.data.filter.resolve(found.manifest.norm_median)?;
+        let stream = data.train_stream(recipe, filter, axes.place, found.manifest.cursor.clone())?;
         let started = Instant::now();
         let loaded = checkpoint::load(store, found, axes, sae);
         let state = once_all(&axes.all, "loading a checkpoint", loaded)?;

@@ -1,0 +1,159 @@
+//! What a sample of the training rows says before a run starts: the factor on every row, the median norm, and whether a few rows are
+//! everything.
+
+use loader::{Heavy, Norms, RowFilter, RowId, Sample, TOP, heavy, sample};
+
+use crate::Error;
+use crate::data::Data;
+use crate::recipe::{Recipe, Scale};
+
+/// Rows sampled.
+pub const ROWS: usize = 65_536;
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// `data.scale`, or the factor that makes E‖x‖² = D on the sampled rows that the filter keeps.
+    pub scale: f32,
+    /// The median norm, where `data.filter` has a bound that is a multiple of it.
+    pub norm_median: Option<f32>,
+    /// The filter in norms.
+    pub filter: RowFilter,
+    /// Norms of the sampled rows that the filter keeps.
+    norms: Vec<f64>,
+    /// Which rows these are.
+    ids: Vec<RowId>,
+}
+
+impl Survey {
+    /// Samples the training rows: a function of the data, `data.seed`, `data.skip` and `data.filter`.
+    ///
+    /// # Errors
+    /// Those of the loader; [`Error::Data`] when no sampled row is finite, or no scale or median follows from those that are. With a
+    /// scale that is given and a filter without multiples rows that cannot be read are left to the step that needs them.
+    pub fn of(data: &Data, recipe: &Recipe) -> Result<Survey, Error> {
+        let filter = recipe.data.filter.without_medians();
+        let given = match recipe.data.scale {
+            Scale::Fixed(factor) => Some(factor as f32),
+            Scale::Auto => None,
+        };
+        let sampled = match (sample(&data.train, ROWS, recipe.data.seed, &data.skip(recipe)?, &filter), given) {
+            (Ok(sampled), _) => sampled,
+            (Err(error), Some(scale)) if !recipe.data.filter.is_relative() => {
+                tracing::info!("the norms of rows were not looked at: {error}");
+                return Ok(Survey { scale, norm_median: None, filter, norms: Vec::new(), ids: Vec::new() });
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
+        let squared_norms: Vec<f64> = sampled.squared_norms().collect();
+        let Sample { ids, rows } = sampled;
+        drop(rows);
+        let of = ids.len();
+        if of > 0 && !squared_norms.iter().any(|norm| norm.is_finite()) {
+            return Err(Error::Data(format!(
+                "none of {of} sampled rows of data.train is finite: all hold NaN or infinite values; look at the data with \
+                 `sae inspect`, and make the rows again"
+            )));
+        }
+        let norm_median = match recipe.data.filter.is_relative() {
+            true => Some(median(&squared_norms)?),
+            false => None,
+        };
+        let filter = recipe.data.filter.resolve(norm_median)?;
+        let kept = |norm: &f64| norm.is_finite() && filter.keeps_norm(norm.sqrt());
+        let kept: Vec<(RowId, f64)> = ids.into_iter().zip(squared_norms).filter(|(_, norm)| kept(norm)).collect();
+        let scale = match given {
+            Some(scale) => scale,
+            None => auto_scale(kept.iter().map(|(_, norm)| *norm), data.train.width())?,
+        };
+        let (ids, norms): (_, Vec<f64>) = kept.into_iter().map(|(id, norm)| (id, norm.sqrt())).unzip();
+        if norms.len() < of {
+            tracing::info!("{} of {of} sampled rows are not finite or beyond a bound of data.filter", of - norms.len());
+        }
+        Ok(Survey { scale, norm_median, filter, norms, ids })
+    }
+
+    /// Which share of E‖x‖² the largest 1 % of the rows carry; `None` where that was not looked at, or E‖x‖² is 0.
+    pub fn top1_share(&self) -> Option<f64> {
+        self.norms.iter().copied().collect::<Norms>().top_share(TOP)
+    }
+
+    /// The rows that carry too much of E‖x‖², if any do.
+    pub fn heavy(&self, data: &Data) -> Option<Heavy> {
+        heavy(&data.train, &self.ids, &self.norms)
+    }
+
+    /// Says in the log what a person should know of the norms before the run.
+    pub fn tell(&self, data: &Data) {
+        if let Some(heavy) = self.heavy(data) {
+            tracing::warn!("{heavy}");
+        } else if let Some(share) = self.top1_share() {
+            tracing::info!("the largest 1 % of the rows carry {:.1} % of E‖x‖²", 100.0 * share);
+        }
+    }
+}
+
+/// The median of the norms that are finite.
+fn median(squared_norms: &[f64]) -> Result<f32, Error> {
+    let norms: Norms = squared_norms.iter().map(|norm| norm.sqrt()).collect();
+    match norms.quantile(0.5).map(|median| median as f32) {
+        Some(median) if median.is_normal() => Ok(median),
+        Some(median) => Err(Error::Data(format!(
+            "the median norm of {} sampled rows is {median}, of which data.filter can want no multiple: give its bounds as norms",
+            norms.rows()
+        ))),
+        None => Err(Error::Data("data.filter and data.skip leave no row whose norm a median could be of".into())),
+    }
+}
+
+/// The factor that makes E‖x‖² = D.
+fn auto_scale(squared_norms: impl Iterator<Item = f64>, width: usize) -> Result<f32, Error> {
+    let squared_norms: Vec<f64> = squared_norms.collect();
+    let rows = squared_norms.len();
+    if rows == 0 {
+        return Err(Error::Data(
+            "data.scale = \"auto\" finds no row: data.filter and data.skip leave none of the sample".into(),
+        ));
+    }
+    let mean = squared_norms.iter().sum::<f64>() / rows as f64;
+    let scale = (width as f64 / mean).sqrt() as f32;
+    if mean > 0.0 && scale.is_normal() {
+        return Ok(scale);
+    }
+    let found = match mean > 0.0 {
+        true => {
+            format!("finds a mean squared norm of {mean:e}, which no factor that f32 holds brings to the width {width}")
+        }
+        false => format!("finds nothing but zeros in {rows} sampled rows"),
+    };
+    Err(Error::Data(format!(
+        "data.scale = \"auto\" {found}: look at the data with `sae inspect`, or give data.scale a number"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_is_a_number_that_f32_holds() {
+        let scale = |squared_norms: &[f64]| auto_scale(squared_norms.iter().copied(), 4);
+        assert_eq!(scale(&[1.0, 7.0]).expect("a scale"), 1.0);
+        for (squared_norms, says) in [
+            (&[0.0, 0.0][..], "nothing but zeros in 2 sampled rows"),
+            (&[], "finds no row"),
+            // Rows of values that only subnormal numbers of f32 are.
+            (&[1e-86], "no factor that f32 holds"),
+        ] {
+            let error = scale(squared_norms).expect_err(says);
+            assert!(error.to_string().contains(says) && error.exit_code() == 65, "{error}");
+        }
+        assert!(scale(&[1e75]).expect("a small one").is_normal());
+    }
+
+    #[test]
+    fn a_median_of_nothing_is_none() {
+        assert!(median(&[f64::NAN, 0.0, 0.0, 1.0]).is_err() && median(&[]).is_err());
+        assert_eq!(median(&[f64::INFINITY, 16.0, 16.0, 1e9]).expect("a median"), 4.0);
+    }
+}
