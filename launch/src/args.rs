@@ -10,7 +10,7 @@ use kernels::mesh::Mesh;
 use loader::number;
 use trainer::forecast::{GPUS, Gpu};
 
-pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, Slurm, log_words};
+pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, log_words};
 use crate::device::DeviceChoice;
 
 /// Trains sparse autoencoders on activation shards streamed from Parquet, at scale.
@@ -57,6 +57,18 @@ pub enum Command {
 run.dir=runs/l1-8\n  sae train my.toml --dry-run\n  sae train my.toml --resume\n  sae train my.toml --resume-or-start\n\nlaunch/recipes/README.md lists every key."
 )]
 pub struct Train {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Print the whole recipe and what would be read, held in memory and written; then stop.
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub world: WorldArgs,
+}
+
+/// What is trained, and how: what `sae train` and `sae launch` both take.
+#[derive(clap::Args, Clone, Debug)]
+pub struct RunArgs {
     /// The recipe, a TOML file.
     pub recipe: String,
     /// Go on from the newest checkpoint in run.dir.
@@ -73,15 +85,30 @@ pub struct Train {
     /// each takes the GPU of its number on its machine.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
-    /// Print the whole recipe and what would be read, held in memory and written; then stop.
-    #[arg(long)]
-    pub dry_run: bool,
     /// How the ranks share the work, as DATAxFEATURE: slices of the batch and shards of the features. By default what moves
     /// the fewest bytes.
     #[arg(long, value_name = "DxF")]
     pub mesh: Option<Mesh>,
-    #[command(flatten)]
-    pub world: WorldArgs,
+}
+
+impl RunArgs {
+    /// The words behind `sae train` that say the same.
+    pub fn words(&self) -> Vec<String> {
+        let mut words = vec![self.recipe.clone()];
+        words.extend(self.set.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
+        if self.device != DeviceChoice::default() {
+            words.extend(["--device".to_owned(), self.device.to_string()]);
+        }
+        words.extend(self.mesh.iter().flat_map(|mesh| ["--mesh".to_owned(), mesh.to_string()]));
+        words.extend(self.resume.then(|| "--resume".to_owned()));
+        words.extend(self.resume_or_start.then(|| "--resume-or-start".to_owned()));
+        words
+    }
+
+    /// The words for a process that may find the run begun, or not: `--resume-or-start` fits both.
+    pub fn resuming(&self) -> Vec<String> {
+        RunArgs { resume: false, resume_or_start: true, ..self.clone() }.words()
+    }
 }
 
 /// Which of several processes this one is, where no launcher says so: all four, with an attempt.

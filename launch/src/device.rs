@@ -1,5 +1,6 @@
 //! Where to compute.
 
+use std::fmt;
 use std::str::FromStr;
 
 use kernels::Error;
@@ -12,9 +13,10 @@ use trainer::recipe::{Moments, Precision, Train};
 use crate::failure::Failure;
 
 /// `--device`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// A card when there is one that can be used, and of several ranks all have one, else the processor.
+    #[default]
     Auto,
     /// The processor.
     Cpu,
@@ -35,6 +37,18 @@ impl FromStr for DeviceChoice {
             "cpu" => Ok(DeviceChoice::Cpu),
             "cuda" => Ok(DeviceChoice::Cuda(None)),
             _ => text.strip_prefix("cuda:").map_or(Err("write auto, cpu, cuda or cuda:N"), card),
+        }
+    }
+}
+
+/// As it is written.
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(None) => f.write_str("cuda"),
+            DeviceChoice::Cuda(Some(number)) => write!(f, "cuda:{number}"),
         }
     }
 }

@@ -1,14 +1,15 @@
-//! A process among those of its job: which mesh they form, and how it joins them.
+//! A process among those of its job: which mesh they form, how it joins them, and what time a scheduler should give them.
 
 use std::time::Duration;
 
 use kernels::mesh::{Axes, Mesh};
 use kernels::ranks::tcp::Limits;
-use loader::Store;
-use trainer::communication;
+use loader::{Dataset, OpenOptions, Store};
 use trainer::meeting::{Guest, meet};
 use trainer::recipe::Recipe;
+use trainer::{checkpoint, communication, data};
 
+use crate::args::{LEAST_SAVE_S, SaveTime};
 use crate::failure::Failure;
 use crate::world::World;
 
@@ -60,4 +61,41 @@ pub fn mesh_of(wanted: Option<Mesh>, ranks: usize, recipe: &Recipe) -> Result<Me
             ))
         }),
     }
+}
+
+/// What all machines together store a second where nobody says, in GB/s.
+pub const STORAGE: f64 = 5.0;
+
+/// Seconds that a run should have to save when storing a checkpoint takes `stored_s`: one may be on its way, and the one behind it
+/// begins when that is stored.
+pub fn save_s(stored_s: f64) -> u32 {
+    LEAST_SAVE_S.max((3.0 * stored_s).ceil() as u32)
+}
+
+/// The time that a scheduler gives a run to save: what was asked for, else what the size of its checkpoints says, as `sae plan` does.
+///
+/// # Errors
+/// When `data.synth` and what lies at `data.train` contradict each other.
+pub fn save_time(asked: SaveTime, recipe: &Recipe) -> Result<u32, Failure> {
+    if let Some(seconds) = asked.save_s {
+        return Ok(seconds);
+    }
+    let width = match data::to_synthesize(recipe)? {
+        Some(spec) => spec.width,
+        None => {
+            let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
+            match Dataset::open(&recipe.data.train, &options) {
+                Ok(data) => data.width(),
+                // The job may see what this machine does not.
+                Err(error) => {
+                    tracing::warn!(
+                        "{error}; so the time that a checkpoint takes is not known, and the run gets {LEAST_SAVE_S} s to save: \
+                         sae plan says what --save-s should be"
+                    );
+                    return Ok(LEAST_SAVE_S);
+                }
+            }
+        }
+    };
+    Ok(save_s(checkpoint::bytes(width, recipe.sae.features) as f64 / (STORAGE * 1e9)))
 }

@@ -1,6 +1,7 @@
 //! The processes of one start on this machine: started, signalled, watched, and ended together.
 
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
@@ -75,7 +76,9 @@ impl Ended {
 /// The processes of one start, which are killed when this value goes.
 #[derive(Debug)]
 pub struct Ranks {
-    /// By rank; `None` once it has ended.
+    /// The first rank on this machine.
+    first: usize,
+    /// By rank, from the first on; `None` once it has ended.
     running: Vec<Option<Child>>,
     /// Those that ended, in that order.
     ended: Vec<Ended>,
@@ -83,22 +86,23 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// Starts `sae WORDS` as each of `ranks` ranks.
+    /// Starts `sae WORDS` as each of the ranks `local`, of `ranks` altogether.
     ///
     /// # Errors
     /// Exit code 71 when the system gives no more processes.
-    pub fn start(words: &[&str], ranks: usize, attempt: &str, log: Log) -> Result<Ranks, Failure> {
+    pub fn start(words: &[&str], local: Range<usize>, ranks: usize, attempt: &str, log: Log) -> Result<Ranks, Failure> {
         let cannot = |error| Failure::hardware(format!("a rank cannot be started: {error}: see ulimit -u"));
         let program = std::env::current_exe().map_err(cannot)?;
-        let mut started = Ranks { running: Vec::new(), ended: Vec::new(), readers: Vec::new() };
-        for rank in 0..ranks {
+        let first = local.start;
+        let mut started = Ranks { first, running: Vec::new(), ended: Vec::new(), readers: Vec::new() };
+        let place = |rank| {
+            [("RANK", rank), ("WORLD_SIZE", ranks), ("LOCAL_RANK", rank - first), ("LOCAL_WORLD_SIZE", local.len())]
+        };
+        for rank in local.clone() {
             let mut command = Command::new(&program);
             command
                 .args(words)
-                .envs(
-                    [("RANK", rank), ("WORLD_SIZE", ranks), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", ranks)]
-                        .map(|(name, value)| (name, value.to_string())),
-                )
+                .envs(place(rank).map(|(name, value)| (name, value.to_string())))
                 .envs([("SAE_ATTEMPT", attempt), (parent::LAUNCHER, &std::process::id().to_string())])
                 .stdin(Stdio::null())
                 // A terminal sends Ctrl-C to its whole group: ranks would get it twice.
@@ -163,7 +167,7 @@ impl Ranks {
     }
 
     fn look(&mut self) {
-        for (rank, slot) in self.running.iter_mut().enumerate() {
+        for (rank, slot) in (self.first..).zip(&mut self.running) {
             let status = slot.as_mut().and_then(|child| child.try_wait().ok().flatten());
             if let Some(status) = status {
                 self.ended.push(Ended { rank, status });
@@ -174,7 +178,7 @@ impl Ranks {
 
     /// Ranks that were not seen to end. Their ids are theirs until they are waited for.
     fn alive(&self) -> impl Iterator<Item = (usize, Pid)> {
-        let running = self.running.iter().enumerate();
+        let running = (self.first..).zip(&self.running);
         running.filter_map(|(rank, child)| Some((rank, Pid::from_child(child.as_ref()?))))
     }
 

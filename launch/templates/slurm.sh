@@ -7,7 +7,7 @@
 #SBATCH --open-mode=append
 # To the ranks, not to this script: they save and exit with 75 before the time is over.
 #SBATCH --signal=USR1@{{save_s}}
-
+{{prologue}}
 # Since version 22.05 srun does not take this from the job.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 

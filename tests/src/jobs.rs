@@ -60,7 +60,7 @@ pub fn recipe(fixture: &Fixture, run: &str) -> Recipe {
 
 /// The words after `sae launch local` for a recipe on a mesh.
 pub fn words<'a>(ranks: &'a str, recipe: &'a str, mesh: &'a str) -> [&'a str; 7] {
-    ["--ranks", ranks, "--restarts", "2", recipe, "--mesh", mesh]
+    ["--ranks", ranks, recipe, "--restarts", "2", "--mesh", mesh]
 }
 
 /// The words after `sae` for rank `rank` of `ranks` that is started by hand, on a machine of its own if not `local`.

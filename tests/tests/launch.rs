@@ -11,6 +11,7 @@ use tests::launcher::Launcher;
 use tests::mesh::{tiles, train_on};
 use tests::processes::{self, wait_for};
 use tests::{checkpoints, kills, sae};
+use trainer::checkpoint;
 
 fn committed(run: &Path, count: usize) {
     wait_for("a checkpoint", || (checkpoints::committed(run).len() >= count).then_some(()));
@@ -129,10 +130,14 @@ fn pods_are_given_time_to_save() {
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
     let manifest = |more: &[&str]| sae::run(&[&["launch", "k8s", "--image", "sae"], more, &[&path]].concat());
-    for (more, seconds) in [(&[][..], 120), (&["--save-s", "900"], 900)] {
+    // What storing takes at 5 GB/s, three times, where that is more than the least.
+    let stored = (3.0 * checkpoint::bytes(32, 400_000_000) as f64 / 5e9).ceil() as u32;
+    let large = ["--set", "sae.features=400e6"];
+    for (more, seconds) in [(&[][..], 120), (&["--save-s", "900"], 900), (&large, stored)] {
         let manifest = manifest(more).exits(0).stdout;
         assert!(manifest.contains(&format!("terminationGracePeriodSeconds: {seconds}\n")), "{manifest}");
     }
+    manifest(&["--set", "data.train=nowhere"]).exits(0).says(&["nowhere", "gets 120 s to save", "--save-s"]);
     manifest(&["--save-s", "30"]).exits(64).says(&["--save-s", "120"]);
     let help = sae::run(&["launch", "k8s", "--help"]).exits(0).stdout;
     assert!(help.contains("terminationGracePeriodSeconds"), "{help}");
@@ -140,6 +145,64 @@ fn pods_are_given_time_to_save() {
     let sizes = ["--width", "4096", "--rows", "1e9", "--set", "sae.features=101_725", "--storage", "0.05"];
     let plan = sae::run(&[&["plan", &path, "--gpus", "16"], &sizes[..]].concat()).exits(0).stdout;
     assert!(plan.contains("--save-s of a job") && plan.contains(" --save-s 60"), "{plan}");
+}
+
+/// What sbatch is given, and that a prologue comes before the ranks without deciding what follows them.
+#[test]
+fn a_batch_script_says_what_was_asked_for() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
+    let prologue = fixture.text("modules.sh");
+    fs::write(&prologue, "set -eu\nmodule load cuda/13 # {{x}}\n").expect("written");
+    let words =
+        ["launch", "slurm", &path, "--cpus-per-task", "6", "--mem", "64G", "--prologue", &prologue, "--dry-run"];
+    let script = sae::run(&words).exits(0).stdout;
+    for part in ["--cpus-per-task=6", "--mem=64G", "--signal=USR1@120\n", "\nmodule load cuda/13 # {{x}}\n"] {
+        assert!(script.contains(part), "{part}: {script}");
+    }
+    let at = |part: &str| script.find(part).unwrap_or_else(|| panic!("{part}: {script}"));
+    assert!(at("#SBATCH --signal") < at("set -eu") && at("set -eu") < at("set +eu") && at("set +eu") < at("srun "));
+    let bare = sae::run(&["launch", "slurm", &path, "--dry-run"]).exits(0).says(&["--cpus-per-task"]).stdout;
+    assert!(!bare.contains("set +eu") && !bare.contains("--mem"), "{bare}");
+    fs::write(&prologue, "#SBATCH --mem=1G\n").expect("written");
+    sae::run(&words).exits(64).says(&["modules.sh", "--sbatch"]);
+    fs::remove_file(&prologue).expect("removed");
+    sae::run(&words).exits(64).says(&["modules.sh", "No such file"]);
+}
+
+/// Launchers on two machines, started once on each by something else, train together: as the ranks of one launcher do.
+#[test]
+fn launchers_of_several_machines_train_together() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("alone", &jobs::recipe(&fixture, "alone"));
+    sae::run(&[&["launch", "local"], &jobs::words("4", &path, "2x2")[..]].concat()).exits(0);
+    let nodes = |run: &str, more: &[&str]| -> Vec<Launcher> {
+        let path = fixture.save(run, &jobs::recipe(&fixture, run));
+        let start = |node: &str| {
+            let words = ["launch", "local", &path, "--as-node", "--ranks", "2", "--mesh", "2x2", "--resume-or-start"];
+            let mut command = sae::sae(&[&words[..], more].concat());
+            command.envs([("JOB_COMPLETIONS", "2"), ("JOB_COMPLETION_INDEX", node), ("SAE_ATTEMPT", run)]);
+            Launcher::start(&fixture, &format!("{run}-{node}"), command)
+        };
+        ["0", "1"].map(start).into()
+    };
+    for node in nodes("nodes", &[]) {
+        let (code, said) = node.ends();
+        assert_eq!(code, Some(0), "{said}");
+    }
+    jobs::assert_same_run(&fixture.path("alone"), &fixture.path("nodes"));
+    // What started the launchers starts all again, so none of them does.
+    let pair = nodes("killed", &[]);
+    committed(&fixture.path("killed"), 1);
+    processes::signal(pair[1].ranks(2)[1], "KILL");
+    for (node, launcher) in pair.into_iter().enumerate() {
+        let (code, said) = launcher.ends();
+        assert_eq!(code, Some(71), "{said}");
+        assert!(!said.contains("restart 1"), "{said}");
+        assert!(node == 0 || said.contains("rank 3 was ended by signal 9"), "{said}");
+    }
+    let outside = [("JOB_COMPLETIONS", "2"), ("JOB_COMPLETION_INDEX", "0"), ("SAE_ATTEMPT", "one")];
+    sae::run_with(&["launch", "local", &path], &outside).exits(64).says(&["Kubernetes has started 2", "--as-node"]);
 }
 
 /// What would come again is not tried again, and its cause is told.
@@ -264,7 +327,7 @@ fn launchers_inside_launchers_are_refused() {
     sae::run_with(&["launch", "local", &path], &inside).exits(64).says(&["torchrun has started 2 processes"]);
     let foreign = [("SAE_LAUNCHER", "1")];
     sae::run_with(&["train", &path], &foreign).exits(64).says(&["unset SAE_LAUNCHER"]);
-    let words = ["launch", "local", "--ranks", "2", &path, "--mesh", "2x2"];
+    let words = ["launch", "local", &path, "--ranks", "2", "--mesh", "2x2"];
     sae::run(&words).exits(64).says(&["--mesh 2x2 is for 4 ranks"]);
     assert!(!Path::new(&text(&fixture.path("run"))).exists(), "nothing was begun");
 }

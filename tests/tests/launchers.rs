@@ -108,9 +108,12 @@ fn trains_two_ranks(launcher: &mut Command) {
     kills::assert_same_run(&fixture.path("undisturbed"), &fixture.path("run"));
 }
 
-/// Submits a recipe by `sae launch slurm`; the job's id.
+/// Submits a recipe by `sae launch slurm`; the job's id. The prologue would end the script where a rank fails.
 fn submit(slurm: &Slurm, recipe: &str) -> String {
-    let said = slurm.sae(&["launch", "slurm", "--nodes", "2", "--ranks-per-node", "2", recipe, "--mesh", "2x2"]);
+    let prologue = format!("{recipe}.prologue.sh");
+    std::fs::write(&prologue, "set -eu\nexport RUST_LOG=info\n").expect("written");
+    let shape = ["--nodes", "2", "--ranks-per-node", "2", "--cpus-per-task", "2", "--mesh", "2x2"];
+    let said = slurm.sae(&[&["launch", "slurm", recipe, "--prologue", &prologue], &shape[..]].concat());
     let job = said.strip_prefix("job ").and_then(|rest| rest.split_once(','));
     job.unwrap_or_else(|| panic!("no job in {said}")).0.to_owned()
 }
@@ -161,14 +164,23 @@ fn the_jobset_is_what_kubernetes_takes() {
     let Some(python) = need::python() else { return };
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
-    let image = ["launch", "k8s", "--ranks", "4", "--image", "registry/sae:0.1", "--gpu", "--secret", "s3"];
-    let manifest = sae::run(&[&image[..], &[&path, "--set", "train.l1=7.5"]].concat()).exits(0).stdout;
+    let image = ["launch", "k8s", &path, "--image", "registry/sae:0.1", "--secret", "s3", "--set", "train.l1=7.5"];
+    let large = [
+        &["--pods", "2", "--gpus-per-pod", "8", "--mesh", "2x8", "--set", "sae.features=4096", "--namespace", "interp"],
+        &["--service-account", "reader", "--cpu", "96", "--memory", "800Gi", "--node-selector", "gpu=h200"][..],
+        &["--toleration", "nvidia.com/gpu", "--toleration", "pool=sae:NoSchedule"],
+    ];
+    let large = sae::run(&[&image[..], &large.concat()].concat()).exits(0).stdout;
+    let manifest = sae::run(&[&image[..], &["--pods", "4"]].concat()).exits(0).stdout;
+    assert!(manifest.contains("\n    l1 = 7.5\n"), "the recipe can be read: {manifest}");
     let file = fixture.path("job.yaml");
-    std::fs::write(&file, &manifest).expect("written");
     let script = tests::root().join("tests/reference/jobset.py");
     let check = |file: &Path| Command::new(&python).args([script.as_path(), file]).output().expect("Python runs");
-    let output = check(&file);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for good in [&manifest, &large] {
+        std::fs::write(&file, good).expect("written");
+        let output = check(&file);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
     for (field, wrong) in [("PeriodSeconds:", "Period:"), ("PeriodSeconds: 120", "PeriodSeconds: soon")] {
         std::fs::write(&file, manifest.replace(field, wrong)).expect("written");
         assert!(!check(&file).status.success(), "{wrong}");

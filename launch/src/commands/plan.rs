@@ -150,7 +150,7 @@ fn stored_s(args: &Plan, recipe: &Recipe, rows: &Rows) -> f64 {
 
 /// What `--save-s` should be: as its help says.
 fn save_s(args: &Plan, recipe: &Recipe, rows: &Rows) -> u32 {
-    LEAST_SAVE_S.max((3.0 * stored_s(args, recipe, rows)).ceil() as u32)
+    job::save_s(stored_s(args, recipe, rows))
 }
 
 /// What a checkpoint takes, and whether training goes on while it is stored.

@@ -30,10 +30,10 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         tracing::warn!("{told}");
     }
     let launched = parent::bind()?;
-    let recipe = recipes::read(&args.recipe, &args.set)?;
-    let axes = job::join(&world, args.mesh, &recipe, job::MEETING)?;
+    let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
+    let axes = job::join(&world, args.run.mesh, &recipe, job::MEETING)?;
     let told = axes.all.clone();
-    let opened = device::open(args.device, &recipe.train, axes, (world.local_rank, world.local_ranks));
+    let opened = device::open(args.run.device, &recipe.train, axes, (world.local_rank, world.local_ranks));
     let done = opened.and_then(|opened| match opened {
         Opened::Cpu(device) => run_on(&device, args, &recipe, launched),
         Opened::Cuda(device) => run_on(&device, args, &recipe, launched),
@@ -85,7 +85,7 @@ fn run_on(device: &impl Device, args: &Train, recipe: &Recipe, launched: bool) -
 
 /// Whether the run goes on from a checkpoint.
 fn resumes(args: &Train, recipe: &Recipe) -> Result<bool, Failure> {
-    Ok(args.resume || (args.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?))
+    Ok(args.run.resume || (args.run.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?))
 }
 
 /// SIGTERM, SIGINT and SIGUSR1 (what SLURM sends before its time limit) ask the run to save and stop, however often they come: a

@@ -1,6 +1,7 @@
 //! `sae launch local`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,27 +19,23 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Starts the ranks, and starts them again while that can help.
 pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
-    // Only the number counts, so any attempt will do.
-    let flags = WorldArgs { attempt: Some(start_id()), ..WorldArgs::default() };
-    let outside = World::new(&flags, &world::environment())?;
-    if outside.ranks > 1 {
-        return Err(Failure::arguments(format!(
-            "{} has started {} processes, and sae launch local starts all ranks by itself: start sae train instead",
-            outside.launcher, outside.ranks
-        )));
-    }
-    let train = args.train.parse()?;
-    let recipe = recipes::read(&train.recipe, &train.set)?;
-    let ranks = args.ranks as usize;
-    job::mesh_of(train.mesh, ranks, &recipe)?;
+    let here = Here::of(args)?;
+    let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
+    job::mesh_of(args.run.mesh, here.ranks, &recipe)?;
     let notes = Notes::of(&recipe.run.dir)?;
     let mut passed = Passed::listen()?;
     let mut restart = 0;
     loop {
-        let train = if restart == 0 { args.train.words() } else { args.train.resuming() };
-        let words = [&["train"][..], log_words(log), &train].concat();
-        let before = notes.tags(ranks)?;
-        let running = Ranks::start(&words, ranks, &format!("{}.{restart}", start_id()), log)?;
+        let run = if restart == 0 { args.run.words() } else { args.run.resuming() };
+        let mut words = ["train"].into_iter().chain(log_words(log).iter().copied()).collect::<Vec<_>>();
+        words.extend(run.iter().map(String::as_str));
+        words.extend(args.dry_run.then_some("--dry-run"));
+        let before = notes.tags(here.local())?;
+        let attempt = match args.as_node {
+            true => here.attempt.clone(),
+            false => format!("{}.{restart}", start_id()),
+        };
+        let running = Ranks::start(&words, here.local(), here.ranks, &attempt, log)?;
         let failed = running.wait(&mut passed)?;
         let Some((ended, said)) = notes.cause(&failed, &before) else { return Ok(()) };
         if passed.first.is_some() && passed.first == ended.status.signal() {
@@ -46,7 +43,7 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
             let message = format!("{said}, before it had begun: start again with --resume-or-start");
             return Err(Failure::of_rank(message, 75));
         }
-        if passed.first.is_some() || !ended.restart_helps() {
+        if passed.first.is_some() || !ended.restart_helps() || args.as_node {
             return Err(Failure::of_rank(said, ended.code()));
         }
         if restart == args.restarts {
@@ -59,6 +56,48 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
             let message = "stopped between two starts: continue with --resume-or-start";
             return Err(Failure::of_rank(message.to_owned(), 75));
         }
+    }
+}
+
+/// The ranks that this process starts, among all of their job.
+struct Here {
+    first: usize,
+    count: usize,
+    /// Ranks of the job, those on other machines included.
+    ranks: usize,
+    /// The attempt id that machines have in common.
+    attempt: String,
+}
+
+impl Here {
+    /// All ranks; or with `--as-node` those of one machine, which whoever started this process on each has numbered.
+    fn of(args: &Local) -> Result<Here, Failure> {
+        let count = args.ranks as usize;
+        let environment = world::environment();
+        // An attempt of its own is needed where there are several processes, and counts nowhere else.
+        let attempt = environment.get("SAE_ATTEMPT").cloned().or_else(|| (!args.as_node).then(start_id));
+        let outside = World::new(&WorldArgs { attempt, ..WorldArgs::default() }, &environment)?;
+        if args.as_node && outside.local_ranks > 1 {
+            return Err(Failure::arguments(format!(
+                "{} has started {} processes on this machine: with --as-node it starts one on each, which starts --ranks {count} there",
+                outside.launcher, outside.local_ranks
+            )));
+        }
+        if outside.ranks == 1 {
+            return Ok(Here { first: 0, count, ranks: count, attempt: start_id() });
+        }
+        if !args.as_node {
+            return Err(Failure::arguments(format!(
+                "{} has started {} processes, and sae launch local starts all ranks by itself: start sae train instead, or with --as-node \
+                 one sae launch local on each machine",
+                outside.launcher, outside.ranks
+            )));
+        }
+        Ok(Here { first: outside.rank * count, count, ranks: outside.ranks * count, attempt: outside.attempt })
+    }
+
+    fn local(&self) -> Range<usize> {
+        self.first..self.first + self.count
     }
 }
 
@@ -88,9 +127,9 @@ impl Notes {
     }
 
     /// What is there before a start: a note that is still the same afterwards is of an earlier one.
-    fn tags(&self, ranks: usize) -> Result<BTreeMap<String, Option<String>>, Failure> {
+    fn tags(&self, ranks: Range<usize>) -> Result<BTreeMap<String, Option<String>>, Failure> {
         let mut tags = BTreeMap::new();
-        for name in (0..ranks).map(note::name) {
+        for name in ranks.map(note::name) {
             if let Some(entry) = self.run.head(&name)? {
                 tags.insert(name, entry.etag);
             }

@@ -18,9 +18,8 @@ const CHECKSUM: &str = ": checksum ";
 
 /// Writes the batch script and submits it.
 pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
-    let train = args.train.parse_job()?;
-    let recipe = recipes::read(&train.recipe, &train.set)?;
-    job::mesh_of(train.mesh, (args.nodes * ranks_per_node(args)) as usize, &recipe)?;
+    let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
+    job::mesh_of(args.run.mesh, args.nodes as usize * ranks_per_node(args) as usize, &recipe)?;
     let local = Store::open(&recipe.run.dir)?.local_path().map(Path::to_owned);
     let out = args.out.clone().or_else(|| local.map(|folder| folder.join("job.sh")));
     let Some(out) = out else {
@@ -28,7 +27,13 @@ pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
     };
     let out = std::path::absolute(&out).unwrap_or(out);
     let folder = out.parent().unwrap_or(Path::new(".")).to_owned();
-    let script = script(args, log, &folder)?;
+    let cores = args.cpus_per_task.is_some() || args.sbatch.iter().any(|option| option.starts_with("cpus-per-task="));
+    if !cores {
+        tracing::warn!(
+            "without --cpus-per-task most clusters give each rank one core, on which reading and training take turns"
+        );
+    }
+    let script = script(args, log, &folder, job::save_time(args.save, &recipe)?)?;
     if args.dry_run {
         table::say(script.trim_end());
         return Ok(());
@@ -50,7 +55,7 @@ fn ranks_per_node(args: &Slurm) -> u32 {
 }
 
 /// The whole batch script.
-fn script(args: &Slurm, log: Log, folder: &Path) -> Result<String, Failure> {
+fn script(args: &Slurm, log: Log, folder: &Path, save_s: u32) -> Result<String, Failure> {
     let mut options = vec![
         format!("--job-name={}", args.name),
         format!("--nodes={}", args.nodes),
@@ -58,7 +63,8 @@ fn script(args: &Slurm, log: Log, folder: &Path) -> Result<String, Failure> {
         format!("--output={}", log_file(folder, "%j")),
     ];
     options.extend(args.gpus_per_node.map(|gpus| format!("--gpus-per-node={gpus}")));
-    let named = [("time", &args.time), ("partition", &args.partition), ("account", &args.account)];
+    options.extend(args.cpus_per_task.map(|cores| format!("--cpus-per-task={cores}")));
+    let named = [("mem", &args.mem), ("time", &args.time), ("partition", &args.partition), ("account", &args.account)];
     options.extend(named.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value.as_ref()?))));
     if !args.sbatch.iter().any(|option| option.starts_with("chdir=")) {
         // Paths of the recipe and in it are from here, wherever the script is submitted.
@@ -73,18 +79,32 @@ fn script(args: &Slurm, log: Log, folder: &Path) -> Result<String, Failure> {
         lines.push(format!("#SBATCH {}", quoted_line(&[option])?));
     }
     let program = program()?;
-    let words = [&[program.as_str(), "train"][..], log_words(log), &args.train.resuming()].concat();
+    let resuming = args.run.resuming();
+    let resuming: Vec<&str> = resuming.iter().map(String::as_str).collect();
+    let words = [&[program.as_str(), "train"][..], log_words(log), &resuming].concat();
     let script = fill(
         include_str!("../../../templates/slurm.sh"),
         &[
             ("checksum", String::new()),
             ("options", lines.join("\n")),
-            ("save_s", args.save_s.to_string()),
+            ("save_s", save_s.to_string()),
+            ("prologue", prologue(args.prologue.as_deref())?),
             ("command", quoted_line(&words)?),
             ("restarts", args.restarts.to_string()),
         ],
     );
     Ok(sealed(&script))
+}
+
+/// The lines that run before the ranks, with what `set -e` in them would do to the lines behind undone.
+fn prologue(path: Option<&Path>) -> Result<String, Failure> {
+    let Some(path) = path else { return Ok(String::new()) };
+    let cannot = |problem: String| Failure::arguments(format!("--prologue {}: {problem}", path.display()));
+    let text = fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
+    if text.lines().any(|line| line.starts_with("#SBATCH")) {
+        return Err(cannot("sbatch does not read #SBATCH lines from there: give options by --sbatch".to_owned()));
+    }
+    Ok(format!("\n# As --prologue had it.\n{}\nset +eu\n", text.trim_end()))
 }
 
 /// A script without a checksum, with that of its text.
