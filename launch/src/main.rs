@@ -10,8 +10,10 @@ mod parent;
 mod progress;
 mod ranks;
 mod recipes;
+mod signals;
 mod table;
 mod template;
+mod terminal;
 mod world;
 
 use std::process::ExitCode;

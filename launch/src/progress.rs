@@ -8,8 +8,17 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+use crate::terminal::{Bars, Messages};
+
 /// Every bar there is, so that they and messages do not draw over each other. Hidden where there is no terminal.
-static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
+    let terminal = Bars::on_terminal();
+    let target = terminal.map(|terminal| ProgressDrawTarget::term_like_with_hz(Box::new(terminal), DRAWN_HZ));
+    MultiProgress::with_draw_target(target.unwrap_or_else(ProgressDrawTarget::hidden))
+});
+
+/// How often a second bars are drawn, at most.
+const DRAWN_HZ: u8 = 20;
 
 /// From now on messages come instead of bars, on a terminal too.
 pub fn hide_bars() {
@@ -22,11 +31,11 @@ pub struct AboveBars;
 
 impl io::Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| io::stderr().write(bytes))
+        BARS.suspend(|| io::Write::write(&mut Messages, bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        io::Write::flush(&mut Messages)
     }
 }
 

@@ -8,13 +8,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
 
 use crate::args::Log;
 use crate::failure::Failure;
 use crate::parent;
 use crate::progress::AboveBars;
+use crate::{parent, signals};
 
 /// How long the others may take to notice that a rank failed and to say so, before they are killed: all are gone within 10 s.
 const GRACE: Duration = Duration::from_secs(8);
@@ -22,7 +23,8 @@ const GRACE: Duration = Duration::from_secs(8);
 /// Time between looks at the processes.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Signals that end a launcher, and that it passes on: by the first one a rank saves and stops.
+/// Signals that end a launcher, and that it passes on: by the first one a rank saves and stops. Whoever signals all processes of a job
+/// signals the ranks too, which then get it twice and save once.
 #[derive(Debug)]
 pub struct Passed {
     signals: Signals,
@@ -36,7 +38,7 @@ impl Passed {
     /// # Errors
     /// Exit code 64 when signals cannot be handled.
     pub fn listen() -> Result<Self, Failure> {
-        let signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])
+        let signals = Signals::new(signals::that_stop())
             .map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
         Ok(Passed { signals, first: None })
     }

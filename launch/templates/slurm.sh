@@ -5,7 +5,7 @@
 # A node that fails puts the job back into the queue, and what it writes then comes after what it wrote before.
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# To the ranks, not to this script: they save and exit with 75 before the time is over.
+# To the ranks, not to this script: they save and exit with 75 before the time is over, as on TERM, INT, HUP, USR2 and XCPU.
 #SBATCH --signal=USR1@{{save_s}}
 {{prologue}}
 # Since version 22.05 srun does not take this from the job.

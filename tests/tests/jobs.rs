@@ -48,24 +48,30 @@ fn notes(run: &Path, ranks: usize) -> Vec<Note> {
     (0..ranks).map(|rank| serde_json::from_value(json(&run.join(note::name(rank)))).expect("a note")).collect()
 }
 
-/// A signal to the launcher, as a scheduler sends it: all ranks save the same step, and none says that another has failed.
+/// A signal to the launcher, or to all processes of the job, as schedulers send them: all ranks save the same step, once, and none says
+/// that another has failed.
 #[test]
 fn all_ranks_save_together_when_they_are_asked_to_stop() {
     let fixture = Fixture::with_data();
     train(&fixture.save("undisturbed", &jobs::recipe(&fixture, "undisturbed")), &[]);
-    let (run, path) = (fixture.path("run"), fixture.save("run", &jobs::recipe(&fixture, "run")));
-    let launcher = Launcher::local(&fixture, &jobs::words("4", &path, "2x2"));
-    committed(&run, 2);
-    processes::signal(launcher.id(), "TERM");
-    let (code, said) = launcher.ends();
-    assert_eq!(code, Some(75), "{said}");
-    let stopped: BTreeSet<&str> =
-        said.lines().filter_map(|line| Some(&line[line.find("stopped at step")?..])).collect();
-    assert_eq!(stopped.len(), 1, "all saved the same step: {said}");
-    assert!(said.contains("[rank 3]") && !said.contains("restart") && !said.contains("ERROR"), "{said}");
-    assert!((0..4).all(|rank| !run.join(note::name(rank)).exists()), "nothing has failed");
-    train(&path, &["--resume"]);
-    jobs::assert_same_run(&fixture.path("undisturbed"), &run);
+    for (signal, to_all) in [("TERM", false), ("HUP", true), ("INT", true)] {
+        let (run, path) = (fixture.path(signal), fixture.save(signal, &jobs::recipe(&fixture, signal)));
+        let launcher = Launcher::local(&fixture, &jobs::words("4", &path, "2x2"));
+        committed(&run, 2);
+        let ranks = if to_all { launcher.ranks(4) } else { Vec::new() };
+        for process in ranks.into_iter().chain([launcher.id()]) {
+            processes::signal(process, signal);
+        }
+        let (code, said) = launcher.ends();
+        assert_eq!(code, Some(75), "{signal}: {said}");
+        let stopped: BTreeSet<&str> =
+            said.lines().filter_map(|line| Some(&line[line.find("stopped at step")?..])).collect();
+        assert_eq!(stopped.len(), 1, "{signal}: all saved the same step: {said}");
+        assert!(said.contains("[rank 3]") && !said.contains("restart") && !said.contains("ERROR"), "{signal}: {said}");
+        assert!((0..4).all(|rank| !run.join(note::name(rank)).exists()), "{signal}: nothing has failed");
+        train(&path, &["--resume"]);
+        jobs::assert_same_run(&fixture.path("undisturbed"), &run);
+    }
 }
 
 /// One machine's copy of a shard is damaged: its rank names it, all save what is done and end with its exit code, so that a launcher

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use loader::Dtype;
 use tests::fixture::{Fixture, json, plain_rows, text, write_shards};
@@ -10,8 +10,9 @@ use tests::jobs::{self, as_rank, by_hand};
 use tests::launcher::Launcher;
 use tests::mesh::{tiles, train_on};
 use tests::processes::{self, wait_for};
-use tests::{checkpoints, kills, sae};
+use tests::{checkpoints, kills, need, sae};
 use trainer::checkpoint;
+use trainer::recipe::Every;
 
 fn committed(run: &Path, count: usize) {
     wait_for("a checkpoint", || (checkpoints::committed(run).len() >= count).then_some(()));
@@ -33,10 +34,13 @@ fn a_killed_rank_is_started_again() {
     kills::assert_same_run(&fixture.path("undisturbed"), &fixture.path("killed"));
 }
 
+/// Those of people, schedulers, terminals and limits.
 #[test]
 fn signals_are_passed_on_and_end_in_a_checkpoint() {
     let fixture = Fixture::with_data();
-    for (name, by_group) in [("TERM", false), ("USR1", true), ("INT", false)] {
+    for (name, by_group) in
+        [("TERM", false), ("USR1", true), ("INT", false), ("HUP", false), ("USR2", true), ("XCPU", true)]
+    {
         let path = fixture.save(name, &kills::recipe(&fixture, name));
         let launcher = Launcher::local(&fixture, &[&path]);
         committed(&fixture.path(name), 1);
@@ -48,6 +52,83 @@ fn signals_are_passed_on_and_end_in_a_checkpoint() {
         let (code, said) = launcher.ends();
         assert_eq!(code, Some(75), "{name}: {said}");
         assert!(said.contains("after saving") && !said.contains("restart"), "{name}: {said}");
+    }
+}
+
+/// The time of `ulimit -t`: the system sends SIGXCPU, and SIGKILL some seconds later.
+#[test]
+fn a_limit_of_processor_time_ends_in_a_checkpoint() {
+    let fixture = Fixture::with_data();
+    let mut recipe = kills::recipe(&fixture, "run");
+    // Several seconds of work.
+    recipe.sae.features = 16_384;
+    recipe.checkpoint.every = Every::Steps(1000);
+    let path = fixture.save("recipe", &recipe);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -S -t 1; exec \"$@\"", "sh", &text(sae::binary()), "train", &path]);
+    let (code, said) = Launcher::start(&fixture, "limited", command).ends();
+    assert_eq!(code, Some(75), "{said}");
+    assert_eq!(checkpoints::committed(&fixture.path("run")).len(), 1, "{said}");
+}
+
+/// nohup says that the run is to outlive its terminal.
+#[test]
+fn nohup_is_obeyed() {
+    let fixture = Fixture::with_data();
+    for words in [&["train"][..], &["launch", "local"]] {
+        let name = words.concat();
+        let path = fixture.save(&name, &kills::recipe(&fixture, &name));
+        let mut command = Command::new("nohup");
+        command.arg(sae::binary()).args(words).arg(&path);
+        let run = Launcher::start(&fixture, &name, command);
+        committed(&fixture.path(&name), 1);
+        processes::signal(run.id(), "HUP");
+        let (code, said) = run.ends();
+        assert_eq!(code, Some(0), "{said}");
+    }
+}
+
+/// A terminal that is closed: SIGHUP comes, and what is written to it fails. The run saves and ends with 75.
+#[test]
+fn a_closed_terminal_ends_in_a_checkpoint() {
+    if !need::programs(&["script"], "bsdutils") {
+        return;
+    }
+    let fixture = Fixture::with_data();
+    for words in ["train", "launch local"] {
+        let name = words.replace(' ', "-");
+        let path = fixture.save(&name, &kills::recipe(&fixture, &name));
+        let code = fixture.path(format!("{name}.code"));
+        // The shell passes SIGHUP on to what it runs, as those at which people type do, and lives on to tell the exit code.
+        let (sae, told) = (text(sae::binary()), text(&code.with_extension("tmp")));
+        let shell = format!(
+            "trap 'kill -HUP $!' HUP; {sae} {words} {path} & wait $!; wait $!; echo $? > {told}; mv {told} {}",
+            text(&code)
+        );
+        let mut terminal = Command::new("script");
+        terminal.args(["-q", "-e", "-c", &shell, "/dev/null"]).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut terminal = terminal.spawn().expect("script starts");
+        committed(&fixture.path(&name), 1);
+        terminal.kill().expect("the terminal is closed");
+        terminal.wait().expect("a child can be waited for");
+        let ended = wait_for("the exit code", || fs::read_to_string(&code).ok());
+        assert_eq!(ended.trim(), "75", "{words}");
+        sae::run(&["train", &path, "--resume"]).exits(0);
+    }
+}
+
+/// Whoever read what is said is gone: the run is not.
+#[test]
+fn a_run_goes_on_when_nobody_reads_what_it_says() {
+    let fixture = Fixture::with_data();
+    for words in [&["train"][..], &["--log", "json", "train"], &["launch", "local"]] {
+        let name = words.join("-");
+        let path = fixture.save(&name, &kills::recipe(&fixture, &name));
+        let mut command = sae::sae(&[words, &[&path]].concat());
+        let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sae starts");
+        drop((run.stdout.take(), run.stderr.take()));
+        assert_eq!(run.wait().expect("a child can be waited for").code(), Some(0), "{words:?}");
+        assert!(fixture.path(&name).join("summary.json").exists(), "{words:?}");
     }
 }
 

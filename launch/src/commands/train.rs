@@ -20,7 +20,7 @@ use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::world::{self, World};
-use crate::{job, parent, recipes, table};
+use crate::{job, parent, recipes, signals, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
@@ -88,11 +88,11 @@ fn resumes(args: &Train, recipe: &Recipe) -> Result<bool, Failure> {
     Ok(args.run.resume || (args.run.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?))
 }
 
-/// SIGTERM, SIGINT and SIGUSR1 (what SLURM sends before its time limit) ask the run to save and stop, however often they come: a
-/// scheduler that has sent one sends another at the end of the time. Only a second SIGINT, from a keyboard, ends the run at once; and
-/// not where a launcher passes signals on, since a terminal signals all processes of a job and would make one into two.
+/// Signals ask the run to save and stop, however often they come: a scheduler that has sent one sends another at the end of the time,
+/// and the system sends SIGXCPU every second. Only a second SIGINT, from a keyboard, ends the run at once; and not where a launcher
+/// passes signals on, since a terminal signals all processes of a job and would make one into two.
 fn stop_on_signals(launched: bool) -> Result<Arc<AtomicBool>, Failure> {
-    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+    use signal_hook::consts::SIGINT;
     use signal_hook::flag::{register, register_conditional_shutdown};
     let (stop, interrupted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let handle = || {
@@ -101,7 +101,7 @@ fn stop_on_signals(launched: bool) -> Result<Arc<AtomicBool>, Failure> {
             register_conditional_shutdown(SIGINT, 128 + SIGINT, Arc::clone(&interrupted))?;
             register(SIGINT, Arc::clone(&interrupted))?;
         }
-        [SIGTERM, SIGINT, SIGUSR1].into_iter().try_for_each(|signal| register(signal, Arc::clone(&stop)).map(|_| ()))
+        signals::that_stop().into_iter().try_for_each(|signal| register(signal, Arc::clone(&stop)).map(|_| ()))
     };
     handle().map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
     Ok(stop)

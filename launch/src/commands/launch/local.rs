@@ -12,7 +12,7 @@ use crate::args::{Local, Log, WorldArgs, log_words};
 use crate::failure::Failure;
 use crate::ranks::{self, Ended, Passed, Ranks};
 use crate::world::{self, World};
-use crate::{job, recipes};
+use crate::{job, recipes, signals};
 
 /// The longest pause before a restart: what is wrong after that long is not mended by more of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -38,7 +38,8 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
         let running = Ranks::start(&words, here.local(), here.ranks, &attempt, log)?;
         let failed = running.wait(&mut passed)?;
         let Some((ended, said)) = notes.cause(&failed, &before) else { return Ok(()) };
-        if passed.first.is_some() && passed.first == ended.status.signal() {
+        let asked = |signal| signals::that_stop().contains(&signal);
+        if passed.first.is_some() && ended.status.signal().is_some_and(asked) {
             // It came before the rank could listen: nothing was done, and nothing is lost.
             let message = format!("{said}, before it had begun: start again with --resume-or-start");
             return Err(Failure::of_rank(message, 75));

@@ -1,0 +1,37 @@
+//! The signals on which a run saves and stops.
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
+
+/// SIGTERM and SIGINT; SIGUSR1 and SIGUSR2, which schedulers send before a time limit; SIGXCPU, which the system sends when the time of
+/// `ulimit -t` is over; and SIGHUP, which comes when a terminal is closed, unless the process was started to ignore it: that is how nohup
+/// lets a run outlive its terminal.
+pub fn that_stop() -> Vec<i32> {
+    let mut signals = vec![SIGTERM, SIGINT, SIGUSR1, SIGUSR2, SIGXCPU];
+    if !is_ignored(SIGHUP) {
+        signals.push(SIGHUP);
+    }
+    signals
+}
+
+/// Whether the process ignores a signal, as Linux says; other systems do not say it.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored(&status).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+/// The signals that are ignored, a bit each.
+fn ignored(status: &str) -> Option<u64> {
+    u64::from_str_radix(status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_what_the_system_says() {
+        let status = "Name:\tsae\nSigCgt:\tffffffffffffffff\nSigIgn:\t0000000000001001\nSigBlk:\t0000000000000000\n";
+        assert_eq!(ignored(status), Some(0x1001), "SIGHUP and SIGPIPE");
+        assert_eq!(ignored("Name:\tsae\n"), None);
+    }
+}
