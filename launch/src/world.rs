@@ -22,6 +22,9 @@ mod launchers;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::IsTerminal;
+
+use rustix::process::{Pid, getpgid, getpgrp};
 
 use crate::args::WorldArgs;
 use crate::failure::Failure;
@@ -132,6 +135,21 @@ pub fn unused_tasks(world: &World, variables: &Variables) -> Option<String> {
     Some(format!(
         "SLURM has {tasks} tasks for this job, and sae was started once, outside of them: srun sae … starts it in each"
     ))
+}
+
+/// What is wrong where a person has started this process in a shell that is one of several tasks of a step: whatever the other tasks run,
+/// it is not sae, and waiting for them has no end. A script that is a task is no such shell, since every task runs it.
+pub fn shell_in_step(world: &World, variables: &Variables) -> Option<String> {
+    let ranks = Some(world.ranks).filter(|&ranks| ranks > 1 && world.launcher == Launcher::Slurm)?;
+    let task = Pid::from_raw(variables.get("SLURM_TASK_PID")?.parse().ok()?)?;
+    // A shell at which somebody types gives each command a process group of its own.
+    let is_typed = std::io::stdin().is_terminal() && getpgid(Some(task)).is_ok_and(|group| group != getpgrp());
+    is_typed.then(|| {
+        format!(
+            "this shell is one of {ranks} tasks of a step of SLURM, and sae was started in no other: leave it and start srun --ntasks={ranks} \
+             sae …, or have one task for the shell: srun --ntasks=1 --pty bash"
+        )
+    })
 }
 
 /// The environment of this process, as far as it is text: no launcher's variable is anything else.

@@ -99,6 +99,20 @@ impl Slurm {
         self.command(name).args(args).output().expect("SLURM's commands run")
     }
 
+    /// Types lines into a shell that `srun OPTIONS --pty` starts on a terminal; what stands there in the end.
+    ///
+    /// # Panics
+    /// When there is no script(1).
+    pub fn typed(&self, options: &str, lines: &str) -> String {
+        let shell = format!("srun {options} --pty bash --norc -i");
+        let mut terminal = self.command("script");
+        terminal.args(["-q", "-e", "-c", &shell, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut terminal = terminal.spawn().expect("script(1) runs");
+        terminal.stdin.take().expect("a keyboard").write_all(lines.as_bytes()).expect("typed");
+        let shown = terminal.wait_with_output().expect("the shell ends");
+        String::from_utf8_lossy(&shown.stdout).into_owned()
+    }
+
     /// Runs `sae ARGS` where it sees this SLURM; its standard output.
     ///
     /// # Panics

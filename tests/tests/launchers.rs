@@ -59,6 +59,23 @@ fn srun_tells_the_ranks_and_a_batch_script_is_alone() {
     assert!(String::from_utf8_lossy(&said).contains("SLURM has 4 tasks for this job"), "{out:?}");
 }
 
+/// A shell that is one of two tasks: nobody starts sae in the other, so waiting for it has no end. As the only task it trains.
+#[test]
+fn a_shell_among_tasks_of_slurm_is_told_to_leave() {
+    if !need::programs(&["slurmctld", "slurmd", "srun", "script"], "slurmctld slurmd slurm-client bsdutils") {
+        return;
+    }
+    let fixture = Fixture::with_data();
+    let slurm = Slurm::start();
+    for (tasks, code, told) in [(2, 64, true), (1, 0, false)] {
+        let path = fixture.save("recipe", &fixture.recipe(&format!("run-{tasks}")));
+        let options = format!("--nodes=1 --ntasks={tasks}");
+        let shown = slurm.typed(&options, &format!("{} train {path}; echo it said $?\nexit\n", binary()));
+        assert!(shown.contains(&format!("it said {code}")), "{shown}");
+        assert_eq!(shown.contains("this shell is one of 2 tasks of a step of SLURM"), told, "{shown}");
+    }
+}
+
 /// A job of two ranks on each of two machines, one of which is killed, or all are asked to save before the time is over, goes back into
 /// the queue, goes on, and becomes the undisturbed run.
 #[test]

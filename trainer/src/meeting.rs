@@ -25,7 +25,8 @@ use crate::recipe::Recipe;
 
 /// Between two looks for ranks that have not come yet.
 const AGAIN: Duration = Duration::from_millis(200);
-/// Between two words about them.
+/// Until the first word about them, and between two.
+const FIRST_WORD: Duration = Duration::from_secs(5);
 const WORD: Duration = Duration::from_secs(15);
 
 /// A rank on its way to the others.
@@ -116,7 +117,8 @@ fn wait_for_all(
     key: impl Fn(usize) -> String,
     patience: Duration,
 ) -> Result<Vec<Introduction>, Error> {
-    let (started, mut spoke) = (Instant::now(), Instant::now());
+    let started = Instant::now();
+    let mut speaks = started + FIRST_WORD;
     let mut came: Vec<Option<Introduction>> = (0..guest.ranks).map(|_| None).collect();
     loop {
         for (rank, came) in came.iter_mut().enumerate().filter(|(_, came)| came.is_none()) {
@@ -136,9 +138,15 @@ fn wait_for_all(
             let reason = format!("has not come to {} within {} s", store.url_of(&key(0)), patience.as_secs());
             return Err(Failure::seen(first.parse().unwrap_or_default(), reason).during("meeting").into());
         }
-        if spoke.elapsed() > WORD {
-            spoke = Instant::now();
-            tracing::info!("waiting for ranks {} of {}", missing.join(", "), guest.ranks);
+        if Instant::now() > speaks {
+            speaks = Instant::now() + WORD;
+            let missing = missing.join(", ");
+            let left = patience.saturating_sub(started.elapsed()).as_secs();
+            tracing::info!(
+                "waiting up to {left} s for ranks {missing} of {}: each has to be started, with the same run.dir and the attempt {}",
+                guest.ranks,
+                guest.attempt
+            );
         }
         std::thread::sleep(AGAIN);
     }

@@ -132,6 +132,9 @@ fn ranks(flags: &WorldArgs) -> Vec<(&'static str, Found)> {
     };
     let World { rank, ranks, local_rank, local_ranks, attempt, launcher } = &world;
     let place = format!("rank {rank} of {ranks}, {local_rank} of {local_ranks} here, started by {launcher}");
+    if let Some(told) = world::shell_in_step(&world, &environment) {
+        return vec![("ranks", Found::Failed(format!("{place}\n{told}")))];
+    }
     if *ranks > 1 {
         return vec![("ranks", Found::Ok(place)), ("attempt", Found::Ok(attempt.clone()))];
     }
@@ -145,7 +148,11 @@ fn ranks(flags: &WorldArgs) -> Vec<(&'static str, Found)> {
 /// How fast ranks that were started together reach each other, by the way that they would while training; nothing where there is one.
 fn between_ranks(recipe: &Recipe, flags: &WorldArgs) -> Option<Found> {
     // What is wrong with it stands in a line of its own.
-    let world = World::new(flags, &world::environment()).ok().filter(|world| world.ranks > 1)?;
+    let environment = world::environment();
+    let world = World::new(flags, &environment).ok().filter(|world| world.ranks > 1)?;
+    if world::shell_in_step(&world, &environment).is_some() {
+        return None;
+    }
     // Training may follow in the same start of the job.
     let world = World { attempt: format!("{}-doctor", world.attempt), ..world };
     Some(meet_and_measure(recipe, &world).unwrap_or_else(Found::from))

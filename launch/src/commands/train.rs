@@ -29,6 +29,9 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     if let Some(told) = world::unused_tasks(&world, &environment) {
         tracing::warn!("{told}");
     }
+    if let Some(told) = world::shell_in_step(&world, &environment) {
+        return Err(Failure::arguments(told));
+    }
     let launched = parent::bind()?;
     let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
     let axes = job::join(&world, args.run.mesh, &recipe, job::MEETING)?;
