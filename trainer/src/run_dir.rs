@@ -43,6 +43,7 @@ impl RunDir {
     /// [`Error::Recipe`] when it holds a run of another recipe.
     pub fn claim(recipe: &Recipe, resume: bool) -> Result<RunDir, Error> {
         let store = Store::open(&recipe.run.dir)?;
+        check_links(&store)?;
         let (local, remote) = match store.local_path() {
             Some(path) => (path.to_owned(), false),
             None => (spool(store.url()), true),
@@ -150,6 +151,7 @@ impl RunDir {
 /// # Errors
 /// [`Error::RunDir`] when it is not; [`Error::Recipe`] when it holds a run of another recipe.
 pub fn check(store: &Store, recipe: &Recipe, resume: bool) -> Result<(), Error> {
+    check_links(store)?;
     let saved = match store.get(CONFIG) {
         Ok(bytes) => Some(bytes),
         Err(loader::Error::NotFound { .. }) => None,
@@ -164,6 +166,20 @@ pub fn check(store: &Store, recipe: &Recipe, resume: bool) -> Result<(), Error> 
         (Some(_), false) => Err(already_holds_a_run(store)),
         (Some(bytes), true) => recipe.check_resumes(&parse(bytes, store.url())?),
     }
+}
+
+/// That no link on the way to the folder leads nowhere: a disk that is not mounted, mostly, where a run may lie already.
+fn check_links(store: &Store) -> Result<(), Error> {
+    let leads_nowhere = |path: &&Path| path.is_symlink() && !path.exists();
+    let Some(link) = store.local_path().and_then(|folder| folder.ancestors().find(leads_nowhere)) else {
+        return Ok(());
+    };
+    let target = fs::read_link(link).unwrap_or_default();
+    Err(Error::RunDir(format!(
+        "run.dir: {} is a link to {}, which does not exist: mount or make that folder, or remove the link",
+        link.display(),
+        target.display()
+    )))
 }
 
 /// Whether a run was begun in the folder.
@@ -212,6 +228,18 @@ mod tests {
     fn recipe(dir: &Path) -> Recipe {
         let text = format!("[data]\ntrain = 'x'\n[sae]\nfeatures = 1\n[run]\ndir = '{}'\n", dir.display());
         toml::from_str(&text).expect("a recipe")
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_named_with_its_target() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let target = folder.path().join("not-mounted");
+        std::os::unix::fs::symlink(&target, folder.path().join("runs")).expect("a link");
+        let store = Store::open(folder.path().join("runs/a").to_str().expect("a plain name")).expect("a folder");
+        let said = check_links(&store).expect_err("it leads nowhere").to_string();
+        assert!(said.contains("runs is a link to") && said.contains("not-mounted, which does not exist"), "{said}");
+        fs::create_dir(&target).expect("a folder");
+        check_links(&store).expect("it leads somewhere");
     }
 
     #[test]
