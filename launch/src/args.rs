@@ -4,10 +4,11 @@ mod launch;
 
 use std::path::PathBuf;
 
+use clap::builder::RangedI64ValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use kernels::cuda::Arch;
 use kernels::mesh::Mesh;
-use loader::number;
+use loader::{number, patience};
 use trainer::forecast::{GPUS, Gpu};
 
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, log_words};
@@ -24,8 +25,16 @@ pub struct Args {
     /// How messages are written to standard error.
     #[arg(long, global = true, value_enum, default_value_t = Log::Pretty)]
     pub log: Log,
+    /// Seconds for which a store that does not answer is asked again: 10 by default, 600 at most. Once training has begun they are
+    /// 150 at least.
+    #[arg(long, global = true, value_name = "SECONDS", env = "SAE_PATIENCE", value_parser = seconds_of_patience())]
+    pub patience: Option<u32>,
     #[command(subcommand)]
     pub command: Command,
+}
+
+fn seconds_of_patience() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=patience::MOST.as_secs() as i64)
 }
 
 /// `--log`.

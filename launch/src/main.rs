@@ -17,9 +17,11 @@ mod terminal;
 mod world;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use args::{Args, Command};
 use clap::Parser;
+use loader::patience;
 
 /// Runs the command and turns its failure into a message and an exit code.
 fn main() -> ExitCode {
@@ -33,6 +35,9 @@ fn main() -> ExitCode {
         }
     };
     logging::start(args.log);
+    if let Some(seconds) = args.patience {
+        patience::set(Duration::from_secs(seconds.into()));
+    }
     let done = match args.command {
         Command::Train(train) => commands::train::run(&train),
         Command::Plan(plan) => commands::plan::run(&plan),

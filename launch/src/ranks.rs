@@ -7,13 +7,13 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use loader::patience;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
 
 use crate::args::Log;
 use crate::failure::Failure;
-use crate::parent;
 use crate::progress::AboveBars;
 use crate::{parent, signals};
 
@@ -106,6 +106,7 @@ impl Ranks {
                 .args(words)
                 .envs(place(rank).map(|(name, value)| (name, value.to_string())))
                 .envs([("SAE_ATTEMPT", attempt), (parent::LAUNCHER, &std::process::id().to_string())])
+                .env("SAE_PATIENCE", patience::now().as_secs().to_string())
                 .stdin(Stdio::null())
                 // A terminal sends Ctrl-C to its whole group: ranks would get it twice.
                 .process_group(0);

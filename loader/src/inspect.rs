@@ -370,8 +370,12 @@ fn write_manifest(dataset: &Dataset, urls: &[String], write: bool) -> Result<(Ma
         return as_opened(ManifestState::Absent);
     }
     let store = location.store();
-    if store.head(manifest::FILE_NAME)?.is_some() {
-        return as_opened(ManifestState::Foreign);
+    match store.head(manifest::FILE_NAME) {
+        Ok(None) => {}
+        Ok(Some(_)) => return as_opened(ManifestState::Foreign),
+        // One may be there that is not shown.
+        Err(Error::Denied { .. }) => return as_opened(ManifestState::ReadOnly),
+        Err(other) => return Err(other),
     }
     let opened = dataset.manifest();
     let complete = Manifest::new(opened.width, opened.dtype, opened.prepared, true, opened.shards);

@@ -15,10 +15,11 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::memory::InMemory;
 use object_store::path::Path as Key;
-use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
+use object_store::{ClientConfigKey, ObjectStore};
 use url::Url;
 
-use crate::{Error, Result, Store};
+use crate::patience::{self, Patient};
+use crate::{Error, Result, Store, environment};
 
 /// Where data lies: a store, a prefix (a folder or one file) and perhaps a glob below it.
 #[derive(Clone)]
@@ -169,19 +170,28 @@ fn backend(url: &Url) -> Result<Backend> {
         _ if host.is_empty() => Err(need_bucket()),
         "s3" | "s3a" => Ok(remote(s3(&host, url)?, key)),
         "gs" => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(&host).with_retry(retry());
-            Ok(remote(Arc::new(builder.build().map_err(fail)?), key))
+            let mut builder = GoogleCloudStorageBuilder::new();
+            for (key, value) in environment::settings("GOOGLE_")? {
+                builder = builder.with_config(key, value);
+            }
+            let builder = builder.with_bucket_name(&host).with_retry(patience::left_to_clients());
+            Ok(remote(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), key))
         }
         scheme if AZURE.contains(&scheme) => {
             // `wasbs` is the older name, which the client does not know.
             let address = format!("abfss{}", &url[url::Position::AfterScheme..]);
-            let builder = MicrosoftAzureBuilder::from_env().with_url(address).with_retry(retry());
-            Ok(remote(Arc::new(builder.build().map_err(fail)?), key))
+            let mut builder = MicrosoftAzureBuilder::new();
+            for (key, value) in environment::settings("AZURE_")? {
+                builder = builder.with_config(key, value);
+            }
+            let builder = builder.with_url(address).with_retry(patience::left_to_clients());
+            Ok(remote(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), key))
         }
         "http" | "https" => {
             let base = &url[..url::Position::BeforePath];
             let options = object_store::ClientOptions::new().with_allow_http(true);
-            let builder = HttpBuilder::new().with_url(base).with_client_options(options).with_retry(retry());
+            let builder = HttpBuilder::new().with_url(base).with_client_options(options);
+            let builder = builder.with_retry(patience::left_to_clients()).with_http_connector(Patient);
             Ok(Backend::Remote { store: Arc::new(builder.build().map_err(fail)?), prefix: key, lists: false })
         }
         other => Err(Error::Arguments(format!(
@@ -190,19 +200,12 @@ fn backend(url: &Url) -> Result<Backend> {
     }
 }
 
-/// Retries of one request: 5xx, throttling, resets and timeouts, until two and a half minutes have passed since it began, so
-/// that a store may restart during a run. A 403 or a 404 is not retried.
-///
-/// The time decides and not the number: backoffs are random between the first one and three times the last, so that ten of
-/// them may end within seconds. The number only bounds the requests that fail at once.
-fn retry() -> RetryConfig {
-    let (init_backoff, max_backoff) = (Duration::from_secs(1), Duration::from_secs(15));
-    let backoff = BackoffConfig { init_backoff, max_backoff, base: 3.0 };
-    RetryConfig { backoff, max_retries: 150, retry_timeout: Duration::from_secs(150) }
-}
-
 fn s3(bucket: &str, url: &Url) -> Result<Arc<dyn ObjectStore>> {
-    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry());
+    let mut builder = AmazonS3Builder::new();
+    for (key, value) in environment::settings("AWS_")? {
+        builder = builder.with_config(key, value);
+    }
+    builder = builder.with_bucket_name(bucket).with_retry(patience::left_to_clients()).with_http_connector(Patient);
     for (key, value) in [
         (ClientConfigKey::ConnectTimeout, "5 seconds"),
         // A whole request, so that a stalled body is given up and retried; 64 MiB parts pass at 1 MB/s.
@@ -220,17 +223,14 @@ fn s3(bucket: &str, url: &Url) -> Result<Arc<dyn ObjectStore>> {
         || has(AmazonS3ConfigKey::ContainerCredentialsFullUri)
         || has(AmazonS3ConfigKey::MetadataEndpoint)
         || (has(AmazonS3ConfigKey::WebIdentityTokenFile) && has(AmazonS3ConfigKey::RoleArn));
-    // Without credentials the client asks the cloud's metadata address for three minutes: look first whether it is there.
-    if !skips && !named && !metadata_service_answers() {
-        return Err(Error::Denied { location: url.to_string(), problem: NO_CREDENTIALS.into() });
+    // Without credentials the client asks the cloud's metadata address for three minutes: look first whether it is there. It would give
+    // those of the machine where a profile asks for others.
+    if !skips && !named && (environment::named_profile().is_some() || !metadata_service_answers()) {
+        return Err(Error::Denied { location: url.to_string(), problem: environment::no_credentials(url.as_str()) });
     }
     let store = builder.build().map_err(|e| Error::Arguments(format!("{url}: {}", redact(&e.to_string()))))?;
     Ok(Arc::new(store))
 }
-
-/// What to do without credentials.
-pub(crate) const NO_CREDENTIALS: &str = "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT, \
-    AWS_REGION where needed), or AWS_SKIP_SIGNATURE=true for public data";
 
 fn metadata_service_answers() -> bool {
     let address = SocketAddr::from(([169, 254, 169, 254], 80));

@@ -11,8 +11,9 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
-use crate::location::{Backend, NO_CREDENTIALS, redact};
-use crate::{Error, Location, Result, io, local};
+use crate::environment::no_credentials;
+use crate::location::{Backend, redact};
+use crate::{Error, Location, Result, io, local, patience};
 
 /// One stored object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -318,7 +319,16 @@ pub(crate) fn read_error(url: &str, e: object_store::Error) -> Error {
             Error::Arguments(format!("{location}: the bucket does not exist (or lies at another endpoint or region)"))
         }
         // The machine is no cloud instance, or one without a role.
-        _ if text.contains("169.254.169.254") => Error::Denied { location, problem: NO_CREDENTIALS.into() },
+        _ if ["169.254.169.254", "metadata.google.internal"].iter().any(|service| text.contains(service)) => {
+            let problem = no_credentials(&location);
+            Error::Denied { location, problem }
+        }
+        _ if text.contains("ExpiredToken") => Error::Denied {
+            location,
+            problem:
+                "the credentials in the environment have expired: put new ones there, and go on with --resume-or-start"
+                    .into(),
+        },
         E::NotFound { .. } => Error::NotFound { location, hint: String::new() },
         // Listings report a refusal without its type.
         _ if matches!(e, E::PermissionDenied { .. } | E::Unauthenticated { .. }) || is_refusal(&text) => {
@@ -340,7 +350,7 @@ pub(crate) fn read_error(url: &str, e: object_store::Error) -> Error {
         _ if text.contains("URL scheme is not allowed") => Error::Arguments(format!(
             "{location}: the endpoint is plain http: set AWS_ALLOW_HTTP=true if that is meant"
         )),
-        _ => Error::Unreachable { location, problem: brief(&text) },
+        e => Error::Unreachable { location, problem: patience::given_up(&e).unwrap_or_else(|| brief(&text)) },
     }
 }
 

@@ -71,11 +71,20 @@ impl S3 {
         (status == 200).then_some(body)
     }
 
+    /// Removes an object.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    #[track_caller]
+    pub fn delete(&self, key: &str) {
+        assert_eq!(self.request("DELETE", &format!("bucket/{key}")).0, 204, "{key} is removed");
+    }
+
     fn request(&self, method: &str, path: &str) -> (u16, Vec<u8>) {
         let mut stream = TcpStream::connect(&self.address).expect("moto listens");
         // moto lets a stranger make a bucket but not read an object, and takes any signature for a good one.
         let signed = "Authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
-        let signature = if method == "GET" { format!("{signed}\r\n") } else { String::new() };
+        let signature = if method != "PUT" { format!("{signed}\r\n") } else { String::new() };
         let head = format!("Host: {}\r\n{signature}Content-Length: 0", self.address);
         let request = format!("{method} /{path} HTTP/1.0\r\n{head}\r\n\r\n");
         stream.write_all(request.as_bytes()).expect("a request is sent");

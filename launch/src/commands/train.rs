@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device;
-use loader::Store;
+use loader::{Store, patience};
 use trainer::data::{self, Data};
 use trainer::plan::Plan;
 use trainer::recipe::Recipe;
@@ -69,13 +69,15 @@ fn run_on(device: &impl Device, args: &Train, recipe: &Recipe, launched: bool) -
         // Several stop together, at a roll call.
         leave_before_the_start(&stop, &begun)?;
     }
-    let watch: Box<dyn FnMut(Event<'_>) + Send> = match first {
-        true => Box::new(|event| {
-            begun.store(true, Ordering::Relaxed);
+    let watch: Box<dyn FnMut(Event<'_>) + Send> = Box::new(|event| {
+        begun.store(true, Ordering::Relaxed);
+        if let Event::Start { .. } = event {
+            patience::set(patience::now().max(patience::IN_A_RUN));
+        }
+        if first {
             screen.show(event);
-        }),
-        false => Box::new(|_| ()),
-    };
+        }
+    });
     let summary = train(device, recipe, Start { resume, stop: &stop, watch })?;
     if first {
         if let Some(bar) = screen.training {

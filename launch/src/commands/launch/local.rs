@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use loader::Store;
+use loader::{Store, patience};
 use trainer::note::{self, Note};
 
 use crate::args::{Local, Log, WorldArgs, log_words};
@@ -52,6 +52,8 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
         }
         let pause = Duration::from_secs(1 << restart.min(6)).min(LONGEST_PAUSE);
         restart += 1;
+        // Now it is in the middle of a run.
+        patience::set(patience::now().max(patience::IN_A_RUN));
         tracing::warn!("{said}; restart {restart} of {} in {} s", args.restarts, pause.as_secs());
         if passed.wait(pause) {
             let message = "stopped between two starts: continue with --resume-or-start";
