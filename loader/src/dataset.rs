@@ -1,13 +1,15 @@
 //! Opening a dataset: from its manifest, or from the footers of its shards.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::Deserialize;
 
 use crate::footer::{Footer, Layout};
-use crate::{Dtype, Entry, Error, Location, Manifest, Piece, Result, RowId, Shard, Store, manifest};
+use crate::{
+    Dtype, Entry, Error, Location, Manifest, Piece, Result, RowFilter, RowId, Shard, SkipList, Store, manifest, tokens,
+};
 
 /// What to do about a manifest that cannot be kept.
 const REDO: &str =
@@ -43,6 +45,9 @@ struct Inner {
     /// Checksums that became known while reading: (shard, row group).
     filled: Mutex<HashMap<(u32, u32), Vec<Piece>>>,
     found_manifest: bool,
+    /// Whether it was said that numbers are narrowed, and that some are infinite then.
+    told_narrowed: AtomicBool,
+    told_beyond: AtomicBool,
 }
 
 /// One shard as found by listing.
@@ -79,21 +84,27 @@ impl Dataset {
         let known = cached.into_iter().chain(manifests.into_iter().flatten());
         let mut beside: HashMap<String, Described> = HashMap::new();
         for m in known {
-            let (dtype, width, prepared, checksummed) = (m.dtype, m.width, m.prepared, m.checksummed);
+            let (shape, prepared, checksummed) = (Some((m.dtype, m.width)), m.prepared, m.checksummed);
             for shard in m.shards {
                 let path = shard.path.clone();
-                beside.entry(path).or_insert(Described { shard, dtype, width, prepared, checksummed });
+                beside.entry(path).or_insert(Described { shard, shape, is_double: false, prepared, checksummed });
             }
         }
         let found_manifest = found.iter().all(|f| beside.contains_key(&f.path));
         let described = describe(&found, &beside, options)?;
+        let is_double = described.iter().any(|d| d.is_double);
         let manifest = combine(&found, described)?;
         let sources = found.into_iter().map(|f| (f.store, f.key)).collect::<Vec<_>>();
         let footers = sources.iter().map(|_| OnceLock::new()).collect();
         let filled = Mutex::default();
         let column = options.column.clone();
-        let inner = Inner { manifest, sources, column, footers, filled, found_manifest };
-        Ok(Dataset { inner: Arc::new(inner) })
+        let (told_narrowed, told_beyond) = (AtomicBool::new(false), AtomicBool::new(false));
+        let inner = Inner { manifest, sources, column, footers, filled, found_manifest, told_narrowed, told_beyond };
+        let dataset = Dataset { inner: Arc::new(inner) };
+        if is_double {
+            dataset.tell_narrowed();
+        }
+        Ok(dataset)
     }
 
     /// Numbers per row.
@@ -183,18 +194,46 @@ impl Dataset {
         let (store, key) = self.source(shard);
         let s = &self.shards()[shard as usize];
         let footer = Footer::read(store, key, s.size, self.inner.column.as_deref())?;
-        let same = footer.width == self.width() && footer.dtype == self.dtype();
-        let groups = footer.row_groups();
-        let fits = groups.len() == s.row_groups.len()
-            && groups
-                .iter()
-                .zip(&s.row_groups)
-                .all(|(a, b)| (a.rows, a.offset, a.length) == (b.rows, b.offset, b.length));
-        if !same || !fits {
+        let same = s.rows == 0
+            || (footer.width.is_none_or(|width| width == self.width())
+                && footer.column.as_ref().is_some_and(|column| column.dtype == self.dtype()));
+        if !same || !footer.has(&s.row_groups) {
             let problem = "the file's footer does not fit the manifest".to_string();
             return Err(Error::Changed { location: store.url_of(key), problem });
         }
         Ok(cell.get_or_init(|| Arc::new(footer)).clone())
+    }
+
+    /// Looks whether every shard has the columns that a filter needs, in a form that it can use. Streams and samples look too;
+    /// whoever opens data for later may want to know at once.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with the first shard that lacks one, and those of the store.
+    pub fn check_columns(&self, filter: &RowFilter, skip: &SkipList) -> Result<()> {
+        tokens::check(self, filter, skip)
+    }
+
+    /// Says once that numbers stored as f64 become f32.
+    pub(crate) fn tell_narrowed(&self) {
+        if !self.inner.told_narrowed.swap(true, Ordering::Relaxed) {
+            let (store, _) = self.source(0);
+            tracing::warn!(
+                "{}: numbers are stored as float64 and are rounded to float32 when they are read",
+                store.url()
+            );
+        }
+    }
+
+    /// Says once that a finite number is infinite as f32: row `row` of a row group is the first that was seen to hold one.
+    pub(crate) fn tell_beyond(&self, shard: u32, group: u32, row: u64, number: f64) {
+        if !self.inner.told_beyond.swap(true, Ordering::Relaxed) {
+            let s = &self.shards()[shard as usize];
+            let first: u64 = s.row_groups[..group as usize].iter().map(|g| g.rows).sum();
+            let name = self.row_name(RowId { shard, row: first + row });
+            tracing::warn!(
+                "{name}: {number:e} is more than float32 holds and becomes infinite: data.filter.finite = true leaves such rows out"
+            );
+        }
     }
 
     /// The known pieces of a row group.
@@ -295,13 +334,13 @@ fn of_column(
     let Some(m) = &known else { return Ok(known) };
     let described = |entry: &Entry| {
         let at = m.shards.binary_search_by(|shard| shard.path.as_str().cmp(&entry.key)).ok()?;
-        Some(&m.shards[at]).filter(|shard| shard.size == entry.size)
+        Some(&m.shards[at]).filter(|shard| shard.size == entry.size && shard.rows > 0)
     };
     let Some(first) = entries.iter().find_map(described) else { return Ok(known) };
     let footer = Footer::read(store, &first.path, first.size, column)?;
     let chunks: Vec<_> = first.row_groups.iter().map(|group| (group.offset, group.length)).collect();
     match footer.leaf_at(&chunks) {
-        Some(leaf) if leaf != footer.column => {
+        Some(leaf) if footer.column.as_ref().is_some_and(|column| column.leaf != leaf) => {
             let url = store.url_of(manifest::FILE_NAME);
             tracing::info!("{url} describes another column of these files, and is not used");
             Ok(None)
@@ -489,8 +528,10 @@ fn check_shape(cached: &Manifest, url: &str, found: &[Found], beside: &[Option<M
 #[derive(Clone)]
 struct Described {
     shard: Shard,
-    dtype: Dtype,
-    width: usize,
+    /// Format and width; a shard without rows may say neither.
+    shape: Option<(Dtype, usize)>,
+    /// Whether its numbers are narrowed when they are read; a manifest does not say.
+    is_double: bool,
     prepared: bool,
     /// Whether its checksums belong to the identity.
     checksummed: bool,
@@ -528,34 +569,39 @@ fn describe(found: &[Found], known: &HashMap<String, Described>, options: &OpenO
 
 fn from_footer(f: &Found, options: &OpenOptions) -> Result<Described> {
     let footer = Footer::read(&f.store, &f.key, f.size, options.column.as_deref())?;
-    let row_groups = footer.row_groups();
+    let (width, row_groups) = footer.shape(&f.store, &f.key)?;
     let rows = row_groups.iter().map(|g| g.rows).sum();
     let raw = footer.layout == Layout::Raw;
-    let row_bytes = (footer.width * footer.dtype.size()) as u64;
+    let shape = footer.column.as_ref().map(|column| column.dtype).zip(width);
+    let row_bytes = shape.map_or(0, |(dtype, width)| (width * dtype.size()) as u64);
     if let Some(i) = row_groups.iter().position(|g| raw && g.length < g.rows.saturating_mul(row_bytes)) {
         let problem = format!("row group {i}: damaged: claims more rows than its bytes can hold");
         return Err(Error::data(f.store.url_of(&f.key), problem));
     }
     let shard = Shard { path: f.path.clone(), size: f.size, etag: f.etag.clone(), rows, raw, row_groups };
-    let (dtype, width, prepared) = (footer.dtype, footer.width, footer.prepared);
-    Ok(Described { shard, dtype, width, prepared, checksummed: false })
+    let is_double = rows > 0 && footer.column.as_ref().is_some_and(|column| column.is_double);
+    Ok(Described { shard, shape, is_double, prepared: footer.prepared, checksummed: false })
 }
 
-/// One manifest of all shards, if they agree.
+/// One manifest of all shards, if they agree: those that have rows.
 fn combine(found: &[Found], described: Vec<Described>) -> Result<Manifest> {
-    let (dtype, width) = (described[0].dtype, described[0].width);
-    let prepared = described.iter().all(|d| d.prepared);
-    let checksummed = described.iter().all(|d| d.checksummed);
-    for (f, d) in found.iter().zip(&described).skip(1) {
-        if (d.dtype, d.width) != (dtype, width) {
-            let first = found[0].store.url_of(&found[0].key);
-            let problem = format!(
-                "rows of {} × {} here, of {width} × {dtype} in {first}: all shards need one shape",
-                d.width, d.dtype
-            );
+    let shapes = || found.iter().zip(&described).filter_map(|(f, d)| Some((f, d, d.shape?)));
+    let Some((first, _, (dtype, width))) = shapes().find(|(_, d, _)| d.shard.rows > 0).or_else(|| shapes().next())
+    else {
+        let problem = format!("no rows in {} files, so no width can be seen", found.len());
+        return Err(Error::data(found[0].store.url_of(&found[0].key), problem));
+    };
+    for (f, _, (other, wide)) in shapes().filter(|(_, d, _)| d.shard.rows > 0) {
+        if (other, wide) != (dtype, width) {
+            let first = first.store.url_of(&first.key);
+            let problem =
+                format!("rows of {wide} × {other} here, of {width} × {dtype} in {first}: all shards need one shape");
             return Err(Error::data(f.store.url_of(&f.key), problem));
         }
     }
+    let has_rows = described.iter().any(|d| d.shard.rows > 0);
+    let prepared = described.iter().filter(|d| d.shard.rows > 0 || !has_rows).all(|d| d.prepared);
+    let checksummed = described.iter().all(|d| d.checksummed);
     let shards = described.into_iter().map(|d| d.shard).collect();
     Ok(Manifest::new(width, dtype, prepared, checksummed, shards))
 }

@@ -137,7 +137,7 @@ pub(crate) fn budget(dataset: &Dataset, plan: &Plan, streams: u64, asked: u64) -
 /// The same where so much memory is available. What the order needs is refused when it is more than was asked for or, if
 /// nothing was, more than half of that: weights, moments and the page cache need the rest.
 fn budget_within(dataset: &Dataset, plan: &Plan, streams: u64, asked: u64, available: Option<u64>) -> Result<u64> {
-    let raw = dataset.shards().iter().all(|s| s.raw);
+    let raw = dataset.shards().iter().all(|s| s.raw || s.rows == 0);
     let group = |g: &crate::RowGroup| (g.rows * dataset.row_bytes() as u64).max(g.length);
     let whole = |g: &crate::RowGroup| if raw && g.pieces.len() > 1 { 2 * unit_bytes(plan) } else { group(g) };
     let groups = dataset.shards().iter().flat_map(|s| &s.row_groups);

@@ -1,26 +1,28 @@
-//! Parquet footers: read with caps, checked before a general reader sees them, and searched for the activation column.
+//! Parquet footers: read with caps, checked before a general reader sees them, and put right where writers differ.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parquet::arrow::parquet_to_arrow_schema;
-use parquet::basic::{Compression, LogicalType, Type};
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
-use parquet::schema::types::ColumnDescriptor;
+use parquet::basic::{Compression, Type};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 
+use crate::chunks::{self, Problem};
+use crate::column::{self, Column};
 use crate::decode::NULLS;
-use crate::pages::Levels;
-use crate::{Dtype, Error, Result, RowGroup, Store, thrift};
+use crate::pages::{self, Levels, Page};
+use crate::{Error, Result, RowGroup, Store, nested, thrift, tokens};
 
 /// Widest rows that are believed.
 pub(crate) const MAX_WIDTH: usize = 1 << 20;
 /// Most rows of a row group that are believed.
 pub(crate) const MAX_GROUP_ROWS: u64 = 1 << 31;
-/// Longest footer that is read: 40,000 row groups of four columns.
-const MAX_FOOTER: u64 = 32 << 20;
+/// Longest footer that is read: 300,000 row groups of four columns.
+const MAX_FOOTER: u64 = 256 << 20;
 /// Read from a file's end at first: holds nearly every footer.
 const TAIL: u64 = 64 << 10;
+/// Read to look at the header of a page: its statistics hold two values of the column at most.
+const HEADER: u64 = 4 << 10;
 
 /// How the activation column is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +39,15 @@ pub(crate) enum Layout {
 #[derive(Debug)]
 pub(crate) struct Footer {
     pub(crate) metadata: Arc<ParquetMetaData>,
-    /// Leaf index of the activation column.
-    pub(crate) column: usize,
-    pub(crate) width: usize,
-    pub(crate) dtype: Dtype,
+    /// `None` in a file without rows that has none: it adds nothing.
+    pub(crate) column: Option<Column>,
+    /// Numbers per row, where the footer says so: not where there are no rows, nor of rows inside nested lists.
+    pub(crate) width: Option<usize>,
     pub(crate) layout: Layout,
     pub(crate) prepared: bool,
     pub(crate) schema: String,
+    /// Where the footer begins.
+    data_end: u64,
 }
 
 impl Footer {
@@ -68,74 +72,127 @@ impl Footer {
         } else {
             store.get_range(key, size - 8 - length..size - 8)?
         };
-        Footer::parse(&bytes, size - 8 - length, wanted).map_err(fail)
+        let data_end = size - 8 - length;
+        let page = |at: u64| -> Result<Option<Page>> {
+            let bytes = store.get_range(key, at..(at + HEADER).min(data_end))?;
+            Ok(pages::header(&bytes).ok())
+        };
+        Footer::parse(&bytes, data_end, wanted, page).map_err(|problem| match problem {
+            Problem::Footer(problem) => fail(problem),
+            Problem::Store(error) => error,
+        })
     }
 
-    /// Parses footer bytes; column chunks must lie below `data_end`.
-    fn parse(bytes: &Bytes, data_end: u64, wanted: Option<&str>) -> std::result::Result<Self, String> {
-        thrift::validate(bytes).map_err(|e| format!("damaged footer: it {e}"))?;
-        let parsed = guarded(|| ParquetMetaDataReader::decode_metadata(bytes).map_err(|e| e.to_string()));
-        let metadata = parsed.map_err(|e| format!("damaged footer: {e}"))?;
-        for (i, group) in metadata.row_groups().iter().enumerate() {
-            if group.num_rows() < 0 || group.num_rows() as u64 > MAX_GROUP_ROWS {
-                return Err(format!("row group {i}: damaged: claims {} rows", group.num_rows()));
-            }
-            for column in group.columns() {
-                chunk_range(column, data_end).map_err(|e| format!("row group {i}: {e}"))?;
-            }
-        }
-        let (column, dtype, per_row) = find_column(&metadata, wanted)?;
-        for group in metadata.row_groups() {
-            check_codec(group.column(column))?;
-        }
-        let descriptor = metadata.file_metadata().schema_descr().column(column);
-        let width = if descriptor.max_rep_level() == 0 { per_row } else { list_width(&metadata, column)? };
-        if width == 0 || width > MAX_WIDTH {
-            return Err(format!("impossible width {width}"));
-        }
-        let layout = layout(&metadata, column, if descriptor.max_rep_level() == 0 { 1 } else { width });
+    /// Parses footer bytes; column chunks must lie below `data_end`. `page` reads the header of a page.
+    fn parse(
+        bytes: &Bytes,
+        data_end: u64,
+        wanted: Option<&str>,
+        page: impl Fn(u64) -> Result<Option<Page>>,
+    ) -> std::result::Result<Self, Problem> {
+        let metadata = decoded(bytes).map_err(Problem::Footer)?;
+        let has_rows = metadata.row_groups().iter().any(|group| group.num_rows() > 0);
+        let column = match column::find(&metadata, wanted) {
+            Ok(column) => Some(column),
+            Err(_) if !has_rows => None,
+            Err(problem) => return Err(Problem::Footer(problem)),
+        };
+        let mut needed: Vec<usize> = tokens::NAMES.iter().flat_map(|name| tokens::leaves(&metadata, name)).collect();
+        needed.extend(column.iter().map(|column| column.leaf));
+        let metadata = chunks::settle(metadata, data_end, &needed, page)?;
+        Footer::of(metadata, column, data_end).map_err(Problem::Footer)
+    }
+
+    fn of(metadata: ParquetMetaData, column: Option<Column>, data_end: u64) -> std::result::Result<Self, String> {
         let prepared = key_value(&metadata, "sae.order").is_some_and(|v| v == "shuffled");
         let schema = schema_text(&metadata);
-        Ok(Footer { metadata: Arc::new(metadata), column, width, dtype, layout, prepared, schema })
+        let (mut width, mut of_layout) = (None, Layout::General);
+        if let Some(column) = &column {
+            for (_, group) in groups_with_rows(&metadata) {
+                check_codec(group.column(column.leaf))?;
+            }
+            width = match column.width {
+                None if column.outer == 0 => list_width(&metadata, column.leaf)?,
+                width => width,
+            };
+            if width.is_some_and(|width| width == 0 || width > MAX_WIDTH) {
+                return Err(format!("impossible width {}", width.unwrap_or_default()));
+            }
+            of_layout = layout(&metadata, column, width);
+        }
+        Ok(Footer { metadata: Arc::new(metadata), column, width, layout: of_layout, prepared, schema, data_end })
     }
 
-    /// The activation column's chunks.
-    pub(crate) fn row_groups(&self) -> Vec<RowGroup> {
-        let chunk = |g: &parquet::file::metadata::RowGroupMetaData| {
-            let (offset, length) = unchecked_range(g.column(self.column));
-            RowGroup { rows: g.num_rows() as u64, offset, length, pieces: Vec::new() }
+    /// The activation column, which every file with rows has.
+    pub(crate) fn activations(&self) -> std::result::Result<&Column, String> {
+        self.column.as_ref().ok_or_else(|| "no activation column: the file has no rows".into())
+    }
+
+    /// Width and row groups of the activation column. Rows inside nested lists are counted, for which parts of the file may
+    /// have to be read. The width is unknown where there are no rows.
+    pub(crate) fn shape(&self, store: &Store, key: &str) -> Result<(Option<usize>, Vec<RowGroup>)> {
+        let records = |group: &RowGroupMetaData| group.num_rows() as u64;
+        let stated = || self.metadata.row_groups().iter().map(records).collect();
+        let (width, rows): (_, Vec<u64>) = match &self.column {
+            Some(column) if column.outer > 0 => nested::count(self, column, store, key)?,
+            _ => (self.width, stated()),
         };
-        self.metadata.row_groups().iter().map(chunk).collect()
+        let place = |(group, rows): (&RowGroupMetaData, u64)| {
+            let (offset, length) = self.range(group);
+            RowGroup { rows, offset, length, pieces: Vec::new() }
+        };
+        Ok((width, self.metadata.row_groups().iter().zip(rows).map(place).collect()))
+    }
+
+    /// (offset, length) of a row group's activations. Of a group without rows as far as they make sense.
+    fn range(&self, group: &RowGroupMetaData) -> (u64, u64) {
+        let Some(column) = &self.column else { return (0, 0) };
+        let chunk = group.column(column.leaf);
+        if group.num_rows() > 0 || chunks::is_inside(chunk, self.data_end) { chunks::range(chunk) } else { (0, 0) }
+    }
+
+    /// Whether the file has row groups at these places. Rows are compared where the footer says how many there are.
+    pub(crate) fn has(&self, groups: &[RowGroup]) -> bool {
+        let nested = self.column.as_ref().is_some_and(|column| column.outer > 0);
+        let same = |(group, known): (&RowGroupMetaData, &RowGroup)| {
+            self.range(group) == (known.offset, known.length) && (nested || group.num_rows() as u64 == known.rows)
+        };
+        self.metadata.num_row_groups() == groups.len() && self.metadata.row_groups().iter().zip(groups).all(same)
     }
 
     /// The leaf column whose chunks lie at these offsets, with these lengths.
     pub(crate) fn leaf_at(&self, chunks: &[(u64, u64)]) -> Option<usize> {
         let groups = self.metadata.row_groups();
-        let lies = |leaf: &usize| groups.iter().map(|g| unchecked_range(g.column(*leaf))).eq(chunks.iter().copied());
+        let lies = |leaf: &usize| groups.iter().map(|g| chunks::range(g.column(*leaf))).eq(chunks.iter().copied());
         (0..self.metadata.file_metadata().schema_descr().num_columns()).find(lies)
     }
+}
 
-    /// The leaf column of this name.
-    pub(crate) fn leaf(&self, name: &str) -> Option<usize> {
-        let schema = self.metadata.file_metadata().schema_descr();
-        (0..schema.num_columns()).find(|&i| schema.column(i).path().string() == name)
+/// The metadata in a footer's bytes, with row groups that may be.
+fn decoded(bytes: &Bytes) -> std::result::Result<ParquetMetaData, String> {
+    thrift::validate(bytes).map_err(|e| format!("damaged footer: it {e}"))?;
+    let parsed = guarded(|| ParquetMetaDataReader::decode_metadata(bytes).map_err(|e| e.to_string()));
+    let metadata = parsed.map_err(|e| format!("damaged footer: {e}"))?;
+    let columns = metadata.file_metadata().schema_descr().num_columns();
+    for (i, group) in metadata.row_groups().iter().enumerate() {
+        if group.num_rows() < 0 || group.num_rows() as u64 > MAX_GROUP_ROWS {
+            return Err(format!("row group {i}: damaged: claims {} rows", group.num_rows()));
+        }
+        if group.num_columns() != columns {
+            return Err(format!("row group {i}: damaged: {} columns of {columns}", group.num_columns()));
+        }
     }
+    Ok(metadata)
+}
+
+/// The row groups that have rows, with their numbers.
+pub(crate) fn groups_with_rows(metadata: &ParquetMetaData) -> impl Iterator<Item = (usize, &RowGroupMetaData)> {
+    metadata.row_groups().iter().enumerate().filter(|(_, group)| group.num_rows() > 0)
 }
 
 /// Runs third-party code that may panic on hostile input.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the Parquet reader gave up on it".into()))
-}
-
-fn chunk_range(column: &ColumnChunkMetaData, data_end: u64) -> std::result::Result<(u64, u64), String> {
-    let damaged = || format!("damaged: column {} lies outside the file", column.column_path().string());
-    let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
-    let (start, length) = (u64::try_from(start), u64::try_from(column.compressed_size()));
-    let (Ok(start), Ok(length)) = (start, length) else { return Err(damaged()) };
-    if column.num_values() < 0 || start < 4 || start.checked_add(length).is_none_or(|end| end > data_end) {
-        return Err(damaged());
-    }
-    Ok((start, length))
 }
 
 /// Refuses codecs that this build cannot read: the reader would call such pages damaged.
@@ -153,133 +210,56 @@ pub(crate) fn check_codec(column: &ColumnChunkMetaData) -> std::result::Result<(
     Err(format!("compressed with {name}: write it with zstd, snappy, lz4 or none"))
 }
 
-/// (offset, length) of a chunk of a footer that was checked.
-pub(crate) fn unchecked_range(column: &ColumnChunkMetaData) -> (u64, u64) {
-    let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
-    (start as u64, column.compressed_size() as u64)
-}
-
-fn key_value(metadata: &ParquetMetaData, key: &str) -> Option<String> {
+/// A value of the file's own metadata.
+pub(crate) fn key_value(metadata: &ParquetMetaData, key: &str) -> Option<String> {
     let pairs = metadata.file_metadata().key_value_metadata()?;
     pairs.iter().find(|kv| kv.key == key)?.value.clone()
 }
 
-/// A value from the file's metadata or, failing that, from the field's.
-fn annotation(metadata: &ParquetMetaData, root: &str, key: &str) -> Option<String> {
-    key_value(metadata, key).or_else(|| {
-        let file = metadata.file_metadata();
-        let schema = guarded(|| {
-            parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()).map_err(|e| e.to_string())
-        });
-        schema.ok()?.field_with_name(root).ok()?.metadata().get(key).cloned()
-    })
-}
-
-fn is_float_list(c: &ColumnDescriptor) -> bool {
-    let half =
-        c.physical_type() == Type::FIXED_LEN_BYTE_ARRAY && matches!(c.logical_type_ref(), Some(LogicalType::Float16));
-    c.max_rep_level() == 1 && (half || c.physical_type() == Type::FLOAT)
-}
-
-fn is_binary(c: &ColumnDescriptor) -> bool {
-    c.max_rep_level() == 0 && c.physical_type() == Type::FIXED_LEN_BYTE_ARRAY && c.logical_type_ref().is_none()
-}
-
-/// (leaf index, dtype, width of a FixedSizeBinary).
-fn find_column(metadata: &ParquetMetaData, wanted: Option<&str>) -> std::result::Result<(usize, Dtype, usize), String> {
-    let schema = metadata.file_metadata().schema_descr();
-    let root = |i: usize| schema.column(i).path().parts().first().cloned().unwrap_or_default();
-    let candidates: Vec<usize> = (0..schema.num_columns())
-        .filter(|&i| is_float_list(&schema.column(i)) || is_binary(&schema.column(i)))
-        .collect();
-    let names = || candidates.iter().map(|&i| root(i)).collect::<Vec<_>>().join(", ");
-    let chosen = match wanted {
-        Some(name) => candidates.iter().copied().find(|&i| root(i) == name).ok_or_else(|| {
-            format!("no activation column named {name}: FixedSizeBinary or lists of float16/float32 here are: [{}]", names())
-        })?,
-        None if candidates.len() == 1 => candidates[0],
-        None => candidates.iter().copied().find(|&i| matches!(root(i).as_str(), "activation" | "act")).ok_or_else(|| {
-            if candidates.is_empty() {
-                format!(
-                    "no activation column: FixedSizeBinary or a list of float16/float32 is needed; the file has: {}",
-                    schema_text(metadata).replace('\n', ", ")
-                )
-            } else {
-                format!("several columns could be the activations ({}): name one in data.column", names())
-            }
-        })?,
-    };
-    let column = schema.column(chosen);
-    if column.physical_type() == Type::FLOAT {
-        return Ok((chosen, Dtype::F32, 0));
-    }
-    if column.max_rep_level() == 1 {
-        return Ok((chosen, Dtype::F16, 0));
-    }
-    let (dtype, width) = binary_shape(metadata, &root(chosen), column.type_length())?;
-    Ok((chosen, dtype, width))
-}
-
-/// dtype and width of a FixedSizeBinary column, from metadata.
-fn binary_shape(metadata: &ParquetMetaData, root: &str, bytes: i32) -> std::result::Result<(Dtype, usize), String> {
-    let bytes = usize::try_from(bytes).map_err(|_| "damaged: negative type length")?;
-    let Some(name) = annotation(metadata, root, "sae.dtype") else {
-        return Err(format!(
-            "column {root} is FixedSizeBinary({bytes}) and nothing says what the bytes are: add the metadata sae.dtype \
-             (f32, f16 or bf16) and sae.width to the file or the field"
-        ));
-    };
-    let dtype = Dtype::parse(&name).ok_or_else(|| format!("sae.dtype is {name:?}: f32, f16 or bf16 are understood"))?;
-    let width = bytes / dtype.size();
-    let stated = annotation(metadata, root, "sae.width");
-    if bytes % dtype.size() != 0 || stated.as_ref().is_some_and(|w| w.parse() != Ok(width)) {
-        return Err(format!(
-            "column {root} has {bytes} bytes a row, which are not {} numbers of {dtype}",
-            stated.unwrap_or_else(|| "whole".into())
-        ));
-    }
-    Ok((dtype, width))
-}
-
-/// The one width of a list column, from the counts; levels are checked when rows are read.
-fn list_width(metadata: &ParquetMetaData, column: usize) -> std::result::Result<usize, String> {
+/// The one width of a list column, from the counts; levels are checked when rows are read. `None` without rows.
+fn list_width(metadata: &ParquetMetaData, leaf: usize) -> std::result::Result<Option<usize>, String> {
     let mut width = None;
-    for (i, group) in metadata.row_groups().iter().enumerate().filter(|(_, g)| g.num_rows() > 0) {
-        let (values, rows) = (group.column(column).num_values() as u64, group.num_rows() as u64);
+    for (i, group) in groups_with_rows(metadata) {
+        let (values, rows) = (group.column(leaf).num_values() as u64, group.num_rows() as u64);
         let here = values / rows;
         if values % rows != 0 || *width.get_or_insert(here) != here {
             // A null row counts as one value. Only statistics, where there are some, tell it from a shorter list.
-            let nulls = group.column(column).statistics().and_then(|s| s.null_count_opt());
+            let nulls = group.column(leaf).statistics().and_then(|s| s.null_count_opt());
             if nulls.is_some_and(|n| n > 0) {
                 return Err(format!("row group {i}: {NULLS}"));
             }
-            let nulls = metadata.file_metadata().schema_descr().column(column).max_def_level() > 1 && nulls.is_none();
+            let nulls = metadata.file_metadata().schema_descr().column(leaf).max_def_level() > 1 && nulls.is_none();
             let or_nulls = if nulls { ", and none may be null" } else { "" };
             return Err(format!(
                 "row group {i}: {values} values in {rows} rows: every row needs the same width{or_nulls}"
             ));
         }
     }
-    usize::try_from(width.ok_or("no rows, so no width can be seen")?).map_err(|_| "impossible width".into())
+    width.map(|width| usize::try_from(width).map_err(|_| "impossible width".into())).transpose()
 }
 
-fn layout(metadata: &ParquetMetaData, column: usize, per_row: usize) -> Layout {
-    let plain = metadata.row_groups().iter().filter(|g| g.num_rows() > 0).all(|g| {
-        let c = g.column(column);
-        c.compression() == Compression::UNCOMPRESSED && c.dictionary_page_offset().is_none()
+fn layout(metadata: &ParquetMetaData, column: &Column, width: Option<usize>) -> Layout {
+    let plain = groups_with_rows(metadata).all(|(_, group)| {
+        let c = group.column(column.leaf);
+        c.compression() == Compression::UNCOMPRESSED && !chunks::has_dictionary(c)
     });
-    let descriptor = metadata.file_metadata().schema_descr().column(column);
+    if !plain || column.is_double || column.outer > 0 {
+        return Layout::General;
+    }
+    let descriptor = metadata.file_metadata().schema_descr().column(column.leaf);
     let (max_rep, max_def) = (descriptor.max_rep_level(), descriptor.max_def_level());
-    match (plain, max_rep, max_def) {
-        (false, ..) => Layout::General,
-        (true, 0, 0) => Layout::Raw,
-        (true, 0 | 1, 0..=7) => Layout::Levels(Levels { max_rep: max_rep as u8, max_def: max_def as u8, per_row }),
+    let per_row = if column.width.is_some() { Some(1) } else { width };
+    match (max_rep, max_def, per_row) {
+        (0, 0, _) => Layout::Raw,
+        (0 | 1, 0..=7, Some(per_row)) => {
+            Layout::Levels(Levels { max_rep: max_rep as u8, max_def: max_def as u8, per_row })
+        }
         _ => Layout::General,
     }
 }
 
 /// One line per column: name and Parquet type.
-fn schema_text(metadata: &ParquetMetaData) -> String {
+pub(crate) fn schema_text(metadata: &ParquetMetaData) -> String {
     let schema = metadata.file_metadata().schema_descr();
     let line = |i: usize| {
         let c = schema.column(i);

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::load::{Loader, extents};
 use crate::norms::{Norms, TOP};
-use crate::{Dataset, Result, RowFilter, RowId, SkipList};
+use crate::{Dataset, Result, RowFilter, RowId, SkipList, tokens};
 
 /// Share of E‖x‖² above which the largest 1 % of the rows carry too much.
 pub(crate) const TOO_MUCH: f64 = 0.2;
@@ -111,11 +111,11 @@ fn values_of(column: &'static str, values: &[i64], is_heavy: &[bool]) -> Vec<Hea
     at
 }
 
-/// The values of an integer column in the rows of `ids`, in their order; `None` where a shard has no such column.
+/// The values of an integer column in the rows of `ids`, in their order; `None` where a shard has no such column that can be used.
 fn values(dataset: &Dataset, ids: &[RowId], column: &str) -> Result<Option<Vec<i64>>> {
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|&i| ids[i]);
-    let loader = Loader::new(dataset, SkipList::default(), RowFilter::default());
+    let loader = Loader::new(dataset, SkipList::default(), RowFilter::default())?;
     let mut values = vec![0; ids.len()];
     // One row group after the other: its first row, and its values.
     let mut group: Option<(RowId, Vec<i64>)> = None;
@@ -125,7 +125,8 @@ fn values(dataset: &Dataset, ids: &[RowId], column: &str) -> Result<Option<Vec<i
             first.shard == shard && (first.row..first.row + values.len() as u64).contains(&row)
         };
         if !group.as_ref().is_some_and(inside) {
-            if dataset.footer(shard)?.leaf(column).is_none() {
+            let footer = dataset.footer(shard)?;
+            if !matches!(tokens::leaf(&footer, column), Ok(Some(_))) {
                 return Ok(None);
             }
             group = group_of(&loader, ids[i], column)?;
@@ -143,9 +144,8 @@ fn group_of(loader: &Loader, id: RowId, column: &str) -> Result<Option<(RowId, V
     for (g, group) in shard.row_groups.iter().enumerate() {
         if id.row < first + group.rows {
             let Some(extent) = extents(id.shard, g as u32, group, false, u64::MAX).pop() else { return Ok(None) };
-            let values = loader.int_values(&extent, column)?;
-            let first = RowId { shard: id.shard, row: first };
-            return Ok(Some((first, values.into_iter().map(i64::from).collect())));
+            let values = loader.int_values(&extent, column, None)?;
+            return Ok(Some((RowId { shard: id.shard, row: first }, values)));
         }
         first += group.rows;
     }

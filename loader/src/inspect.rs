@@ -10,8 +10,10 @@ use crate::footer::Footer;
 use crate::load::{Loader, extents};
 use crate::norms::{Norms, TOP};
 use crate::unit::{Extent, Loaded};
-use crate::{Dataset, Dtype, Error, Heavy, Location, Manifest, OpenOptions, Result, RowFilter, RowId, SkipList};
-use crate::{heavy, manifest, sample};
+use crate::{
+    Dataset, Dtype, Error, Heavy, Location, Manifest, OpenOptions, Result, RowFilter, RowId, SkipList, TokenColumn,
+    heavy, manifest, sample, tokens,
+};
 
 /// Non-finite rows that are named.
 const FIRST: usize = 10;
@@ -77,6 +79,8 @@ pub struct Inspection {
     pub dtype: Dtype,
     /// Number of shards.
     pub shards: usize,
+    /// Which of the columns `token_id`, `doc_id` and `pos` there are, and whether filters can use them.
+    pub token_columns: Vec<TokenColumn>,
     /// Identity that the data has when it is opened after this: of the manifest written just now, if one was.
     pub identity: String,
     /// Whether the rows are globally shuffled.
@@ -178,6 +182,7 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
     let dataset = Dataset::open(urls, &options.open)?;
     let first = dataset.source(0);
     let schema = Footer::read(first.0, first.1, dataset.shards()[0].size, options.open.column.as_deref())?.schema;
+    let token_columns = tokens::report(&dataset)?;
     let units = units(&dataset, options.sample);
     let of = units.iter().map(|u| u.rows.end - u.rows.start).sum();
     let (total, norms, mismatches) = pass(&dataset, &units, of, &mut options.progress)?;
@@ -205,6 +210,7 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
         width: dataset.width(),
         dtype: dataset.dtype(),
         shards: dataset.shards().len(),
+        token_columns,
         identity,
         prepared: dataset.prepared(),
         looked_at: total.rows,
@@ -260,7 +266,7 @@ fn pass(
     of: u64,
     progress: &mut Option<&mut dyn FnMut(Progress)>,
 ) -> Result<(Sums, Norms, Vec<String>)> {
-    let loader = Loader::new(dataset, SkipList::default(), RowFilter::default());
+    let loader = Loader::new(dataset, SkipList::default(), RowFilter::default())?;
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::sync_channel(THREADS * 2);
     let work = |sender: SyncSender<_>| {

@@ -4,6 +4,8 @@
 //! rows is a pure function of (shape of the shards, seed, epoch, position), stated in `order.rs`. Rows come out in their stored
 //! [`Dtype`]: conversion and scaling belong to the consumer. The crate knows no GPU, no rank and no mathematics of the trainer.
 
+mod chunks;
+mod column;
 mod cursor;
 mod dataset;
 mod decode;
@@ -20,6 +22,7 @@ mod local;
 mod location;
 mod manifest;
 pub mod memory;
+mod nested;
 mod norms;
 pub mod number;
 mod order;
@@ -34,6 +37,7 @@ mod store;
 mod stream;
 pub mod synth;
 mod thrift;
+mod tokens;
 mod unit;
 mod upload;
 mod writer;
@@ -52,4 +56,5 @@ pub use sample::{Sample, sample};
 pub use skip::{RowFilter, SkipList};
 pub use store::{Entry, Store};
 pub use stream::{Batch, Stream, StreamOptions};
+pub use tokens::TokenColumn;
 pub use writer::{Columns, Compression, ShardWriter, WriteOptions};

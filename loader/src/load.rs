@@ -10,13 +10,11 @@ use object_store::ObjectStore;
 use object_store::path::Path as Key;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::decode::{self, Buffer};
-use crate::footer::{check_codec, unchecked_range};
-use crate::pages;
+use crate::decode::{self, Buffer, Decoded, Outer};
 use crate::pool::Pool;
 use crate::store::{Target, get_exact};
 use crate::unit::{Extent, FILTERED, Loaded, SKIPPED};
-use crate::{Dataset, Error, Piece, Result, RowFilter, RowGroup, SkipList, io, local, manifest};
+use crate::{Dataset, Error, Piece, Result, RowFilter, RowGroup, SkipList, chunks, io, local, manifest, pages, tokens};
 
 /// Bytes of one GET at most.
 const GET: u64 = 16 << 20;
@@ -43,8 +41,10 @@ pub(crate) enum Source {
 }
 
 impl Loader {
-    pub(crate) fn new(dataset: &Dataset, skip: SkipList, filter: RowFilter) -> Self {
-        Loader { dataset: dataset.clone(), skip, filter, pool: Arc::default(), bytes_read: AtomicU64::new(0) }
+    /// Looks at the columns that the filter needs, in all shards.
+    pub(crate) fn new(dataset: &Dataset, skip: SkipList, filter: RowFilter) -> Result<Self> {
+        tokens::check(dataset, &filter, &skip)?;
+        Ok(Loader { dataset: dataset.clone(), skip, filter, pool: Arc::default(), bytes_read: AtomicU64::new(0) })
     }
 
     pub(crate) fn source(&self, shard: u32) -> Source {
@@ -84,7 +84,7 @@ impl Loader {
     /// A unit of a row group on the skip list: it is not read.
     pub(crate) fn skipped(&self, extent: &Extent) -> Loaded {
         let n = (extent.rows.end - extent.rows.start) as usize;
-        Loaded { buffer: None, runs: Vec::new(), flags: Some(vec![SKIPPED; n]) }
+        Loaded { buffer: None, runs: Vec::new(), outer: Outer::new(), flags: Some(vec![SKIPPED; n]) }
     }
 
     /// Verifies (unless that was done while reading) and decodes what was read.
@@ -100,27 +100,34 @@ impl Loader {
         let rows = (extent.rows.end - extent.rows.start) as usize;
         let shard = &self.dataset.shards()[extent.shard as usize];
         let raw = shard.raw.then(|| pages::raw_runs(&buffer, rows, row_bytes));
-        let (buffer, runs) = match raw {
+        let decoded = match raw {
             Some(Ok(runs)) => {
                 if known.is_empty() {
                     let pieces = decode::pieces(&buffer, rows as u64, Some((&runs, row_bytes)));
                     self.dataset.fill(extent.shard, extent.group, pieces);
                 }
-                (buffer, runs)
+                Decoded { buffer, runs, outer: Outer::new(), beyond: None }
             }
             // Part of a group was asked because a manifest called it raw.
             Some(Err(problem)) if !self.is_whole(extent) => return Err(fail(format!("damaged: {problem}"))),
             _ => {
                 let footer = self.dataset.footer(extent.shard)?;
+                if footer.column.as_ref().is_some_and(|column| column.is_double) {
+                    self.dataset.tell_narrowed();
+                }
                 let pieces = known.is_empty().then(|| decode::pieces(&buffer, rows as u64, None));
-                let decoded = decode::whole_group(&footer, extent.group as usize, buffer, row_bytes).map_err(fail)?;
+                let decoded =
+                    decode::whole_group(&footer, extent.group as usize, buffer, rows, row_bytes).map_err(fail)?;
                 if let Some(pieces) = pieces {
                     self.dataset.fill(extent.shard, extent.group, pieces);
                 }
                 decoded
             }
         };
-        let mut loaded = Loaded { buffer: Some(buffer), runs, flags: None };
+        if let Some((row, number)) = decoded.beyond {
+            self.dataset.tell_beyond(extent.shard, extent.group, row as u64, number);
+        }
+        let mut loaded = Loaded { buffer: Some(decoded.buffer), runs: decoded.runs, outer: decoded.outer, flags: None };
         loaded.flags = self.flags(extent, &loaded)?;
         Ok(loaded)
     }
@@ -190,9 +197,10 @@ impl Loader {
         }
         for (name, unwanted) in [("pos", &self.filter.positions), ("token_id", &self.filter.token_ids)] {
             if !unwanted.is_empty() {
-                let values = self.int_values(extent, name)?;
+                let values = self.int_values(extent, name, Some(loaded))?;
                 for (flag, value) in flags.iter_mut().zip(&values[extent.rows.start as usize..]) {
-                    *flag = if unwanted.contains(value) { FILTERED } else { *flag };
+                    let is_unwanted = unwanted.iter().any(|&n| i64::from(n) == *value);
+                    *flag = if is_unwanted { FILTERED } else { *flag };
                 }
             }
         }
@@ -215,22 +223,20 @@ impl Loader {
         }
     }
 
-    /// An integer column of a unit's row group.
-    pub(crate) fn int_values(&self, extent: &Extent, name: &str) -> Result<Vec<i32>> {
+    /// The integers of a column beside the rows of a unit's whole row group. Lists must be as long as those of the rows where
+    /// they were loaded.
+    pub(crate) fn int_values(&self, extent: &Extent, name: &str, rows: Option<&Loaded>) -> Result<Vec<i64>> {
         let footer = self.dataset.footer(extent.shard)?;
         let (store, key) = self.dataset.source(extent.shard);
-        let Some(column) = footer.leaf(name) else {
-            let problem = format!("has no column {name}, which the row filter needs");
-            return Err(Error::data(store.url_of(key), problem));
-        };
-        let (offset, length) = unchecked_range(footer.metadata.row_group(extent.group as usize).column(column));
-        check_codec(footer.metadata.row_group(extent.group as usize).column(column)).map_err(|e| {
-            Error::data(self.dataset.group_name(extent.shard, extent.group), format!("column {name}: {e}"))
-        })?;
+        let fail = |problem: String| Error::data(self.dataset.group_name(extent.shard, extent.group), problem);
+        let group = extent.group as usize;
+        // That it is there was seen when the data were opened.
+        let leaf = tokens::leaf(&footer, name).map_err(fail)?.ok_or_else(|| fail(format!("has no column {name}")))?;
+        let (offset, length) = chunks::range(footer.metadata.row_group(group).column(leaf));
         let bytes = store.get_range(key, offset..offset + length)?;
-        decode::int_column(&footer, column, extent.group as usize, bytes).map_err(|e| {
-            Error::data(self.dataset.group_name(extent.shard, extent.group), format!("column {name}: {e}"))
-        })
+        let n = self.dataset.shards()[extent.shard as usize].row_groups[group].rows as usize;
+        decode::int_column(&footer, leaf, group, bytes, (n, rows.map(|rows| &rows.outer)))
+            .map_err(|e| fail(format!("column {name}: {e}")))
     }
 }
 
@@ -259,7 +265,8 @@ pub(crate) async fn fetch(
 /// Cuts a row group into units of about `target` bytes, where its pieces are known and hold whole rows.
 pub(crate) fn extents(shard: u32, group: u32, g: &RowGroup, raw: bool, target: u64) -> Vec<Extent> {
     let whole = |pieces| Extent { shard, group, rows: 0..g.rows, bytes: g.offset..g.offset + g.length, pieces };
-    if !raw || g.pieces.len() < 2 {
+    // Where the first piece has all rows, the chunk was cut anywhere, whatever its footer promised.
+    if !raw || g.pieces.len() < 2 || g.pieces[0].0 == g.rows {
         return vec![whole(0..0)];
     }
     let mut units = Vec::new();

@@ -25,6 +25,10 @@ pub(crate) struct Page {
 }
 
 impl Page {
+    pub(crate) fn is_dictionary(&self) -> bool {
+        self.kind == 2
+    }
+
     pub(crate) fn is_plain_data(&self) -> bool {
         (self.kind == 0 || self.kind == 3) && self.encoding == 0
     }
@@ -61,7 +65,20 @@ pub(crate) fn scan(chunk: &[u8], max_uncompressed: u64) -> Outcome<Vec<Page>> {
     Ok(pages)
 }
 
-fn header(bytes: &[u8]) -> Outcome<Page> {
+/// How many of the first bytes of a chunk are whole pages.
+pub(crate) fn whole_pages(start: &[u8]) -> usize {
+    let mut at = 0;
+    while at < start.len() {
+        match header(&start[at..]) {
+            Ok(page) if page.end <= start.len() - at => at += page.end,
+            _ => break,
+        }
+    }
+    at
+}
+
+/// The page whose header `bytes` begin with, counted from there.
+pub(crate) fn header(bytes: &[u8]) -> Outcome<Page> {
     let mut r = Reader::new(bytes);
     let (mut page, mut compressed, mut last) = (Page { kind: -1, ..Page::default() }, -1, 0);
     while let Some((id, kind)) = r.field(&mut last)? {

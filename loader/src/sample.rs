@@ -58,7 +58,7 @@ pub fn sample(dataset: &Dataset, n: usize, seed: u64, skip: &SkipList, filter: &
     // In storage order, so that no row group is read twice; what each place gives is put together in the order of the choice.
     let mut by_storage: Vec<usize> = (0..chosen.len()).collect();
     by_storage.sort_by_key(|&k| (chosen[k].shard, chosen[k].group, chosen[k].rows.start));
-    let loader = Loader::new(dataset, skip.clone(), filter.clone());
+    let loader = Loader::new(dataset, skip.clone(), filter.clone())?;
     let mut parts: Vec<Sample> = vec![Sample::default(); chosen.len()];
     let mut loaded: Vec<(Extent, Loaded)> = Vec::new();
     let (mut taken, mut seen) = (0u64, 0u64);

@@ -75,6 +75,12 @@ impl RowFilter {
         !self.needs_norm() && self.positions.is_empty() && self.token_ids.is_empty()
     }
 
+    /// The columns that it looks at.
+    pub(crate) fn columns(&self) -> impl Iterator<Item = &'static str> {
+        let of = [("pos", &self.positions), ("token_id", &self.token_ids)];
+        of.into_iter().filter(|(_, unwanted)| !unwanted.is_empty()).map(|(name, _)| name)
+    }
+
     pub(crate) fn needs_norm(&self) -> bool {
         self.finite || self.norm_min.is_some() || self.norm_max.is_some()
     }

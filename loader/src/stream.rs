@@ -152,7 +152,7 @@ impl Stream {
         let StreamOptions { order, seed, epoch, batch, limit, .. } = options;
         let plan = Arc::new(Plan::new(dataset.as_opened(), order, seed, epoch, batch, limit)?);
         from.check(&plan)?;
-        let loader = Arc::new(Loader::new(dataset, options.skip, options.filter));
+        let loader = Arc::new(Loader::new(dataset, options.skip, options.filter)?);
         let (partition, prefetch_bytes, threads) = (options.partition, options.prefetch_bytes, options.threads);
         let reading = FeedOptions { partition, prefetch_bytes, threads };
         let step = from.step.min(plan.steps());

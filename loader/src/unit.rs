@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::decode::Buffer;
+use crate::decode::{Buffer, Outer};
 use crate::pages::Run;
 use crate::{Error, Result};
 
@@ -32,6 +32,8 @@ pub(crate) struct Extent {
 pub(crate) struct Loaded {
     pub(crate) buffer: Option<Buffer>,
     pub(crate) runs: Vec<Run>,
+    /// Lists that the rows lie in.
+    pub(crate) outer: Outer,
     /// For each row whether it is left out; `None`: none is.
     pub(crate) flags: Option<Vec<u8>>,
 }

@@ -15,9 +15,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type as SchemaType;
 
-use crate::footer::unchecked_range;
 use crate::upload::Upload;
-use crate::{Dtype, Error, Manifest, Result, RowGroup, Shard, Store, decode, manifest, pages};
+use crate::{Dtype, Error, Manifest, Result, RowGroup, Shard, Store, chunks, decode, manifest, pages};
 
 /// How column chunks are compressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -242,7 +241,7 @@ impl ShardWriter {
                 column.close()?;
             }
         }
-        let range = unchecked_range(group.close()?.column(0));
+        let range = chunks::range(group.close()?.column(0));
         parquet.flush()?;
         Ok(range)
     }

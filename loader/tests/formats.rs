@@ -9,17 +9,15 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Float16Array, Float32Array, Int32Array, ListArray,
-    RecordBatch,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::Field;
-use common::{drain, ids, memory, open, write};
+use common::{drain, file, ids, memory, open, rows_of, write};
 use half::f16;
 use loader::{
     Compression, Cursor, Dataset, Dtype, InspectOptions, ManifestState, OpenOptions, Order, RowFilter, RowId,
     ShardWriter, SkipList, Store, Stream, StreamOptions, WriteOptions, inspect, sample,
 };
-use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression as Codec, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
@@ -67,14 +65,6 @@ fn plain() -> WriterPropertiesBuilder {
     WriterProperties::builder().set_dictionary_enabled(false).set_max_row_group_row_count(Some(200))
 }
 
-fn file(path: &Path, columns: Vec<(&str, ArrayRef, bool)>, properties: WriterPropertiesBuilder) {
-    let batch = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
-    let out = std::fs::File::create(path).unwrap();
-    let mut writer = ArrowWriter::try_new(out, batch.schema(), Some(properties.build())).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
-}
-
 fn one(
     name: &'static str,
     array: ArrayRef,
@@ -89,19 +79,6 @@ fn one(
 
 fn read(url: &str) -> Vec<f32> {
     rows_of(&open(url))
-}
-
-fn rows_of(dataset: &Dataset) -> Vec<f32> {
-    let options = StreamOptions { order: Order::Sequential, batch: 64, ..StreamOptions::default() };
-    let mut stream = Stream::start(dataset, options, Cursor::default()).unwrap();
-    let mut buffer = vec![0; stream.max_rows() * dataset.row_bytes()];
-    let mut out = Vec::new();
-    while let Some(batch) = stream.next(&mut buffer).unwrap() {
-        let mut rows = vec![0f32; batch.rows * dataset.width()];
-        dataset.dtype().to_f32(&buffer[..batch.rows * dataset.row_bytes()], &mut rows);
-        out.extend(rows);
-    }
-    out
 }
 
 fn failure(url: &str) -> String {
@@ -265,7 +242,7 @@ fn errors_say_what_to_do() {
     file(&at("c.parquet"), vec![("pos", ints, false)], plain());
     assert_eq!(
         text("c.parquet"),
-        "DIR/c.parquet: no activation column: FixedSizeBinary or a list of float16/float32 is needed; the file has: pos: INT32"
+        "DIR/c.parquet: no activation column: FixedSizeBinary or a list of float16/float32/float64 is needed; the file has: pos: INT32"
     );
     file(&at("d.parquet"), vec![("x", fixed_list(f16s()), false), ("y", fixed_list(f16s()), false)], plain());
     assert_eq!(

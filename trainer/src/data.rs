@@ -58,6 +58,11 @@ impl Data {
                 eval.width()
             )));
         }
+        let filter = recipe.data.filter.without_medians();
+        train.check_columns(&filter, &skip_list(&train, &recipe.data.skip)?)?;
+        if let Some(eval) = &eval {
+            eval.check_columns(&filter, &SkipList::default())?;
+        }
         let rows = match recipe.train.tokens {
             Some(tokens) if tokens > train.rows() => {
                 return Err(Error::Recipe(format!(

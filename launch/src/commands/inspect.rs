@@ -34,6 +34,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             ("width", found.width.to_string()),
             ("dtype", found.dtype.name().to_owned()),
             ("shards", found.shards.to_string()),
+            ("columns beside", columns(&found)),
             ("globally shuffled", if found.prepared { "yes" } else { "not known to be" }.to_owned()),
             ("rows looked at", HumanCount(found.looked_at).to_string()),
             ("mean norm", table::number(found.mean_norm)),
@@ -47,6 +48,11 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             ("identity", found.identity.clone()),
         ];
         table::print(&args.data.join(", "), &rows);
+        for column in &found.token_columns {
+            if let Some(problem) = &column.problem {
+                table::say(format!("no filter can use the column {}: {problem}", column.name));
+            }
+        }
         if !found.first_non_finite_names.is_empty() {
             table::say(format!("rows with NaN or infinity begin with: {}", found.first_non_finite_names.join(", ")));
         }
@@ -75,6 +81,18 @@ fn scale(found: &Inspection) -> String {
 fn quantiles(found: &Inspection, which: impl Fn(&NormQuantiles) -> Vec<f64>) -> String {
     let shown = |of| which(of).into_iter().map(table::number).collect::<Vec<_>>().join(" · ");
     found.norm_quantiles.as_ref().map_or("–".into(), shown)
+}
+
+/// The columns of one integer a row.
+fn columns(found: &Inspection) -> String {
+    if found.token_columns.is_empty() {
+        return "none of token_id, doc_id and pos".into();
+    }
+    let column = |column: &loader::TokenColumn| match column.problem {
+        Some(_) => format!("{} (not in a usable form in all shards, see below)", column.name),
+        None => column.name.clone(),
+    };
+    found.token_columns.iter().map(column).collect::<Vec<_>>().join(", ")
 }
 
 /// What there is of a manifest, and exactly what was compared with its checksums.

@@ -1,7 +1,14 @@
 //! Datasets whose rows say which row they are.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use loader::{Batch, Cursor, Dataset, Dtype, OpenOptions, ShardWriter, Store, Stream, StreamOptions, WriteOptions};
+use std::path::Path;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use loader::{
+    Batch, Cursor, Dataset, Dtype, OpenOptions, Order, ShardWriter, Store, Stream, StreamOptions, WriteOptions,
+};
+use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterPropertiesBuilder;
 
 /// Row `i`: its number in the first eight bytes, then a pattern of it.
 pub fn row(i: u64, row_bytes: usize) -> Vec<u8> {
@@ -56,4 +63,27 @@ pub fn memory() -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
     static COUNT: AtomicU64 = AtomicU64::new(0);
     format!("memory://test-{}/data", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Writes a file of these columns: (name, values, whether they may be null).
+pub fn file(path: &Path, columns: Vec<(&str, ArrayRef, bool)>, properties: WriterPropertiesBuilder) {
+    let batch = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
+    let out = std::fs::File::create(path).unwrap();
+    let mut writer = ArrowWriter::try_new(out, batch.schema(), Some(properties.build())).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+/// All rows of a dataset as f32, in the order of storage.
+pub fn rows_of(dataset: &Dataset) -> Vec<f32> {
+    let options = StreamOptions { order: Order::Sequential, batch: 64, ..StreamOptions::default() };
+    let mut stream = Stream::start(dataset, options, Cursor::default()).unwrap();
+    let mut buffer = vec![0; stream.max_rows() * dataset.row_bytes()];
+    let mut out = Vec::new();
+    while let Some(batch) = stream.next(&mut buffer).unwrap() {
+        let mut rows = vec![0f32; batch.rows * dataset.width()];
+        dataset.dtype().to_f32(&buffer[..batch.rows * dataset.row_bytes()], &mut rows);
+        out.extend(rows);
+    }
+    out
 }
