@@ -288,6 +288,9 @@ pub struct Eval {
     /// Folders, files, globs or URLs of the rows; the run's data.eval when absent.
     #[arg(long)]
     pub data: Vec<String>,
+    /// The column of activations; the run's data.column when absent.
+    #[arg(long)]
+    pub column: Option<String>,
     /// At most this many rows.
     #[arg(long, value_parser = rows)]
     pub rows: Option<u64>,

@@ -54,7 +54,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     if urls.is_empty() {
         return Err(Failure::arguments("the run has no data.eval: say what to measure on with --data"));
     }
-    let column = recipe.data.column.clone();
+    let column = args.column.clone().or_else(|| recipe.data.column.clone());
     let dataset = Dataset::open(&urls, &OpenOptions { column, ..OpenOptions::default() })?;
     let width = found.manifest.width;
     if dataset.width() != width {
