@@ -72,9 +72,11 @@ impl<D: Device> Buffers<D> {
         Ok(Some(Seen { own, call }))
     }
 
-    /// The rows that this rank brings, as stored, between the halves of [`Buffers::next`].
+    /// The rows that this rank brings, as stored, between the halves of [`Buffers::next`]; none on a card that has failed, which
+    /// the next operation on it tells.
     pub fn own(&self, device: &D, seen: &Seen, row_bytes: usize) -> &[u8] {
-        &self.staging.as_ref()[self.first_own(device, row_bytes)..][..seen.own.rows * row_bytes]
+        let from = self.first_own(device, row_bytes);
+        self.staging.as_ref().get(from..from + seen.own.rows * row_bytes).unwrap_or_default()
     }
 
     /// The second half of [`Buffers::next`]: all rows that this rank sees lie in `staging` then.

@@ -86,9 +86,9 @@ impl Survey {
     /// Says in the log what a person should know of the norms before the run.
     pub fn tell(&self, data: &Data) {
         if let Some(heavy) = self.heavy(data) {
-            tracing::warn!("{heavy}");
+            tracing::warn!(top1_share = heavy.top1_share, "{heavy}");
         } else if let Some(share) = self.top1_share() {
-            tracing::info!("the largest 1 % of the rows carry {:.1} % of E‖x‖²", 100.0 * share);
+            tracing::info!(top1_share = share, "the largest 1 % of the rows carry {:.1} % of E‖x‖²", 100.0 * share);
         }
     }
 }
