@@ -1,7 +1,7 @@
 //! What a sample of the training rows says before a run starts: the factor on every row, the median norm, and whether a few rows are
 //! everything.
 
-use loader::{Heavy, Norms, RowFilter, RowId, Sample, TOP, heavy, sample};
+use loader::{Norms, RowFilter, RowId, Sample, TOP, heavy, sample};
 
 use crate::Error;
 use crate::data::Data;
@@ -19,6 +19,8 @@ pub struct Survey {
     pub norm_median: Option<f32>,
     /// The filter in norms.
     pub filter: RowFilter,
+    /// Rows sampled, and those of them that are not finite: a run stops at the first.
+    non_finite: (usize, usize),
     /// Norms of the sampled rows that the filter keeps.
     norms: Vec<f64>,
     /// Which rows these are.
@@ -39,9 +41,10 @@ impl Survey {
         };
         let sampled = match (sample(&data.train, ROWS, recipe.data.seed, &data.skip(recipe)?, &filter), given) {
             (Ok(sampled), _) => sampled,
-            (Err(error), Some(scale)) if !recipe.data.filter.is_relative() => {
+            (Err(error), Some(scale)) if is_damage(&error) && !recipe.data.filter.is_relative() => {
                 tracing::info!("the norms of rows were not looked at: {error}");
-                return Ok(Survey { scale, norm_median: None, filter, norms: Vec::new(), ids: Vec::new() });
+                let (norms, ids) = (Vec::new(), Vec::new());
+                return Ok(Survey { scale, norm_median: None, filter, non_finite: (0, 0), norms, ids });
             }
             (Err(error), _) => return Err(error.into()),
         };
@@ -49,7 +52,8 @@ impl Survey {
         let Sample { ids, rows } = sampled;
         drop(rows);
         let of = ids.len();
-        if of > 0 && !squared_norms.iter().any(|norm| norm.is_finite()) {
+        let finite = squared_norms.iter().filter(|norm| norm.is_finite()).count();
+        if of > 0 && finite == 0 {
             return Err(Error::Data(format!(
                 "none of {of} sampled rows of data.train is finite: all hold NaN or infinite values; look at the data with \
                  `sae inspect`, and make the rows again"
@@ -67,10 +71,7 @@ impl Survey {
             None => auto_scale(kept.iter().map(|(_, norm)| *norm), data.train.width())?,
         };
         let (ids, norms): (_, Vec<f64>) = kept.into_iter().map(|(id, norm)| (id, norm.sqrt())).unzip();
-        if norms.len() < of {
-            tracing::info!("{} of {of} sampled rows are not finite or beyond a bound of data.filter", of - norms.len());
-        }
-        Ok(Survey { scale, norm_median, filter, norms, ids })
+        Ok(Survey { scale, norm_median, filter, non_finite: (of, of - finite), norms, ids })
     }
 
     /// Which share of E‖x‖² the largest 1 % of the rows carry; `None` where that was not looked at, or E‖x‖² is 0.
@@ -78,19 +79,25 @@ impl Survey {
         self.norms.iter().copied().collect::<Norms>().top_share(TOP)
     }
 
-    /// The rows that carry too much of E‖x‖², if any do.
-    pub fn heavy(&self, data: &Data) -> Option<Heavy> {
-        heavy(&data.train, &self.ids, &self.norms)
-    }
-
-    /// Says in the log what a person should know of the norms before the run.
+    /// Says in the log what a person should know of the rows before the run.
     pub fn tell(&self, data: &Data) {
-        if let Some(heavy) = self.heavy(data) {
+        if let (of, found @ 1..) = self.non_finite {
+            tracing::warn!(
+                "{found} of {of} sampled rows hold NaN or infinite values: the run would stop at the first; data.filter.finite = true \
+                 leaves such rows out"
+            );
+        }
+        if let Some(heavy) = heavy(&data.train, &self.ids, &self.norms) {
             tracing::warn!(top1_share = heavy.top1_share, "{heavy}");
         } else if let Some(share) = self.top1_share() {
             tracing::info!(top1_share = share, "the largest 1 % of the rows carry {:.1} % of E‖x‖²", 100.0 * share);
         }
     }
+}
+
+/// Whether an error is about rows, which may be left out or whole again by the time they are needed.
+fn is_damage(error: &loader::Error) -> bool {
+    matches!(error, loader::Error::Data { .. } | loader::Error::Changed { .. } | loader::Error::NotFound { .. })
 }
 
 /// The median of the norms that are finite.

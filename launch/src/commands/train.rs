@@ -254,9 +254,7 @@ fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device) -> Result<(), Fa
         ("checkpoints kept", format!("{} and the best", recipe.checkpoint.keep)),
     ];
     table::print(&format!("plan for {}", recipe.run.dir), &rows);
-    if let Some(heavy) = survey.heavy(&data) {
-        tracing::warn!("{heavy}");
-    }
+    survey.tell(&data);
     table::say("next: the same command without --dry-run");
     Ok(())
 }
