@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod contents;
 mod device;
 mod failure;
 mod job;

@@ -39,8 +39,9 @@ impl Cursor {
         Cursor { step, of: Some(plan.origin().clone()) }
     }
 
-    /// Refuses a cursor that counts in another order, naming every difference.
-    pub(crate) fn check(&self, plan: &Plan) -> Result<()> {
+    /// Refuses a cursor that counts in another order, naming every difference; `if_copied` is what to do where the data are copies
+    /// of those that it counts in.
+    pub(crate) fn check(&self, plan: &Plan, if_copied: Option<String>) -> Result<()> {
         let Some(of) = &self.of else { return Ok(()) };
         let now = plan.origin();
         let fields = [
@@ -57,6 +58,10 @@ impl Cursor {
             .filter(|(_, was, is)| was != is)
             .map(|(name, was, is)| format!("{name} was {was} and is now {is}"))
             .collect();
-        if differences.is_empty() { Ok(()) } else { Err(Error::Cursor { difference: differences.join("; ") }) }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let if_copied = if_copied.filter(|_| of.identity != now.identity);
+        Err(Error::Cursor { difference: differences.into_iter().chain(if_copied).collect::<Vec<_>>().join("; ") })
     }
 }

@@ -1,21 +1,27 @@
 //! Opening a dataset: from its manifest, or from the footers of its shards.
 
+mod beside;
+mod contents;
+mod describe;
+mod find;
+mod kept;
+mod rule;
+mod same;
+mod walk;
+
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use serde::Deserialize;
+pub use self::contents::{Contents, Folder, LeftOut};
+pub use self::rule::Why;
+pub(crate) use self::rule::is_shard_name;
+pub use self::same::SameBy;
 
-use crate::footer::{Footer, Layout};
-use crate::{
-    Dtype, Entry, Error, Location, Manifest, Piece, Result, RowFilter, RowId, Shard, SkipList, Store, manifest, tokens,
-};
-
-/// What to do about a manifest that cannot be kept.
-const REDO: &str =
-    "delete manifest.json beside the data and run `sae inspect`, which writes a new one of what is there";
-/// Footers read at the same time.
-const FOOTER_THREADS: usize = 16;
+use self::describe::{Described, combine, describe};
+use self::find::{Found, Place, find};
+use crate::footer::Footer;
+use crate::{Dtype, Error, Manifest, Piece, Result, RowFilter, RowId, Shard, SkipList, Store, tokens};
 
 /// How a dataset is opened.
 #[derive(Debug, Clone, Default)]
@@ -37,70 +43,112 @@ pub struct Dataset {
 #[derive(Debug)]
 struct Inner {
     manifest: Manifest,
-    /// For each shard its store and key.
-    sources: Vec<(Store, String)>,
+    /// Where each shard is.
+    sources: Vec<Source>,
+    left_out: Vec<LeftOut>,
+    /// The folder that this is all of.
+    folder: Option<Store>,
     column: Option<String>,
     /// Footers, read when first needed.
     footers: Vec<OnceLock<Arc<Footer>>>,
     /// Checksums that became known while reading: (shard, row group).
     filled: Mutex<HashMap<(u32, u32), Vec<Piece>>>,
     found_manifest: bool,
+    /// Folders of shards that no manifest describes.
+    bare: Vec<String>,
     /// Whether it was said that numbers are narrowed, and that some are infinite then.
     told_narrowed: AtomicBool,
     told_beyond: AtomicBool,
 }
 
-/// One shard as found by listing.
-struct Found {
+/// Where a shard is.
+#[derive(Debug)]
+struct Source {
     store: Store,
     key: String,
-    /// Its path in the manifest.
-    path: String,
-    size: u64,
-    etag: Option<String>,
+    /// The same for all paths that lead to one file.
+    place: String,
+    /// The same for all shards of the same rows, as far as its manifest said so from the start: what is learned while reading must not
+    /// end a run.
+    sums: Option<u128>,
+}
+
+impl Source {
+    fn url(&self) -> String {
+        self.store.url_of(&self.key)
+    }
 }
 
 impl Dataset {
     /// Opens folders, files, globs or URLs.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a place without shards; [`Error::Data`] and [`Error::Changed`] for shards that do not make one data
+    /// set: of several shapes or columns, the same one twice, or others than a manifest beside them says; those of the store.
     pub fn open(urls: &[String], options: &OpenOptions) -> Result<Self> {
         if urls.is_empty() {
             return Err(Error::Arguments("no data: give a folder, a file, a glob or a URL".into()));
         }
-        let mut found = Vec::new();
-        let mut manifests = Vec::new();
-        for (i, url) in urls.iter().enumerate() {
+        let mut places = urls.iter().map(|url| find(url, options.column.as_deref())).collect::<Result<Vec<_>>>()?;
+        let prefix = |i: usize| if urls.len() > 1 { format!("{i:04}/") } else { String::new() };
+        let bare =
+            places.iter().filter(|place| place.manifest.is_none()).map(|place| place.store.url().to_string()).collect();
+        let (mut found, mut manifests) = (Vec::new(), Vec::new());
+        for (i, place) in places.iter_mut().enumerate() {
             // With several places, paths carry the place's number: names may repeat.
-            let prefix = if urls.len() > 1 { format!("{i:04}/") } else { String::new() };
-            find(url, &prefix, options.column.as_deref(), &mut found, &mut manifests)?;
-        }
-        if found.is_empty() {
-            return Err(Error::NotFound { location: urls.join(", "), hint: no_shards_hint(urls) });
+            manifests.extend(place.manifest.take().map(|m| m.below(&prefix(i))));
+            found.extend(place.shards.drain(..).map(|entry| Found {
+                path: format!("{}{}", prefix(i), entry.key),
+                store: place.store.clone(),
+                key: entry.key,
+                size: entry.size,
+                etag: entry.etag,
+            }));
         }
         found.sort_by(|a, b| a.path.cmp(&b.path));
-        let cached = cached_manifest(options)?;
-        if let (Some(cached), Some(url)) = (&cached, &options.manifest) {
-            check_shape(cached, url, &found, &manifests)?;
+        let kept = kept::read(options)?;
+        if let (Some(kept), Some(url)) = (&kept, &options.manifest) {
+            let why_not = |path: &str| {
+                let below = |(i, place): (usize, &Place)| place.why_not(path.strip_prefix(prefix(i).as_str())?);
+                places.iter().enumerate().find_map(below)
+            };
+            kept::check_shape((kept, url), &found, why_not, &manifests)?;
         }
-        let known = cached.into_iter().chain(manifests.into_iter().flatten());
-        let mut beside: HashMap<String, Described> = HashMap::new();
-        for m in known {
-            let (shape, prepared, checksummed) = (Some((m.dtype, m.width)), m.prepared, m.checksummed);
-            for shard in m.shards {
-                let path = shard.path.clone();
-                beside.entry(path).or_insert(Described { shard, shape, is_double: false, prepared, checksummed });
-            }
+        let mut known: HashMap<String, Described> = HashMap::new();
+        for described in kept.into_iter().chain(manifests).flat_map(Described::all) {
+            known.entry(described.shard.path.clone()).or_insert(described);
         }
-        let found_manifest = found.iter().all(|f| beside.contains_key(&f.path));
-        let described = describe(&found, &beside, options)?;
+        let found_manifest = found.iter().all(|f| known.contains_key(&f.path));
+        let described = describe(&found, &known, options)?;
         let is_double = described.iter().any(|d| d.is_double);
+        let sums: Vec<_> = described.iter().map(Described::sums).collect();
         let manifest = combine(&found, described)?;
-        let sources = found.into_iter().map(|f| (f.store, f.key)).collect::<Vec<_>>();
+        let mut resolver = same::Resolver::default();
+        let source = |(f, sums): (Found, _)| {
+            let place = resolver.place(&f.store, &f.key);
+            Source { store: f.store, key: f.key, place, sums }
+        };
+        let sources: Vec<Source> = found.into_iter().zip(sums).map(source).collect();
         let footers = sources.iter().map(|_| OnceLock::new()).collect();
-        let filled = Mutex::default();
-        let column = options.column.clone();
+        let left_out = left_out(&places);
+        let folder = places.iter().find(|place| place.is_whole && places.len() == 1).map(|place| place.store.clone());
+        let (filled, column) = (Mutex::default(), options.column.clone());
         let (told_narrowed, told_beyond) = (AtomicBool::new(false), AtomicBool::new(false));
-        let inner = Inner { manifest, sources, column, footers, filled, found_manifest, told_narrowed, told_beyond };
+        let inner = Inner {
+            manifest,
+            sources,
+            left_out,
+            folder,
+            column,
+            footers,
+            filled,
+            found_manifest,
+            bare,
+            told_narrowed,
+            told_beyond,
+        };
         let dataset = Dataset { inner: Arc::new(inner) };
+        dataset.check_distinct(options)?;
         if is_double {
             dataset.tell_narrowed();
         }
@@ -163,6 +211,61 @@ impl Dataset {
         self.inner.found_manifest
     }
 
+    /// Name of the column of activations, if it is known: manifests of version 0.1.0 do not say it, nor does one that a run kept.
+    pub fn column(&self) -> Option<&str> {
+        self.inner.manifest.column.as_deref()
+    }
+
+    /// The folders of the shards, and what lies among them and is not read.
+    pub fn contents(&self) -> Contents {
+        let shards = self.inner.sources.iter().zip(self.shards());
+        let folders = contents::by_folder(shards.map(|(source, shard)| {
+            let folder = source.key.rsplit_once('/').map_or("", |(folder, _)| folder);
+            (source.store.url_of(folder), shard.rows)
+        }));
+        Contents { folders, left_out: self.inner.left_out.clone() }
+    }
+
+    /// What to do where the data are copies that came without their manifest, and are taken for others for want of its checksums.
+    pub fn if_copied(&self) -> Option<String> {
+        let bare = self.inner.bare.first()?;
+        Some(format!(
+            "no manifest lies beside the data now: if they are a copy of the same, `sae inspect {bare}` makes them known again"
+        ))
+    }
+
+    /// The folder that this is all of: where a manifest belongs. `None` for several places, a single file and what a glob finds.
+    pub(crate) fn folder(&self) -> Option<&Store> {
+        self.inner.folder.as_ref()
+    }
+
+    /// A shard of this data set that is also one of `other`, by its name here and there, and what shows that it is the same.
+    pub fn shared_with(&self, other: &Dataset) -> Option<(String, String, SameBy)> {
+        let mut index = same::Index::default();
+        self.inner.sources.iter().for_each(|source| index.add(source));
+        other.inner.sources.iter().find_map(|source| {
+            let (same, by) = index.find(source)?;
+            Some((same.url(), source.url(), by))
+        })
+    }
+
+    /// Refuses the same shard twice. A run that goes on was begun with it, by a version that did not look.
+    fn check_distinct(&self, options: &OpenOptions) -> Result<()> {
+        let mut index = same::Index::default();
+        for source in &self.inner.sources {
+            if let Some((first, by)) = index.find(source) {
+                let error = same::twice((&first.url(), &source.url()), by);
+                if options.manifest.is_none() {
+                    return Err(error);
+                }
+                tracing::warn!("{error}: the run goes on as it began");
+                break;
+            }
+            index.add(source);
+        }
+        Ok(())
+    }
+
     /// A row as `path:row`.
     pub fn row_name(&self, row: RowId) -> String {
         match self.inner.manifest.shards.get(row.shard as usize) {
@@ -176,8 +279,8 @@ impl Dataset {
     }
 
     pub(crate) fn source(&self, shard: u32) -> (&Store, &str) {
-        let (store, key) = &self.inner.sources[shard as usize];
-        (store, key)
+        let source = &self.inner.sources[shard as usize];
+        (&source.store, &source.key)
     }
 
     /// A row group's place, for messages.
@@ -252,356 +355,19 @@ impl Dataset {
     }
 }
 
-fn no_shards_hint(urls: &[String]) -> String {
-    let single = urls.len() == 1 && urls[0].ends_with(".parquet") && !urls[0].contains(['*', '?', '[']);
-    if single { String::new() } else { ": no .parquet files there; check the prefix".into() }
-}
-
-/// Lists the shards at one location and reads the manifest beside them.
-fn find(
-    url: &str,
-    prefix: &str,
-    column: Option<&str>,
-    found: &mut Vec<Found>,
-    manifests: &mut Vec<Option<Manifest>>,
-) -> Result<()> {
-    let location = Location::resolve(url)?;
-    let looks_like_file = location.pattern.is_none() && url.ends_with(".parquet");
-    if looks_like_file && let Some((folder, name)) = location.split_file() {
-        let store = folder.store();
-        if let Some(entry) = store.head(&name)? {
-            let mut known = read_manifest(&store)?;
-            if let Some(m) = &mut known {
-                m.shards.retain(|s| s.path == name);
-            }
-            known = of_column(&store, known, std::slice::from_ref(&entry), column)?;
-            if let Some(m) = known.as_ref().filter(|m| !m.shards.is_empty()) {
-                check_against(&store, m, std::slice::from_ref(&entry), true)?;
-            }
-            push_manifest(known, prefix, manifests);
-            found.push(Found { path: format!("{prefix}{name}"), store, key: name, size: entry.size, etag: entry.etag });
-            return Ok(());
-        }
+/// What is left out at all places, by its URL; of shards without a byte also a warning, because rows may be missing.
+fn left_out(places: &[Place]) -> Vec<LeftOut> {
+    let url = |place: &Place, path: &str| place.store.url_of(path);
+    let all = places.iter().flat_map(|place| place.left_out.iter().map(|(path, why)| (url(place, path), *why)));
+    let left_out = contents::by_reason(all);
+    for empty in left_out.iter().filter(|left_out| left_out.why == Why::Empty) {
+        tracing::warn!("left out: {empty}: what wrote them may not have ended");
     }
-    let store = location.store();
-    let known = read_manifest(&store)?;
-    if !store.lists() {
-        let first = known.as_ref().and_then(|m| m.shards.first());
-        let first = first.map(|shard| store.head(&shard.path)).transpose()?.flatten();
-        let known = of_column(&store, known, first.as_slice(), column)?;
-        return find_unlisted(&store, prefix, known, found, manifests);
+    for (place, format) in places.iter().filter_map(|place| Some((place, place.table_format()?))) {
+        tracing::warn!(
+            "{} is a {format} table: all Parquet files in it are read, also those that its log has removed or replaced",
+            place.store.url()
+        );
     }
-    let entries = store.list("")?;
-    let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
-    let is_shard =
-        |key: &str| key.ends_with(".parquet") && !key.rsplit('/').next().is_some_and(|n| n.starts_with(['.', '_']));
-    let chosen: Vec<_> = entries
-        .into_iter()
-        .filter(|e| is_shard(&e.key))
-        .filter(|e| location.pattern.as_ref().is_none_or(|p| p.matches_with(&e.key, options)))
-        .collect();
-    let known = of_column(&store, known, &chosen, column)?;
-    if let Some(m) = &known {
-        check_against(&store, m, &chosen, location.pattern.is_some())?;
-    }
-    let bionemo =
-        chosen.iter().any(|e| e.key == "shard_00000.parquet").then(|| store.get("metadata.json").ok()).flatten();
-    if let Some(json) = bionemo {
-        check_bionemo(&store, &json, chosen.len())?;
-    }
-    push_manifest(known, prefix, manifests);
-    for e in chosen {
-        found.push(Found {
-            path: format!("{prefix}{}", e.key),
-            store: store.clone(),
-            key: e.key,
-            size: e.size,
-            etag: e.etag,
-        });
-    }
-    Ok(())
-}
-
-/// The manifest, unless it describes another column of the same files than the one that is asked for: pages of both have the same
-/// form, and only a footer tells them apart. That of the first of `entries` that is as the manifest has it speaks for all: what has
-/// changed is told where all are compared.
-fn of_column(
-    store: &Store,
-    known: Option<Manifest>,
-    entries: &[Entry],
-    column: Option<&str>,
-) -> Result<Option<Manifest>> {
-    let Some(m) = &known else { return Ok(known) };
-    let described = |entry: &Entry| {
-        let at = m.shards.binary_search_by(|shard| shard.path.as_str().cmp(&entry.key)).ok()?;
-        Some(&m.shards[at]).filter(|shard| shard.size == entry.size && shard.rows > 0)
-    };
-    let Some(first) = entries.iter().find_map(described) else { return Ok(known) };
-    let footer = Footer::read(store, &first.path, first.size, column)?;
-    let chunks: Vec<_> = first.row_groups.iter().map(|group| (group.offset, group.length)).collect();
-    match footer.leaf_at(&chunks) {
-        Some(leaf) if footer.column.as_ref().is_some_and(|column| column.leaf != leaf) => {
-            let url = store.url_of(manifest::FILE_NAME);
-            tracing::info!("{url} describes another column of these files, and is not used");
-            Ok(None)
-        }
-        _ => Ok(known),
-    }
-}
-
-/// A server without listing: the manifest says what there is.
-fn find_unlisted(
-    store: &Store,
-    prefix: &str,
-    known: Option<Manifest>,
-    found: &mut Vec<Found>,
-    manifests: &mut Vec<Option<Manifest>>,
-) -> Result<()> {
-    let Some(m) = known else {
-        let hint = ": plain HTTP has no listing: name the .parquet files, or put a manifest.json beside them".into();
-        return Err(Error::NotFound { location: store.url().into(), hint });
-    };
-    for s in &m.shards {
-        let (path, etag) = (format!("{prefix}{}", s.path), None);
-        found.push(Found { path, store: store.clone(), key: s.path.clone(), size: s.size, etag });
-    }
-    push_manifest(Some(m), prefix, manifests);
-    Ok(())
-}
-
-/// Puts the place's number before the paths.
-fn push_manifest(known: Option<Manifest>, prefix: &str, manifests: &mut Vec<Option<Manifest>>) {
-    manifests.push(known.map(|mut m| {
-        m.shards.iter_mut().for_each(|s| s.path = format!("{prefix}{}", s.path));
-        m
-    }));
-}
-
-fn read_manifest(store: &Store) -> Result<Option<Manifest>> {
-    let key = manifest::FILE_NAME;
-    let entry = match store.head(key) {
-        // Whoever may not list gets no other answer for what is absent.
-        Err(Error::Denied { .. }) if store.local_path().is_none() => {
-            if store.lists() {
-                // Where nothing may be seen, that is what is wrong.
-                store.list("")?;
-            }
-            let url = store.url_of(key);
-            tracing::warn!("{url} is refused by the store, or absent: going on without its checksums");
-            return Ok(None);
-        }
-        found => found?,
-    };
-    let Some(entry) = entry else { return Ok(None) };
-    if entry.size > manifest::MAX_BYTES {
-        return Err(Error::data(store.url_of(key), format!("{} bytes are no manifest", entry.size)));
-    }
-    let json = store.get(key)?;
-    let manifest = match Manifest::from_json(&json, &store.url_of(key)) {
-        Ok(manifest) => manifest,
-        Err(_) if Manifest::is_foreign(&json) => {
-            tracing::warn!("{} is not a manifest of activation shards: left alone", store.url_of(key));
-            return Ok(None);
-        }
-        // Going on without it would give up its checksums, and a run its identity.
-        Err(Error::Data { location, problem }) => {
-            return Err(Error::data(location, format!("{problem}: bring the earlier file back, or {REDO}")));
-        }
-        Err(e) => return Err(e),
-    };
-    if let Some(root) = store.local_path() {
-        inside(root, &manifest)?;
-    }
-    Ok(Some(manifest))
-}
-
-/// Refuses shards of a manifest that are links out of its folder.
-fn inside(root: &std::path::Path, manifest: &Manifest) -> Result<()> {
-    let Ok(real_root) = root.canonicalize() else { return Ok(()) };
-    for s in &manifest.shards {
-        let path = root.join(&s.path);
-        if path.canonicalize().is_ok_and(|real| !real.starts_with(&real_root)) {
-            let problem = "a shard of the manifest is a link that leaves the manifest's folder".to_string();
-            return Err(Error::data(path.display().to_string(), problem));
-        }
-    }
-    Ok(())
-}
-
-/// A manifest must describe exactly what lies there.
-fn check_against(store: &Store, m: &Manifest, listed: &[Entry], partial: bool) -> Result<()> {
-    let sizes: HashMap<&str, u64> = listed.iter().map(|e| (e.key.as_str(), e.size)).collect();
-    let known: HashMap<&str, u64> = m.shards.iter().map(|s| (s.path.as_str(), s.size)).collect();
-    for s in &m.shards {
-        match sizes.get(s.path.as_str()) {
-            Some(&size) if size != s.size => {
-                let problem = format!("{size} bytes, the manifest says {}: if the change is meant, {REDO}", s.size);
-                return Err(Error::Changed { location: store.url_of(&s.path), problem });
-            }
-            None if !partial => {
-                return Err(Error::data(
-                    store.url_of(&s.path),
-                    format!("listed in the manifest, but absent: if that is meant, {REDO}"),
-                ));
-            }
-            _ => {}
-        }
-    }
-    match listed.iter().find(|e| !known.contains_key(e.key.as_str())) {
-        Some(extra) => Err(Error::data(
-            store.url_of(&extra.key),
-            format!("not listed in the manifest beside it: if it belongs there, {REDO}"),
-        )),
-        None => Ok(()),
-    }
-}
-
-/// BioNeMo's store says how many shards there must be.
-fn check_bionemo(store: &Store, json: &[u8], shards: usize) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Store {
-        n_shards: usize,
-    }
-    match serde_json::from_slice::<Store>(json) {
-        Ok(s) if s.n_shards != shards => Err(Error::data(
-            store.url_of("metadata.json"),
-            format!("speaks of {} shards, there are {shards}", s.n_shards),
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn cached_manifest(options: &OpenOptions) -> Result<Option<Manifest>> {
-    let Some(url) = &options.manifest else { return Ok(None) };
-    let Some((folder, name)) = Location::resolve(url)?.split_file() else { return Ok(None) };
-    let store = folder.store();
-    match store.get(&name) {
-        Ok(json) => Manifest::from_json(&json, url).map(Some).map_err(|e| match e {
-            Error::Data { location, problem } => {
-                Error::data(location, format!("{problem}: delete it: its checksums are collected again"))
-            }
-            other => other,
-        }),
-        Err(Error::NotFound { .. }) => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-/// Refuses data whose files are not those of the cached manifest, naming the first difference.
-fn check_shape(cached: &Manifest, url: &str, found: &[Found], beside: &[Option<Manifest>]) -> Result<()> {
-    let before: HashMap<&str, &Shard> = cached.shards.iter().map(|s| (s.path.as_str(), s)).collect();
-    let changed = |location: String, what: String| {
-        let problem = format!("{what} ({url}): bring the earlier data back, or start a new run");
-        Err(Error::Changed { location, problem })
-    };
-    for f in found {
-        let location = f.store.url_of(&f.key);
-        match before.get(f.path.as_str()) {
-            None => return changed(location, "the file is new".into()),
-            Some(s) if s.size != f.size => {
-                return changed(location, format!("{} bytes now, {} before", f.size, s.size));
-            }
-            Some(_) => {}
-        }
-    }
-    // Listings are sorted by path and hold each path once.
-    let is_there = |s: &&Shard| found.binary_search_by(|f| f.path.cmp(&s.path)).is_ok();
-    if let Some(gone) = cached.shards.iter().find(|s| !is_there(s)) {
-        return changed(gone.path.clone(), "the file is gone".into());
-    }
-    let shape = |s: &Shard| s.row_groups.iter().map(|g| (g.rows, g.offset, g.length)).collect::<Vec<_>>();
-    for m in beside.iter().flatten() {
-        if (m.width, m.dtype) != (cached.width, cached.dtype) {
-            let what = format!("rows of {} × {} now, of {} × {} before", m.width, m.dtype, cached.width, cached.dtype);
-            return changed(m.shards.first().map_or_else(String::new, |s| s.path.clone()), what);
-        }
-        // A glob takes only some of the shards that the manifest beside them lists.
-        let differs = |s: &&Shard| before.get(s.path.as_str()).is_some_and(|b| shape(b) != shape(s));
-        if let Some(s) = m.shards.iter().find(differs) {
-            return changed(s.path.clone(), "the manifest beside it has other row groups".into());
-        }
-    }
-    Ok(())
-}
-
-/// A shard with what belongs to the whole dataset.
-#[derive(Clone)]
-struct Described {
-    shard: Shard,
-    /// Format and width; a shard without rows may say neither.
-    shape: Option<(Dtype, usize)>,
-    /// Whether its numbers are narrowed when they are read; a manifest does not say.
-    is_double: bool,
-    prepared: bool,
-    /// Whether its checksums belong to the identity.
-    checksummed: bool,
-}
-
-/// Describes every found shard: from a manifest where it fits, from the footer otherwise, several at a time.
-fn describe(found: &[Found], known: &HashMap<String, Described>, options: &OpenOptions) -> Result<Vec<Described>> {
-    let next = AtomicUsize::new(0);
-    let results: Vec<OnceLock<Result<Described>>> = found.iter().map(|_| OnceLock::new()).collect();
-    let work = || {
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(f) = found.get(i) else { break };
-            let described = match known.get(&f.path) {
-                // Sizes were compared when the manifest was found.
-                Some(d) => {
-                    let mut d = d.clone();
-                    // Only what the store says now: a copy of the data has other tags than the manifest.
-                    d.shard.etag.clone_from(&f.etag);
-                    Ok(d)
-                }
-                None => from_footer(f, options),
-            };
-            // Set once per index: each index is handed out once.
-            let _ = results[i].set(described);
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads = if known.is_empty() { FOOTER_THREADS.min(found.len()) } else { 1 };
-        (0..threads).for_each(|_| drop(scope.spawn(work)));
-    });
-    let absent = || Error::Arguments("a thread that reads footers died".into());
-    results.into_iter().map(|cell| cell.into_inner().unwrap_or_else(|| Err(absent()))).collect()
-}
-
-fn from_footer(f: &Found, options: &OpenOptions) -> Result<Described> {
-    let footer = Footer::read(&f.store, &f.key, f.size, options.column.as_deref())?;
-    let (width, row_groups) = footer.shape(&f.store, &f.key)?;
-    let rows = row_groups.iter().map(|g| g.rows).sum();
-    let raw = footer.layout == Layout::Raw;
-    let shape = footer.column.as_ref().map(|column| column.dtype).zip(width);
-    let row_bytes = shape.map_or(0, |(dtype, width)| (width * dtype.size()) as u64);
-    if let Some(i) = row_groups.iter().position(|g| raw && g.length < g.rows.saturating_mul(row_bytes)) {
-        let problem = format!("row group {i}: damaged: claims more rows than its bytes can hold");
-        return Err(Error::data(f.store.url_of(&f.key), problem));
-    }
-    let shard = Shard { path: f.path.clone(), size: f.size, etag: f.etag.clone(), rows, raw, row_groups };
-    let is_double = rows > 0 && footer.column.as_ref().is_some_and(|column| column.is_double);
-    Ok(Described { shard, shape, is_double, prepared: footer.prepared, checksummed: false })
-}
-
-/// One manifest of all shards, if they agree: those that have rows.
-fn combine(found: &[Found], described: Vec<Described>) -> Result<Manifest> {
-    let shapes = || found.iter().zip(&described).filter_map(|(f, d)| Some((f, d, d.shape?)));
-    let Some((first, _, (dtype, width))) = shapes().find(|(_, d, _)| d.shard.rows > 0).or_else(|| shapes().next())
-    else {
-        let problem = format!("no rows in {} files, so no width can be seen", found.len());
-        return Err(Error::data(found[0].store.url_of(&found[0].key), problem));
-    };
-    for (f, _, (other, wide)) in shapes().filter(|(_, d, _)| d.shard.rows > 0) {
-        if (other, wide) != (dtype, width) {
-            let first = first.store.url_of(&first.key);
-            let problem =
-                format!("rows of {wide} × {other} here, of {width} × {dtype} in {first}: all shards need one shape");
-            return Err(Error::data(f.store.url_of(&f.key), problem));
-        }
-    }
-    let has_rows = described.iter().any(|d| d.shard.rows > 0);
-    let prepared = described.iter().filter(|d| d.shard.rows > 0 || !has_rows).all(|d| d.prepared);
-    let checksummed = described.iter().all(|d| d.checksummed);
-    let shards = described.into_iter().map(|d| d.shard).collect();
-    Ok(Manifest::new(width, dtype, prepared, checksummed, shards))
+    left_out
 }

@@ -11,7 +11,7 @@ use crate::load::{Loader, extents};
 use crate::norms::{Norms, TOP};
 use crate::unit::{Extent, Loaded};
 use crate::{
-    Dataset, Dtype, Error, Heavy, Location, Manifest, OpenOptions, Result, RowFilter, RowId, SkipList, TokenColumn,
+    Contents, Dataset, Dtype, Error, Heavy, Manifest, OpenOptions, Result, RowFilter, RowId, SkipList, TokenColumn,
     heavy, manifest, sample, tokens,
 };
 
@@ -117,6 +117,9 @@ pub struct Inspection {
     pub verified_row_groups: u64,
     /// What does not fit, in words: damaged row groups with their files.
     pub mismatches: Vec<String>,
+    /// Its folders, and what is left out.
+    #[serde(flatten)]
+    pub contents: Contents,
 }
 
 /// Norms that so many per cent of the rows do not exceed.
@@ -192,7 +195,7 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
     let (manifest, identity) = if !mismatches.is_empty() {
         (ManifestState::Mismatched, dataset.identity())
     } else if is_new && !dataset.has_manifest() {
-        write_manifest(&dataset, urls, options.write_manifest && options.sample.is_none())?
+        write_manifest(&dataset, options.write_manifest && options.sample.is_none())?
     } else if total.verified_bytes == bytes {
         (ManifestState::Verified, dataset.identity())
     } else {
@@ -229,6 +232,7 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
         row_groups: groups().count() as u64,
         verified_row_groups: total.verified.len() as u64,
         mismatches,
+        contents: dataset.contents(),
     })
 }
 
@@ -368,14 +372,9 @@ fn sum(dataset: &Dataset, unit: &Extent, loaded: &Loaded) -> Sums {
 }
 
 /// Writes the manifest of data that has none, where it may: its state, and the data's identity from now on.
-fn write_manifest(dataset: &Dataset, urls: &[String], write: bool) -> Result<(ManifestState, String)> {
+fn write_manifest(dataset: &Dataset, write: bool) -> Result<(ManifestState, String)> {
     let as_opened = |state| Ok((state, dataset.identity()));
-    let [url] = urls else { return as_opened(ManifestState::Absent) };
-    let location = Location::resolve(url)?;
-    if !write || location.pattern.is_some() || url.ends_with(".parquet") {
-        return as_opened(ManifestState::Absent);
-    }
-    let store = location.store();
+    let Some(store) = dataset.folder().filter(|_| write) else { return as_opened(ManifestState::Absent) };
     match store.head(manifest::FILE_NAME) {
         Ok(None) => {}
         Ok(Some(_)) => return as_opened(ManifestState::Foreign),
@@ -384,7 +383,8 @@ fn write_manifest(dataset: &Dataset, urls: &[String], write: bool) -> Result<(Ma
         Err(other) => return Err(other),
     }
     let opened = dataset.manifest();
-    let complete = Manifest::new(opened.width, opened.dtype, opened.prepared, true, opened.shards);
+    let complete =
+        Manifest::new(opened.width, opened.dtype, opened.prepared, true, opened.shards).with_column(opened.column);
     match store.put(manifest::FILE_NAME, complete.to_json()) {
         Ok(()) => Ok((ManifestState::Written, complete.identity().to_string())),
         Err(Error::CannotWrite { .. }) => as_opened(ManifestState::ReadOnly),

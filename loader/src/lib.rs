@@ -43,7 +43,7 @@ mod upload;
 mod writer;
 
 pub use cursor::Cursor;
-pub use dataset::{Dataset, OpenOptions};
+pub use dataset::{Contents, Dataset, Folder, LeftOut, OpenOptions, SameBy, Why};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use heavy::{Heavy, HeavyAt, Remedy, heavy};

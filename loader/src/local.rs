@@ -140,7 +140,8 @@ pub(crate) fn stat(path: &Path) -> Result<Option<(u64, String)>> {
     }
 }
 
-fn tag(m: &fs::Metadata) -> String {
+/// Changes when the file does.
+pub(crate) fn tag(m: &fs::Metadata) -> String {
     format!("{:x}-{:x}-{:x}", m.ino(), m.mtime().wrapping_mul(1_000_000_000).wrapping_add(m.mtime_nsec()), m.len())
 }
 

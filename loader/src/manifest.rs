@@ -30,6 +30,9 @@ pub struct Manifest {
     pub prepared: bool,
     /// Whether every row group had its checksums when the manifest was made, so that they belong to the identity.
     pub checksummed: bool,
+    /// Name of the activation column, if it is known: manifests of version 0.1.0 do not say it. No part of the identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<String>,
     identity: String,
     /// Sorted by path.
     pub shards: Vec<Shard>,
@@ -90,6 +93,7 @@ impl Manifest {
             dtype,
             prepared,
             checksummed,
+            column: None,
             identity: String::new(),
             shards,
         };
@@ -114,6 +118,18 @@ impl Manifest {
             shard.row_groups.iter().for_each(|g| word(g.rows));
         }
         h.digest()
+    }
+
+    /// The same with the name of the activation column.
+    pub fn with_column(mut self, column: Option<String>) -> Self {
+        self.column = column;
+        self
+    }
+
+    /// The same with a prefix before the paths, so that several can be put together; no manifest of its own any more.
+    pub(crate) fn below(mut self, prefix: &str) -> Self {
+        self.shards.iter_mut().for_each(|shard| shard.path.insert_str(0, prefix));
+        self
     }
 
     /// Rows of all shards.

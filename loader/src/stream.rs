@@ -151,7 +151,7 @@ impl Stream {
         }
         let StreamOptions { order, seed, epoch, batch, limit, .. } = options;
         let plan = Arc::new(Plan::new(dataset.as_opened(), order, seed, epoch, batch, limit)?);
-        from.check(&plan)?;
+        from.check(&plan, dataset.if_copied())?;
         let loader = Arc::new(Loader::new(dataset, options.skip, options.filter)?);
         let (partition, prefetch_bytes, threads) = (options.partition, options.prefetch_bytes, options.threads);
         let reading = FeedOptions { partition, prefetch_bytes, threads };

@@ -15,8 +15,12 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type as SchemaType;
 
+use crate::dataset::is_shard_name;
 use crate::upload::Upload;
 use crate::{Dtype, Error, Manifest, Result, RowGroup, Shard, Store, chunks, decode, manifest, pages};
+
+/// Name of the column of activations in shards that are written here.
+const COLUMN: &str = "activation";
 
 /// How column chunks are compressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -114,8 +118,8 @@ impl ShardWriter {
         if options.width == 0 || options.width > crate::footer::MAX_WIDTH || options.shard_rows == 0 {
             return Err(Error::Arguments(format!("cannot write rows of width {}", options.width)));
         }
-        let taken = store.lists()
-            && store.list("")?.iter().any(|e| e.key.ends_with(".parquet") || e.key == manifest::FILE_NAME);
+        let taken =
+            store.lists() && store.list("")?.iter().any(|e| is_shard_name(&e.key) || e.key == manifest::FILE_NAME);
         if taken {
             let problem = "the folder already holds shards: give an empty one".to_string();
             return Err(Error::CannotWrite { location: store.url().into(), problem });
@@ -181,6 +185,7 @@ impl ShardWriter {
         self.close()?;
         let WriteOptions { width, dtype, prepared, .. } = self.options;
         let manifest = Manifest::new(width, dtype, prepared, true, std::mem::take(&mut self.shards));
+        let manifest = manifest.with_column(Some(COLUMN.to_string()));
         self.store.put(manifest::FILE_NAME, manifest.to_json())?;
         Ok(manifest)
     }
@@ -260,7 +265,7 @@ impl ShardWriter {
             let builder = SchemaType::primitive_type_builder(name, kind).with_repetition(Repetition::REQUIRED);
             builder.with_length(length).build().map(Arc::new)
         };
-        let mut fields = vec![field("activation", Type::FIXED_LEN_BYTE_ARRAY, self.row_bytes as i32)?];
+        let mut fields = vec![field(COLUMN, Type::FIXED_LEN_BYTE_ARRAY, self.row_bytes as i32)?];
         if self.options.columns {
             for name in ["token_id", "doc_id", "pos"] {
                 fields.push(field(name, Type::INT32, 0)?);

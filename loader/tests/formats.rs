@@ -157,8 +157,9 @@ fn our_layout_on_every_store_and_in_every_compression() {
         assert_eq!((part.rows(), part.has_manifest()), (500, true));
         let part = open(&format!("{url}/shard-0000[12].parquet"));
         assert_eq!((part.rows(), part.has_manifest()), (734, true));
-        let two = Dataset::open(&[url.clone(), url.clone()], &OpenOptions::default()).unwrap();
-        assert_eq!((two.rows(), two.has_manifest()), (2468, true));
+        let parts = ["shard-0000[02].parquet", "shard-00001.parquet"].map(|part| format!("{url}/{part}"));
+        let two = Dataset::open(&parts, &OpenOptions::default()).unwrap();
+        assert_eq!((two.rows(), two.has_manifest()), (1234, true));
         // Without the manifest the order has another identity, but the rows are the same.
         let store = Store::open(&url).unwrap();
         store.delete("manifest.json").unwrap();
@@ -228,7 +229,7 @@ fn errors_say_what_to_do() {
     let at = |name: &str| folder.path().join(name);
     let text = |name: &str| failure(at(name).to_str().unwrap()).replace(folder.path().to_str().unwrap(), "DIR");
     std::fs::create_dir(at("empty")).unwrap();
-    assert_eq!(text("empty"), "DIR/empty: not found: no .parquet files there; check the prefix");
+    assert_eq!(text("empty"), "DIR/empty: not found: no .parquet or .pq files there; check the prefix");
     assert_eq!(text("absent.parquet"), "DIR/absent.parquet: not found");
     std::fs::write(at("a.parquet"), vec![7u8; 1000]).unwrap();
     assert_eq!(text("a.parquet"), "DIR/a.parquet: not a Parquet file (or cut off): it does not end in PAR1");

@@ -62,6 +62,7 @@ impl Data {
         train.check_columns(&filter, &skip_list(&train, &recipe.data.skip)?)?;
         if let Some(eval) = &eval {
             eval.check_columns(&filter, &SkipList::default())?;
+            check_held_out(&train, eval, kept.is_some())?;
         }
         let rows = match recipe.train.tokens {
             Some(tokens) if tokens > train.rows() => {
@@ -165,6 +166,26 @@ impl Data {
             ..StreamOptions::default()
         })
     }
+}
+
+/// Refuses held-out rows that are trained on. A run that goes on was begun with them, by a version that did not look.
+fn check_held_out(train: &Dataset, eval: &Dataset, goes_on: bool) -> Result<(), Error> {
+    if let (Some(of_train), Some(of_eval)) = (train.column(), eval.column())
+        && of_train != of_eval
+    {
+        tracing::warn!(
+            "data.train has its activations in the column {of_train} and data.eval in {of_eval}: they must come from the same layer"
+        );
+    }
+    let Some((of_train, of_eval, by)) = train.shared_with(eval) else { return Ok(()) };
+    let told = format!(
+        "{of_train} of data.train and {of_eval} of data.eval are the same shard ({by}): rows that are trained on are not held out"
+    );
+    if goes_on {
+        tracing::warn!("{told}: the run goes on as it began");
+        return Ok(());
+    }
+    Err(Error::Data(format!("{told}: take it out of one of them")))
 }
 
 /// Identities of what a rank has opened.

@@ -6,7 +6,7 @@ use loader::{InspectOptions, Inspection, ManifestState, NormQuantiles, OpenOptio
 use crate::args::Inspect;
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::table;
+use crate::{contents, table};
 
 /// Reads the data once and reports on it. Damage makes it fail, after the report.
 pub fn run(args: &Inspect) -> Result<(), Failure> {
@@ -48,6 +48,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             ("identity", found.identity.clone()),
         ];
         table::print(&args.data.join(", "), &rows);
+        contents::print("the data", &found.contents);
         for column in &found.token_columns {
             if let Some(problem) = &column.problem {
                 table::say(format!("no filter can use the column {}: {problem}", column.name));
@@ -66,10 +67,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
             false => Ok(()),
         };
     }
-    Err(Failure::data(format!(
-        "the data cannot be used as it is:\n  {}\nfetch or make the named files again",
-        found.mismatches.join("\n  ")
-    )))
+    Err(Failure::data(format!("the data cannot be used as it is:\n  {}", found.mismatches.join("\n  "))))
 }
 
 /// What `data.scale = "auto"` would come to; rows of zeros and rows that are not finite have no scale.

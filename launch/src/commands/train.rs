@@ -20,7 +20,7 @@ use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::world::{self, World};
-use crate::{job, parent, recipes, signals, table};
+use crate::{contents, job, parent, recipes, signals, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
@@ -236,6 +236,10 @@ fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device) -> Result<(), Fa
     let data = Data::open(recipe, None)?;
     let survey = Survey::of(&data, recipe)?;
     table::say(recipe.to_toml());
+    contents::print("data.train", &data.train.contents());
+    if let Some(eval) = &data.eval {
+        contents::print("data.eval", &eval.contents());
+    }
     let plan = Plan::of(device, recipe, &data)?;
     let rows = [
         ("device", device.describe()),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use kernels::mesh::{Axes, Place};
 use kernels::{Device, Dictionary, Sums};
-use loader::{Cursor, Store, Stream};
+use loader::{Cursor, Dataset, Store, Stream};
 
 use super::close::CLOSING_ROWS;
 use super::line::LineClock;
@@ -167,7 +167,7 @@ fn resume(
     let resumed = checkpoint::newest_with(store, |found| {
         // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
         recipe.check_resumes(&found.manifest.recipe)?;
-        check_eval(found.manifest.eval.as_deref(), data.eval_identity().as_deref())?;
+        check_eval(found.manifest.eval.as_deref(), data.eval.as_ref())?;
         let filter = recipe.data.filter.resolve(found.manifest.norm_median)?;
         let stream = data.train_stream(recipe, filter, axes.place, found.manifest.cursor.clone())?;
         let started = Instant::now();
@@ -186,15 +186,19 @@ fn resume(
 }
 
 /// Held-out rows may lie elsewhere when a run is resumed, but must be the same: losses on others do not compare.
-fn check_eval(then: Option<&str>, now: Option<&str>) -> Result<(), Error> {
+fn check_eval(then: Option<&str>, eval: Option<&Dataset>) -> Result<(), Error> {
+    let now = eval.map(Dataset::identity);
+    let now = now.as_deref();
     if then == now {
         return Ok(());
     }
+    let if_copied = eval.filter(|_| then.is_some()).and_then(Dataset::if_copied).map(|remedy| format!("; {remedy}"));
     let name = |identity: Option<&str>| identity.map_or("none".to_owned(), |hash| format!("those of identity {hash}"));
     Err(Error::Recipe(format!(
         "the run cannot be resumed with other held-out rows: it has {}, and data.eval names {}; set data.eval back, or \
-         measure on other rows with `sae eval --data`",
+         measure on other rows with `sae eval --data`{}",
         name(then),
-        name(now)
+        name(now),
+        if_copied.unwrap_or_default()
     )))
 }
