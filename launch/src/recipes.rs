@@ -220,7 +220,7 @@ mod tests {
         let recipe = recipe.expect("a recipe");
         assert_eq!((recipe.train.tokens, recipe.train.dense_bytes), (Some(8_000_000_000), 3 << 29));
         assert_eq!((recipe.sae.features, recipe.train.batch, recipe.eval.rows), (1024, 4000, 10_000));
-        assert_eq!((recipe.data.window_bytes, recipe.checkpoint.buffer_bytes), (512 << 20, 2_000_000_000));
+        assert_eq!((recipe.data.window_bytes, recipe.checkpoint.buffer_bytes), (512 << 20, Some(2_000_000_000)));
         assert_eq!(recipe.data.synth.as_ref().map(|spec| spec.rows), Some(1_000_000_000));
         assert_eq!(read_text(&recipe.to_toml(), &[]).expect("a recipe"), recipe);
         for (set, parts) in [

@@ -51,7 +51,7 @@ pub fn train_on(
                 asked.store(true, Ordering::Relaxed);
             }
         });
-        train(device, recipe, Start { resume, stop: &stop, watch })
+        train(device, recipe, Start { resume, stop: &stop, host_ranks: mesh.ranks(), watch })
     })
 }
 

@@ -15,7 +15,7 @@ use tests::s3::S3;
 use tests::sae;
 use trainer::checkpoint;
 use trainer::checkpoint::FORMAT;
-use trainer::recipe::{Every, Order, Recipe, Scale};
+use trainer::recipe::{Checkpoint, Every, Order, Recipe, Scale};
 
 /// Kills here; the command in CONTRIBUTING.md does hundreds.
 const KILLS: u32 = 5;
@@ -154,7 +154,8 @@ fn retention_after_a_fall_back_keeps_what_was_committed() {
     let store = Store::open(&recipe.run.dir).expect("a run");
     let found = checkpoint::newest(&store).expect("one is whole").expect("a checkpoint");
     let mut known = checkpoint::Known::until(&store, &found).expect("manifests are read");
-    checkpoint::retain(&store, 1, &mut known).expect("old ones are removed");
+    checkpoint::retain(&store, &Checkpoint { keep: 1, ..Checkpoint::default() }, &mut known)
+        .expect("old ones are removed");
     assert_eq!(checkpoint::newest(&store).expect("one is whole").expect("a checkpoint").folder, found.folder);
     assert!(!folders[0].exists() && folders[1].exists());
 }

@@ -221,7 +221,7 @@ fn a_checkpoint_outlives_a_rank_that_dies_while_it_is_committed() {
                 cursor: &found.manifest.cursor,
                 recipe: &found.manifest.recipe,
             };
-            let saving = Saving::begin(&store, axes, &of, &known).expect("it begins");
+            let saving = Saving::begin(&store, axes, &of, &known, 0).expect("it begins");
             let Ok(Progress::OnTheWay(saving)) = saving.go_on(axes) else { panic!("it is not committed yet") };
             both_have_stored.wait();
             if axes.all.index() == 1 {

@@ -3,7 +3,7 @@
 
 use kernels::mesh::Place;
 use kernels::{AdamMode, Bytes, Device, Shape};
-use loader::{Dataset, Stream};
+use loader::{Dataset, Stream, memory};
 
 use crate::data::{self, Data};
 use crate::recipe::{Adam, Recipe};
@@ -39,14 +39,16 @@ pub struct Plan {
     pub passing_bytes: u64,
     /// Bytes of a checkpoint.
     pub checkpoint_bytes: u64,
+    /// Bytes of it that a rank may keep in memory while training goes on: those of the recipe, or what its host can spare.
+    pub buffer_bytes: u64,
 }
 
 impl Plan {
-    /// Of `recipe` on opened data and `device`.
+    /// Of `recipe` on opened data and `device`, on a host whose memory so many ranks share.
     ///
     /// # Errors
     /// [`Error::Recipe`] and those of the loader, when the run could not start.
-    pub fn of<D: Device>(device: &D, recipe: &Recipe, data: &Data) -> Result<Plan, Error> {
+    pub fn of<D: Device>(device: &D, recipe: &Recipe, data: &Data, host_ranks: usize) -> Result<Plan, Error> {
         let (width, features) = (data.train.width() as u64, recipe.sae.features as u64);
         let place = device.axes().place;
         let shape = shape(recipe, data, place);
@@ -55,6 +57,14 @@ impl Plan {
         let training = device.bytes(shape);
         let staged = ((1 + D::AHEAD) * shape.batch * data.train.row_bytes()) as u64;
         let stream_bytes = Stream::bytes_at_most(&data.train, &data.train_options(recipe)?)?;
+        let weight_bytes = training.weights + settled.weights;
+        let step_bytes = training.step + training.lists + settled.step + settled.lists + staged;
+        let looking = looking_bytes(recipe, data)?;
+        let on_host = if device.room().is_none() { weight_bytes + step_bytes } else { staged };
+        let own = (on_host + stream_bytes + looking).saturating_mul(host_ranks as u64);
+        let left = memory::available().map(|bytes| bytes.saturating_sub(own));
+        let buffer_bytes = recipe.checkpoint.buffer_bytes.unwrap_or_else(|| checkpoint::spare_bytes(left, host_ranks));
+        let owned = place.owned(recipe.sae.features).len();
         Ok(Plan {
             rows: data.rows,
             width: width as usize,
@@ -67,11 +77,12 @@ impl Plan {
             steps: data.schedule(recipe).steps(),
             parameters: 2 * width * features + features + width,
             bytes_read: data.rows * data.train.row_bytes() as u64,
-            weight_bytes: training.weights + settled.weights,
-            step_bytes: training.step + training.lists + settled.step + settled.lists + staged,
+            weight_bytes,
+            step_bytes,
             stream_bytes,
-            passing_bytes: passing_bytes(recipe, data, place)?,
-            checkpoint_bytes: checkpoint::bytes(width as usize, features as usize),
+            passing_bytes: looking.max(checkpoint::staging_bytes(shape.width, owned, buffer_bytes)),
+            checkpoint_bytes: checkpoint::bytes(shape.width, recipe.sae.features),
+            buffer_bytes,
         })
     }
 
@@ -81,16 +92,15 @@ impl Plan {
     }
 }
 
-fn passing_bytes(recipe: &Recipe, data: &Data, place: Place) -> Result<u64, Error> {
+/// Bytes of the sample behind `data.scale`, or of rows that an evaluation holds ahead, whichever are more.
+fn looking_bytes(recipe: &Recipe, data: &Data) -> Result<u64, Error> {
     // Drawn place by place, then put together.
     let sample = 2 * 4 * (survey::ROWS as u64).min(data.rows) * data.train.width() as u64;
     let evaluation = match &data.eval {
         Some(eval) => Stream::bytes_at_most(eval, &data::eval_options(recipe, None))?,
         None => 0,
     };
-    let owned = place.owned(recipe.sae.features).len();
-    let saving = checkpoint::staging_bytes(data.train.width(), owned, recipe.checkpoint.buffer_bytes);
-    Ok(sample.max(evaluation).max(saving))
+    Ok(sample.max(evaluation))
 }
 
 /// What the dictionary of a recipe needs on the rank at `place`.

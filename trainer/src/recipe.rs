@@ -4,7 +4,7 @@
 //! What a run uses of a machine (device, ranks, mesh) is not in here: it comes from the command line, so that one recipe
 //! runs anywhere with the same result.
 
-use std::collections::BTreeMap;
+mod resume;
 
 use loader::number;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -170,17 +170,19 @@ pub struct Run {
 pub struct Checkpoint {
     /// Steps (`1000`) or time (`"10min"`) between checkpoints; one is always made at the end.
     pub every: Every,
-    /// How many of the newest are kept; the one with the least held-out loss during training is kept besides.
+    /// How many of the newest are kept.
     pub keep: usize,
+    /// Saves whenever an evaluation during training finds the least held-out loss so far, and keeps that one besides.
+    pub best: bool,
     /// Bytes that a rank keeps of a checkpoint while it is stored and training goes on. Of a larger part training
-    /// waits until no more than this, and the few files that are being stored, are left.
-    #[serde(deserialize_with = "number::bytes")]
-    pub buffer_bytes: u64,
+    /// waits until no more than this, and the few files that are being stored, are left. What its host can spare when absent.
+    #[serde(deserialize_with = "number::some_bytes", skip_serializing_if = "Option::is_none")]
+    pub buffer_bytes: Option<u64>,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Checkpoint { every: Every::Minutes(10.0), keep: 2, buffer_bytes: 2 << 30 }
+        Checkpoint { every: Every::Minutes(10.0), keep: 2, best: true, buffer_bytes: None }
     }
 }
 
@@ -408,27 +410,6 @@ fn default_dense_bytes() -> u64 {
     512 << 20
 }
 
-/// Keys that a resumed run may change: they decide where things are and how fast they go, not what comes out.
-const FREE_ON_RESUME: [&str; 17] = [
-    "data.train",
-    "data.eval",
-    "data.prefetch_bytes",
-    "data.threads",
-    "data.skip",
-    "data.synth",
-    "data.synth_eval_rows",
-    "train.threads",
-    "train.dense_bytes",
-    "train.init_from",
-    "run.dir",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "checkpoint.buffer_bytes",
-    "eval.every",
-    "log.every",
-    "log.rows",
-];
-
 impl Recipe {
     /// Checks what the types cannot: ranges, and keys that exclude each other.
     ///
@@ -516,62 +497,6 @@ impl Recipe {
     /// The recipe as TOML, every key spelled out.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("a recipe has only string keys and plain values")
-    }
-
-    /// Refuses to resume `saved` with `self` when a key differs that decides the result.
-    ///
-    /// # Errors
-    /// [`Error::Recipe`] that lists each such key with both values.
-    pub fn check_resumes(&self, saved: &Recipe) -> Result<(), Error> {
-        if let Some(lost) = saved.data.skip.iter().find(|entry| !self.data.skip.contains(entry)) {
-            return Err(Error::Recipe(format!(
-                "data.skip may only grow when a run is resumed, and \"{lost}\" is gone from it: put it back"
-            )));
-        }
-        let (now, then) = (self.keys(), saved.keys());
-        let free = |key: &str| {
-            FREE_ON_RESUME
-                .iter()
-                .any(|free| key.strip_prefix(free).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
-        };
-        let absent = "(not set)".to_owned();
-        let differing: Vec<String> = now
-            .keys()
-            .chain(then.keys().filter(|key| !now.contains_key(*key)))
-            .filter(|key| !free(key) && now.get(*key) != then.get(*key))
-            .map(|key| {
-                let value = |map: &BTreeMap<String, String>| map.get(key).unwrap_or(&absent).clone();
-                format!("  {key}: the run has {}, the recipe says {}", value(&then), value(&now))
-            })
-            .collect();
-        if differing.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Recipe(format!(
-            "the run cannot be resumed with another recipe; these keys decide its result:\n{}\nset them back, or start \
-             a new run in another run.dir",
-            differing.join("\n")
-        )))
-    }
-
-    /// `section.key → value` of everything that is set.
-    pub(crate) fn keys(&self) -> BTreeMap<String, String> {
-        fn walk(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
-            match value {
-                toml::Value::Table(table) => {
-                    for (key, value) in table {
-                        walk(&if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") }, value, out);
-                    }
-                }
-                leaf => {
-                    out.insert(prefix.to_owned(), leaf.to_string());
-                }
-            }
-        }
-        let mut out = BTreeMap::new();
-        let value = toml::Value::try_from(self).expect("a recipe has only string keys and plain values");
-        walk("", &value, &mut out);
-        out
     }
 }
 

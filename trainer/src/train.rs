@@ -77,6 +77,8 @@ pub struct Start<'a> {
     pub resume: bool,
     /// Set from outside to make the run save and return [`Error::Interrupted`].
     pub stop: &'a AtomicBool,
+    /// Ranks that share the memory of this one's host, itself included.
+    pub host_ranks: usize,
     /// Hears what happens.
     pub watch: Box<dyn FnMut(Event<'_>) + Send + 'a>,
 }
@@ -364,8 +366,12 @@ mod tests {
             assert_eq!(rayon::current_num_threads(), 3);
             steps += u64::from(matches!(event, Event::Step { .. }));
         });
-        train(&Cpu::new(Some(1)).expect("threads"), &recipe, Start { resume: false, stop: &stop, watch })
-            .expect("it trains");
+        train(
+            &Cpu::new(Some(1)).expect("threads"),
+            &recipe,
+            Start { resume: false, stop: &stop, host_ranks: 1, watch },
+        )
+        .expect("it trains");
         assert_eq!(steps, 6);
     }
 
@@ -395,7 +401,7 @@ mod tests {
                 Event::Evaluated(metrics) => lines.push(metrics.clone()),
                 _ => {}
             });
-            let result = train(&device, &recipe(name), Start { resume, stop: &stop, watch });
+            let result = train(&device, &recipe(name), Start { resume, stop: &stop, host_ranks: 1, watch });
             (result.map(|summary| summary.metrics), lines)
         };
         let (whole, expected) = run("whole", false, false);

@@ -158,7 +158,7 @@ fn checkpoints(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows) {
     // The last rank owns as much as any, but for a part of a tile.
     let owned = Place { mesh, rank: mesh.ranks() - 1 }.owned(recipe.sae.features).len();
     let (all, part) = (checkpoint::bytes(rows.width, recipe.sae.features), checkpoint::bytes(rows.width, owned));
-    let buffer = recipe.checkpoint.buffer_bytes;
+    let buffer = recipe.checkpoint.buffer_bytes.unwrap_or_else(|| checkpoint::spare_bytes(None, 1));
     let waits = match part.checked_sub(buffer).filter(|&rest| rest > 0) {
         Some(rest) => format!("until about {} of a rank's part are stored", HumanBytes(rest)),
         None => "until they are copied to the host".to_owned(),

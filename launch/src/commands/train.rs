@@ -38,8 +38,8 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     let told = axes.all.clone();
     let opened = device::open(args.run.device, &recipe.train, axes, (world.local_rank, world.local_ranks));
     let done = opened.and_then(|opened| match opened {
-        Opened::Cpu(device) => run_on(&device, args, &recipe, launched),
-        Opened::Cuda(device) => run_on(&device, args, &recipe, launched),
+        Opened::Cpu(device) => run_on(&device, args, &recipe, (launched, world.local_ranks)),
+        Opened::Cuda(device) => run_on(&device, args, &recipe, (launched, world.local_ranks)),
     });
     // The others wait for this rank: they hear why it is gone. When one was asked to stop, all do.
     done.inspect_err(|failure| {
@@ -49,11 +49,17 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     })
 }
 
-fn run_on(device: &impl Device, args: &Train, recipe: &Recipe, launched: bool) -> Result<(), Failure> {
+/// With whether a launcher passes signals on, and how many ranks share this machine's memory.
+fn run_on(
+    device: &impl Device,
+    args: &Train,
+    recipe: &Recipe,
+    (launched, host_ranks): (bool, usize),
+) -> Result<(), Failure> {
     let ranks = &device.axes().all;
     let first = ranks.index() == 0;
     if args.dry_run {
-        return if first { dry_run(recipe, resumes(args, recipe)?, device) } else { Ok(()) };
+        return if first { dry_run(recipe, resumes(args, recipe)?, device, host_ranks) } else { Ok(()) };
     }
     let stop = stop_on_signals(launched)?;
     // What the first rank finds and makes holds for all; they wait for it here.
@@ -78,7 +84,7 @@ fn run_on(device: &impl Device, args: &Train, recipe: &Recipe, launched: bool) -
             screen.show(event);
         }
     });
-    let summary = train(device, recipe, Start { resume, stop: &stop, watch })?;
+    let summary = train(device, recipe, Start { resume, stop: &stop, host_ranks, watch })?;
     if first {
         if let Some(bar) = screen.training {
             bar.finish();
@@ -225,7 +231,7 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
 }
 
 /// What a run would read, hold and write, without touching its folder.
-fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device) -> Result<(), Failure> {
+fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usize) -> Result<(), Failure> {
     run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
     if let Some(spec) = data::to_synthesize(recipe)? {
         table::say(recipe.to_toml());
@@ -240,7 +246,7 @@ fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device) -> Result<(), Fa
     if let Some(eval) = &data.eval {
         contents::print("data.eval", &eval.contents());
     }
-    let plan = Plan::of(device, recipe, &data)?;
+    let plan = Plan::of(device, recipe, &data, host_ranks)?;
     let rows = [
         ("device", device.describe()),
         ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),

@@ -271,6 +271,15 @@ pub fn staging_bytes(width: usize, features: usize, buffer_bytes: u64) -> u64 {
     files(save::files_in(buffer_bytes).saturating_add(2 + save::WRITERS)) + files(save::WRITERS)
 }
 
+/// What a rank keeps of a checkpoint at most where the system does not say how much memory is available.
+const BUFFER_BYTES: u64 = 2 << 30;
+
+/// What a rank may keep of a checkpoint where `checkpoint.buffer_bytes` does not say: its share of half of what its host has
+/// available, which its `host_ranks` ranks share. The other half is for what a run has not touched yet, and for other processes.
+pub fn spare_bytes(available: Option<u64>, host_ranks: usize) -> u64 {
+    available.map_or(BUFFER_BYTES, |bytes| bytes / 2 / host_ranks.max(1) as u64)
+}
+
 /// Bytes of a whole checkpoint, up to its headers.
 pub fn bytes(width: usize, features: usize) -> u64 {
     let parameters = 2 * width * features + features + width;

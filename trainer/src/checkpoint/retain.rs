@@ -8,6 +8,7 @@ use super::find::{attempts, read_manifest};
 use super::{Found, folder};
 use crate::Error;
 use crate::metrics::Metrics;
+use crate::recipe::Checkpoint;
 
 /// The checkpoints that a run can go back to, as far as it knows: those up to the one that it continues, and its own. Read
 /// once, so that a save need not read the manifests of all others.
@@ -66,17 +67,17 @@ impl Known {
     }
 }
 
-/// Keeps the newest `keep` known checkpoints and the one with the least held-out loss; removes all others of steps up to
-/// the newest that were there at the start or saved since, and what unfinished attempts left behind there. A checkpoint
+/// Keeps as many of the newest known checkpoints as `rule` says, and if it says so the one with the least held-out loss; removes
+/// all others of steps up to the newest that were there at the start or saved since, and what unfinished attempts left behind there. A checkpoint
 /// loses its COMMIT first, so an interrupted removal leaves nothing that looks whole. Checkpoints that another process has
 /// committed meanwhile stay, and so do files that no checkpoint of ours would hold.
 ///
 /// # Errors
 /// Those of the store; what is not yet removed stays for the next time.
-pub fn retain(store: &Store, keep: usize, known: &mut Known) -> Result<(), Error> {
+pub fn retain(store: &Store, rule: &Checkpoint, known: &mut Known) -> Result<(), Error> {
     let Some(newest) = known.folders.last().cloned() else { return Ok(()) };
-    let surplus = known.folders.len().saturating_sub(keep);
-    let best = known.best.as_ref().map(|(_, folder)| folder);
+    let surplus = known.folders.len().saturating_sub(rule.keep);
+    let best = known.best.as_ref().filter(|_| rule.best).map(|(_, folder)| folder);
     let mut index = 0;
     known.folders.retain(|(_, folder)| {
         index += 1;
@@ -135,7 +136,7 @@ mod tests {
         }
         put(&folder(20, 1), "COMMIT");
         put(&folder(25, 1), "manifest.json");
-        retain(&store, 1, &mut known).expect("old ones are removed");
+        retain(&store, &Checkpoint { keep: 1, ..Checkpoint::default() }, &mut known).expect("old ones are removed");
         assert!(!there(&folder(10, 1), "COMMIT"), "our own old one");
         assert!(there(&folder(20, 1), "COMMIT"), "one of another process");
         assert!(!there(&folder(25, 1), "manifest.json"), "what was never committed");

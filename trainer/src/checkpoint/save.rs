@@ -86,8 +86,8 @@ struct Seal {
 }
 
 impl Saving {
-    /// Begins a checkpoint: reads what this rank owns of `of`, which may change as soon as this returns, while
-    /// `checkpoint.buffer_bytes` have room. All ranks begin together. `known` are the run's checkpoints, of which the commit leaves
+    /// Begins a checkpoint: reads what this rank owns of `of`, which may change as soon as this returns. Waits for what does not fit
+    /// into `buffer_bytes` to be stored. All ranks begin together. `known` are the run's checkpoints, of which the commit leaves
     /// as many as the recipe keeps.
     ///
     /// # Errors
@@ -97,6 +97,7 @@ impl Saving {
         axes: &Axes,
         of: &Snapshot<'_, impl Dictionary>,
         known: &Known,
+        buffer_bytes: u64,
     ) -> Result<Saving, Error> {
         let first = axes.all.index() == 0;
         let (started, step) = (Instant::now(), of.state.step);
@@ -104,7 +105,7 @@ impl Saving {
         let attempt = together(&axes.all, "agreeing on a checkpoint", attempt)?[0];
         let folder = folder(step, attempt);
         let seal = first.then(|| Seal::new(of, attempt, known.clone()).map(Box::new)).transpose();
-        let read = seal.and_then(|seal| Ok((seal, store_features(store, &folder, axes, of)?)));
+        let read = seal.and_then(|seal| Ok((seal, store_features(store, &folder, axes, (of, buffer_bytes))?)));
         let (seal, writers) = once_all(&axes.all, "reading what a checkpoint holds", read)?;
         Ok(Saving { store: store.clone(), folder, started, stage: Stage::Storing { writers, seal } })
     }
@@ -204,7 +205,7 @@ impl Saving {
 /// # Errors
 /// Theirs.
 pub fn save(store: &Store, axes: &Axes, of: &Snapshot<'_, impl Dictionary>) -> Result<String, Error> {
-    let saving = Saving::begin(store, axes, of, &Known::default())?;
+    let saving = Saving::begin(store, axes, of, &Known::default(), 0)?;
     let folder = saving.folder().to_owned();
     saving.finish(axes).map(|_| folder)
 }
@@ -223,13 +224,13 @@ fn store_features(
     store: &Store,
     folder: &str,
     axes: &Axes,
-    of: &Snapshot<'_, impl Dictionary>,
+    (of, buffer_bytes): (&Snapshot<'_, impl Dictionary>, u64),
 ) -> Result<Vec<Thread<Stored>>, Error> {
     let (shard, owned) = (axes.place.shard(of.recipe.sae.features), axes.place.owned(of.recipe.sae.features));
     let width = of.dictionary.shape().width;
     let chunks = |holds| owned.clone().step_by(features_per_file(holds, width));
     let files = chunks(Holds::Weights).len() + chunks(Holds::Optimizer).len();
-    let (send, receive) = sync_channel(files_in(of.recipe.checkpoint.buffer_bytes).min(files));
+    let (send, receive) = sync_channel(files_in(buffer_bytes).min(files));
     let receive = Arc::new(Mutex::new(receive));
     let writer = |_| {
         let (store, folder, receive) = (store.clone(), folder.to_owned(), receive.clone());
@@ -336,7 +337,7 @@ impl Seal {
         store.put(&format!("{folder}/COMMIT"), format!("{seal}\n").into_bytes())?;
         known.add(manifest.step, folder.to_owned(), manifest.held_out.as_ref());
         // The checkpoint is committed: what stays too long takes room and does no other harm.
-        if let Err(error) = retain::retain(store, manifest.recipe.checkpoint.keep, &mut known) {
+        if let Err(error) = retain::retain(store, &manifest.recipe.checkpoint, &mut known) {
             tracing::warn!("old checkpoints could not be removed, the next save tries again: {error}");
         }
         Ok(known)

@@ -11,19 +11,21 @@ use crate::metrics::{DensityHistogram, Metrics};
 use crate::{Error, data};
 
 impl<D: Device> Run<'_, D> {
-    /// Evaluates during training, unless it was done at this step; the best weights so far are saved. Only these evaluations
+    /// Evaluates during training, unless it was done at this step; the best weights so far are saved where `checkpoint.best` says so. Only these evaluations
     /// compete: they are over the same rows, the one at the end is over all.
     pub(super) fn evaluate_if_due(&mut self) -> Result<(), Error> {
         if !self.evaluation_is_due(self.state.step) || self.is_done() || self.state.held_out.is_some() {
             return Ok(());
         }
         let Some((metrics, _)) = self.evaluate(Some(self.recipe.eval.rows))? else { return Ok(()) };
-        // What is best must not depend on how fast a store is.
-        self.finish_saving()?;
-        let is_best = metrics.loss < self.known.best_loss();
+        let loss = metrics.loss;
         self.state.held_out = Some(metrics);
-        if is_best {
-            self.save()?;
+        if self.recipe.checkpoint.best {
+            // What is best must not depend on how fast a store is.
+            self.finish_saving()?;
+            if loss < self.known.best_loss() {
+                self.save()?;
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kernels::Device;
-use loader::Cursor;
+use loader::{Cursor, memory};
 
 use super::{Event, Run, Scribe, is_due};
 use crate::checkpoint::{Committed, Progress, Saving, Snapshot};
@@ -74,7 +74,10 @@ impl<D: Device> Run<'_, D> {
         // After a refused step the stream is ahead of the weights.
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
         let of = Snapshot { dictionary: &self.sae, state: &self.state, cursor: &cursor, recipe: self.recipe };
-        let saving = Saving::begin(self.store, self.device.axes(), &of, &self.known)?;
+        // Looked at before any rank goes on: what one has copied is no longer there for the others.
+        let spare = || checkpoint::spare_bytes(memory::available(), self.start.host_ranks);
+        let buffer_bytes = self.recipe.checkpoint.buffer_bytes.unwrap_or_else(spare);
+        let saving = Saving::begin(self.store, self.device.axes(), &of, &self.known, buffer_bytes)?;
         let folder = saving.folder().to_owned();
         (self.saved_at, self.save_called) = (Instant::now(), false);
         self.saved = Some((self.state.step, self.state.held_out.clone(), folder.clone()));
