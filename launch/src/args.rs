@@ -1,6 +1,7 @@
 //! The command line.
 
 mod launch;
+mod plan;
 
 use std::path::PathBuf;
 
@@ -9,9 +10,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use kernels::cuda::Arch;
 use kernels::mesh::Mesh;
 use loader::{number, patience};
-use trainer::forecast::{GPUS, Gpu};
 
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, log_words};
+pub use self::plan::{L0, MTBF, Plan};
 use crate::device::DeviceChoice;
 
 /// Trains sparse autoencoders on activation shards streamed from Parquet, at scale.
@@ -141,60 +142,11 @@ pub struct WorldArgs {
     pub attempt: Option<String>,
 }
 
-/// Say what a run would take of so many GPUs: memory, time, traffic, and what bounds it. Needs no GPU, and no data where --width and
-/// --rows or [data.synth] say what it would be. Reckoned from data sheets, not measured.
-#[derive(clap::Args, Debug)]
-#[command(
-    after_help = "Examples:\n  sae plan my.toml --gpus 64 --gpu h200\n  sae plan launch/recipes/quickstart.toml --width 4096 --rows \
-1e9 \\\n    --set sae.features=34000000 --gpus 64 --gpu h200"
-)]
-pub struct Plan {
-    /// The recipe, a TOML file.
-    pub recipe: String,
-    /// Set a key over the recipe's value. May be repeated.
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-    /// GPUs, each one rank.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub gpus: u32,
-    /// What they are: a100 (80 GB), h100 (80 GB), h200 or b200.
-    #[arg(long, default_value = "h200", value_parser = gpu)]
-    pub gpu: Gpu,
-    /// How they share the work, as DATAxFEATURE. By default what moves the fewest bytes.
-    #[arg(long, value_name = "DxF")]
-    pub mesh: Option<Mesh>,
-    /// Width of a row, where data.train cannot be looked at.
-    #[arg(long, value_name = "D", requires = "rows", value_parser = width)]
-    pub width: Option<usize>,
-    /// Rows of the run, where data.train cannot be looked at.
-    #[arg(long, value_name = "N", requires = "width", value_parser = rows)]
-    pub rows: Option<u64>,
-    /// Active features of a row once training has settled.
-    #[arg(long, default_value_t = 100.0, value_name = "L0", value_parser = positive)]
-    pub l0: f64,
-    /// What all machines together read from storage, in GB/s.
-    #[arg(long, default_value_t = 5.0, value_name = "GB/S", value_parser = positive)]
-    pub storage: f64,
-}
-
-fn width(text: &str) -> Result<usize, &'static str> {
-    text.parse().ok().filter(|width| (1..=1 << 20).contains(width)).ok_or("a number from 1 to 1048576 is needed")
-}
-
 /// A number of rows, as a recipe takes it.
 fn rows(text: &str) -> Result<u64, &'static str> {
     number::parse_count(text)
         .filter(|&rows| rows > 0)
         .ok_or("rows are a whole number above 0, such as 1000000, 1_000_000 or 1e6")
-}
-
-fn positive(text: &str) -> Result<f64, &'static str> {
-    text.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0).ok_or("a number above 0 is needed")
-}
-
-fn gpu(name: &str) -> Result<Gpu, String> {
-    let names = GPUS.map(|gpu| gpu.name).join(", ");
-    GPUS.into_iter().find(|gpu| gpu.name == name).ok_or_else(|| format!("known are {names}"))
 }
 
 /// Look at activation shards: schema, statistics, bad values; write or verify their manifest.

@@ -1,6 +1,7 @@
 //! `sae`: trains, launches, inspects, evaluates and exports sparse autoencoders.
 
 mod args;
+mod budget;
 mod commands;
 mod contents;
 mod device;

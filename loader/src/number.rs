@@ -1,5 +1,5 @@
 //! Numbers as people write them: counts as `1000000`, `1_000_000` or `1e6`, bytes also as `512MiB` or `2GB`. Recipes read them by
-//! serde, the command line by [`parse_count`].
+//! serde, the command line by [`parse_count`] and [`parse_bytes`].
 
 use std::fmt;
 
@@ -28,7 +28,7 @@ pub fn parse_count(text: &str) -> Option<u64> {
 }
 
 /// A number of bytes; `None` when the text is none.
-fn parse_bytes(text: &str) -> Option<u64> {
+pub fn parse_bytes(text: &str) -> Option<u64> {
     let Some((number, unit)) = UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit))) else {
         return parse_count(text);
     };

@@ -73,7 +73,7 @@ fn exceeded_by(values: &mut [f32], share: f64) -> f32 {
 }
 
 /// z with `P(Z > z) = share` for a standard normal Z, by bisection of the tail.
-fn normal_upper_quantile(share: f64) -> f64 {
+pub(crate) fn normal_upper_quantile(share: f64) -> f64 {
     let (mut low, mut high) = (-10.0f64, 10.0f64);
     for _ in 0..60 {
         let middle = 0.5 * (low + high);

@@ -9,7 +9,7 @@ use crate::data::{self, Data};
 use crate::recipe::{Adam, Recipe};
 use crate::recovery::Truth;
 use crate::roll_call::most_rows;
-use crate::{Error, checkpoint, survey};
+use crate::{Error, checkpoint, communication, survey};
 
 /// The plan of a run on one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,13 +47,16 @@ impl Plan {
     /// Of `recipe` on opened data and `device`, on a host whose memory so many ranks share.
     ///
     /// # Errors
-    /// [`Error::Recipe`] and those of the loader, when the run could not start.
+    /// [`Error::Recipe`] and those of the loader, when the run could not start: too many ranks, too little memory of a device.
     pub fn of<D: Device>(device: &D, recipe: &Recipe, data: &Data, host_ranks: usize) -> Result<Plan, Error> {
         let (width, features) = (data.train.width() as u64, recipe.sae.features as u64);
+        communication::check(recipe, device.axes().place.mesh)?;
         let place = device.axes().place;
         let shape = shape(recipe, data, place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == shape.width);
-        let settled = settled(shape, data, truth.as_ref()).map(|shape| device.bytes(shape)).unwrap_or_default();
+        let settled = settled(shape, data, truth.as_ref());
+        check_room(device, shape, settled)?;
+        let settled = settled.map(|shape| device.bytes(shape)).unwrap_or_default();
         let training = device.bytes(shape);
         let staged = ((1 + D::AHEAD) * shape.batch * data.train.row_bytes()) as u64;
         let stream_bytes = Stream::bytes_at_most(&data.train, &data.train_options(recipe)?)?;
@@ -104,7 +107,7 @@ fn looking_bytes(recipe: &Recipe, data: &Data) -> Result<u64, Error> {
 }
 
 /// What the dictionary of a recipe needs on the rank at `place`.
-pub(crate) fn shape(recipe: &Recipe, data: &Data, place: Place) -> Shape {
+pub fn shape(recipe: &Recipe, data: &Data, place: Place) -> Shape {
     let adam = match recipe.train.adam {
         Adam::Dense => AdamMode::Dense,
         Adam::Catchup => AdamMode::Catchup,

@@ -9,6 +9,7 @@
 //! twice and the later copy of metrics.jsonl stays.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +21,9 @@ use crate::{Error, note};
 
 /// The recipe of the first start: a folder that has it holds a run.
 const CONFIG: &str = "config.toml";
+
+/// An empty object of a moment.
+const PROBE: &str = "dry-run.probe";
 
 /// A run's folder, claimed by this process.
 #[derive(Debug)]
@@ -180,6 +184,31 @@ fn check_links(store: &Store) -> Result<(), Error> {
         link.display(),
         target.display()
     )))
+}
+
+/// That a run could write to the folder, and to the one for files that grow. A file without a name, which the system removes
+/// whatever happens, tells it of a file system; an object that is removed at once tells it of others.
+///
+/// # Errors
+/// [`Error::CannotWrite`] and those of the store.
+pub fn check_writable(store: &Store) -> Result<(), Error> {
+    match store.local_path() {
+        Some(folder) => check_folder(folder),
+        None => {
+            check_folder(&spool(store.url()))?;
+            store.put(PROBE, Vec::new())?;
+            Ok(store.delete(PROBE)?)
+        }
+    }
+}
+
+/// The same of a local folder, or where there is none of the nearest above it, in which it would be made.
+fn check_folder(folder: &Path) -> Result<(), Error> {
+    // A dangling link is there, and nothing can be made behind it.
+    let there = folder.ancestors().find(|folder| folder.symlink_metadata().is_ok());
+    let there = there.filter(|there| !there.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || tempfile::tempfile_in(there)?.write_all(&[0; 4096]);
+    write().map_err(|source| Error::CannotWrite { path: folder.display().to_string(), source })
 }
 
 /// Whether a run was begun in the folder.

@@ -1,6 +1,7 @@
 //! The training loop.
 
 mod book;
+mod check;
 mod close;
 mod held_out;
 mod line;
@@ -29,6 +30,8 @@ use crate::step::{StepInput, step};
 use crate::summary::Summary;
 use crate::together::{once_all, together};
 use crate::{Error, checkpoint};
+
+pub use check::check;
 
 use book::InFlight;
 use line::LineClock;

@@ -1,18 +1,22 @@
 //! `sae plan`.
 
-use std::time::Duration;
+mod report;
 
-use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use kernels::cuda::{Moments, Precision};
-use kernels::mesh::{Mesh, Place};
-use loader::{Dataset, Dtype, OpenOptions};
+use kernels::mesh::{Axes, Mesh};
+use kernels::{AdamMode, Device, Shape};
+use loader::{Dataset, Dtype, OpenOptions, memory};
 use trainer::communication::Traffic;
 use trainer::forecast::{EXPECTED, Floor, IN_A_MACHINE, Memory, Rows, fewest};
-use trainer::recipe::Recipe;
+use trainer::overhead::COPY;
+use trainer::recipe::{Adam, Recipe};
+use trainer::rehearsal::rehearse;
 use trainer::{checkpoint, data};
 
+use self::report::{Assumed, Fewest, Parts, Report};
 use crate::args::{LEAST_SAVE_S, Plan};
-use crate::device::on_a_card;
+use crate::budget::{Budget, Terms};
+use crate::device::{self, DeviceChoice, Opened, on_a_card};
 use crate::failure::Failure;
 use crate::{job, recipes, table};
 
@@ -24,49 +28,253 @@ const MODES: [(&str, Precision); 4] = [
     ("bf16-sr, moments int8", Precision::Bf16Sr(Moments::Int8)),
 ];
 
-/// Reckons and prints.
+/// Memory of a machine for each of its GPUs, where nobody says: the large ones of clouds have more.
+const HOST_BYTES_A_GPU: u64 = 128 << 30;
+
+/// Bytes that rows are read ahead besides the order's window, as the loader has it.
+const AHEAD_BYTES: u64 = 256 << 20;
+
+/// What is known of the data.
+struct Known {
+    rows: Rows,
+    eval_rows: Option<u64>,
+}
+
+/// Reckons or measures, and prints.
 pub fn run(args: &Plan) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
-    let rows = rows(args, &recipe)?;
-    let mesh = job::mesh_of(args.mesh, args.gpus as usize, &recipe)?;
-    let precision = on_a_card(&recipe.train);
-    memory(args, &recipe, mesh, &rows, precision);
-    time(args, &recipe, mesh, &rows, precision);
-    checkpoints(args, &recipe, mesh, &rows);
-    modes(args, &recipe, &rows);
-    table::say("Reckoned from data sheets and counts of bytes; no kernel has been timed for it.");
-    table::say(next(args, &recipe, mesh, &rows, precision));
+    let known = known(args, &recipe)?;
+    let (report, room, next) = match args.cpu {
+        true => on_the_processor(args, &recipe, &known)?,
+        false => on_gpus(args, &recipe, &known)?,
+    };
+    if args.json {
+        let json = serde_json::to_string_pretty(&report);
+        table::say(json.map_err(|error| trainer::Error::Internal(error.to_string()))?);
+        return Ok(());
+    }
+    report.print(&room);
+    table::say(match args.cpu {
+        true => "Measured here, on a few steps with rows made for it, and the rest reckoned from counts of bytes.",
+        false => "Reckoned from data sheets and counts of bytes; no kernel has been timed for it.",
+    });
+    table::say(next);
     Ok(())
 }
 
-/// The command for the run that was planned, or for a plan that fits.
-fn next(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision) -> String {
-    let set: String = args.set.iter().map(|set| format!(" --set {}", table::quoted(set))).collect();
-    let recipe_path = table::quoted(&args.recipe);
-    if !Memory::of(recipe, mesh, rows.width, precision).fits(&args.gpu) {
-        return match fewest(recipe, rows.width, precision, &args.gpu) {
-            Some(gpus) => format!("next: the same with --gpus {gpus} and without --mesh, or a lighter memory mode"),
-            None => "next: the same with fewer sae.features or a smaller train.batch".to_owned(),
-        };
+/// What is printed: the report, what is said of the device's memory, and the next command.
+type Told = (Report, String, String);
+
+fn on_gpus(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> Result<Told, Failure> {
+    let mesh = job::mesh_of(args.mesh, args.gpus as usize, recipe)?;
+    let precision = on_a_card(&recipe.train);
+    let memory = Memory::of(recipe, mesh, rows.width, precision);
+    let fits = memory.fits(&args.gpu);
+    let enough = fewest(recipe, rows.width, precision, &args.gpu);
+    let room = match (fits, enough) {
+        (true, _) => "fits".to_owned(),
+        (false, Some(gpus)) => format!("does not fit: {gpus} would do"),
+        (false, None) => "does not fit on any number".to_owned(),
+    };
+    let floor = Floor::of(recipe, mesh, rows, precision, &args.gpu);
+    let (batch, row_bytes) = (recipe.train.batch as f64, (rows.width * rows.stored) as f64);
+    let host_ranks = mesh.ranks().min(IN_A_MACHINE);
+    let host_memory = args.host_memory.unwrap_or(HOST_BYTES_A_GPU * host_ranks as u64);
+    let terms = Terms {
+        recipe,
+        mesh,
+        width: rows.width,
+        row_bytes,
+        rows: rows.rows,
+        eval_rows: *eval_rows,
+        step_s: floor.total() / EXPECTED,
+        forward_s: (floor.encode + floor.decode + floor.exchange) / EXPECTED,
+        copy: COPY,
+        storage: args.storage * 1e9,
+        buffer: buffer(recipe, (Some(host_memory), host_ranks), 2.0 * batch * row_bytes),
+        mtbf: args.mtbf,
+        price: args.price,
+    };
+    let budget = Budget::of(&terms);
+    let sent = Traffic::between_cards(recipe, mesh, rows.stored as f64, rows.width).total() * rows.width as f64;
+    let alone = Floor::of(recipe, Mesh::ONE, rows, precision, &args.gpu).total();
+    let next = match (fits, enough) {
+        (true, _) => next_on_gpus(args, &budget),
+        (false, Some(gpus)) => {
+            format!("next: the same with --gpus {gpus} and without --mesh, or a lighter memory mode")
+        }
+        (false, None) => "next: the same with fewer sae.features or a smaller train.batch".to_owned(),
+    };
+    let largest = floor.parts().into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name);
+    let report = Report {
+        device: args.gpu.name.to_owned(),
+        measured: false,
+        gpus: mesh.ranks(),
+        memory: report::Memory {
+            weights_bytes: memory.weights,
+            moments_bytes: memory.moments,
+            step_bytes: memory.step,
+            total_bytes: memory.total(),
+            device_bytes: Some(args.gpu.memory as u64),
+            fits,
+        },
+        floor: Some(parts(&floor)),
+        bound_by: bound_by(&terms, largest),
+        sent_bytes: sent as u64,
+        efficiency: Some(alone / (mesh.ranks() as f64 * floor.total())),
+        fewest_gpus: MODES
+            .map(|(mode, precision)| Fewest { mode, gpus: fewest(recipe, rows.width, precision, &args.gpu) })
+            .into(),
+        assumed: assumed(args, &terms, (Some(host_memory), host_ranks)),
+        ..of_all(&terms, budget)
+    };
+    Ok((report, room, next))
+}
+
+fn on_the_processor(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> Result<Told, Failure> {
+    let Opened::Cpu(device) = device::open(DeviceChoice::Cpu, &recipe.train, Axes::alone(), (0, 1))? else {
+        return Err(Failure::hardware("the processor was asked for, and something else was opened"));
+    };
+    let adam = match recipe.train.adam {
+        Adam::Dense => AdamMode::Dense,
+        Adam::Catchup => AdamMode::Catchup,
+        Adam::Touched => AdamMode::Touched,
+    };
+    let batch = recipe.train.batch.min(usize::try_from(rows.rows).unwrap_or(usize::MAX));
+    let (width, features, dense_bytes) = (rows.width, recipe.sae.features, recipe.train.dense_bytes as usize);
+    let shape = Shape { width, features, batch, adam: Some(adam), dense_bytes };
+    let (training, looking) = (device.bytes(shape), device.bytes(Shape { adam: None, ..shape }));
+    let available = args.host_memory.or_else(memory::available);
+    let fits = available.is_none_or(|bytes| training.total() <= bytes);
+    let measured = rehearse(&device, recipe, shape, args.l0)?;
+    let row_bytes = (width * rows.stored) as f64;
+    let of_recipe = recipe.train.batch as f64 / batch as f64;
+    let terms = Terms {
+        recipe,
+        mesh: Mesh::ONE,
+        width,
+        row_bytes,
+        rows: rows.rows,
+        eval_rows: *eval_rows,
+        step_s: of_recipe * measured.step_s,
+        forward_s: of_recipe * measured.forward_s,
+        copy: measured.copy,
+        storage: args.storage * 1e9,
+        buffer: buffer(recipe, (available, 1), training.total() as f64 + batch as f64 * row_bytes),
+        mtbf: args.mtbf,
+        price: args.price,
+    };
+    let budget = Budget::of(&terms);
+    let how = match measured.features {
+        all if all == features => "steps of the processor".to_owned(),
+        fewer => format!("steps of the processor, with {fewer} features and their time scaled up"),
+    };
+    let report = Report {
+        device: device.describe(),
+        measured: true,
+        memory: report::Memory {
+            weights_bytes: looking.weights,
+            moments_bytes: training.weights.saturating_sub(looking.weights),
+            step_bytes: training.step + training.lists,
+            total_bytes: training.total(),
+            device_bytes: available,
+            fits,
+        },
+        bound_by: bound_by(&terms, &how),
+        assumed: assumed(args, &terms, (available, 1)),
+        ..of_all(&terms, budget)
+    };
+    let room = if fits { "fits" } else { "does not fit: fewer sae.features or a smaller train.batch" };
+    let next = format!("next: sae train {}{} --device cpu", table::quoted(&args.recipe), set(args));
+    Ok((report, room.to_owned(), next))
+}
+
+/// What is said of every run; of one on a card more.
+fn of_all(terms: &Terms<'_>, budget: Budget) -> Report {
+    let recipe = terms.recipe;
+    Report {
+        device: String::new(),
+        measured: false,
+        gpus: 0,
+        mesh: terms.mesh.to_string(),
+        rows: terms.rows,
+        width: terms.width,
+        features: recipe.sae.features,
+        batch: recipe.train.batch,
+        memory: report::Memory::default(),
+        floor: None,
+        step_s: recipe.train.batch as f64 / budget.tokens_per_s,
+        bound_by: String::new(),
+        read_bytes: (terms.rows as f64 * terms.row_bytes) as u64,
+        sent_bytes: 0,
+        efficiency: None,
+        budget,
+        fewest_gpus: Vec::new(),
+        assumed: Assumed::default(),
     }
+}
+
+fn assumed(args: &Plan, terms: &Terms<'_>, (host_memory_bytes, host_ranks): (Option<u64>, usize)) -> Assumed {
+    Assumed {
+        l0: args.l0,
+        storage_bytes_per_s: terms.storage,
+        host_memory_bytes,
+        host_ranks,
+        copy_bytes_per_s: terms.copy,
+        mtbf_hours: args.mtbf,
+    }
+}
+
+fn bound_by(terms: &Terms<'_>, computing: &str) -> String {
+    let read_s = terms.recipe.train.batch as f64 * terms.row_bytes / terms.storage;
+    if read_s > terms.step_s { "storage".to_owned() } else { computing.to_owned() }
+}
+
+fn parts(floor: &Floor) -> Parts {
+    Parts {
+        encode_s: floor.encode,
+        decode_s: floor.decode,
+        backward_s: floor.backward,
+        adam_s: floor.adam,
+        exchange_s: floor.exchange,
+        hidden_s: floor.hidden,
+        total_s: floor.total(),
+    }
+}
+
+/// What a rank may keep of a checkpoint: as the recipe says, or what is left of its host's memory when all ranks there have read ahead
+/// and taken `own` bytes besides.
+fn buffer(recipe: &Recipe, (host_memory, host_ranks): (Option<u64>, usize), own: f64) -> u64 {
+    let ahead = recipe.data.prefetch_bytes.unwrap_or(recipe.data.window_bytes + AHEAD_BYTES);
+    let taken = (ahead + own as u64).saturating_mul(host_ranks as u64);
+    let left = host_memory.map(|bytes| bytes.saturating_sub(taken));
+    recipe.checkpoint.buffer_bytes.unwrap_or_else(|| checkpoint::spare_bytes(left, host_ranks))
+}
+
+/// The command for a run that fits.
+fn next_on_gpus(args: &Plan, budget: &Budget) -> String {
     let how = match args.gpus as usize {
         gpus if gpus <= IN_A_MACHINE => format!("local --ranks {gpus}"),
         gpus => format!(
             "slurm --nodes {} --gpus-per-node {IN_A_MACHINE}{}",
             gpus.div_ceil(IN_A_MACHINE),
-            match save_s(args, recipe, rows) {
+            match budget.checkpoints.save_s {
                 LEAST_SAVE_S => String::new(),
                 longer => format!(" --save-s {longer}"),
             }
         ),
     };
     let mesh = args.mesh.map_or(String::new(), |mesh| format!(" --mesh {mesh}"));
-    format!("next: sae launch {how} {recipe_path}{mesh}{set}")
+    format!("next: sae launch {how} {}{mesh}{}", table::quoted(&args.recipe), set(args))
 }
 
-fn rows(args: &Plan, recipe: &Recipe) -> Result<Rows, Failure> {
+fn set(args: &Plan) -> String {
+    args.set.iter().map(|set| format!(" --set {}", table::quoted(set))).collect()
+}
+
+fn known(args: &Plan, recipe: &Recipe) -> Result<Known, Failure> {
     if let (Some(width), Some(rows)) = (args.width, args.rows) {
-        return Ok(Rows { rows, width, stored: 2, l0: args.l0 });
+        return Ok(Known { rows: Rows { rows, width, stored: 2, l0: args.l0 }, eval_rows: None });
     }
     let of = |rows: u64, width, dtype: Dtype| Rows {
         rows: recipe.train.tokens.unwrap_or(rows).min(rows),
@@ -76,111 +284,25 @@ fn rows(args: &Plan, recipe: &Recipe) -> Result<Rows, Failure> {
     };
     if let Some(spec) = data::to_synthesize(recipe)? {
         let made = recipes::synthetic(spec);
-        table::say(format!("data.train is not there yet: reckoned with {made}, which training makes first"));
-        return Ok(of(spec.rows, spec.width, spec.dtype));
+        let told = format!("data.train is not there yet: reckoned with {made}, which training makes first");
+        // Standard output is the object's alone.
+        if args.json {
+            tracing::info!("{told}")
+        } else {
+            table::say(told)
+        }
+        let rows = of(spec.rows, spec.width, spec.dtype);
+        return Ok(Known { rows, eval_rows: Some(recipe.data.synth_eval_rows) });
     }
     let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
-    match Dataset::open(&recipe.data.train, &options) {
-        Ok(data) => Ok(of(data.rows(), data.width(), data.dtype())),
-        Err(error) => Err(Failure::arguments(format!(
+    let train = Dataset::open(&recipe.data.train, &options).map_err(|error| {
+        Failure::arguments(format!(
             "{error}; where there are no rows yet, say what they would be with --width and --rows"
-        ))),
-    }
-}
-
-fn memory(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision) {
-    let memory = Memory::of(recipe, mesh, rows.width, precision);
-    let room = match memory.fits(&args.gpu) {
-        true => "fits".to_owned(),
-        false => match fewest(recipe, rows.width, precision, &args.gpu) {
-            Some(gpus) => format!("does not fit: {gpus} would do"),
-            None => "does not fit on any number".to_owned(),
-        },
+        ))
+    })?;
+    let eval_rows = match recipe.data.eval.is_empty() {
+        true => None,
+        false => Some(Dataset::open(&recipe.data.eval, &options)?.rows()),
     };
-    table::print(
-        &format!("each of {} {} as a mesh of {mesh}", args.gpus, args.gpu.name),
-        &[
-            ("weights of its shard", HumanBytes(memory.weights).to_string()),
-            ("moments of what it owns", HumanBytes(memory.moments).to_string()),
-            ("rows, lists, scratch of a step", HumanBytes(memory.step).to_string()),
-            ("altogether", HumanBytes(memory.total()).to_string()),
-            ("of", format!("{}: {room}", HumanBytes(args.gpu.memory as u64))),
-        ],
-    );
-}
-
-fn time(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision) {
-    let floor = Floor::of(recipe, mesh, rows, precision, &args.gpu);
-    let hidden = ("exchange meanwhile", floor.hidden);
-    let parts = floor.parts().into_iter().chain((floor.hidden > 0.0).then_some(hidden));
-    let parts: Vec<_> = parts.map(|(name, seconds)| (name, format!("{:.2} ms", 1e3 * seconds))).collect();
-    table::print("a step, at the least", &parts);
-
-    let batch = recipe.train.batch as f64;
-    let of_cards = batch * EXPECTED / floor.total();
-    let row_bytes = (rows.width * rows.stored) as f64;
-    let of_storage = args.storage * 1e9 / row_bytes;
-    let rate = of_cards.min(of_storage);
-    let largest = floor.parts().into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name);
-    let bound = if of_storage < of_cards { "storage" } else { largest };
-    let sent = Traffic::between_cards(recipe, mesh, rows.stored as f64, rows.width).total() * rows.width as f64;
-    let seconds = rows.rows as f64 / rate;
-    let alone = Floor::of(recipe, Mesh::ONE, rows, precision, &args.gpu).total();
-    let efficiency = alone / (mesh.ranks() as f64 * floor.total());
-    table::print(
-        "the run",
-        &[
-            ("rows × width", format!("{} × {}", HumanCount(rows.rows), rows.width)),
-            ("read from storage", HumanBytes((rows.rows as f64 * row_bytes) as u64).to_string()),
-            ("sent by a rank in a step", HumanBytes(sent as u64).to_string()),
-            ("efficiency of the cards", format!("{:.0} %", 100.0 * efficiency)),
-            ("tokens/s at the floor", HumanCount((batch / floor.total()) as u64).to_string()),
-            ("tokens/s expected", HumanCount(rate as u64).to_string()),
-            ("which reads", format!("{:.2} GB/s", rate * row_bytes / 1e9)),
-            ("time expected", HumanDuration(Duration::from_secs_f64(seconds)).to_string()),
-            ("bound by", bound.to_owned()),
-        ],
-    );
-}
-
-/// Seconds that storing a checkpoint of all ranks takes.
-fn stored_s(args: &Plan, recipe: &Recipe, rows: &Rows) -> f64 {
-    checkpoint::bytes(rows.width, recipe.sae.features) as f64 / (args.storage * 1e9)
-}
-
-/// What `--save-s` should be: as its help says.
-fn save_s(args: &Plan, recipe: &Recipe, rows: &Rows) -> u32 {
-    job::save_s(stored_s(args, recipe, rows))
-}
-
-/// What a checkpoint takes, and whether training goes on while it is stored.
-fn checkpoints(args: &Plan, recipe: &Recipe, mesh: Mesh, rows: &Rows) {
-    // The last rank owns as much as any, but for a part of a tile.
-    let owned = Place { mesh, rank: mesh.ranks() - 1 }.owned(recipe.sae.features).len();
-    let (all, part) = (checkpoint::bytes(rows.width, recipe.sae.features), checkpoint::bytes(rows.width, owned));
-    let buffer = recipe.checkpoint.buffer_bytes.unwrap_or_else(|| checkpoint::spare_bytes(None, 1));
-    let waits = match part.checked_sub(buffer).filter(|&rest| rest > 0) {
-        Some(rest) => format!("until about {} of a rank's part are stored", HumanBytes(rest)),
-        None => "until they are copied to the host".to_owned(),
-    };
-    table::print(
-        "checkpoints",
-        &[
-            ("of all ranks", HumanBytes(all).to_string()),
-            ("a rank's part", HumanBytes(part).to_string()),
-            ("host memory for it", HumanBytes(checkpoint::staging_bytes(rows.width, owned, buffer)).to_string()),
-            ("stored in", HumanDuration(Duration::from_secs_f64(stored_s(args, recipe, rows))).to_string()),
-            ("--save-s of a job", save_s(args, recipe, rows).to_string()),
-            ("training waits", waits),
-        ],
-    );
-}
-
-/// The fewest cards for each way to keep weights and moments.
-fn modes(args: &Plan, recipe: &Recipe, rows: &Rows) {
-    let cards = MODES.map(|(name, precision)| {
-        let fewest = fewest(recipe, rows.width, precision, &args.gpu);
-        (name, fewest.map_or("none".to_owned(), |cards| cards.to_string()))
-    });
-    table::print(&format!("fewest {} for each memory mode", args.gpu.name), &cards);
+    Ok(Known { rows: of(train.rows(), train.width(), train.dtype()), eval_rows })
 }

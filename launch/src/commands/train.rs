@@ -1,18 +1,18 @@
 //! `sae train`.
 
+mod dry_run;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanCount;
 use kernels::Device;
 use loader::{Store, patience};
-use trainer::data::{self, Data};
-use trainer::plan::Plan;
+use trainer::data;
 use trainer::recipe::Recipe;
 use trainer::run_dir;
 use trainer::summary::{EvaluatedOn, Summary};
-use trainer::survey::Survey;
 use trainer::train::{Event, Start, train};
 
 use crate::args::Train;
@@ -20,7 +20,7 @@ use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::world::{self, World};
-use crate::{contents, job, parent, recipes, signals, table};
+use crate::{job, parent, recipes, signals, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
@@ -59,7 +59,7 @@ fn run_on(
     let ranks = &device.axes().all;
     let first = ranks.index() == 0;
     if args.dry_run {
-        return if first { dry_run(recipe, resumes(args, recipe)?, device, host_ranks) } else { Ok(()) };
+        return if first { dry_run::run(recipe, resumes(args, recipe)?, device, host_ranks) } else { Ok(()) };
     }
     let stop = stop_on_signals(launched)?;
     // What the first rank finds and makes holds for all; they wait for it here.
@@ -228,43 +228,4 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
     table::print(&format!("{dir}/summary.json"), &rows);
     let (run, out) = (table::quoted(dir), table::quoted(&format!("{dir}/saelens")));
     table::say(format!("next: sae export {run} --format saelens --out {out}"));
-}
-
-/// What a run would read, hold and write, without touching its folder.
-fn dry_run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usize) -> Result<(), Failure> {
-    run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
-    if let Some(spec) = data::to_synthesize(recipe)? {
-        table::say(recipe.to_toml());
-        let made = recipes::synthetic(spec);
-        table::say(format!("# not there yet: training makes {made} first; sae plan reckons with them"));
-        return Ok(());
-    }
-    let data = Data::open(recipe, None)?;
-    let survey = Survey::of(&data, recipe)?;
-    table::say(recipe.to_toml());
-    contents::print("data.train", &data.train.contents());
-    if let Some(eval) = &data.eval {
-        contents::print("data.eval", &eval.contents());
-    }
-    let plan = Plan::of(device, recipe, &data, host_ranks)?;
-    let rows = [
-        ("device", device.describe()),
-        ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),
-        ("order", plan.order.clone()),
-        ("steps", HumanCount(plan.steps).to_string()),
-        ("E‖x‖² in the largest 1 % of the rows", table::percent(survey.top1_share())),
-        ("parameters", HumanCount(plan.parameters).to_string()),
-        ("read", HumanBytes(plan.bytes_read).to_string()),
-        ("memory: weights and moments", HumanBytes(plan.weight_bytes).to_string()),
-        ("memory: step, at most", HumanBytes(plan.step_bytes).to_string()),
-        ("memory: rows read ahead, at most", HumanBytes(plan.stream_bytes).to_string()),
-        ("memory: sample, evaluation or saving, at most", HumanBytes(plan.passing_bytes).to_string()),
-        ("memory: altogether, at most", HumanBytes(plan.memory_bytes()).to_string()),
-        ("written at each checkpoint", HumanBytes(plan.checkpoint_bytes).to_string()),
-        ("checkpoints kept", format!("{} and the best", recipe.checkpoint.keep)),
-    ];
-    table::print(&format!("plan for {}", recipe.run.dir), &rows);
-    survey.tell(&data);
-    table::say("next: the same command without --dry-run");
-    Ok(())
 }

@@ -7,6 +7,7 @@ use kernels::mesh::{Axes, Place};
 use kernels::{Device, Dictionary, Sums};
 use loader::{Cursor, Dataset, Store, Stream};
 
+use super::check::warn_of_few_steps;
 use super::close::CLOSING_ROWS;
 use super::line::LineClock;
 use super::{Event, Run, Scribe, Start};
@@ -78,6 +79,7 @@ impl<'a, D: Device> Run<'a, D> {
         let from = found.as_ref().map(|found| found.folder.as_str());
         let (step, steps, rows) = (state.step, schedule.steps(), data.rows);
         if scribe.is_some() {
+            warn_of_few_steps(recipe, data);
             tracing::info!(step, steps, rows, from, device = device.describe(), mesh = %axes.place.mesh, "training");
         }
         (start.watch)(Event::Start { step, steps, tokens: state.tokens, rows, from });
@@ -186,7 +188,7 @@ fn resume(
 }
 
 /// Held-out rows may lie elsewhere when a run is resumed, but must be the same: losses on others do not compare.
-fn check_eval(then: Option<&str>, eval: Option<&Dataset>) -> Result<(), Error> {
+pub(super) fn check_eval(then: Option<&str>, eval: Option<&Dataset>) -> Result<(), Error> {
     let now = eval.map(Dataset::identity);
     let now = now.as_deref();
     if then == now {
