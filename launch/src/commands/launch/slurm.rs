@@ -60,7 +60,8 @@ fn script(args: &Slurm, log: Log, folder: &Path, save_s: u32) -> Result<String, 
         format!("--job-name={}", args.name),
         format!("--nodes={}", args.nodes),
         format!("--ntasks-per-node={}", ranks_per_node(args)),
-        format!("--output={}", log_file(folder, "%j")),
+        // A `%` of the folder's own is one.
+        format!("--output={}", log_file(Path::new(&folder.display().to_string().replace('%', "%%")), "%j")),
     ];
     options.extend(args.gpus_per_node.map(|gpus| format!("--gpus-per-node={gpus}")));
     options.extend(args.cpus_per_task.map(|cores| format!("--cpus-per-task={cores}")));
