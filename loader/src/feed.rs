@@ -379,7 +379,7 @@ impl Feed {
     fn request(&self, unit: Arc<Unit>) {
         let loader = &self.shared.loader;
         let remote = match loader.source(unit.extent.shard) {
-            Source::Remote { store, key, url, etag } if !loader.is_skipped(&unit.extent) => {
+            Ok(Source::Remote { store, key, url, etag }) if !loader.is_skipped(&unit.extent) => {
                 Some((store, key, url, etag))
             }
             _ => None,

@@ -4,6 +4,7 @@
 //! rows is a pure function of (shape of the shards, seed, epoch, position), stated in `order.rs`. Rows come out in their stored
 //! [`Dtype`]: conversion and scaling belong to the consumer. The crate knows no GPU, no rank and no mathematics of the trainer.
 
+mod address;
 mod chunks;
 mod column;
 mod cursor;
@@ -17,6 +18,8 @@ mod footer;
 mod heavy;
 mod inspect;
 mod io;
+mod key;
+mod listing;
 mod load;
 mod local;
 mod location;
@@ -42,13 +45,14 @@ mod unit;
 mod upload;
 mod writer;
 
+pub use address::has_query;
 pub use cursor::Cursor;
 pub use dataset::{Contents, Dataset, Folder, LeftOut, OpenOptions, SameBy, Why};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use heavy::{Heavy, HeavyAt, Remedy, heavy};
 pub use inspect::{InspectOptions, Inspection, ManifestState, NormQuantiles, Progress, inspect};
-pub use location::{Location, has_query};
+pub use location::Location;
 pub use manifest::{FILE_NAME as MANIFEST, Manifest, Piece, RowGroup, Shard};
 pub use norms::{Norms, TOP};
 pub use order::{Order, Plan, RowId, STREAMS};

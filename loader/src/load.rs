@@ -47,15 +47,15 @@ impl Loader {
         Ok(Loader { dataset: dataset.clone(), skip, filter, pool: Arc::default(), bytes_read: AtomicU64::new(0) })
     }
 
-    pub(crate) fn source(&self, shard: u32) -> Source {
+    pub(crate) fn source(&self, shard: u32) -> Result<Source> {
         let (store, key) = self.dataset.source(shard);
-        match store.target(key) {
+        Ok(match store.target(key)? {
             Target::Local(path) => Source::Local(path),
             Target::Remote(remote, path) => {
                 let etag = self.dataset.shards()[shard as usize].etag.clone();
                 Source::Remote { store: remote, key: path, url: store.url_of(key), etag }
             }
-        }
+        })
     }
 
     /// A unit's rows, from wherever they lie. Blocks.
@@ -63,7 +63,7 @@ impl Loader {
         if self.is_skipped(extent) {
             return Ok(self.skipped(extent));
         }
-        match self.source(extent.shard) {
+        match self.source(extent.shard)? {
             Source::Local(path) => {
                 let pieces = self.known_pieces(extent);
                 let buffer = self.read_local(&path, extent, &pieces)?;

@@ -1,6 +1,9 @@
 //! From what a user types to a store and a prefix: paths, globs, file://, s3://, gs://, az://, abfss://,
 //! wasbs://, http(s)://, memory://.
 //!
+//! What is typed is taken literally as far as it names what is there, and as a pattern from the first part on that has wildcards and
+//! names nothing. Where something is written, or one file is meant, all of it is literal.
+//!
 //! Credentials come from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`) and never appear in output: a URL that carries
 //! some is refused, and what stores say is redacted.
 
@@ -9,30 +12,29 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
+use object_store::list::PaginatedListStore;
 use object_store::memory::InMemory;
 use object_store::path::Path as Key;
 use object_store::{ClientConfigKey, ObjectStore};
-use url::Url;
 
+use crate::address::{AZURE, Address};
+use crate::dataset::is_shard_name;
 use crate::patience::{self, Patient};
-use crate::{Error, Result, Store, environment};
+use crate::{Error, Result, Store, environment, key};
 
 /// Where data lies: a store, a prefix (a folder or one file) and perhaps a glob below it.
 #[derive(Clone)]
 pub struct Location {
     pub(crate) backend: Backend,
-    /// What the user sees: without credentials and query.
-    pub(crate) url: String,
+    /// What the user sees of the prefix: without credentials, query and glob.
+    url: String,
     /// Matches the path below the prefix.
     pub(crate) pattern: Option<glob::Pattern>,
 }
-
-/// Azure's schemes, with `az://CONTAINER/PATH` or `az://CONTAINER@ACCOUNT.…/PATH`.
-const AZURE: [&str; 6] = ["az", "azure", "abfs", "abfss", "wasb", "wasbs"];
 
 /// Who answers requests.
 #[derive(Clone)]
@@ -40,12 +42,18 @@ pub(crate) enum Backend {
     /// Plain files: read and written by this crate, for speed and for fsync.
     Local(PathBuf),
     /// Anything else.
-    Remote {
-        store: Arc<dyn ObjectStore>,
-        prefix: Key,
-        /// Whether it can list (plain HTTP servers cannot).
-        lists: bool,
-    },
+    Remote { store: Arc<dyn ObjectStore>, prefix: Key, lists: Lists },
+}
+
+/// How a store says what it holds.
+#[derive(Clone)]
+pub(crate) enum Lists {
+    /// Page by page.
+    Pages(Arc<dyn PaginatedListStore>),
+    /// All at once: memory.
+    Whole,
+    /// Not at all: plain HTTP servers.
+    No,
 }
 
 impl std::fmt::Debug for Location {
@@ -55,32 +63,40 @@ impl std::fmt::Debug for Location {
 }
 
 impl Location {
-    /// Resolves a path, a glob or a URL. Nothing is read yet.
+    /// Resolves a path, a glob or a URL. Only where it has wildcards the store is asked: a part that names what is there is literal.
     pub fn resolve(text: &str) -> Result<Self> {
-        if text.is_empty() {
-            return Err(Error::Arguments(
-                "empty path: give a folder, a file, a glob or a URL such as s3://bucket/prefix".into(),
-            ));
+        let address = Address::parse(text)?;
+        let parts = address.parts();
+        if address.is_http() {
+            // Such a server lists nothing that a pattern could match.
+            return Self::at(&address, parts.len());
         }
-        if has_query(text) {
-            return Err(in_url(text));
+        let wild = |part: &&str| part.contains(['*', '?', '[']);
+        for (at, _) in parts.iter().enumerate().filter(|(_, part)| wild(part)) {
+            if !Self::at(&address, at + 1)?.store().exists()? {
+                let pattern = address.pattern(at)?;
+                let pattern = glob::Pattern::new(&pattern).map_err(|e| {
+                    Error::Arguments(format!("{text}: names nothing that is there, and is not a pattern either: {e}"))
+                })?;
+                return Ok(Location { pattern: Some(pattern), ..Self::at(&address, at)? });
+            }
         }
-        let (plain, pattern) = split_glob(text)?;
-        if !plain.contains("://") {
-            let path = absolute(Path::new(&plain))?;
-            return Ok(Location { url: text.into(), backend: Backend::Local(path), pattern });
-        }
-        let url = Url::parse(&plain).map_err(|e| Error::Arguments(format!("{}: not a URL: {e}", redact(text))))?;
-        // Azure writes the container where others write a user: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH.
-        let user = !url.username().is_empty() && !AZURE.contains(&url.scheme());
-        if user || url.password().is_some() {
-            return Err(in_url(text));
-        }
-        let backend = backend(&url)?;
-        Ok(Location { backend, url: text.into(), pattern })
+        Self::at(&address, parts.len())
     }
 
-    /// The location as typed.
+    /// Resolves a path or a URL without patterns: what is written to, or one file.
+    pub(crate) fn literal(text: &str) -> Result<Self> {
+        let address = Address::parse(text)?;
+        Self::at(&address, address.parts().len())
+    }
+
+    /// The first `parts` parts of an address.
+    fn at(address: &Address<'_>, parts: usize) -> Result<Self> {
+        let url = address.text(parts);
+        Ok(Location { backend: backend(address, parts, &url)?, url, pattern: None })
+    }
+
+    /// The folder or file as typed.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -88,6 +104,17 @@ impl Location {
     /// The store at this location, taken as a folder.
     pub fn store(&self) -> Store {
         Store::new(self.backend.clone(), self.url.trim_end_matches('/').to_string())
+    }
+
+    /// The one folder in which the named files lie; `None` when a pattern is wild in a folder and so has them in several.
+    pub fn folder(&self) -> Option<Store> {
+        match &self.pattern {
+            Some(pattern) => (!pattern.as_str().contains('/')).then(|| self.store()),
+            None => {
+                let file = self.split_file().filter(|(_, name)| is_shard_name(name));
+                Some(file.map_or_else(|| self.store(), |(folder, _)| folder.store()))
+            }
+        }
     }
 
     /// The location's folder and last name: how a single file is opened.
@@ -99,108 +126,67 @@ impl Location {
                 (Backend::Local(path.parent()?.to_path_buf()), name)
             }
             Backend::Remote { store, prefix, lists } => {
-                let mut parts: Vec<_> = prefix.parts().collect();
-                let name = parts.pop()?.as_ref().to_string();
-                (Backend::Remote { store: store.clone(), prefix: parts.into_iter().collect(), lists: *lists }, name)
+                let (folder, name) = (prefix.parent()?, prefix.filename()?.to_string());
+                (Backend::Remote { store: store.clone(), prefix: folder, lists: lists.clone() }, name)
             }
         };
         Some((Location { backend, url: folder_url.to_string(), pattern: None }, name))
     }
 }
 
-/// Whether a URL carries a query, which may hold a key: `?name=`. In a glob `?` stands for one character of a name, and a
-/// `/` lies between it and the `=` of a folder below: `part-?/layer=12`.
-pub fn has_query(text: &str) -> bool {
-    let names_a_value = |rest: &str| rest.find(['=', '/']).is_some_and(|at| rest[at..].starts_with('='));
-    text.contains("://") && text.split('?').skip(1).any(names_a_value)
-}
-
-fn in_url(text: &str) -> Error {
-    Error::Arguments(format!(
-        "{}: credentials and queries do not belong in a URL: set them in the environment (AWS_ACCESS_KEY_ID …)",
-        redact(text)
-    ))
-}
-
-/// Splits `a/b/*.parquet` into the folder without wildcards and the pattern below it.
-fn split_glob(text: &str) -> Result<(String, Option<glob::Pattern>)> {
-    let wild = |part: &str| part.contains(['*', '?', '[']);
-    if !wild(text) || (!text.contains("://") && Path::new(text).exists()) {
-        return Ok((text.into(), None));
-    }
-    if text.starts_with("http://") || text.starts_with("https://") {
-        return Err(Error::Arguments(format!(
-            "{}: plain HTTP has no listing, so no globs: name the files",
-            redact(text)
-        )));
-    }
-    let parts: Vec<&str> = text.split('/').collect();
-    let first = parts.iter().position(|p| wild(p)).unwrap_or(parts.len());
-    let pattern = glob::Pattern::new(&parts[first..].join("/"))
-        .map_err(|e| Error::Arguments(format!("{text}: not a glob: {e}")))?;
-    let folder = if first == 0 { ".".to_string() } else { format!("{}/", parts[..first].join("/")) };
-    Ok((folder, Some(pattern)))
-}
-
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::Arguments(format!("{}: {e}", path.display())))
 }
 
-fn backend(url: &Url) -> Result<Backend> {
+/// The store of an address with its first `parts` parts as the prefix; `url` is what messages call it.
+fn backend(address: &Address<'_>, parts: usize, url: &str) -> Result<Backend> {
     static MEMORY: LazyLock<Arc<InMemory>> = LazyLock::new(|| Arc::new(InMemory::new()));
-    let host = url.host_str().unwrap_or_default().to_string();
-    let fail = |e: object_store::Error| Error::Arguments(format!("{}: {}", url.as_str(), redact(&e.to_string())));
-    let key = Key::from_url_path(url.path()).map_err(|e| Error::Arguments(format!("{url}: {e}")))?;
-    let remote = |store: Arc<dyn ObjectStore>, prefix: Key| Backend::Remote { store, prefix, lists: true };
-    let need_bucket = || Error::Arguments(format!("{url}: no bucket: write {}://BUCKET/PREFIX", url.scheme()));
-    match url.scheme() {
-        "file" => {
-            let path =
-                url.to_file_path().map_err(|()| Error::Arguments(format!("{url}: write file:///absolute/path")))?;
-            Ok(Backend::Local(path))
-        }
-        "memory" => {
-            let joined = if host.is_empty() {
-                key
-            } else {
-                Key::from_iter([host.as_str()]).parts().chain(key.parts()).collect()
-            };
-            Ok(remote(MEMORY.clone(), joined))
-        }
-        _ if host.is_empty() => Err(need_bucket()),
-        "s3" | "s3a" => Ok(remote(s3(&host, url)?, key)),
+    let names = address.names(parts)?;
+    if address.scheme.is_empty() || address.scheme == "file" {
+        return Ok(Backend::Local(absolute(Path::new(&names))?));
+    }
+    let bucket = address.authority;
+    let fail = |e: object_store::Error| Error::Arguments(format!("{}: {}", redact(url), redact(&e.to_string())));
+    // There is one memory, so its buckets are folders in it.
+    let is_memory = address.scheme == "memory" && !bucket.is_empty();
+    let names = if is_memory { format!("{bucket}/{names}") } else { names };
+    let prefix = key::below(&Key::ROOT, &names, || url.to_string())?;
+    match address.scheme.as_str() {
+        "memory" => Ok(Backend::Remote { store: MEMORY.clone(), prefix, lists: Lists::Whole }),
+        "s3" | "s3a" => Ok(paged(s3(bucket, url)?, prefix)),
         "gs" => {
             let mut builder = GoogleCloudStorageBuilder::new();
             for (key, value) in environment::settings("GOOGLE_")? {
                 builder = builder.with_config(key, value);
             }
-            let builder = builder.with_bucket_name(&host).with_retry(patience::left_to_clients());
-            Ok(remote(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), key))
+            let builder = builder.with_bucket_name(bucket).with_retry(patience::left_to_clients());
+            Ok(paged(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), prefix))
         }
         scheme if AZURE.contains(&scheme) => {
             // `wasbs` is the older name, which the client does not know.
-            let address = format!("abfss{}", &url[url::Position::AfterScheme..]);
+            let address = format!("abfss://{bucket}/");
             let mut builder = MicrosoftAzureBuilder::new();
             for (key, value) in environment::settings("AZURE_")? {
                 builder = builder.with_config(key, value);
             }
             let builder = builder.with_url(address).with_retry(patience::left_to_clients());
-            Ok(remote(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), key))
+            Ok(paged(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), prefix))
         }
-        "http" | "https" => {
-            let base = &url[..url::Position::BeforePath];
+        scheme => {
             let options = object_store::ClientOptions::new().with_allow_http(true);
+            let base = format!("{scheme}://{bucket}");
             let builder = HttpBuilder::new().with_url(base).with_client_options(options);
             let builder = builder.with_retry(patience::left_to_clients()).with_http_connector(Patient);
-            Ok(Backend::Remote { store: Arc::new(builder.build().map_err(fail)?), prefix: key, lists: false })
+            Ok(Backend::Remote { store: Arc::new(builder.build().map_err(fail)?), prefix, lists: Lists::No })
         }
-        other => Err(Error::Arguments(format!(
-            "{url}: unknown scheme {other}: paths, file://, s3://, gs://, az://, abfss://, wasbs://, http(s):// and memory:// are understood"
-        ))),
     }
 }
 
-fn s3(bucket: &str, url: &Url) -> Result<Arc<dyn ObjectStore>> {
+fn paged<S: ObjectStore + PaginatedListStore>(store: Arc<S>, prefix: Key) -> Backend {
+    Backend::Remote { store: store.clone(), prefix, lists: Lists::Pages(store) }
+}
+
+fn s3(bucket: &str, url: &str) -> Result<Arc<AmazonS3>> {
     let mut builder = AmazonS3Builder::new();
     for (key, value) in environment::settings("AWS_")? {
         builder = builder.with_config(key, value);
@@ -226,7 +212,7 @@ fn s3(bucket: &str, url: &Url) -> Result<Arc<dyn ObjectStore>> {
     // Without credentials the client asks the cloud's metadata address for three minutes: look first whether it is there. It would give
     // those of the machine where a profile asks for others.
     if !skips && !named && (environment::named_profile().is_some() || !metadata_service_answers()) {
-        return Err(Error::Denied { location: url.to_string(), problem: environment::no_credentials(url.as_str()) });
+        return Err(Error::Denied { location: url.to_string(), problem: environment::no_credentials(url) });
     }
     let store = builder.build().map_err(|e| Error::Arguments(format!("{url}: {}", redact(&e.to_string()))))?;
     Ok(Arc::new(store))
@@ -273,25 +259,6 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_told_from_a_glob() {
-        for url in ["https://h/x?sig=a/b", "s3://b/part-?/x?sig=secret", "https://h/x?a&sig=secret"] {
-            assert!(has_query(url), "{url}");
-        }
-        for url in ["s3://b/part-?/layer=12/*.parquet", "s3://b/layer=12/part-?", "part-?=/x", "s3://b/layer=12"] {
-            assert!(!has_query(url), "{url}");
-        }
-        let location = Location::resolve("memory://b/part-?/layer=12/*.parquet").unwrap();
-        assert_eq!(location.pattern.unwrap().as_str(), "part-?/layer=12/*.parquet");
-    }
-
-    #[test]
-    fn globs_are_split_from_their_folder() {
-        let (folder, pattern) = split_glob("s3://b/run/*/x-[0-9].parquet").unwrap();
-        assert_eq!((folder.as_str(), pattern.unwrap().as_str()), ("s3://b/run/", "*/x-[0-9].parquet"));
-        assert_eq!(split_glob("*.parquet").unwrap().0, ".");
-    }
-
-    #[test]
     fn azure_writes_its_container_where_others_write_a_user() {
         for url in [
             "abfss://acts@lab.dfs.core.windows.net/layer12/a",
@@ -310,10 +277,60 @@ mod tests {
     }
 
     #[test]
+    fn what_is_there_is_literal_and_the_rest_a_pattern() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("run[0]")).unwrap();
+        std::fs::write(folder.path().join("run[0]/a?.parquet"), "").unwrap();
+        let path = folder.path().to_str().unwrap();
+        let store = Location::resolve("memory://literal/x").unwrap().store();
+        store.put("run[0]/a?.parquet", &b""[..]).unwrap();
+        for root in [path.to_string(), format!("file://{path}"), "memory://literal/x".into()] {
+            let found = |text: &str| {
+                let location = Location::resolve(&format!("{root}/{text}")).unwrap();
+                let below = location.url().strip_prefix(&root).unwrap().to_string();
+                (below, location.pattern.map(|pattern| pattern.to_string()))
+            };
+            let pattern = |folder: &str, pattern: &str| (folder.to_string(), Some(pattern.to_string()));
+            assert_eq!(found("run[0]"), ("/run[0]".into(), None));
+            assert_eq!(found("run[0]/a?.parquet"), ("/run[0]/a?.parquet".into(), None));
+            assert_eq!(found("run[0]/*.parquet"), pattern("/run[0]", "*.parquet"));
+            assert_eq!(found("run?0?/a?.parquet"), pattern("", "run?0?/a?.parquet"));
+            assert_eq!(found("x-[0-9]/layer=1/"), pattern("", "x-[0-9]/layer=1"));
+        }
+        // What is encoded in a URL is meant as it is.
+        let location = Location::resolve(&format!("file://{path}/r%5B0%5D%C3%BC*")).unwrap();
+        assert_eq!(location.pattern.unwrap().as_str(), "r[[]0[]]ü*");
+    }
+
+    #[test]
+    fn a_file_is_split_from_its_folder_and_back() {
+        for text in
+            ["memory://a/b~%3A/[0]#.parquet", "/a b/c?.parquet", "http://h/a%20b/%23.parquet", "file:///a%3F/x.parquet"]
+        {
+            let location = Location::literal(text).unwrap();
+            let (folder, name) = location.split_file().unwrap();
+            assert_eq!(folder.store().url_of(&name), text);
+            assert_eq!(location.folder().unwrap().url(), folder.url());
+        }
+        assert_eq!(
+            Location::resolve("memory://none/run/x-*.parquet").unwrap().folder().unwrap().url(),
+            "memory://none/run"
+        );
+        assert!(Location::resolve("memory://none/*/x.parquet").unwrap().folder().is_none());
+        assert_eq!(Location::resolve("x-*.none").unwrap().folder().unwrap().url(), ".");
+    }
+
+    #[test]
     fn bad_urls_say_what_to_write() {
         let text = |url: &str| Location::resolve(url).unwrap_err().to_string();
         assert!(text("ftp://x/y").contains("unknown scheme ftp"));
         assert!(text("s3:///y").contains("no bucket: write s3://BUCKET/PREFIX"));
         assert!(text("").contains("empty path"));
+        assert!(text("s3://b/a//x.parquet").contains("a part of the key is empty"));
+        assert!(text("s3://b:9000/a").contains("AWS_ENDPOINT"));
+        for url in ["http://h/a#b", "file:///a#b"] {
+            assert!(text(url).contains("write %23"), "{}", text(url));
+        }
+        assert!(text("http://h/a?b").contains("write %3F"));
     }
 }

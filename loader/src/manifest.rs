@@ -269,17 +269,17 @@ pub(crate) fn parse_sum(hex: &str) -> Option<u64> {
     if hex.len() == 16 { u64::from_str_radix(hex, 16).ok() } else { None }
 }
 
-/// Why a path may not appear in a manifest: it must stay inside the manifest's folder.
+/// Why a path may not appear in a manifest: it must stay inside the manifest's folder. Any other name that a file may have is fine.
 fn bad_path(path: &str) -> Option<&'static str> {
     if path.is_empty() {
         Some("is empty")
-    } else if path.starts_with('/') || path.contains(":\\") {
+    } else if path.starts_with('/') {
         Some("is absolute: shards lie under the manifest's folder")
     } else if path.contains("://") {
         Some("is a URL: shards lie under the manifest's folder")
-    } else if path.split(['/', '\\']).any(|part| part == "..") {
+    } else if path.split('/').any(|part| part == "..") {
         Some("leaves the manifest's folder")
-    } else if path.split('/').any(|part| part.is_empty() || part == ".") || path.chars().any(char::is_control) {
+    } else if path.split('/').any(|part| part.is_empty() || part == ".") {
         Some("is not in its plain form")
     } else {
         None

@@ -2,18 +2,20 @@
 //!
 //! Local writes go to a temporary file, are synced and renamed, and the folder is synced; remote puts are atomic by nature.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 use crate::environment::no_credentials;
-use crate::location::{Backend, redact};
-use crate::{Error, Location, Result, io, local, patience};
+use crate::listing::{self, Listing};
+use crate::location::{Backend, Lists, redact};
+use crate::{Error, Location, Result, io, key, local, patience};
 
 /// One stored object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,13 +42,16 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// The folder at a path or URL; it need not exist yet.
+    /// The folder at a path or URL, taken literally; it need not exist yet.
     pub fn open(url: &str) -> Result<Self> {
-        let location = Location::resolve(url)?;
-        if location.pattern.is_some() {
-            return Err(Error::Arguments(format!("{url}: a folder is needed here, not a glob")));
-        }
-        Ok(location.store())
+        Ok(Location::literal(url)?.store())
+    }
+
+    /// The folder of the file at a path or URL, and the file's key in it.
+    pub fn open_file(url: &str) -> Result<(Self, String)> {
+        let split = Location::literal(url)?.split_file();
+        let (folder, key) = split.ok_or_else(|| Error::Arguments(format!("{url}: a file is needed here")))?;
+        Ok((folder.store(), key))
     }
 
     pub(crate) fn new(backend: Backend, url: String) -> Self {
@@ -59,19 +64,18 @@ impl Store {
     }
 
     /// A folder below this one.
-    pub fn join(&self, folder: &str) -> Store {
-        let backend = match &self.backend {
-            Backend::Local(root) => Backend::Local(root.join(folder)),
-            Backend::Remote { store, prefix, lists } => {
-                Backend::Remote { store: store.clone(), prefix: below(prefix, folder), lists: *lists }
-            }
-        };
-        Store { backend, url: self.url_of(folder) }
+    pub fn join(&self, folder: &str) -> Result<Store> {
+        let mut backend = self.backend.clone();
+        match &mut backend {
+            Backend::Local(root) => *root = root.join(folder),
+            Backend::Remote { prefix, .. } => *prefix = self.key(prefix, folder)?,
+        }
+        Ok(Store { backend, url: self.url_of(folder) })
     }
 
-    /// What a key is called in messages.
+    /// What a key is called in messages: as it would be typed.
     pub fn url_of(&self, key: &str) -> String {
-        if key.is_empty() { self.url.clone() } else { format!("{}/{key}", self.url) }
+        if key.is_empty() { self.url.clone() } else { format!("{}/{}", self.url, key::typed(&self.url, key)) }
     }
 
     /// The folder's path, if it is local.
@@ -82,15 +86,42 @@ impl Store {
         }
     }
 
-    pub(crate) fn target(&self, key: &str) -> Target {
-        match &self.backend {
+    pub(crate) fn target(&self, key: &str) -> Result<Target> {
+        Ok(match &self.backend {
             Backend::Local(root) => Target::Local(root.join(key)),
-            Backend::Remote { store, prefix, .. } => Target::Remote(store.clone(), below(prefix, key)),
-        }
+            Backend::Remote { store, prefix, .. } => Target::Remote(store.clone(), self.key(prefix, key)?),
+        })
+    }
+
+    fn key(&self, prefix: &Key, key: &str) -> Result<Key> {
+        key::below(prefix, key, || self.url_of(key))
     }
 
     pub(crate) fn lists(&self) -> bool {
-        !matches!(self.backend, Backend::Remote { lists: false, .. })
+        !matches!(self.backend, Backend::Remote { lists: Lists::No, .. })
+    }
+
+    /// Whether something is there by the name of this folder: the folder, with something in it where folders are no more than that, or
+    /// a file.
+    pub(crate) fn exists(&self) -> Result<bool> {
+        let (store, prefix, lists) = match &self.backend {
+            Backend::Local(root) => return Ok(root.symlink_metadata().is_ok()),
+            Backend::Remote { store, prefix, lists } => (store.clone(), prefix.clone(), lists.clone()),
+        };
+        let url = self.url.clone();
+        io::wait(async move {
+            let told = |e| read_error(&url, e);
+            match store.head(&prefix).await.map_err(told) {
+                Ok(_) => return Ok(true),
+                Err(Error::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+            match lists {
+                Lists::Pages(pages) => Ok(!listing::is_empty(&*pages, &prefix).await.map_err(told)?),
+                Lists::Whole => Ok(store.list(Some(&prefix)).try_next().await.map_err(told)?.is_some()),
+                Lists::No => Ok(false),
+            }
+        })
     }
 
     /// Stores an object, all or nothing, replacing an earlier one.
@@ -108,7 +139,7 @@ impl Store {
         match &self.backend {
             Backend::Local(root) => local::put(root, key, &bytes, mode == PutMode::Create),
             Backend::Remote { store, prefix, .. } => {
-                let (store, path, url) = (store.clone(), below(prefix, key), self.url_of(key));
+                let (store, path, url) = (store.clone(), self.key(prefix, key)?, self.url_of(key));
                 io::wait(async move {
                     match store.put_opts(&path, PutPayload::from_bytes(bytes), mode.into()).await {
                         Ok(_) => Ok(true),
@@ -124,7 +155,7 @@ impl Store {
 
     /// The whole object.
     pub fn get(&self, key: &str) -> Result<Bytes> {
-        match self.target(key) {
+        match self.target(key)? {
             Target::Local(path) => std::fs::read(&path).map(Bytes::from).map_err(|e| local::read_error(&path, &e)),
             Target::Remote(store, path) => {
                 let url = self.url_of(key);
@@ -141,7 +172,7 @@ impl Store {
 
     /// A part of an object, of exactly the asked length.
     pub fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
-        match self.target(key) {
+        match self.target(key)? {
             Target::Local(path) => {
                 let file = local::open(&path)?;
                 let size = file.metadata().map_err(|e| local::read_error(&path, &e))?.len();
@@ -164,7 +195,7 @@ impl Store {
 
     /// Size and tag of an object, or nothing.
     pub fn head(&self, key: &str) -> Result<Option<Entry>> {
-        match self.target(key) {
+        match self.target(key)? {
             Target::Local(path) => {
                 Ok(local::stat(&path)?.map(|(size, etag)| Entry { key: key.into(), size, etag: Some(etag) }))
             }
@@ -183,32 +214,59 @@ impl Store {
         }
     }
 
-    /// All objects below a folder of this one (`""` for all), sorted by key. An absent folder is empty.
+    /// All objects below a folder of this one (`""` for all), sorted by key. An absent folder is empty. Objects whose keys cannot be
+    /// named are left out, with one warning that names them.
     pub fn list(&self, folder: &str) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        match &self.backend {
-            Backend::Local(root) => local::list(root, &root.join(folder), &mut entries)?,
-            Backend::Remote { store, prefix, .. } => {
-                let (store, root, from) = (store.clone(), prefix.clone(), below(prefix, folder));
-                let url = self.url_of(folder);
-                entries = io::wait(async move {
-                    let all = store.list(Some(&from)).try_collect::<Vec<_>>().await.map_err(|e| read_error(&url, e));
-                    let all = match all {
-                        Err(Error::NotFound { .. }) => Vec::new(),
-                        other => other?,
-                    };
-                    Ok(all.into_iter().filter_map(|m| relative(&root, m)).collect())
-                })?;
-                entries.sort_by(|a, b| a.key.cmp(&b.key));
+        let (store, root, lists) = match &self.backend {
+            Backend::Local(root) => {
+                let mut entries = Vec::new();
+                local::list(root, &root.join(folder), &mut entries)?;
+                return Ok(entries);
             }
-        }
+            Backend::Remote { store, prefix, lists } => (store.clone(), prefix.clone(), lists.clone()),
+        };
+        let (from, url) = (self.key(&root, folder)?, self.url_of(folder));
+        let listing = io::wait(async move {
+            let listing = match lists {
+                Lists::Pages(pages) => listing::list(&*pages, &from).await,
+                _ => {
+                    store.list(Some(&from)).try_collect().await.map(|objects| Listing { objects, ..Listing::default() })
+                }
+            };
+            match listing.map_err(|e| read_error(&url, e)) {
+                Err(Error::NotFound { .. }) => Ok(Listing::default()),
+                other => other,
+            }
+        })?;
+        self.warn_of(listing.unnamed);
+        let entry =
+            |m: ObjectMeta| Some(Entry { key: key::relative(&root, &m.location)?, size: m.size, etag: m.e_tag });
+        let mut entries: Vec<Entry> = listing.objects.into_iter().filter_map(entry).collect();
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(entries)
+    }
+
+    /// Names whole keys that a listing has left out, each once in the life of the process.
+    fn warn_of(&self, unnamed: Vec<String>) {
+        /// Keys that one message names.
+        const NAMED: usize = 10;
+        static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let bucket = self.url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
+        let urls = unnamed.into_iter().map(|name| format!("{bucket}/{}", name.escape_debug()));
+        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<String> = urls.filter(|url| told.insert(url.clone())).collect();
+        if !new.is_empty() {
+            let (named, more) =
+                (new.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", "), new.len().saturating_sub(NAMED));
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            tracing::warn!("left out: {named}{more}: {}", key::CANNOT_BE_NAMED);
+        }
     }
 
     /// Removes an object; one that is absent is fine. Local folders that this leaves empty go too, as they would in an
     /// object store.
     pub fn delete(&self, key: &str) -> Result<()> {
-        match self.target(key) {
+        match self.target(key)? {
             Target::Local(path) => match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(local::write_error(&path, &e)),
                 _ => {
@@ -235,17 +293,6 @@ impl Store {
 pub(crate) enum Target {
     Local(PathBuf),
     Remote(Arc<dyn ObjectStore>, Key),
-}
-
-/// A key below a prefix; `Key` drops empty parts and encodes the rest.
-pub(crate) fn below(prefix: &Key, key: &str) -> Key {
-    let parts = key.split('/').filter(|p| !p.is_empty() && *p != ".");
-    prefix.parts().map(|p| p.as_ref().to_string()).chain(parts.map(String::from)).collect()
-}
-
-fn relative(root: &Key, meta: object_store::ObjectMeta) -> Option<Entry> {
-    let rest: Vec<String> = meta.location.prefix_match(root)?.map(|p| p.as_ref().to_string()).collect();
-    Some(Entry { key: rest.join("/"), size: meta.size, etag: meta.e_tag })
 }
 
 fn assert_length(url: &str, got: u64, asked: u64) -> Result<()> {

@@ -10,8 +10,8 @@ use tokio::task::JoinHandle;
 
 use crate::local::Pending;
 use crate::location::Backend;
-use crate::store::{below, write_error};
-use crate::{Error, Result, Store, io};
+use crate::store::write_error;
+use crate::{Error, Result, Store, io, key};
 
 /// Bytes of a part; all but the last are equal, as some stores demand.
 const PART: usize = 16 << 20;
@@ -40,7 +40,7 @@ impl Upload {
             Backend::Local(root) => Pending::create(root, key).map(Upload::Local),
             Backend::Remote { store: remote, prefix, .. } => Ok(Upload::Remote(Remote {
                 store: remote.clone(),
-                key: below(prefix, key),
+                key: key::below(prefix, key, || store.url_of(key))?,
                 url: store.url_of(key),
                 buffer: Vec::new(),
                 multipart: None,

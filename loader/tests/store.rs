@@ -24,7 +24,7 @@ fn behaves(store: &Store) {
     assert!(store.get_range("a", 2..9).is_err(), "a short body is an error");
     assert!(store.put_new("b/c/d", &b"x"[..]).unwrap());
     assert!(!store.put_new("b/c/d", &b"y"[..]).unwrap());
-    assert_eq!(&store.join("b").get("c/d").unwrap()[..], b"x");
+    assert_eq!(&store.join("b").unwrap().get("c/d").unwrap()[..], b"x");
     let keys = |folder: &str| store.list(folder).unwrap().into_iter().map(|e| e.key).collect::<Vec<_>>();
     assert_eq!(keys(""), ["a", "b/c/d"]);
     assert_eq!(keys("b"), ["b/c/d"]);

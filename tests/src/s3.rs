@@ -30,7 +30,7 @@ impl S3 {
         // It writes a line for each request and must not block on them.
         std::thread::spawn(move || lines.for_each(drop));
         let s3 = S3 { server, address };
-        assert_eq!(s3.request("PUT", "bucket").0, 200, "a bucket is made");
+        assert_eq!(s3.request("PUT", "bucket", b"").0, 200, "a bucket is made");
         s3
     }
 
@@ -67,7 +67,7 @@ impl S3 {
 
     /// An object's bytes, if there is one.
     pub fn find(&self, key: &str) -> Option<Vec<u8>> {
-        let (status, body) = self.request("GET", &format!("bucket/{key}"));
+        let (status, body) = self.request("GET", &format!("bucket/{}", encoded(key)), b"");
         (status == 200).then_some(body)
     }
 
@@ -77,17 +77,36 @@ impl S3 {
     /// When the server refuses.
     #[track_caller]
     pub fn delete(&self, key: &str) {
-        assert_eq!(self.request("DELETE", &format!("bucket/{key}")).0, 204, "{key} is removed");
+        assert_eq!(self.request("DELETE", &format!("bucket/{}", encoded(key)), b"").0, 204, "{key} is removed");
     }
 
-    fn request(&self, method: &str, path: &str) -> (u16, Vec<u8>) {
+    /// Stores an object without our own client, by any key.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub fn put(&self, key: &str, bytes: &[u8]) {
+        assert_eq!(self.request("PUT", &format!("bucket/{}", encoded(key)), bytes).0, 200, "{key} is stored");
+    }
+
+    /// Lets everybody read the bucket: as plain HTTP, below this URL.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub fn publish(&self) -> String {
+        let policy = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*",
+            "Resource": ["arn:aws:s3:::bucket/*"]}]}"#;
+        assert_eq!(self.request("PUT", "bucket?policy", policy.as_bytes()).0, 200, "a policy is set");
+        format!("http://{}/bucket", self.address)
+    }
+
+    fn request(&self, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
         let mut stream = TcpStream::connect(&self.address).expect("moto listens");
         // moto lets a stranger make a bucket but not read an object, and takes any signature for a good one.
         let signed = "Authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
-        let signature = if method != "PUT" { format!("{signed}\r\n") } else { String::new() };
-        let head = format!("Host: {}\r\n{signature}Content-Length: 0", self.address);
+        let signature = if path == "bucket" { String::new() } else { format!("{signed}\r\n") };
+        let head = format!("Host: {}\r\n{signature}Content-Length: {}", self.address, body.len());
         let request = format!("{method} /{path} HTTP/1.0\r\n{head}\r\n\r\n");
-        stream.write_all(request.as_bytes()).expect("a request is sent");
+        stream.write_all(request.as_bytes()).and_then(|()| stream.write_all(body)).expect("a request is sent");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("an answer comes");
         let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head ends") + 4;
@@ -95,6 +114,12 @@ impl S3 {
         let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).expect("a status");
         (status, answer.split_off(end))
     }
+}
+
+/// A key in a URL: every byte that might have a meaning there is encoded.
+fn encoded(key: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+    key.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// Where a run in the store that was given `temporary` as TMPDIR keeps its files that grow, once it has begun.

@@ -304,21 +304,6 @@ pub fn eval_options(recipe: &Recipe, limit: Option<u64>) -> StreamOptions {
     }
 }
 
-/// The folder that a path, URL or glob names or has its files in; `None` when a glob is wild in a folder and so has them
-/// in several.
-pub(crate) fn folder_of(url: &str) -> Option<&str> {
-    const WILD: [char; 3] = ['*', '?', '['];
-    if !url.ends_with(".parquet") && !url.contains(WILD) {
-        return Some(url);
-    }
-    let folder = match url.rsplit_once('/') {
-        Some(("", _)) => "/",
-        Some((folder, _)) => folder,
-        None => ".",
-    };
-    (!folder.contains(WILD)).then_some(folder)
-}
-
 /// A single file by path or URL.
 ///
 /// # Errors
@@ -327,8 +312,8 @@ pub fn read_file(url: &str) -> Result<Bytes, Error> {
     if std::path::Path::new(url).is_dir() {
         return Err(Error::Weights(format!("{url} is a folder: name the .safetensors file in it")));
     }
-    let (folder, name) = url.rsplit_once('/').unwrap_or((".", url));
-    Ok(Store::open(if folder.is_empty() { "/" } else { folder })?.get(name)?)
+    let (folder, name) = Store::open_file(url)?;
+    Ok(folder.get(&name)?)
 }
 
 fn threads(recipe: &Recipe) -> usize {
@@ -336,21 +321,22 @@ fn threads(recipe: &Recipe) -> usize {
     recipe.data.threads.unwrap_or_else(cores)
 }
 
-/// `data.skip` in the shards of a dataset: `file.parquet:row` or `file.parquet#group`.
+/// `data.skip` in the shards of a dataset: `file.parquet:row` or `file.parquet#group`, of which the last `:` or `#` counts, since the
+/// name may hold others.
 fn skip_list(dataset: &Dataset, entries: &[String]) -> Result<SkipList, Error> {
     let mut list = SkipList::default();
     for entry in entries {
-        let find = |(path, number): (&str, &str), count: fn(&loader::Shard) -> u64| {
+        let found = entry.rfind([':', '#']).and_then(|at| {
+            let (path, number) = (&entry[..at], entry[at + 1..].parse::<u64>().ok()?);
             let shard = dataset.shards().iter().position(|shard| shard.path == path)?;
-            let number: u64 = number.parse().ok().filter(|number| *number < count(&dataset.shards()[shard]))?;
-            Some((shard as u32, number))
-        };
-        let row = entry.rsplit_once(':').and_then(|entry| find(entry, |shard| shard.rows));
-        let group = entry.rsplit_once('#').and_then(|entry| find(entry, |shard| shard.row_groups.len() as u64));
-        match (row, group) {
-            (Some((shard, row)), _) => list.add_row(RowId { shard, row }),
-            (None, Some((shard, group))) => list.add_row_group(shard, group as u32),
-            (None, None) => {
+            let (of, is_row) = (&dataset.shards()[shard], entry[at..].starts_with(':'));
+            let count = if is_row { of.rows } else { of.row_groups.len() as u64 };
+            (number < count).then_some((shard as u32, number, is_row))
+        });
+        match found {
+            Some((shard, row, true)) => list.add_row(RowId { shard, row }),
+            Some((shard, group, false)) => list.add_row_group(shard, group as u32),
+            None => {
                 return Err(Error::Recipe(format!(
                     "data.skip: \"{entry}\" names no row of data.train: write file.parquet:row or file.parquet#group, \
                      with a file such as {}",
@@ -384,16 +370,5 @@ mod tests {
         assert!(train.contains("identity a on rank 0, 2 and b on rank 1, 3"), "{train}");
         let eval = told(&[seen("a", Some("x")), seen("a", None)]).expect("refused");
         assert!(eval.starts_with("data.eval") && eval.contains("identity x on rank 0 and none on rank 1"), "{eval}");
-    }
-
-    #[test]
-    fn a_glob_that_is_wild_in_a_folder_has_no_single_one() {
-        assert_eq!(folder_of("s3://b/run"), Some("s3://b/run"));
-        assert_eq!(folder_of("s3://b/run/x-*.parquet"), Some("s3://b/run"));
-        assert_eq!(folder_of("x-?.parquet"), Some("."));
-        assert_eq!(folder_of("/x.parquet"), Some("/"));
-        assert_eq!(folder_of("s3://b/run/*/x-*.parquet"), None);
-        assert_eq!(folder_of("s3://b/run/*/x.parquet"), None);
-        assert_eq!(folder_of("s3://b/*/run/*"), None);
     }
 }

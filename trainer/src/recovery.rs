@@ -2,13 +2,12 @@
 
 use kernels::ranks::Group;
 use kernels::{Dictionary, Slot, Tensor};
-use loader::Store;
+use loader::Location;
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::data::folder_of;
 use crate::dot::dot;
 
 /// The directions that synthetic rows are sums of.
@@ -29,8 +28,8 @@ impl Truth {
     /// # Errors
     /// Those of the store; [`Error::Weights`] when the file is not such a one.
     pub fn beside(urls: &[String]) -> Result<Option<Truth>, Error> {
-        let Some(folder) = urls.first().and_then(|url| folder_of(url)) else { return Ok(None) };
-        let store = Store::open(folder)?;
+        let Some(url) = urls.first() else { return Ok(None) };
+        let Some(store) = Location::resolve(url)?.folder() else { return Ok(None) };
         match store.get("truth.safetensors") {
             Ok(bytes) => Truth::parse(&bytes).map(Some).ok_or_else(|| {
                 Error::Weights(format!("{} is not a file of true directions", store.url_of("truth.safetensors")))

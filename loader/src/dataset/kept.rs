@@ -5,13 +5,12 @@ use std::collections::HashMap;
 use super::OpenOptions;
 use super::find::Found;
 use super::rule::Why;
-use crate::{Error, Location, Manifest, Result, Shard};
+use crate::{Error, Manifest, Result, Shard, Store};
 
 /// The manifest that the options name, if it is there.
 pub(super) fn read(options: &OpenOptions) -> Result<Option<Manifest>> {
     let Some(url) = &options.manifest else { return Ok(None) };
-    let Some((folder, name)) = Location::resolve(url)?.split_file() else { return Ok(None) };
-    let store = folder.store();
+    let (store, name) = Store::open_file(url)?;
     match store.get(&name) {
         Ok(json) => Manifest::from_json(&json, url).map(Some).map_err(|e| match e {
             Error::Data { location, problem } => {

@@ -43,8 +43,10 @@ pub(super) struct Resolver {
 impl Resolver {
     pub(super) fn place(&mut self, store: &Store, key: &str) -> String {
         match store.target(key) {
-            Target::Local(path) => self.local(&path),
-            Target::Remote(store, path) => format!("{store}/{path}"),
+            Ok(Target::Local(path)) => self.local(&path),
+            Ok(Target::Remote(store, path)) => format!("{store}/{path}"),
+            // Reading tells.
+            Err(_) => store.url_of(key),
         }
     }
 

@@ -115,14 +115,16 @@ impl<D: Device> Run<'_, D> {
             ));
         }
         // The list may only grow, so what is left out already stands in it too.
-        let skip: Vec<String> = self.recipe.data.skip.iter().chain(&bad).map(|entry| format!("\"{entry}\"")).collect();
+        let quoted = |entry: &String| toml::Value::String(entry.clone()).to_string();
+        let skip: Vec<String> = self.recipe.data.skip.iter().chain(&bad).map(quoted).collect();
         Error::Divergence(format!(
             "step {step}: {}{} of its rows hold NaN or infinite values, so the update was refused; {saved}. Leave the rows \
-             out and go on: sae train … --resume --set 'data.skip=[{}]'; a new run with data.filter.finite = true leaves out \
+             out and go on: sae train … --resume --set '{}'; a new run with data.filter.finite = true leaves out \
              all such rows",
             if bad.len() < NAMED_ROWS { "" } else { "at least " },
             bad.len(),
-            skip.join(", ")
+            // As a shell takes it between quotes.
+            format!("data.skip=[{}]", skip.join(", ")).replace('\'', r"'\''")
         ))
     }
 }
