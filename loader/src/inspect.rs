@@ -241,8 +241,12 @@ fn heavy_rows(dataset: &Dataset, top1_share: Option<f64>) -> Result<Option<Heavy
     if top1_share.is_none_or(|share| share <= heavy::TOO_MUCH) {
         return Ok(None);
     }
-    let sampled = sample(dataset, SAMPLE.0, SAMPLE.1, &SkipList::default(), &RowFilter::default())?;
-    Ok(heavy::heavy(dataset, &sampled.ids, &sampled.norms()))
+    match sample(dataset, SAMPLE.0, SAMPLE.1, &SkipList::default(), &RowFilter::default()) {
+        Ok(sampled) => Ok(heavy::heavy(dataset, &sampled.ids, &sampled.norms())),
+        // Damage where the pass did not look.
+        Err(error) if is_damage(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The units to look at: all, or evenly spread ones that hold about `sample` rows.
