@@ -45,12 +45,13 @@ def sae(args, folder):
     cost = run([args.sae, "train", recipe])
     summary = json.loads((out / "summary.json").read_text()) | cost
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["kind"] == "train"]
     half = lines[-1]["tokens"] / 2
     seconds, rows, before = 0.0, 0, 0
     for line in lines:
         if before >= half:
             rows += line["tokens"] - before
-            seconds += (line["tokens"] - before) / line["tokens_per_s"]
+            seconds += (line["tokens"] - before) / line["tokens_per_s_wall"]
         before = line["tokens"]
     summary["tokens_per_s_last_half"] = rows / seconds
     return summary

@@ -15,9 +15,11 @@ pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, T
 pub use self::plan::{L0, MTBF, Plan};
 use crate::device::DeviceChoice;
 
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("SAE_COMMIT"), ")");
+
 /// Trains sparse autoencoders on activation shards streamed from Parquet, at scale.
 #[derive(Parser, Debug)]
-#[command(name = "sae", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "sae", version = VERSION, propagate_version = true, max_term_width = 110)]
 #[command(
     after_help = "Start with:\n  sae train launch/recipes/quickstart.toml\n\nExit codes: 0 done, 64 recipe or arguments, \
 65 data, 69 storage unreachable,\n70 NaN or infinity, 71 hardware, 73 cannot write, 75 interrupted: start again\nwith --resume-or-start."

@@ -56,12 +56,27 @@ impl Failure {
         kernels::ranks::Failure { rank, code: Some(self.code), reason: self.message.clone() }
     }
 
+    /// The kind of failure, in a word for programs.
+    fn cause(&self) -> &'static str {
+        match self.code {
+            64 => "arguments",
+            65 => "data",
+            69 => "storage",
+            70 => "divergence",
+            71 => "hardware",
+            73 => "cannot_write",
+            75 => "interrupted",
+            129.. => "signal",
+            _ => "other",
+        }
+    }
+
     /// Prints the message and gives the exit code.
     pub fn report(self) -> ExitCode {
         if self.is_interruption() {
-            tracing::warn!("{}", self.message);
+            tracing::warn!(exit_code = self.code, cause = self.cause(), "{}", self.message);
         } else {
-            tracing::error!(exit_code = self.code, "{}", self.message);
+            tracing::error!(exit_code = self.code, cause = self.cause(), "{}", self.message);
         }
         ExitCode::from(self.code)
     }

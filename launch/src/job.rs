@@ -38,7 +38,7 @@ pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe, meeting: Duratio
     let limits = Limits { meeting, operation: OPERATION, ..Limits::default() };
     let ranks = meet(&Store::open(&recipe.run.dir)?, recipe, &guest, limits)?;
     if world.rank == 0 {
-        tracing::info!("{} ranks have met as a mesh of {mesh}", world.ranks);
+        tracing::info!(ranks = world.ranks, %mesh, "ranks have met");
     }
     Ok(Axes::of(&ranks, mesh))
 }

@@ -152,7 +152,7 @@ impl Ranks {
         }
         let slow: Vec<String> = self.alive().map(|(rank, _)| rank.to_string()).collect();
         if !slow.is_empty() {
-            tracing::warn!("killed after {} s without an end: rank {}", GRACE.as_secs(), slow.join(", "));
+            tracing::warn!(ranks = slow.join(", "), after_s = GRACE.as_secs(), "killed: they had not ended");
         }
         self.kill();
         for reader in self.readers.drain(..) {

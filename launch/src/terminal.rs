@@ -33,6 +33,11 @@ impl Bars {
     }
 }
 
+/// Columns of the terminal; 80 where it does not say.
+pub fn width() -> usize {
+    usize::from(Term::stderr().size().1)
+}
+
 /// Where the terminal is gone, so is whoever could see that it fails.
 fn drawn(_result: io::Result<()>) -> io::Result<()> {
     Ok(())

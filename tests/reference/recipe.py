@@ -12,7 +12,7 @@ Rows are taken in file order, multiplied by the scale and used once; the last sh
     lr(s)     = lr for s < 0.8 S, else lr * (S - s) / (S - 0.8 S)
 Adam has betas 0.9 and 0.999, eps 1e-8; gradients are multiplied by min(1, 1 / (norm + 1e-6)), norm over all parameters.
 
-The log has one JSON object per step {step, loss, mse, l1, l0, grad_norm, step_ms} and a last one {summary}; `loss` is
+The log has one JSON object per step {step, loss, mse, l1_norm, l0, grad_norm, step_ms} and a last one {summary}; `loss` is
 measured before the update of its step. tokens_per_s counts everything from the first read to the last update, except the
 warm-up of the compiler; tokens_per_s_last_half is the same over the steps from S/2 on. For timing use --compile, which
 needs a C++ compiler. --matmul medium lets oneDNN do the products: on CPUs without AMX they stay float32.
@@ -91,7 +91,7 @@ def evaluate(weights, files, scale, l1):
         "rows": count,
         "loss": (errors + l1 * penalty) / count,
         "mse": errors / count,
-        "l1": penalty / count,
+        "l1_norm": penalty / count,
         "l0": active / count,
         "explained_variance": 1 - errors / variance,
         "normalized_mse": errors / squares,
@@ -181,7 +181,7 @@ def main():
     if args.json:
         with open(args.json, "w") as log:
             for step, values in enumerate(measured):
-                named = dict(zip(("loss", "mse", "l1", "l0", "grad_norm"), values))
+                named = dict(zip(("loss", "mse", "l1_norm", "l0", "grad_norm"), values))
                 print(json.dumps({"step": step, **named, "step_ms": 1e3 * (clock[step + 1] - clock[step])}), file=log)
             print(json.dumps({"summary": summary}), file=log)
     print(json.dumps(summary, indent=1))

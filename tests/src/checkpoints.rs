@@ -71,6 +71,17 @@ pub fn unfinished(folder: &Path) -> Vec<PathBuf> {
     files(folder).into_iter().filter(is_temporary).collect()
 }
 
+/// Replaces the manifest of an attempt, and seals it.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn write_manifest(folder: &Path, manifest: &serde_json::Value) {
+    let json = serde_json::to_vec_pretty(manifest).expect("JSON");
+    fs::write(folder.join("manifest.json"), &json).expect("written");
+    let hash = xxhash_rust::xxh3::xxh3_128(&json);
+    fs::write(folder.join("COMMIT"), format!("{hash:032x}\n")).expect("written");
+}
+
 /// What [`tamper`] changes.
 #[derive(Clone, Copy, Debug)]
 pub enum Change {
@@ -111,7 +122,7 @@ pub fn tamper(run: &Path, change: Change) {
             sae.write(Tensor::DecoderWeight, Slot::Value, 0..1, &row_d);
         }
     }
-    let of = Snapshot { dictionary: &sae, state: &state, cursor: &cursor, recipe: &manifest.recipe };
+    let of = Snapshot { dictionary: &sae, state: &state, cursor: &cursor, recipe: &manifest.recipe, commit: "unknown" };
     checkpoint::save(&store, device.axes(), &of).expect("saved");
 }
 

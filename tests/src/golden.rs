@@ -169,7 +169,7 @@ pub fn measure_by(command: &[&str], case: Case, arguments: &[&str], environment:
 
 fn read(line: &serde_json::Value) -> Measured {
     let number = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}"));
-    Measured { loss: number("loss"), mse: number("mse"), l1: number("l1"), l0: number("l0") }
+    Measured { loss: number("loss"), mse: number("mse"), l1: number("l1_norm"), l0: number("l0") }
 }
 
 /// What the reference measures at each step of a case.

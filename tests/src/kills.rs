@@ -130,8 +130,10 @@ pub fn metrics(run: &Path) -> Vec<Value> {
     let mut lines = json_lines(&run.join("metrics.jsonl"));
     for line in &mut lines {
         let line = line.as_object_mut().expect("a line is an object");
-        line.remove("tokens_per_s").expect("a line has a rate");
-        line.remove("stall_share").expect("a line has a stall share");
+        for key in ["time", "step_s", "wall_s", "tokens_per_s", "tokens_per_s_wall"] {
+            line.remove(key).unwrap_or_else(|| panic!("a line has {key}: {line:?}"));
+        }
+        line.remove("stall_share");
         // How ranks worked together, where there are several.
         line.remove("ranks");
     }

@@ -51,7 +51,7 @@ pub fn train_on(
                 asked.store(true, Ordering::Relaxed);
             }
         });
-        train(device, recipe, Start { resume, stop: &stop, host_ranks: mesh.ranks(), watch })
+        train(device, recipe, Start { resume, commit: "unknown", stop: &stop, host_ranks: mesh.ranks(), watch })
     })
 }
 
@@ -102,7 +102,13 @@ pub fn save_again(mesh: Mesh, run: &Path) {
         let axes = device.axes();
         let mut sae = device.dictionary(shape_of(&found, device)).expect("memory");
         let state = checkpoint::load(&store, &found, axes, &mut sae).expect("loads");
-        let of = Snapshot { dictionary: &sae, state: &state, cursor: &manifest.cursor, recipe: &manifest.recipe };
+        let of = Snapshot {
+            dictionary: &sae,
+            state: &state,
+            cursor: &manifest.cursor,
+            recipe: &manifest.recipe,
+            commit: "unknown",
+        };
         checkpoint::save(&store, axes, &of).expect("saved");
     });
 }

@@ -28,7 +28,7 @@ fn a_run_learns_and_leaves_everything_behind() {
     assert!(number("explained_variance") > 0.5 && number("explained_variance") < 1.0, "{summary:#}");
     assert!(number("normalized_mse") < 0.5 && number("l0") > 1.0 && number("l0") < 256.0, "{summary:#}");
     assert!(
-        (number("loss") - number("mse") - 1.5 * number("l1")).abs() < 1e-9 * number("loss"),
+        (number("loss") - number("mse") - 1.5 * number("l1_norm")).abs() < 1e-9 * number("loss"),
         "final λ: {summary:#}"
     );
     assert!((0.0..=1.0).contains(&number("recovered")) && number("mmcs") > 0.3, "{summary:#}");
@@ -37,7 +37,8 @@ fn a_run_learns_and_leaves_everything_behind() {
     let bins = summary["density"]["half_decades"].as_array().expect("bins").iter();
     assert_eq!(silent + bins.map(|bin| bin.as_u64().expect("a count")).sum::<u64>(), 256, "every feature has one bin");
 
-    let lines = json_lines(&fixture.path("run/metrics.jsonl"));
+    let mut lines = json_lines(&fixture.path("run/metrics.jsonl"));
+    lines.retain(|line| line["kind"] == "train");
     let steps: Vec<_> = lines.iter().map(|line| line["step"].as_u64().expect("a step")).collect();
     assert_eq!(steps, [9, 19, 29, 39, 49, 59, 60]);
     let loss = |line: &serde_json::Value| line["mse"].as_f64().expect("mse");
@@ -71,7 +72,7 @@ fn evaluation_agrees_with_the_summary() {
         let checkpoint = format!("{run}/{}", summary["checkpoint"].as_str().expect("a checkpoint"));
         for what in [&run, &checkpoint] {
             let report = sae::run(&["eval", what, "--data", &fixture.text("eval"), "--json"]).exits(0).json();
-            for key in ["loss", "mse", "l1", "l0", "explained_variance", "normalized_mse"] {
+            for key in ["loss", "mse", "l1_norm", "l0", "explained_variance", "normalized_mse"] {
                 let (said, measured) =
                     (summary[key].as_f64().expect("in summary"), report[key].as_f64().expect("in report"));
                 assert!(
@@ -127,8 +128,9 @@ fn golden_losses() {
 }
 
 fn write_golden(path: &Path, steps: &[Measured]) {
-    let lines =
-        steps.iter().map(|m| serde_json::json!({"loss": m.loss, "mse": m.mse, "l1": m.l1, "l0": m.l0}).to_string());
+    let lines = steps
+        .iter()
+        .map(|m| serde_json::json!({"loss": m.loss, "mse": m.mse, "l1_norm": m.l1, "l0": m.l0}).to_string());
     let lines: Vec<String> = lines.collect();
     std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder is made");
     std::fs::write(path, format!("[\n  {}\n]\n", lines.join(",\n  "))).expect("golden losses are written");
@@ -247,7 +249,8 @@ fn bars_are_for_people() {
     let path = fixture.save("recipe", &recipe);
     let on_a_terminal = |log: &str| {
         let run = format!("run.dir={}", fixture.text(log));
-        let call = format!("{} train {path} --log {log} --set {run} >/dev/null", sae::binary().display());
+        let program = sae::binary().display();
+        let call = format!("stty cols 80; {program} train {path} --log {log} --set {run} >/dev/null");
         let output = Command::new("script").args(["-qec", &call, "/dev/null"]).stdin(Stdio::null()).output();
         output.ok().map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
     };
@@ -260,11 +263,29 @@ fn bars_are_for_people() {
     for rate in rates {
         assert!(rate.split_once('.').is_none_or(|(_, decimals)| decimals.len() == 1), "{rate}/s: {shown}");
     }
-    for line in messages.lines().filter(|line| !line.trim().is_empty()) {
+    let drawn: Vec<&str> = shown.split(['\r', '\n', '\u{1b}']).filter(|piece| piece.contains("EV ")).collect();
+    assert!(!drawn.is_empty(), "{shown}");
+    // Bars follow each other, each as wide as the terminal.
+    for line in drawn.iter().map(|piece| piece.split("evaluating").next().unwrap_or_default().trim_end()) {
+        assert!(line.contains("loss ") && line.contains("L0 ") && line.chars().count() <= 80 + "[2K".len(), "{line:?}");
+    }
+    let fields = |line: &str| -> serde_json::Value {
         let message: serde_json::Value =
             serde_json::from_str(line.trim()).unwrap_or_else(|error| panic!("{error}: {line:?}"));
         assert!(message["fields"]["message"].is_string(), "{line}");
+        message["fields"].clone()
+    };
+    let said: Vec<_> = messages.lines().filter(|line| !line.trim().is_empty()).map(fields).collect();
+    let last = |what: &str| said.iter().rfind(|fields| fields["message"] == what).expect("it is said");
+    for key in ["rows", "total_rows", "rows_per_s", "step", "loss", "l0", "explained_variance", "dead_fraction"] {
+        assert!(last("training")[key].is_number(), "{key} in {}", last("training"));
     }
+    for (what, key) in [("held-out rows measured", "loss"), ("checkpoint committed", "stored_s")] {
+        assert!(last(what)[key].is_number(), "{key} in {}", last(what));
+    }
+    let refused = sae::run(&["train", &path, "--log", "json", "--set", "sae.features=0"]).exits(64);
+    let error = fields(refused.stderr.lines().last().expect("an error"));
+    assert_eq!((&error["exit_code"], &error["cause"]), (&64.into(), &"arguments".into()), "{error}");
 }
 
 #[test]
@@ -368,7 +389,7 @@ fn closing_metrics_are_exact_when_rows_are_left_out_and_the_run_resumes() {
     sae::run(&["train", &path, "--resume", "--set", &run_dir]).exits(0);
     let (whole, resumed) = (fixture.json("whole/summary.json"), fixture.json("resumed/summary.json"));
     assert!(whole["filtered"].as_u64().is_some_and(|filtered| filtered > 1000), "{whole}");
-    for name in ["mse", "l1", "l0", "explained_variance", "tokens", "filtered"] {
+    for name in ["mse", "l1_norm", "l0", "explained_variance", "tokens", "filtered"] {
         assert_eq!(whole[name], resumed[name], "{name}");
     }
 }

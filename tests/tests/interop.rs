@@ -157,56 +157,103 @@ fn write_ours(run: &str, features: &[usize], raw: &[f32], path: &Path) {
     std::fs::write(path, safetensors::serialize(tensors, None).expect("serialised")).expect("written");
 }
 
+/// What TensorBoard has of a folder of runs: the curves and histograms of `run`, and what its tab HParams shows of all.
 const READ_EVENTS: &str = "
 import json, sys
+from google.protobuf import json_format
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-events = EventAccumulator(sys.argv[1], size_guidance={'scalars': 0, 'histograms': 0})
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+runs, run = sys.argv[1:]
+events = EventAccumulator(run, size_guidance={'scalars': 0, 'histograms': 0})
 events.Reload()
 tags = events.Tags()
+
+multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(runs)
+multiplexer.Reload()
+provider = data_provider.MultiplexerDataProvider(multiplexer, runs)
+hparams = backend_context.Context(base_plugin.TBContext(multiplexer=multiplexer, data_provider=provider))
+statuses = [api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS]
+request = api_pb2.ListSessionGroupsRequest(slice_size=100, allowed_statuses=statuses, include_metrics=True)
+groups = list_session_groups.Handler(RequestContext(), hparams, 'experiment', request).run()
 print(json.dumps({
     'scalars': {tag: [[e.step, e.value] for e in events.Scalars(tag)] for tag in tags['scalars']},
     'histograms': {tag: [[e.step, e.histogram_value.num] for e in events.Histograms(tag)] for tag in tags['histograms']},
+    'hparams': {group.name: json_format.MessageToDict(group) for group in groups.session_groups},
 }))
 ";
 
-/// TensorBoard finds the values of metrics.jsonl in the event files, across an interruption.
+/// TensorBoard finds the numbers of metrics.jsonl in the event files under their names, each step once, also when the run was killed
+/// behind a checkpoint and went on; and its tab HParams has both runs of a folder with their recipes.
 #[test]
 fn tensorboard_reads_our_events() {
     let Some(interpreter) = need::python() else { return };
     let fixture = Fixture::with_data();
-    let mut recipe = fixture.recipe("run");
-    recipe.data.eval = vec![fixture.text("eval")];
-    recipe.eval.every = 20;
-    sae::run(&["train", &fixture.save("recipe", &recipe)]).exits(0);
-    let said = python(&interpreter, &["-c".into(), READ_EVENTS.into(), recipe.run.dir.clone()]);
+    let runs = fixture.path("runs");
+    let recipe = |name: &str, lr: f64| {
+        let mut recipe = fixture.recipe(name);
+        recipe.run.dir = text(&runs.join(name));
+        recipe.data.eval = vec![fixture.text("eval")];
+        (recipe.eval.every, recipe.checkpoint.every, recipe.checkpoint.keep) = (20, Every::Steps(15), 100);
+        recipe.train.lr = lr;
+        fixture.save(name, &recipe)
+    };
+    sae::run(&["train", &recipe("whole", 1e-3)]).exits(0);
+    // The end of a run, its summary included, is made again from a checkpoint in its middle; then its end alone.
+    let path = recipe("killed", 2e-3);
+    sae::run(&["train", &path]).exits(0);
+    let run = runs.join("killed");
+    for folder in checkpoints::committed(&run) {
+        if !text(&folder).contains("step-0000000030") {
+            std::fs::remove_dir_all(folder).expect("removed");
+        }
+    }
+    sae::run(&["train", &path, "--resume"]).exits(0);
+    sae::run(&["train", &path, "--resume"]).exits(0);
+
+    let said = python(&interpreter, &["-c".into(), READ_EVENTS.into(), text(&runs), text(&run)]);
     let events: Value = serde_json::from_str(said.lines().last().expect("a line")).expect("JSON");
     let scalars: BTreeMap<String, Vec<(u64, f64)>> =
         serde_json::from_value(events["scalars"].clone()).expect("scalars");
-    let lines = json_lines(&fixture.path("run/metrics.jsonl"));
-    for (tag, key) in [
-        ("loss", "loss"),
-        ("l0", "l0"),
-        ("explained_variance", "explained_variance"),
-        ("dead_fraction", "dead_fraction"),
-        ("schedule/lr", "lr"),
-        ("schedule/lambda", "lambda"),
-        ("gradient_norm", "gradient_norm"),
-    ] {
-        let expected: Vec<(u64, f64)> = lines
-            .iter()
-            .map(|line| {
-                (line["step"].as_u64().expect("a step"), f64::from(line[key].as_f64().expect("a value") as f32))
-            })
-            .collect();
-        assert_eq!(scalars.get(tag), Some(&expected), "{tag}");
+    let lines = json_lines(&run.join("metrics.jsonl"));
+    let curve = |kind: &str, key: &str| -> Vec<(u64, f64)> {
+        let point = |line: &Value| {
+            (line["step"].as_u64().expect("a step"), f64::from(line[key].as_f64().expect("a value") as f32))
+        };
+        lines.iter().filter(|line| line["kind"] == kind).map(point).collect()
+    };
+    assert_eq!(curve("eval", "loss").iter().map(|(step, _)| *step).collect::<Vec<_>>(), [19, 39, 59, 60]);
+    for key in ["loss", "mse", "l1_norm", "l0", "explained_variance", "lambda", "lr", "tokens_per_s", "wall_s", "flops"]
+    {
+        for kind in ["train", "eval"] {
+            assert_eq!(scalars.get(&format!("{kind}/{key}")), Some(&curve(kind, key)), "{kind}/{key}");
+        }
     }
-    let summary = fixture.json("run/summary.json");
-    let (step, loss) = scalars["held_out/loss"].last().copied().expect("a held-out loss");
-    assert_eq!((step, loss as f32), (61, summary["loss"].as_f64().expect("a loss") as f32));
-    assert_eq!(scalars["held_out/loss"].len(), 4, "three evaluations on the way and one at the end");
+    for key in ["dead_fraction", "gradient_norm", "stall_share"] {
+        assert_eq!(scalars.get(&format!("train/{key}")), Some(&curve("train", key)), "{key}");
+    }
+    let strangers = scalars.keys().filter(|tag| !tag.starts_with("train/") && !tag.starts_with("eval/"));
+    assert_eq!(strangers.collect::<Vec<_>>(), Vec::<&String>::new());
+    let summary = json(&run.join("summary.json"));
     let fired = 256.0 - summary["density"]["silent"].as_u64().expect("a count") as f64;
-    let histogram = events["histograms"]["held_out/log10_density"].as_array().expect("a histogram");
+    let histogram = events["histograms"]["eval/log10_density"].as_array().expect("a histogram");
+    assert_eq!(histogram.iter().map(|entry| entry[0].as_u64()).collect::<Vec<_>>(), [19, 39, 59, 60].map(Some));
     assert_eq!(histogram.last().map(|entry| entry[1].as_f64()), Some(Some(fired)));
+
+    for (name, lr) in [("whole", 1e-3), ("killed", 2e-3)] {
+        let group = &events["hparams"][name];
+        let hparams = &group["hparams"];
+        assert_eq!((hparams["train.lr"].as_f64(), hparams["width"].as_f64()), (Some(lr), Some(32.0)), "{group}");
+        assert_eq!(hparams["data.train"], fixture.text("train"), "{group}");
+        assert_eq!(group["sessions"][0]["status"], "STATUS_SUCCESS", "{group}");
+        let metrics = group["metricValues"].as_array().expect("metrics");
+        let loss = metrics.iter().find(|metric| metric["name"]["tag"] == "eval/loss").expect("a loss");
+        let summary = json(&runs.join(name).join("summary.json"));
+        assert_eq!(loss["value"].as_f64().map(|loss| loss as f32), summary["loss"].as_f64().map(|loss| loss as f32));
+    }
 }
 
 /// Everything in object storage: shards, run, checkpoints, export; interrupted and resumed, to the bits of a local run. No

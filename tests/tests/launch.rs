@@ -30,7 +30,7 @@ fn a_killed_rank_is_started_again() {
     processes::signal(launcher.ranks(1)[0], "KILL");
     let (code, said) = launcher.ends();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("rank 0 was ended by signal 9") && said.contains("restart 1 of 3"), "{said}");
+    assert!(said.contains("rank 0 was ended by signal 9") && said.contains("restart=1 restarts=3"), "{said}");
     kills::assert_same_run(&fixture.path("undisturbed"), &fixture.path("killed"));
 }
 
@@ -279,7 +279,7 @@ fn launchers_of_several_machines_train_together() {
     for (node, launcher) in pair.into_iter().enumerate() {
         let (code, said) = launcher.ends();
         assert_eq!(code, Some(71), "{said}");
-        assert!(!said.contains("restart 1"), "{said}");
+        assert!(!said.contains("restart=1"), "{said}");
         assert!(node == 0 || said.contains("rank 3 was ended by signal 9"), "{said}");
     }
     let outside = [("JOB_COMPLETIONS", "2"), ("JOB_COMPLETION_INDEX", "0"), ("SAE_ATTEMPT", "one")];

@@ -98,7 +98,7 @@ fn a_job_of_slurm_goes_on_after_a_kill_and_after_its_time() {
         let said = || std::fs::read_to_string(fixture.path(format!("{how}/slurm-{job}.out"))).unwrap_or_default();
         assert_eq!(slurm.end(&job), "COMPLETED 0:0", "{}", said());
         assert!(said().contains("goes back into the queue"), "{}", said());
-        assert!(said().contains("4 ranks have met as a mesh of 2x2"), "{}", said());
+        assert!(said().contains("ranks have met ranks=4 mesh=2x2"), "{}", said());
         jobs::assert_same_run(&fixture.path("undisturbed"), &fixture.path(how));
     }
     // What another start would not change fails at once, also when three of four ranks could have gone on: srun tells one code.

@@ -220,6 +220,7 @@ fn a_checkpoint_outlives_a_rank_that_dies_while_it_is_committed() {
                 state: &state,
                 cursor: &found.manifest.cursor,
                 recipe: &found.manifest.recipe,
+                commit: "unknown",
             };
             let saving = Saving::begin(&store, axes, &of, &known, 0).expect("it begins");
             let Ok(Progress::OnTheWay(saving)) = saving.go_on(axes) else { panic!("it is not committed yet") };

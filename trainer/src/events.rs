@@ -1,8 +1,8 @@
-//! TensorBoard event files, as far as scalars and histograms need them.
+//! TensorBoard event files, as far as scalars, histograms and hyperparameters need them.
 //!
 //! A file is a sequence of records `length u64 | masked crc32c of the length | data | masked crc32c of the data`, each
 //! holding one `Event` message of TensorFlow's event.proto. The few fields used are encoded by hand: the crates that
-//! offer this bring a protobuf compiler and some hundred dependencies for the forty lines below.
+//! offer this bring a protobuf compiler and some hundred dependencies for the few lines below.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -35,11 +35,50 @@ impl EventWriter {
         Ok(writer)
     }
 
+    /// Says that a process goes on from `step`: TensorBoard then drops what earlier files have of that step and later ones, since
+    /// they are made again.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn session_start(&mut self, step: u64) -> io::Result<()> {
+        const START: u64 = 1;
+        let mut log = Vec::new();
+        put_integer(&mut log, 1, START);
+        let mut rest = Vec::new();
+        put_bytes(&mut rest, 7, &log);
+        self.record(step, rest)
+    }
+
+    /// Writes what a plugin of TensorBoard reads: bytes of its own, beside a tensor without values.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn plugin(&mut self, tag: &str, plugin: &str, content: &[u8]) -> io::Result<()> {
+        const FLOAT: u64 = 1;
+        let mut data = Vec::new();
+        put_bytes(&mut data, 1, plugin.as_bytes());
+        put_bytes(&mut data, 2, content);
+        let mut metadata = Vec::new();
+        put_bytes(&mut metadata, 1, &data);
+        // No numbers: one dimension of size 0.
+        let (mut shape, mut tensor) = (Vec::new(), Vec::new());
+        put_bytes(&mut shape, 2, &[]);
+        put_integer(&mut tensor, 1, FLOAT);
+        put_bytes(&mut tensor, 2, &shape);
+        let mut entry = Vec::new();
+        put_bytes(&mut entry, 1, tag.as_bytes());
+        put_bytes(&mut entry, 8, &tensor);
+        put_bytes(&mut entry, 9, &metadata);
+        let mut summary = Vec::new();
+        put_bytes(&mut summary, 1, &entry);
+        self.summary(0, &summary)
+    }
+
     /// Writes scalars of one step.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> io::Result<()> {
+    pub fn scalars(&mut self, step: u64, scalars: &[(String, f64)]) -> io::Result<()> {
         let mut summary = Vec::new();
         for (tag, value) in scalars {
             let mut entry = Vec::new();
@@ -79,8 +118,7 @@ impl EventWriter {
     fn record(&mut self, step: u64, rest: Vec<u8>) -> io::Result<()> {
         let mut event = Vec::with_capacity(rest.len() + 20);
         put_double(&mut event, 1, now());
-        put_key(&mut event, 2, 0);
-        put_varint(&mut event, step);
+        put_integer(&mut event, 2, step);
         event.extend_from_slice(&rest);
         let length = (event.len() as u64).to_le_bytes();
         let mut record = Vec::with_capacity(event.len() + 16);
@@ -92,7 +130,8 @@ impl EventWriter {
     }
 }
 
-fn now() -> f64 {
+/// Seconds since 1970.
+pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
@@ -112,13 +151,20 @@ fn put_key(out: &mut Vec<u8>, field: u64, wire_type: u64) {
     put_varint(out, field << 3 | wire_type);
 }
 
-fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+/// An integer, a truth value or a member of an enumeration.
+pub(crate) fn put_integer(out: &mut Vec<u8>, field: u64, value: u64) {
+    put_key(out, field, 0);
+    put_varint(out, value);
+}
+
+/// Bytes, a text or a message.
+pub(crate) fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
     put_key(out, field, 2);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-fn put_double(out: &mut Vec<u8>, field: u64, value: f64) {
+pub(crate) fn put_double(out: &mut Vec<u8>, field: u64, value: f64) {
     put_key(out, field, 1);
     out.extend_from_slice(&value.to_le_bytes());
 }

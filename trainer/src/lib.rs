@@ -4,6 +4,7 @@
 //! [`train::train`] is the entry. It takes a [`Recipe`](recipe::Recipe), a device of the `kernels` crate, and rows from
 //! the `loader` crate; [`step::step`] is the algorithm.
 
+pub mod account;
 pub mod buffers;
 pub mod centre;
 pub mod checkpoint;
@@ -33,9 +34,10 @@ mod calibrate;
 mod dot;
 mod error;
 mod events;
+mod hparams;
 mod init;
 mod journal;
 mod together;
 
 pub use error::Error;
-pub use journal::{Line, Together};
+pub use journal::{EvalLine, Together, TrainLine};

@@ -141,11 +141,14 @@ fn wait_for_all(
         if Instant::now() > speaks {
             speaks = Instant::now() + WORD;
             let missing = missing.join(", ");
-            let left = patience.saturating_sub(started.elapsed()).as_secs();
+            let left_s = patience.saturating_sub(started.elapsed()).as_secs();
+            let Guest { ranks, attempt, .. } = guest;
             tracing::info!(
-                "waiting up to {left} s for ranks {missing} of {}: each has to be started, with the same run.dir and the attempt {}",
-                guest.ranks,
-                guest.attempt
+                missing,
+                ranks,
+                left_s,
+                attempt,
+                "waiting for ranks: each has to be started, with the same run.dir and attempt"
             );
         }
         std::thread::sleep(AGAIN);

@@ -9,12 +9,13 @@ use crate::together;
 /// Metrics over a set of rows, on normalised data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// `mse + λ · l1`.
+    /// `mse + λ · l1_norm`.
     pub loss: f64,
     /// Mean over rows of `‖x − x̂‖²` (summed over the D values).
     pub mse: f64,
-    /// Mean over rows of `Σ_f a_f ‖W_dec[f]‖`.
-    pub l1: f64,
+    /// Mean over rows of `Σ_f a_f ‖W_dec[f]‖`. Checkpoints up to version 0.1 call it `l1`.
+    #[serde(alias = "l1")]
+    pub l1_norm: f64,
     /// `1 − Σ‖x − x̂‖² / Σ‖x − mean(x)‖²` over the whole set.
     pub explained_variance: Option<f64>,
     /// One minus the mean over rows of `‖x − x̂‖² / ‖x − mean(x)‖²`: every row counts the same, however long it is. Rows within a
@@ -36,14 +37,14 @@ impl Metrics {
         }
         let n = sums.rows as f64;
         let variance = sums.squared_norm - sums.x_d.iter().map(|x| x * x).sum::<f64>() / n;
-        let (mse, l1) = (sums.squared_error / n, sums.l1 / n);
+        let (mse, l1_norm) = (sums.squared_error / n, sums.l1 / n);
         // Norms are f32: below their rounding the variance is 0, a single row, or rows that are all the same.
         let ratio =
             |denominator: f64| (denominator > 1e-6 * sums.squared_norm).then(|| sums.squared_error / denominator);
         Some(Metrics {
-            loss: mse + lambda * l1,
+            loss: mse + lambda * l1_norm,
             mse,
-            l1,
+            l1_norm,
             explained_variance: ratio(variance).map(|unexplained| 1.0 - unexplained),
             explained_variance_rows: None,
             normalized_mse: ratio(sums.squared_norm),
@@ -113,7 +114,7 @@ mod tests {
         let metrics = Metrics::of(&sums, 2.0).expect("two rows");
         assert_eq!(metrics.explained_variance, Some(0.5));
         assert_eq!(metrics.normalized_mse, Some(0.25));
-        assert_eq!((metrics.mse, metrics.l1, metrics.l0, metrics.loss), (0.5, 1.5, 0.5, 3.5));
+        assert_eq!((metrics.mse, metrics.l1_norm, metrics.l0, metrics.loss), (0.5, 1.5, 0.5, 3.5));
         let histogram = DensityHistogram::of(&sums, &Group::alone()).expect("one rank");
         assert_eq!((histogram.silent, histogram.half_decades[0]), (1, 1));
     }

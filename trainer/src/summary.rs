@@ -1,12 +1,13 @@
 //! summary.json: what a finished run came to.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::Error;
+use crate::account::Account;
 use crate::metrics::{DensityHistogram, Metrics};
 
 /// Which rows the metrics of a summary are over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EvaluatedOn {
     /// `data.eval`, at the end.
@@ -16,9 +17,9 @@ pub enum EvaluatedOn {
 }
 
 /// Content of summary.json; metrics use the final λ.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// loss, mse, l1, explained_variance, explained_variance_rows, normalized_mse, l0.
+    /// loss, mse, l1_norm, explained_variance, explained_variance_rows, normalized_mse, l0.
     #[serde(flatten)]
     pub metrics: Option<Metrics>,
     /// The rows behind the metrics.
@@ -37,11 +38,14 @@ pub struct Summary {
     pub filtered: u64,
     /// Steps made.
     pub steps: u64,
-    /// Rows a second, over `wall_s`.
+    /// Rows a second, over `step_s`.
     pub tokens_per_s: f64,
-    /// Seconds in steps, data included, over all starts of the run.
-    pub wall_s: f64,
-    /// Seconds of `wall_s` spent waiting for data.
+    /// Rows a second, over `wall_s`.
+    pub tokens_per_s_wall: f64,
+    /// The run as a whole.
+    #[serde(flatten)]
+    pub account: Account,
+    /// Seconds of `step_s` spent waiting for data.
     pub stall_s: f64,
     /// Share of the true directions of synthetic data that were found; null for other data.
     pub recovered: Option<f64>,
@@ -65,7 +69,9 @@ impl Summary {
         let mut value = serde_json::to_value(self).map_err(internal)?;
         if let Some(object) = value.as_object_mut() {
             // Without a measured row there are no metrics; their names stay.
-            for name in ["loss", "mse", "l1", "explained_variance", "explained_variance_rows", "normalized_mse", "l0"] {
+            for name in
+                ["loss", "mse", "l1_norm", "explained_variance", "explained_variance_rows", "normalized_mse", "l0"]
+            {
                 object.entry(name).or_insert(serde_json::Value::Null);
             }
         }

@@ -15,10 +15,11 @@ use std::time::Instant;
 use kernels::{AdamUpdate, Device, Path};
 use loader::{Store, Stream};
 
+use crate::account::Account;
 use crate::buffers::{Buffers, Seen};
 use crate::centre::Centre;
 use crate::data::{Data, row_dtype};
-use crate::journal::{Journal, Line};
+use crate::journal::{EvalLine, Journal, TrainLine};
 use crate::metrics::Metrics;
 use crate::note::Note;
 use crate::recipe::Recipe;
@@ -29,7 +30,7 @@ use crate::schedule::Schedule;
 use crate::step::{StepInput, step};
 use crate::summary::Summary;
 use crate::together::{once_all, together};
-use crate::{Error, checkpoint};
+use crate::{Error, account, checkpoint};
 
 pub use check::check;
 
@@ -65,19 +66,21 @@ pub enum Event<'a> {
         l0: f64,
     },
     /// A line of metrics was written.
-    Line(&'a Line),
+    Line(&'a TrainLine),
     /// A checkpoint was committed, in this folder.
     Saved(&'a str),
     /// Rows evaluated so far, of how many.
     Evaluating(u64, u64),
     /// The run was evaluated on held-out rows.
-    Evaluated(&'a Metrics),
+    Evaluated(&'a EvalLine),
 }
 
 /// How a run is started.
 pub struct Start<'a> {
     /// Go on from the newest checkpoint.
     pub resume: bool,
+    /// Commit of the program, which files of the run name.
+    pub commit: &'a str,
     /// Set from outside to make the run save and return [`Error::Interrupted`].
     pub stop: &'a AtomicBool,
     /// Ranks that share the memory of this one's host, itself included.
@@ -99,11 +102,12 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 }
 
 fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
+    let began = Instant::now();
     let ranks = &device.axes().all;
     let mut on_its_way = None;
     let result = claim(device, recipe, start.resume).and_then(|(store, data, run_dir)| {
         let (mut step, mut operation) = (0, "starting");
-        let result = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start).and_then(|mut run| {
+        let result = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start, began).and_then(|mut run| {
             let result = run.finish();
             on_its_way = run.on_its_way();
             (step, operation) = (run.state.step, run.failed_during.unwrap_or("training"));
@@ -168,6 +172,8 @@ struct Run<'a, D: Device> {
     centre: Option<(u64, Centre)>,
     /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
     closing_from: Option<u64>,
+    /// When this start of the run began, and seconds by the clock of the starts before.
+    began: (Instant, f64),
     /// What retention and the choice of the best go by.
     known: checkpoint::Known,
     /// When the last checkpoint was begun.
@@ -250,7 +256,7 @@ impl<D: Device> Run<'_, D> {
             self.pass(&seen);
         }
         self.book(if self.is_looked_at(self.enqueued()) { 0 } else { D::AHEAD })?;
-        self.state.wall_s += started.elapsed().as_secs_f64();
+        self.state.step_s += started.elapsed().as_secs_f64();
         Ok(())
     }
 
@@ -329,6 +335,30 @@ impl<D: Device> Run<'_, D> {
         result
     }
 
+    /// Seconds by the clock, over all starts of the run.
+    fn wall_s(&self) -> f64 {
+        let (began, before_s) = self.began;
+        before_s + began.elapsed().as_secs_f64()
+    }
+
+    /// What the run has taken so far.
+    fn account(&self, lambda: f64, lr: f64) -> Account {
+        let (width, features) = (self.data.train.width(), self.recipe.sae.features);
+        let flops = |active| account::flops(width, features, self.state.tokens, active);
+        Account {
+            width,
+            features,
+            batch: self.recipe.train.batch,
+            seed: self.recipe.train.seed,
+            lambda,
+            lr,
+            step_s: self.state.step_s,
+            wall_s: self.wall_s(),
+            flops: self.state.active.map(flops),
+            commit: self.start.commit.to_owned(),
+        }
+    }
+
     fn is_done(&self) -> bool {
         self.state.step == self.schedule.steps()
     }
@@ -342,8 +372,9 @@ pub(crate) fn next_update(manifest: &checkpoint::Manifest) -> AdamUpdate {
     AdamUpdate { step, lr: schedule.lr(), clip: train.clip as f32, tokens, seed: train.seed }
 }
 
+/// Before the first step nothing is, also in a run that was stopped there and goes on.
 fn is_due(every: u64, step: u64) -> bool {
-    every > 0 && step.is_multiple_of(every)
+    every > 0 && step > 0 && step.is_multiple_of(every)
 }
 
 #[cfg(test)]
@@ -372,7 +403,7 @@ mod tests {
         train(
             &Cpu::new(Some(1)).expect("threads"),
             &recipe,
-            Start { resume: false, stop: &stop, host_ranks: 1, watch },
+            Start { resume: false, commit: "unknown", stop: &stop, host_ranks: 1, watch },
         )
         .expect("it trains");
         assert_eq!(steps, 6);
@@ -401,10 +432,11 @@ mod tests {
             let mut lines = Vec::new();
             let watch = Box::new(|event: Event<'_>| match event {
                 Event::Evaluating(..) if stops => stop.store(true, Ordering::Relaxed),
-                Event::Evaluated(metrics) => lines.push(metrics.clone()),
+                Event::Evaluated(line) => lines.push(line.metrics.clone()),
                 _ => {}
             });
-            let result = train(&device, &recipe(name), Start { resume, stop: &stop, host_ranks: 1, watch });
+            let result =
+                train(&device, &recipe(name), Start { resume, commit: "unknown", stop: &stop, host_ranks: 1, watch });
             (result.map(|summary| summary.metrics), lines)
         };
         let (whole, expected) = run("whole", false, false);

@@ -75,8 +75,8 @@ impl Kernels {
             sources.par_iter().map(|source| self.cubin(source, arch)).collect::<Result<_, _>>()?;
         let compiled = found.iter().filter(|(_, origin)| *origin == Origin::Compiled).count();
         if compiled > 0 {
-            let seconds = started.elapsed().as_secs_f64();
-            tracing::info!("compiled {compiled} of {} kernel files for {arch} in {seconds:.1} s", sources.len());
+            let (files, compiled_s) = (sources.len(), started.elapsed().as_secs_f64());
+            tracing::info!(compiled, files, compiled_s, %arch, "compiled kernel files");
         }
         Ok(found.into_iter().map(|(image, _)| image).collect())
     }

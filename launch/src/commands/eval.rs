@@ -87,7 +87,7 @@ fn measure<D: Device>(
     let stream = || data::eval_stream(dataset, recipe, filter.clone(), device.axes().place, Some(rows));
     let mut bar = Bar::new("evaluating", 0, 2 * rows);
     let mut heard = |done| {
-        bar.set(done, "");
+        bar.set(done);
         Ok(())
     };
     let started = std::time::Instant::now();

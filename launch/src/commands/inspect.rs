@@ -12,7 +12,7 @@ use crate::{contents, table};
 pub fn run(args: &Inspect) -> Result<(), Failure> {
     let mut bar: Option<Bar> = None;
     let mut watch = |progress: Progress| {
-        bar.get_or_insert_with(|| Bar::new("inspecting", 0, progress.of)).set(progress.rows, "");
+        bar.get_or_insert_with(|| Bar::new("inspecting", 0, progress.of)).set(progress.rows);
     };
     let options = InspectOptions {
         open: OpenOptions { column: args.column.clone(), ..OpenOptions::default() },

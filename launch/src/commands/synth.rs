@@ -39,7 +39,7 @@ pub fn run(args: &Synth) -> Result<(), Failure> {
     }
     let mut bar = Bar::new("writing", 0, spec.rows);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let manifest = synth::write(&spec, &store, threads, &mut |rows| bar.set(rows, ""))?;
+    let manifest = synth::write(&spec, &store, threads, &mut |rows| bar.set(rows))?;
     bar.finish();
     let rows = [
         ("rows", HumanCount(args.rows).to_string()),

@@ -10,6 +10,7 @@ use indicatif::HumanCount;
 use kernels::Device;
 use loader::{Store, patience};
 use trainer::data;
+use trainer::metrics::Metrics;
 use trainer::recipe::Recipe;
 use trainer::run_dir;
 use trainer::summary::{EvaluatedOn, Summary};
@@ -18,9 +19,9 @@ use trainer::train::{Event, Start, train};
 use crate::args::Train;
 use crate::device::{self, Opened};
 use crate::failure::Failure;
-use crate::progress::Bar;
+use crate::progress::{Bar, Measured};
 use crate::world::{self, World};
-use crate::{job, parent, recipes, signals, table};
+use crate::{COMMIT, job, parent, recipes, signals, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
@@ -84,7 +85,7 @@ fn run_on(
             screen.show(event);
         }
     });
-    let summary = train(device, recipe, Start { resume, stop: &stop, host_ranks, watch })?;
+    let summary = train(device, recipe, Start { resume, commit: COMMIT, stop: &stop, host_ranks, watch })?;
     if first {
         if let Some(bar) = screen.training {
             bar.finish();
@@ -146,7 +147,7 @@ fn synthesize(recipe: &Recipe, stop: &AtomicBool) -> Result<(), Failure> {
             std::process::exit(75);
         }
         let bar = bar.get_or_insert_with(|| Bar::new("making shards", 0, total));
-        bar.set(rows, "");
+        bar.set(rows);
         if rows == total {
             bar.finish();
         }
@@ -159,40 +160,53 @@ fn synthesize(recipe: &Recipe, stop: &AtomicBool) -> Result<(), Failure> {
 struct Screen {
     training: Option<Bar>,
     evaluating: Option<Bar>,
-    /// Of the last line of metrics.
-    extra: String,
+    /// Whether there was a line of metrics: from the first one on no single step's are shown, so that all is over the same rows.
+    has_line: bool,
 }
 
 impl Screen {
     fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Start { tokens, rows, .. } => self.training = Some(Bar::new("training", tokens, rows)),
-            Event::Step { tokens, loss, l0, .. } => {
+            Event::Step { step, tokens, loss, l0 } => {
                 if let Some(bar) = &mut self.training {
-                    bar.set(tokens, &format!("loss {loss:.3} · L0 {l0:.1}{}", self.extra));
+                    if !self.has_line {
+                        let (explained_variance, dead_fraction, stall_share) = (None, None, None);
+                        bar.measured(Measured {
+                            step: step - 1,
+                            loss,
+                            l0,
+                            explained_variance,
+                            dead_fraction,
+                            stall_share,
+                        });
+                    }
+                    bar.set(tokens);
                 }
             }
             Event::Line(line) => {
-                self.extra = format!(
-                    " · EV {} · dead {} · stall {}",
-                    table::percent(line.metrics.explained_variance),
-                    table::percent(Some(line.dead_fraction)),
-                    table::percent(Some(line.stall_share))
-                );
+                self.has_line = true;
+                if let Some(bar) = &mut self.training {
+                    bar.measured(Measured {
+                        step: line.step,
+                        loss: line.metrics.loss,
+                        l0: line.metrics.l0,
+                        explained_variance: line.metrics.explained_variance,
+                        dead_fraction: Some(line.dead_fraction),
+                        stall_share: Some(line.stall_share),
+                    });
+                }
             }
             Event::Evaluating(done, rows) => {
-                self.evaluating.get_or_insert_with(|| Bar::new("evaluating", 0, rows)).set(done, "");
+                self.evaluating.get_or_insert_with(|| Bar::new("evaluating", 0, rows)).set(done);
             }
-            Event::Evaluated(metrics) => {
+            Event::Evaluated(line) => {
                 if let Some(bar) = self.evaluating.take() {
                     bar.finish();
                 }
-                tracing::info!(
-                    "held-out loss {:.4}, explained variance {}, L0 {:.1}",
-                    metrics.loss,
-                    table::percent(metrics.explained_variance),
-                    metrics.l0
-                );
+                let Metrics { loss, mse, l1_norm, l0, explained_variance, .. } = line.metrics;
+                let (step, rows) = (line.step, line.rows);
+                tracing::info!(step, rows, loss, mse, l1_norm, l0, explained_variance, "held-out rows measured");
             }
             Event::Saved(_) => {}
         }
@@ -221,11 +235,34 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
     rows.extend([
         ("tokens", HumanCount(summary.tokens).to_string()),
         ("tokens/s", HumanCount(summary.tokens_per_s as u64).to_string()),
-        ("time in steps", format!("{:.1} s", summary.wall_s)),
-        ("waiting for data", table::percent(Some(summary.stall_s / summary.wall_s))),
+        ("time in steps", format!("{:.1} s", summary.account.step_s)),
+        ("time by the clock", format!("{:.1} s", summary.account.wall_s)),
+        ("waiting for data", table::percent(Some(summary.stall_s / summary.account.step_s))),
     ]);
     let dir = &recipe.run.dir;
     table::print(&format!("{dir}/summary.json"), &rows);
+    if let Some(note) = shrinkage(summary) {
+        table::say(note);
+    }
     let (run, out) = (table::quoted(dir), table::quoted(&format!("{dir}/saelens")));
     table::say(format!("next: sae export {run} --format saelens --out {out}"));
+}
+
+/// Share of the true directions from which on it is the penalty that leaves variance unexplained, and no direction that is missing.
+const FOUND: f64 = 0.9;
+
+/// Why rows that are known to be sums of a few directions are not explained altogether. Along a direction of its own a feature gives
+/// `c` for a length of `s` where `(s − c)² + λ·c` is least: `c = s − λ/2`. So each costs `(λ/2)²` of the squared error.
+fn shrinkage(summary: &Summary) -> Option<String> {
+    summary.recovered.filter(|&recovered| recovered >= FOUND)?;
+    let metrics = summary.metrics.as_ref()?;
+    let (unexplained, half) = (1.0 - metrics.explained_variance?, summary.account.lambda / 2.0);
+    let variance = metrics.mse / unexplained;
+    Some(format!(
+        "The directions are found; what is not explained, {}, is the price of the L1 penalty. It takes λ/2 = {half}\n\
+         off the length of each active feature: for {:.1} features a row, at right angles, L0·λ²/4 = {:.1} of a variance of {variance:.1}.",
+        table::percent(Some(unexplained)),
+        metrics.l0,
+        metrics.l0 * half * half,
+    ))
 }

@@ -74,9 +74,13 @@ pub struct State {
     pub held_out: Option<Metrics>,
     /// Identity of `data.eval`, if there is any: the same on every evaluation of a run.
     pub eval: Option<String>,
+    /// Active features of all rows trained on; `None` when the run goes on from a checkpoint in which they were not counted.
+    pub active: Option<u64>,
     /// Seconds spent in steps, over all starts of the run.
+    pub step_s: f64,
+    /// Seconds by the clock, over all starts of the run.
     pub wall_s: f64,
-    /// Seconds of these spent waiting for data.
+    /// Seconds of `step_s` spent waiting for data.
     pub stall_s: f64,
 }
 
@@ -103,6 +107,10 @@ pub struct Manifest {
     pub format: u32,
     /// Program and version that wrote it.
     pub software: String,
+    /// Its commit, for people: any commit of a version goes on from the checkpoints of any other. Absent in a checkpoint made before
+    /// it was kept.
+    #[serde(default)]
+    pub commit: Option<String>,
     /// See [`State::step`].
     pub step: u64,
     /// See [`State::steps`].
@@ -136,6 +144,12 @@ pub struct Manifest {
     pub held_out: Option<Metrics>,
     /// See [`State::eval`].
     pub eval: Option<String>,
+    /// See [`State::active`].
+    #[serde(default)]
+    pub active: Option<u64>,
+    /// See [`State::step_s`]; absent in a checkpoint made when `wall_s` was this.
+    #[serde(default)]
+    pub step_s: Option<f64>,
     /// See [`State::wall_s`].
     pub wall_s: f64,
     /// See [`State::stall_s`].
@@ -284,9 +298,4 @@ pub fn spare_bytes(available: Option<u64>, host_ranks: usize) -> u64 {
 pub fn bytes(width: usize, features: usize) -> u64 {
     let parameters = 2 * width * features + features + width;
     (3 * 4 * parameters + 8 * (CLOCKS.len() + SUMS.len()) * features) as u64
-}
-
-/// In how many seconds a checkpoint was stored or loaded, and the rate over all ranks, in words.
-pub fn took(seconds: f64, width: usize, features: usize) -> String {
-    format!("{seconds:.2} s, {:.0} MB/s", bytes(width, features) as f64 / seconds / 1e6)
 }

@@ -35,6 +35,8 @@ pub struct Snapshot<'a, S> {
     pub cursor: &'a Cursor,
     /// The whole recipe.
     pub recipe: &'a Recipe,
+    /// Commit of the program.
+    pub commit: &'a str,
 }
 
 /// A checkpoint on its way: a new attempt of its step. Until it is committed nothing counts, and what was there before is as it was.
@@ -294,11 +296,12 @@ fn store_file(store: &Store, folder: &str, file: Unwritten) -> Result<File, Erro
 
 impl Seal {
     fn new(of: &Snapshot<'_, impl Dictionary>, attempt: u32, known: Known) -> Result<Seal, Error> {
-        let Snapshot { dictionary, state, cursor, recipe } = *of;
+        let Snapshot { dictionary, state, cursor, recipe, commit } = *of;
         let width = dictionary.shape().width;
         let manifest = Manifest {
             format: FORMAT,
             software: concat!("sae ", env!("CARGO_PKG_VERSION")).into(),
+            commit: Some(commit.to_owned()),
             step: state.step,
             steps: state.steps,
             attempt,
@@ -314,6 +317,8 @@ impl Seal {
             closing_open: state.closing_open,
             held_out: state.held_out.clone(),
             eval: state.eval.clone(),
+            active: state.active,
+            step_s: Some(state.step_s),
             wall_s: state.wall_s,
             stall_s: state.stall_s,
             cursor: cursor.clone(),

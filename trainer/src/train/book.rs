@@ -72,6 +72,7 @@ impl<D: Device> Run<'_, D> {
         }
         let rows = report.rows as f64;
         self.state.tokens += report.rows as u64;
+        self.state.active = self.state.active.map(|active| active + report.active);
         let density = (report.active, (report.rows * self.recipe.sae.features) as u64);
         self.state.density = [density, self.state.density[0]];
         let loss = (report.squared_error + f64::from(self.schedule.lambda(self.state.step)) * report.l1) / rows;

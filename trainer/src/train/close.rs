@@ -79,6 +79,7 @@ impl<D: Device> Run<'_, D> {
             Some(truth) => recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae), &self.device.axes().all)?,
             None => None,
         };
+        let account = self.account(self.schedule.final_lambda(), self.recipe.train.lr);
         let summary = Summary {
             metrics,
             evaluated_on,
@@ -89,8 +90,9 @@ impl<D: Device> Run<'_, D> {
             skipped: self.state.left_out.skipped,
             filtered: self.state.left_out.filtered,
             steps: self.state.step,
-            tokens_per_s: self.state.tokens as f64 / self.state.wall_s,
-            wall_s: self.state.wall_s,
+            tokens_per_s: self.state.tokens as f64 / account.step_s,
+            tokens_per_s_wall: self.state.tokens as f64 / account.wall_s,
+            account,
             stall_s: self.state.stall_s,
             recovered: recovery.map(|recovery| recovery.recovered),
             mmcs: recovery.map(|recovery| recovery.mmcs),
@@ -99,6 +101,7 @@ impl<D: Device> Run<'_, D> {
             checkpoint,
         };
         if let Some(Scribe { run_dir, journal }) = &mut self.scribe {
+            journal.end()?;
             journal.flush()?;
             run_dir.publish()?;
             self.store.put("summary.json", summary.to_json()?)?;

@@ -1,12 +1,14 @@
 //! Measuring a run on held-out rows.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use kernels::{Device, Dictionary};
 
 use super::{Event, Run, is_due};
 use crate::centre::Centre;
 use crate::evaluate::Pass;
+use crate::journal::{self, EvalLine, Line};
 use crate::metrics::{DensityHistogram, Metrics};
 use crate::{Error, data};
 
@@ -46,9 +48,10 @@ impl<D: Device> Run<'_, D> {
     /// a resumed run comes back to the evaluation.
     pub(super) fn evaluate(&mut self, limit: Option<u64>) -> Result<Option<(Metrics, DensityHistogram)>, Error> {
         let Some(dataset) = &self.data.eval else { return Ok(None) };
+        let began = Instant::now();
         let rows = limit.unwrap_or(u64::MAX).min(dataset.rows());
         self.settle();
-        let (step, mut stopped) = (self.state.step, false);
+        let (step, mut stopped, mut took) = (self.state.step, false, Duration::ZERO);
         // The tally of training is put aside: it goes on afterwards to the same bits.
         let training = self.device.take_sums(&mut self.tally)?;
         let place = self.device.axes().place;
@@ -75,7 +78,11 @@ impl<D: Device> Run<'_, D> {
             let pass = Pass { dataset, features: self.recipe.sae.features, scale: self.state.scale, centre };
             let sae = self.settled.as_mut().unwrap_or(&mut self.sae);
             let progress = |done, stop| heard(before + done, stop);
-            pass.measure(self.device, sae, (buffers, &mut self.tally), &mut stream()?, stop, progress)
+            let mut stream = stream()?;
+            let since = Instant::now();
+            let measured = pass.measure(self.device, sae, (buffers, &mut self.tally), &mut stream, stop, progress);
+            took = since.elapsed();
+            measured
         });
         self.device.put_sums(&mut self.tally, &training);
         if stopped {
@@ -88,10 +95,25 @@ impl<D: Device> Run<'_, D> {
         let measured = measured?;
         let Some(metrics) = measured.metrics(self.schedule.final_lambda()) else { return Ok(None) };
         let density = DensityHistogram::of(&measured.sums, &self.device.axes().all)?;
+        let rows = measured.sums.rows;
+        let rate = |time: Duration| rows as f64 / time.as_secs_f64();
+        let step = self.state.step - 1;
+        let line = EvalLine {
+            time: journal::now(),
+            step,
+            tokens: self.state.tokens,
+            rows,
+            metrics,
+            density,
+            tokens_per_s: rate(took),
+            tokens_per_s_wall: rate(began.elapsed()),
+            account: self.account(self.schedule.final_lambda(), self.schedule.lr().at(step)),
+        };
+        (self.start.watch)(Event::Evaluated(&line));
+        let (metrics, density) = (line.metrics.clone(), line.density.clone());
         if let Some(scribe) = &mut self.scribe {
-            scribe.journal.held_out(self.state.step, &metrics, &density)?;
+            scribe.journal.line(&Line::Eval(line))?;
         }
-        (self.start.watch)(Event::Evaluated(&metrics));
         Ok(Some((metrics, density)))
     }
 }

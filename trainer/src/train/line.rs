@@ -6,10 +6,10 @@ use kernels::ranks::Group;
 use kernels::{Clock, Device, Dictionary, Sums};
 
 use super::{Event, Run, is_due};
-use crate::Error;
-use crate::journal::{Line, Together};
+use crate::journal::{self, Line, Together, TrainLine};
 use crate::metrics::{Metrics, dead_fraction};
 use crate::together::together;
+use crate::{Error, checkpoint};
 
 /// A rank that spends so much less of its time in exchanges than the others do on average is told of: they wait for it.
 const SLOW: f64 = 0.2;
@@ -18,6 +18,7 @@ const SLOW: f64 = 0.2;
 pub(super) struct LineClock {
     since: Instant,
     step: u64,
+    step_s: f64,
     tokens: u64,
     pub(super) stall: Duration,
     sent: u64,
@@ -25,9 +26,10 @@ pub(super) struct LineClock {
 }
 
 impl LineClock {
-    pub(super) fn start(step: u64, tokens: u64, device: &impl Device) -> Self {
+    pub(super) fn start(state: &checkpoint::State, device: &impl Device) -> Self {
         let (sent, exchanging) = device.exchanged();
-        LineClock { since: Instant::now(), step, tokens, stall: Duration::ZERO, sent, exchanging }
+        let (step, step_s, tokens) = (state.step, state.step_s, state.tokens);
+        LineClock { since: Instant::now(), step, step_s, tokens, stall: Duration::ZERO, sent, exchanging }
     }
 }
 
@@ -43,35 +45,38 @@ impl<D: Device> Run<'_, D> {
         let owned = self.state.window.fired_f.len();
         let sums = std::mem::replace(&mut self.state.window, Sums::new(self.data.train.width(), owned));
         let ranks = &self.device.axes().all;
-        let now = LineClock::start(self.state.step, self.state.tokens, self.device);
+        let now = LineClock::start(&self.state, self.device);
         let clock = std::mem::replace(&mut self.line_clock, now);
         let Some(metrics) = Metrics::of(&sums, lambda) else { return Ok(()) };
-        let elapsed = clock.since.elapsed().as_secs_f64();
-        let line = Line {
+        let (elapsed, tokens) = (clock.since.elapsed().as_secs_f64(), (self.state.tokens - clock.tokens) as f64);
+        let line = TrainLine {
+            time: journal::now(),
             step,
             tokens: self.state.tokens,
             metrics,
             dead_fraction: self.dead_fraction()?,
-            lambda,
-            lr: self.schedule.lr().at(step),
             gradient_norm: self.state.gradient_norm,
-            tokens_per_s: (self.state.tokens - clock.tokens) as f64 / elapsed,
+            tokens_per_s: tokens / (self.state.step_s - clock.step_s),
+            tokens_per_s_wall: tokens / elapsed,
             stall_share: clock.stall.as_secs_f64() / elapsed,
+            account: self.account(lambda, self.schedule.lr().at(step)),
             ranks: at_work(ranks, &clock, &self.line_clock)?,
         };
+        (self.start.watch)(Event::Line(&line));
         if let Some(scribe) = &mut self.scribe {
             if let Some(Together { slowest, slowest_share, exchange_share, .. }) = line.ranks
                 && exchange_share - slowest_share > SLOW
             {
                 tracing::warn!(
-                    "rank {slowest} is slow: it spends {:.0} % of its time in exchanges, and the ranks on average {:.0} %",
-                    100.0 * slowest_share,
-                    100.0 * exchange_share
+                    step,
+                    slowest,
+                    slowest_share,
+                    exchange_share,
+                    "one rank is slow: it spends less of its time in exchanges than the ranks on average, who wait for it"
                 );
             }
-            scribe.journal.line(&line)?;
+            scribe.journal.line(&Line::Train(line))?;
         }
-        (self.start.watch)(Event::Line(&line));
         Ok(())
     }
 

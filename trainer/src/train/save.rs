@@ -73,7 +73,14 @@ impl<D: Device> Run<'_, D> {
         self.device.put_sums(&mut self.tally, &self.state.tally);
         // After a refused step the stream is ahead of the weights.
         let cursor = Cursor { step: self.state.step, ..self.stream.cursor() };
-        let of = Snapshot { dictionary: &self.sae, state: &self.state, cursor: &cursor, recipe: self.recipe };
+        self.state.wall_s = self.wall_s();
+        let of = Snapshot {
+            dictionary: &self.sae,
+            state: &self.state,
+            cursor: &cursor,
+            recipe: self.recipe,
+            commit: self.start.commit,
+        };
         // Looked at before any rank goes on: what one has copied is no longer there for the others.
         let spare = || checkpoint::spare_bytes(memory::available(), self.start.host_ranks);
         let buffer_bytes = self.recipe.checkpoint.buffer_bytes.unwrap_or_else(spare);
@@ -129,9 +136,9 @@ impl<D: Device> Run<'_, D> {
             None => self.known.add(*step, folder.clone(), held_out.as_ref()),
         }
         if self.scribe.is_some() {
-            let took = checkpoint::took(stored_s, self.data.train.width(), self.recipe.sae.features);
-            let waited = format!("{:.2} s", waited.as_secs_f64());
-            tracing::info!(folder, stored = took, waited, "checkpoint committed");
+            let bytes = checkpoint::bytes(self.data.train.width(), self.recipe.sae.features);
+            let waited_s = waited.as_secs_f64();
+            tracing::info!(step, folder, stored_s, bytes, waited_s, "checkpoint committed");
         }
         (self.start.watch)(Event::Saved(folder));
     }

@@ -14,6 +14,7 @@ use super::{Event, Run, Scribe, Start};
 use crate::buffers::Buffers;
 use crate::checkpoint::{Found, LeftOut};
 use crate::data::{self, Data};
+use crate::hparams::HParams;
 use crate::journal::Journal;
 use crate::recipe::{BiasInit, Recipe};
 use crate::recovery::Truth;
@@ -30,6 +31,7 @@ impl<'a, D: Device> Run<'a, D> {
         data: &'a Data,
         (store, run_dir): (&'a Store, Option<&'a RunDir>),
         mut start: Start<'a>,
+        began: Instant,
     ) -> Result<Self, Error> {
         let axes = device.axes();
         let width = data.train.width();
@@ -66,7 +68,9 @@ impl<'a, D: Device> Run<'a, D> {
         }
         let scribe = run_dir.map(|run_dir| {
             run_dir.begin(recipe)?;
-            Ok(Scribe { run_dir, journal: Journal::open(run_dir.local(), state.step, recipe.log.rows)? })
+            let hparams = HParams::of(recipe, width);
+            let journal = Journal::open(run_dir.local(), state.step, recipe.log.rows, &hparams)?;
+            Ok(Scribe { run_dir, journal })
         });
         let scribe = once_all(&axes.all, "starting", scribe.transpose())?;
         let closing_from = data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS));
@@ -80,7 +84,8 @@ impl<'a, D: Device> Run<'a, D> {
         let (step, steps, rows) = (state.step, schedule.steps(), data.rows);
         if scribe.is_some() {
             warn_of_few_steps(recipe, data);
-            tracing::info!(step, steps, rows, from, device = device.describe(), mesh = %axes.place.mesh, "training");
+            let (device, mesh) = (device.describe(), axes.place.mesh);
+            tracing::info!(step, steps, total_rows = rows, from, device, %mesh, "training begins");
         }
         (start.watch)(Event::Start { step, steps, tokens: state.tokens, rows, from });
         Ok(Run {
@@ -99,12 +104,13 @@ impl<'a, D: Device> Run<'a, D> {
             in_flight: VecDeque::new(),
             centre: None,
             closing_from,
+            began: (began, state.wall_s),
             known,
             saved_at: Instant::now(),
             save_called: false,
             saved,
             on_the_way: None,
-            line_clock: LineClock::start(state.step, state.tokens, device),
+            line_clock: LineClock::start(&state, device),
             state,
             start,
             failed_during: None,
@@ -149,6 +155,8 @@ fn first_state(
         closing_open: false,
         held_out: None,
         eval: data.eval_identity(),
+        active: Some(0),
+        step_s: 0.0,
         wall_s: 0.0,
         stall_s: 0.0,
     })
@@ -176,8 +184,9 @@ fn resume(
         let loaded = checkpoint::load(store, found, axes, sae);
         let state = once_all(&axes.all, "loading a checkpoint", loaded)?;
         if axes.all.index() == 0 {
-            let took = checkpoint::took(started.elapsed().as_secs_f64(), found.manifest.width, found.manifest.features);
-            tracing::info!(folder = found.folder, took, "checkpoint loaded");
+            let bytes = checkpoint::bytes(found.manifest.width, found.manifest.features);
+            let loaded_s = started.elapsed().as_secs_f64();
+            tracing::info!(folder = found.folder, loaded_s, bytes, commit = found.manifest.commit, "checkpoint loaded");
         }
         Ok((state, stream))
     })?;

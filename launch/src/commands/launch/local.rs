@@ -54,7 +54,8 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
         restart += 1;
         // Now it is in the middle of a run.
         patience::set(patience::now().max(patience::IN_A_RUN));
-        tracing::warn!("{said}; restart {restart} of {} in {} s", args.restarts, pause.as_secs());
+        let (exit_code, restarts, pause_s) = (ended.code(), args.restarts, pause.as_secs());
+        tracing::warn!(exit_code, restart, restarts, pause_s, "{said}; restart follows");
         if passed.wait(pause) {
             let message = "stopped between two starts: continue with --resume-or-start";
             return Err(Failure::of_rank(message.to_owned(), 75));
