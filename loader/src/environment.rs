@@ -15,8 +15,17 @@ const ANY_TEXT: [&str; 6] =
     ["_FILE", "_PATH", "_APPLICATION_CREDENTIALS", "_SERVICE_ACCOUNT", "_SERVICE_ACCOUNT_KEY", "_CERTIFICATE"];
 
 /// Ends of names whose values are addresses.
-const ADDRESSES: [&str; 7] =
-    ["_ENDPOINT", "_ENDPOINT_URL", "_ENDPOINT_URL_S3", "_ENDPOINT_URL_STS", "_BASE_URL", "_PROXY_URL", "_FULL_URI"];
+const ADDRESSES: [&str; 9] = [
+    "_ENDPOINT",
+    "_ENDPOINT_URL",
+    "_ENDPOINT_URL_S3",
+    "_ENDPOINT_URL_STS",
+    "_BASE_URL",
+    "_PROXY_URL",
+    "_FULL_URI",
+    "_AUTHORITY_HOST",
+    "_SERVICE_URL",
+];
 
 /// The variables with this prefix that a client knows and that are set to something, as its keys and values. An empty one counts as
 /// not set.
@@ -49,12 +58,20 @@ fn check(name: &str, value: &str) -> Result<()> {
         return Err(refused(name, "it begins or ends with a space or a line break, as secrets made with echo do"));
     }
     if !value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-        return Err(refused(name, "it holds a character that is not plain ASCII"));
+        return Err(refused(name, "it holds a line break, or a character that is not plain ASCII"));
     }
     if name.ends_with("_REGION") && !value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
         return Err(refused(name, &format!("{value:?} is no region: write one such as us-east-1")));
     }
+    if name.ends_with("_RELATIVE_URI") && !(value.starts_with('/') && may_be_in_a_url(value)) {
+        return Err(refused(name, "it is no path of a URL, such as /v2/credentials"));
+    }
     if ends(&ADDRESSES) && !name.contains("_USE_") { check_address(name, value) } else { Ok(()) }
+}
+
+/// Whether a URL may hold these characters as they are: what it encodes by itself, clients read in two ways.
+fn may_be_in_a_url(value: &str) -> bool {
+    value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte))
 }
 
 /// Refuses an address that is no URL of a server.
@@ -67,16 +84,16 @@ fn check_address(name: &str, value: &str) -> Result<()> {
     } else {
         &["http", "https"]
     };
-    let url = Url::parse(value).ok().filter(|url| schemes.contains(&url.scheme()));
+    let url = Url::parse(value).ok().filter(|url| schemes.contains(&url.scheme()) && may_be_in_a_url(value));
     let Some(url) = url.filter(Url::has_host) else {
         // `host:port` is a URL by its letters, with the host as its scheme.
         let host = shown.rsplit("://").next().unwrap_or_default().trim_start_matches('/');
-        let host = if host.is_empty() { "HOST:PORT" } else { host };
+        let host = if host.is_empty() || !may_be_in_a_url(host) { "HOST:PORT" } else { host };
         return Err(refused(name, &format!("{shown:?} is no address: write https://{host}, or http://{host}")));
     };
-    if !name.ends_with("_PROXY_URL")
-        && (!url.username().is_empty() || url.password().is_some() || url.query().is_some())
-    {
+    let plain =
+        url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
+    if !plain && !name.ends_with("_PROXY_URL") {
         return Err(refused(
             name,
             &format!("{shown:?} carries credentials or a query, which belong in variables of their own"),
@@ -156,6 +173,10 @@ mod tests {
             ("GOOGLE_BASE_URL", "storage", "is no address"),
             ("GOOGLE_PROXY_URL", "proxy:3128", "write https://proxy:3128"),
             ("AZURE_STORAGE_ENDPOINT", "nonsense", "is no address"),
+            ("AWS_ENDPOINT", "http://minio:9000/a b", "is no address"),
+            ("AWS_ENDPOINT", "http://minio:9000#a", "carries"),
+            ("AZURE_AUTHORITY_HOST", "a host", "is no address"),
+            ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "c4n4ry", "no path of a URL"),
         ] {
             let error = check(name, value).expect_err(value).to_string();
             assert!(error.starts_with(name) && error.contains(said) && !error.contains("c4n4ry"), "{error}");

@@ -4,7 +4,9 @@ use std::future::Future;
 use std::sync::OnceLock;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinError;
 
+use crate::location::redact;
 use crate::{Error, Result};
 
 /// The process's I/O runtime.
@@ -21,8 +23,34 @@ pub(crate) fn runtime() -> Result<&'static Runtime> {
 pub(crate) fn wait<T: Send + 'static>(future: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     runtime()?.spawn(async move {
+        let answer = tokio::spawn(future).await.unwrap_or_else(|ended| Err(panicked(ended)));
         // The receiver outlives the task unless the caller's thread is gone, and then nobody needs the answer.
-        let _ = sender.send(future.await);
+        let _ = sender.send(answer);
     });
     receiver.recv().unwrap_or_else(|_| Err(Error::Arguments("an I/O task ended without an answer".into())))
+}
+
+/// What becomes of a panic of a store's client: all that are known come from its settings.
+fn panicked(ended: JoinError) -> Error {
+    let cause = ended.try_into_panic().ok();
+    let text = cause.as_ref().and_then(|cause| {
+        let text = cause.downcast_ref::<String>().map(String::as_str);
+        text.or_else(|| cause.downcast_ref::<&str>().copied())
+    });
+    let text = text.unwrap_or("it ended without an answer");
+    Error::Arguments(format!(
+        "the client of a store cannot go on: {}: look at what AWS_*, GOOGLE_* or AZURE_* say in the environment",
+        redact(text)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_client_becomes_an_error() {
+        let error = wait::<()>(async { panic!("no such thing as https://key:c4n4ry@host") }).unwrap_err().to_string();
+        assert!(error.contains("no such thing as https://host") && !error.contains("c4n4ry"), "{error}");
+    }
 }
