@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         }
     };
     logging::start(args.log);
+    signals::leave_file_sizes_to_writers();
     if let Some(seconds) = args.patience {
         patience::set(Duration::from_secs(seconds.into()));
     }

@@ -1,6 +1,9 @@
-//! The signals on which a run saves and stops.
+//! The signals on which a run saves and stops, and the one that must not end it.
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ};
 
 /// SIGTERM and SIGINT; SIGUSR1 and SIGUSR2, which schedulers send before a time limit; SIGXCPU, which the system sends when the time of
 /// `ulimit -t` is over; and SIGHUP, which comes when a terminal is closed, unless the process was started to ignore it: that is how nohup
@@ -11,6 +14,12 @@ pub fn that_stop() -> Vec<i32> {
         signals.push(SIGHUP);
     }
     signals
+}
+
+/// From now on a file that grows beyond `ulimit -f` is an error of whoever writes it, and SIGXFSZ does not end the process.
+pub fn leave_file_sizes_to_writers() {
+    // Where that cannot be had, the system ends the process as it would have.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
 /// Whether the process ignores a signal, as Linux says; other systems do not say it.
