@@ -11,7 +11,7 @@ use kernels::cuda::Arch;
 use kernels::mesh::Mesh;
 use loader::{number, patience};
 
-pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, log_words};
+pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, Plan};
 use crate::device::DeviceChoice;
 

@@ -7,7 +7,6 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use loader::patience;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
@@ -106,7 +105,6 @@ impl Ranks {
                 .args(words)
                 .envs(place(rank).map(|(name, value)| (name, value.to_string())))
                 .envs([("SAE_ATTEMPT", attempt), (parent::LAUNCHER, &std::process::id().to_string())])
-                .env("SAE_PATIENCE", patience::now().as_secs().to_string())
                 .stdin(Stdio::null())
                 // A terminal sends Ctrl-C to its whole group: ranks would get it twice.
                 .process_group(0);

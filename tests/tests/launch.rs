@@ -71,6 +71,21 @@ fn a_limit_of_processor_time_ends_in_a_checkpoint() {
     assert_eq!(checkpoints::committed(&fixture.path("run")).len(), 1, "{said}");
 }
 
+/// The size of `ulimit -f`: a file that cannot grow is said, as on a full disk.
+#[test]
+fn a_limit_of_file_sizes_is_said() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
+    let mut command = Command::new("sh");
+    // 16 KiB: enough for the recipe, and not for weights.
+    command.args(["-c", "ulimit -f 32; exec \"$@\"", "sh", &text(sae::binary()), "train", &path]);
+    // Not to a file, which would have the same limit.
+    let output = command.output().expect("sh runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(73), "{said}");
+    assert!(said.contains("cannot write") && said.contains("too large"), "{said}");
+}
+
 /// nohup says that the run is to outlive its terminal.
 #[test]
 fn nohup_is_obeyed() {
@@ -88,31 +103,35 @@ fn nohup_is_obeyed() {
     }
 }
 
-/// A terminal that is closed: SIGHUP comes, and what is written to it fails. The run saves and ends with 75.
+/// A terminal that is closed: SIGHUP comes, on which a run saves and ends with 75, and what is written to it fails, which must not matter
+/// to one that was started to outlive it.
 #[test]
-fn a_closed_terminal_ends_in_a_checkpoint() {
+fn a_closed_terminal_ends_in_a_checkpoint_or_not_at_all() {
     if !need::programs(&["script"], "bsdutils") {
         return;
     }
     let fixture = Fixture::with_data();
-    for words in ["train", "launch local"] {
-        let name = words.replace(' ', "-");
-        let path = fixture.save(&name, &kills::recipe(&fixture, &name));
+    // The shell passes SIGHUP on to what it runs, as those at which people type do, and lives on to tell the exit code.
+    let passed_on = "trap 'kill -HUP $!' HUP";
+    for (name, words, trap, expected) in [
+        ("train", "train", passed_on, "75"),
+        ("launch", "launch local", passed_on, "75"),
+        ("outlives", "train", "trap '' HUP", "0"),
+    ] {
+        let path = fixture.save(name, &kills::recipe(&fixture, name));
         let code = fixture.path(format!("{name}.code"));
-        // The shell passes SIGHUP on to what it runs, as those at which people type do, and lives on to tell the exit code.
         let (sae, told) = (text(sae::binary()), text(&code.with_extension("tmp")));
-        let shell = format!(
-            "trap 'kill -HUP $!' HUP; {sae} {words} {path} & wait $!; wait $!; echo $? > {told}; mv {told} {}",
-            text(&code)
-        );
+        // A signal ends the waiting first.
+        let wait = "wait $!; code=$?; if [ $code -gt 128 ]; then wait $!; code=$?; fi";
+        let run = format!("{sae} {words} {path} & {wait}; echo $code > {told}; mv {told} {}", text(&code));
         let mut terminal = Command::new("script");
-        terminal.args(["-q", "-e", "-c", &shell, "/dev/null"]).stdin(Stdio::null()).stdout(Stdio::null());
-        let mut terminal = terminal.spawn().expect("script starts");
-        committed(&fixture.path(&name), 1);
+        terminal.args(["-q", "-e", "-c", &format!("{trap}; {run}"), "/dev/null"]);
+        let mut terminal = terminal.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("script starts");
+        committed(&fixture.path(name), 1);
         terminal.kill().expect("the terminal is closed");
         terminal.wait().expect("a child can be waited for");
         let ended = wait_for("the exit code", || fs::read_to_string(&code).ok());
-        assert_eq!(ended.trim(), "75", "{words}");
+        assert_eq!(ended.trim(), expected, "{name}");
         sae::run(&["train", &path, "--resume"]).exits(0);
     }
 }
@@ -203,6 +222,18 @@ fn a_batch_script_that_was_changed_is_kept() {
     fs::write(&script, &changed).expect("written");
     launch(&["--out", &elsewhere], &written);
     assert!(Path::new(&elsewhere).exists());
+}
+
+/// What is said before `launch` about messages and stores holds for the ranks.
+#[test]
+fn options_of_all_commands_are_handed_on() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &kills::recipe(&fixture, "run"));
+    let all = ["--log", "json", "--patience", "30", "launch"];
+    let script = sae::run(&[&all[..], &["slurm", "--dry-run", &path]].concat()).exits(0).stdout;
+    assert!(script.contains("train --log json --patience 30 "), "{script}");
+    let manifest = sae::run(&[&all[..], &["k8s", "--image", "sae", &path]].concat()).exits(0).stdout;
+    assert!(manifest.contains(r#""train","--log","json","--patience","30","#), "{manifest}");
 }
 
 /// Pods have the time to save that is asked for, and never less than a run needs to agree on it.

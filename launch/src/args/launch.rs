@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use clap::builder::RangedI64ValueParser;
+use loader::patience;
 
 use super::{Log, RunArgs};
 
@@ -232,12 +233,16 @@ fn label(text: &str) -> Result<(String, String), String> {
     parts.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "write KEY=VALUE".to_owned())
 }
 
-/// The option that hands on how messages are written.
-pub fn log_words(log: Log) -> &'static [&'static str] {
-    match log {
-        Log::Pretty => &[],
-        Log::Json => &["--log", "json"],
+/// The options that ranks take over from their launcher: how messages are written, and its patience with stores.
+pub fn handed_on(log: Log) -> Vec<String> {
+    let mut words = Vec::new();
+    if log == Log::Json {
+        words.extend(["--log", "json"].map(str::to_owned));
     }
+    if patience::now() != patience::AT_START {
+        words.extend(["--patience".to_owned(), patience::now().as_secs().to_string()]);
+    }
+    words
 }
 
 #[cfg(test)]

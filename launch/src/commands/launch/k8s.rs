@@ -3,7 +3,7 @@
 use loader::Store;
 use serde_json::{Map, Value, json};
 
-use crate::args::{K8s, Log, Toleration, log_words};
+use crate::args::{K8s, Log, Toleration, handed_on};
 use crate::device::DeviceChoice;
 use crate::failure::Failure;
 use crate::template::fill;
@@ -68,7 +68,8 @@ fn command(args: &K8s, log: Log, ranks_per_pod: u32) -> Vec<String> {
     };
     let device = if args.gpus_per_pod.is_some() { "cuda" } else { "cpu" };
     let after = ["/etc/sae/recipe.toml", "--resume-or-start", "--device", device];
-    let words = launch.iter().chain(log_words(log)).chain(&after).map(|&word| word.to_owned());
+    let words = launch.iter().map(|&word| word.to_owned()).chain(handed_on(log));
+    let words = words.chain(after.map(str::to_owned));
     words.chain(args.run.mesh.iter().flat_map(|mesh| ["--mesh".to_owned(), mesh.to_string()])).collect()
 }
 

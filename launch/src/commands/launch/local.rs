@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use loader::{Store, patience};
 use trainer::note::{self, Note};
 
-use crate::args::{Local, Log, WorldArgs, log_words};
+use crate::args::{Local, Log, WorldArgs, handed_on};
 use crate::failure::Failure;
 use crate::ranks::{self, Ended, Passed, Ranks};
 use crate::world::{self, World};
@@ -27,7 +27,8 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
     let mut restart = 0;
     loop {
         let run = if restart == 0 { args.run.words() } else { args.run.resuming() };
-        let mut words = ["train"].into_iter().chain(log_words(log).iter().copied()).collect::<Vec<_>>();
+        let handed_on = handed_on(log);
+        let mut words = ["train"].into_iter().chain(handed_on.iter().map(String::as_str)).collect::<Vec<_>>();
         words.extend(run.iter().map(String::as_str));
         words.extend(args.dry_run.then_some("--dry-run"));
         let before = notes.tags(here.local())?;

@@ -8,7 +8,7 @@ use std::process::Command;
 use loader::Store;
 
 use super::{program, quoted_line};
-use crate::args::{Log, Slurm, log_words};
+use crate::args::{Log, Slurm, handed_on};
 use crate::failure::Failure;
 use crate::template::fill;
 use crate::{job, recipes, table};
@@ -80,9 +80,8 @@ fn script(args: &Slurm, log: Log, folder: &Path, save_s: u32) -> Result<String, 
         lines.push(format!("#SBATCH {}", quoted_line(&[option])?));
     }
     let program = program()?;
-    let resuming = args.run.resuming();
-    let resuming: Vec<&str> = resuming.iter().map(String::as_str).collect();
-    let words = [&[program.as_str(), "train"][..], log_words(log), &resuming].concat();
+    let options = [handed_on(log), args.run.resuming()].concat();
+    let words: Vec<&str> = [program.as_str(), "train"].into_iter().chain(options.iter().map(String::as_str)).collect();
     let script = fill(
         include_str!("../../../templates/slurm.sh"),
         &[
