@@ -25,9 +25,8 @@ const MEANT: &AsciiSet = &CONTROLS
     .add(b']')
     .add(b'`');
 
-/// The key that a text names below a prefix; one `/` at its end is nothing. `url` is what messages call it.
+/// The key that a text names below a prefix. `url` is what messages call it.
 pub(crate) fn below(prefix: &Key, text: &str, url: impl FnOnce() -> String) -> Result<Key> {
-    let text = text.strip_suffix('/').unwrap_or(text);
     if text.is_empty() {
         return Ok(prefix.clone());
     }
@@ -122,14 +121,19 @@ mod tests {
             assert_eq!(relative(&key("p%20q~").unwrap(), &inside).unwrap(), format!("r/{text}"));
             assert_eq!(relative(&key("p%20q").unwrap(), &inside), None, "a prefix ends where a part does");
         }
-        assert_eq!(below(&key("a").unwrap(), "b/", String::new).unwrap(), key("a/b").unwrap());
+        assert_eq!(below(&key("a").unwrap(), "", String::new).unwrap(), key("a").unwrap());
     }
 
     #[test]
     fn what_cannot_be_named_is_told() {
-        for (text, word) in
-            [("a//b", "empty"), ("/a", "empty"), ("a/../b", ".."), ("a/./b", ".."), ("a\nb/c", "control")]
-        {
+        for (text, word) in [
+            ("a//b", "empty"),
+            ("/a", "empty"),
+            ("a/", "empty"),
+            ("a/../b", ".."),
+            ("a/./b", ".."),
+            ("a\nb/c", "control"),
+        ] {
             let error = key(text).unwrap_err();
             assert_eq!(error.exit_code(), 64);
             let said = error.to_string();

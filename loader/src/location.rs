@@ -148,8 +148,8 @@ fn backend(address: &Address<'_>, parts: usize, url: &str) -> Result<Backend> {
     let bucket = address.authority;
     let fail = |e: object_store::Error| Error::Arguments(format!("{}: {}", redact(url), redact(&e.to_string())));
     // There is one memory, so its buckets are folders in it.
-    let is_memory = address.scheme == "memory" && !bucket.is_empty();
-    let names = if is_memory { format!("{bucket}/{names}") } else { names };
+    let in_memory = [bucket, &names].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+    let names = if address.scheme == "memory" { in_memory } else { names };
     let prefix = key::below(&Key::ROOT, &names, || url.to_string())?;
     match address.scheme.as_str() {
         "memory" => Ok(Backend::Remote { store: MEMORY.clone(), prefix, lists: Lists::Whole }),
@@ -326,7 +326,9 @@ mod tests {
         assert!(text("ftp://x/y").contains("unknown scheme ftp"));
         assert!(text("s3:///y").contains("no bucket: write s3://BUCKET/PREFIX"));
         assert!(text("").contains("empty path"));
-        assert!(text("s3://b/a//x.parquet").contains("a part of the key is empty"));
+        for url in ["s3://b/a//x.parquet", "s3://b/a//", "memory://b/a//", "http://h//x.parquet"] {
+            assert!(text(url).contains("a part of the key is empty"), "{}", text(url));
+        }
         assert!(text("s3://b:9000/a").contains("AWS_ENDPOINT"));
         for url in ["http://h/a#b", "file:///a#b"] {
             assert!(text(url).contains("write %23"), "{}", text(url));

@@ -93,8 +93,9 @@ impl Store {
         })
     }
 
+    /// A folder may be named with the `/` behind it.
     fn key(&self, prefix: &Key, key: &str) -> Result<Key> {
-        key::below(prefix, key, || self.url_of(key))
+        key::below(prefix, key.strip_suffix('/').unwrap_or(key), || self.url_of(key))
     }
 
     pub(crate) fn lists(&self) -> bool {
