@@ -87,6 +87,10 @@ fn evaluation_agrees_with_the_summary() {
         assert_eq!((&other["rows"], &other["data"][0]), (&500.into(), &fixture.text("train").into()));
         assert_eq!(other["tokens"], other["rows"], "programs read either name");
         assert!(other["stall_s"].as_f64().is_some_and(|stall_s| stall_s <= other["wall_s"].as_f64().unwrap_or(0.0)));
+        // Other data may have its activations in another column than the run's.
+        let column = |name: &str| sae::run(&["eval", &run, "--column", name, "--rows", "500", "--json"]);
+        column("activation").exits(0);
+        column("layer9").exits(65).says(&["no activation column named layer9"]);
         // What summary.json says of the true directions, from the checkpoint alone.
         assert!(summary["recovered"].is_number() && other["recovered"] == summary["recovered"], "{other}");
     }
