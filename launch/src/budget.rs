@@ -133,7 +133,8 @@ impl Budget {
         let pace = Pace {
             step_s: step_s.max(read_s),
             evaluation_s: looking_s(evaluated),
-            last_evaluation_s: looking_s(last_rows),
+            // Other rows than those of the evaluations before: they are read once more, for their mean.
+            last_evaluation_s: looking_s(last_rows) + last_rows as f64 / batch * read_s,
             copied_s: sizes.copied_s,
             stored_s: sizes.stored_s,
         };
