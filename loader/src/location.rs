@@ -235,7 +235,10 @@ pub(crate) fn redact(text: &str) -> String {
         let no_query = url.find('?').map_or(url, |q| &url[..q]);
         let authority_end = no_query.find('/').unwrap_or(no_query.len());
         let start = no_query[..authority_end].rfind('@').map_or(0, |a| a + 1);
-        out.push_str(&no_query[start..]);
+        let authority = &no_query[start..authority_end];
+        // Whoever knows the path there is given the credentials of a container.
+        let gives_credentials = authority.starts_with("169.254.");
+        out.push_str(if gives_credentials { authority } else { &no_query[start..] });
         rest = tail;
     }
     out.push_str(rest);
@@ -250,6 +253,7 @@ mod tests {
     fn credentials_are_cut_out() {
         assert_eq!(redact("GET https://u:p@h/a?sig=x failed"), "GET https://h/a failed");
         assert_eq!(redact("no url"), "no url");
+        assert_eq!(redact("GET http://169.254.170.2/v2/credentials/x in 1 s"), "GET http://169.254.170.2 in 1 s");
         for url in
             ["s3://AKIA:secret@bucket/x", "s3://bucket/x?sig=secret", "abfss://c@a.dfs.core.windows.net/x?sig=secret"]
         {
