@@ -43,6 +43,7 @@ mod thrift;
 mod tokens;
 mod unit;
 mod upload;
+mod variable;
 mod writer;
 
 pub use address::has_query;
@@ -61,4 +62,5 @@ pub use skip::{RowFilter, SkipList};
 pub use store::{Entry, Store};
 pub use stream::{Batch, Stream, StreamOptions};
 pub use tokens::TokenColumn;
+pub use variable::unexpanded;
 pub use writer::{Columns, Compression, ShardWriter, WriteOptions};

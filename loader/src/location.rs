@@ -24,7 +24,7 @@ use object_store::{ClientConfigKey, ObjectStore};
 use crate::address::{AZURE, Address};
 use crate::dataset::is_shard_name;
 use crate::patience::{self, Patient};
-use crate::{Error, Result, Store, environment, key};
+use crate::{Error, Result, Store, environment, key, unexpanded};
 
 /// Where data lies: a store, a prefix (a folder or one file) and perhaps a glob below it.
 #[derive(Clone)]
@@ -143,6 +143,9 @@ fn backend(address: &Address<'_>, parts: usize, url: &str) -> Result<Backend> {
     static MEMORY: LazyLock<Arc<InMemory>> = LazyLock::new(|| Arc::new(InMemory::new()));
     let names = address.names(parts)?;
     if address.scheme.is_empty() || address.scheme == "file" {
+        if let Some(said) = unexpanded(&names) {
+            return Err(Error::Arguments(said));
+        }
         return Ok(Backend::Local(absolute(Path::new(&names))?));
     }
     let bucket = address.authority;

@@ -103,7 +103,7 @@ pub struct Slurm {
     #[arg(long, default_value_t = 50, value_name = "K")]
     pub restarts: u32,
     /// The script; job.sh in run.dir by default. What the job writes goes beside it. One that was changed by hand is not written over.
-    #[arg(long)]
+    #[arg(long, value_parser = super::local)]
     pub out: Option<PathBuf>,
     /// Print the script and submit nothing.
     #[arg(long)]
