@@ -4,6 +4,7 @@ mod args;
 mod budget;
 mod commands;
 mod contents;
+mod counterparts;
 mod device;
 mod failure;
 mod job;

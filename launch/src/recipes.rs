@@ -8,33 +8,46 @@ use indicatif::HumanCount;
 use loader::synth::Spec;
 use trainer::recipe::Recipe;
 
+use crate::counterparts;
 use crate::failure::Failure;
 
 /// Reads a recipe; later `sets` win over earlier ones and over the file.
 pub fn read(path: &str, sets: &[String]) -> Result<Recipe, Failure> {
     if !std::path::Path::new(path).is_file() {
-        return Err(Failure::arguments(format!("{path}: no such recipe; launch/recipes/ has some to start from")));
+        let said = loader::unexpanded(path);
+        return Err(Failure::arguments(
+            said.unwrap_or_else(|| format!("{path}: no such recipe; launch/recipes/ has some to start from")),
+        ));
     }
     let mut figment = Figment::from(Toml::file_exact(path));
-    let mut set_keys = Vec::new();
+    let mut read_sets = Vec::new();
     for set in sets {
-        let (key, value) = set
+        let (key, text) = set
             .split_once('=')
             .ok_or_else(|| Failure::arguments(format!("--set {set}: write KEY=VALUE, such as --set train.l1=8")))?;
-        figment = figment.merge(Serialized::from(nested(key.trim(), parse(value.trim())), Profile::Default));
-        set_keys.push(key.trim());
+        let mut set = Set { key: key.trim(), readings: readings(text.trim()) };
+        figment = figment.merge(Serialized::from(nested(set.key, set.readings.remove(0)), Profile::Default));
+        read_sets.push(set);
     }
     let given: Dict = figment.extract().map_err(|error| Failure::arguments(format!("{path}: {}", error.kind)))?;
-    let mut recipe = resolve(path, &set_keys, given)?;
+    let mut recipe = resolve(path, read_sets, given)?;
     expand_home(&mut recipe)?;
     recipe.validate()?;
     Ok(recipe)
 }
 
+/// A key of `--set`, and what else its text may mean where the first reading is refused.
+struct Set<'a> {
+    key: &'a str,
+    readings: Vec<toml::Value>,
+}
+
 /// The recipe that the keys make, or everything that is wrong with them up to the first required one.
-fn resolve(path: &str, set_keys: &[&str], mut given: Dict) -> Result<Recipe, Failure> {
+fn resolve(path: &str, mut sets: Vec<Set<'_>>, mut given: Dict) -> Result<Recipe, Failure> {
     let mut problems = Vec::new();
     let mut refused = Vec::new();
+    // What was said of the first readings.
+    let mut first: Vec<(String, figment::Error)> = Vec::new();
     loop {
         let error = match Figment::from(Serialized::defaults(&given)).extract::<Recipe>() {
             Ok(recipe) if problems.is_empty() => return Ok(recipe),
@@ -46,8 +59,25 @@ fn resolve(path: &str, set_keys: &[&str], mut given: Dict) -> Result<Recipe, Fai
             break;
         }
         let name = key.join(".");
-        let is_set = set_keys.iter().any(|set| within(set, &name) || within(&name, set));
-        problems.push(format!("{}: {}", if is_set { "--set" } else { path }, explain(&name, &error.kind)));
+        // Only the key knows whether 2024-01-01 is a date or a name. Of two --set with one key the later one counts.
+        let known = !matches!(error.kind, Kind::UnknownField(..) | Kind::MissingField(_));
+        if let Some(set) =
+            sets.iter_mut().rev().find(|set| within(&name, set.key)).filter(|set| known && !set.readings.is_empty())
+        {
+            let next = nested(set.key, set.readings.remove(0));
+            given = Figment::from(Serialized::defaults(&given))
+                .merge(Serialized::from(next, Profile::Default))
+                .extract()
+                .map_err(|error| Failure::arguments(format!("--set {}: {}", set.key, error.kind)))?;
+            first.push((set.key.to_owned(), error));
+            continue;
+        }
+        let is_set = sets.iter().any(|set| within(set.key, &name) || within(&name, set.key));
+        let (name, kind) = match first.iter().find(|(set, _)| within(&name, set)) {
+            Some((_, error)) => (key_of(error).join("."), &error.kind),
+            None => (name, &error.kind),
+        };
+        problems.push(format!("{}: {}", if is_set { "--set" } else { path }, explain(&name, kind)));
         // Without the key the others show what they are. For a required one nothing can stand in.
         if !remove(&mut given, &key) {
             break;
@@ -87,6 +117,9 @@ fn remove(given: &mut Dict, key: &[String]) -> bool {
 fn explain(key: &str, kind: &Kind) -> String {
     match kind {
         Kind::UnknownField(field, known) => {
+            if let Some((whose, here)) = counterparts::of(field) {
+                return format!("unknown key {key}, which {whose} has: here it is {here}");
+            }
             let nearest = known
                 .iter()
                 .map(|candidate| (strsim::damerau_levenshtein(field, candidate), candidate))
@@ -105,6 +138,7 @@ fn explain(key: &str, kind: &Kind) -> String {
                 "i32" | "i64" => "a whole number",
                 "u32" | "u64" | "usize" => "a whole number, at least 0",
                 "bool" | "a boolean" => "true or false",
+                "a string" | "string" => "a word or path in quotes",
                 other => other,
             };
             format!("{key} must be {wanted}, and is {found}")
@@ -131,11 +165,30 @@ fn expand_home(recipe: &mut Recipe) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A TOML value; what is none is a string, so that `run.dir=runs/a` needs no quotes.
-fn parse(value: &str) -> toml::Value {
-    let document = format!("value = {value}");
+/// What the text of a `--set` may mean, likeliest first: a TOML value; a list of the words that its elements are; the text itself,
+/// so that `run.dir=runs/a` needs no quotes, nor `run.dir=2024-01-01` or `data.column=inf`.
+fn readings(text: &str) -> Vec<toml::Value> {
+    #[derive(serde::Deserialize)]
+    struct Listed {
+        value: Vec<toml::Spanned<toml::Value>>,
+    }
+    let document = format!("value = {text}");
     let parsed = document.parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
-    parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()))
+    let itself = toml::Value::String(text.to_owned());
+    let words = || {
+        let listed: Listed = toml::from_str(&document).ok()?;
+        let word = |element: toml::Spanned<toml::Value>| match (document.get(element.span()), element.into_inner()) {
+            (Some(text), other) if !other.is_str() => toml::Value::String(text.to_owned()),
+            (_, other) => other,
+        };
+        Some(toml::Value::Array(listed.value.into_iter().map(word).collect()))
+    };
+    match parsed {
+        Some(string @ toml::Value::String(_)) => vec![string],
+        Some(list @ toml::Value::Array(_)) => [Some(list), words(), Some(itself)].into_iter().flatten().collect(),
+        Some(other) => vec![other, itself],
+        None => vec![itself],
+    }
 }
 
 /// `a.b = value` as tables in tables.
@@ -169,6 +222,89 @@ mod tests {
         assert_eq!((recipe.train.l1, recipe.run.dir.as_str()), (8.0, "runs/a"));
         assert_eq!(recipe.data.skip, ["a.parquet:3"]);
         assert_eq!(recipe.data.train, ["acts"]);
+    }
+
+    #[test]
+    fn words_need_no_quotes_whatever_they_look_like() {
+        for word in [
+            "2024-01-01",
+            "2024-01-01T10:00:00Z",
+            "10:30:00",
+            "7",
+            "1_000",
+            "1e3",
+            "1.50",
+            "true",
+            "inf",
+            "-nan",
+            "[0]",
+            "{a=1}",
+        ] {
+            let sets = [format!("run.dir={word}"), format!("data.column={word}"), format!("train.init_from={word}")];
+            let recipe = read_text(MINIMAL, &sets.each_ref().map(String::as_str)).expect(word);
+            assert_eq!(recipe.run.dir, word);
+            assert_eq!((recipe.data.column.as_deref(), recipe.train.init_from.as_deref()), (Some(word), Some(word)));
+            let quoted = read_text(MINIMAL, &[&format!("run.dir=\"{word}\"")]).expect(word);
+            assert_eq!(quoted.run.dir, word);
+        }
+        for word in ["2024-01-01", "7", "true", "nan"] {
+            let list = format!("data.eval=[{word}, \"b\", {word}]");
+            let recipe = read_text(MINIMAL, &[&format!("data.train={word}"), &list]).expect(word);
+            assert_eq!(recipe.data.train, [word]);
+            assert_eq!(recipe.data.eval, [word, "b", word]);
+        }
+        // A later value counts, and numbers stay numbers.
+        let recipe =
+            read_text(MINIMAL, &["run.dir=1", "run.dir=2", "train.l1=8", "checkpoint.every=5"]).expect("a recipe");
+        assert_eq!((recipe.run.dir.as_str(), recipe.train.l1), ("2", 8.0));
+        assert_eq!(recipe.checkpoint.every, trainer::recipe::Every::Steps(5));
+        let message = message(&MINIMAL.replace("\"out\"", "2024-01-01"), &[]);
+        assert!(message.contains("run.dir must be a word or path in quotes"), "{message}");
+        let message = self::message(MINIMAL, &["train.lr=true"]);
+        assert!(message.contains("--set: train.lr must be a number, and is bool"), "{message}");
+    }
+
+    #[test]
+    fn keys_of_other_trainers_are_named_with_their_counterparts() {
+        for (key, here) in [
+            ("d_sae", "sae.features"),
+            ("l1_coefficient", "train.l1"),
+            ("train_batch_size_tokens", "train.batch"),
+            ("lr_warm_up_steps", "train.l1_warmup"),
+            ("l1_warm_up_steps", "train.l1_warmup"),
+            ("lr_decay_steps", "train.lr_decay"),
+            ("training_tokens", "train.tokens"),
+            ("normalize_activations", "data.scale"),
+            ("hook_name", "sae export"),
+            ("dead_feature_window", "train.dead_window"),
+            ("from_pretrained_path", "train.init_from"),
+            ("n_checkpoints", "checkpoint.every"),
+            ("dict_size", "sae.features"),
+            ("activation_dim", "the width is that of the data"),
+            ("l1_penalty", "train.l1"),
+            ("warmup_steps", "train.l1_warmup"),
+            ("save_dir", "run.dir"),
+            ("steps", "train.tokens"),
+            ("k", "there is no top-k"),
+            ("num_latents", "sae.features"),
+            ("expansion_factor", "sae.features"),
+            ("micro_acc_steps", "train.batch"),
+            ("save_every", "checkpoint.every"),
+        ] {
+            let (top, section) =
+                (format!("{key} = 1\n{MINIMAL}"), MINIMAL.replace("[train]", &format!("[train]\n{key} = 1")));
+            for (text, set, name) in [
+                (&*top, None, key.to_owned()),
+                (&*section, None, format!("train.{key}")),
+                (MINIMAL, Some(format!("sae.{key}=1")), format!("sae.{key}")),
+            ] {
+                let message = message(text, &set.as_deref().into_iter().collect::<Vec<_>>());
+                assert!(
+                    message.contains(&format!("unknown key {name}, which ")) && message.contains(here),
+                    "{message}"
+                );
+            }
+        }
     }
 
     #[test]
