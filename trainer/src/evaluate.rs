@@ -1,7 +1,9 @@
 //! Evaluation: one streaming pass over rows that are not trained on.
 
+use std::ops::Range;
+
 use kernels::mesh::Axes;
-use kernels::{AdamMode, Device, Dictionary, Path, Report, Shape, Sums};
+use kernels::{AdamMode, Device, Dictionary, Path, Report, Shape, Slot, Sums, Tensor};
 use loader::{Dataset, Stream};
 
 use crate::buffers::{Buffers, Seen};
@@ -133,15 +135,44 @@ pub fn load<D: Device>(
     found: &checkpoint::Found,
     batch: usize,
 ) -> Result<D::Dictionary, Error> {
+    load_features(device, store, found, 0..found.manifest.features, batch)
+}
+
+/// As [`load`], of some features alone.
+///
+/// # Errors
+/// As there.
+pub fn load_features<D: Device>(
+    device: &D,
+    store: &loader::Store,
+    found: &checkpoint::Found,
+    features: Range<usize>,
+    batch: usize,
+) -> Result<D::Dictionary, Error> {
     let manifest = &found.manifest;
-    let shape = Shape { width: manifest.width, features: manifest.features, batch, adam: None, dense_bytes: 0 };
+    let shape = Shape { width: manifest.width, features: features.len(), batch, adam: None, dense_bytes: 0 };
     let mut sae = device.dictionary(shape)?;
     if manifest.recipe.train.adam == Adam::Catchup {
         let mut lazy = device.dictionary(Shape { batch: 1, adam: Some(AdamMode::Catchup), ..shape })?;
-        checkpoint::load_weights(store, found, &mut lazy, true)?;
+        checkpoint::load_weights(store, found, features, &mut lazy, true)?;
         lazy.settle_into(&train::next_update(manifest), &mut sae);
     } else {
-        checkpoint::load_weights(store, found, &mut sae, false)?;
+        checkpoint::load_weights(store, found, features, &mut sae, false)?;
     }
     Ok(sae)
+}
+
+/// `b_dec` of a checkpoint, as [`load`] would have it.
+///
+/// # Errors
+/// As there.
+pub(crate) fn decoder_bias(
+    device: &impl Device,
+    store: &loader::Store,
+    found: &checkpoint::Found,
+) -> Result<Vec<f32>, Error> {
+    let sae = load_features(device, store, found, 0..1.min(found.manifest.features), 1)?;
+    let mut b_dec_d = vec![0.0; found.manifest.width];
+    sae.read(Tensor::DecoderBias, Slot::Value, 0..1, &mut b_dec_d)?;
+    Ok(b_dec_d)
 }

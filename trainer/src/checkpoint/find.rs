@@ -44,7 +44,7 @@ pub(super) fn last_attempt(store: &Store, step: u64) -> Result<u32, Error> {
 }
 
 /// Every committed checkpoint, newest first; one whose manifest is damaged comes as the error that says so.
-fn committed(store: &Store) -> Result<impl Iterator<Item = Result<Found, Error>>, Error> {
+pub(super) fn committed(store: &Store) -> Result<impl Iterator<Item = Result<Found, Error>>, Error> {
     committed_of(store, None)
 }
 
@@ -75,7 +75,7 @@ pub fn newest(store: &Store) -> Result<Option<Found>, Error> {
 ///
 /// # Errors
 /// Those of the store, and those of `read` other than damage; [`Error::Checkpoint`] when there are checkpoints and all
-/// are damaged; [`Error::OtherFormat`] when one as new was written in another [`FORMAT`].
+/// are damaged; [`Error::OtherFormat`] when one as new was written in a later [`FORMAT`].
 pub fn newest_with<T>(
     store: &Store,
     mut read: impl FnMut(&Found) -> Result<T, Error>,
@@ -114,9 +114,9 @@ pub(super) fn read_manifest(store: &Store, folder: String) -> Result<Found, Erro
     }
     let version: Version =
         serde_json::from_slice(&json).map_err(|error| damaged(format!("manifest.json is not a manifest: {error}")))?;
-    if version.format != FORMAT {
+    if !(1..=FORMAT).contains(&version.format) {
         return Err(Error::OtherFormat(format!(
-            "{}/{folder} was written by {} in checkpoint format {}, and this program reads format {FORMAT}: use the \
+            "{}/{folder} was written by {} in checkpoint format {}, and this program reads formats up to {FORMAT}: use the \
              program that wrote it",
             store.url(),
             version.software,

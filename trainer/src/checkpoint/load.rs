@@ -10,49 +10,14 @@ use kernels::{Dictionary, Sums};
 use loader::Store;
 use safetensors::{Dtype, SafeTensors};
 
-use super::find::{newest, read_manifest};
 use super::tensors::{HEADER_LENGTH, Layout, hash_tiles};
-use super::{CLOCKS, Entry, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries};
+use super::{CLOCKS, Entry, FIRINGS_WITH_FEATURES, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries};
 use crate::Error;
 
 /// Files that are read at once: an object store answers one request slowly and many as fast.
 const READERS: usize = 4;
 
 const OTHER_HASHES: &str = "does not have the hashes that its manifest names";
-
-/// The checkpoint that a path names: an attempt's folder, a step's (its highest committed attempt), or a run (its
-/// newest intact checkpoint). Returns it with the store it lies in.
-///
-/// # Errors
-/// [`Error::Checkpoint`] when there is none or it is damaged.
-pub fn open(path: &str) -> Result<(Store, Found), Error> {
-    let trimmed = path.trim_end_matches('/');
-    if let Some((run, folder)) = trimmed.rfind("/checkpoints/step-").map(|at| (&trimmed[..at], &trimmed[at + 1..])) {
-        let store = Store::open(run)?;
-        if folder.contains("/attempt-") {
-            let found = read_manifest(&store, folder.to_owned())?;
-            verify(&store, &found)?;
-            return Ok((store, found));
-        }
-        let step = folder.trim_start_matches("checkpoints/step-").parse().map_err(|_| {
-            Error::Checkpoint(format!(
-                "{path} names no checkpoint: name a checkpoints/step-… folder with the number of its step, or the run's \
-                 folder for the newest"
-            ))
-        })?;
-        let highest = super::find::committed_of(&store, Some(step))?.next();
-        let found = highest.ok_or_else(|| Error::Checkpoint(format!("{path} holds no committed checkpoint")))??;
-        verify(&store, &found)?;
-        return Ok((store, found));
-    }
-    let store = Store::open(path)?;
-    match newest(&store)? {
-        Some(found) => Ok((store, found)),
-        None => Err(Error::Checkpoint(format!(
-            "{path} holds no committed checkpoint: name a run's folder, or a checkpoints/step-… folder inside it"
-        ))),
-    }
-}
 
 /// Reads every file of a checkpoint once and compares all hashes.
 ///
@@ -78,18 +43,20 @@ pub fn load(store: &Store, found: &Found, axes: &Axes, dictionary: &mut impl Dic
     for_each_file(store, found, files, |file, wanted, bytes| {
         let tensors = parse(store, found, file, bytes)?;
         fill(store, found, file, &tensors, (dictionary, shard.start), wanted.clone(), true)?;
-        match file.holds {
-            Holds::Shared => state = Some(host_state(store, found, file, &tensors)?),
-            Holds::Optimizer => {
-                let place = wanted.start - owned.start..wanted.end - owned.start;
-                for (of, fired_f) in SUMS.into_iter().zip(&mut fired_f) {
-                    let name = format!("{of}.{}", SUMS_PARTS[3]);
-                    let values: Vec<u64> = typed(store, found, file, &tensors, &name, Dtype::U64, file.features)?;
-                    fired_f[place.clone()]
-                        .copy_from_slice(&values[wanted.start - file.first_feature..wanted.end - file.first_feature]);
-                }
-            }
-            Holds::Weights => {}
+        if file.holds == Holds::Shared {
+            state = Some(host_state(store, found, file, &tensors)?);
+        }
+        let with_features = found.manifest.format >= FIRINGS_WITH_FEATURES;
+        let (first, count, wanted) = match file.holds {
+            Holds::Optimizer if with_features => (file.first_feature, file.features, wanted.clone()),
+            Holds::Shared if !with_features => (0, features, owned.clone()),
+            _ => return Ok(()),
+        };
+        let place = wanted.start - owned.start..wanted.end - owned.start;
+        for (of, fired_f) in SUMS.into_iter().zip(&mut fired_f) {
+            let name = format!("{of}.{}", SUMS_PARTS[3]);
+            let values: Vec<u64> = typed(store, found, file, &tensors, &name, Dtype::U64, count)?;
+            fired_f[place.clone()].copy_from_slice(&values[wanted.start - first..wanted.end - first]);
         }
         Ok(())
     })?;
@@ -109,21 +76,23 @@ fn wanted(file: &File, shard: &Range<usize>, owned: &Range<usize>) -> Range<usiz
     file.first_feature.max(of.start)..(file.first_feature + file.features).min(of.end)
 }
 
-/// Fills the weights and `b_dec` of a fresh dictionary; with `optimizer` its moments and clocks too.
+/// Fills the weights of a fresh dictionary, which holds the given features, and `b_dec`; with `optimizer` its moments and clocks
+/// too.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names the damaged file.
 pub fn load_weights(
     store: &Store,
     found: &Found,
+    features: Range<usize>,
     dictionary: &mut impl Dictionary,
     optimizer: bool,
 ) -> Result<(), Error> {
-    let all = 0..found.manifest.features;
     let files = found.manifest.files.iter().filter(|file| optimizer || file.holds != Holds::Optimizer);
-    let files = files.map(|file| (file, wanted(file, &all, &all))).collect();
+    let files = files.map(|file| (file, wanted(file, &features, &features)));
+    let files = files.filter(|(_, wanted)| !wanted.is_empty()).collect();
     for_each_file(store, found, files, |file, rows, bytes| {
-        fill(store, found, file, &parse(store, found, file, bytes)?, (dictionary, 0), rows, optimizer)
+        fill(store, found, file, &parse(store, found, file, bytes)?, (dictionary, features.start), rows, optimizer)
     })
 }
 
@@ -325,18 +294,5 @@ fn typed<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
             Ok(bytemuck::pod_collect_to_vec(tensor.data()))
         }
         _ => Err(damaged(store, found, &file.name, &format!("has no {dtype:?} tensor {name} of {length} values"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_step_that_is_no_number_is_refused() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = format!("{}/checkpoints/step-abc", folder.path().display());
-        let error = open(&path).map(drop).expect_err("it names no step");
-        assert!(error.to_string().contains("step-abc names no checkpoint"), "{error}");
     }
 }

@@ -14,6 +14,7 @@
 
 mod find;
 mod load;
+mod named;
 mod retain;
 mod save;
 mod tensors;
@@ -29,12 +30,16 @@ use crate::metrics::Metrics;
 use crate::recipe::Recipe;
 
 pub use find::{Found, newest, newest_with};
-pub use load::{load, load_clocks, load_weights, open, verify};
+pub use load::{load, load_clocks, load_weights, verify};
+pub use named::{Which, named, open, open_which};
 pub use retain::{Known, retain};
 pub use save::{Committed, Progress, Saving, Snapshot, save};
 
-/// Version of the layout above. A reader refuses others.
+/// Version of the layout above, in which checkpoints are written. Those of earlier ones are read.
 pub const FORMAT: u32 = 2;
+
+/// The first version in which the firings of a feature lie with its moments: before, those of all lay in the shared file.
+const FIRINGS_WITH_FEATURES: u32 = 2;
 
 /// Features in a tile: every boundary between files or ranks lies on one.
 pub use kernels::mesh::TILE;
@@ -103,7 +108,7 @@ pub struct LeftOut {
 /// Content of manifest.json.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// [`FORMAT`], or an earlier one.
     pub format: u32,
     /// Program and version that wrote it.
     pub software: String,
@@ -264,6 +269,11 @@ const SUMS_PARTS: [&str; 4] = ["scalars", "counts", "x", "fired"];
 /// Clocks in optimizer files.
 const CLOCKS: [(&str, kernels::Clock); 2] =
     [("last_fired", kernels::Clock::LastFired), ("last_update", kernels::Clock::LastUpdate)];
+
+/// Features in each file of weights: as many are read at once where not all of a dictionary fits into memory.
+pub fn features_at_once(width: usize) -> usize {
+    features_per_file(Holds::Weights, width)
+}
 
 /// Features in each file of a kind.
 fn features_per_file(holds: Holds, width: usize) -> usize {
