@@ -1,5 +1,6 @@
 //! The command line.
 
+mod export;
 mod launch;
 mod plan;
 
@@ -11,6 +12,7 @@ use kernels::cuda::Arch;
 use kernels::mesh::Mesh;
 use loader::{number, patience};
 
+pub use self::export::{Export, Format};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, Plan};
 use crate::device::DeviceChoice;
@@ -151,6 +153,11 @@ fn rows(text: &str) -> Result<u64, &'static str> {
         .ok_or("rows are a whole number above 0, such as 1000000, 1_000_000 or 1e6")
 }
 
+/// A path on this machine.
+fn local(text: &str) -> Result<PathBuf, String> {
+    loader::unexpanded(text).map_or_else(|| Ok(text.into()), Err)
+}
+
 /// Look at activation shards: schema, statistics, bad values; write or verify their manifest.
 #[derive(clap::Args, Debug)]
 #[command(
@@ -282,45 +289,6 @@ pub struct Kernels {
     #[arg(long, value_delimiter = ',', value_name = "LIST", default_values_t = kernels::cuda::RELEASED)]
     pub arch: Vec<Arch>,
     /// Folder for the compiled kernels; without one they are only looked at. A build with SAE_CUBINS set to it carries them.
-    #[arg(long)]
+    #[arg(long, value_parser = local)]
     pub out: Option<PathBuf>,
-}
-
-/// Write a dictionary in the format of another tool.
-#[derive(clap::Args, Debug)]
-#[command(
-    after_help = "Example:\n  sae export runs/quickstart --format saelens --out exported/quickstart\n\nthen in Python:\n  \
-from sae_lens import SAE\n  sae = SAE.load_from_disk(\"exported/quickstart\")\n  features = sae.encode(activations)"
-)]
-pub struct Export {
-    /// A run's folder (its newest checkpoint) or a checkpoints/step-… folder in it; a path or URL.
-    pub run: String,
-    /// The format.
-    #[arg(long, value_enum, default_value_t = Format::Saelens)]
-    pub format: Format,
-    /// New folder or URL.
-    #[arg(long)]
-    pub out: String,
-    /// Leave out features that are dead (silent over train.dead_window).
-    #[arg(long)]
-    pub alive_only: bool,
-    /// Model that the activations came from.
-    #[arg(long, default_value = "unknown")]
-    pub model: String,
-    /// Hook that they were taken at.
-    #[arg(long, default_value = "unknown")]
-    pub hook: String,
-    /// Data set that the model read.
-    #[arg(long, default_value = "unknown")]
-    pub dataset: String,
-    /// Tokens in a context.
-    #[arg(long, default_value_t = 1024)]
-    pub context_size: usize,
-}
-
-/// `--format`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// The folder that sae-lens 6 loads.
-    Saelens,
 }

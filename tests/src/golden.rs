@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use trainer::recipe::{Order, Scale};
+use trainer::recipe::{InitSpace, Order, Scale};
 
 use crate::fixture::{Fixture, Numbers, json, json_lines, plain_rows, write_shards};
 use crate::sae;
@@ -161,6 +161,7 @@ pub fn measure_by(command: &[&str], case: Case, arguments: &[&str], environment:
     recipe.train.lr_decay = LR_DECAY;
     recipe.train.clip = CLIP;
     recipe.train.init_from = Some(fixture.text("start.safetensors"));
+    recipe.train.init_space = Some(InitSpace::Normalized);
     recipe.log.every = 1;
     let path = fixture.save("recipe", &recipe);
     sae::run_with(&[command, &[&path], arguments].concat(), environment).exits(0);

@@ -15,7 +15,7 @@ use tests::emulator::{Emulator, Kernels, Variant};
 use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
 use tests::sae::Finished;
 use tests::{checkpoints, golden, late, need, rounding, sae};
-use trainer::recipe::{Every, Order, Recipe, Scale};
+use trainer::recipe::{Every, InitSpace, Order, Recipe, Scale};
 
 use Variant::{Asan, Plain, Tsan};
 
@@ -289,6 +289,7 @@ fn with_a_loud_batch(fixture: &Fixture, steps: usize, loud: usize) -> Recipe {
     recipe.data.scale = Scale::Fixed(1.0);
     recipe.sae.features = FEATURES;
     recipe.train.init_from = Some(fixture.text("start.safetensors"));
+    recipe.train.init_space = Some(InitSpace::Normalized);
     recipe.train.batch = 16;
     recipe.log.every = 1000;
     recipe.checkpoint.every = Every::Steps(1000);

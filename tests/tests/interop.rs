@@ -15,7 +15,7 @@ use tests::gate::Gate;
 use tests::golden::Weights;
 use tests::s3::{S3, spool};
 use tests::{checkpoints, kills, need, root, sae};
-use trainer::recipe::{BiasInit, Every, Order, Recipe, Run, Scale};
+use trainer::recipe::{BiasInit, Every, InitSpace, Order, Recipe, Run, Scale};
 use trainer::{checkpoint, evaluate};
 
 fn python(program: &Path, arguments: &[String]) -> String {
@@ -68,6 +68,7 @@ fn losses_are_those_of_pytorch() {
         recipe.train.lr = 3e-4;
         recipe.train.l1 = l1;
         recipe.train.init_from = Some(start);
+        recipe.train.init_space = Some(InitSpace::Normalized);
         recipe.checkpoint.every = Every::Minutes(60.0);
         recipe.log.every = 1;
         sae::run(&["train", &fixture.save("recipe", &recipe)]).exits(0);
@@ -99,32 +100,52 @@ fn saelens_agrees_with_our_export() {
     recipe.train.dead_window = 1;
     recipe.train.l1 = 5.0;
     sae::run(&["train", &fixture.save("recipe", &recipe)]).exits(0);
-    for (out, alive_only) in [("all", false), ("alive", true)] {
-        let out = fixture.text(out);
-        let mut arguments = vec!["export", &recipe.run.dir, "--format", "saelens", "--out", &out];
-        arguments.extend(alive_only.then_some("--alive-only"));
-        sae::run(&arguments).exits(0);
-        let config = json(&Path::new(&out).join("cfg.json"));
+    let part = "parts/part-00002-of-00003";
+    // Of numbers in bf16 SAELens makes sums in bf16.
+    for (out, options, checked, tolerance) in [
+        ("all", &[][..], "all", "1e-5"),
+        ("alive", &["--alive-only"], "alive", "1e-5"),
+        ("unit", &["--unit-norm", "--model", "gpt2", "--prepend-bos", "false"], "unit", "1e-5"),
+        ("narrow", &["--dtype", "bf16"], "narrow", "0.06"),
+        ("parts", &["--max-shard-size", "26000"], part, "1e-5"),
+    ] {
+        let folder = fixture.text(out);
+        sae::run(&[&["export", &recipe.run.dir, "--format", "saelens", "--out", &folder], options].concat()).exits(0);
+        let config = json(&fixture.path(checked).join("cfg.json"));
         let features: Option<Vec<usize>> =
             serde_json::from_value(config["metadata"]["features"].clone()).expect("a list");
-        assert_eq!(features.is_some(), alive_only);
-        let features = features.unwrap_or_else(|| (0..256).collect());
-        assert!(alive_only == (features.len() < 256) && !features.is_empty(), "{} alive features", features.len());
+        assert_eq!(features.is_some(), out == "alive");
+        let first = config["metadata"]["first_feature"].as_u64().unwrap_or(0) as usize;
+        let count = config["d_sae"].as_u64().expect("a number") as usize;
+        let features = features.unwrap_or_else(|| (first..first + count).collect());
+        assert!((out == "alive" || checked == part) == (features.len() < 256) && !features.is_empty(), "{features:?}");
+        let meant = Meant { features: &features, unit_norm: out == "unit", with_bias: checked != part };
         let ours = fixture.path("ours.safetensors");
-        write_ours(&recipe.run.dir, &features, &raw, &ours);
-        let shard = fixture.text("raw/shard-00000.parquet");
-        let check = ["tests/reference/saelens_check.py", "--export", &out, "--rows", &shard, "--ours", &text(&ours)];
-        python(&interpreter, &check.map(str::to_owned));
-        // Slightly other numbers are seen.
-        let wrong: Vec<f32> = raw.iter().map(|x| x * 1.001).collect();
-        write_ours(&recipe.run.dir, &features, &wrong, &ours);
-        let output = Command::new(&interpreter).args(check).current_dir(root()).output().expect("Python runs");
-        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+        write_ours(&recipe.run.dir, &meant, &raw, &ours);
+        let (checked, shard) = (fixture.text(checked), fixture.text("raw/shard-00000.parquet"));
+        let mut check = vec!["tests/reference/saelens_check.py", "--export", &checked, "--rows", &shard];
+        let written = text(&ours);
+        check.extend(["--ours", &written, "--tolerance", tolerance]);
+        python(&interpreter, &check.iter().map(|&word| word.to_owned()).collect::<Vec<_>>());
+        if out == "all" {
+            // Slightly other numbers are seen.
+            let wrong: Vec<f32> = raw.iter().map(|x| x * 1.001).collect();
+            write_ours(&recipe.run.dir, &meant, &wrong, &ours);
+            let output = Command::new(&interpreter).args(check).current_dir(root()).output().expect("Python runs");
+            assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+        }
     }
 }
 
+/// What an export holds of a dictionary.
+struct Meant<'a> {
+    features: &'a [usize],
+    unit_norm: bool,
+    with_bias: bool,
+}
+
 /// Activations and reconstructions of raw rows from the weights in the checkpoint, in double precision.
-fn write_ours(run: &str, features: &[usize], raw: &[f32], path: &Path) {
+fn write_ours(run: &str, meant: &Meant<'_>, raw: &[f32], path: &Path) {
     use safetensors::tensor::{Dtype, TensorView};
     let (store, found) = checkpoint::open(run).expect("a checkpoint");
     let device = Cpu::new(Some(1)).expect("threads");
@@ -140,21 +161,64 @@ fn write_ours(run: &str, features: &[usize], raw: &[f32], path: &Path) {
     let scale = f64::from(found.manifest.scale);
     let (mut activations, mut reconstruction) = (Vec::new(), Vec::new());
     for row in raw.chunks_exact(width) {
-        let mut out_d = b_dec.clone();
-        for &f in features {
+        let mut out_d = if meant.with_bias { b_dec.clone() } else { vec![0.0; width] };
+        for &f in meant.features {
             let of = |w: &[f64]| w[f * width..(f + 1) * width].to_vec();
             let pre: f64 = of(&w_enc).iter().zip(row).map(|(w, x)| w * scale * f64::from(*x)).sum();
             let a = (pre + b_enc[f]).max(0.0);
+            let norm = of(&w_dec).iter().map(|w| w * w).sum::<f64>().sqrt() / scale;
             out_d.iter_mut().zip(of(&w_dec)).for_each(|(out, w)| *out += a * w);
-            activations.extend((a as f32).to_le_bytes());
+            activations.extend(((if meant.unit_norm { a * norm } else { a }) as f32).to_le_bytes());
         }
         reconstruction.extend(out_d.iter().flat_map(|out| ((out / scale) as f32).to_le_bytes()));
     }
     let n = raw.len() / width;
     let view = |columns, bytes| TensorView::new(Dtype::F32, vec![n, columns], bytes).expect("bytes fit the shape");
     let tensors =
-        [("activations", view(features.len(), &activations)), ("reconstruction", view(width, &reconstruction))];
+        [("activations", view(meant.features.len(), &activations)), ("reconstruction", view(width, &reconstruction))];
     std::fs::write(path, safetensors::serialize(tensors, None).expect("serialised")).expect("written");
+}
+
+const SAELENS_START: &str = "
+import sys, torch
+from sae_lens import SAE, StandardSAE, StandardSAEConfig
+torch.manual_seed(1)
+made, taken_up = sys.argv[1:]
+if taken_up == 'make':
+    for dtype in ['float32', 'float16']:
+        sae = StandardSAE(StandardSAEConfig(d_in=32, d_sae=256, dtype=dtype, apply_b_dec_to_input=True))
+        with torch.no_grad():
+            for tensor in sae.parameters():
+                tensor.copy_(torch.randn_like(tensor) * 0.3)
+        sae.save_model(made + dtype)
+else:
+    theirs, ours = (SAE.load_from_disk(folder, dtype='float32') for folder in (made, taken_up))
+    x = 3 * torch.randn(500, 32)
+    with torch.no_grad():
+        for a, b in ((theirs.encode(x), ours.encode(x)), (theirs(x), ours(x))):
+            assert (a - b).abs().max() <= 1e-5 * a.abs().max(), (a - b).abs().max()
+        assert (theirs.encode(x) > 0).float().mean() > 0.2
+";
+
+/// A run that starts from what SAELens has saved and learns nothing means the same, b_dec taken from its input.
+#[test]
+fn a_run_starts_from_what_saelens_saved() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::with_data();
+    let made = fixture.text("saelens-");
+    python(&interpreter, &["-c".into(), SAELENS_START.into(), made.clone(), "make".into()]);
+    let mut recipe = fixture.recipe("run");
+    (recipe.train.lr, recipe.train.tokens) = (1e-30, Some(256));
+    for dtype in ["float32", "float16"] {
+        let folder = format!("{made}{dtype}");
+        assert_eq!(json(&Path::new(&folder).join("cfg.json"))["apply_b_dec_to_input"], true);
+        recipe.run.dir = fixture.text(&format!("run-{dtype}"));
+        recipe.train.init_from = Some(folder.clone());
+        sae::run(&["train", &fixture.save("recipe", &recipe)]).exits(0);
+        let out = fixture.text(&format!("exported-{dtype}"));
+        sae::run(&["export", &recipe.run.dir, "--out", &out]).exits(0);
+        python(&interpreter, &["-c".into(), SAELENS_START.into(), folder, out]);
+    }
 }
 
 /// What TensorBoard has of a folder of runs: the curves and histograms of `run`, and what its tab HParams shows of all.
@@ -308,6 +372,17 @@ fn a_run_in_object_storage_is_the_same_run() {
     assert!(!evaluated.stderr.contains("c4n4ry"), "a secret shows");
     on_s3(&["export", "s3://bucket/run", "--format", "saelens", "--out", "s3://bucket/exported"]).exits(0);
     assert!(s3.get("exported/sae_weights.safetensors").len() > 4 * 2 * 32 * 256);
+    on_s3(&["export", "s3://bucket/run", "--max-shard-size", "20000", "--out", "s3://bucket/parts"]).exits(0);
+    let still = ["--set", "train.lr=1e-30", "--set", "train.tokens=256", "--set", "data.eval=s3://bucket/train"];
+    let losses = ["run", "exported", "parts"].map(|from| {
+        let sets = [format!("train.init_from=s3://bucket/{from}"), format!("run.dir=s3://bucket/from-{from}")];
+        let sets = sets.each_ref().map(|set| ["--set", set]).concat();
+        on_s3(&[&["train", &path], &still[..], &sets].concat()).exits(0);
+        let summary = s3.get(&format!("from-{from}/summary.json"));
+        serde_json::from_slice::<Value>(&summary).expect("a summary")["loss"].as_f64().expect("a loss")
+    });
+    let evaluated = here.json()["loss"].as_f64().expect("a loss");
+    assert!(losses.iter().all(|loss| (loss - evaluated).abs() < 1e-5 * evaluated), "{losses:?}, {evaluated}");
 
     let missing = |data: &str| {
         on_s3(&["train", &path, "--set", &format!("data.train={data}"), "--set", "run.dir=s3://bucket/none"])

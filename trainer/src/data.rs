@@ -1,6 +1,5 @@
 //! From the recipe's `[data]` to streams of rows.
 
-use bytes::Bytes;
 use kernels::RowDtype;
 use kernels::mesh::Place;
 use kernels::ranks::Group;
@@ -302,18 +301,6 @@ pub fn eval_options(recipe: &Recipe, limit: Option<u64>) -> StreamOptions {
         threads: threads(recipe),
         ..StreamOptions::default()
     }
-}
-
-/// A single file by path or URL.
-///
-/// # Errors
-/// Those of the store.
-pub fn read_file(url: &str) -> Result<Bytes, Error> {
-    if std::path::Path::new(url).is_dir() {
-        return Err(Error::Weights(format!("{url} is a folder: name the .safetensors file in it")));
-    }
-    let (folder, name) = Store::open_file(url)?;
-    Ok(folder.get(&name)?)
 }
 
 fn threads(recipe: &Recipe) -> usize {

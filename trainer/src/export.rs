@@ -4,26 +4,77 @@
 //! W_enc [D,F], b_enc [F], W_dec [F,D], b_dec [D]. The scale of the data is folded into the weights, so that the SAE
 //! takes raw activations and gives raw reconstructions with the same feature activations:
 //! `a = ReLU(x·(s·W_enc) + b_enc)`, `x̂ = a·(W_dec/s) + b_dec/s`.
+//!
+//! A dictionary that is too large for one file is cut along its features into parts, each such a folder of its own:
+//!
+//! ```text
+//! cfg.json                                  of the whole
+//! sae_weights.safetensors.index.json        which files hold each tensor, in the order of the features
+//! part-00001-of-00003/{cfg.json, sae_weights.safetensors} …
+//! ```
+//! b_dec lies in the first part and the others hold zeros: the reconstruction is the sum of those of all parts. One part at a time is
+//! in memory.
 
-use kernels::{Dictionary, Slot, Tensor};
-use loader::Store;
-use safetensors::tensor::{Dtype, TensorView};
+use std::ops::Range;
+
+use kernels::cpu::Cpu;
+use loader::{Dtype, Store};
+use safetensors::tensor::TensorView;
 use serde::Serialize;
 
-use crate::Error;
-use crate::init::transpose;
+use crate::checkpoint::{self, Found};
+use crate::init::Block;
+use crate::{Error, evaluate};
+
+/// The file that says what the weights mean.
+pub const CONFIG: &str = "cfg.json";
+
+/// The file of weights.
+pub const WEIGHTS: &str = "sae_weights.safetensors";
+
+/// The file that says in which files the weights lie, where there are several.
+pub const INDEX: &str = "sae_weights.safetensors.index.json";
+
+/// Bytes of an object that stores take in one request.
+const MOST_IN_A_STORE: u64 = 5_000_000_000;
 
 /// Where the activations came from; goes into the metadata of the export.
-#[derive(Clone, Debug, Default)]
-pub struct Source {
+#[derive(Clone, Debug)]
+pub struct Origin {
     /// Name of the model, as other tools know it.
     pub model: String,
+    /// Class by which they load it.
+    pub model_class: String,
     /// Name of the hook, such as `blocks.12.hook_resid_post`.
     pub hook: String,
+    /// Head of the hook that the activations are of, if of one.
+    pub hook_head: Option<usize>,
     /// Name or path of the data set.
     pub dataset: String,
     /// Tokens in a context.
     pub context_size: usize,
+    /// Whether contexts began with the token for that.
+    pub prepend_bos: bool,
+}
+
+/// How a dictionary is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// How numbers are stored: f32, or bf16 rounded to the nearest.
+    pub dtype: Dtype,
+    /// Decoder rows get norm 1, encoder rows and biases the factors that keep the reconstruction.
+    pub unit_norm: bool,
+    /// Most bytes of a file's tensors: a larger dictionary is written in parts.
+    pub part_bytes: Option<u64>,
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Folders of weights: 1, or as many as there are parts.
+    pub parts: usize,
+    /// Features whose decoder row is zero, which no factor gives norm 1.
+    pub without_direction: usize,
 }
 
 #[derive(Serialize)]
@@ -46,7 +97,7 @@ struct ConfigMetadata<'a> {
     sae_lens_training_version: Option<&'static str>,
     trained_with: &'static str,
     model_name: &'a str,
-    model_class_name: &'static str,
+    model_class_name: &'a str,
     hook_name: &'a str,
     hook_head_index: Option<usize>,
     prepend_bos: bool,
@@ -55,70 +106,260 @@ struct ConfigMetadata<'a> {
     /// Features of the trained dictionary that the exported ones are, when not all were exported.
     #[serde(skip_serializing_if = "Option::is_none")]
     features: Option<&'a [usize]>,
+    /// In a part, the first of its features among those of the whole export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_feature: Option<usize>,
 }
 
-/// Writes `features` of `sae` (all when `None`) to `out`.
+/// `model.safetensors.index.json` of Hugging Face, with the files of a tensor in the order of its features.
+#[derive(Serialize)]
+struct Index<'a> {
+    metadata: IndexMetadata,
+    weight_map: WeightMap<'a>,
+}
+
+#[derive(Serialize)]
+struct IndexMetadata {
+    /// Bytes of all tensors.
+    total_size: u64,
+}
+
+#[derive(Serialize)]
+#[allow(non_snake_case)]
+struct WeightMap<'a> {
+    W_enc: &'a [String],
+    b_enc: &'a [String],
+    W_dec: &'a [String],
+    b_dec: &'a str,
+}
+
+/// Writes `features` of a checkpoint's dictionary (all when `None`, else ascending) to `out`.
 ///
 /// # Errors
-/// Those of the store.
+/// Those of the store; [`Error::Checkpoint`] when a file is damaged; [`Error::Recipe`] when it does not fit into one file here and
+/// no size of parts is given, or not even a feature fits into a part.
 pub fn saelens(
     out: &Store,
-    sae: &impl Dictionary,
-    scale: f32,
+    (device, store, found): (&Cpu, &Store, &Found),
     features: Option<&[usize]>,
-    source: &Source,
-) -> Result<(), Error> {
-    let (width, all) = (sae.shape().width, sae.shape().features);
-    let count = features.map_or(all, <[usize]>::len);
-    let (mut w_enc_fd, mut w_dec_fd) = (vec![0.0f32; count * width], vec![0.0f32; count * width]);
-    let mut b_enc_f = vec![0.0f32; count];
-    let mut b_dec_d = vec![0.0f32; width];
-    for row in 0..count {
-        let feature = features.map_or(row, |chosen| chosen[row]);
-        let at = row * width..(row + 1) * width;
-        sae.read(Tensor::EncoderWeight, Slot::Value, feature..feature + 1, &mut w_enc_fd[at.clone()])?;
-        sae.read(Tensor::DecoderWeight, Slot::Value, feature..feature + 1, &mut w_dec_fd[at])?;
-        sae.read(Tensor::EncoderBias, Slot::Value, feature..feature + 1, &mut b_enc_f[row..row + 1])?;
+    form: Form,
+    origin: &Origin,
+) -> Result<Written, Error> {
+    let export = Export { device, store, found, features, form, origin };
+    let count = features.map_or(found.manifest.features, <[usize]>::len);
+    let in_a_part = export.features_in_a_part(count, out)?;
+    let parts = count.div_ceil(in_a_part);
+    if parts == 1 {
+        let without_direction = export.write_part(out, 0..count, true)?;
+        out.put(CONFIG, export.config(count, features, None)?)?;
+        return Ok(Written { parts, without_direction });
     }
-    sae.read(Tensor::DecoderBias, Slot::Value, 0..1, &mut b_dec_d)?;
-    w_enc_fd.iter_mut().for_each(|w| *w *= scale);
-    w_dec_fd.iter_mut().chain(&mut b_dec_d).for_each(|w| *w /= scale);
-    let w_enc_df = transpose(&w_enc_fd, count, width);
+    let (mut files, mut without_direction) = (Vec::new(), 0);
+    for part in 0..parts {
+        let chosen = part * in_a_part..((part + 1) * in_a_part).min(count);
+        let folder = format!("part-{:05}-of-{parts:05}", part + 1);
+        let place = out.join(&folder)?;
+        without_direction += export.write_part(&place, chosen.clone(), part == 0)?;
+        let own = features.map(|features| &features[chosen.clone()]);
+        place.put(CONFIG, export.config(chosen.len(), own, Some(chosen.start))?)?;
+        files.push(format!("{folder}/{WEIGHTS}"));
+    }
+    let total_size = export.bytes(count) + (parts as u64 - 1) * export.bytes(0);
+    let weight_map = WeightMap { W_enc: &files, b_enc: &files, W_dec: &files, b_dec: &files[0] };
+    let index = Index { metadata: IndexMetadata { total_size }, weight_map };
+    out.put(INDEX, json(&index)?)?;
+    // Written last: with it the export is whole.
+    out.put(CONFIG, export.config(count, features, None)?)?;
+    Ok(Written { parts, without_direction })
+}
 
-    let internal = |error: safetensors::SafeTensorError| Error::Internal(error.to_string());
-    let view =
-        |shape: Vec<usize>, values| TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values)).map_err(internal);
-    let tensors = [
-        ("W_enc", view(vec![width, count], &w_enc_df)?),
-        ("b_enc", view(vec![count], &b_enc_f)?),
-        ("W_dec", view(vec![count, width], &w_dec_fd)?),
-        ("b_dec", view(vec![width], &b_dec_d)?),
-    ];
-    out.put("sae_weights.safetensors", safetensors::serialize(tensors, None).map_err(internal)?)?;
-    let config = Config {
-        architecture: "standard",
-        d_in: width,
-        d_sae: count,
-        dtype: "float32",
-        device: "cpu",
-        apply_b_dec_to_input: false,
-        normalize_activations: "none",
-        reshape_activations: "none",
-        metadata: ConfigMetadata {
-            sae_lens_version: "6.0.0",
-            sae_lens_training_version: None,
-            trained_with: concat!("sae ", env!("CARGO_PKG_VERSION")),
-            model_name: &source.model,
-            model_class_name: "HookedTransformer",
-            hook_name: &source.hook,
-            hook_head_index: None,
-            prepend_bos: true,
-            context_size: source.context_size,
-            dataset_path: &source.dataset,
-            features,
-        },
-    };
-    let json = serde_json::to_vec_pretty(&config).map_err(|error| Error::Internal(error.to_string()))?;
-    out.put("cfg.json", json)?;
-    Ok(())
+fn json(value: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec_pretty(value).map_err(|error| Error::Internal(error.to_string()))
+}
+
+struct Export<'a> {
+    device: &'a Cpu,
+    store: &'a Store,
+    found: &'a Found,
+    features: Option<&'a [usize]>,
+    form: Form,
+    origin: &'a Origin,
+}
+
+impl Export<'_> {
+    /// Bytes of the tensors of so many features.
+    fn bytes(&self, features: usize) -> u64 {
+        let width = self.found.manifest.width as u64;
+        self.form.dtype.size() as u64 * ((2 * width + 1) * features as u64 + width)
+    }
+
+    fn features_in_a_part(&self, count: usize, out: &Store) -> Result<usize, Error> {
+        let whole = self.bytes(count);
+        let Some(most) = self.form.part_bytes else {
+            // A file is put together in memory, and once more as it is stored.
+            let room = loader::memory::available().map_or(u64::MAX, |bytes| bytes / 2);
+            let most = if out.local_path().is_some() { room } else { room.min(MOST_IN_A_STORE) };
+            return match whole <= most {
+                true => Ok(count.max(1)),
+                false => Err(Error::Recipe(format!(
+                    "the weights take {whole} bytes, and one file of at most {most} can be written from here: write parts with \
+                     --max-shard-size, such as 4GB, halve them with --dtype bf16, or leave out what is dead with --alive-only"
+                ))),
+            };
+        };
+        let per_feature = self.bytes(1) - self.bytes(0);
+        let fit = usize::try_from(most.saturating_sub(self.bytes(0)) / per_feature).unwrap_or(usize::MAX);
+        match fit {
+            0 => Err(Error::Recipe(format!(
+                "--max-shard-size: {most} bytes hold no feature, which takes {} here with b_dec",
+                self.bytes(1)
+            ))),
+            fit => Ok(fit.min(count.max(1))),
+        }
+    }
+
+    fn config(&self, count: usize, features: Option<&[usize]>, first_feature: Option<usize>) -> Result<Vec<u8>, Error> {
+        let origin = self.origin;
+        json(&Config {
+            architecture: "standard",
+            d_in: self.found.manifest.width,
+            d_sae: count,
+            dtype: match self.form.dtype {
+                Dtype::F32 => "float32",
+                Dtype::F16 => "float16",
+                Dtype::Bf16 => "bfloat16",
+            },
+            device: "cpu",
+            apply_b_dec_to_input: false,
+            normalize_activations: "none",
+            reshape_activations: "none",
+            metadata: ConfigMetadata {
+                sae_lens_version: "6.0.0",
+                sae_lens_training_version: None,
+                trained_with: concat!("sae ", env!("CARGO_PKG_VERSION")),
+                model_name: &origin.model,
+                model_class_name: &origin.model_class,
+                hook_name: &origin.hook,
+                hook_head_index: origin.hook_head,
+                prepend_bos: origin.prepend_bos,
+                context_size: origin.context_size,
+                dataset_path: &origin.dataset,
+                features,
+                first_feature,
+            },
+        })
+    }
+
+    /// Writes the weights of the features at the places `chosen` of the export. Returns how many of them have no direction.
+    fn write_part(&self, out: &Store, chosen: Range<usize>, with_bias: bool) -> Result<usize, Error> {
+        let (width, count, dtype) = (self.found.manifest.width, chosen.len(), self.form.dtype);
+        let mut part = Part::new(width, count, dtype);
+        let mut without_direction = 0;
+        // A file of the checkpoint at a time, of features that lie in it.
+        let at_once = checkpoint::features_at_once(width);
+        let mut place = chosen.start;
+        while place < chosen.end {
+            let first = self.feature(place);
+            let end = (first / at_once + 1) * at_once;
+            let until = (place..chosen.end).find(|&place| self.feature(place) >= end).unwrap_or(chosen.end);
+            let last = self.feature(until - 1);
+            let block = Block::of_checkpoint(self.device, self.store, self.found, first..last + 1)?;
+            let rows: Vec<usize> = (place..until).map(|place| self.feature(place) - first).collect();
+            let (block, silent) = self.folded(&block, &rows);
+            without_direction += silent;
+            part.fill(place - chosen.start, &block);
+            place = until;
+        }
+        if with_bias {
+            let scale = self.found.manifest.scale;
+            let b_dec_d: Vec<f32> =
+                evaluate::decoder_bias(self.device, self.store, self.found)?.iter().map(|b| b / scale).collect();
+            dtype.from_f32(&b_dec_d, &mut part.b_dec_d);
+        }
+        out.put(WEIGHTS, part.serialized()?)?;
+        Ok(without_direction)
+    }
+
+    /// The feature of the checkpoint at a place of the export.
+    fn feature(&self, place: usize) -> usize {
+        self.features.map_or(place, |features| features[place])
+    }
+
+    /// Some rows of a block, as they take raw activations; and how many have no direction.
+    fn folded(&self, block: &Block, rows: &[usize]) -> (Block, usize) {
+        let (width, scale) = (self.found.manifest.width, self.found.manifest.scale);
+        let mut out = Block { w_enc_fd: Vec::new(), b_enc_f: Vec::new(), w_dec_fd: Vec::new() };
+        let mut without_direction = 0;
+        for &row in rows {
+            let at = row * width..(row + 1) * width;
+            let (encoder_d, decoder_d) = (&block.w_enc_fd[at.clone()], &block.w_dec_fd[at]);
+            if !self.form.unit_norm {
+                out.w_enc_fd.extend(encoder_d.iter().map(|w| w * scale));
+                out.b_enc_f.push(block.b_enc_f[row]);
+                out.w_dec_fd.extend(decoder_d.iter().map(|w| w / scale));
+                continue;
+            }
+            // Norms as they are once the scale is folded in. In double precision, so that rows are rounded once.
+            let scale = f64::from(scale);
+            let norm = decoder_d.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt();
+            without_direction += usize::from(norm == 0.0);
+            let norm = if norm == 0.0 { scale } else { norm };
+            // a·‖W_dec/s‖ = ReLU(x·(s·W_enc·‖W_dec/s‖) + b_enc·‖W_dec/s‖).
+            out.w_enc_fd.extend(encoder_d.iter().map(|&w| (f64::from(w) * norm) as f32));
+            out.b_enc_f.push((f64::from(block.b_enc_f[row]) * norm / scale) as f32);
+            out.w_dec_fd.extend(decoder_d.iter().map(|&w| (f64::from(w) / norm) as f32));
+        }
+        (out, without_direction)
+    }
+}
+
+/// The tensors of a file, as their bytes.
+struct Part {
+    width: usize,
+    count: usize,
+    dtype: Dtype,
+    w_enc_df: Vec<u8>,
+    b_enc_f: Vec<u8>,
+    w_dec_fd: Vec<u8>,
+    b_dec_d: Vec<u8>,
+}
+
+impl Part {
+    fn new(width: usize, count: usize, dtype: Dtype) -> Part {
+        let zeros = |values: usize| vec![0; values * dtype.size()];
+        let (w_enc_df, b_enc_f, w_dec_fd, b_dec_d) =
+            (zeros(width * count), zeros(count), zeros(width * count), zeros(width));
+        Part { width, count, dtype, w_enc_df, b_enc_f, w_dec_fd, b_dec_d }
+    }
+
+    /// Puts a block in, its first feature at `first`.
+    fn fill(&mut self, first: usize, block: &Block) {
+        let (width, size, n) = (self.width, self.dtype.size(), block.b_enc_f.len());
+        self.dtype.from_f32(&block.b_enc_f, &mut self.b_enc_f[first * size..(first + n) * size]);
+        let rows = first * width * size..(first + n) * width * size;
+        self.dtype.from_f32(&block.w_dec_fd, &mut self.w_dec_fd[rows]);
+        let mut row_f = vec![0.0f32; n];
+        for (d, to_f) in self.w_enc_df.chunks_exact_mut(self.count * size).enumerate() {
+            row_f.iter_mut().enumerate().for_each(|(f, value)| *value = block.w_enc_fd[f * width + d]);
+            self.dtype.from_f32(&row_f, &mut to_f[first * size..(first + n) * size]);
+        }
+    }
+
+    fn serialized(&self) -> Result<Vec<u8>, Error> {
+        use safetensors::Dtype as Stored;
+        let internal = |error: safetensors::SafeTensorError| Error::Internal(error.to_string());
+        let dtype = match self.dtype {
+            Dtype::F32 => Stored::F32,
+            Dtype::F16 => Stored::F16,
+            Dtype::Bf16 => Stored::BF16,
+        };
+        let view = |shape: Vec<usize>, bytes| TensorView::new(dtype, shape, bytes).map_err(internal);
+        let tensors = [
+            ("W_enc", view(vec![self.width, self.count], &self.w_enc_df)?),
+            ("b_enc", view(vec![self.count], &self.b_enc_f)?),
+            ("W_dec", view(vec![self.count, self.width], &self.w_dec_fd)?),
+            ("b_dec", view(vec![self.width], &self.b_dec_d)?),
+        ];
+        safetensors::serialize(tensors, None).map_err(internal)
+    }
 }

@@ -1,19 +1,26 @@
-//! Initial weights.
+//! Initial weights: drawn at random, or those that `train.init_from` names.
 //!
-//! `W_dec[f]` is a random direction of norm `decoder_norm`, `W_enc = W_decᵀ`, biases 0. Each feature draws from a
+//! At random `W_dec[f]` is a random direction of norm `decoder_norm`, `W_enc = W_decᵀ`, biases 0. Each feature draws from a
 //! generator of its own, keyed by (seed, feature), so that any rank makes just the rows it holds and the result does
 //! not depend on how features are spread.
 
+mod config;
+mod source;
+mod weights;
+
 use std::ops::Range;
 
+use kernels::cpu::Cpu;
 use kernels::{Dictionary, Slot, Tensor};
+use loader::Store;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
-use safetensors::SafeTensors;
 
-use crate::Error;
+pub use source::Source;
+
+use crate::{Error, checkpoint, evaluate};
 
 /// Features written to the device at a time.
 const BLOCK: usize = 1024;
@@ -47,45 +54,93 @@ fn draw_direction(direction_d: &mut [f32], seed: u64, feature: u64, norm: f32) {
     direction_d.iter_mut().for_each(|value| *value *= factor);
 }
 
-/// Starts from the weights in a safetensors file's `bytes`, of which the dictionary holds the features `held` of `features`; `name`
-/// is for messages.
+/// Starts from weights that lie elsewhere, of which the dictionary holds the features `held`. They may take other activations than
+/// this run, which multiplies rows by `scale`: `W_enc·(s₀/s)`, `W_dec·(s/s₀)` and `b_dec·(s/s₀)` make the same feature activations of
+/// the same row.
 ///
 /// # Errors
-/// [`Error::Weights`] when a tensor is missing or has another shape or dtype.
-pub fn from_file(
+/// [`Error::Weights`] that names a tensor which is not finite, and those of [`Source`].
+pub fn from_source(
     dictionary: &mut impl Dictionary,
-    (held, features): (Range<usize>, usize),
-    bytes: &[u8],
-    name: &str,
+    held: Range<usize>,
+    source: &Source,
+    scale: f32,
 ) -> Result<(), Error> {
-    let width = dictionary.shape().width;
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|error| Error::Weights(format!("{name} is not a safetensors file: {error}")))?;
-    let tensor = |tensor: &str, shape: &[usize]| -> Result<Vec<f32>, Error> {
-        let found = file.tensor(tensor).map_err(|_| {
-            let names = file.names().into_iter().map(str::to_owned).collect::<Vec<_>>().join(", ");
-            Error::Weights(format!("{name} has no tensor {tensor}; it has: {names}"))
-        })?;
-        if found.shape() != shape || found.dtype() != safetensors::Dtype::F32 {
-            return Err(Error::Weights(format!(
-                "{name}: {tensor} must be F32 {shape:?} (data of width {width}, sae.features = {features}), and is {:?} {:?}",
-                found.dtype(),
-                found.shape()
-            )));
+    let (to_rows, to_activations) = source.factors(scale);
+    let times = |values: &mut [f32], factor: f64| {
+        // Left alone where nothing changes: the bits are the source's.
+        if factor != 1.0 {
+            values.par_iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
         }
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(found.data());
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::Weights(format!("{name}: {tensor} holds {} at index {index}", values[index])));
-        }
-        Ok(values)
     };
-    let w_enc_fd = transpose(&tensor("W_enc", &[width, features])?, width, features);
-    let rows = held.start * width..held.end * width;
-    dictionary.write(Tensor::EncoderWeight, Slot::Value, 0..held.len(), &w_enc_fd[rows.clone()]);
-    dictionary.write(Tensor::EncoderBias, Slot::Value, 0..held.len(), &tensor("b_enc", &[features])?[held.clone()]);
-    dictionary.write(Tensor::DecoderWeight, Slot::Value, 0..held.len(), &tensor("W_dec", &[features, width])?[rows]);
-    dictionary.write(Tensor::DecoderBias, Slot::Value, 0..1, &tensor("b_dec", &[width])?);
+    let width = dictionary.shape().width;
+    let mut b_dec_d = source.decoder_bias()?;
+    let subtracted_d = source.subtracts_decoder_bias().then(|| b_dec_d.clone());
+    times(&mut b_dec_d, to_activations);
+    source.check_finite("b_dec", &b_dec_d, (0, 1))?;
+    dictionary.write(Tensor::DecoderBias, Slot::Value, 0..1, &b_dec_d);
+    let at_once = source.features_at_once();
+    for start in held.clone().step_by(at_once) {
+        let features = start..(start + at_once).min(held.end);
+        let Block { mut w_enc_fd, mut b_enc_f, mut w_dec_fd } = source.read(features.clone())?;
+        if let Some(b_dec_d) = &subtracted_d {
+            // W_enc·(x − b_dec) + b_enc = W_enc·x + (b_enc − W_enc·b_dec).
+            let rows = w_enc_fd.par_chunks_exact(b_dec_d.len()).zip(&mut b_enc_f);
+            rows.for_each(|(w_enc_d, bias)| *bias = (f64::from(*bias) - dot(w_enc_d, b_dec_d)) as f32);
+        }
+        times(&mut w_enc_fd, to_rows);
+        times(&mut w_dec_fd, to_activations);
+        for (name, values, of_each) in
+            [("W_enc", &w_enc_fd, width), ("b_enc", &b_enc_f, 1), ("W_dec", &w_dec_fd, width)]
+        {
+            source.check_finite(name, values, (start, of_each))?;
+        }
+        let rows = features.start - held.start..features.end - held.start;
+        dictionary.write(Tensor::EncoderWeight, Slot::Value, rows.clone(), &w_enc_fd);
+        dictionary.write(Tensor::EncoderBias, Slot::Value, rows.clone(), &b_enc_f);
+        dictionary.write(Tensor::DecoderWeight, Slot::Value, rows, &w_dec_fd);
+    }
     Ok(())
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+/// Bytes of host memory that [`from_source`] holds at most for a dictionary of `features`, for a while.
+pub(crate) fn bytes(width: usize, features: usize) -> u64 {
+    let matrix = 4 * width as u64 * features as u64;
+    // A small file, and of the rows a block: its encoder as stored and turned around, and its decoder.
+    (2 * matrix).min(weights::WHOLE_BYTES) + 3 * matrix.min(weights::BLOCK_BYTES as u64)
+}
+
+/// Some features of a dictionary.
+pub(crate) struct Block {
+    pub(crate) w_enc_fd: Vec<f32>,
+    pub(crate) b_enc_f: Vec<f32>,
+    pub(crate) w_dec_fd: Vec<f32>,
+}
+
+impl Block {
+    /// As the weights of a checkpoint are.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] when a file is damaged.
+    pub(crate) fn of_checkpoint(
+        device: &Cpu,
+        store: &Store,
+        found: &checkpoint::Found,
+        features: Range<usize>,
+    ) -> Result<Block, Error> {
+        let (width, count) = (found.manifest.width, features.len());
+        let sae = evaluate::load_features(device, store, found, features, 1)?;
+        let mut block =
+            Block { w_enc_fd: vec![0.0; count * width], b_enc_f: vec![0.0; count], w_dec_fd: vec![0.0; count * width] };
+        sae.read(Tensor::EncoderWeight, Slot::Value, 0..count, &mut block.w_enc_fd)?;
+        sae.read(Tensor::EncoderBias, Slot::Value, 0..count, &mut block.b_enc_f)?;
+        sae.read(Tensor::DecoderWeight, Slot::Value, 0..count, &mut block.w_dec_fd)?;
+        Ok(block)
+    }
 }
 
 /// `[rows, columns]` → `[columns, rows]`, in blocks that stay in cache.

@@ -14,6 +14,7 @@ pub mod evaluate;
 pub mod export;
 pub mod filter;
 pub mod forecast;
+pub mod init;
 pub mod meeting;
 pub mod metrics;
 pub mod note;
@@ -35,7 +36,6 @@ mod dot;
 mod error;
 mod events;
 mod hparams;
-mod init;
 mod journal;
 mod together;
 

@@ -9,7 +9,7 @@ use crate::data::{self, Data};
 use crate::recipe::{Adam, Recipe};
 use crate::recovery::Truth;
 use crate::roll_call::most_rows;
-use crate::{Error, checkpoint, communication, survey};
+use crate::{Error, checkpoint, communication, init, survey};
 
 /// The plan of a run on one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +34,8 @@ pub struct Plan {
     pub step_bytes: u64,
     /// Bytes of rows held ahead of the step.
     pub stream_bytes: u64,
-    /// Bytes held besides, for a while: the sample that norms are looked at in, an evaluation, the making of a checkpoint,
-    /// whichever takes most.
+    /// Bytes held besides, for a while: the sample that norms are looked at in, weights to start from, an evaluation, the making
+    /// of a checkpoint, whichever takes most.
     pub passing_bytes: u64,
     /// Bytes of a checkpoint.
     pub checkpoint_bytes: u64,
@@ -62,7 +62,7 @@ impl Plan {
         let stream_bytes = Stream::bytes_at_most(&data.train, &data.train_options(recipe)?)?;
         let weight_bytes = training.weights + settled.weights;
         let step_bytes = training.step + training.lists + settled.step + settled.lists + staged;
-        let looking = looking_bytes(recipe, data)?;
+        let looking = looking_bytes(recipe, data, place)?;
         let on_host = if device.room().is_none() { weight_bytes + step_bytes } else { staged };
         let own = (on_host + stream_bytes + looking).saturating_mul(host_ranks as u64);
         let left = memory::available().map(|bytes| bytes.saturating_sub(own));
@@ -95,15 +95,17 @@ impl Plan {
     }
 }
 
-/// Bytes of the sample behind `data.scale`, or of rows that an evaluation holds ahead, whichever are more.
-fn looking_bytes(recipe: &Recipe, data: &Data) -> Result<u64, Error> {
+/// Bytes of the sample behind `data.scale`, of weights that the run starts from, or of rows that an evaluation holds ahead, whichever
+/// are most.
+fn looking_bytes(recipe: &Recipe, data: &Data, place: Place) -> Result<u64, Error> {
     // Drawn place by place, then put together.
     let sample = 2 * 4 * (survey::ROWS as u64).min(data.rows) * data.train.width() as u64;
     let evaluation = match &data.eval {
         Some(eval) => Stream::bytes_at_most(eval, &data::eval_options(recipe, None))?,
         None => 0,
     };
-    Ok(sample.max(evaluation))
+    let of_shard = |_| init::bytes(data.train.width(), place.shard(recipe.sae.features).len());
+    Ok(sample.max(evaluation).max(recipe.train.init_from.as_ref().map_or(0, of_shard)))
 }
 
 /// What the dictionary of a recipe needs on the rank at `place`.

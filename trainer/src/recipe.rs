@@ -136,9 +136,12 @@ pub struct Train {
     /// In what numbers Adam's moments are kept.
     #[serde(default)]
     pub moments: Moments,
-    /// A safetensors file with `W_enc [D,F]`, `b_enc [F]`, `W_dec [F,D]`, `b_dec [D]` in float32 to start from.
+    /// A run, a checkpoint, an export, a SAELens folder or a safetensors file of weights to start from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
+    /// Which activations the weights in a file take that has nothing beside it to say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_space: Option<InitSpace>,
     /// A feature that is silent over this many tokens is dead.
     #[serde(default = "default_dead_window", deserialize_with = "number::count")]
     pub dead_window: u64,
@@ -284,6 +287,16 @@ pub enum Moments {
     Bf16,
     /// 8 bits with a scale for each block of 128 columns, rounded by chance. On a GPU only.
     Int8,
+}
+
+/// `train.init_space`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitSpace {
+    /// Rows as stored, as exports do.
+    Raw,
+    /// Rows times `data.scale`, as training does.
+    Normalized,
 }
 
 /// `data.scale`.
@@ -480,6 +493,9 @@ impl Recipe {
         }
         if self.sae.bias_init == BiasInit::Calibrated && self.sae.bias_init_l0 > self.sae.features as f64 {
             return refuse("sae.bias_init_l0", "at most sae.features", self.sae.bias_init_l0.to_string());
+        }
+        if self.train.init_space.is_some() && self.train.init_from.is_none() {
+            return Err(Error::Recipe("train.init_space says what train.init_from names, and there is none".into()));
         }
         if self.sae.bias_init == BiasInit::Calibrated && self.train.init_from.is_some() {
             return Err(Error::Recipe(

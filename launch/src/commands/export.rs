@@ -1,10 +1,10 @@
 //! `sae export`.
 
-use kernels::Dictionary as _;
+use indicatif::HumanCount;
 use kernels::cpu::Cpu;
 use loader::Store;
-use trainer::export::{Source, saelens};
-use trainer::{checkpoint, evaluate};
+use trainer::checkpoint;
+use trainer::export::{CONFIG, Form, INDEX, Origin, saelens};
 
 use crate::args::{Export, Format};
 use crate::failure::Failure;
@@ -12,10 +12,9 @@ use crate::table;
 
 /// Writes the dictionary of a checkpoint in another tool's format.
 pub fn run(args: &Export) -> Result<(), Failure> {
-    let (store, found) = checkpoint::open(&args.run)?;
+    let (store, found) = checkpoint::open_which(&args.run, args.checkpoint)?;
     let recipe = &found.manifest.recipe;
     let device = Cpu::new(recipe.train.threads)?;
-    let sae = evaluate::load(&device, &store, &found, 1)?;
     let alive: Option<Vec<usize>> = if args.alive_only {
         let horizon = found.manifest.tokens.saturating_sub(recipe.train.dead_window);
         let last_fired_f = checkpoint::load_clocks(&store, &found)?;
@@ -27,25 +26,46 @@ pub fn run(args: &Export) -> Result<(), Failure> {
         return Err(Failure::data("every feature is dead: there is nothing to export with --alive-only"));
     }
     let out = Store::open(&args.out)?;
-    if out.head("cfg.json")?.is_some() {
-        return Err(Failure::arguments(format!("{} already holds an export: choose another --out", out.url())));
+    for name in [CONFIG, INDEX] {
+        if out.head(name)?.is_some() {
+            return Err(Failure::arguments(format!("{} already holds an export: choose another --out", out.url())));
+        }
     }
-    let source = Source {
+    let origin = Origin {
         model: args.model.clone(),
+        model_class: args.model_class_name.clone(),
         hook: args.hook.clone(),
+        hook_head: args.hook_head_index,
         dataset: args.dataset.clone(),
         context_size: args.context_size,
+        prepend_bos: args.prepend_bos,
     };
-    match args.format {
-        Format::Saelens => saelens(&out, &sae, found.manifest.scale, alive.as_deref(), &source)?,
+    let form = Form { dtype: args.dtype.into(), unit_norm: args.unit_norm, part_bytes: args.max_shard_size };
+    let written = match args.format {
+        Format::Saelens => saelens(&out, (&device, &store, &found), alive.as_deref(), form, &origin)?,
+    };
+    if args.unit_norm && written.without_direction > 0 {
+        tracing::warn!(
+            "{} features have a decoder row of zeros, which no factor gives norm 1: they stay as they are",
+            HumanCount(written.without_direction as u64)
+        );
     }
+    let features = alive.map_or(found.manifest.features, |alive| alive.len());
     let rows = [
         ("checkpoint", found.folder.clone()),
-        ("features", alive.map_or(sae.shape().features, |alive| alive.len()).to_string()),
-        ("width", sae.shape().width.to_string()),
+        ("features", HumanCount(features as u64).to_string()),
+        ("width", found.manifest.width.to_string()),
+        ("numbers", form.dtype.name().to_owned()),
         ("scale folded in", table::number(f64::from(found.manifest.scale))),
+        ("decoder rows", if args.unit_norm { "of norm 1" } else { "as trained" }.to_owned()),
+        ("parts", written.parts.to_string()),
     ];
     table::print(&args.out, &rows);
-    table::say(format!("next, in Python: from sae_lens import SAE; sae = SAE.load_from_disk({:?})", args.out));
+    let folder = match written.parts {
+        1 => args.out.clone(),
+        parts => format!("{}/part-00001-of-{parts:05}", args.out.trim_end_matches('/')),
+    };
+    let whole = if written.parts == 1 { "" } else { " (a part; x̂ is the sum of those of all parts)" };
+    table::say(format!("next, in Python: from sae_lens import SAE; sae = SAE.load_from_disk({folder:?}){whole}"));
     Ok(())
 }

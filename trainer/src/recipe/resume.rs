@@ -6,7 +6,7 @@ use super::Recipe;
 use crate::Error;
 
 /// Keys that a resumed run may change: they decide where things are and how fast they go, not what comes out.
-const FREE_ON_RESUME: [&str; 18] = [
+const FREE_ON_RESUME: [&str; 19] = [
     "data.train",
     "data.eval",
     "data.prefetch_bytes",
@@ -17,6 +17,7 @@ const FREE_ON_RESUME: [&str; 18] = [
     "train.threads",
     "train.dense_bytes",
     "train.init_from",
+    "train.init_space",
     "run.dir",
     "checkpoint.every",
     "checkpoint.keep",

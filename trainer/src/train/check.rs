@@ -5,6 +5,7 @@ use loader::{Cursor, SkipList, Store, sample};
 
 use super::start::check_eval;
 use crate::data::{self, Data};
+use crate::init::Source;
 use crate::recipe::Recipe;
 use crate::survey::Survey;
 use crate::{Error, checkpoint};
@@ -29,6 +30,9 @@ pub fn check(
     let place = device.axes().place;
     warn_of_few_steps(recipe, data);
     let found = kept.map(checkpoint::newest).transpose()?.flatten().map(|found| found.manifest);
+    if found.is_none() {
+        Source::open(recipe, data.train.width())?;
+    }
     let filter = match &found {
         Some(manifest) => {
             recipe.check_resumes(&manifest.recipe)?;

@@ -15,6 +15,7 @@ use crate::buffers::Buffers;
 use crate::checkpoint::{Found, LeftOut};
 use crate::data::{self, Data};
 use crate::hparams::HParams;
+use crate::init::Source;
 use crate::journal::Journal;
 use crate::recipe::{BiasInit, Recipe};
 use crate::recovery::Truth;
@@ -131,8 +132,13 @@ fn first_state(
     let scale = survey.scale;
     // Without biases about half of the features fire, and what a file brings is not known: both start dense.
     let mut density = (1, 1);
-    match &recipe.train.init_from {
-        Some(url) => init::from_file(sae, (shard, features), &data::read_file(url)?, url)?,
+    match Source::open(recipe, width)? {
+        Some(source) => {
+            init::from_source(sae, shard, &source, scale)?;
+            if place.rank == 0 {
+                tracing::info!("starting from {}", source.describe());
+            }
+        }
         None => init::random(sae, shard, recipe.train.seed, recipe.sae.decoder_norm),
     }
     if recipe.sae.bias_init == BiasInit::Calibrated {

@@ -67,7 +67,7 @@ fn show(recipe: &Recipe, (plan, survey): (&Plan, &Survey), device: &impl Device)
         ("memory: weights and moments", HumanBytes(plan.weight_bytes).to_string()),
         ("memory: step, at most", HumanBytes(plan.step_bytes).to_string()),
         ("memory: rows read ahead, at most", HumanBytes(plan.stream_bytes).to_string()),
-        ("memory: sample, evaluation or saving, at most", HumanBytes(plan.passing_bytes).to_string()),
+        ("memory: sample, first weights, evaluation or saving, at most", HumanBytes(plan.passing_bytes).to_string()),
         ("memory: altogether, at most", HumanBytes(plan.memory_bytes()).to_string()),
         ("of a checkpoint kept in memory, at most", HumanBytes(plan.buffer_bytes).to_string()),
         ("written at each checkpoint", HumanBytes(plan.checkpoint_bytes).to_string()),

@@ -1,0 +1,226 @@
+//! Where `train.init_from` leads: a run, a checkpoint, an export of this program, a SAELens folder, or a bare file of weights. Each
+//! says which activations its weights take; a bare file does not, so `train.init_space` has to.
+//!
+//! | source | its weights take |
+//! |---|---|
+//! | run, checkpoint | rows times the scale in its manifest |
+//! | SAELens folder, ours among them | rows as they are; with `apply_b_dec_to_input`, less b_dec |
+//! | bare file | rows as they are (`raw`), or times `data.scale` (`normalized`) |
+
+use std::ops::Range;
+
+use kernels::cpu::Cpu;
+use loader::Store;
+
+use super::Block;
+use super::config::{self, Config};
+use super::weights::{Fits, Weights};
+use crate::checkpoint::{self, Found, Which};
+use crate::export::{CONFIG, INDEX, WEIGHTS};
+use crate::recipe::{InitSpace, Recipe};
+use crate::{Error, evaluate};
+
+/// Weights to start from, opened and checked as far as that needs none of their values.
+#[derive(Debug)]
+pub struct Source {
+    /// As it is called in messages.
+    name: String,
+    holds: Holds,
+    /// The factor on rows that its weights take; that of this run, whatever it is, when `None`.
+    scale: Option<f64>,
+    subtracts_decoder_bias: bool,
+    threads: Option<usize>,
+}
+
+#[derive(Debug)]
+enum Holds {
+    Checkpoint(Store, Box<Found>),
+    Weights(Weights),
+}
+
+impl Source {
+    /// What the recipe's `train.init_from` names, for rows of `width`; `None` where the recipe has none.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when it is nothing that a ReLU dictionary of this shape can start from, or does not say which activations
+    /// its weights take; those of the store.
+    pub fn open(recipe: &Recipe, width: usize) -> Result<Option<Source>, Error> {
+        let Some(url) = &recipe.train.init_from else { return Ok(None) };
+        let fits = Fits { width, features: recipe.sae.features };
+        let mut source =
+            if is_file(url) { of_file(url, recipe.train.init_space, fits)? } else { of_folder(url, fits)? };
+        source.threads = recipe.train.threads;
+        let own = match (&source.holds, source.scale) {
+            (Holds::Checkpoint(..), _) | (_, None) => InitSpace::Normalized,
+            (Holds::Weights(_), Some(_)) => InitSpace::Raw,
+        };
+        if let Some(said) = recipe.train.init_space.filter(|said| *said != own) {
+            return Err(Error::Weights(format!(
+                "train.init_space = \"{}\" contradicts {}, which says by itself that its weights take {}: leave train.init_space \
+                 out",
+                match said {
+                    InitSpace::Raw => "raw",
+                    InitSpace::Normalized => "normalized",
+                },
+                source.name,
+                source.takes()
+            )));
+        }
+        Ok(Some(source))
+    }
+
+    /// Which rows the weights take, in words.
+    fn takes(&self) -> String {
+        match self.scale {
+            None => "rows times data.scale".into(),
+            Some(1.0) => "rows as they are stored".into(),
+            Some(scale) => format!("rows times {scale}"),
+        }
+    }
+
+    /// What the run starts from, in words.
+    pub fn describe(&self) -> String {
+        let less = if self.subtracts_decoder_bias { ", less b_dec" } else { "" };
+        format!("{}, whose weights take {}{less}", self.name, self.takes())
+    }
+
+    /// Factors on W_enc, and on W_dec and b_dec, with which the weights take rows times `scale`.
+    pub(super) fn factors(&self, scale: f32) -> (f64, f64) {
+        let scale = f64::from(scale);
+        self.scale.map_or((1.0, 1.0), |own| (own / scale, scale / own))
+    }
+
+    pub(super) fn subtracts_decoder_bias(&self) -> bool {
+        self.subtracts_decoder_bias
+    }
+
+    /// Features to read at a time.
+    pub(super) fn features_at_once(&self) -> usize {
+        match &self.holds {
+            Holds::Checkpoint(_, found) => checkpoint::features_at_once(found.manifest.width),
+            Holds::Weights(weights) => weights.features_at_once(),
+        }
+    }
+
+    /// Some features, as they are stored.
+    pub(super) fn read(&self, features: Range<usize>) -> Result<Block, Error> {
+        match &self.holds {
+            Holds::Checkpoint(store, found) => Block::of_checkpoint(&Cpu::new(self.threads)?, store, found, features),
+            Holds::Weights(weights) => weights.read(features),
+        }
+    }
+
+    /// `b_dec`, as it is stored.
+    pub(super) fn decoder_bias(&self) -> Result<Vec<f32>, Error> {
+        match &self.holds {
+            Holds::Checkpoint(store, found) => evaluate::decoder_bias(&Cpu::new(self.threads)?, store, found),
+            Holds::Weights(weights) => weights.decoder_bias(),
+        }
+    }
+
+    /// Refuses values of a tensor that are not finite, or are not with this run's factors: `of_each` of every row from `first` on.
+    pub(super) fn check_finite(
+        &self,
+        tensor: &str,
+        values: &[f32],
+        (first, of_each): (usize, usize),
+    ) -> Result<(), Error> {
+        let Some(at) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+        let (row, value) = (first + at / of_each, values[at]);
+        Err(Error::Weights(format!(
+            "train.init_from: {}: {tensor} holds {value} at index {row}, as this run's data.scale has it",
+            self.name
+        )))
+    }
+}
+
+/// Files are told by their name: a folder may not be there yet, or lie where nothing can be listed.
+fn is_file(url: &str) -> bool {
+    const FILES: [&str; 6] = [".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt"];
+    FILES.iter().any(|ending| url.ends_with(ending)) && !std::path::Path::new(url).is_dir()
+        || std::path::Path::new(url).is_file()
+}
+
+fn of_file(url: &str, space: Option<InitSpace>, fits: Fits) -> Result<Source, Error> {
+    let refuse = |what: String| Err(Error::Weights(format!("train.init_from: {url}{what}")));
+    if !url.ends_with(".safetensors") {
+        return refuse(
+            ": weights are read from .safetensors files alone, since others may run programs: convert it, or name a run, a \
+             checkpoint or a SAELens folder"
+                .into(),
+        );
+    }
+    let (store, name) = Store::open_file(url)?;
+    if ["COMMIT", "manifest.json"].iter().all(|of| store.head(of).is_ok_and(|entry| entry.is_some())) {
+        return refuse(format!(" is one file of a checkpoint: name the checkpoint, {}", store.url()));
+    }
+    // What lies beside SAELens's name for weights says what they mean.
+    let config = if name == WEIGHTS { read_config(&store)? } else { None };
+    let beside = config.is_some().then(|| format!(", or name the folder {}, whose {CONFIG} says which", store.url()));
+    let Some(space) = space else {
+        return refuse(format!(
+            " does not say which activations its weights take: set train.init_space = \"raw\" if rows as they are stored (the \
+             exports of this program and of SAELens), or \"normalized\" if rows times data.scale{}",
+            beside.unwrap_or_default()
+        ));
+    };
+    let weights = Weights::open(&store, &[name], fits)?;
+    let scale = (space == InitSpace::Raw || config.is_some()).then_some(1.0);
+    let subtracts_decoder_bias = config.is_some_and(|config| config.subtracts_decoder_bias);
+    Ok(Source { name: url.to_owned(), holds: Holds::Weights(weights), scale, subtracts_decoder_bias, threads: None })
+}
+
+fn of_folder(url: &str, fits: Fits) -> Result<Source, Error> {
+    let store = Store::open(url)?;
+    if let Some(config) = read_config(&store)? {
+        fits.check_config(&store.url_of(CONFIG), config.width, config.features)?;
+        let files = match store.get(INDEX) {
+            Ok(index) => parts(&index, &store.url_of(INDEX))?,
+            Err(loader::Error::NotFound { .. }) => vec![WEIGHTS.to_owned()],
+            Err(other) => return Err(other.into()),
+        };
+        let (holds, subtracts_decoder_bias) =
+            (Holds::Weights(Weights::open(&store, &files, fits)?), config.subtracts_decoder_bias);
+        return Ok(Source { name: url.to_owned(), holds, scale: Some(1.0), subtracts_decoder_bias, threads: None });
+    }
+    if store.head("ae.pt")?.is_some() {
+        return Err(Error::Weights(format!(
+            "train.init_from: {url} holds ae.pt, a pickle of dictionary_learning, which could run any program: write W_enc = \
+             encoder.weight.T, b_enc = encoder.bias, W_dec = decoder.weight.T and b_dec = bias (decoder.bias) to a .safetensors file"
+        )));
+    }
+    let (store, found) = checkpoint::named(url, Which::Last).map_err(|error| match error {
+        Error::Checkpoint(message) => Error::Weights(format!(
+            "train.init_from: {message}; a SAELens folder would have a {CONFIG}, and a file of weights ends with .safetensors"
+        )),
+        other => other,
+    })?;
+    let manifest = &found.manifest;
+    let name = store.url_of(&found.folder);
+    fits.check_config(&format!("{name}/manifest.json"), Some(manifest.width), Some(manifest.features))?;
+    let scale = Some(f64::from(manifest.scale));
+    let holds = Holds::Checkpoint(store, Box::new(found));
+    Ok(Source { name, holds, scale, subtracts_decoder_bias: false, threads: None })
+}
+
+fn read_config(store: &Store) -> Result<Option<Config>, Error> {
+    match store.get(CONFIG) {
+        Ok(json) => config::parse(&json, &store.url_of(CONFIG)).map(Some),
+        Err(loader::Error::NotFound { .. }) => Ok(None),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// The files that the index of an export in parts names, in the order of their features.
+fn parts(index: &[u8], place: &str) -> Result<Vec<String>, Error> {
+    let index: serde_json::Value = serde_json::from_slice(index)
+        .map_err(|error| Error::Weights(format!("train.init_from: {place} is no index of weights: {error}")))?;
+    let files = index["weight_map"]["W_enc"].as_array().into_iter().flatten().map(|file| file.as_str());
+    let inside = |file: &&str| !file.split('/').any(|part| part.is_empty() || part == "." || part == "..");
+    match files.map(|file| file.filter(inside).map(str::to_owned)).collect::<Option<Vec<_>>>() {
+        Some(files) if !files.is_empty() => Ok(files),
+        _ => Err(Error::Weights(format!(
+            "train.init_from: {place} names no files of W_enc in the folders below it, as `sae export --max-shard-size` does"
+        ))),
+    }
+}
