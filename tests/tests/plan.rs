@@ -177,6 +177,16 @@ fn a_dry_run_fails_where_the_run_would() {
     assert!(refused.stderr.contains("tiles"), "{}", refused.stderr);
 }
 
+/// Ranks meet in the run's folder, of which a dry run leaves nothing either.
+#[test]
+fn a_dry_run_of_several_ranks_leaves_nothing() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("run", &recipe(&fixture, "run"));
+    let finished = sae::run(&["launch", "local", "--ranks", "2", &path, "--dry-run", "--device", "cpu"]).exits(0);
+    assert!(finished.stdout.contains("on several ranks or GPUs: sae plan"), "{}", finished.stdout);
+    assert!(!fixture.path("run").exists(), "{:?}", checkpoints::files(&fixture.path("run")));
+}
+
 #[test]
 fn a_full_disk_is_seen_beforehand() {
     let Some(disk) = SizedDisk::mount(3 << 20) else { return };

@@ -83,12 +83,16 @@ pub fn meet(store: &Store, recipe: &Recipe, guest: &Guest, limits: Limits) -> Re
     Ok(listening.meet(guest.rank, &addresses, &token, limits)?)
 }
 
-/// Removes what rank `rank` has left at the meeting of `attempt`: for ranks that met for a moment only, once all have come.
+/// Removes what rank `rank` has left at the meeting of `attempt`, and the run's folder where that leaves it empty: for ranks that met
+/// for a moment only, once all have come.
 ///
 /// # Errors
 /// Those of the store.
 pub fn forget(store: &Store, attempt: &str, rank: usize) -> Result<(), Error> {
-    Ok(store.delete(&key(attempt, rank))?)
+    store.delete(&key(attempt, rank))?;
+    // One that holds anything, of another rank too, cannot be removed.
+    let _ = store.local_path().map(std::fs::remove_dir);
+    Ok(())
 }
 
 fn key(attempt: &str, rank: usize) -> String {

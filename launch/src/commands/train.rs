@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use indicatif::HumanCount;
 use kernels::Device;
+use kernels::mesh::Axes;
 use loader::{Store, patience};
 use trainer::data;
+use trainer::meeting;
 use trainer::metrics::Metrics;
 use trainer::recipe::Recipe;
 use trainer::run_dir;
@@ -36,6 +38,9 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     let launched = parent::bind()?;
     let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
     let axes = job::join(&world, args.run.mesh, &recipe, job::MEETING)?;
+    if args.dry_run && world.ranks > 1 {
+        leave_no_meeting(&recipe, &world, &axes)?;
+    }
     let told = axes.all.clone();
     let opened = device::open(args.run.device, &recipe.train, axes, (world.local_rank, world.local_ranks));
     let done = opened.and_then(|opened| match opened {
@@ -48,6 +53,14 @@ pub fn run(args: &Train) -> Result<(), Failure> {
             told.abort(failure.of(told.index()));
         }
     })
+}
+
+/// A dry run leaves nothing, not even where its ranks have met. None goes on before all have come, nor before all have tidied up.
+fn leave_no_meeting(recipe: &Recipe, world: &World, axes: &Axes) -> Result<(), Failure> {
+    axes.all.gather(&[])?;
+    let forgotten = meeting::forget(&Store::open(&recipe.run.dir)?, &world.attempt, world.rank);
+    axes.all.gather(&[])?;
+    Ok(forgotten?)
 }
 
 /// With whether a launcher passes signals on, and how many ranks share this machine's memory.
