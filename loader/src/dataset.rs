@@ -266,6 +266,16 @@ impl Dataset {
         Ok(())
     }
 
+    /// What is wrong when a shard is there twice by the checksums that are known by now, also those that reading made known.
+    pub(crate) fn doubled(&self) -> Option<Error> {
+        let mut known: HashMap<u128, &Source> = HashMap::new();
+        let manifest = self.manifest();
+        self.inner.sources.iter().zip(&manifest.shards).find_map(|(source, shard)| {
+            let first = known.insert(same::sums(shard)?, source)?;
+            Some(same::twice((&first.url(), &source.url()), SameBy::Checksums))
+        })
+    }
+
     /// A row as `path:row`.
     pub fn row_name(&self, row: RowId) -> String {
         match self.inner.manifest.shards.get(row.shard as usize) {

@@ -29,6 +29,9 @@ type Outcome<T> = std::result::Result<T, String>;
 /// 4 MiB is one piece and not half of one.
 const PIECE: u64 = 3 << 20;
 
+/// What to do about values of another type.
+const AS_LISTS: &str = "write rows as FixedSizeBinary or as lists of float16 or float32";
+
 /// Said of rows that are absent or lack a number: nothing can be trained on them.
 pub(crate) const NULLS: &str = "null values: every row needs all its numbers: leave such rows out when writing";
 
@@ -314,9 +317,9 @@ fn each_batch(
             .with_projection(mask)
             .with_batch_size(batch)
             .build()
-            .map_err(|e| format!("damaged: {e}"))?;
+            .map_err(|e| broken(&e))?;
         for batch in reader {
-            let batch = batch.map_err(|e| format!("damaged: {e}"))?;
+            let batch = batch.map_err(|e| broken(&e))?;
             if take(batch.column(0).clone())?.is_break() {
                 break;
             }
@@ -343,6 +346,14 @@ fn inside(mut array: ArrayRef, outer: &mut [Vec<u32>]) -> Outcome<ArrayRef> {
             }
             _ => return Ok(array),
         };
+    }
+}
+
+/// What a reader could not make of a chunk. What it does not know is no damage, and comes the same again.
+fn broken(e: &dyn std::fmt::Display) -> String {
+    match e.to_string() {
+        text if text.contains("NYI") => format!("cannot be read ({text}): write the file with another encoding"),
+        text => format!("damaged: {text}"),
     }
 }
 
@@ -398,7 +409,7 @@ impl Sink {
                     _ => Ok(()),
                 }
             }
-            other => Err(format!("cannot read activations of type {other}")),
+            other => Err(format!("cannot read activations of type {other}: {AS_LISTS}")),
         }
     }
 
@@ -411,7 +422,7 @@ impl Sink {
                 self.out.extend_from_slice(bytemuck::cast_slice(values.as_primitive::<Float32Type>().values()));
             }
             DataType::Float64 => self.narrow(values.as_primitive::<Float64Type>().values().iter().copied()),
-            other => return Err(format!("cannot read numbers of type {other}")),
+            other => return Err(format!("cannot read numbers of type {other}: {AS_LISTS}")),
         }
         Ok(())
     }

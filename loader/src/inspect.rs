@@ -188,7 +188,8 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
     let token_columns = tokens::report(&dataset)?;
     let units = units(&dataset, options.sample);
     let of = units.iter().map(|u| u.rows.end - u.rows.start).sum();
-    let (total, norms, mismatches) = pass(&dataset, &units, of, &mut options.progress)?;
+    let (total, norms, mut mismatches) = pass(&dataset, &units, of, &mut options.progress)?;
+    mismatches.extend(dataset.doubled().map(|e| e.to_string()));
     let groups = || dataset.shards().iter().flat_map(|s| &s.row_groups).filter(|g| g.rows > 0);
     let bytes = groups().map(|g| g.length).sum();
     let is_new = dataset.as_opened().shards.iter().flat_map(|s| &s.row_groups).all(|g| g.pieces.is_empty());
@@ -318,11 +319,22 @@ fn pass(
     for result in results.into_iter().flatten() {
         match result {
             Ok(s) => total.add(s),
-            Err(e) if is_damage(&e) => mismatches.push(e.to_string()),
+            Err(e) if is_damage(&e) => mismatches.push(with_remedy(&e)),
             Err(e) => return Err(e),
         }
     }
     Ok((total, norms, mismatches))
+}
+
+/// An error of the data, with what helps against damage. Other words hold a remedy themselves: what cannot be read as it is would come
+/// the same again.
+fn with_remedy(e: &Error) -> String {
+    match e {
+        Error::Data { problem, .. } if problem.starts_with("damaged: ") && !problem.contains(" again") => {
+            format!("{e}: fetch or make the file again")
+        }
+        _ => e.to_string(),
+    }
 }
 
 /// Whether an error is about the data. A store that does not answer says nothing about it.

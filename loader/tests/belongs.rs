@@ -12,7 +12,7 @@ use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, RecordBatch};
 use arrow::datatypes::{DataType, Field};
 use bytes::Bytes;
 use common::{memory, open, write};
-use loader::{Dataset, Dtype, Error, InspectOptions, ManifestState, OpenOptions, Store, Why, inspect};
+use loader::{Dataset, Dtype, Error, InspectOptions, Manifest, ManifestState, OpenOptions, Shard, Store, Why, inspect};
 use parquet::arrow::ArrowWriter;
 
 const WIDTH: usize = 16;
@@ -162,7 +162,7 @@ fn what_a_manifest_lists_must_be_there_and_belong() {
         let described = open(&format!("{url}/_temporary")).manifest();
         let mut shards = described.shards.clone();
         shards[0].path.insert_str(0, "_temporary/");
-        let old = loader::Manifest::new(WIDTH, Dtype::F16, false, true, shards);
+        let old = Manifest::new(WIDTH, Dtype::F16, false, true, shards);
         assert!(!String::from_utf8(old.to_json()).unwrap().contains("\"column\"") && inner.contains("\"column\""));
         store.put("manifest.json", old.to_json()).unwrap();
         refused(
@@ -242,10 +242,17 @@ fn the_same_shard_twice_is_refused_with_both_names() {
         assert!(here.ends_with("a/shard-00000.parquet") && there.ends_with("b/shard-00000.parquet"), "{here} {there}");
         assert_eq!(one.shared_with(&open(&of("c"))), None);
         assert!(one.shared_with(&open(&of("a/*0.parquet"))).is_some());
-        // Within one folder too, when it is known; a run that began with it goes on.
+        // Within one folder too: by inspection, which writes no manifest of it.
+        let shards = open(&of("b")).manifest().shards;
         b.delete("manifest.json").unwrap();
         b.put("copy.parquet", a.get(names[0]).unwrap()).unwrap();
-        report(&of("b"));
+        let found = report(&of("b"));
+        assert!(matches!(&found.mismatches[..], [one] if one.contains("b/copy.parquet")), "{:?}", found.mismatches);
+        assert_eq!((found.manifest, b.head("manifest.json").unwrap()), (ManifestState::Mismatched, None));
+        // As an earlier version wrote it. A run that began with it goes on.
+        let copy = Shard { path: "copy.parquet".into(), ..shards[0].clone() };
+        let old = Manifest::new(WIDTH, Dtype::F16, false, true, [shards, vec![copy]].concat());
+        b.put("manifest.json", old.to_json()).unwrap();
         refused(&[&of("b")], &["b/shard-00000.parquet: the same shard as", "b/copy.parquet"]);
         let kept = OpenOptions { manifest: Some(of("run/manifest-train.json")), ..OpenOptions::default() };
         assert_eq!(Dataset::open(&[of("b")], &kept).unwrap().rows(), 150);

@@ -257,6 +257,13 @@ fn errors_say_what_to_do() {
     let error = stream.next(&mut vec![0; 4096 * dataset.row_bytes()]).unwrap_err();
     assert_eq!(error.exit_code(), 65);
     assert!(error.to_string().contains("row group") && error.to_string().contains("width"), "{error}");
+    // It would come the same again.
+    let report = inspect(&[at("e.parquet").to_str().unwrap().into()], InspectOptions::default()).unwrap();
+    assert!(
+        !report.mismatches.is_empty() && report.mismatches.iter().all(|m| !m.contains("again")),
+        "{:?}",
+        report.mismatches
+    );
     std::fs::create_dir(at("mixed")).unwrap();
     file(&at("mixed/a.parquet"), vec![("act", fixed_list(f16s()), false)], plain());
     file(&at("mixed/b.parquet"), vec![("act", fixed_list(f32s()), false)], plain());

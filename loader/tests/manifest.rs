@@ -148,6 +148,7 @@ fn inspection_says_what_it_verified() {
     assert_eq!((damaged.manifest, damaged.verified_row_groups), (ManifestState::Mismatched, 5));
     assert_eq!(damaged.verified_bytes, bytes - group.length);
     assert!(matches!(&damaged.mismatches[..], [one] if one.contains("shard-00000.parquet, row group 1")));
+    assert_eq!(damaged.mismatches[0].matches("fetch or make the file again").count(), 1, "{:?}", damaged.mismatches);
 
     std::fs::remove_file(folder.path().join("manifest.json")).unwrap();
     let none = inspect(std::slice::from_ref(&url), options()).unwrap();

@@ -219,7 +219,7 @@ fn the_evaluation_at_the_end_can_be_stopped() {
     let fixture = Fixture::with_data();
     let mut recipe = fixture.recipe("run");
     let rows =
-        synth::Spec { features: 128, width: 32, rows: 900_000, shards: 1, active: 4.0, set: 1, ..Default::default() };
+        synth::Spec { features: 128, width: 32, rows: 500_000, shards: 1, active: 4.0, set: 1, ..Default::default() };
     fixture.synth("long", &rows);
     recipe.data.eval = vec![fixture.text("long")];
     let path = fixture.save("recipe", &recipe);
