@@ -274,7 +274,11 @@ fn a_batch_script_says_what_was_asked_for() {
     }
     let at = |part: &str| script.find(part).unwrap_or_else(|| panic!("{part}: {script}"));
     assert!(at("#SBATCH --signal") < at("set -eu") && at("set -eu") < at("set +eu") && at("set +eu") < at("srun "));
-    let bare = sae::run(&["launch", "slurm", &path, "--dry-run"]).exits(0).says(&["--cpus-per-task"]).stdout;
+    // sbatch fills in what follows a `%`.
+    let out = fixture.text("a%3Ab/job.sh");
+    let bare =
+        sae::run(&["launch", "slurm", "--out", &out, &path, "--dry-run"]).exits(0).says(&["--cpus-per-task"]).stdout;
+    assert!(bare.contains("/a%%3Ab/slurm-%j.out"), "{bare}");
     assert!(!bare.contains("set +eu") && !bare.contains("--mem"), "{bare}");
     fs::write(&prologue, "#SBATCH --mem=1G\n").expect("written");
     sae::run(&words).exits(64).says(&["modules.sh", "--sbatch"]);
