@@ -222,11 +222,16 @@ fn explained_variance_of_rows_is_that_of_its_definition() {
     let summary = fixture.json("run/summary.json");
     let scale = summary["scale"].as_f64().expect("a scale");
     check(&summary, &rows, scale);
+    let lines = json_lines(&fixture.path("run/metrics.jsonl"));
+    let (eval, train): (Vec<&Value>, Vec<&Value>) = lines.iter().partition(|line| line["kind"] == "eval");
+    assert!(train.iter().all(|line| line["explained_variance_rows"].is_null()) && !train.is_empty(), "{train:?}");
+    assert!(eval.iter().all(|line| line["explained_variance_rows"].is_number()), "{eval:?}");
+    let last = eval.last().expect("held-out rows were measured");
+    assert_eq!(last["explained_variance_rows"], summary["explained_variance_rows"], "of the evaluation at the end");
     let run = fixture.text("run");
     check(&sae::run(&["eval", &run, "--json"]).exits(0).json(), &rows, scale);
     let some = sae::run(&["eval", &run, "--rows", "300", "--json"]).exits(0).json();
     check(&some, &rows[..300 * WIDTH], scale);
-    // During training, on the weights of that step: here the last one, which is evaluated twice.
     let table = sae::run(&["eval", &run]).exits(0).stdout;
     assert!(table.contains("explained variance, mean of rows"), "{table}");
     // Rows that are the mean itself have nothing to explain; where all are, there is no number.
