@@ -6,11 +6,11 @@ use std::process::Command;
 
 use tests::fixture::{Fixture, text};
 use tests::launcher::Launcher;
+use tests::need;
 use tests::processes::wait_for;
 use tests::proxy::{Fault, Proxy, Relay};
 use tests::s3::{self, S3};
 use tests::sae::{self, Finished};
-use tests::{kills, need};
 
 /// What `sae` needs in its environment to use an S3 server at an address, whether or not there is one.
 fn environment(address: &str) -> Vec<(String, String)> {
@@ -99,7 +99,7 @@ fn an_outage_in_the_middle_of_a_run_is_told_with_its_length() {
     let s3 = S3::start(&interpreter);
     let relay = Relay::start(s3.address());
     let fixture = Fixture::with_data();
-    let mut recipe = kills::recipe(&fixture, "run");
+    let mut recipe = fixture.recipe("run");
     recipe.run.dir = "s3://bucket/run".into();
     let path = fixture.save("run", &recipe);
     let mut command = sae::sae(&["train", &path]);
