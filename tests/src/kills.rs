@@ -124,13 +124,13 @@ pub fn assert_same_run(one: &Path, other: &Path) {
     assert_eq!(distinct.len(), rows.len(), "no row is used twice");
 }
 
-/// Lines of metrics.jsonl without what depends on the clock.
+/// Lines of metrics.jsonl without what depends on the clock, and on which build made the run.
 #[track_caller]
 pub fn metrics(run: &Path) -> Vec<Value> {
     let mut lines = json_lines(&run.join("metrics.jsonl"));
     for line in &mut lines {
         let line = line.as_object_mut().expect("a line is an object");
-        for key in ["time", "step_s", "wall_s", "tokens_per_s", "tokens_per_s_wall"] {
+        for key in ["time", "step_s", "wall_s", "tokens_per_s", "tokens_per_s_wall", "commit"] {
             line.remove(key).unwrap_or_else(|| panic!("a line has {key}: {line:?}"));
         }
         line.remove("stall_share");
