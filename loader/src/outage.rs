@@ -59,8 +59,11 @@ pub(crate) fn failed(host: &str, since: Instant, what: &str, patience: Duration)
     if tell {
         let until = SystemTime::now() + patience.saturating_sub(since.elapsed());
         let until = humantime::format_rfc3339_seconds(until);
-        let seconds = patience.as_secs();
-        tracing::warn!("{host}: {what}: tried again until {until}, for {seconds} s altogether (--patience)");
+        let patience_s = patience.as_secs();
+        tracing::warn!(
+            patience_s,
+            "{host}: {what}: tried again until {until}, for {patience_s} s altogether (--patience)"
+        );
     }
     since.elapsed()
 }
@@ -70,7 +73,8 @@ pub(crate) fn answered(host: &str) {
     let mut outages = OUTAGES.lock().unwrap_or_else(PoisonError::into_inner);
     // Most hosts have never failed.
     if let Some(length) = outages.get_mut(host).and_then(|outage| outage.answered(Instant::now())) {
-        tracing::warn!("{host} answers again after {:.1} s", length.as_secs_f64());
+        let outage_s = length.as_secs_f64();
+        tracing::warn!(outage_s, "{host} answers again after {outage_s:.1} s");
     }
 }
 

@@ -83,6 +83,8 @@ impl Survey {
     pub fn tell(&self, data: &Data) {
         if let (of, found @ 1..) = self.non_finite {
             tracing::warn!(
+                found,
+                sampled = of,
                 "{found} of {of} sampled rows hold NaN or infinite values: the run would stop at the first; data.filter.finite = true \
                  leaves such rows out"
             );

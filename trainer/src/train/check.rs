@@ -57,6 +57,8 @@ pub(super) fn warn_of_few_steps(recipe: &Recipe, data: &Data) {
     let (steps, batch) = (data.schedule(recipe).steps(), recipe.train.batch);
     if steps < FEW_STEPS {
         tracing::warn!(
+            steps,
+            batch,
             "{} rows in batches of {batch} give {steps} of the {FEW_STEPS} steps below which a dictionary has hardly begun to learn: lower \
              train.batch, or train on more rows",
             data.rows
