@@ -150,6 +150,7 @@ fn a_plan_for_the_processor_is_measured() {
 fn a_dry_run_fails_where_the_run_would() {
     let fixture = Fixture::with_data();
     fs::write(fixture.path("file"), "x").expect("written");
+    fs::write(fixture.path("bad.safetensors"), "x").expect("written");
     let spec = synth::Spec { features: 16, width: 8, rows: 600, shards: 1, active: 2.0, ..Default::default() };
     fixture.synth("narrow", &spec);
     let path = fixture.save("run", &recipe(&fixture, "run"));
@@ -160,6 +161,8 @@ fn a_dry_run_fails_where_the_run_would() {
         (64, vec![set("run.dir", "taken")], "already holds a run"),
         (65, vec!["data.column=nothing".to_owned()], "nothing"),
         (65, vec!["data.filter.positions=[0]".to_owned()], "pos"),
+        (64, vec![set("train.init_from", "bad.safetensors"), "train.init_space=raw".to_owned()], "bad.safetensors"),
+        (64, vec![set("train.init_from", "taken"), "sae.features=1024".to_owned()], "1024"),
         (64, vec![set("data.eval", "narrow")], "same layer"),
         (64, vec!["data.skip=[\"no.parquet:1\"]".to_owned()], "data.skip"),
         (64, vec!["train.tokens=1e9".to_owned()], "train.tokens"),
