@@ -163,6 +163,8 @@ mod tests {
     #[test]
     fn a_median_of_nothing_is_none() {
         assert!(median(&[f64::NAN, 0.0, 0.0, 1.0]).is_err() && median(&[]).is_err());
-        assert_eq!(median(&[f64::INFINITY, 16.0, 16.0, 1e9]).expect("a median"), 4.0);
+        // The middle of its bin.
+        let found = median(&[f64::INFINITY, 16.0, 16.0, 1e9]).expect("a median");
+        assert!((found - 4.0).abs() < 2e-4, "{found}");
     }
 }
