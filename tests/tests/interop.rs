@@ -373,13 +373,14 @@ fn a_run_in_object_storage_is_the_same_run() {
     on_s3(&["export", "s3://bucket/run", "--format", "saelens", "--out", "s3://bucket/exported"]).exits(0);
     assert!(s3.get("exported/sae_weights.safetensors").len() > 4 * 2 * 32 * 256);
     on_s3(&["export", "s3://bucket/run", "--max-shard-size", "20000", "--out", "s3://bucket/parts"]).exits(0);
-    let still = ["--set", "train.lr=1e-30", "--set", "train.tokens=256", "--set", "data.eval=s3://bucket/train"];
+    let still = ["--set", "train.lr=1e-30", "--set", "train.tokens=256"];
     let losses = ["run", "exported", "parts"].map(|from| {
         let sets = [format!("train.init_from=s3://bucket/{from}"), format!("run.dir=s3://bucket/from-{from}")];
         let sets = sets.each_ref().map(|set| ["--set", set]).concat();
         on_s3(&[&["train", &path], &still[..], &sets].concat()).exits(0);
-        let summary = s3.get(&format!("from-{from}/summary.json"));
-        serde_json::from_slice::<Value>(&summary).expect("a summary")["loss"].as_f64().expect("a loss")
+        let run = format!("s3://bucket/from-{from}");
+        let report = on_s3(&["eval", &run, "--data", "s3://bucket/train", "--json"]).exits(0).json();
+        report["loss"].as_f64().expect("a loss")
     });
     let evaluated = here.json()["loss"].as_f64().expect("a loss");
     assert!(losses.iter().all(|loss| (loss - evaluated).abs() < 1e-5 * evaluated), "{losses:?}, {evaluated}");
