@@ -197,17 +197,16 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> std::result::Result<T, String>) 
 
 /// Refuses codecs that this build cannot read: the reader would call such pages damaged.
 pub(crate) fn check_codec(column: &ColumnChunkMetaData) -> std::result::Result<(), String> {
-    let name = match column.compression() {
+    match column.compression() {
         Compression::UNCOMPRESSED
         | Compression::SNAPPY
         | Compression::LZ4
         | Compression::LZ4_RAW
-        | Compression::ZSTD(_) => return Ok(()),
-        Compression::GZIP(_) => "GZIP",
-        Compression::BROTLI(_) => "BROTLI",
-        Compression::LZO => "LZO",
-    };
-    Err(format!("compressed with {name}: write it with zstd, snappy, lz4 or none"))
+        | Compression::ZSTD(_)
+        | Compression::GZIP(_)
+        | Compression::BROTLI(_) => Ok(()),
+        Compression::LZO => Err("compressed with LZO: write it with zstd, snappy, lz4, gzip, brotli or none".into()),
+    }
 }
 
 /// A value of the file's own metadata.

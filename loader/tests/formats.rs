@@ -273,24 +273,22 @@ fn errors_say_what_to_do() {
     );
 }
 
-/// The codec is a number in the footer: other codecs' pages cannot be written here either.
+/// The codec is a number in the footer: nobody writes such pages.
 #[test]
-fn codecs_that_are_not_compiled_in_are_refused_by_name() {
-    for (number, name) in [(2u8, "GZIP"), (4, "BROTLI"), (3, "LZO")] {
-        let zstd = dtype_key(Dtype::F16).set_compression(Codec::ZSTD(ZstdLevel::default()));
-        let (folder, url) = one("activation", binary(Dtype::F16), false, zstd);
-        let path = folder.path().join("a.parquet");
-        let mut bytes = std::fs::read(&path).unwrap();
-        // Field 4 of the column's metadata follows its path: an i32, zigzag; zstd is 6.
-        let codec = b"activation\x15\x0c";
-        let places: Vec<usize> = (0..bytes.len() - codec.len()).filter(|&i| bytes[i..].starts_with(codec)).collect();
-        assert!(!places.is_empty());
-        places.into_iter().for_each(|i| bytes[i + codec.len() - 1] = 2 * number);
-        std::fs::write(&path, bytes).unwrap();
-        let error = Dataset::open(&[url], &OpenOptions::default()).unwrap_err();
-        let says = format!("a.parquet: compressed with {name}: write it with zstd, snappy, lz4 or none");
-        assert!(error.to_string().ends_with(&says) && error.exit_code() == 65, "{error}");
-    }
+fn a_codec_that_no_reader_has_is_refused_by_name() {
+    let zstd = dtype_key(Dtype::F16).set_compression(Codec::ZSTD(ZstdLevel::default()));
+    let (folder, url) = one("activation", binary(Dtype::F16), false, zstd);
+    let path = folder.path().join("a.parquet");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Field 4 of the column's metadata follows its path: an i32, zigzag; zstd is 6, LZO 3.
+    let codec = b"activation\x15\x0c";
+    let places: Vec<usize> = (0..bytes.len() - codec.len()).filter(|&i| bytes[i..].starts_with(codec)).collect();
+    assert!(!places.is_empty());
+    places.into_iter().for_each(|i| bytes[i + codec.len() - 1] = 2 * 3);
+    std::fs::write(&path, bytes).unwrap();
+    let error = Dataset::open(&[url], &OpenOptions::default()).unwrap_err();
+    let says = "a.parquet: compressed with LZO: write it with zstd, snappy, lz4, gzip, brotli or none";
+    assert!(error.to_string().ends_with(says) && error.exit_code() == 65, "{error}");
 }
 
 #[test]

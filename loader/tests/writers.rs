@@ -20,7 +20,7 @@ use loader::{
     Cursor, Dataset, Dtype, Error, InspectOptions, ManifestState, OpenOptions, Order, RowFilter, SkipList, Stream,
     StreamOptions, inspect,
 };
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::errors::Result as ParquetResult;
 use parquet::file::metadata::{
     ColumnChunkMetaData, KeyValue, ParquetMetaDataReader, ParquetMetaDataWriter, RowGroupMetaData,
@@ -73,10 +73,12 @@ fn plain() -> WriterPropertiesBuilder {
     groups().set_dictionary_enabled(false)
 }
 
-fn codecs() -> [Compression; 5] {
+fn codecs() -> [Compression; 7] {
     [
         Compression::UNCOMPRESSED,
         Compression::SNAPPY,
+        Compression::GZIP(GzipLevel::default()),
+        Compression::BROTLI(BrotliLevel::default()),
         Compression::LZ4,
         Compression::LZ4_RAW,
         Compression::ZSTD(ZstdLevel::default()),
