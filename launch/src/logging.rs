@@ -38,6 +38,9 @@ pub fn start(log: Log) {
     tracing_subscriber::registry().with(messages).with(filter).init();
 }
 
+/// Fields that say to programs what the message says to people.
+const FOR_PROGRAMS: [&str; 2] = ["exit_code", "cause"];
+
 /// A message and behind it its fields, numbers in the digits that a person wants to see.
 #[derive(Debug)]
 struct ForPeople;
@@ -58,6 +61,9 @@ struct Words<'w> {
 
 impl Words<'_> {
     fn put(&mut self, field: &Field, value: &str) {
+        if FOR_PROGRAMS.contains(&field.name()) {
+            return;
+        }
         let space = if std::mem::take(&mut self.empty) { "" } else { " " };
         let name = if field.name() == "message" { String::new() } else { format!("{}=", field.name()) };
         let written = write!(self.writer, "{space}{name}{}", visible(value));
