@@ -194,6 +194,19 @@ fn links_are_followed() {
     symlink(at("data"), at("link")).unwrap();
     assert_eq!(open(&text(&at("link"))).identity(), dataset.identity());
     assert_eq!(paths(&open(&format!("{url}/*/*.parquet"))), ["here/c.parquet", "there/a.parquet"]);
+    // A folder that a pattern reaches by a link, behind another way to it that matches nothing; and by two ways that do.
+    put("runs/a/x.parquet", 80);
+    put("runs/m/part/y.parquet", 90);
+    fs::create_dir(at("runs/z")).unwrap();
+    symlink(at("runs/a"), at("runs/z/part")).unwrap();
+    let parts = format!("{}/*/part/*.parquet", text(&at("runs")));
+    assert_eq!(paths(&open(&parts)), ["m/part/y.parquet", "z/part/x.parquet"]);
+    symlink(at("runs/a"), at("runs/a/part")).unwrap();
+    assert_eq!(open(&parts).rows(), 170, "a circle");
+    fs::remove_file(at("runs/a/part")).unwrap();
+    fs::create_dir(at("runs/y")).unwrap();
+    symlink(at("runs/a"), at("runs/y/part")).unwrap();
+    refused(&[&parts], &["y/part/x.parquet", "z/part/x.parquet"]);
 
     // A manifest written beside links locks none of them out.
     assert_eq!(report(&url).manifest, ManifestState::Written);

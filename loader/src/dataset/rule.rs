@@ -108,6 +108,11 @@ impl Rule {
         self.folder(key) == Verdict::Belongs || self.file(key) == Verdict::Belongs
     }
 
+    /// Whether a pattern chooses among the files.
+    pub(super) fn has_pattern(&self) -> bool {
+        self.pattern.is_some()
+    }
+
     /// Whether the pattern has the first character of a path's last name in the same place.
     fn spells_out(&self, key: &str) -> bool {
         let Some(pattern) = &self.pattern else { return false };

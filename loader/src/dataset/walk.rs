@@ -15,7 +15,8 @@ pub(super) struct Walked {
     /// Files that the rule calls shards.
     pub(super) shards: Vec<Entry>,
     pub(super) left_out: Vec<(String, Why)>,
-    /// Folders that were met again by another way, with the way first taken: not looked into twice.
+    /// Folders that were met again by another way, with the way first taken: not looked into twice. With a pattern they are, for it may
+    /// match by one way and not by the other; what it matches by both is found to be the same when shards are compared.
     pub(super) again: Vec<(String, String)>,
 }
 
@@ -88,7 +89,7 @@ impl Walk<'_> {
                 let id = (m.dev(), m.ino());
                 if self.around.contains(&id) {
                     self.found.left_out.push((format!("{key}/"), Why::Circle));
-                } else if let Some(first) = self.seen.get(&id) {
+                } else if let Some(first) = self.seen.get(&id).filter(|_| !self.rule.has_pattern()) {
                     self.found.again.push((first.clone(), key));
                 } else {
                     self.enter(path, &key, &m)?;
