@@ -15,9 +15,11 @@ use crate::pages::Page;
 /// First byte of a file that may belong to a column.
 const FIRST: u64 = 4;
 
-/// (offset, length) of a chunk whose footer was put right.
+/// (offset, length) of a chunk whose footer was put right, or whose column is another than that of activations: then a dictionary at 0,
+/// which is none, has been left there.
 pub(crate) fn range(column: &ColumnChunkMetaData) -> (u64, u64) {
-    let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+    let dictionary = column.dictionary_page_offset().filter(|&offset| offset > 0);
+    let start = dictionary.unwrap_or(column.data_page_offset());
     (start as u64, column.compressed_size() as u64)
 }
 

@@ -65,7 +65,8 @@ pub(super) fn of_column(
     let footer = Footer::read(store, &first.path, first.size, column)?;
     let chunks: Vec<_> = first.row_groups.iter().map(|group| (group.offset, group.length)).collect();
     let Some(column) = footer.column.as_ref() else { return Ok(Some(m)) };
-    if footer.leaf_at(&chunks).is_some_and(|leaf| leaf != column.leaf) {
+    let is_another = m.column.as_ref().is_some_and(|name| *name != column.name);
+    if is_another || footer.leaf_at(&chunks).is_some_and(|leaf| leaf != column.leaf) {
         let url = store.url_of(manifest::FILE_NAME);
         tracing::info!("{url} describes another column of these files, and is not used");
         return Ok(None);

@@ -44,9 +44,10 @@ impl Resolver {
     pub(super) fn place(&mut self, store: &Store, key: &str) -> String {
         match store.target(key) {
             Ok(Target::Local(path)) => self.local(&path),
-            Ok(Target::Remote(store, path)) => format!("{store}/{path}"),
-            // Reading tells.
-            Err(_) => store.url_of(key),
+            // Web servers are all one kind of store, by whose name they cannot be told apart.
+            Ok(Target::Remote(remote, path)) if store.lists() => format!("{remote}/{path}"),
+            // Where it is no key, reading tells.
+            Ok(Target::Remote(..)) | Err(_) => store.url_of(key),
         }
     }
 
