@@ -3,15 +3,16 @@
 
 use std::path::Path;
 
-/// What to say of a local path that holds a variable such as `$SCRATCH` or `${SCRATCH}`, unless something has that very name.
+/// What to say of a local path that holds a variable such as `$SCRATCH` or `${SCRATCH}`, unless a file or folder on the way has that very
+/// name.
 pub fn unexpanded(path: &str) -> Option<String> {
-    let after = path
-        .split('$')
-        .skip(1)
-        .find(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic() || "_{(".contains(c)))?;
-    if Path::new(path).exists() {
-        return None;
-    }
+    // What is new may lie in a folder that is called so.
+    let is_new = |at: usize| !Path::new(&path[..path[at..].find('/').map_or(path.len(), |end| at + end)]).exists();
+    let after = path.match_indices('$').find_map(|(at, _)| {
+        let rest = &path[at + 1..];
+        let names = rest.starts_with(|c: char| c.is_ascii_alphabetic() || "_{(".contains(c));
+        (names && is_new(at)).then_some(rest)
+    })?;
     let inside = after.trim_start_matches(['{', '(']);
     let name: String = inside.chars().take_while(|&c| c.is_ascii_alphanumeric() || c == '_').collect();
     Some(format!(
@@ -37,6 +38,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("$acts");
         std::fs::create_dir(&path).expect("a folder is made");
-        assert_eq!(unexpanded(path.to_str().expect("a plain name")), None);
+        let path = path.to_str().expect("a plain name");
+        for below in ["", "/", "/new", "/*.parquet", "/a/b"] {
+            assert_eq!(unexpanded(&format!("{path}{below}")), None, "{below}");
+        }
+        assert!(unexpanded(&format!("{path}/$b/c")).is_some_and(|said| said.contains("$b ")));
     }
 }
