@@ -85,6 +85,10 @@ impl HttpService for Service {
         loop {
             let failed = match self.attempt(&request, &host, started).await {
                 Ok(response) if passes(response.status().as_u16()) => refusal(response).await,
+                // The clients would ask again and again, and say nothing.
+                Ok(response) if response.status().as_u16() == 501 => {
+                    return Err(HttpError::new(HttpErrorKind::Unknown, GivenUp(refusal(response).await)));
+                }
                 Ok(response) => {
                     outage::answered(&host);
                     return Ok(watched(response, host));
