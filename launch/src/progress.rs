@@ -80,7 +80,7 @@ impl Bar {
     /// Moves to `position`.
     pub fn set(&mut self, position: u64) {
         self.shown.position = position;
-        self.shown.pace.see(self.started.elapsed(), position);
+        self.shown.pace.see(self.started.elapsed(), position, position >= self.shown.total);
         match &self.bar {
             Some(bar) => bar.set_message(self.shown.line(terminal::width())),
             None if self.told.elapsed() >= QUIET => {
@@ -185,9 +185,10 @@ const MEMORY_S: f64 = 30.0;
 const LEAST_S: f64 = 0.2;
 
 impl Pace {
-    fn see(&mut self, at: Duration, position: u64) {
+    /// Takes note of a position; what is over sooner than a rate is known has that of all its time.
+    fn see(&mut self, at: Duration, position: u64, is_last: bool) {
         let seconds = at.saturating_sub(self.at).as_secs_f64();
-        if seconds >= LEAST_S {
+        if seconds >= LEAST_S || (is_last && self.weight == 0.0 && seconds > 0.0) {
             let new = -(-seconds / MEMORY_S).exp_m1();
             let per_s = position.saturating_sub(self.position) as f64 / seconds;
             self.per_s += new * (per_s - self.per_s);
@@ -233,7 +234,7 @@ mod tests {
 
     fn shown() -> Shown {
         let mut pace = Pace { at: Duration::ZERO, position: 3_000_000_000, per_s: 0.0, weight: 0.0 };
-        pace.see(Duration::from_secs(10), 3_000_123_450);
+        pace.see(Duration::from_secs(10), 3_000_123_450, false);
         let measured = Measured {
             step: 9,
             loss: 1874.25,
@@ -271,17 +272,17 @@ mod tests {
     #[test]
     fn the_rate_is_that_of_this_process() {
         let mut pace = Pace { at: Duration::ZERO, position: 1_000_000_000, per_s: 0.0, weight: 0.0 };
-        pace.see(Duration::from_millis(1), 1_000_000_256);
+        pace.see(Duration::from_millis(1), 1_000_000_256, false);
         assert_eq!(pace.per_s(), None);
         for second in 1..=20 {
-            pace.see(Duration::from_secs(second), 1_000_000_000 + 500 * second);
+            pace.see(Duration::from_secs(second), 1_000_000_000 + 500 * second, false);
             assert!(pace.per_s().is_some_and(|per_s| (per_s - 500.0).abs() < 1e-6), "{pace:?}");
         }
         // Another pace takes over.
         let mut position = pace.position;
         for second in 21..=200 {
             position += 5000;
-            pace.see(Duration::from_secs(second), position);
+            pace.see(Duration::from_secs(second), position, false);
         }
         assert!(pace.per_s().is_some_and(|per_s| (per_s - 5000.0).abs() < 20.0), "{pace:?}");
     }

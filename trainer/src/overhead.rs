@@ -133,7 +133,7 @@ impl Walk {
     /// Steps until a checkpoint by the clock is made: it is asked for before a step, and made behind it.
     fn steps_until(&self, every_s: f64) -> u64 {
         let due = (self.saved_at + every_s).max(self.on_its_way);
-        ((due - self.now).max(0.0) / self.pace.step_s).ceil() as u64 + 1
+        (((due - self.now).max(0.0) / self.pace.step_s).ceil() as u64).saturating_add(1)
     }
 
     fn wait(&mut self) {

@@ -152,15 +152,12 @@ fn parse(path: &str) -> Result<Named, Error> {
         return Ok(Named::Step(store, step));
     }
     let store = Store::open(path)?;
-    match trimmed.rsplit_once('/') {
-        // A copy of an attempt under another name.
-        Some((above, folder)) if !folder.is_empty() && store.head("COMMIT")?.is_some() => {
-            let above = if above.is_empty() { "/" } else { above };
-            Ok(Named::Attempt(Store::open(above)?, folder.to_owned()))
-        }
-        None if store.head("COMMIT")?.is_some() => Ok(Named::Attempt(Store::open(".")?, trimmed.to_owned())),
-        _ => Ok(Named::Run(store)),
+    if store.head("COMMIT")?.is_none() {
+        return Ok(Named::Run(store));
     }
+    // A copy of an attempt under another name.
+    let (above, folder) = Store::open_file(trimmed)?;
+    Ok(Named::Attempt(above, folder))
 }
 
 #[cfg(test)]
