@@ -173,6 +173,14 @@ fn a_dry_run_fails_where_the_run_would() {
         assert_eq!(checkpoints::files(&fixture.path("")), before, "{sets:?} left something");
         sae::run(&[&["train", &path], &words[..]].concat()).exits(code).says(&[says]);
     }
+    // Before synthetic shards are made, too.
+    let (made, held_out) = (set("data.train", "made"), set("data.eval", "made-eval"));
+    let synthetic = ["train", &path, "--dry-run", "--set", "data.synth.width=8", "--set", &made, "--set", &held_out];
+    let weights = set("train.init_from", "bad.safetensors");
+    let started = ["--set", &weights, "--set", "train.init_space=raw"];
+    sae::run(&[&synthetic[..], &started].concat()).exits(64).says(&["bad.safetensors"]);
+    sae::run(&synthetic).exits(0);
+    assert!(!fixture.path("made").exists(), "nothing is made");
     // 16 tiles of features.
     let ranks = ["--rank", "0", "--ranks", "17", "--local-rank", "0", "--local-ranks", "17", "--attempt", "a"];
     let refused =

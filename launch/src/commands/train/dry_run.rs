@@ -7,6 +7,7 @@ use indicatif::{HumanBytes, HumanCount};
 use kernels::Device;
 use loader::Store;
 use trainer::data::{self, Data};
+use trainer::init::Source;
 use trainer::plan::{self, Plan};
 use trainer::recipe::Recipe;
 use trainer::rehearsal::{Measured, rehearse};
@@ -28,6 +29,7 @@ pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usiz
         for url in recipe.data.train.iter().chain(&recipe.data.eval) {
             run_dir::check_writable(&Store::open(url)?)?;
         }
+        Source::open(recipe, spec.width)?;
         table::say(recipe.to_toml());
         let made = recipes::synthetic(spec);
         table::say(format!("# not there yet: training makes {made} first; sae plan reckons with them"));
