@@ -15,6 +15,7 @@ mod environment;
 mod error;
 mod feed;
 mod footer;
+mod footers;
 mod heavy;
 mod inspect;
 mod io;

@@ -3,10 +3,6 @@
 //! Writers store them as whatever integer type they have. They are looked at in every shard when data are opened: a filter that
 //! the last shard cannot serve would otherwise end a run at its last shard.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::Builder;
-
 use parquet::basic::{ConvertedType, LogicalType, Type};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::schema::types::ColumnDescriptor;
@@ -14,12 +10,10 @@ use serde::Serialize;
 
 use crate::column;
 use crate::footer::{Footer, check_codec, groups_with_rows};
-use crate::{Dataset, Error, Result, RowFilter, SkipList};
+use crate::{Dataset, Error, Result, RowFilter, SkipList, footers};
 
 /// The columns that are known.
 pub(crate) const NAMES: [&str; 3] = ["token_id", "doc_id", "pos"];
-/// Footers read at the same time.
-const THREADS: usize = 16;
 
 /// One of the columns `token_id`, `doc_id` and `pos`, over all shards of a dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -146,21 +140,6 @@ fn each_footer<T: Send + Sync>(
         groups.iter().enumerate().any(|(i, group)| group.rows > 0 && !skipped(i))
     };
     let shards: Vec<u32> = (0..dataset.shards().len() as u32).filter(is_read).collect();
-    let cells: Vec<OnceLock<Result<T>>> = shards.iter().map(|_| OnceLock::new()).collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(&shard) = shards.get(i) else { break };
-            // Set once: each index is handed out once.
-            let _ = cells[i].set(dataset.footer(shard).map(|footer| look(&footer)));
-        }
-    };
-    std::thread::scope(|scope| {
-        let start = |_| Builder::new().spawn_scoped(scope, work).map(drop);
-        (0..THREADS.min(shards.len())).try_for_each(start).map_err(|e| Error::Threads(e.to_string()))
-    })?;
-    let died = || Error::Arguments("a thread that reads footers died".into());
-    let looked = cells.into_iter().map(|cell| cell.into_inner().unwrap_or_else(|| Err(died())));
-    shards.iter().zip(looked).map(|(&shard, looked)| Ok((shard, looked?))).collect()
+    let looked = footers::look_at(&shards, shards.len(), |&shard| dataset.footer(shard).map(|footer| look(&footer)))?;
+    Ok(shards.into_iter().zip(looked).collect())
 }

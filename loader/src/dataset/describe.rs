@@ -1,16 +1,11 @@
 //! What each shard holds: from a manifest that describes it, or from its footer.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::find::Found;
 use super::{OpenOptions, same};
 use crate::footer::{Footer, Layout};
-use crate::{Dtype, Error, Manifest, Result, Shard};
-
-/// Footers read at the same time.
-const FOOTER_THREADS: usize = 16;
+use crate::{Dtype, Error, Manifest, Result, Shard, footers};
 
 /// A shard with what belongs to the whole dataset.
 #[derive(Clone)]
@@ -49,33 +44,17 @@ pub(super) fn describe(
     known: &HashMap<String, Described>,
     options: &OpenOptions,
 ) -> Result<Vec<Described>> {
-    let next = AtomicUsize::new(0);
-    let results: Vec<OnceLock<Result<Described>>> = found.iter().map(|_| OnceLock::new()).collect();
-    let work = || {
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(f) = found.get(i) else { break };
-            let described = match known.get(&f.path) {
-                // Sizes were compared when the manifest was found.
-                Some(d) => {
-                    let mut d = d.clone();
-                    // Only what the store says now: a copy of the data has other tags than the manifest.
-                    d.shard.etag.clone_from(&f.etag);
-                    Ok(d)
-                }
-                None => from_footer(f, options),
-            };
-            // Set once per index: each index is handed out once.
-            let _ = results[i].set(described);
+    let without = found.iter().filter(|f| !known.contains_key(&f.path)).count();
+    footers::look_at(found, without, |f| match known.get(&f.path) {
+        // Sizes were compared when the manifest was found.
+        Some(d) => {
+            let mut d = d.clone();
+            // Only what the store says now: a copy of the data has other tags than the manifest.
+            d.shard.etag.clone_from(&f.etag);
+            Ok(d)
         }
-    };
-    std::thread::scope(|scope| {
-        let footers = found.iter().filter(|f| !known.contains_key(&f.path)).count();
-        let threads = footers.clamp(1, FOOTER_THREADS);
-        (0..threads).for_each(|_| drop(scope.spawn(work)));
-    });
-    let absent = || Error::Arguments("a thread that reads footers died".into());
-    results.into_iter().map(|cell| cell.into_inner().unwrap_or_else(|| Err(absent()))).collect()
+        None => from_footer(f, options),
+    })
 }
 
 fn from_footer(f: &Found, options: &OpenOptions) -> Result<Described> {
