@@ -310,7 +310,34 @@ fn shards_of_another_column_are_refused() {
         assert_eq!(open(places[0]).column(), Some("layer3"));
         refused(&places, &says);
         assert_eq!(tried(&places[..1]).unwrap().rows(), 40);
+        // A manifest that says no column, as version 0.1.0 wrote them, was made without comparing the columns.
+        let described = |place: &str| {
+            let mut shard = open(&format!("{url}/{place}")).shards()[0].clone();
+            shard.path.insert_str(0, &format!("{place}/"));
+            shard
+        };
+        let shards = ["a", "b"].map(described);
+        let old = Manifest::new(WIDTH, Dtype::F32, false, true, shards.to_vec());
+        store.put("manifest.json", old.to_json()).unwrap();
+        refused(&[&url], &says);
+        let one = Manifest::new(WIDTH, Dtype::F32, false, true, shards[..1].to_vec());
+        store.delete("b/b.parquet").unwrap();
+        store.put("manifest.json", one.to_json()).unwrap();
+        assert_eq!(open(&url).column(), Some("layer3"));
     }
+}
+
+/// Clients that show folders leave an object of zero bytes for each.
+#[test]
+fn folders_that_are_objects_are_no_empty_shards() {
+    let url = memory();
+    let store = Store::open(&url).unwrap();
+    store.put("a.parquet", Bytes::new()).unwrap();
+    store.put("a.parquet-old", Bytes::new()).unwrap();
+    store.put("a.parquet/b.parquet", shard(50)).unwrap();
+    let dataset = open(&url);
+    assert_eq!(paths(&dataset), ["a.parquet/b.parquet"]);
+    assert_eq!(left_out(&dataset, &url), [(Why::OtherName, 1, strings(&["a.parquet-old"]))]);
 }
 
 /// What other people's folders may hold must not keep a data set from being read.
@@ -323,12 +350,16 @@ fn folders_that_stay_closed_are_not_looked_into() {
         .iter()
         .for_each(|key| Store::open(&text(folder.path())).unwrap().put(key, shard(50)).unwrap());
     for closed in [".trash", "x"] {
+        // Root may read anything: where it looks it finds this.
+        symlink(at("nowhere"), at(closed).join("gone.parquet")).unwrap();
         fs::set_permissions(at(closed), fs::Permissions::from_mode(0o000)).unwrap();
     }
     let (glob, whole) = (tried(&[&text(&at("*.parquet"))]), tried(&[&text(folder.path())]));
-    // Root may read anything.
-    if fs::read_dir(at("x")).is_err() {
-        assert!(matches!(&whole, Err(Error::Denied { location, .. }) if location.ends_with("/x")), "{whole:?}");
+    match fs::read_dir(at("x")) {
+        Err(_) => {
+            assert!(matches!(&whole, Err(Error::Denied { location, .. }) if location.ends_with("/x")), "{whole:?}")
+        }
+        Ok(_) => assert!(whole.unwrap_err().to_string().contains("/x/gone.parquet")),
     }
     for closed in [".trash", "x"] {
         fs::set_permissions(at(closed), fs::Permissions::from_mode(0o755)).unwrap();

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::find::Place;
 use super::rule::Why;
 use crate::footer::Footer;
-use crate::{Entry, Error, Manifest, Result, Store, manifest};
+use crate::{Entry, Error, Manifest, Result, Shard, Store, footers, manifest};
 
 /// What to do about a manifest that cannot be kept.
 const REDO: &str =
@@ -49,8 +49,9 @@ pub(super) fn read(store: &Store) -> Result<Option<Manifest>> {
 }
 
 /// The manifest with the name of its column, unless that is another column of the same files than the one that is asked for: pages of
-/// both have the same form, and only a footer tells them apart. That of the first of `entries` that is as the manifest has it speaks
-/// for all: what has changed is told where all are compared.
+/// both have the same form, and only footers tell them apart. Looked at are those of `entries` that are as the manifest has them: what
+/// has changed is told where all are compared. Where the manifest names its column, the first speaks for all; those of version 0.1.0 do
+/// not, and what they describe was not compared.
 pub(super) fn of_column(
     store: &Store,
     mut m: Manifest,
@@ -61,18 +62,27 @@ pub(super) fn of_column(
         let at = m.shards.binary_search_by(|shard| shard.path.as_str().cmp(&entry.key)).ok()?;
         Some(&m.shards[at]).filter(|shard| shard.size == entry.size && shard.rows > 0)
     };
-    let Some(first) = entries.iter().find_map(described) else { return Ok(Some(m)) };
-    let footer = Footer::read(store, &first.path, first.size, column)?;
-    let chunks: Vec<_> = first.row_groups.iter().map(|group| (group.offset, group.length)).collect();
-    let Some(column) = footer.column.as_ref() else { return Ok(Some(m)) };
-    let is_another = m.column.as_ref().is_some_and(|name| *name != column.name);
-    if is_another || footer.leaf_at(&chunks).is_some_and(|leaf| leaf != column.leaf) {
+    let most = if m.column.is_some() { 1 } else { usize::MAX };
+    let shards: Vec<&Shard> = entries.iter().filter_map(described).take(most).collect();
+    let columns = footers::look_at(&shards, shards.len(), |shard| column_of(store, shard, column))?;
+    let columns: Vec<(String, bool)> = columns.into_iter().flatten().collect();
+    let Some((first, _)) = columns.first() else { return Ok(Some(m)) };
+    let name = m.column.as_ref().unwrap_or(first).clone();
+    if columns.iter().any(|(other, is_described)| !is_described || *other != name) {
         let url = store.url_of(manifest::FILE_NAME);
         tracing::info!("{url} describes another column of these files, and is not used");
         return Ok(None);
     }
-    m.column.get_or_insert_with(|| column.name.clone());
+    m.column = Some(name);
     Ok(Some(m))
+}
+
+/// The name of a shard's activation column, and whether no other has its chunks where the manifest says.
+fn column_of(store: &Store, shard: &Shard, column: Option<&str>) -> Result<Option<(String, bool)>> {
+    let footer = Footer::read(store, &shard.path, shard.size, column)?;
+    let chunks: Vec<_> = shard.row_groups.iter().map(|group| (group.offset, group.length)).collect();
+    let leaf = footer.leaf_at(&chunks);
+    Ok(footer.column.map(|column| (column.name, leaf.is_none_or(|leaf| leaf == column.leaf))))
 }
 
 /// A manifest must describe exactly what lies there.

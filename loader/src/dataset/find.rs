@@ -136,7 +136,8 @@ fn walked(store: &Store, root: &Path, rule: &Rule) -> Result<Listed> {
 
 fn listed(store: &Store, rule: &Rule) -> Result<Listed> {
     let (mut shards, mut left_out) = (Vec::new(), Vec::new());
-    for entry in store.list("")? {
+    let entries = store.list("")?;
+    for entry in entries.iter().filter(|entry| !is_folder(entry, &entries)).cloned() {
         match rule.file(&entry.key) {
             Verdict::Belongs => shards.push(entry),
             Verdict::LeftOut(path, why) => left_out.push((path, why)),
@@ -144,6 +145,13 @@ fn listed(store: &Store, rule: &Rule) -> Result<Listed> {
         }
     }
     Ok((shards, left_out))
+}
+
+/// Whether an object of zero bytes stands for a folder, as some clients make them: others of the sorted `entries` lie below it.
+fn is_folder(entry: &Entry, entries: &[Entry]) -> bool {
+    let inside = format!("{}/", entry.key);
+    let next = entries.partition_point(|other| other.key < inside);
+    entry.size == 0 && entries.get(next).is_some_and(|other| other.key.starts_with(&inside))
 }
 
 /// A server without listing: the manifest says what there is.
