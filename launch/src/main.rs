@@ -6,6 +6,7 @@ mod commands;
 mod contents;
 mod counterparts;
 mod device;
+mod disk;
 mod failure;
 mod job;
 mod logging;

@@ -423,6 +423,12 @@ fn a_card_that_is_too_small_is_said_with_what_would_fit() {
     let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "2000000")]);
     let said = sae::run_with(&["train", &recipe, "--device", "cuda"], &borrowed(&small)).exits(64);
     said.says(&["does not fit", "sae.features", "train.batch"]);
+    // It is known before anything is made.
+    let made = format!("data.train={}", fixture.text("made"));
+    let synthetic = ["--set", "data.eval=[]", "--set", &made, "--set", "data.synth.width=4096"];
+    let features = ["train", &recipe, "--device", "cuda", "--dry-run", "--set", "sae.features=34000000"];
+    let said = sae::run_with(&[&features[..], &synthetic].concat(), &borrowed(&small)).exits(64);
+    said.says(&["does not fit", "neither", "lower both"]);
 
     // Most of what this one takes are weights and moments.
     let mut large = fixture.recipe("run");

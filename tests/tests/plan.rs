@@ -180,6 +180,9 @@ fn a_dry_run_fails_where_the_run_would() {
     let started = ["--set", &weights, "--set", "train.init_space=raw"];
     sae::run(&[&synthetic[..], &started].concat()).exits(64).says(&["bad.safetensors"]);
     sae::run(&synthetic).exits(0);
+    sae::run(&[&synthetic[..], &["--set", "train.tokens=1e9"]].concat()).exits(64).says(&["train.tokens"]);
+    let few = ["--set", "data.synth.rows=5000", "--set", "train.batch=64"];
+    sae::run(&[&synthetic[..], &few].concat()).exits(0).says(&["5000 rows in batches of 64 give 79 of the 100 steps"]);
     assert!(!fixture.path("made").exists(), "nothing is made");
     // 16 tiles of features.
     let ranks = ["--rank", "0", "--ranks", "17", "--local-rank", "0", "--local-ranks", "17", "--attempt", "a"];

@@ -32,6 +32,52 @@ pub struct Data {
     pub order: loader::Order,
 }
 
+/// What of the data decides how much memory a run needs, and how many steps it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// `D`.
+    pub width: usize,
+    /// Rows trained on.
+    pub rows: u64,
+    /// Held-out rows, where there are any.
+    pub eval_rows: Option<u64>,
+}
+
+impl Extent {
+    /// Of the rows that [`synthesize`] makes of `spec`.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] when `train.tokens` is more than there will be.
+    pub fn of_synthetic(recipe: &Recipe, spec: &Spec) -> Result<Extent, Error> {
+        let eval_rows = (!recipe.data.eval.is_empty()).then_some(recipe.data.synth_eval_rows);
+        Ok(Extent { width: spec.width, rows: rows_of(recipe, spec.rows)?, eval_rows })
+    }
+
+    /// Rows of the largest batch: `train.batch`, or all there are.
+    pub(crate) fn largest_batch(&self, recipe: &Recipe) -> usize {
+        let rows = self.eval_rows.map_or(self.rows, |eval_rows| eval_rows.max(self.rows));
+        recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
+    }
+
+    /// The run's schedules: its steps follow from rows and batch.
+    pub fn schedule(&self, recipe: &Recipe) -> Schedule {
+        let train = &recipe.train;
+        let steps = self.rows.div_ceil(train.batch as u64);
+        Schedule::new(steps, train.lr, train.l1, train.l1_warmup, train.lr_decay)
+    }
+}
+
+/// Rows trained on, of so many.
+fn rows_of(recipe: &Recipe, rows: u64) -> Result<u64, Error> {
+    match recipe.train.tokens {
+        Some(tokens) if tokens > rows => Err(Error::Recipe(format!(
+            "train.tokens is {tokens}, but data.train has {rows} rows, and each is used once: leave train.tokens out for the whole \
+             epoch"
+        ))),
+        tokens => Ok(tokens.unwrap_or(rows)),
+    }
+}
+
 impl Data {
     /// Opens the shards that the recipe names.
     ///
@@ -63,16 +109,7 @@ impl Data {
             eval.check_columns(&filter, &SkipList::default())?;
             check_held_out(&train, eval, kept.is_some())?;
         }
-        let rows = match recipe.train.tokens {
-            Some(tokens) if tokens > train.rows() => {
-                return Err(Error::Recipe(format!(
-                    "train.tokens is {tokens}, but data.train has {} rows, and each is used once: leave train.tokens \
-                     out for the whole epoch",
-                    train.rows()
-                )));
-            }
-            tokens => tokens.unwrap_or(train.rows()),
-        };
+        let rows = rows_of(recipe, train.rows())?;
         let order = match recipe.data.order {
             Order::Sequential => loader::Order::Sequential,
             Order::Striped => loader::Order::Striped,
@@ -98,11 +135,14 @@ impl Data {
         Ok(data.expect("its error has been returned"))
     }
 
-    /// The run's schedules: its steps follow from rows and batch.
+    /// How large it is.
+    pub fn extent(&self) -> Extent {
+        Extent { width: self.train.width(), rows: self.rows, eval_rows: self.eval.as_ref().map(Dataset::rows) }
+    }
+
+    /// The run's schedules.
     pub fn schedule(&self, recipe: &Recipe) -> Schedule {
-        let train = &recipe.train;
-        let steps = self.rows.div_ceil(train.batch as u64);
-        Schedule::new(steps, train.lr, train.l1, train.l1_warmup, train.lr_decay)
+        self.extent().schedule(recipe)
     }
 
     /// Identity of the held-out data, if there is any.

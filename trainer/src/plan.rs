@@ -3,9 +3,9 @@
 
 use kernels::mesh::Place;
 use kernels::{AdamMode, Bytes, Device, Shape};
-use loader::{Dataset, Stream, memory};
+use loader::{Stream, memory};
 
-use crate::data::{self, Data};
+use crate::data::{self, Data, Extent};
 use crate::recipe::{Adam, Recipe};
 use crate::recovery::Truth;
 use crate::roll_call::most_rows;
@@ -52,9 +52,9 @@ impl Plan {
         let (width, features) = (data.train.width() as u64, recipe.sae.features as u64);
         communication::check(recipe, device.axes().place.mesh)?;
         let place = device.axes().place;
-        let shape = shape(recipe, data, place);
+        let shape = shape(recipe, data.extent(), place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == shape.width);
-        let settled = settled(shape, data, truth.as_ref());
+        let settled = settled(shape, data.eval.is_some() || truth.is_some());
         check_room(device, shape, settled)?;
         let settled = settled.map(|shape| device.bytes(shape)).unwrap_or_default();
         let training = device.bytes(shape);
@@ -109,25 +109,24 @@ fn looking_bytes(recipe: &Recipe, data: &Data, place: Place) -> Result<u64, Erro
 }
 
 /// What the dictionary of a recipe needs on the rank at `place`.
-pub fn shape(recipe: &Recipe, data: &Data, place: Place) -> Shape {
+pub fn shape(recipe: &Recipe, extent: Extent, place: Place) -> Shape {
     let adam = match recipe.train.adam {
         Adam::Dense => AdamMode::Dense,
         Adam::Catchup => AdamMode::Catchup,
         Adam::Touched => AdamMode::Touched,
     };
     Shape {
-        width: data.train.width(),
+        width: extent.width,
         features: place.shard(recipe.sae.features).len(),
-        batch: most_rows(place, largest_batch(recipe, data)) * place.mesh.feature,
+        batch: most_rows(place, extent.largest_batch(recipe)) * place.mesh.feature,
         adam: Some(adam),
         dense_bytes: recipe.train.dense_bytes as usize,
     }
 }
 
-/// What a second dictionary needs in which weights settle, when the mode of `shape` owes updates and somebody will look
-/// at the weights.
-pub(crate) fn settled(shape: Shape, data: &Data, truth: Option<&Truth>) -> Option<Shape> {
-    let looks = data.eval.is_some() || truth.is_some();
+/// What a second dictionary needs in which weights settle, when the mode of `shape` owes updates and somebody `looks` at the
+/// weights.
+pub(crate) fn settled(shape: Shape, looks: bool) -> Option<Shape> {
     (shape.adam == Some(AdamMode::Catchup) && looks).then_some(Shape { adam: None, ..shape })
 }
 
@@ -185,10 +184,4 @@ fn largest(limit: usize, unit: usize, fits: impl Fn(usize) -> bool) -> Option<us
         if fits(middle * unit) { low = middle } else { high = middle - 1 }
     }
     (low > 0).then_some(low * unit)
-}
-
-/// Rows of the largest batch: `train.batch`, or all there are.
-pub(crate) fn largest_batch(recipe: &Recipe, data: &Data) -> usize {
-    let rows = data.eval.as_ref().map_or(0, Dataset::rows).max(data.rows);
-    recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
 }

@@ -32,7 +32,7 @@ use crate::summary::Summary;
 use crate::together::{once_all, together};
 use crate::{Error, account, checkpoint};
 
-pub use check::check;
+pub use check::{check, check_before_synthesis};
 
 use book::InFlight;
 use line::LineClock;

@@ -18,7 +18,7 @@ use crate::args::{Doctor, WorldArgs};
 use crate::device::{self, DeviceChoice, Opened};
 use crate::failure::Failure;
 use crate::world::{self, World};
-use crate::{job, recipes, table};
+use crate::{disk, job, recipes, table};
 
 /// Bytes written and read back to see how fast a place is: more than the caches of controllers hide, and no long wait.
 const PROBE_BYTES: usize = 64 << 20;
@@ -274,16 +274,9 @@ fn clocks_apart_s(path: &Path) -> Option<f64> {
     Some(apart.as_secs_f64())
 }
 
-/// Room on a file system, by the nearest folder that exists.
 fn room(folder: &Path) -> Found {
-    let Some(there) = folder.ancestors().find(|folder| folder.exists()) else {
-        return Found::Warning("no part of the path exists".to_owned());
-    };
-    match rustix::fs::statvfs(there) {
-        Ok(disk) => Found::Ok(format!(
-            "{} free; sae train --dry-run says what a run writes",
-            HumanBytes(disk.f_bavail * disk.f_frsize)
-        )),
-        Err(error) => Found::Warning(format!("the system does not say how much room there is: {error}")),
+    match disk::free_bytes(folder) {
+        Some(bytes) => Found::Ok(format!("{} free; sae train --dry-run says what a run writes", HumanBytes(bytes))),
+        None => Found::Warning("the system does not say how much room there is".to_owned()),
     }
 }

@@ -38,14 +38,14 @@ impl<'a, D: Device> Run<'a, D> {
         let width = data.train.width();
         let schedule = data.schedule(recipe);
         communication::check(recipe, axes.place.mesh)?;
-        let shape = plan::shape(recipe, data, axes.place);
+        let shape = plan::shape(recipe, data.extent(), axes.place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
-        let settled = plan::settled(shape, data, truth.as_ref());
+        let settled = plan::settled(shape, data.eval.is_some() || truth.is_some());
         plan::check_room(device, shape, settled)?;
         let mut sae = device.dictionary(shape)?;
         let settled = settled.map(|shape| device.dictionary(shape)).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
-        let batch = plan::largest_batch(recipe, data);
+        let batch = data.extent().largest_batch(recipe);
         let buffers = || Buffers::new(device, batch, width, value_bytes);
         let free = (0..=D::AHEAD).map(|_| buffers()).collect::<Result<Vec<_>, _>>()?;
         let mut tally = device.tally(width, shape.features)?;
@@ -84,7 +84,7 @@ impl<'a, D: Device> Run<'a, D> {
         let from = found.as_ref().map(|found| found.folder.as_str());
         let (step, steps, rows) = (state.step, schedule.steps(), data.rows);
         if scribe.is_some() {
-            warn_of_few_steps(recipe, data);
+            warn_of_few_steps(recipe, data.extent());
             let (device, mesh) = (device.describe(), axes.place.mesh);
             tracing::info!(step, steps, total_rows = rows, from, device, %mesh, "training begins");
         }

@@ -1,13 +1,10 @@
 //! `sae train --dry-run`: what a run would read, hold and write, and whether it could begin. Whatever would end a run at its start ends
 //! this with the same exit code; nothing is left anywhere.
 
-use std::path::Path;
-
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device;
 use loader::Store;
 use trainer::data::{self, Data};
-use trainer::init::Source;
 use trainer::plan::{self, Plan};
 use trainer::recipe::Recipe;
 use trainer::rehearsal::{Measured, rehearse};
@@ -18,7 +15,7 @@ use crate::args::{L0, MTBF};
 use crate::budget::{self, Budget, Terms};
 use crate::failure::Failure;
 use crate::job::STORAGE;
-use crate::{contents, recipes, table};
+use crate::{contents, disk, recipes, table};
 
 /// Looks at everything and prints.
 pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usize) -> Result<(), Failure> {
@@ -29,7 +26,7 @@ pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usiz
         for url in recipe.data.train.iter().chain(&recipe.data.eval) {
             run_dir::check_writable(&Store::open(url)?)?;
         }
-        Source::open(recipe, spec.width)?;
+        train::check_before_synthesis(device, recipe, spec)?;
         table::say(recipe.to_toml());
         let made = recipes::synthetic(spec);
         table::say(format!("# not there yet: training makes {made} first; sae plan reckons with them"));
@@ -37,15 +34,16 @@ pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usiz
     }
     let data = Data::open(recipe, resume.then_some(&store))?;
     let plan = Plan::of(device, recipe, &data, host_ranks)?;
-    let survey = Survey::of(&data, recipe)?;
-    train::check(device, recipe, (&data, &survey), resume.then_some(&store))?;
+    let survey = train::check(device, recipe, &data, resume.then_some(&store))?;
     table::say(recipe.to_toml());
     contents::print("data.train", &data.train.contents());
     if let Some(eval) = &data.eval {
         contents::print("data.eval", &eval.contents());
     }
-    show(recipe, (&plan, &survey), device);
-    survey.tell(&data);
+    show(recipe, (&plan, survey.as_ref()), device);
+    if let Some(survey) = survey {
+        survey.tell(&data);
+    }
     let measured = measure(device, recipe, &data)?;
     let budget = measured.map(|measured| budget(recipe, (&plan, &data), &measured));
     match &budget {
@@ -57,13 +55,12 @@ pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usiz
     Ok(())
 }
 
-fn show(recipe: &Recipe, (plan, survey): (&Plan, &Survey), device: &impl Device) {
-    let rows = [
+fn show(recipe: &Recipe, (plan, survey): (&Plan, Option<&Survey>), device: &impl Device) {
+    let mut rows = vec![
         ("device", device.describe()),
         ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),
         ("order", plan.order.clone()),
         ("steps", HumanCount(plan.steps).to_string()),
-        ("E‖x‖² in the largest 1 % of the rows", table::percent(survey.top1_share())),
         ("parameters", HumanCount(plan.parameters).to_string()),
         ("read", HumanBytes(plan.bytes_read).to_string()),
         ("memory: weights and moments", HumanBytes(plan.weight_bytes).to_string()),
@@ -75,6 +72,9 @@ fn show(recipe: &Recipe, (plan, survey): (&Plan, &Survey), device: &impl Device)
         ("written at each checkpoint", HumanBytes(plan.checkpoint_bytes).to_string()),
         ("checkpoints kept", kept(recipe)),
     ];
+    if let Some(survey) = survey {
+        rows.push(("E‖x‖² in the largest 1 % of the rows", table::percent(survey.top1_share())));
+    }
     table::print(&format!("plan for {}", recipe.run.dir), &rows);
 }
 
@@ -86,7 +86,7 @@ fn kept(recipe: &Recipe) -> String {
 /// A few steps, where one rank trains on this machine's processor: others cannot be had to themselves.
 fn measure<D: Device>(device: &D, recipe: &Recipe, data: &Data) -> Result<Option<Measured>, Failure> {
     let alone = device.axes().all.size() == 1 && device.room().is_none();
-    let shape = plan::shape(recipe, data, device.axes().place);
+    let shape = plan::shape(recipe, data.extent(), device.axes().place);
     Ok(alone.then(|| rehearse(device, recipe, shape, L0)).transpose()?)
 }
 
@@ -123,7 +123,7 @@ fn show_budget(budget: &Budget) {
 fn warn_of_little_room(store: &Store, recipe: &Recipe, plan: &Plan, budget: Option<&Budget>) {
     let most = recipe.checkpoint.keep as u64 + 1 + u64::from(recipe.checkpoint.best);
     let needed = budget.map_or(most.saturating_mul(plan.checkpoint_bytes), |budget| budget.checkpoints.peak_bytes);
-    if let Some(free) = store.local_path().and_then(free_bytes).filter(|&free| free < needed) {
+    if let Some(free) = store.local_path().and_then(disk::free_bytes).filter(|&free| free < needed) {
         tracing::warn!(
             "{} has {} free, and checkpoints take up to {} at once: free some space, lower checkpoint.keep, or choose another run.dir",
             store.url(),
@@ -131,10 +131,4 @@ fn warn_of_little_room(store: &Store, recipe: &Recipe, plan: &Plan, budget: Opti
             HumanBytes(needed)
         );
     }
-}
-
-/// Bytes free on the file system of a folder, by the nearest one that exists.
-fn free_bytes(folder: &Path) -> Option<u64> {
-    let there = folder.ancestors().find(|folder| folder.exists())?;
-    rustix::fs::statvfs(there).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
