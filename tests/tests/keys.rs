@@ -2,7 +2,9 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use kernels::cpu::Cpu;
 use loader::{Dataset, Dtype, InspectOptions, OpenOptions, ShardWriter, Store, WriteOptions, inspect};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -12,6 +14,8 @@ use tests::s3::{S3, spool};
 use tests::sae::{self, Finished};
 use tests::{checkpoints, need};
 use trainer::recipe::{Every, Recipe};
+use trainer::train::{Event, Start, train};
+use trainer::{checkpoint, evaluate};
 
 /// What people and programs put into names, and what means something to a URL, a shell, a pattern or XML.
 const PIECES: [&str; 24] = [
@@ -67,7 +71,9 @@ fn keys_go_in_and_out(root: &str, cases: u32) {
         store.delete(&keys[0]).expect("removed");
         sorted.retain(|key| *key != keys[0]);
         prop_assert_eq!(listed(&store), sorted);
-        rows_go_in_and_out(&outer.url_of(&format!("{top}/{}", keys[0])), &format!("s{top}"));
+        let folder = outer.url_of(&format!("{top}/{}", keys[0]));
+        rows_go_in_and_out(&folder, &format!("s{top}"));
+        a_run_goes_on_and_is_read(&folder, &outer.url_of(&format!("{top}/r{}", keys[0])));
         Ok(())
     });
     result.unwrap_or_else(|error| panic!("{error}"));
@@ -78,7 +84,9 @@ fn rows_go_in_and_out(folder: &str, name: &str) {
     let store = Store::open(folder).expect("a folder");
     let options = WriteOptions { prefix: name.to_owned(), ..WriteOptions::new(8, Dtype::F16) };
     let mut writer = ShardWriter::create(&store, options).expect("a writer");
-    writer.write(&[0; 5 * 16], None).expect("rows are written");
+    // Numbers from 1 on.
+    let rows: Vec<u8> = (0..5 * 8).flat_map(|i| (0x3c00 + i as u16).to_le_bytes()).collect();
+    writer.write(&rows, None).expect("rows are written");
     writer.finish().expect("a manifest is written");
     let shard =
         store.list("").expect("listed").into_iter().find(|entry| entry.key.starts_with(name)).expect("a shard").key;
@@ -93,6 +101,36 @@ fn rows_go_in_and_out(folder: &str, name: &str) {
             "{text}"
         );
     }
+}
+
+/// A run in a folder of any name, on data in another: it is stopped, goes on, and its end is found and read.
+fn a_run_goes_on_and_is_read(data: &str, run: &str) {
+    // One for each start: what ends one tells its device.
+    let device = || Cpu::new(Some(1)).expect("threads");
+    let mut recipe: Recipe =
+        toml::from_str("[data]\ntrain = ''\n[sae]\nfeatures = 128\n[run]\ndir = ''\n").expect("a recipe");
+    (recipe.data.train, recipe.data.eval, recipe.run.dir) = (vec![data.to_owned()], Vec::new(), run.to_owned());
+    (recipe.train.batch, recipe.train.threads) = (2, Some(1));
+    let start = |resume, stop_at| {
+        let (stop, mut from) = (AtomicBool::new(false), None);
+        let watch = Box::new(|event: Event<'_>| match event {
+            Event::Start { step, .. } => from = Some(step),
+            Event::Step { step, .. } => stop.store(step == stop_at, Ordering::Relaxed),
+            _ => {}
+        });
+        let done = train(&device(), &recipe, Start { resume, commit: "", stop: &stop, host_ranks: 1, watch });
+        (from, done.map(|summary| summary.steps))
+    };
+    let stopped = start(false, 1);
+    assert!(matches!(stopped, (Some(0), Err(trainer::Error::Interrupted { .. }))), "{stopped:?} in {run}");
+    let again = start(false, 1);
+    assert!(matches!(&again, (None, Err(error)) if error.to_string().contains("already holds a run")), "{again:?}");
+    let (from, steps) = start(true, 0);
+    let from = from.expect("it begins");
+    assert!(from > 0 && from < 3 && steps.expect("its end") == 3, "{run} goes on from {from}");
+    let (store, found) = checkpoint::open(run).expect("a checkpoint");
+    assert_eq!((store.url(), found.manifest.step), (Store::open(run).expect("a folder").url(), 3));
+    evaluate::load(&device(), &store, &found, 2).expect("its weights");
 }
 
 #[test]
