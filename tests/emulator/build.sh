@@ -3,6 +3,7 @@
 #
 #   build.sh objects VARIANT OBJECTS                               the emulator and the driver
 #   build.sh library VARIANT OBJECTS FOLDER DEVICE_CUH KERNEL.cu…  FOLDER/libcuda.so.1 of them and the kernels
+#   build.sh nvrtc FOLDER                                          FOLDER/libnvrtc.so.13, a stand-in for NVIDIA's
 #   build.sh self_test FOLDER                                      FOLDER/self_test
 #
 # VARIANT is plain, asan (addresses and undefined behaviour) or tsan (races). CXX names the compiler, g++ by default; JOBS
@@ -116,6 +117,11 @@ library() {
     rm -f "$folder"/*.o
 }
 
+nvrtc() {
+    mkdir -p "$1"
+    "$cxx" "${common[@]}" -O1 -Wall -Wextra -shared "$here/nvrtc.cpp" -o "$1/libnvrtc.so.13"
+}
+
 self_test() {
     mkdir -p "$1"
     "$cxx" -std=c++20 -O1 -g -Wall -Wextra "$here/self_test.cpp" -ldl -o "$1/self_test"
@@ -124,7 +130,7 @@ self_test() {
 command="$1"
 shift
 case "$command" in
-objects | library | self_test) "$command" "$@" ;;
+objects | library | nvrtc | self_test) "$command" "$@" ;;
 *)
     echo "build.sh: no command $command" >&2
     exit 64

@@ -1,12 +1,14 @@
 //! The CUDA kernels on a processor: builds `libcuda.so.1` of tests/emulator with a set of kernels, and runs programs on it.
 //!
 //! A program needs no change: it looks for `libcuda.so.1` as it always does and finds this one. The kernels are compiled as
-//! C++, so they run under sanitizers; seeds vary the order in which threads, blocks and streams run.
+//! C++, so they run under sanitizers; seeds vary the order in which threads, blocks and streams run. A program asks NVRTC for
+//! images first: NVIDIA's where the Python environment has it, and a stand-in elsewhere, so that g++ is all that is needed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -135,8 +137,19 @@ impl Emulator {
         self.folder.join("libcuda.so.1")
     }
 
-    /// What a program's environment has to hold so that it finds the library instead of a driver, and the sanitizers'
-    /// settings. Seed 0 runs everything in order and at once.
+    /// The stand-in for NVRTC, as a program finds it: its folder, and a cache of images that are good for nothing else.
+    ///
+    /// # Panics
+    /// When it does not compile.
+    pub fn stand_in_for_nvrtc() -> Vec<(&'static str, OsString)> {
+        let compiler = need::compiler().expect("the emulator was built, so there is a compiler");
+        let digest = digest(&[sources().join("build.sh"), sources().join("nvrtc.cpp")], &compiler);
+        let folder = cached(&format!("nvrtc-{digest:032x}"), |folder| build(&["nvrtc".as_ref(), folder.as_os_str()]));
+        vec![("SAE_CACHE_DIR", folder.join("cubins").into()), ("SAE_NVRTC", folder.into())]
+    }
+
+    /// What a program's environment has to hold so that it finds the library instead of a driver and a compiler for it, and
+    /// the sanitizers' settings. Seed 0 runs everything in order and at once.
     pub fn environment(&self, seed: u64) -> Vec<(&'static str, OsString)> {
         let mut path = self.folder.clone().into_os_string();
         if let Some(more) = std::env::var_os("LD_LIBRARY_PATH") {
@@ -152,6 +165,7 @@ impl Emulator {
             // What Rust does is not watched, so what it calls must not be either.
             ("TSAN_OPTIONS", "halt_on_error=1:ignore_noninstrumented_modules=1".into()),
         ];
+        environment.extend(nvrtc().iter().cloned());
         if let Some(runtime) = self.variant.preload() {
             environment.push(("LD_PRELOAD", runtime_library(runtime).into()));
         }
@@ -175,6 +189,15 @@ impl Emulator {
         command.args(more.iter().map(|(name, value)| format!("{name}={value}")));
         command.arg(program).args(arguments).output().expect("timeout(1) runs")
     }
+}
+
+/// What a program's environment has to hold so that it finds an NVRTC: the real one, where there is one.
+fn nvrtc() -> &'static [(&'static str, OsString)] {
+    static FOUND: OnceLock<Vec<(&'static str, OsString)>> = OnceLock::new();
+    FOUND.get_or_init(|| match need::nvrtc_if_there() {
+        Some(folder) => vec![("SAE_NVRTC", folder.into())],
+        None => Emulator::stand_in_for_nvrtc(),
+    })
 }
 
 /// The folder of the emulator's sources.

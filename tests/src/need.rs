@@ -27,11 +27,15 @@ pub fn optional(what: &str) {
 /// It is not made here: that takes minutes and gigabytes, which nobody expects of `cargo test`.
 #[track_caller]
 pub fn python() -> Option<PathBuf> {
-    let found = std::env::var_os("PYTHON_REF").map(PathBuf::from).or_else(made_environment);
+    let found = found_python();
     if found.is_none() {
         missing("Python environment: make it with tests/reference/venv.sh");
     }
     found
+}
+
+fn found_python() -> Option<PathBuf> {
+    std::env::var_os("PYTHON_REF").map(PathBuf::from).or_else(made_environment)
 }
 
 /// A C++ compiler for the emulator: CXX, or g++, and objcopy, which comes with it.
@@ -70,13 +74,24 @@ fn made_environment() -> Option<PathBuf> {
     environment.join("complete").exists().then(|| environment.join("bin/python"))
 }
 
-/// The folder of NVRTC in that environment: PyTorch brings it along.
+/// NVRTC in that environment, where PyTorch brings it along: a folder of its packages, and the library there.
+const NVRTC: (&str, &str) = ("nvidia/cu13/lib", "libnvrtc.so.13");
+
+/// The folder of NVRTC in that environment.
 ///
 /// # Panics
 /// When that Python does not run.
 #[track_caller]
 pub fn nvrtc() -> Option<PathBuf> {
-    package_with("nvidia/cu13/lib", "libnvrtc.so.13")
+    package_with(NVRTC)
+}
+
+/// The same, for those that can do without it.
+///
+/// # Panics
+/// When that Python does not run.
+pub fn nvrtc_if_there() -> Option<PathBuf> {
+    folder_with(&found_python()?, NVRTC)
 }
 
 /// The folder of NCCL there.
@@ -85,20 +100,24 @@ pub fn nvrtc() -> Option<PathBuf> {
 /// When that Python does not run.
 #[track_caller]
 pub fn nccl() -> Option<PathBuf> {
-    package_with("nvidia/nccl/lib", "libnccl.so.2")
+    package_with(("nvidia/nccl/lib", "libnccl.so.2"))
 }
 
 /// A folder of that environment's packages, if the library lies there.
 #[track_caller]
-fn package_with(folder: &str, library: &str) -> Option<PathBuf> {
-    let packages = "import sysconfig; print(sysconfig.get_path('purelib'))";
-    let output = Command::new(python()?).args(["-c", packages]).output().expect("Python runs");
-    let folder = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join(folder);
-    if folder.join(library).exists() {
-        return Some(folder);
+fn package_with(place: (&str, &str)) -> Option<PathBuf> {
+    let found = folder_with(&python()?, place);
+    if found.is_none() {
+        missing(&format!("{} in its Python environment", place.1));
     }
-    missing(&format!("{library} in its Python environment"));
-    None
+    found
+}
+
+fn folder_with(python: &Path, (folder, library): (&str, &str)) -> Option<PathBuf> {
+    let packages = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let output = Command::new(python).args(["-c", packages]).output().expect("Python runs");
+    let folder = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join(folder);
+    folder.join(library).exists().then_some(folder)
 }
 
 /// A file system of its own size, mounted for the life of this value.

@@ -1,7 +1,6 @@
 //! The CUDA kernels: the cases of every device on a card, where there is one, and on the emulator; whole runs of `sae` on the
 //! emulator, with a card that fails or is too small; and bugs planted in the kernels.
 
-use std::path::Path;
 use std::process::Output;
 
 use kernels::cuda::card::{Card, Options};
@@ -14,7 +13,7 @@ use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
 use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
 use tests::sae::Finished;
-use tests::{checkpoints, golden, late, need, rounding, sae};
+use tests::{checkpoints, golden, late, rounding, sae};
 use trainer::recipe::{Every, InitSpace, Order, Recipe, Scale};
 
 use Variant::{Asan, Plain, Tsan};
@@ -122,10 +121,9 @@ fn a_parameter_takes(device: &Cuda, bytes: f64) {
 }
 
 /// This test binary with an emulated card.
-fn on_the_emulator(emulator: &Emulator, cases: &str, seed: u64, nvrtc: &Path) -> Output {
+fn on_the_emulator(emulator: &Emulator, cases: &str, seed: u64) -> Output {
     let own = std::env::current_exe().expect("a process knows its file");
-    let nvrtc = nvrtc.to_str().expect("UTF-8");
-    let more = [(EMULATED, cases), ("SAE_NVRTC", nvrtc), ("EMULATOR_CAPABILITY", "90"), ("RUST_BACKTRACE", "0")];
+    let more = [(EMULATED, cases), ("EMULATOR_CAPABILITY", "90"), ("RUST_BACKTRACE", "0")];
     emulator.run(&own, &["--exact", "cases_hold_on_a_card", "--nocapture"], seed, &more)
 }
 
@@ -138,25 +136,23 @@ fn holds(output: &Output, label: &str) {
 
 #[test]
 fn cases_hold_on_the_emulator() {
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let Some(emulator) = Emulator::build(Plain) else { return };
     for (cases, seed) in [("all", 0), ("few", 1), ("few", 2), ("few", 3)] {
-        holds(&on_the_emulator(&emulator, cases, seed, &nvrtc), &format!("{cases} cases, seed {seed}"));
+        holds(&on_the_emulator(&emulator, cases, seed), &format!("{cases} cases, seed {seed}"));
     }
 }
 
 #[test]
 fn cases_hold_under_sanitizers() {
-    let Some(nvrtc) = need::nvrtc() else { return };
     for variant in [Asan, Tsan] {
         let Some(emulator) = Emulator::build(variant) else { return };
-        holds(&on_the_emulator(&emulator, "few", 1, &nvrtc), &format!("{variant:?}"));
+        holds(&on_the_emulator(&emulator, "few", 1), &format!("{variant:?}"));
     }
 }
 
 /// What `sae` needs to find the emulated card.
-fn environment(emulator: &Emulator, nvrtc: &Path, more: &[(&str, &str)]) -> Vec<(String, String)> {
-    let mut environment: Vec<(String, String)> =
-        vec![("SAE_NVRTC".into(), nvrtc.to_str().expect("UTF-8").into()), ("EMULATOR_CAPABILITY".into(), "90".into())];
+fn environment(emulator: &Emulator, more: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut environment: Vec<(String, String)> = vec![("EMULATOR_CAPABILITY".into(), "90".into())];
     let of_emulator = emulator.environment(0).into_iter();
     environment.extend(of_emulator.map(|(name, value)| (name.to_owned(), value.into_string().expect("UTF-8"))));
     environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -169,8 +165,8 @@ fn borrowed(environment: &[(String, String)]) -> Vec<(&str, &str)> {
 
 #[test]
 fn a_run_on_the_emulator_reaches_the_golden_losses() {
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
-    reaches_the_golden_losses(&borrowed(&environment(&emulator, &nvrtc, &[])));
+    let Some(emulator) = Emulator::build(Plain) else { return };
+    reaches_the_golden_losses(&borrowed(&environment(&emulator, &[])));
 }
 
 fn reaches_the_golden_losses(environment: &[(&str, &str)]) {
@@ -206,10 +202,10 @@ fn reaches_the_golden_losses(environment: &[(&str, &str)]) {
 /// Memory modes of a card: bf16 and 8 bits in checkpoints of binary32, and back.
 #[test]
 fn a_run_with_narrow_weights_and_moments_goes_on_to_the_same_bits() {
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::with_data();
-    let healthy = environment(&emulator, &nvrtc, &[]);
-    let failing = environment(&emulator, &nvrtc, &[("EMULATOR_FAIL", "launch:100:700")]);
+    let healthy = environment(&emulator, &[]);
+    let failing = environment(&emulator, &[("EMULATOR_FAIL", "launch:100:700")]);
     let mut recipe = fixture.recipe("whole");
     recipe.sae.features = 64;
     recipe.train.batch = 64;
@@ -249,21 +245,21 @@ fn memory_modes_are_refused_where_there_are_none() {
 /// An error of the card names the kernel, keeps the checkpoint, and the run goes on from it to the same bits.
 #[test]
 fn a_card_that_fails_costs_no_checkpoint() {
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::with_data();
     let mut recipe = fixture.recipe("whole");
     recipe.sae.features = 128;
     recipe.train.tokens = Some(12 * 256);
     recipe.checkpoint.every = trainer::recipe::Every::Steps(4);
     let whole = fixture.save("whole", &recipe);
-    let healthy = environment(&emulator, &nvrtc, &[]);
+    let healthy = environment(&emulator, &[]);
     let on_card = ["--device", "cuda"];
     sae::run_with(&[&["train", &whole], &on_card[..]].concat(), &borrowed(&healthy)).exits(0);
 
     recipe.run.dir = fixture.text("failed");
     let failed = fixture.save("failed", &recipe);
     for (fault, words) in [("launch:150:700", "illegal memory access"), ("launch:150:214", "ECC")] {
-        let failing = environment(&emulator, &nvrtc, &[("EMULATOR_FAIL", fault)]);
+        let failing = environment(&emulator, &[("EMULATOR_FAIL", fault)]);
         let start = [&["train", &failed, "--resume-or-start"], &on_card[..]].concat();
         sae::run_with(&start, &borrowed(&failing)).exits(71).says(&["CUDA failed", words]);
         assert!(fixture.json("failed/error-0.json")["error"].as_str().is_some_and(|text| text.contains(words)));
@@ -311,10 +307,10 @@ fn trained(fixture: &Fixture, recipe: &Recipe, run: &str, environment: &[(String
 #[test]
 fn a_step_without_room_is_made_again_before_the_next() {
     const AGAIN: &str = "made again on the dense path";
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::new();
     let mut recipe = with_a_loud_batch(&fixture, 9, 4);
-    let environment = environment(&emulator, &nvrtc, &[("RUST_LOG", "debug")]);
+    let environment = environment(&emulator, &[("RUST_LOG", "debug")]);
     let (late, finished) = trained(&fixture, &recipe, "late", &environment);
     assert_eq!(finished.stderr.matches(AGAIN).count(), 1, "{}", finished.stderr);
     recipe.checkpoint.every = Every::Steps(1);
@@ -344,7 +340,7 @@ fn a_step_without_room_is_made_again_before_the_next() {
 /// A row that is not finite is heard of when the next step is under way: nothing of either has happened.
 #[test]
 fn a_row_with_nan_is_named_though_the_next_step_is_under_way() {
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::new();
     let mut rows = plain_rows(2000, 32, 9);
     rows[1300 * 32 + 3] = f32::NAN;
@@ -354,7 +350,7 @@ fn a_row_with_nan_is_named_though_the_next_step_is_under_way() {
     recipe.data.scale = Scale::Fixed(1.0);
     (recipe.log.every, recipe.checkpoint.every) = (1000, Every::Steps(1000));
     let path = fixture.save("run", &recipe);
-    let environment = environment(&emulator, &nvrtc, &[]);
+    let environment = environment(&emulator, &[]);
     let nan = "shard-00001.parquet:300";
     let on_card = ["train", &path, "--device", "cuda"];
     sae::run_with(&on_card, &borrowed(&environment)).exits(70).says(&["step 5", "1 of its rows", nan]);
@@ -373,11 +369,10 @@ fn a_row_with_nan_is_named_though_the_next_step_is_under_way() {
 /// Copies come as late as the events between the streams and the host allow, and with any of these events left out too late.
 #[test]
 fn no_order_of_copies_and_kernels_changes_a_run() {
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::new();
     let recipe = with_a_loud_batch(&fixture, 7, 3);
-    let run =
-        |name: &str, more: &[(&str, &str)]| trained(&fixture, &recipe, name, &environment(&emulator, &nvrtc, more));
+    let run = |name: &str, more: &[(&str, &str)]| trained(&fixture, &recipe, name, &environment(&emulator, more));
     let (expected, _) = run("at_once", &[]);
     for seed in ["1", "2", "3"] {
         let (tensors, _) = run(&format!("seed_{seed}"), &[("EMULATOR_SEED", seed)]);
@@ -389,7 +384,7 @@ fn no_order_of_copies_and_kernels_changes_a_run() {
             recipe.run.dir = fixture.text(&name);
             let path = fixture.save(&name, &recipe);
             let more = [("EMULATOR_SEED", &*seed.to_string()), ("EMULATOR_OMIT", omitted)];
-            let environment = environment(&emulator, &nvrtc, &more);
+            let environment = environment(&emulator, &more);
             let finished = sae::run_with(&["train", &path, "--device", "cuda"], &borrowed(&environment));
             finished.code != Some(0) || checkpoints::last(&fixture.path(&name)) != expected
         };
@@ -400,13 +395,13 @@ fn no_order_of_copies_and_kernels_changes_a_run() {
 /// However many steps a run has, it waits for the whole card equally often: at its start, and where somebody looks.
 #[test]
 fn no_step_waits_for_the_card_to_be_idle() {
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::new();
     let mut recipe = with_a_loud_batch(&fixture, 18, 17);
     let mut waits = |steps: u64| {
         recipe.train.tokens = Some(16 * steps);
         let more = [("EMULATOR_SEED", "2"), ("EMULATOR_TRACE", "1")];
-        let (_, finished) = trained(&fixture, &recipe, &format!("of_{steps}"), &environment(&emulator, &nvrtc, &more));
+        let (_, finished) = trained(&fixture, &recipe, &format!("of_{steps}"), &environment(&emulator, &more));
         let count = |words: &str| finished.stderr.lines().filter(|line| line.contains(words)).count() as u64;
         (count("the host waits for a stream"), count("the host waits for an event"))
     };
@@ -417,10 +412,10 @@ fn no_step_waits_for_the_card_to_be_idle() {
 
 #[test]
 fn a_card_that_is_too_small_is_said_with_what_would_fit() {
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Plain), need::nvrtc()) else { return };
+    let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::with_data();
     let recipe = fixture.save("recipe", &fixture.recipe("run"));
-    let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "2000000")]);
+    let small = environment(&emulator, &[("EMULATOR_MEMORY", "2000000")]);
     let said = sae::run_with(&["train", &recipe, "--device", "cuda"], &borrowed(&small)).exits(64);
     said.says(&["does not fit", "sae.features", "train.batch"]);
     // It is known before anything is made.
@@ -434,7 +429,7 @@ fn a_card_that_is_too_small_is_said_with_what_would_fit() {
     let mut large = fixture.recipe("run");
     (large.sae.features, large.train.dense_bytes) = (1 << 17, 1 << 20);
     let large = fixture.save("large", &large);
-    let small = environment(&emulator, &nvrtc, &[("EMULATOR_MEMORY", "120000000")]);
+    let small = environment(&emulator, &[("EMULATOR_MEMORY", "120000000")]);
     let said = sae::run_with(&["train", &large, "--device", "cuda"], &borrowed(&small)).exits(64);
     said.says(&["does not fit", "train.moments = \"bf16\" would fit"]);
     assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
@@ -523,10 +518,9 @@ const CONTROLS: &[Control] = &[
 
 #[test]
 fn planted_bugs_are_caught() {
-    let Some(nvrtc) = need::nvrtc() else { return };
     let kernels = Kernels::of_trainer();
     for control in CONTROLS {
-        let missed = control.missed_by(&kernels, |emulator, seed| on_the_emulator(emulator, "few", seed, &nvrtc));
+        let missed = control.missed_by(&kernels, |emulator, seed| on_the_emulator(emulator, "few", seed));
         assert!(missed.is_empty(), "{}: not caught by {missed:?}", control.name);
     }
 }

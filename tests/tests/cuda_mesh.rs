@@ -11,7 +11,7 @@ use tests::fixture::{Fixture, json_lines, plain_rows, write_shards};
 use tests::jobs::as_rank;
 use tests::processes::{self, wait_for};
 use tests::sae::Finished;
-use tests::{checkpoints, golden, need, sae};
+use tests::{checkpoints, golden, sae};
 use trainer::communication::Traffic;
 use trainer::recipe::{Adam, BiasInit, Every, Order, Precision, Recipe, Scale};
 
@@ -25,16 +25,15 @@ const MESHES: [(&str, &str); 3] = [("1x2", "2"), ("2x1", "2"), ("2x2", "4")];
 
 /// What `sae` needs to find so many emulated cards.
 fn environment(cards: &str, seed: u64) -> Option<Vec<(String, String)>> {
-    of_emulator(&Emulator::build(Variant::Plain)?, cards, seed)
+    Some(of_emulator(&Emulator::build(Variant::Plain)?, cards, seed))
 }
 
-fn of_emulator(emulator: &Emulator, cards: &str, seed: u64) -> Option<Vec<(String, String)>> {
-    let nvrtc = need::nvrtc()?;
-    let own = [("EMULATOR_CAPABILITY", "90"), ("EMULATOR_DEVICES", cards), ("SAE_NVRTC", nvrtc.to_str()?)];
+fn of_emulator(emulator: &Emulator, cards: &str, seed: u64) -> Vec<(String, String)> {
+    let own = [("EMULATOR_CAPABILITY", "90"), ("EMULATOR_DEVICES", cards)];
     let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let of_emulator = emulator.environment(seed).into_iter();
     let of_emulator = of_emulator.map(|(name, value)| (name.to_owned(), value.into_string().expect("UTF-8")));
-    Some(of_emulator.chain(own).collect())
+    of_emulator.chain(own).collect()
 }
 
 fn borrowed(environment: &[(String, String)]) -> Vec<(&str, &str)> {
@@ -136,7 +135,7 @@ fn rows_that_nobody_has_touched_need_not_travel() {
 }
 
 /// Four steps on four ranks, their gradient rows in several rounds.
-fn four_steps(emulator: &Emulator, seed: u64) -> Option<Output> {
+fn four_steps(emulator: &Emulator, seed: u64) -> Output {
     let fixture = Fixture::with_data();
     let mut recipe = recipe(&fixture, "run");
     // Two tiles a rank, more touched rows in them than there is room for.
@@ -145,13 +144,14 @@ fn four_steps(emulator: &Emulator, seed: u64) -> Option<Output> {
     recipe.train.dense_bytes = 1;
     let path = fixture.save("recipe", &recipe);
     let words = [&launch("4")[..], &[&path, "--device", "cuda", "--mesh", "2x2"]].concat();
-    Some(emulator.run(sae::binary(), &words, seed, &borrowed(&of_emulator(emulator, "4", seed)?)))
+    emulator.run(sae::binary(), &words, seed, &borrowed(&of_emulator(emulator, "4", seed)))
 }
 
 #[test]
 fn messages_between_ranks_hold_under_sanitizers() {
     for variant in [Variant::Asan, Variant::Tsan] {
-        let Some(output) = Emulator::build(variant).and_then(|emulator| four_steps(&emulator, 1)) else { return };
+        let Some(emulator) = Emulator::build(variant) else { return };
+        let output = four_steps(&emulator, 1);
         assert!(output.status.success(), "{variant:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
@@ -176,13 +176,9 @@ const CONTROLS: &[Control] = &[
 
 #[test]
 fn planted_bugs_between_ranks_are_caught() {
-    if need::nvrtc().is_none() {
-        return;
-    }
     let kernels = Kernels::of_trainer();
     for control in CONTROLS {
-        let missed =
-            control.missed_by(&kernels, |emulator, seed| four_steps(emulator, seed).expect("NVRTC, as before"));
+        let missed = control.missed_by(&kernels, four_steps);
         assert!(missed.is_empty(), "{}: not caught by {missed:?}", control.name);
     }
 }

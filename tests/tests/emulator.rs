@@ -1,9 +1,16 @@
-//! The emulator of the CUDA kernels: its primitives, its driver, and the bugs that it has to find.
+//! The emulator of the CUDA kernels: its primitives, its driver, its stand-in for NVRTC, and the bugs that it has to find.
 
+use std::path::Path;
 use std::process::Output;
 
+use kernels::Error;
+use kernels::cuda::RELEASED;
+use kernels::cuda::nvrtc::Nvrtc;
+use kernels::cuda::sources::{NAIVE, SOURCES, Source};
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
+use tests::fixture::Fixture;
+use tests::{checkpoints, sae};
 
 use Variant::{Asan, Plain, Tsan};
 
@@ -221,13 +228,58 @@ fn a_missing_wait_of_the_host_shows() {
 #[test]
 fn the_kernels_of_the_trainer_compile() {
     let kernels = Kernels::of_trainer();
-    if kernels.files.is_empty() {
-        return;
-    }
+    assert!(!kernels.files.is_empty(), "the trainer has kernels");
     for variant in [Plain, Asan, Tsan] {
         let Some(emulator) = Emulator::build_with(variant, &kernels) else { return };
         assert!(emulator.library().exists());
     }
+}
+
+/// What the stand-in for NVRTC gives holds the names that the real one would see, and it refuses what needs no compiler to be refused.
+#[test]
+fn the_stand_in_for_nvrtc_knows_kernels_headers_and_architectures() {
+    let Some(_) = Emulator::build(Plain) else { return };
+    let environment = Emulator::stand_in_for_nvrtc();
+    let (_, folder) = environment.iter().find(|(name, _)| *name == "SAE_NVRTC").expect("its folder");
+    let nvrtc = Nvrtc::find(Some(Path::new(folder))).expect("it has NVRTC's functions");
+    for source in SOURCES.iter().chain(NAIVE) {
+        for arch in RELEASED {
+            let image = nvrtc.compile(source, arch).expect("it refuses nothing of the trainer's").image;
+            let names: Vec<u8> =
+                source.kernels().iter().flat_map(|kernel| [kernel.name.as_bytes(), b"\0"].concat()).collect();
+            // An ELF header and a table with one section come first.
+            assert_eq!(image[128..], names, "{} for {arch}", source.file);
+        }
+    }
+    let outside = Source { file: "outside.cu", text: "#include <cuda_runtime.h>\n" };
+    let error = nvrtc.compile(&outside, RELEASED[0]).expect_err("only own headers are there");
+    assert!(matches!(&error, Error::Compile { log, .. } if log.contains("cuda_runtime.h")), "{error}");
+    let error = nvrtc.compile(&SOURCES[0], "sm_83".parse().expect("a name")).expect_err("there is no such card");
+    assert!(matches!(&error, Error::UnknownArch { known, .. } if known.contains("sm_90")), "{error}");
+}
+
+/// Images decide nothing but which kernels there are: a run comes to the same bits by the stand-in as by the real NVRTC, which
+/// tests on the emulator use where it is there.
+#[test]
+fn a_run_by_the_stand_in_for_nvrtc_has_the_same_bits() {
+    let Some(emulator) = Emulator::build(Plain) else { return };
+    let fixture = Fixture::with_data();
+    let [usual, by_stand_in] = ["usual", "by_stand_in"].map(|run| {
+        let recipe = fixture.save(run, &fixture.recipe(run));
+        let mut environment = emulator.environment(0);
+        environment.push(("EMULATOR_CAPABILITY", "90".into()));
+        if run == "by_stand_in" {
+            environment.extend(Emulator::stand_in_for_nvrtc());
+            environment.push(("SAE_CACHE_DIR", fixture.text("cubins").into()));
+        }
+        let environment: Vec<_> =
+            environment.iter().map(|(name, value)| (*name, value.to_str().expect("UTF-8"))).collect();
+        sae::run_with(&["train", &recipe, "--device", "cuda"], &environment).exits(0);
+        checkpoints::last(&fixture.path(run))
+    });
+    assert_eq!(checkpoints::differing(&usual, &by_stand_in), [""; 0]);
+    let images = std::fs::read_dir(fixture.path("cubins")).expect("the stand-in's images").count();
+    assert_eq!(images, SOURCES.len(), "each by the stand-in");
 }
 
 #[test]
