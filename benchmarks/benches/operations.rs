@@ -1,11 +1,11 @@
 //! Time of each operation of a step on a card, beside its floor and a naive version.
 //!
-//!     cargo bench -p benchmarks --bench operations [-- [small] [--json FILE]]
+//!     cargo bench -p benchmarks --bench operations [-- [small] [--json FILE] [--ceilings FILE]]
 //!
 //! Times are between two events on the card, with the cache flushed before and everything enqueued ahead, so they hold no
 //! launch from the host; best and median of the repeats. normalize waits for the copy of its rows from the host, some of which goes
 //! on while the cache is flushed, and which a run hides behind the step before. GB/s and TFLOP/s follow from each operation's model of traffic and work, and the share is that of
-//! its floor. Nothing is timed before the sparse path agrees with the dense one, and each operation with the naive version.
+//! its floor, by the rates of a copy and of cuBLAS. Nothing is timed before the sparse path agrees with the dense one, and each operation with the naive version.
 //!
 //! Naive versions (naive.cu): a thread an output, with all of a written, for encode (of some tokens: its time is then scaled to
 //! all of them); a block a token for decode; atomics into matrices like the weights for backward; dense Adam a tensor at a time.
@@ -14,11 +14,12 @@
 use std::process::ExitCode;
 
 use benchmarks::asked::{self, Asked, Lines};
-use benchmarks::floor::{Work, floor_us};
+use benchmarks::ceiling::Ceiling;
+use benchmarks::floor::Work;
 use benchmarks::planted::{Operation, Planted, Run, UPDATE, best_and_median};
 use kernels::cuda::card::Card;
 use kernels::cuda::naive::Naive;
-use kernels::cuda::{Cost, Cuda, Moments, Peaks, Precision, Stopwatch};
+use kernels::cuda::{Cost, Cuda, Moments, Precision, Stopwatch};
 use kernels::{AdamMode, AdamUpdate, Device, Dictionary, Error, LearningRate, Path, Slot, Tensor};
 use serde_json::json;
 
@@ -43,7 +44,7 @@ const SHAPES: [Shapes; 2] = [
 const SMALL: [Shapes; 1] = [(72, 300, &[(64, 8), (40, 20)])];
 
 fn main() -> ExitCode {
-    asked::main(|asked, card| {
+    asked::main(&[], |asked, card| {
         let mut lines = asked.lines()?;
         measure_all(asked, card, &mut lines)
     })
@@ -53,11 +54,6 @@ fn measure_all(asked: &Asked, card: &Card, lines: &mut Lines) -> Result<(), Stri
     let words = |error: Error| error.to_string();
     let device = Cuda::beside_naive(card, PRECISION).map_err(words)?;
     println!("{}", device.describe());
-    let peaks = device.peaks(asked.small).map_err(words)?;
-    println!("copy {:.0} GB/s, bf16 products {:.1} TFLOP/s", peaks.copy_gbs, peaks.product_gflops / 1e3);
-    lines.add(&json!({
-        "what": "peaks", "device": device.describe(), "copy_gbs": peaks.copy_gbs, "product_tflops": peaks.product_gflops / 1e3,
-    }))?;
     for &(width, features, batches) in if asked.small { &SMALL[..] } else { &SHAPES[..] } {
         let planted = Planted::new(width, features, batches);
         let shape = planted.shape(AdamMode::Dense);
@@ -70,7 +66,8 @@ fn measure_all(asked: &Asked, card: &Card, lines: &mut Lines) -> Result<(), Stri
             continue;
         }
         let mut run = Run::new(&device, &planted, shape);
-        let mut bench = Bench { watch: Stopwatch::new(&device, asked.small).map_err(words)?, peaks, lines };
+        let mut bench =
+            Bench { asked, device: &device, watch: Stopwatch::new(&device, asked.small).map_err(words)?, lines };
         let fits = bytes + Naive::bytes(shape, NAIVE_TOKENS) + (1 << 30) < room;
         let mut naive = if fits { Some(Naive::new(&device, shape, NAIVE_TOKENS).map_err(words)?) } else { None };
         if naive.is_none() {
@@ -85,8 +82,9 @@ fn measure_all(asked: &Asked, card: &Card, lines: &mut Lines) -> Result<(), Stri
 }
 
 struct Bench<'a> {
+    asked: &'a Asked,
+    device: &'a Cuda,
     watch: Stopwatch,
-    peaks: Peaks,
     lines: &'a mut Lines,
 }
 
@@ -110,16 +108,19 @@ impl Bench<'_> {
         let work = Work { precision: PRECISION, mode: AdamMode::Dense, width, features, rows, pairs, touched };
         let l0 = pairs as f64 / rows as f64;
         println!("D = {width}, F = {features}, B = {rows}, L0 = {l0:.1}, {touched} features touched");
+        let ceiling = Ceiling::measure(self.device, run, self.asked, self.lines)?;
         let naive_us = naive.map(|naive| self.naive(run, naive, rows)).transpose()?;
         let shape = json!({ "what": "operation", "width": width, "features": features, "batch": rows, "l0": l0 });
         for operation in Operation::ALL {
             if operation == Operation::Backward {
                 let times = self.transpose(run)?;
-                self.print("transpose", &times, work.cost_of_transpose(), None, &shape)?;
+                let floor_us = Some(work.floor_of_transpose_us(&ceiling));
+                self.print("transpose", &times, work.cost_of_transpose(), (floor_us, None), &shape)?;
             }
             let times = self.repeat(REPEATS, || run.perform(operation, Path::Sparse))?;
             let naive_us = naive_us.as_ref().and_then(|of| of.iter().find(|(of, _)| *of == operation));
-            self.print(operation.name(), &times, work.cost(operation), naive_us.map(|(_, us)| *us), &shape)?;
+            let beside = (work.floor_us(operation, &ceiling), naive_us.map(|(_, us)| *us));
+            self.print(operation.name(), &times, work.cost(operation), beside, &shape)?;
         }
         Ok(())
     }
@@ -178,15 +179,16 @@ impl Bench<'_> {
         name: &str,
         times: &Times,
         cost: Cost,
-        naive_us: Option<f64>,
+        (floor_us, naive_us): (Option<f64>, Option<f64>),
         shape: &serde_json::Value,
     ) -> Result<(), String> {
         let Times { best, median } = *times;
         let (gbs, tflops) = (cost.bytes as f64 / best / 1e3, cost.flop as f64 / best / 1e6);
-        let share = 100.0 * floor_us(cost, &self.peaks) / best;
+        let share = floor_us.map(|us| us / best);
+        let of_floor = share.map_or(String::new(), |share| format!("  {:5.1} % of the floor's rate", 100.0 * share));
         let of_naive = naive_us.map_or(String::new(), |us| format!("  {:7.2} x naive", us / best));
         println!(
-            "  {name:<10} {best:11.1} us (median {median:11.1})  {gbs:8.1} GB/s  {tflops:8.2} TFLOP/s  {share:5.1} % of peak{of_naive}"
+            "  {name:<10} {best:11.1} us (median {median:11.1})  {gbs:8.1} GB/s  {tflops:8.2} TFLOP/s{of_floor}{of_naive}"
         );
         let mut line = shape.clone();
         for (key, value) in [
@@ -195,7 +197,7 @@ impl Bench<'_> {
             ("median_us", json!(median)),
             ("gbs", json!(gbs)),
             ("tflops", json!(tflops)),
-            ("share_of_peak", json!(share / 100.0)),
+            ("share_of_floor", json!(share)),
             ("naive_us", json!(naive_us)),
         ] {
             line[key] = value;

@@ -1,42 +1,71 @@
-//! Whole steps on a card, in every way to keep weights and moments, beside their floor; and where the paths cross.
+//! Whole steps on a card beside their floor, what each kernel takes of one, and where the paths cross.
 //!
-//!     cargo bench -p benchmarks --bench step [-- [small] [--json FILE]]
+//!     cargo bench -p benchmarks --bench step [-- [small] [--json FILE] [--ceilings FILE] [WORD…]]
+//!
+//! Words, of each kind all or as said where none is given:
+//!
+//!     b a crossing           what: steps at 768 × 131,072, at 2048 × 1,048,576, and the density at which the paths take as long
+//!     tiny once              only when asked for: whether a small step holds; one step at b for a profiler to look at
+//!     mixed/f32 f32/f32 …    weights and moments, as a recipe names them; mixed/f32 where none is given, `all` for all
+//!     dense touched          Adam
+//!     batches                other rows and L0 than 8192 and 100 too
 //!
 //! Steps are enqueued as a run enqueues them, none waited for before the next one, and timed by the clock from the first to the
-//! end of the last: rows are copied from the host meanwhile, and no batch is read from storage. The breakdown is that of the
-//! operations by themselves, with the cache flushed before each. The floor is the sum of theirs, from rates measured in the same
-//! run. The last lines say at which density a step takes as long on either path: what `Device::dense_above` should be.
-//! `small` is a shape for the emulator, where times mean nothing.
+//! end of the last: rows are copied from the host meanwhile, and no batch is read from storage. Kernels are timed in such steps,
+//! between two events each, and are those of their operation: the file in kernels/cuda that holds them. An operation's rate is
+//! what it must move, or for encode multiply, over the time of its kernels, and its share that of the measured ceiling. Weights go to the
+//! card once for each way to keep them and each Adam. `small` is a shape for the emulator, where times mean nothing.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use benchmarks::asked::{self, Asked, Lines};
+use benchmarks::ceiling::Ceiling;
 use benchmarks::floor::Work;
-use benchmarks::planted::{Operation, Planted, Run, best_and_median};
+use benchmarks::planted::{Operation, Planted, Run};
 use kernels::cuda::card::Card;
-use kernels::cuda::{Cuda, Moments, Precision, Stopwatch};
+use kernels::cuda::{Cost, Cuda, Launch, Moments, Precision};
 use kernels::{AdamMode, Device, Dictionary, Error, Path};
 use serde_json::json;
 
-/// As a recipe names them, the default first; that one is measured with every batch.
-const PRECISIONS: [(&str, &str, Precision); 6] = [
-    ("mixed", "f32", Precision::Mixed(Moments::F32)),
-    ("mixed", "bf16", Precision::Mixed(Moments::Bf16)),
-    ("mixed", "int8", Precision::Mixed(Moments::Int8)),
-    ("bf16-sr", "f32", Precision::Bf16Sr(Moments::F32)),
-    ("bf16-sr", "bf16", Precision::Bf16Sr(Moments::Bf16)),
-    ("bf16-sr", "int8", Precision::Bf16Sr(Moments::Int8)),
+/// As a recipe names them, the default first.
+const PRECISIONS: [(&str, Precision); 7] = [
+    ("mixed/f32", Precision::Mixed(Moments::F32)),
+    ("mixed/bf16", Precision::Mixed(Moments::Bf16)),
+    ("mixed/int8", Precision::Mixed(Moments::Int8)),
+    ("bf16-sr/f32", Precision::Bf16Sr(Moments::F32)),
+    ("bf16-sr/bf16", Precision::Bf16Sr(Moments::Bf16)),
+    ("bf16-sr/int8", Precision::Bf16Sr(Moments::Int8)),
+    ("f32/f32", Precision::F32),
 ];
 const MODES: [(&str, AdamMode); 2] = [("dense", AdamMode::Dense), ("touched", AdamMode::Touched)];
-
-/// width, features, (rows, target L0); precisions but the first are measured with one batch alone.
-type Shapes = (usize, usize, &'static [(usize, usize)]);
-
-const SHAPES: [Shapes; 2] = [
-    (768, 131_072, &[(8192, 100), (4096, 50), (8192, 50), (8192, 300)]),
-    (2048, 1_048_576, &[(8192, 100), (4096, 50), (8192, 50), (8192, 300)]),
+const PARTS: [&str; 3] = ["b", "a", "crossing"];
+const ALL_WORDS: [&str; 16] = [
+    "b",
+    "a",
+    "crossing",
+    "tiny",
+    "once",
+    "all",
+    "dense",
+    "touched",
+    "batches",
+    "mixed/f32",
+    "mixed/bf16",
+    "mixed/int8",
+    "bf16-sr/f32",
+    "bf16-sr/bf16",
+    "bf16-sr/int8",
+    "f32/f32",
 ];
-const SMALL: [Shapes; 1] = [(72, 300, &[(64, 8), (40, 20)])];
+
+/// width, features.
+const B: (usize, usize) = (768, 131_072);
+const A: (usize, usize) = (2048, 1_048_576);
+const SMALL: (usize, usize) = (72, 300);
+/// Rows and target L0; those but the first only with `batches`.
+const BATCHES: [(usize, usize); 4] = [(8192, 100), (4096, 50), (8192, 50), (8192, 300)];
+const SMALL_BATCHES: [(usize, usize); 2] = [(64, 8), (40, 20)];
 
 /// width, features and rows of the search for the density where the paths cross. Where lists have no
 /// room for a density, the most that they have room for is measured.
@@ -47,19 +76,41 @@ const DENSITIES: [f64; 7] = [0.0025, 0.005, 0.01, 0.015, 0.025, 0.04, 0.06];
 /// Steps are made for about so long.
 const SECONDS: f64 = 0.5;
 const STEPS: std::ops::RangeInclusive<usize> = 4..=200;
-const REPEATS: usize = 5;
+/// Steps whose kernels are timed, behind one that lets the host run ahead.
+const TIMED_STEPS: usize = 7;
 
 fn main() -> ExitCode {
-    asked::main(|asked, card| {
+    asked::main(&ALL_WORDS, |asked, card| {
         let mut lines = asked.lines()?;
-        let (shapes, crossings) = match asked.small {
-            true => (&SMALL[..], &SMALL_CROSSINGS[..]),
-            false => (&SHAPES[..], &CROSSINGS[..]),
-        };
-        for shapes in shapes {
-            measure_shapes(asked, card, shapes, &mut lines)?;
+        let asked_for = |word: &str| asked.words.iter().any(|asked| asked == word);
+        let mut precisions: Vec<_> = PRECISIONS.into_iter().filter(|(name, _)| asked_for(name)).collect();
+        if precisions.is_empty() {
+            precisions =
+                PRECISIONS[..if asked_for("all") || asked_for("tiny") { PRECISIONS.len() } else { 1 }].to_vec();
         }
-        crossings.iter().try_for_each(|&shape| crossing(asked, card, shape, &mut lines))
+        if asked_for("tiny") {
+            return precisions.iter().try_for_each(|&precision| tiny(card, precision));
+        }
+        if asked_for("once") {
+            return once(asked, card, precisions[0].1);
+        }
+        let mut parts = asked.among(&PARTS);
+        if asked.small {
+            // Both shapes are the same one.
+            parts.retain(|&part| part != "a" || asked_for("a"));
+        }
+        for part in parts {
+            let measured = match part {
+                "b" => measure_shape(asked, card, (B, &precisions), &mut lines),
+                "a" => measure_shape(asked, card, (A, &precisions), &mut lines),
+                _ => {
+                    let crossings = if asked.small { &SMALL_CROSSINGS[..] } else { &CROSSINGS[..] };
+                    crossings.iter().try_for_each(|&shape| crossing(asked, card, shape, &mut lines))
+                }
+            };
+            measured?;
+        }
+        Ok(())
     })
 }
 
@@ -67,47 +118,63 @@ fn words(error: Error) -> String {
     error.to_string()
 }
 
-fn measure_shapes(asked: &Asked, card: &Card, shapes: &Shapes, lines: &mut Lines) -> Result<(), String> {
-    let &(width, features, batches) = shapes;
+/// Both paths agree on a small batch; says so.
+fn tiny(card: &Card, (name, precision): (&str, Precision)) -> Result<(), String> {
+    let device = Cuda::new(card, precision).map_err(words)?;
+    let planted = Planted::new(SMALL.0, SMALL.1, &SMALL_BATCHES[..1]);
+    let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
+    run.load(&planted.batches[0], SMALL_BATCHES[0].1);
+    let [sparse, dense] = [Path::Sparse, Path::Dense].map(|path| run.step(path).1);
+    let near = |a: f64, b: f64| (a - b).abs() <= 2e-2 * b.abs();
+    let agree = near(sparse.squared_error, dense.squared_error) && near(sparse.gradient_norm, dense.gradient_norm);
+    if !sparse.ok || !dense.ok || !agree {
+        return Err(format!("{name}: the paths disagree:\n{sparse:?}\n{dense:?}"));
+    }
+    println!("{name}: ok, ‖x − x̂‖² {:.4}, ‖∂‖ {:.4}", sparse.squared_error, sparse.gradient_norm);
+    Ok(())
+}
+
+/// One step, behind some that are not looked at.
+fn once(asked: &Asked, card: &Card, precision: Precision) -> Result<(), String> {
+    let ((width, features), batch) = if asked.small { (SMALL, SMALL_BATCHES[0]) } else { (B, BATCHES[0]) };
+    let device = Cuda::new(card, precision).map_err(words)?;
+    let planted = Planted::new(width, features, &[batch]);
+    let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
+    run.load(&planted.batches[0], batch.1);
+    run.steps(Path::Sparse, 2);
+    let mut step_s = 0.0;
+    device.profile(|| step_s = run.steps(Path::Sparse, 1)).map_err(words)?;
+    println!("one step, profiled if a profiler is there: {:.3} ms", step_s * 1e3);
+    Ok(())
+}
+
+fn measure_shape(
+    asked: &Asked,
+    card: &Card,
+    (shape, precisions): ((usize, usize), &[(&str, Precision)]),
+    lines: &mut Lines,
+) -> Result<(), String> {
+    let ((width, features), batches) = if asked.small { (SMALL, &SMALL_BATCHES[..]) } else { (shape, &BATCHES[..]) };
+    let batches = if asked.words.iter().any(|word| word == "batches") { batches } else { &batches[..1] };
     let planted = Planted::new(width, features, batches);
-    for (at, (precision, moments, numbers)) in PRECISIONS.into_iter().enumerate() {
-        let device = Cuda::new(card, numbers).map_err(words)?;
-        let peaks = device.peaks(asked.small).map_err(words)?;
+    for &(name, precision) in precisions {
+        let device = Cuda::new(card, precision).map_err(words)?;
         println!("{}", device.describe());
-        for (adam, mode) in MODES {
+        for adam in asked.among(&MODES.map(|(adam, _)| adam)) {
+            let mode = if adam == MODES[0].0 { MODES[0].1 } else { MODES[1].1 };
             let shape = planted.shape(mode);
             // Memory that was given back is there again when the card was waited for.
             device.wait().map_err(words)?;
             if device.bytes(shape).total() > device.room().unwrap_or(u64::MAX) {
-                println!("D = {width}, F = {features}, {adam} Adam: does not fit into this card");
+                println!("D = {width}, F = {features}, {name}, {adam} Adam: does not fit into this card");
                 continue;
             }
             let mut run = Run::new(&device, &planted, shape);
-            let measured = if at == 0 { planted.batches.len() } else { 1 };
-            for batch in &planted.batches[..measured] {
+            for batch in &planted.batches {
                 run.load(batch, batch.l0);
-                let Measured { work, step_us, operations } = measure(&device, &mut run, (numbers, mode), asked.small)?;
-                let floor_us = work.floor_us(&peaks);
-                let (rows, l0) = (work.rows, work.pairs as f64 / work.rows as f64);
-                println!(
-                    "D = {width}, F = {features}, B = {rows}, L0 = {l0:.1}, {adam} Adam: {:.3} ms, {:.0} tokens/s, {:.1} % of the floor's rate ({:.3} ms)",
-                    step_us / 1e3,
-                    rows as f64 / step_us * 1e6,
-                    100.0 * floor_us / step_us,
-                    floor_us / 1e3,
-                );
-                let all: f64 = operations.iter().map(|(_, us)| us).sum();
-                let share = |(operation, us): &(Operation, f64)| {
-                    format!("{} {:.3} ms ({:.0} %)", operation.name(), us / 1e3, 100.0 * us / all)
-                };
-                println!("  {}", operations.iter().map(share).collect::<Vec<_>>().join("  "));
-                let operations: serde_json::Map<_, _> =
-                    operations.iter().map(|(operation, us)| (operation.name().to_owned(), json!(us))).collect();
-                lines.add(&json!({
-                    "what": "step", "width": width, "features": features, "batch": rows, "l0": l0, "adam": adam,
-                    "precision": precision, "moments": moments, "step_us": step_us, "floor_us": floor_us,
-                    "tokens_per_s": rows as f64 / step_us * 1e6, "touched": work.touched, "operations_us": operations,
-                }))?;
+                let ceiling = Ceiling::measure(&device, &mut run, asked, lines)?;
+                let measured = measure(&device, &mut run, (precision, mode), asked.small)?;
+                measured.print((name, adam), &ceiling, lines)?;
             }
         }
     }
@@ -117,8 +184,10 @@ fn measure_shapes(asked: &Asked, card: &Card, shapes: &Shapes, lines: &mut Lines
 struct Measured {
     work: Work,
     step_us: f64,
-    /// Best of each.
-    operations: Vec<(Operation, f64)>,
+    /// Those of a step in their order, each with its median time.
+    launches: Vec<Launch>,
+    /// µs from the first launch of a step to the first of the next, kernels timed.
+    timed_step_us: f64,
 }
 
 fn measure(
@@ -135,20 +204,94 @@ fn measure(
     let (rows, pairs, touched) = (report.rows, report.active as usize, run.touched());
     let work = Work { precision, mode, width, features, rows, pairs, touched };
     let step_us = step_us(run, Path::Sparse, small);
-    let mut watch = Stopwatch::new(device, small).map_err(words)?;
-    let mut of_one = |operation: Operation| {
-        for _ in 0..REPEATS {
-            // A batch has its runs made once: backward's time is to hold that.
-            if operation == Operation::Backward {
-                let before = [Operation::Encode, Operation::Decode, Operation::Residual];
-                before.into_iter().for_each(|operation| run.perform(operation, Path::Sparse));
-            }
-            watch.lap(|| run.perform(operation, Path::Sparse))?;
-        }
-        watch.take().map(|times| (operation, best_and_median(&times).0))
+    let mut steps = || _ = run.steps(Path::Sparse, TIMED_STEPS + 1);
+    let all = device.time_launches(&mut steps).map_err(words)?;
+    let each = all.len() / (TIMED_STEPS + 1);
+    let steps: Vec<&[Launch]> = all.chunks_exact(each.max(1)).skip(1).collect();
+    let same = steps.iter().all(|step| step.iter().zip(steps[0]).all(|(a, b)| a.kernel == b.kernel));
+    if each == 0 || each * (TIMED_STEPS + 1) != all.len() || !same {
+        return Err(format!("{} launches in {} equal steps", all.len(), TIMED_STEPS + 1));
+    }
+    let median = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
     };
-    let operations = Operation::ALL.into_iter().map(&mut of_one).collect::<Result<_, Error>>().map_err(words)?;
-    Ok(Measured { work, step_us, operations })
+    let launches = (0..each)
+        .map(|at| Launch { us: median(&mut steps.iter().map(|step| step[at].us).collect()), ..steps[0][at] })
+        .collect();
+    let timed_step_us = median(&mut steps.windows(2).map(|pair| pair[1][0].from_us - pair[0][0].from_us).collect());
+    Ok(Measured { work, step_us, launches, timed_step_us })
+}
+
+impl Measured {
+    fn print(&self, (name, adam): (&str, &str), ceiling: &Ceiling, lines: &mut Lines) -> Result<(), String> {
+        let Measured { work, step_us, ref launches, timed_step_us } = *self;
+        let (precision, moments) = name.split_once('/').unwrap_or((name, ""));
+        let (width, features, rows) = (work.width, work.features, work.rows);
+        let l0 = work.pairs as f64 / rows as f64;
+        let floor_us = work.floor_of_step_us(ceiling);
+        let of_floor = |us: f64| format!(", {:.1} % of the floor's rate ({:.3} ms)", 100.0 * us / step_us, us / 1e3);
+        println!(
+            "D = {width}, F = {features}, B = {rows}, L0 = {l0:.1}, {} features touched, {name}, {adam} Adam: {:.3} ms, {:.0} tokens/s{}",
+            work.touched,
+            step_us / 1e3,
+            rows as f64 / step_us * 1e6,
+            floor_us.map_or(String::new(), of_floor),
+        );
+        let shape = json!({
+            "width": width, "features": features, "batch": rows, "l0": l0, "adam": adam, "precision": precision,
+            "moments": moments,
+        });
+        let line = |more: serde_json::Value| {
+            let mut line = shape.clone();
+            more.as_object().into_iter().flatten().for_each(|(key, value)| line[key] = value.clone());
+            line
+        };
+        lines.add(&line(json!({
+            "what": "step", "step_us": step_us, "floor_us": floor_us, "tokens_per_s": rows as f64 / step_us * 1e6,
+            "touched": work.touched, "timed_step_us": timed_step_us,
+        })))?;
+        let mut printed = BTreeSet::new();
+        for of in launches.iter().map(|launch| launch.operation).filter(|operation| printed.insert(*operation)) {
+            let own = || launches.iter().filter(move |launch| launch.operation == of);
+            let us: f64 = own().map(|launch| launch.us).sum();
+            let (cost, floor_us) = cost_and_floor(&work, of, ceiling);
+            println!("  {of:<21} {us:10.1} us  {:5.1} %{}", 100.0 * us / timed_step_us, rate(of, us, cost, floor_us));
+            lines.add(&line(json!({
+                "what": "operation in a step", "operation": of, "us": us, "share_of_step": us / timed_step_us,
+                "gbs": cost.map(|cost| cost.bytes as f64 / us / 1e3), "tflops": cost.map(|cost| cost.flop as f64 / us / 1e6),
+                "share_of_ceiling": floor_us.map(|floor| floor / us),
+            })))?;
+            for Launch { kernel, us, .. } in own() {
+                println!("    {kernel:<19} {us:10.1} us  {:5.1} %", 100.0 * us / timed_step_us);
+                lines.add(&line(json!({ "what": "kernel", "operation": of, "kernel": kernel, "us": us, "share_of_step": us / timed_step_us })))?;
+            }
+        }
+        let rest_us = timed_step_us - launches.iter().map(|launch| launch.us).sum::<f64>();
+        println!("  {:<21} {rest_us:10.1} us  {:5.1} %", "between kernels", 100.0 * rest_us / timed_step_us);
+        lines.add(&line(json!({ "what": "between kernels", "us": rest_us, "share_of_step": rest_us / timed_step_us })))
+    }
+}
+
+/// What an operation must move and do, and its µs at least; `None` for what only stands between them.
+fn cost_and_floor(work: &Work, operation: &str, ceiling: &Ceiling) -> (Option<Cost>, Option<f64>) {
+    if operation == "transpose" {
+        return (Some(work.cost_of_transpose()), Some(work.floor_of_transpose_us(ceiling)));
+    }
+    let of = Operation::ALL.into_iter().find(|of| of.name() == operation);
+    (of.map(|of| work.cost(of)), of.and_then(|of| work.floor_us(of, ceiling)))
+}
+
+/// For people: of encode what it multiplies, of others what they move.
+fn rate(operation: &str, us: f64, cost: Option<Cost>, floor_us: Option<f64>) -> String {
+    let Some(Cost { bytes, flop }) = cost else { return String::new() };
+    let rate = match operation {
+        "encode" => format!("{:9.1} TFLOP/s", flop as f64 / us / 1e6),
+        _ => format!("{:9.1} GB/s   ", bytes as f64 / us / 1e3),
+    };
+    let share = floor_us
+        .map_or(" of no measured ceiling".to_owned(), |floor| format!("{:6.1} % of the ceiling", 100.0 * floor / us));
+    format!("  {rate}  {share}")
 }
 
 /// µs of one of several steps in a row.
@@ -165,7 +308,7 @@ fn crossing(
     (width, features, rows): (usize, usize, usize),
     lines: &mut Lines,
 ) -> Result<(), String> {
-    let device = Cuda::new(card, PRECISIONS[0].2).map_err(words)?;
+    let device = Cuda::new(card, PRECISIONS[0].1).map_err(words)?;
     let planted = Planted::new(width, features, &[(rows, 50.min(features / 8))]);
     let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
     let mut before: Option<(f64, f64)> = None;

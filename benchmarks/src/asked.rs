@@ -1,4 +1,5 @@
-//! What the benchmarks of a card were asked for: `[small] [--json FILE] [--cubins FOLDER]`. Cargo adds `--bench`, which says nothing.
+//! What the benchmarks of a card were asked for: `[small] [--json FILE] [--ceilings FILE] [--cubins FOLDER] [WORD…]`. Cargo adds
+//! `--bench`, which says nothing.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,6 +19,10 @@ use serde_json::Value;
 pub struct Asked {
     /// Shapes for the emulator, where times mean nothing.
     pub small: bool,
+    /// What else, in words that the benchmark knows.
+    pub words: Vec<String>,
+    /// Lines of products.py: see [`crate::ceiling`].
+    pub ceilings: Option<PathBuf>,
     json: Option<PathBuf>,
     /// Measures nothing: compiles the naive versions for every architecture of a release into this cache, for a machine without a
     /// compiler.
@@ -25,23 +30,34 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Those of this process.
+    /// Those of this process; `known` are the words of the benchmark.
     ///
     /// # Errors
     /// On others than there are, with those that there are.
-    pub fn of_process() -> Result<Asked, String> {
+    pub fn of_process(known: &[&str]) -> Result<Asked, String> {
         let mut asked = Asked::default();
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "small" => asked.small = true,
                 "--json" => asked.json = Some(arguments.next().ok_or("--json needs a file")?.into()),
+                "--ceilings" => asked.ceilings = Some(arguments.next().ok_or("--ceilings needs a file")?.into()),
                 "--cubins" => asked.cubins = Some(arguments.next().ok_or("--cubins needs a folder")?.into()),
                 "--bench" => {}
-                other => return Err(format!("{other} is not known: [small] [--json FILE] [--cubins FOLDER]")),
+                word if known.contains(&word) => asked.words.push(argument),
+                other => {
+                    let options = "[small] [--json FILE] [--ceilings FILE] [--cubins FOLDER]";
+                    return Err(format!("{other} is not known: {options} {}", known.join(" ")));
+                }
             }
         }
         Ok(asked)
+    }
+
+    /// Those of `words` that were asked for, or all of them where none was.
+    pub fn among<'a>(&self, words: &[&'a str]) -> Vec<&'a str> {
+        let asked: Vec<&str> = words.iter().copied().filter(|word| self.words.iter().any(|own| own == word)).collect();
+        if asked.is_empty() { words.to_vec() } else { asked }
     }
 
     /// The first card. Without one that kernels run on: none, said in one line, since `cargo bench` is no failure there; with
@@ -99,10 +115,10 @@ fn compile(folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs a benchmark; 0, or 1 and what went wrong.
-pub fn main(benchmark: impl FnOnce(&Asked, &Card) -> Result<(), String>) -> std::process::ExitCode {
+/// Runs a benchmark that knows some words; 0, or 1 and what went wrong.
+pub fn main(known: &[&str], benchmark: impl FnOnce(&Asked, &Card) -> Result<(), String>) -> std::process::ExitCode {
     let run = || {
-        let asked = Asked::of_process()?;
+        let asked = Asked::of_process(known)?;
         match &asked.cubins {
             Some(folder) => compile(folder),
             None => asked.card()?.map_or(Ok(()), |card| benchmark(&asked, &card)),

@@ -1,9 +1,11 @@
-//! The least time that the operations of a step can take on a card: the larger of the bytes that must move over its rate of
-//! copying and the operations that must be done over its rate of multiplying, both measured in the same run.
+//! The least time that the operations of a step can take on a card: the bytes that must move over the rate at which it copies, and
+//! for the encoder's product the larger of that and its operations over the rate at which cuBLAS multiplies. Both rates are
+//! measured in the same run: see [`crate::ceiling`].
 
 use kernels::AdamMode;
-use kernels::cuda::{Cost, Peaks, Precision, cost};
+use kernels::cuda::{Cost, Precision, cost};
 
+use crate::ceiling::Ceiling;
 use crate::planted::Operation;
 
 /// What a step's costs follow from.
@@ -51,14 +53,28 @@ impl Work {
         cost::transpose(self.features, self.pairs)
     }
 
+    /// µs of an operation at least; `None` where it makes products and the ceiling of these was not measured.
+    pub fn floor_us(&self, operation: Operation, ceiling: &Ceiling) -> Option<f64> {
+        let cost = self.cost(operation);
+        let moved_us = moved_us(cost, ceiling);
+        if operation != Operation::Encode {
+            return Some(moved_us);
+        }
+        Some((cost.flop as f64 / ceiling.product.as_ref()?.gflops / 1e3).max(moved_us))
+    }
+
+    /// µs of making the runs at least.
+    pub fn floor_of_transpose_us(&self, ceiling: &Ceiling) -> f64 {
+        moved_us(self.cost_of_transpose(), ceiling)
+    }
+
     /// µs of a whole step at least.
-    pub fn floor_us(&self, peaks: &Peaks) -> f64 {
-        let operations = Operation::ALL.map(|operation| floor_us(self.cost(operation), peaks));
-        operations.iter().sum::<f64>() + floor_us(self.cost_of_transpose(), peaks)
+    pub fn floor_of_step_us(&self, ceiling: &Ceiling) -> Option<f64> {
+        let operations = Operation::ALL.iter().map(|&operation| self.floor_us(operation, ceiling));
+        operations.sum::<Option<f64>>().map(|us| us + self.floor_of_transpose_us(ceiling))
     }
 }
 
-/// µs at least.
-pub fn floor_us(cost: Cost, peaks: &Peaks) -> f64 {
-    (cost.bytes as f64 / peaks.copy_gbs / 1e3).max(cost.flop as f64 / peaks.product_gflops / 1e3)
+fn moved_us(cost: Cost, ceiling: &Ceiling) -> f64 {
+    cost.bytes as f64 / ceiling.copy_gbs / 1e3
 }

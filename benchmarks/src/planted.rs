@@ -220,6 +220,11 @@ impl<'a, D: Device> Run<'a, D> {
         }
     }
 
+    /// How many rows the batch has.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// The batch and the dictionary.
     pub fn parts(&mut self) -> (&mut D::Dictionary, &D::Rows) {
         (&mut self.dictionary, &self.x[0])

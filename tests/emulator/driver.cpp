@@ -605,6 +605,10 @@ API cuEventDestroy_v2(Event* event) {
     return events.erase(event) ? SUCCESS : INVALID_HANDLE;
 }
 
+// No profiler watches.
+API cuProfilerStart() { ENTER; return broken; }
+API cuProfilerStop() { ENTER; return broken; }
+
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
 API cuMemGetInfo_v2(size_t* free, size_t* total) {

@@ -15,7 +15,6 @@ use super::engine::Engine;
 use super::exchange;
 use super::memory::Memory;
 use super::normalize::Rows;
-use super::peaks::{self, Peaks};
 use super::sources::{NAIVE, SOURCES, Source};
 use super::staging::Staging;
 use super::status::AHEAD;
@@ -177,17 +176,14 @@ impl Cuda {
         Ok(Cuda { engine: Arc::new(Engine::new(card, precision, sources, axes)?), description })
     }
 
+    /// In what products read their factors: `f32` or `bf16`.
+    pub fn product_dtype(&self) -> &'static str {
+        self.engine.precision.pick("f32", "bf16")
+    }
+
     /// What its operations run on.
     pub(super) fn engine(&self) -> &Arc<Engine> {
         &self.engine
-    }
-
-    /// What the card can do; `small` where times mean nothing.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn peaks(&self, small: bool) -> Result<Peaks, Error> {
-        peaks::measure(&self.engine, small)
     }
 }
 

@@ -15,6 +15,7 @@ use cudarc::driver::{CudaEvent, CudaFunction, CudaStream, DriverError, sys};
 use super::card::{Card, failed};
 use super::communicator::{Communicator, Message};
 use super::device::Precision;
+use super::launches::Launches;
 use super::sources::{EntryPoint, Source};
 use crate::Error;
 use crate::mesh::Axes;
@@ -39,10 +40,14 @@ pub struct Engine {
     pub axes: Axes,
     kernels: Arc<HashMap<&'static str, Kernel>>,
     failure: Arc<Failure>,
+    /// Off but in benchmarks.
+    pub(super) launches: Arc<Launches>,
 }
 
 struct Kernel {
     function: CudaFunction,
+    /// The stem of its file.
+    source: &'static str,
     /// Of a block: the kernel's launch bounds.
     threads: u32,
 }
@@ -84,7 +89,7 @@ impl Engine {
         for (source, module) in sources.iter().zip(card.load(sources)?) {
             for EntryPoint { name, threads } in source.kernels() {
                 let function = module.load_function(name).map_err(|error| failed(name, error))?;
-                kernels.insert(name, Kernel { function, threads });
+                kernels.insert(name, Kernel { function, source: source.name(), threads });
             }
         }
         let multiprocessors = card.multiprocessors();
@@ -92,7 +97,8 @@ impl Engine {
         let several = axes.all.size() > 1;
         let communicator = several.then(|| Communicator::new(context, &axes.all, &failure)).transpose()?;
         let (communicator, kernels) = (communicator.map(Arc::new), Arc::new(kernels));
-        Ok(Engine { communicator, stream, copies, sums, precision, multiprocessors, axes, kernels, failure })
+        let launches = Arc::default();
+        Ok(Engine { communicator, stream, copies, sums, precision, multiprocessors, axes, kernels, failure, launches })
     }
 
     /// The same card, with the stream of sums under what is enqueued. Whoever uses it says by events what comes before what.
@@ -114,6 +120,11 @@ impl Engine {
     /// [`Error::Cuda`].
     pub fn event(&self) -> Result<CudaEvent, Error> {
         self.stream.context().new_event(None).map_err(|error| failed("cuEventCreate", error))
+    }
+
+    /// The stem of the file that holds a kernel.
+    pub(super) fn source_of(&self, kernel: &'static str) -> &'static str {
+        self.kernel(kernel).source
     }
 
     fn kernel(&self, name: &'static str) -> &Kernel {
@@ -175,15 +186,18 @@ impl Engine {
         if x == 0 || y == 0 {
             return;
         }
-        let Kernel { function, threads } = self.kernel(kernel);
+        let Kernel { function, threads, .. } = self.kernel(kernel);
         let bound = self.note("binding the thread", self.stream.context().bind_to_thread());
         if bound.is_some() {
             let (function, stream) = (function.cu_function(), self.stream.cu_stream());
             let mut places: Vec<*mut c_void> =
                 arguments.as_mut().iter_mut().map(|Value(words)| words.as_mut_ptr().cast()).collect();
-            // SAFETY: the caller's promise.
-            let launched = unsafe { launch_kernel(function, (x, y, 1), (*threads, 1, 1), shared, stream, &mut places) };
-            self.note(kernel, launched);
+            self.launches.around(self, kernel, || {
+                let block = (*threads, 1, 1);
+                // SAFETY: the caller's promise.
+                let launched = unsafe { launch_kernel(function, (x, y, 1), block, shared, stream, &mut places) };
+                self.note(kernel, launched);
+            });
         }
     }
 }

@@ -291,7 +291,7 @@ fn functions(library: &'static Library) -> Result<Nvrtc, libloading::Error> {
 }
 
 /// Where toolkits and Python packages put it; only folders that exist.
-fn usual_folders() -> Vec<PathBuf> {
+pub(super) fn usual_folders() -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for root in ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(std::env::var_os).map(PathBuf::from) {
         folders.push(root.join("lib64"));
