@@ -1,45 +1,53 @@
 #!/usr/bin/env bash
-# One folder that tests and measures the CUDA kernels on a machine with nothing but an NVIDIA driver.
+# One folder that tests and measures the CUDA kernels on a machine with nothing but an NVIDIA driver and bash.
 #
-#   benchmarks/bundle.sh FOLDER        then, on that machine:  FOLDER/run.sh [OUT]
+#   benchmarks/bundle.sh [FOLDER]        FOLDER is target/bundle where it is not given; then, on that machine:  FOLDER/run.sh [OUT]
 #
-# Needs NVRTC here (SAE_NVRTC when it is not found), and no GPU. The binaries carry kernels for sm_80, sm_90a and sm_100a, stripped
-# of their symbols; FOLDER stays below 60 MiB in the profile release. benchmarks/run.sh says what it does there. SAE_PROFILE=dev builds faster, for a
-# look at the bundle itself: it measures nothing.
+# Needs NVRTC here (SAE_NVRTC when it is not found), and no GPU. The binaries carry kernels for sm_80, sm_90a and sm_100a, so no compiler
+# goes along, and are stripped of their symbols. Prints the size of FOLDER and of the files of the checkout, and fails when both
+# together, which is what travels where a checkout is copied with the folder in it, take more than 64 MiB. SAE_PROFILE=dev builds
+# faster and without kernels in the binaries, for the tests of the scripts on the emulator: such a folder measures nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-most_bytes=$((60 << 20))
-mkdir -p "$1"
-out="$(cd "$1" && pwd)"
+most_bytes=$((64 << 20))
+folder="${1:-target/bundle}"
+mkdir -p "$folder"
+out="$(cd "$folder" && pwd)"
 profile="${SAE_PROFILE:-release}"
+build_json="$(mktemp)"
+trap 'rm -f "$build_json"' EXIT
 
 # All at once and of the whole workspace, so that dependencies are built with one set of features, once.
-targets=(--bin sae --bench operations --bench step --test cuda)
+build() {
+    cargo build --profile "$profile" --workspace --bin sae --bench step --test cuda --message-format=json >"$build_json"
+}
 # NAME's executable, out of cargo's messages.
 executable() {
-    sed -n 's/.*"name":"'"$1"'".*"executable":"\([^"]*\)".*/\1/p' "$out/build.json" | tail -1
-}
-build() {
-    cargo build --profile "$profile" --workspace "${targets[@]}" --message-format=json >"$out/build.json"
+    sed -n 's/.*"name":"'"$1"'".*"executable":"\([^"]*\)".*/\1/p' "$build_json" | tail -1
 }
 
 build
-rm -rf "$out/cubins" "$out/cache"
-"$(executable sae)" kernels --out "$out/cubins" >"$out/kernels.txt"
-SAE_CUBINS="$out/cubins" build
-for name in sae operations step cuda; do
+if [ "$profile" != dev ]; then
+    rm -rf "$out/cubins"
+    "$(executable sae)" kernels --out "$out/cubins" >"$out/kernels.txt"
+    SAE_CUBINS="$out/cubins" build
+    # The binaries carry them now.
+    rm -r "$out/cubins"
+fi
+for name in sae step cuda; do
     strip -o "$out/$name" "$(executable "$name")"
 done
 mv "$out/cuda" "$out/cuda_tests"
-# No release carries the kernels of the naive versions: a cache does, as if they had been compiled there.
-"$out/operations" --cubins "$out/cache"
 mkdir -p "$out/tests"
 cp -r tests/golden "$out/tests/"
-cp benchmarks/run.sh benchmarks/dense_torch.py launch/recipes/quickstart.toml "$out/"
-# What the binaries carry need not lie beside them.
-rm -r "$out/cubins" "$out/build.json"
+cp benchmarks/{parts.sh,run.sh,run-more.sh,products.py,dense_torch.py} launch/recipes/quickstart.toml "$out/"
 
-bytes="$(du -sb "$out" | cut -f1)"
-du -ah "$out" | sort -h | tail -12
-echo "$((bytes >> 20)) MiB of at most $((most_bytes >> 20))"
-[ "$bytes" -le "$most_bytes" ] || [ "$profile" != release ] || { echo "the bundle is too large" >&2 && exit 1; }
+# Of files, from names between NULs.
+bytes_of() {
+    du --files0-from=- -cb | tail -1 | cut -f1
+}
+bytes="$(find "$out" -type f -print0 | bytes_of)"
+beside="$(git ls-files -z --cached --others --exclude-standard 2>/dev/null | bytes_of 2>/dev/null || echo 0)"
+du -ah "$out" | sort -h | tail -8
+echo "$((bytes >> 20)) MiB, and $((beside >> 20)) MiB of the checkout beside it, of at most $((most_bytes >> 20)) MiB together"
+[ $((bytes + beside)) -le "$most_bytes" ] || [ "$profile" = dev ] || { echo "the bundle is too large" >&2 && exit 1; }

@@ -1,6 +1,6 @@
-"""A dense step of PyTorch on the card, at the shapes of `benches/step.rs`, and cuBLAS on the encoder's product; then the ratios.
+"""A dense step of PyTorch on the card, at the shapes of `benches/step.rs`, each with its ratio to ours.
 
-    dense_torch.py [--json FILE] [--ours FILE …] [--small] [--seconds N] [--eager]
+    dense_torch.py [--json FILE] [--ours FILE …] [--small] [--eager]
 
     pre = x W_enc + b_enc    a = ReLU(pre)    x^ = a W_dec + b_dec
     loss = mean over tokens of ||x - x^||^2 + lambda * sum_f a_f ||W_dec[f]||
@@ -8,12 +8,11 @@
 bf16 autocast over float32 weights, torch.compile, clipping by the global norm, fused Adam: what a careful user of PyTorch writes.
 Where there is nothing to compile with, it says so and goes on without.
 Where a batch does not fit, gradients are summed over micro-batches, the largest that do. Times are the median of steps that are
-waited for, after a warm-up that compiles. The encoder's product is torch.matmul in bf16, over slices of the features whose result
-fits, each with a cache of other data.
+waited for, after a warm-up that compiles. What cuBLAS makes of the encoder's product is measured by products.py.
 
---ours takes files of `--json` of the benches operations and step; their lines are joined with these by shape into one table.
---small runs a tiny shape, on the processor where there is no card: times then mean nothing. --seconds stops before a shape when
-so many have gone by. Without torch or without CUDA it says so and exits with 3.
+A line of JSON each, written as soon as it is known, to the file of --json too. --ours takes files of `--json` of the bench step: behind
+a shape come the ratios to their lines for it. --small runs a tiny shape, on the processor where there is no card: times then mean
+nothing. Without torch or without CUDA it says so and exits with 3.
 """
 
 import argparse
@@ -22,13 +21,10 @@ import sys
 import time
 
 # width, features, batches: benches/step.rs has the same.
-SHAPES = [(768, 131_072, [4096, 8192]), (2048, 1_048_576, [4096, 8192])]
-SMALL = [(72, 300, [40, 64])]
+SHAPES = [(768, 131_072, [8192, 4096]), (2048, 1_048_576, [8192, 4096])]
+SMALL = [(72, 300, [64, 40])]
 LAMBDA = 1.0
 STEPS = 7
-# Values of one slice of the encoder's product: 2 GiB in bf16.
-SLICE = 1 << 30
-FLUSH_BYTES = 256 << 20
 # The ratio that the project aims at, at the larger shape.
 GOAL = 2.5
 MISSING = 3
@@ -108,33 +104,13 @@ def step(dense, clock, batch, smallest):
         torch.cuda.empty_cache()
 
 
-def product(device, clock, width, features, batch):
-    """Median ms of x W_enc in bf16: the sum over slices of the features."""
-    x = torch.randn(batch, width, device=device).bfloat16()
-    per_slice = max(1, min(features, SLICE // batch))
-    w = torch.randn(width, per_slice, device=device).bfloat16()
-    out = torch.empty(batch, per_slice, device=device, dtype=torch.bfloat16)
-    flush = torch.empty(FLUSH_BYTES if clock.cuda else 1, dtype=torch.uint8, device=device)
-    times = []
-    for _ in range(STEPS + 2):
-        flush.zero_()
-        times.append(clock.time(lambda: torch.matmul(x, w, out=out)))
-    times = sorted(times[2:])
-    return times[len(times) // 2] * features / per_slice
-
-
 def measure(args, device):
-    """A record for each product and step; those that fail say why."""
-    clock, began = Clock(device), time.monotonic()
+    """A record for each step; those that fail say why."""
+    clock = Clock(device)
     for width, features, batches in SMALL if args.small else SHAPES:
         dense = None
         for batch in batches:
-            if args.seconds and time.monotonic() - began > args.seconds:
-                yield {"what": "left out", "width": width, "features": features, "batch": batch, "reason": "no time left"}
-                continue
             shape = {"width": width, "features": features, "batch": batch}
-            ms = product(device, clock, width, features, batch)
-            yield {"what": "cublas", **shape, "ms": ms, "tflops": 2e-9 * batch * width * features / ms}
             try:
                 dense = dense or Dense(device, width, features, args.eager)
                 try:
@@ -159,43 +135,31 @@ def measure(args, device):
 
 
 def read(paths):
+    """Lines of JSON; the last one of a part that was cut off may end anywhere."""
     for path in paths:
         try:
             with open(path) as lines:
-                yield from map(json.loads, lines)
+                for line in lines:
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        print(f"{path}: a line that is not whole", file=sys.stderr)
         except OSError as error:
             print(f"{path}: {error.strerror}", file=sys.stderr)
 
 
-def table(ours, theirs):
-    """One line a shape: ours beside dense PyTorch, the encoder beside cuBLAS."""
-    key = lambda line: (line["width"], line["features"], line["batch"])
-    dense = {key(line): line for line in theirs if line["what"] == "dense"}
-    cublas = {key(line): line for line in theirs if line["what"] == "cublas"}
-    print(f"{'D x F, B':>24} {'L0':>6} {'adam':>8} {'weights':>8} {'moments':>8} {'ours ms':>10} {'torch ms':>10} {'x torch':>8}")
+def ratios(ours, dense):
+    """A line for each of our steps at the shape of one of PyTorch's, and the goal where it is of that shape."""
+    shape = ("width", "features", "batch")
     for line in ours:
-        if line["what"] == "step" and key(line) in dense:
-            width, features, batch = key(line)
-            ms, other = line["step_us"] / 1e3, dense[key(line)]["ms"]
-            print(
-                f"{f'{width} x {features}, {batch}':>24} {line['l0']:6.1f} {line['adam']:>8} {line['precision']:>8} "
-                f"{line['moments']:>8} {ms:10.3f} {other:10.3f} {other / ms:8.2f}"
-            )
-    for line in ours:
-        if line["what"] == "operation" and line["operation"] == "encode" and key(line) in cublas:
-            width, features, batch = key(line)
-            ms, other = line["best_us"] / 1e3, cublas[key(line)]["ms"]
-            print(f"encode, {width} x {features}, {batch}, L0 {line['l0']:.1f}: {ms:.3f} ms, {other / ms:.2f} x cuBLAS ({other:.3f} ms)")
-    width, features, _ = SHAPES[-1]
-    steps = [line for line in ours if line["what"] == "step" and key(line)[:2] == (width, features) and key(line) in dense]
-    # What a recipe does by default.
-    steps = [line for line in steps if (line["precision"], line["moments"], line["adam"]) == ("mixed", "f32", "dense")]
-    if steps:
-        least = min(dense[key(line)]["ms"] * 1e3 / line["step_us"] for line in steps)
-        verdict = "reached" if least >= GOAL else "missed"
-        print(f"goal, at least {GOAL} x dense PyTorch at {features} x {width}: {verdict}, {least:.2f} x at the least of L0 and B")
-    else:
-        print(f"goal, at least {GOAL} x dense PyTorch at {features} x {width}: not measured")
+        if line["what"] != "step" or any(line[key] != dense[key] for key in shape):
+            continue
+        ratio = 1e3 * dense["ms"] / line["step_us"]
+        of = {key: line[key] for key in (*shape, "l0", "adam", "precision", "moments")}
+        record = {"what": "ratio", **of, "ms": line["step_us"] / 1e3, "torch_ms": dense["ms"], "times_torch": ratio}
+        if (line["width"], line["features"]) == SHAPES[-1][:2]:
+            record["goal"] = f"{'reached' if ratio >= GOAL else 'missed'}: at least {GOAL}"
+        yield record
 
 
 def main():
@@ -204,7 +168,6 @@ def main():
     parser.add_argument("--ours", nargs="*", default=[])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--eager", action="store_true", help="without torch.compile, which needs a C compiler")
-    parser.add_argument("--seconds", type=float)
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
     if not cuda and not args.small:
@@ -212,16 +175,19 @@ def main():
         return MISSING
     device = torch.device("cuda" if cuda else "cpu")
     name = torch.cuda.get_device_name() if cuda else "processor"
-    records = [{"what": "torch", "version": torch.__version__, "cuda": torch.version.cuda, "device": name}]
-    print(json.dumps(records[0]), flush=True)
+    ours = list(read(args.ours))
+    log = open(args.json, "w") if args.json else None
+
+    def say(line):
+        for file in filter(None, (sys.stdout, log)):
+            print(json.dumps(line), file=file, flush=True)
+
+    say({"what": "torch", "version": torch.__version__, "cuda": torch.version.cuda, "device": name})
     for record in measure(args, device):
-        print(json.dumps(record), flush=True)
-        records.append(record)
-    if args.json:
-        with open(args.json, "w") as log:
-            log.writelines(json.dumps(record) + "\n" for record in records)
-    if args.ours:
-        table(list(read(args.ours)), records)
+        say(record)
+        if record["what"] == "dense":
+            for ratio in ratios(ours, record):
+                say(ratio)
     return 0
 
 

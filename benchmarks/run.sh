@@ -1,113 +1,60 @@
 #!/usr/bin/env bash
-# Tests and measures the CUDA kernels on a machine with nothing but an NVIDIA driver, in under nine minutes.
+# A first call to a machine with a card and nothing but an NVIDIA driver, bash and perhaps PyTorch: what holds, and what it takes.
 #
-#   FOLDER/run.sh [OUT]        in a folder that benchmarks/bundle.sh made
+#   FOLDER/run.sh [OUT]        in a folder that benchmarks/bundle.sh made; OUT is $OUT or FOLDER/out where it is not given
 #
-# A part that fails or runs out of time ends no other; each has a limit, and all together SAE_SECONDS (530). Output goes to OUT
-# (FOLDER/out), a summary to OUT/summary.txt and the screen; the exit code is 1 when a part failed. What the machine lacks
-# (compute-sanitizer, a PyTorch that sees the card) is left out and said. SAE_SMALL=1 takes tiny shapes and more time, for the
-# emulator.
+# Leaves OUT/card.tar.gz, and takes nine minutes at most: parts.sh says how. What matters most comes first. The exit code is 1 when a
+# part failed. What the machine lacks (PyTorch, ncu) is left out and said. SAE_SMALL=1 takes tiny shapes, for the emulator, and
+# SAE_SECONDS the time of all parts.
 set -uo pipefail
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-mkdir -p "${1:-$here/out}"
-out="$(cd "${1:-$here/out}" && pwd)"
-seconds="${SAE_SECONDS:-530}"
-slower=1
-small=()
-cases=all
-repeats=100
-rows=()
-if [ -n "${SAE_SMALL:-}" ]; then
-    small=(small)
-    slower=10
-    cases=few
-    repeats=2
-    rows=(--set data.synth.rows=4096 --set data.synth.width=16 --set sae.features=64 --set train.batch=512)
-fi
-# The tests look for what belongs to the checkout here, and for the binary; kernels of the naive versions come from the cache.
-export CARGO_MANIFEST_DIR="$here/tests" SAE_BINARY="$here/sae" SAE_CACHE_DIR="$here/cache"
-# A machine without a card is no success.
-export SAE_REQUIRE_ALL=1
+. "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/parts.sh"
 
-summary=()
-failed=0
-# part NAME LIMIT_S COMMAND…
-part() {
-    local name="$1" limit="$2" left=$((seconds - SECONDS)) start=$SECONDS result=ok code=0
-    shift 2
-    limit=$((limit * slower))
-    if [ "$left" -le 5 ]; then
-        summary+=("$(printf '%-14s %5s   %s' "$name" - 'left out: no time')")
-        failed=1
-        return
-    fi
-    [ "$left" -lt "$limit" ] && limit="$left"
-    echo "=== $name: $* (at most $limit s)"
-    timeout --kill-after=10 "$limit" "$@" >"$out/$name.txt" 2>&1 || code=$?
-    case "$code" in
-    0) ;;
-    124 | 137) result="FAILED: not done after $limit s" && failed=1 ;;
-    *) result="FAILED: exit code $code" && failed=1 ;;
-    esac
-    tail -5 "$out/$name.txt"
-    summary+=("$(printf '%-14s %5d s %s' "$name" $((SECONDS - start)) "$result")")
+begin "${1:-${OUT:-$here/out}}" card \
+    machine 10 products 40 cases 60 equal-steps 30 kernels 120 ncu 90 crossing 30 golden 40 torch 110
+
+machine() {
+    local binary weights failed=0
+    uname -a
+    getconf GNU_LIBC_VERSION
+    nproc
+    free -g
+    for binary in sae step cuda_tests; do
+        echo "== $binary"
+        ldd "$here/$binary"
+    done
+    "$here/sae" --version
+    command -v nvidia-smi >/dev/null && nvidia-smi && nvidia-smi -q -d CLOCK,POWER,ECC
+    # A process each: a kernel that fails leaves a card on which nothing else holds.
+    for weights in mixed/f32 f32/f32 mixed/bf16 mixed/int8 bf16-sr/f32 bf16-sr/bf16 bf16-sr/int8; do
+        "$here/step" tiny "$weights" || { echo "$weights: FAILED, exit code $?" && failed=1; }
+    done
+    return "$failed"
 }
 
-left_out() {
-    summary+=("$(printf '%-14s %5s   %s' "$1" - "left out: $2")")
+# Every kernel of a step first with what is quick to know, then the long ones with everything.
+ncu_report() {
+    local ncu="$1" set="$2" kernels="$3"
+    "$ncu" --clock-control none --profile-from-start off --set "$set" --kernel-name "regex:$kernels" --import-source yes \
+        --force-overwrite --export "$results/ncu-$set" "$here/step" ${SAE_SMALL:+small} once &&
+        "$ncu" --import "$results/ncu-$set.ncu-rep" --page details
 }
-
-of_card() {
-    local test="$1" limit="$2"
-    shift 2
-    part "$test" "$limit" env SAE_TEST_EMULATED="$cases" "$@" "$here/cuda_tests" --exact "$test" --nocapture
+profile() {
+    ncu_report "$1" basic . && ncu_report "$1" full '^(encode|decode|backward|adam|normalize|residual)_'
 }
+export -f machine ncu_report profile
 
-train() {
-    part "train-$1" 60 "$here/sae" train "$here/quickstart.toml" --device cuda --set "run.dir=$out/run-$1" \
-        --set "data.train=$out/data/train" --set "data.eval=$out/data/eval" "${rows[@]}"
-}
-
-same_bits() {
-    diff -r -x '*.jsonl' -x 'events.*' -x manifest.json -x COMMIT -x config.toml "$out/run-1/checkpoints" "$out/run-2/checkpoints" &&
-        find "$out/run-1/checkpoints" -name '*.safetensors' | grep -q .
-}
-export -f same_bits
-export out
-
-sanitizer() {
-    local tool="$1"
-    part "$tool" 90 env SAE_TEST_EMULATED=few compute-sanitizer --tool "$tool" --error-exitcode 1 \
-        "$here/cuda_tests" --exact cases_hold_on_a_card --nocapture
-}
-
-cd "$out" || exit 1
-command -v nvidia-smi >/dev/null && part card 10 nvidia-smi
-of_card cases_hold_on_a_card 90
-of_card a_step_repeated_on_a_card_gives_the_same_bits 60 SAE_REPEATS="$repeats"
-of_card a_run_on_a_card_reaches_the_golden_losses 60
-part operations 120 "$here/operations" "${small[@]}" --json "$out/operations.jsonl"
-part step 150 "$here/step" "${small[@]}" --json "$out/step.jsonl"
-rm -rf "$out/run-1" "$out/run-2"
-train 1
-train 2
-part same-bits 10 bash -c same_bits
-python="${SAE_PYTHON:-python3}"
-if "$python" -c 'import torch, sys; sys.exit(not (torch.cuda.is_available() or sys.argv[1:]))' "${small[@]}" 2>/dev/null; then
-    part torch 150 "$python" "$here/dense_torch.py" "${small[@]/#/--}" --seconds 110 --json "$out/torch.jsonl" \
-        --ours "$out/operations.jsonl" "$out/step.jsonl"
+part machine bash -c machine
+part products bash -c 'torch_script products.py ${SAE_SMALL:+--small} --json "$results/products.jsonl"'
+part cases bash -c "card_test cases_hold_on_a_card SAE_TEST_EMULATED=$cases"
+part equal-steps bash -c "card_test equal_steps_of_a_real_size SAE_TEST_EMULATED=$cases"
+part kernels bash -c 'step kernels b a'
+ncu="$(command -v ncu || ls -d /usr/local/cuda/bin/ncu /opt/nvidia/nsight-compute/*/ncu 2>/dev/null | tail -1)"
+if [ -n "$ncu" ]; then
+    part ncu bash -c 'profile "$0"' "$ncu"
 else
-    left_out torch "$python has no PyTorch that sees a card"
+    left_out ncu "no ncu here"
 fi
-if command -v compute-sanitizer >/dev/null; then
-    sanitizer memcheck
-    sanitizer racecheck
-else
-    left_out sanitizers 'no compute-sanitizer here'
-fi
-
-{
-    printf '%s\n' "${summary[@]}"
-    printf '%-14s %5d s %s\n' all "$SECONDS" "$([ "$failed" = 0 ] && echo ok || echo FAILED)"
-} | tee "$out/summary.txt"
-exit "$failed"
+part crossing bash -c 'step crossing crossing'
+part golden bash -c "card_test a_run_on_a_card_reaches_the_golden_losses"
+part torch bash -c 'torch_script dense_torch.py ${SAE_SMALL:+--small --eager} --json "$results/torch.jsonl" --ours "$results/kernels.jsonl"'
+finish
