@@ -132,14 +132,14 @@ fn cublas(folder: &Path) {
 /// Runs both scripts, toy shapes and ten times the time, on the emulator.
 #[test]
 fn both_calls_reach_their_end_on_the_emulator() {
-    let (Some(emulator), Some(nvrtc)) = (Emulator::build(Variant::Plain), need::nvrtc()) else { return };
+    let Some(emulator) = Emulator::build(Variant::Plain) else { return };
     let (bundle, out) = (bundle(), tempfile::tempdir().expect("a folder"));
     cublas(out.path());
     let python = need::python();
     let has_torch = python.is_some();
     for (script, call) in CALLS {
         let mut run = Command::new(bundle.path().join(script));
-        run.arg(out.path()).envs(emulator.environment(0)).env("SAE_NVRTC", &nvrtc).env("SAE_CUBLAS", out.path());
+        run.arg(out.path()).envs(emulator.environment(0)).env("SAE_CUBLAS", out.path());
         run.envs([("EMULATOR_CAPABILITY", "90"), ("SAE_SMALL", "1"), ("SAE_SECONDS", "5300")]);
         run.env("SAE_PYTHON", python.as_deref().unwrap_or(Path::new("no python")));
         let output = run.output().expect("bash runs");
