@@ -13,9 +13,13 @@ check:
 test *ARGS:
     cargo test --workspace {{ARGS}}
 
+# Every test, with what they need installed: on Debian, as root or by sudo.
+test-all *ARGS:
+    tests/all.sh {{ARGS}}
+
 # The golden losses again, after a change that is meant to change numbers.
 golden:
-    SAE_GOLDEN=write cargo test --package tests --test end_to_end golden
+    SAE_GOLDEN=write cargo test --workspace --test end_to_end golden
 
 # Kill a run at random moments and resume it, KILLS times.
 soak KILLS="100":

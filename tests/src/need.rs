@@ -1,26 +1,23 @@
 //! What some tests need of the machine besides Rust. Where it is missing they say so and pass, or, with SAE_REQUIRE_ALL
 //! set, fail: CI sets it, so nothing is left out there without anybody noticing.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Says that a test did not run. Not by `eprintln!`: the test runner would swallow it.
+/// Says that a test did not run.
 ///
 /// # Panics
 /// With SAE_REQUIRE_ALL.
 #[track_caller]
 pub fn missing(what: &str) {
     assert!(std::env::var_os("SAE_REQUIRE_ALL").is_none(), "SAE_REQUIRE_ALL is set, and this machine has no {what}");
-    let place = std::panic::Location::caller();
-    let _ = writeln!(std::io::stderr(), "SKIPPED at {}:{}: this machine has no {what}", place.file(), place.line());
+    untested::skip(&format!("this machine has no {what}"));
 }
 
-/// Says that a part of a test did not run for want of data that no machine needs to have, CI included.
+/// Says that a test, or a part of one, did not run for want of what no machine needs to have, CI included.
 #[track_caller]
 pub fn optional(what: &str) {
-    let place = std::panic::Location::caller();
-    let _ = writeln!(std::io::stderr(), "SKIPPED at {}:{}: there are no {what}", place.file(), place.line());
+    untested::skip(&format!("there are no {what}"));
 }
 
 /// The Python of tests/reference/requirements.txt: PYTHON_REF, or the environment that tests/reference/venv.sh has made.

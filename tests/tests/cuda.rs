@@ -13,7 +13,7 @@ use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
 use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
 use tests::sae::Finished;
-use tests::{checkpoints, golden, late, rounding, sae};
+use tests::{checkpoints, golden, late, need, rounding, sae};
 use trainer::recipe::{Every, InitSpace, Order, Recipe, Scale};
 
 use Variant::{Asan, Plain, Tsan};
@@ -25,6 +25,7 @@ const EMULATED: &str = "SAE_TEST_EMULATED";
 const REPEATS: &str = "SAE_REPEATS";
 
 /// The card, and whether a few cases are enough. None where there is no card, unless one was promised.
+#[track_caller]
 fn card() -> Option<(Card, bool)> {
     let emulated = std::env::var(EMULATED).ok();
     match Card::open(0, Options::from_environment()) {
@@ -32,6 +33,7 @@ fn card() -> Option<(Card, bool)> {
         Err(error) => {
             assert!(emulated.is_none(), "a card: {error}");
             println!("no card: {error}");
+            need::optional("GPUs");
             None
         }
     }

@@ -9,13 +9,14 @@ use tests::root;
 use toml::{Table, Value};
 
 /// Crates, and which of the others each may depend on.
-const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 7] = [
     ("kernels", &[]),
-    ("loader", &[]),
+    ("loader", &["untested"]),
     ("trainer", &["kernels", "loader"]),
     ("launch", &["trainer", "kernels", "loader"]),
-    ("tests", &["kernels", "loader", "trainer", "launch", "benchmarks"]),
+    ("tests", &["kernels", "loader", "trainer", "launch", "benchmarks", "untested"]),
     ("benchmarks", &["kernels", "loader", "trainer", "launch", "tests"]),
+    ("untested", &[]),
 ];
 
 /// Dependencies that give access to a GPU: they belong to `kernels`.
@@ -86,6 +87,31 @@ fn nothing_unfinished_and_no_path_of_one_machine() {
             assert_eq!(found, None, "{}:{}: {line}", path.display(), at + 1);
         }
     }
+}
+
+/// Whatever says that it was skipped is counted where a run ends, and what cargo would run behind that count is not there.
+#[test]
+fn nothing_is_skipped_uncounted() {
+    for path in sources().filter(|path| !path.starts_with(root().join("untested"))) {
+        let text = read(&path);
+        assert!(!text.contains(concat!("\"SKIP", "PED")), "{} skips without untested::skip", path.display());
+        let comments =
+            text.lines().map(str::trim_start).filter(|line| line.starts_with("///") || line.starts_with("//!"));
+        let fences: Vec<&str> = comments.filter_map(|line| line[3..].trim_start().strip_prefix("```")).collect();
+        let example = fences.iter().step_by(2).find(|fence| **fence != "text");
+        assert_eq!(
+            example,
+            None,
+            "{}: examples in comments are not run: make it a test, or mark it as text",
+            path.display()
+        );
+    }
+    for (name, _) in MAY_DEPEND_ON.iter().filter(|(name, _)| root().join(name).join("src/lib.rs").exists()) {
+        let doctest = manifest(name).get("lib").and_then(|lib| lib.get("doctest")?.as_bool());
+        assert_eq!(doctest, Some(false), "{name} has doctest = false: cargo runs examples behind the count");
+    }
+    let last = MAY_DEPEND_ON.iter().map(|(name, _)| name).max();
+    assert_eq!(last, Some(&"untested"), "cargo runs test binaries in the order of packages' names");
 }
 
 #[test]
