@@ -85,6 +85,12 @@ fn messages_of_any_length(ranks: &Arc<dyn Ranks>) {
     }
     let empty = vec![Vec::new(); group.size()];
     assert_eq!(group.exchange(empty.clone()).expect("an exchange"), empty);
+    // TCP cuts messages into pieces of 256 KiB: one less, as many, one more, and two of them.
+    for len in [(256 << 10) - 1, 256 << 10, (256 << 10) + 1, 512 << 10] {
+        let said = |from: usize| (0..len).map(|at| (at % 241 + from) as u8).collect::<Vec<u8>>();
+        let gathered = group.gather(&said(me)).expect("a gather");
+        assert!(gathered.iter().enumerate().all(|(from, bytes)| *bytes == said(from)), "{len} bytes");
+    }
     // One says much, the others nothing.
     let long = vec![me as u8; if me == 0 { 1 << 20 } else { 0 }];
     let gathered = group.gather(&long).expect("a gather");

@@ -186,6 +186,13 @@ impl Job {
         self
     }
 
+    /// Sends a signal to all ranks at once.
+    fn signal_all(&self, name: &str) {
+        let ids = self.ranks.iter().map(|(process, _)| process.id().to_string());
+        let status = Command::new("kill").arg(format!("-{name}")).args(ids).status();
+        assert!(status.expect("kill(1) runs").success());
+    }
+
     /// Waits for every rank.
     fn outcomes(mut self) -> Vec<Outcome> {
         let count = self.ranks.len();
@@ -258,6 +265,23 @@ fn a_pause_shorter_than_the_limit_disturbs_nobody() {
     thread::sleep(Duration::from_secs(2));
     for (process, _) in &mut job.ranks {
         assert!(process.try_wait().expect("a process").is_none(), "it runs");
+    }
+}
+
+/// A machine that sleeps, or a scheduler that suspends a whole job: each wakes up to peers that it has not heard for longer than the limit, and
+/// none of them has failed.
+#[test]
+fn a_pause_of_all_ranks_beyond_the_limit_disturbs_nobody() {
+    let mut job = Job::start("wait", 4, Limits { silence: SILENCE, ..Limits::default() }).running();
+    for _ in 0..3 {
+        job.signal_all("STOP");
+        thread::sleep(SILENCE + Duration::from_millis(500));
+        job.signal_all("CONT");
+        thread::sleep(SILENCE / 2);
+        for rank in 0..4 {
+            let ended = job.ranks[rank].0.try_wait().expect("a process");
+            assert!(ended.is_none(), "rank {rank} ended with {ended:?}: {}", job.line(rank));
+        }
     }
 }
 
