@@ -11,6 +11,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::reference::{self, Parameters};
 pub use crate::tolerance::Numbers;
 
+pub mod boundaries;
+pub mod terms;
+
 /// A case: panics when the device is wrong.
 pub type Check<D> = fn(&D, Numbers);
 

@@ -1,0 +1,240 @@
+//! Sizes at which a loop makes its second pass, and numbers at which a term shows, on every device: the processor with each of its
+//! screens, ranks that share a batch, a card and the emulator; with bugs that only these cases find.
+
+use std::process::Output;
+
+use kernels::cpu::{Cpu, Isa, Options, Screen};
+use kernels::cuda::card::{self, Card};
+use kernels::cuda::{Cuda, Moments, Precision};
+use kernels::mesh::Mesh;
+use kernels::{Dictionary, Path, Report};
+use tests::cases::{Case, Check, Numbers, Run, boundaries, terms};
+use tests::control::Control;
+use tests::emulator::{Emulator, Kernels, Variant};
+use tests::mesh::on_mesh;
+
+/// Set for a process that must have a card: `all` cases, or those whose names begin so.
+const EMULATED: &str = "SAE_TEST_EMULATED";
+
+/// The processor with every screen that it has, and with portable instructions.
+fn processors() -> Vec<Cpu> {
+    let screens = [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available());
+    let mut options: Vec<Options> =
+        screens.map(|screen| Options { threads: Some(2), screen: Some(screen), isa: None }).collect();
+    options.push(Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) });
+    options.into_iter().map(|options| Cpu::with(options).expect("threads")).collect()
+}
+
+#[test]
+fn boundaries_and_terms_hold_on_the_processor() {
+    for device in processors() {
+        for (name, check) in boundaries::all().into_iter().chain(terms::all()) {
+            println!("{name}");
+            check(&device, Numbers::F32);
+        }
+    }
+    // Three and more blocks of features that scan; a processor has no constant there.
+    boundaries::scans(&Cpu::new(Some(2)).expect("threads"), Numbers::F32);
+}
+
+/// An owner's features go to it 1,024 at a time: fewer, as many, and more.
+#[test]
+fn rows_between_ranks_come_in_as_many_rounds_as_it_takes() {
+    for features in [2 * 1024 - 128, 2 * 1024, 2 * 1024 + 1, 2 * 1024 + 256, 4 * 1024 + 130] {
+        let case = Case::new(Numbers::F32, 5, features, 6, -0.3, 41);
+        on_mesh(Mesh { data: 2, feature: 1 }, |device| boundaries::rounds_between_ranks(device, &case));
+    }
+}
+
+/// Rows whose rounding error is parallel to the other row, so that the bound on it is what it comes to: a screen that takes off a tenth loses
+/// the pair.
+#[test]
+fn a_screen_keeps_pairs_at_the_edge_of_its_margin() {
+    let sign = |d: usize| if d.is_multiple_of(2) { 1.0 } else { -1.0 };
+    // Of 8 bits: 127 sets the scale to 1, and all others err by a quarter. Of bf16: errors of 2⁻¹⁰ beside 1.
+    let int8: Vec<f64> = (0..65).map(|d| if d == 64 { 127.0 } else { 1.0 + 0.25 * sign(d) }).collect();
+    let across: Vec<f64> = (0..65).map(|d| if d == 64 { 0.0 } else { 127.0 * sign(d) }).collect();
+    let bf16: Vec<f64> = (0..64).map(|d| 1.0 + sign(d) * 2f64.powi(-10)).collect();
+    let signs: Vec<f64> = (0..64).map(sign).collect();
+    for device in processors() {
+        for (rounded, exact) in [(&int8, &across), (&bf16, &signs)] {
+            for (x, w) in [(rounded, exact), (exact, rounded)] {
+                let product: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                for (over, active) in [(2f64.powi(-12), 1), (0.0, 0), (-(2f64.powi(-12)), 0)] {
+                    let mut case = Case::new(Numbers::F32, x.len(), 1, 1, 0.0, 42);
+                    (case.x[0], case.p.w_enc[0]) = (x.clone(), w.clone());
+                    case.p.b_enc[0] = -product * (1.0 - over);
+                    let mut run = Run::new(&device, &case);
+                    run.forward(Path::Sparse);
+                    let report = run.dictionary.report(0).expect("memory");
+                    assert_eq!(
+                        report.active,
+                        active,
+                        "{} over by {over} of {product}",
+                        kernels::Device::describe(&device)
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Biases that take back what a row of the batch gives: sums of which rounding decides are decided alike by every screen.
+#[test]
+fn screens_agree_where_rounding_decides() {
+    for (width, seed) in [(7, 1), (64, 2), (193, 3), (1000, 4)] {
+        let mut case = Case::new(Numbers::F32, width, 300, 70, 0.0, seed);
+        for f in 0..300 {
+            let sum: f64 = case.p.w_enc[f].iter().zip(&case.x[f % 70]).map(|(w, x)| w * x).sum();
+            case.p.b_enc[f] = f64::from(-sum as f32);
+        }
+        let of = |device: &Cpu| {
+            let mut run = Run::new(device, &case);
+            let report: Report = run.step(Path::Sparse, case.lambda, &tests::cases::update(0));
+            (report, run.state())
+        };
+        let states: Vec<_> = processors().iter().map(of).collect();
+        assert!(states.windows(2).all(|pair| pair[0] == pair[1]), "width {width}");
+    }
+}
+
+/// Sums of 8-bit products stay below 2³¹ up to a width of 65,536; wider rows take another screen.
+#[test]
+fn rows_wider_than_8_bit_sums_hold_are_screened_otherwise() {
+    for width in [65_535, 65_536, 65_537, 140_000] {
+        for device in processors() {
+            let mut case = Case::new(Numbers::F32, 1, 2, 2, 0.0, 43);
+            case.shape.width = width;
+            case.shape.adam = None;
+            (case.p.w_enc, case.p.w_dec) = (vec![vec![1.0; width]; 2], vec![vec![0.0; width]; 2]);
+            (case.p.b_dec, case.x) = (vec![0.0; width], vec![vec![1.0; width], vec![-1.0; width]]);
+            case.p.b_enc = vec![-(width as f64) + 1.0, width as f64 + 1.0];
+            let mut run = Run::new(&device, &case);
+            run.forward(Path::Sparse);
+            let report = run.dictionary.report(0).expect("memory");
+            assert_eq!(report.active, 3, "width {width} on {}", kernels::Device::describe(&device));
+        }
+    }
+}
+
+/// Runs on a card; the tests below start it again on the emulator.
+#[test]
+fn boundaries_hold_on_a_card() {
+    let wanted = std::env::var(EMULATED).ok();
+    let card = match Card::open(0, card::Options::from_environment()) {
+        Ok(card) => card,
+        Err(error) => {
+            assert!(wanted.is_none(), "a card: {error}");
+            return println!("no card: {error}");
+        }
+    };
+    let mut held = 0;
+    for (precision, numbers) in PRECISIONS {
+        let device = Cuda::new(&card, precision).expect("kernels");
+        let cases: Vec<(&str, Check<Cuda>)> = match numbers {
+            Numbers::F32 => boundaries::all().into_iter().chain(boundaries::of_cards()).chain(terms::all()).collect(),
+            // Runs and scans are the same code, and here large ones take long.
+            Numbers::Mixed => boundaries::all().into_iter().chain(terms::all()).collect(),
+            Numbers::Bf16 | Numbers::Int8 => terms::of_rounded(),
+        };
+        for (name, check) in cases {
+            if wanted.as_ref().is_some_and(|wanted| wanted != "all" && !name.starts_with(wanted)) {
+                continue;
+            }
+            println!("{precision:?}: {name}");
+            check(&device, numbers);
+            held += 1;
+        }
+    }
+    assert!(held > 0, "{wanted:?} begins no case");
+}
+
+/// What the others do differently lies in how they round, see tests/src/rounding.rs.
+const PRECISIONS: [(Precision, Numbers); 4] = [
+    (Precision::F32, Numbers::F32),
+    (Precision::Mixed(Moments::F32), Numbers::Mixed),
+    (Precision::Mixed(Moments::Int8), Numbers::Int8),
+    (Precision::Bf16Sr(Moments::Bf16), Numbers::Bf16),
+];
+
+fn on_the_emulator(emulator: &Emulator, cases: &str) -> Output {
+    let own = std::env::current_exe().expect("a process knows its file");
+    let more = [(EMULATED, cases), ("EMULATOR_CAPABILITY", "90"), ("RUST_BACKTRACE", "0")];
+    emulator.run(&own, &["--exact", "boundaries_hold_on_a_card", "--nocapture"], 0, &more)
+}
+
+#[track_caller]
+fn holds(output: &Output, case: &str) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+    assert!(text(&output.stdout).contains(case), "{case}: it ran");
+}
+
+#[test]
+fn boundaries_hold_on_the_emulator() {
+    let Some(emulator) = Emulator::build(Variant::Plain) else { return };
+    holds(&on_the_emulator(&emulator, "all"), "Mixed(F32): ");
+}
+
+/// Bugs that other cases have not noticed, and the case that does.
+const CONTROLS: [(Control, &str); 4] = [
+    (
+        Control {
+            name: "encode: a sum of 0 is a hit",
+            file: "encode.cu",
+            find: "if (sum > 0) list[at++] =",
+            replace: "if (sum >= 0) list[at++] =",
+            caught_by: &[Variant::Plain],
+        },
+        "a sum of exactly 0",
+    ),
+    (
+        Control {
+            name: "gradient: a run of exactly a chunk has no sum",
+            file: "gradient.cuh",
+            find: "if (to - from <= CHUNK) return sum_pairs",
+            replace: "if (to - from < CHUNK) return sum_pairs",
+            caught_by: &[Variant::Plain],
+        },
+        "runs of every length",
+    ),
+    (
+        Control {
+            name: "parameter: a second moment becomes 0",
+            file: "parameter.cuh",
+            find: "const u32 least = v > 0 && second_scale > 0;",
+            replace: "const u32 least = 0;",
+            caught_by: &[Variant::Plain],
+        },
+        "a second moment above 0",
+    ),
+    (
+        Control {
+            name: "transpose: the carry between blocks of tiles is lost",
+            file: "transpose.cu",
+            find: "const Totals place = before + sum_before(",
+            replace: "const Totals place = sum_before(",
+            caught_by: &[Variant::Plain],
+        },
+        "scans carry over",
+    ),
+];
+
+/// Each shows in its own case and in no other, so that one build holds them all.
+#[test]
+fn planted_bugs_are_caught() {
+    let (mut folders, mut kernels) = (Vec::new(), Kernels::of_trainer());
+    for (control, _) in &CONTROLS {
+        let (folder, planted) = control.plant(&kernels);
+        folders.push(folder);
+        kernels = planted;
+    }
+    let Some(emulator) = Emulator::build_with(Variant::Plain, &kernels) else { return };
+    holds(&on_the_emulator(&emulator, "lists of every length"), "lists of every length");
+    for (control, case) in CONTROLS {
+        let output = on_the_emulator(&emulator, case);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(case), "{case}: it ran");
+        assert!(!output.status.success(), "{}: not caught", control.name);
+    }
+}
