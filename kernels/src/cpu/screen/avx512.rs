@@ -301,3 +301,86 @@ unsafe fn busy<W: Words>(steps: usize) {
         std::hint::black_box(sums);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A word's values as the products take them: four of 8 bits, or two of bf16.
+    fn values(screen: Screen, word: u32) -> Vec<f64> {
+        match screen {
+            Screen::Int8 => word.to_le_bytes().map(|byte| f64::from(byte.cast_signed())).to_vec(),
+            _ => [word << 16, word & 0xffff_0000].map(|bits| f64::from(f32::from_bits(bits))).to_vec(),
+        }
+    }
+
+    /// `x̂·ŵ` and the bound on its distance from `x·w`, in double precision, from what is packed.
+    fn bounded(screen: Screen, [x, w]: [&[f32]; 2]) -> (f64, f64) {
+        let mut packed = [x, w].map(|row| (vec![0; screen.words(row.len())], row));
+        let [x, w] = packed.each_mut().map(|(words, row)| (narrow_row(screen, row, words), &*words));
+        let values_of = |words: &[u32]| words.iter().flat_map(|&word| values(screen, word)).collect::<Vec<f64>>();
+        let product: f64 = values_of(x.1).iter().zip(values_of(w.1)).map(|(x, w)| x * w).sum();
+        let bound = f64::from(x.0.error) * f64::from(w.0.norm) + f64::from(x.0.norm_narrow) * f64::from(w.0.error);
+        (product * f64::from(x.0.scale) * f64::from(w.0.scale), bound)
+    }
+
+    /// Both narrow rows, on machines without their products too: errors parallel to the other row are as large as the bound, and no other
+    /// is larger.
+    #[test]
+    fn a_bound_is_reached_and_never_passed() {
+        if !is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        let sign = |d: usize| if d.is_multiple_of(2) { 1.0 } else { -1.0 };
+        let row = |value: &dyn Fn(usize) -> f32| (0..80).map(value).collect::<Vec<f32>>();
+        let int8 = row(&|d| {
+            if d == 64 {
+                127.0
+            } else if d < 64 {
+                1.0 + 0.25 * sign(d)
+            } else {
+                0.0
+            }
+        });
+        let bf16 = row(&|d| if d < 64 { 1.0 + sign(d) / 1024.0 } else { 0.0 });
+        let signs = row(&|d| if d < 64 { 127.0 * sign(d) } else { 0.0 });
+        for (screen, rounded) in [(Screen::Int8, &int8), (Screen::Bf16, &bf16)] {
+            for rows in [[&rounded[..], &signs], [&signs, &rounded[..]]] {
+                let exact: f64 = rows[0].iter().zip(rows[1]).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                let (narrow, bound) = bounded(screen, rows);
+                let share = (exact - narrow) / bound;
+                assert!((share - 1.0).abs() < 1e-5, "{screen:?}: {share} of the bound");
+            }
+            for seed in 0..200_u32 {
+                let random = |salt: u32| {
+                    row(&|d| {
+                        ((d as u32 + 1).wrapping_mul(2_654_435_761 ^ seed.wrapping_mul(salt)) >> 8) as f32 / 8e6 - 1.0
+                    })
+                };
+                let rows = [random(40_503), random(65_599)];
+                let exact: f64 = rows[0].iter().zip(&rows[1]).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                let (narrow, bound) = bounded(screen, [&rows[0], &rows[1]]);
+                assert!((exact - narrow).abs() <= bound * (1.0 + 1e-5), "{screen:?}: {exact} {narrow} {bound}");
+            }
+        }
+    }
+
+    /// What a feature and a token bring to the comparison together is that bound, and a little more for roundings of the arithmetic.
+    #[test]
+    fn the_sides_of_a_bound_make_it_up() {
+        if !is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        let kappa = 1e-5;
+        let w: Vec<f32> = (0..32).map(|d| (d as f32 - 11.3) / 7.0).collect();
+        for screen in [Screen::Int8, Screen::Bf16] {
+            let mut words = vec![0; screen.words(32)];
+            let narrow = narrow_row(screen, &w, &mut words);
+            let bound = pack_row(screen, &w, 0.5, kappa, &mut words);
+            let near = |got: f32, want: f32| (1.0..1.0 + 3.0 * kappa).contains(&(got / want));
+            assert!(near(bound.p * narrow.scale, 0.5) && near(bound.q * narrow.scale, narrow.norm), "{screen:?}");
+            assert!(near(bound.r * narrow.scale, narrow.error), "{screen:?}");
+            assert_eq!(bound.start, -128 * narrow.sum);
+        }
+    }
+}
