@@ -22,7 +22,7 @@ import time
 
 # width, features, batches: benches/step.rs has the same.
 SHAPES = [(768, 131_072, [8192, 4096]), (2048, 1_048_576, [8192, 4096])]
-SMALL = [(72, 300, [64, 40])]
+SMALL = [(72, 136, [64, 40])]
 LAMBDA = 1.0
 STEPS = 7
 # The ratio that the project aims at, at the larger shape.

@@ -51,7 +51,7 @@ def sae(args, folder):
     for line in lines:
         if before >= half:
             rows += line["tokens"] - before
-            seconds += (line["tokens"] - before) / line["tokens_per_s_wall"]
+            seconds += (line["tokens"] - before) / line["tokens_per_s"]
         before = line["tokens"]
     summary["tokens_per_s_last_half"] = rows / seconds
     return summary

@@ -62,7 +62,7 @@ const ALL_WORDS: [&str; 16] = [
 /// width, features.
 const B: (usize, usize) = (768, 131_072);
 const A: (usize, usize) = (2048, 1_048_576);
-const SMALL: (usize, usize) = (72, 300);
+const SMALL: (usize, usize) = (72, 136);
 /// Rows and target L0; those but the first only with `batches`.
 const BATCHES: [(usize, usize); 4] = [(8192, 100), (4096, 50), (8192, 50), (8192, 300)];
 const SMALL_BATCHES: [(usize, usize); 2] = [(64, 8), (40, 20)];
@@ -78,6 +78,7 @@ const SECONDS: f64 = 0.5;
 const STEPS: std::ops::RangeInclusive<usize> = 4..=200;
 /// Steps whose kernels are timed, behind one that lets the host run ahead.
 const TIMED_STEPS: usize = 7;
+const SMALL_TIMED_STEPS: usize = 2;
 
 fn main() -> ExitCode {
     asked::main(&ALL_WORDS, |asked, card| {
@@ -204,13 +205,14 @@ fn measure(
     let (rows, pairs, touched) = (report.rows, report.active as usize, run.touched());
     let work = Work { precision, mode, width, features, rows, pairs, touched };
     let step_us = step_us(run, Path::Sparse, small);
-    let mut steps = || _ = run.steps(Path::Sparse, TIMED_STEPS + 1);
+    let timed = if small { SMALL_TIMED_STEPS } else { TIMED_STEPS };
+    let mut steps = || _ = run.steps(Path::Sparse, timed + 1);
     let all = device.time_launches(&mut steps).map_err(words)?;
-    let each = all.len() / (TIMED_STEPS + 1);
+    let each = all.len() / (timed + 1);
     let steps: Vec<&[Launch]> = all.chunks_exact(each.max(1)).skip(1).collect();
     let same = steps.iter().all(|step| step.iter().zip(steps[0]).all(|(a, b)| a.kernel == b.kernel));
-    if each == 0 || each * (TIMED_STEPS + 1) != all.len() || !same {
-        return Err(format!("{} launches in {} equal steps", all.len(), TIMED_STEPS + 1));
+    if each == 0 || each * (timed + 1) != all.len() || !same {
+        return Err(format!("{} launches in {} equal steps", all.len(), timed + 1));
     }
     let median = |values: &mut Vec<f64>| {
         values.sort_by(f64::total_cmp);
