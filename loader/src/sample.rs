@@ -30,6 +30,8 @@ pub struct Sample {
     pub rows: Vec<f32>,
     /// Which they are.
     pub ids: Vec<RowId>,
+    /// Rows that were looked at to find these: the others are skipped or filtered.
+    pub looked_at: usize,
 }
 
 impl Sample {
@@ -61,7 +63,7 @@ pub fn sample(dataset: &Dataset, n: usize, seed: u64, skip: &SkipList, filter: &
     let loader = Loader::new(dataset, skip.clone(), filter.clone())?;
     let mut parts: Vec<Sample> = vec![Sample::default(); chosen.len()];
     let mut loaded: Vec<(Extent, Loaded)> = Vec::new();
-    let (mut taken, mut seen) = (0u64, 0u64);
+    let (mut taken, mut seen, mut looked_at) = (0u64, 0u64, 0);
     for k in by_storage {
         let place = &chosen[k];
         let in_place = place.rows.end - place.rows.start;
@@ -77,6 +79,7 @@ pub fn sample(dataset: &Dataset, n: usize, seed: u64, skip: &SkipList, filter: &
             if left == 0 {
                 break;
             }
+            looked_at += 1;
             let row = place.rows.start + inside.apply(i);
             if append(dataset, &loaded, row, &mut parts[k].rows) {
                 parts[k].ids.push(RowId { shard: place.shard, row: before + row });
@@ -84,8 +87,8 @@ pub fn sample(dataset: &Dataset, n: usize, seed: u64, skip: &SkipList, filter: &
             }
         }
     }
-    let mut all =
-        Sample { rows: Vec::with_capacity(taken as usize * dataset.width()), ids: Vec::with_capacity(taken as usize) };
+    let rows = Vec::with_capacity(taken as usize * dataset.width());
+    let mut all = Sample { rows, ids: Vec::with_capacity(taken as usize), looked_at };
     // Each part is freed once it is copied.
     for part in parts {
         all.rows.extend_from_slice(&part.rows);

@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use tests::fixture::Fixture;
+use loader::Dtype;
+use tests::fixture::{Fixture, plain_rows, write_shards};
 use tests::s3::S3;
 use tests::{checkpoints, need, sae};
 
@@ -115,4 +116,35 @@ fn what_belongs_is_shown_and_the_same_on_s3() {
         seen.push(report["identity"].clone());
     }
     assert_eq!(seen[0], seen[1], "one rule, one data set");
+}
+
+/// Held-out rows that are not finite are known at the start, and named at the evaluation that they end; a list of them, which may grow
+/// later, brings the run to its end.
+#[test]
+fn a_held_out_row_that_is_not_finite_can_be_left_out() {
+    let fixture = Fixture::new();
+    let mut rows = plain_rows(900, 16, 2);
+    write_shards(&fixture.path("train"), 16, &plain_rows(3000, 16, 1), Dtype::F32, 1000);
+    rows[16 * 345 + 3] = f32::NAN;
+    write_shards(&fixture.path("eval"), 16, &rows, Dtype::F32, 300);
+    let mut recipe = fixture.recipe("run");
+    recipe.data.eval = vec![fixture.text("eval")];
+    let path = fixture.save("recipe", &recipe);
+    let warned = "1 of 900 sampled rows of data.eval hold NaN or infinite values";
+    sae::run(&["train", &path, "--dry-run"]).exits(0).says(&[warned, "data.eval_skip"]);
+    let row = "shard-00001.parquet:45";
+    sae::run(&["train", &path]).exits(65).says(&[warned, &format!("held-out row {row}"), "data.eval_skip"]);
+    let resume = |skip: &str| sae::run(&["train", &path, "--resume", "--set", &format!("data.eval_skip=[\"{skip}\"]")]);
+    resume("shard-00009.parquet:45").exits(64).says(&["data.eval_skip: ", "names no row of data.eval"]);
+    resume(row).exits(0);
+    assert_eq!(fixture.json("run/summary.json")["evaluated_on"], "eval");
+    sae::run(&["train", &path, "--resume"]).exits(64).says(&["data.eval_skip may only grow"]);
+    // Evaluations leave it out too, where they are of these rows.
+    let run = fixture.text("run");
+    assert_eq!(sae::run(&["eval", &run, "--json"]).exits(0).json()["rows"], 899);
+    sae::run(&["eval", &run, "--data", &fixture.text("train")]).exits(0);
+    // A filter does as well, from the start.
+    let filtered = ["--set", "data.filter.finite=true", "--set", &format!("run.dir={}", fixture.text("filtered"))];
+    let finished = sae::run(&[&["train", &path][..], &filtered].concat()).exits(0);
+    assert!(!finished.stderr.contains("not finite") && !finished.stderr.contains(warned), "{}", finished.stderr);
 }

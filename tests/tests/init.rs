@@ -157,6 +157,9 @@ fn every_source_keeps_its_loss_at_any_scale_of_the_data() {
         export(run, &exported, &[]);
         export(run, &parts, &["--max-shard-size", "8000"]);
         assert!(fixture.path("parts/sae_weights.safetensors.index.json").exists(), "it has parts");
+        let files = checkpoints::files(&fixture.path("parts"));
+        let most = files.iter().map(|path| fs::metadata(path).expect("a file").len()).max();
+        assert!(most.is_some_and(|most| (6000..=8000).contains(&most)), "{most:?} bytes, of 8000 at most");
         export(run, &fixture.text("unit"), &["--unit-norm"]);
         let weights = weights_in(&fixture.path("exported/sae_weights.safetensors"));
         weights.write(&fixture.path("raw.safetensors"));

@@ -359,3 +359,40 @@ fn rows_without_a_scale_are_refused_at_the_start() {
     finished.exits(0);
     assert_eq!(json(&summary)["filtered"], 0);
 }
+
+/// A filter that leaves hardly a row is said to do so; one that takes few is no warning.
+#[test]
+fn a_filter_says_how_much_it_leaves_out() {
+    let fixture = Fixture::new();
+    let mut rows = vec![1.0f32; 1000 * WIDTH];
+    rows[..4 * WIDTH].fill(3.0);
+    write_shards(&fixture.path("data"), WIDTH, &rows, Dtype::F32, 1000);
+    let mut recipe = fixture.recipe("run");
+    recipe.data.train = vec![fixture.text("data")];
+    let path = fixture.save("recipe", &recipe);
+    // Between the norms of both kinds.
+    let bound = 2.0 * (WIDTH as f64).sqrt();
+    for (set, says, warns) in [
+        (format!("data.filter.norm_min={bound}"), "leave out 99.6 % of 1000 sampled rows", true),
+        (format!("data.filter.norm_max={bound}"), "leave out 0.4 % of 1000 sampled rows", false),
+        ("data.filter.norm_max=2x".to_owned(), "leave out 0.4 % of 1000 sampled rows", false),
+    ] {
+        let finished = sae::run(&["train", &path, "--dry-run", "--set", &set]).exits(0).says(&[says]);
+        assert_eq!(finished.stderr.contains("too little to train on"), warns, "{set}: {}", finished.stderr);
+    }
+    let finished = sae::run(&["train", &path, "--dry-run"]).exits(0);
+    assert!(!finished.stderr.contains("leave out"), "{}", finished.stderr);
+}
+
+/// A penalty that nothing survives ends in a dictionary of no use, which the run says, however few features count as dead.
+#[test]
+fn a_dictionary_that_explains_nothing_is_said_to() {
+    let fixture = Fixture::with_data();
+    let path = fixture.save("recipe", &fixture.recipe("run"));
+    let fine = sae::run(&["train", &path]).exits(0);
+    assert!(fine.stdout.contains("silent on the rows evaluated") && !fine.stderr.contains("explains nothing"));
+    let dir = format!("run.dir={}", fixture.text("collapsed"));
+    let collapsed = ["--set", "train.l1=1e4", "--set", "train.lr=3e-2", "--set", &dir];
+    let finished = sae::run(&[&["train", &path][..], &collapsed].concat()).exits(0);
+    finished.says(&["the dictionary explains nothing", "lower train.l1"]);
+}

@@ -104,9 +104,9 @@ impl Data {
             )));
         }
         let filter = recipe.data.filter.without_medians();
-        train.check_columns(&filter, &skip_list(&train, &recipe.data.skip)?)?;
+        train.check_columns(&filter, &skip_list(&train, Skip::TRAIN, recipe)?)?;
         if let Some(eval) = &eval {
-            eval.check_columns(&filter, &SkipList::default())?;
+            eval.check_columns(&filter, &skip_list(eval, Skip::EVAL, recipe)?)?;
             check_held_out(&train, eval, kept.is_some())?;
         }
         let rows = rows_of(recipe, train.rows())?;
@@ -186,7 +186,15 @@ impl Data {
     /// # Errors
     /// [`Error::Recipe`] when it names what is not there.
     pub fn skip(&self, recipe: &Recipe) -> Result<SkipList, Error> {
-        skip_list(&self.train, &recipe.data.skip)
+        skip_list(&self.train, Skip::TRAIN, recipe)
+    }
+
+    /// The rows and row groups of `data.eval_skip`.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] when it names what is not there.
+    pub fn eval_skip(&self, recipe: &Recipe) -> Result<SkipList, Error> {
+        self.eval.as_ref().map_or_else(|| Ok(SkipList::default()), |eval| skip_list(eval, Skip::EVAL, recipe))
     }
 
     /// How the training rows are streamed, but for the filter.
@@ -310,11 +318,11 @@ pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result
     Ok(())
 }
 
-/// The rows of `dataset` as stored, at most `limit` of them, less those that `filter` does not keep: what evaluation reads, as far as
-/// the rank at `place` brings them.
+/// The rows of `dataset` as stored, at most `limit` of them, less those that `filter` does not keep and those of `data.eval_skip`: what
+/// evaluation reads, as far as the rank at `place` brings them.
 ///
 /// # Errors
-/// Those of the loader.
+/// Those of the loader; [`Error::Recipe`] when `data.eval_skip` names what is not there.
 pub fn eval_stream(
     dataset: &Dataset,
     recipe: &Recipe,
@@ -322,7 +330,8 @@ pub fn eval_stream(
     place: Place,
     limit: Option<u64>,
 ) -> Result<Stream, Error> {
-    let options = StreamOptions { partition: partition(place), filter, ..eval_options(recipe, limit) };
+    let skip = skip_list(dataset, Skip::EVAL, recipe)?;
+    let options = StreamOptions { partition: partition(place), filter, skip, ..eval_options(recipe, limit) };
     Ok(Stream::start(dataset, options, Cursor::default())?)
 }
 
@@ -348,16 +357,31 @@ fn threads(recipe: &Recipe) -> usize {
     recipe.data.threads.unwrap_or_else(cores)
 }
 
-/// `data.skip` in the shards of a dataset: `file.parquet:row` or `file.parquet#group`, of which the last `:` or `#` counts, since the
+/// A list of rows that are left out.
+struct Skip {
+    /// Its key in the recipe.
+    key: &'static str,
+    /// The key of the shards that it speaks of.
+    of: &'static str,
+    entries: fn(&Recipe) -> &[String],
+}
+
+impl Skip {
+    const TRAIN: Skip = Skip { key: "data.skip", of: "data.train", entries: |recipe| &recipe.data.skip };
+    const EVAL: Skip = Skip { key: "data.eval_skip", of: "data.eval", entries: |recipe| &recipe.data.eval_skip };
+}
+
+/// Such a list in the shards of a dataset: `file.parquet:row` or `file.parquet#group`, of which the last `:` or `#` counts, since the
 /// name may hold others.
-fn skip_list(dataset: &Dataset, entries: &[String]) -> Result<SkipList, Error> {
+fn skip_list(dataset: &Dataset, Skip { key, of, entries }: Skip, recipe: &Recipe) -> Result<SkipList, Error> {
+    let entries = entries(recipe);
     let mut list = SkipList::default();
     for entry in entries {
         let found = entry.rfind([':', '#']).and_then(|at| {
             let (path, number) = (&entry[..at], entry[at + 1..].parse::<u64>().ok()?);
             let shard = dataset.shards().iter().position(|shard| shard.path == path)?;
-            let (of, is_row) = (&dataset.shards()[shard], entry[at..].starts_with(':'));
-            let count = if is_row { of.rows } else { of.row_groups.len() as u64 };
+            let (found, is_row) = (&dataset.shards()[shard], entry[at..].starts_with(':'));
+            let count = if is_row { found.rows } else { found.row_groups.len() as u64 };
             (number < count).then_some((shard as u32, number, is_row))
         });
         match found {
@@ -365,8 +389,7 @@ fn skip_list(dataset: &Dataset, entries: &[String]) -> Result<SkipList, Error> {
             Some((shard, group, false)) => list.add_row_group(shard, group as u32),
             None => {
                 return Err(Error::Recipe(format!(
-                    "data.skip: \"{entry}\" names no row of data.train: write file.parquet:row or file.parquet#group, \
-                     with a file such as {}",
+                    "{key}: \"{entry}\" names no row of {of}: write file.parquet:row or file.parquet#group, with a file such as {}",
                     dataset.shards().first().map_or("shard-00000.parquet", |shard| shard.path.as_str())
                 )));
             }

@@ -89,8 +89,10 @@ impl Pass<'_> {
             if !report.ok {
                 let bad = bad_rows(device.axes(), self.dataset, stream, &seen, &report)?;
                 return Err(loader::Error::Data {
-                    location: bad.first().cloned().unwrap_or_default(),
-                    problem: "this row holds a value that is NaN or infinite: leave it out of the data".into(),
+                    location: bad.first().map_or_else(String::new, |row| format!("held-out row {row}")),
+                    problem: "it holds a value that is NaN or infinite: mend the data, or leave the row out (data.eval_skip, which may \
+                              grow when a run is resumed; data.filter.finite in a new run)"
+                        .into(),
                 }
                 .into());
             }

@@ -35,6 +35,9 @@ pub const WEIGHTS: &str = "sae_weights.safetensors";
 /// The file that says in which files the weights lie, where there are several.
 pub const INDEX: &str = "sae_weights.safetensors.index.json";
 
+/// Bytes before the tensors of a file, at most: four names with shapes and offsets of up to twenty digits.
+const HEADER_BYTES: u64 = 512;
+
 /// Bytes of an object that stores take in one request.
 const MOST_IN_A_STORE: u64 = 5_000_000_000;
 
@@ -64,7 +67,7 @@ pub struct Form {
     pub dtype: Dtype,
     /// Decoder rows get norm 1, encoder rows and biases the factors that keep the reconstruction.
     pub unit_norm: bool,
-    /// Most bytes of a file's tensors: a larger dictionary is written in parts.
+    /// Most bytes of a file: a larger dictionary is written in parts.
     pub part_bytes: Option<u64>,
 }
 
@@ -208,11 +211,12 @@ impl Export<'_> {
             };
         };
         let per_feature = self.bytes(1) - self.bytes(0);
-        let fit = usize::try_from(most.saturating_sub(self.bytes(0)) / per_feature).unwrap_or(usize::MAX);
+        let beside = self.bytes(0) + HEADER_BYTES;
+        let fit = usize::try_from(most.saturating_sub(beside) / per_feature).unwrap_or(usize::MAX);
         match fit {
             0 => Err(Error::Recipe(format!(
-                "--max-shard-size: {most} bytes hold no feature, which takes {} here with b_dec",
-                self.bytes(1)
+                "--max-shard-size: {most} bytes hold no feature, which takes {} here with b_dec and the file's header",
+                beside + per_feature
             ))),
             fit => Ok(fit.min(count.max(1))),
         }
@@ -361,5 +365,19 @@ impl Part {
             ("b_dec", view(vec![self.width], &self.b_dec_d)?),
         ];
         safetensors::serialize(tensors, None).map_err(internal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_not_larger_than_reckoned() {
+        let part = Part::new(1 << 10, 1000, Dtype::Bf16);
+        let tensors = part.w_enc_df.len() + part.b_enc_f.len() + part.w_dec_fd.len() + part.b_dec_d.len();
+        let header = part.serialized().expect("a file").len() - tensors;
+        // Sizes and offsets of a real one have up to sixty digits more each.
+        assert!(header as u64 + 4 * 40 <= HEADER_BYTES, "{header}");
     }
 }

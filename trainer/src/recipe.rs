@@ -70,6 +70,9 @@ pub struct Data {
     /// Rows (`file.parquet:row`) and row groups (`file.parquet#group`) left out. May grow when a run is resumed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skip: Vec<String>,
+    /// As `skip`, of the held-out shards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub eval_skip: Vec<String>,
     /// `[data.filter]`: rows left out by their content.
     #[serde(default, skip_serializing_if = "Filter::is_empty")]
     pub filter: Filter,

@@ -10,6 +10,12 @@ use crate::recipe::{Recipe, Scale};
 /// Rows sampled.
 pub const ROWS: usize = 65_536;
 
+/// Held-out rows sampled: whether they are finite is all that is asked of them.
+const HELD_OUT_ROWS: usize = 4_096;
+
+/// Share of the rows beyond which leaving them out is probably not what was meant.
+const MOST_LEFT_OUT: f64 = 0.5;
+
 /// What was found.
 #[derive(Clone, Debug)]
 pub struct Survey {
@@ -21,6 +27,8 @@ pub struct Survey {
     pub filter: RowFilter,
     /// Rows sampled, and those of them that are not finite: a run stops at the first.
     non_finite: (usize, usize),
+    /// Rows that were looked at for the sample.
+    looked_at: usize,
     /// Norms of the sampled rows that the filter keeps.
     norms: Vec<f64>,
     /// Which rows these are.
@@ -44,12 +52,12 @@ impl Survey {
             (Err(error), Some(scale)) if is_damage(&error) && !recipe.data.filter.is_relative() => {
                 tracing::info!("the norms of rows were not looked at: {error}");
                 let (norms, ids) = (Vec::new(), Vec::new());
-                return Ok(Survey { scale, norm_median: None, filter, non_finite: (0, 0), norms, ids });
+                return Ok(Survey { scale, norm_median: None, filter, non_finite: (0, 0), looked_at: 0, norms, ids });
             }
             (Err(error), _) => return Err(error.into()),
         };
         let squared_norms: Vec<f64> = sampled.squared_norms().collect();
-        let Sample { ids, rows } = sampled;
+        let Sample { ids, rows, looked_at } = sampled;
         drop(rows);
         let of = ids.len();
         let finite = squared_norms.iter().filter(|norm| norm.is_finite()).count();
@@ -71,7 +79,7 @@ impl Survey {
             None => auto_scale(kept.iter().map(|(_, norm)| *norm), data.train.width())?,
         };
         let (ids, norms): (_, Vec<f64>) = kept.into_iter().map(|(id, norm)| (id, norm.sqrt())).unzip();
-        Ok(Survey { scale, norm_median, filter, non_finite: (of, of - finite), norms, ids })
+        Ok(Survey { scale, norm_median, filter, non_finite: (of, of - finite), looked_at, norms, ids })
     }
 
     /// Which share of E‖x‖² the largest 1 % of the rows carry; `None` where that was not looked at, or E‖x‖² is 0.
@@ -89,12 +97,43 @@ impl Survey {
                  leaves such rows out"
             );
         }
+        let (_, non_finite) = self.non_finite;
+        let left_out = self.looked_at.saturating_sub(self.ids.len() + non_finite);
+        let share = left_out as f64 / self.looked_at.max(1) as f64;
+        let told =
+            format!("data.filter and data.skip leave out {:.1} % of {} sampled rows", 100.0 * share, self.looked_at);
+        if share > MOST_LEFT_OUT {
+            tracing::warn!(left_out, looked_at = self.looked_at, "{told}: what is left may be too little to train on");
+        } else if left_out > 0 {
+            tracing::info!(left_out, looked_at = self.looked_at, "{told}");
+        }
         if let Some(heavy) = heavy(&data.train, &self.ids, &self.norms) {
             tracing::warn!(top1_share = heavy.top1_share, "{heavy}");
         } else if let Some(share) = self.top1_share() {
             tracing::info!(top1_share = share, "the largest 1 % of the rows carry {:.1} % of E‖x‖²", 100.0 * share);
         }
     }
+}
+
+/// Says in the log when held-out rows that `filter`, that of the recipe in norms, keeps are not finite, as far as a sample shows: the
+/// first evaluation would end the run.
+///
+/// # Errors
+/// Those of the loader.
+pub(crate) fn look_at_held_out(data: &Data, recipe: &Recipe, filter: &RowFilter) -> Result<(), Error> {
+    let Some(eval) = &data.eval else { return Ok(()) };
+    let sampled = sample(eval, HELD_OUT_ROWS, recipe.data.seed, &data.eval_skip(recipe)?, filter)?;
+    let found = sampled.squared_norms().filter(|norm| !norm.is_finite()).count();
+    if found > 0 {
+        let of = sampled.ids.len();
+        tracing::warn!(
+            found,
+            sampled = of,
+            "{found} of {of} sampled rows of data.eval hold NaN or infinite values: the first evaluation would end the run; \
+             data.filter.finite = true leaves such rows out, and data.eval_skip rows that it names"
+        );
+    }
+    Ok(())
 }
 
 /// Whether an error is about rows, which may be left out or whole again by the time they are needed.

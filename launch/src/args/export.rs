@@ -33,7 +33,7 @@ pub struct Export {
     /// A part is held twice in memory.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub max_shard_size: Option<u64>,
-    /// Leave out features that are dead (silent over train.dead_window).
+    /// Leave out features that are dead: silent over train.dead_window, or over all rows trained on where these are fewer.
     #[arg(long)]
     pub alive_only: bool,
     /// Model that the activations came from.

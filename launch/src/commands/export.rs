@@ -15,8 +15,18 @@ pub fn run(args: &Export) -> Result<(), Failure> {
     let (store, found) = checkpoint::open_which(&args.run, args.checkpoint)?;
     let recipe = &found.manifest.recipe;
     let device = Cpu::new(recipe.train.threads)?;
+    let (tokens, window) = (found.manifest.tokens, recipe.train.dead_window);
     let alive: Option<Vec<usize>> = if args.alive_only {
-        let horizon = found.manifest.tokens.saturating_sub(recipe.train.dead_window);
+        if tokens < window {
+            tracing::warn!(
+                tokens,
+                window,
+                "the run has trained on {} rows and train.dead_window is {}: --alive-only leaves out what was silent over all of them",
+                HumanCount(tokens),
+                HumanCount(window)
+            );
+        }
+        let horizon = tokens.saturating_sub(window);
         let last_fired_f = checkpoint::load_clocks(&store, &found)?;
         Some((0..last_fired_f.len()).filter(|&feature| last_fired_f[feature] > horizon).collect())
     } else {
@@ -51,9 +61,19 @@ pub fn run(args: &Export) -> Result<(), Failure> {
         );
     }
     let features = alive.map_or(found.manifest.features, |alive| alive.len());
+    let left_out = found.manifest.features - features;
+    let of_window = if left_out > 0 {
+        format!(
+            ", {} silent over the last {} rows left out",
+            HumanCount(left_out as u64),
+            HumanCount(window.min(tokens))
+        )
+    } else {
+        String::new()
+    };
     let rows = [
         ("checkpoint", found.folder.clone()),
-        ("features", HumanCount(features as u64).to_string()),
+        ("features", format!("{}{of_window}", HumanCount(features as u64))),
         ("width", found.manifest.width.to_string()),
         ("numbers", form.dtype.name().to_owned()),
         ("scale folded in", table::number(f64::from(found.manifest.scale))),

@@ -241,7 +241,13 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
             ("L0", table::number(metrics.l0)),
         ]);
     }
-    rows.push(("dead features", table::percent(Some(summary.dead_fraction))));
+    let window = HumanCount(summary.dead_window);
+    rows.push((
+        "dead features",
+        format!("{} (silent over {window} rows)", table::percent(Some(summary.dead_fraction))),
+    ));
+    let silent = summary.density.silent as f64 / recipe.sae.features as f64;
+    rows.push(("silent on the rows evaluated", table::percent(Some(silent))));
     if summary.recovered.is_some() {
         rows.push(("true directions recovered", table::percent(summary.recovered)));
     }
@@ -257,8 +263,26 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
     if let Some(note) = shrinkage(summary) {
         table::say(note);
     }
+    warn_of_collapse(summary);
     let (run, out) = (table::quoted(dir), table::quoted(&format!("{dir}/saelens")));
     table::say(format!("next: sae export {run} --format saelens --out {out}"));
+}
+
+/// Says when the dictionary is of no use: it explains nothing, or hardly a feature fires.
+fn warn_of_collapse(summary: &Summary) {
+    let Some(metrics) = &summary.metrics else { return };
+    let l0 = metrics.l0;
+    match metrics.explained_variance {
+        Some(explained_variance) if explained_variance <= 0.0 => tracing::warn!(
+            explained_variance,
+            l0,
+            "the dictionary explains nothing, with {l0:.2} active features a row: lower train.l1 or train.lr"
+        ),
+        _ if l0 < 1.0 => {
+            tracing::warn!(l0, "{l0:.2} features fire on a row on average, fewer than one: lower train.l1");
+        }
+        _ => {}
+    }
 }
 
 /// Share of the true directions from which on it is the penalty that leaves variance unexplained, and no direction that is missing.

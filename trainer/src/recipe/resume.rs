@@ -6,12 +6,13 @@ use super::Recipe;
 use crate::Error;
 
 /// Keys that a resumed run may change: they decide where things are and how fast they go, not what comes out.
-const FREE_ON_RESUME: [&str; 19] = [
+const FREE_ON_RESUME: [&str; 20] = [
     "data.train",
     "data.eval",
     "data.prefetch_bytes",
     "data.threads",
     "data.skip",
+    "data.eval_skip",
     "data.synth",
     "data.synth_eval_rows",
     "train.threads",
@@ -34,10 +35,16 @@ impl Recipe {
     /// # Errors
     /// [`Error::Recipe`] that lists each such key with both values.
     pub fn check_resumes(&self, saved: &Recipe) -> Result<(), Error> {
-        if let Some(lost) = saved.data.skip.iter().find(|entry| !self.data.skip.contains(entry)) {
-            return Err(Error::Recipe(format!(
-                "data.skip may only grow when a run is resumed, and \"{lost}\" is gone from it: put it back"
-            )));
+        let lists = [
+            ("data.skip", &self.data.skip, &saved.data.skip),
+            ("data.eval_skip", &self.data.eval_skip, &saved.data.eval_skip),
+        ];
+        for (key, now, then) in lists {
+            if let Some(lost) = then.iter().find(|entry| !now.contains(entry)) {
+                return Err(Error::Recipe(format!(
+                    "{key} may only grow when a run is resumed, and \"{lost}\" is gone from it: put it back"
+                )));
+            }
         }
         let (now, then) = (self.keys(), saved.keys());
         let free = |key: &str| {
@@ -46,10 +53,12 @@ impl Recipe {
                 .any(|free| key.strip_prefix(free).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
         };
         let absent = "(not set)".to_owned();
+        // A section that is there brings its lists along, and one that is empty says nothing.
+        let is_set = |value: &&String| *value != "[]";
         let differing: Vec<String> = now
             .keys()
             .chain(then.keys().filter(|key| !now.contains_key(*key)))
-            .filter(|key| !free(key) && now.get(*key) != then.get(*key))
+            .filter(|key| !free(key) && now.get(*key).filter(is_set) != then.get(*key).filter(is_set))
             .map(|key| {
                 let value = |map: &BTreeMap<String, String>| map.get(key).unwrap_or(&absent).clone();
                 format!("  {key}: the run has {}, the recipe says {}", value(&then), value(&now))

@@ -2,14 +2,14 @@
 
 use kernels::Device;
 use loader::synth::Spec;
-use loader::{Cursor, SkipList, Store, sample};
+use loader::{Cursor, Store, sample};
 
 use super::start::check_eval;
 use crate::data::{self, Data, Extent};
 use crate::init::Source;
 use crate::recipe::Recipe;
 use crate::survey::Survey;
-use crate::{Error, checkpoint, communication, plan};
+use crate::{Error, checkpoint, communication, plan, survey};
 
 /// Steps of which λ's warm-up, the decay of the learning rate and Adam's means have a few each.
 const FEW_STEPS: u64 = 100;
@@ -46,8 +46,8 @@ pub fn check(
     };
     if let Some(eval) = &data.eval {
         drop(data::eval_stream(eval, recipe, filter.clone(), place, Some(1))?);
-        sample(eval, FEW_ROWS, recipe.data.seed, &SkipList::default(), &filter)?;
     }
+    survey::look_at_held_out(data, recipe, &filter)?;
     // That rows can be read, and with them the columns that a filter goes by.
     sample(&data.train, FEW_ROWS, recipe.data.seed, &data.skip(recipe)?, &filter)?;
     let from = found.map_or_else(Cursor::default, |manifest| manifest.cursor);

@@ -68,6 +68,11 @@ impl<D: Device> Run<'_, D> {
         let (metrics, density, evaluated_on) = match held_out {
             Some((metrics, density)) => (Some(metrics), density, EvaluatedOn::Eval),
             None => {
+                if self.data.eval.is_some() && self.scribe.is_some() {
+                    tracing::warn!(
+                        "data.filter and data.eval_skip leave no row of data.eval: nothing was measured on held-out rows"
+                    );
+                }
                 let closing = &self.state.closing;
                 let metrics = Metrics::of(closing, self.schedule.final_lambda());
                 (metrics, DensityHistogram::of(closing, &self.device.axes().all)?, EvaluatedOn::LastTrainingRows)

@@ -22,7 +22,7 @@ use crate::recovery::Truth;
 use crate::run_dir::RunDir;
 use crate::survey::Survey;
 use crate::together::once_all;
-use crate::{Error, calibrate, checkpoint, communication, init, plan};
+use crate::{Error, calibrate, checkpoint, communication, init, plan, survey};
 
 impl<'a, D: Device> Run<'a, D> {
     /// Takes memory and makes or loads the weights.
@@ -65,7 +65,10 @@ impl<'a, D: Device> Run<'a, D> {
         if let Some(eval) = &data.eval {
             // What the evaluation at the end would be refused for is better known now.
             let filter = recipe.data.filter.resolve(state.norm_median)?;
-            drop(data::eval_stream(eval, recipe, filter, axes.place, Some(1))?);
+            drop(data::eval_stream(eval, recipe, filter.clone(), axes.place, Some(1))?);
+            if found.is_none() && axes.all.index() == 0 {
+                survey::look_at_held_out(data, recipe, &filter)?;
+            }
         }
         let scribe = run_dir.map(|run_dir| {
             run_dir.begin(recipe)?;
@@ -79,8 +82,10 @@ impl<'a, D: Device> Run<'a, D> {
             Some(found) => checkpoint::Known::until(store, found)?,
             None => checkpoint::Known::default(),
         };
-        let saved =
-            found.as_ref().map(|found| (found.manifest.step, found.manifest.held_out.clone(), found.folder.clone()));
+        // Evaluations go by the checkpoint's list, so a longer one makes another checkpoint even where no step follows.
+        let is_kept = |found: &&Found| found.manifest.recipe.data.eval_skip == recipe.data.eval_skip;
+        let saved = found.as_ref().filter(is_kept);
+        let saved = saved.map(|found| (found.manifest.step, found.manifest.held_out.clone(), found.folder.clone()));
         let from = found.as_ref().map(|found| found.folder.as_str());
         let (step, steps, rows) = (state.step, schedule.steps(), data.rows);
         if scribe.is_some() {
