@@ -281,9 +281,11 @@ pub struct Doctor {
 
 /// Compile the GPU kernels ahead of time, and show what they take of a multiprocessor.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Examples:\n  sae kernels\n  sae kernels --arch sm_90a\n  sae kernels --out /tmp/cubins && \
+#[command(
+    after_help = "Examples:\n  sae kernels\n  sae kernels --arch sm_90a\n  sae kernels --carried\n  sae kernels --out /tmp/cubins && \
 SAE_CUBINS=/tmp/cubins cargo build --release\n\nNeeds NVRTC 13 or newer, and no GPU: pip install nvidia-cuda-nvrtc, and name \
-its folder in SAE_NVRTC\nwhen it is not found.")]
+its folder in SAE_NVRTC\nwhen it is not found."
+)]
 pub struct Kernels {
     /// Architectures to compile for: sm_80 (A100 and later 8.x), sm_90a (H100, H200), sm_100a (B200), or another.
     #[arg(long, value_delimiter = ',', value_name = "LIST", default_values_t = kernels::cuda::RELEASED)]
@@ -291,4 +293,7 @@ pub struct Kernels {
     /// Folder for the compiled kernels; without one they are only looked at. A build with SAE_CUBINS set to it carries them.
     #[arg(long, value_parser = local)]
     pub out: Option<PathBuf>,
+    /// Say what this binary carries, and compile nothing.
+    #[arg(long, conflicts_with_all = ["arch", "out"])]
+    pub carried: bool,
 }

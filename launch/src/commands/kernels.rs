@@ -2,6 +2,7 @@
 
 use kernels::cuda::cache;
 use kernels::cuda::cubin::Label;
+use kernels::cuda::embedded;
 use kernels::cuda::nvrtc::Nvrtc;
 use kernels::cuda::sources::SOURCES;
 
@@ -9,8 +10,16 @@ use crate::args::Kernels;
 use crate::failure::Failure;
 use crate::table;
 
-/// Compiles every source for every architecture.
+/// Compiles every source for every architecture, or says for which the binary has them.
 pub fn run(args: &Kernels) -> Result<(), Failure> {
+    if args.carried {
+        let archs = embedded::archs();
+        table::say(match archs.as_slice() {
+            [] => "no compiled kernels: they are compiled when a card is first used, by NVRTC".to_owned(),
+            _ => format!("{} sources of kernels, compiled for {}", SOURCES.len(), archs.join(", ")),
+        });
+        return Ok(());
+    }
     let nvrtc = Nvrtc::find(None)?;
     let mut rows = Vec::new();
     let mut spilling = Vec::new();
