@@ -1,6 +1,8 @@
 // What the lanes of a warp compute together, as pure functions of what each brings.
 #include "machine.h"
+#include <algorithm>
 #include <bit>
+#include <cmath>
 
 namespace emulator {
 namespace {
@@ -64,6 +66,23 @@ void load_rows(bool transposed, const void* const (&in)[32], void* const (&out)[
 
 float widen(u32 bits) { return std::bit_cast<float>(bits << 16); }
 
+// A sum of TOGETHER products and what there is as tensor cores are known to make it, which nothing specifies: every operand is cut
+// off at the last bit that a binary32 as large as the largest of them has, and so is the result.
+constexpr u32 TOGETHER = 8;
+template <class F> float truncated_sum(float before, F product) {
+    double largest = std::fabs((double)before);
+    for (u32 t = 0; t < TOGETHER; ++t) largest = std::max(largest, std::fabs(product(t)));
+    if (largest == 0 || !std::isfinite(largest)) {
+        for (u32 t = 0; t < TOGETHER; ++t) before += (float)product(t);
+        return before;
+    }
+    const double bit = std::ldexp(1.0, std::ilogb(largest) - 23);
+    double sum = std::trunc(before / bit);
+    for (u32 t = 0; t < TOGETHER; ++t) sum += std::trunc(product(t) / bit);
+    const float nearest = (float)(sum * bit);
+    return std::fabs((double)nearest) > std::fabs(sum * bit) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // The layouts of PTX's mma.m16n8k16: with g = lane/4 and t = lane%4, a lane holds A[g or g+8][2t.., 2t+8..],
 // B[2t.., 2t+8..][g] and D[g or g+8][2t..].
 void multiply(const void* const (&in)[32], void* const (&out)[32]) {
@@ -78,9 +97,13 @@ void multiply(const void* const (&in)[32], void* const (&out)[32]) {
             for (u32 q = 0; q < 2; ++q) d[g + q * 8][t + half] = p.d[q * 2 + half];
         }
     }
+    static const bool truncates = setting("EMULATOR_TRUNCATE", 0) != 0;
     for (u32 i = 0; i < 16; ++i) {
         for (u32 k = 0; k < 16; ++k) {
-            for (u32 j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
+            for (u32 j = 0; j < 8; ++j) {
+                if (!truncates) d[i][j] += a[i][k] * b[k][j];
+                else if (k % TOGETHER == 0) d[i][j] = truncated_sum(d[i][j], [&](u32 t) { return (double)a[i][k + t] * b[k + t][j]; });
+            }
         }
     }
     for (u32 lane = 0; lane < 32; ++lane) {

@@ -9,12 +9,16 @@
 //   EMULATOR_MEMORY   bytes of a device, 4 GiB by default
 //   EMULATOR_DEVICES  how many there are, 1 by default
 //   EMULATOR_FIRST    number of the first one on its machine, 0 by default: a launcher that binds cards hides those before
-//   EMULATOR_FAIL     call:n:code,… the n-th (from 1) launch, alloc, copy or sync fails with the code; "launch:5:700"
+//   EMULATOR_FAIL     call:n:code,… the n-th (from 1) launch, alloc, copy, sync or load (of an image) fails with the code; "launch:5:700"
+//   EMULATOR_POOLS    none: there is no pool of memory, and the attribute says so; broken: the attribute says that there is one
+//   EMULATOR_COHERENT 1: a copy from pageable memory to the device reads it as late as one from pinned memory does
 //   EMULATOR_OMIT     wait or sync: a stream, or the host, goes on without waiting for an event, as if the program did not ask
 //                     for it; wait:odd and wait:even: every other time; wait:3-1: the third stream that was made for the first
+//   EMULATOR_TRUNCATE 1: products of tensor cores are added in another order and cut off, as hardware does: collectives.cpp
 //   EMULATOR_TRACE    1 prints every launch, copy, allocation and wait of the host
 #include "machine.h"
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdarg>
 #include <cstdint>
@@ -25,6 +29,8 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <sys/uio.h>
+#include <unistd.h>
 #include <vector>
 
 using namespace emulator;
@@ -41,6 +47,7 @@ enum Result : int {
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
     INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
     ECC_UNCORRECTABLE = 214,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
@@ -68,6 +75,7 @@ constexpr Code CODES[] = {
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
     {ECC_UNCORRECTABLE, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
@@ -138,6 +146,12 @@ void __attribute__((format(printf, 1, 2))) say(const char* format, ...) {
     vfprintf(stderr, format, arguments);
     fputc('\n', stderr);
     va_end(arguments);
+}
+
+// Whether EMULATOR_POOLS is this word.
+bool pools(const char* word) {
+    const char* set = getenv("EMULATOR_POOLS");
+    return set && !strcmp(set, word);
 }
 
 int devices() { return (int)setting("EMULATOR_DEVICES", 1); }
@@ -283,6 +297,17 @@ void check_unchanged(const void* from, const std::vector<u8>& at_call) {
     if (broken != SUCCESS || memcmp(from, at_call.data(), at_call.size()) == 0) return;
     say("a copy of %zu bytes: the host has changed them before they were copied", at_call.size());
     broken = ILLEGAL_ADDRESS;
+}
+
+// Ordinary memory as it is when a stream comes to a copy from it: it may be gone, and then nothing is left of what lay there.
+std::vector<u8> pageable_now(const void* from, size_t bytes) {
+    std::vector<u8> now(bytes, (u8)poison());
+    const iovec to{now.data(), bytes}, there{(void*)from, bytes};
+    if (process_vm_readv(getpid(), &to, 1, &there, 1, 0) != (ssize_t)bytes && errno != EFAULT) {
+        say("EMULATOR_COHERENT: a process may not look into its own memory here: %s", strerror(errno));
+        abort();
+    }
+    return now;
 }
 
 // A copy whose stream comes to it after its memory was freed is what a real device faults on.
@@ -468,7 +493,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int device) {
         case 97: *value = DYNAMIC_BYTES_AT_MOST; break;       // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         case 106: *value = 32; break;                         // MAX_BLOCKS_PER_MULTIPROCESSOR
         case 111: *value = 1024; break;                       // RESERVED_SHARED_MEMORY_PER_BLOCK
-        case 115: *value = 1; break;                          // MEMORY_POOLS_SUPPORTED
+        case 115: *value = !pools("none"); break;             // MEMORY_POOLS_SUPPORTED
         default: *value = 0;
     }
     return SUCCESS;
@@ -625,6 +650,7 @@ API cuMemAlloc_v2(u64* pointer, size_t bytes) {
 }
 API cuMemAllocAsync(u64* pointer, size_t bytes, Stream* handle) {
     ENTER;
+    if (pools("none") || pools("broken")) return NOT_SUPPORTED;
     if (!find_stream(handle)) return INVALID_HANDLE;
     return allocate_for(pointer, bytes);
 }
@@ -638,6 +664,10 @@ API cuMemFree_v2(u64 pointer) {
 }
 API cuMemFreeAsync(u64 pointer, Stream* handle) {
     ENTER;
+    if (pools("none") || pools("broken")) {
+        say("cuMemFreeAsync: there is no pool of memory");
+        return NOT_SUPPORTED;
+    }
     const std::shared_ptr<Stream> stream = find_stream(handle);
     if (!stream) return INVALID_HANDLE;
     if (!range_ok("cuMemFreeAsync", (void*)pointer, 1)) return INVALID_VALUE;
@@ -690,6 +720,12 @@ API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, Stream* handle)
         return enqueue(*stream, [=] {
             check_unchanged(from, *staged);
             checked_copy((void*)to, from, bytes, (void*)to, nullptr);
+        });
+    }
+    if (setting("EMULATOR_COHERENT", 0)) {
+        return enqueue(*stream, [=] {
+            check_unchanged(pageable_now(from, bytes).data(), *staged);
+            checked_copy((void*)to, staged->data(), bytes, (void*)to, nullptr);
         });
     }
     return enqueue(*stream, [=] { checked_copy((void*)to, staged->data(), bytes, (void*)to, nullptr); });
@@ -759,6 +795,8 @@ API cuModuleLoadData(Module** module, const void* image) {
     ENTER;
     const size_t bytes = image_bytes(image);
     if (bytes == 0) return INVALID_IMAGE;
+    const Result failure = planted("load");
+    if (failure != SUCCESS) return failure;
     *module = new Module{std::string((const char*)image, bytes)};
     modules.insert(*module);
     return SUCCESS;
@@ -796,7 +834,8 @@ API cuFuncGetAttribute(int* value, int attribute, Function* function) {
 }
 API cuFuncSetAttribute(Function* function, int attribute, int value) {
     ENTER;
-    constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
+    constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8, PREFERRED_SHARED_MEMORY_CARVEOUT = 9;
+    if (attribute == PREFERRED_SHARED_MEMORY_CARVEOUT && tracing()) say("%s: %d %% shared memory", function->kernel->name, value);
     if (attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES) return SUCCESS;
     if (value < 0 || value > (int)DYNAMIC_BYTES_AT_MOST) return INVALID_VALUE;
     return function->most_dynamic_bytes = (u32)value, SUCCESS;

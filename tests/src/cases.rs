@@ -105,6 +105,21 @@ impl Case {
         Case::new(numbers, 21, 130, 40, bias, 2)
     }
 
+    /// The same with biases moved until no pre-activation is so near 0 that a device may see either sign.
+    fn apart(mut self, numbers: Numbers) -> Case {
+        for f in 0..self.shape.features {
+            let near = |b: f64, x: &Vec<f64>| {
+                let (sum, bound) = reference::pre_activation(numbers, (&self.p.w_enc[f], b), x);
+                (sum.abs() < bound).then_some(bound)
+            };
+            // Each move goes past the bound of the one that was near, and what moves is small beside what biases are.
+            while let Some(bound) = self.x.iter().find_map(|x| near(self.p.b_enc[f], x)) {
+                self.p.b_enc[f] = f64::from((self.p.b_enc[f] + 2.5 * bound) as f32);
+            }
+        }
+        self
+    }
+
     fn with_adam(mut self, mode: AdamMode) -> Case {
         self.shape.adam = Some(mode);
         self
@@ -261,6 +276,8 @@ fn distance(got: &[f32], want: &[f64]) -> f64 {
 /// # Panics
 /// When something is off.
 pub fn check_step<D: Device>(device: &D, numbers: Numbers, case: &Case, path: Path) {
+    let case = &case.clone().apart(numbers);
+    let slack = reference::slack(numbers, &case.p, &case.x);
     let mut run = Run::new(device, case);
     let report = run.step(path, case.lambda, &AdamUpdate { clip: f32::INFINITY, ..update(0) });
     let want = reference::report(&case.p, &case.x);
@@ -268,8 +285,10 @@ pub fn check_step<D: Device>(device: &D, numbers: Numbers, case: &Case, path: Pa
     let label = format!("{path:?} {:?}", case.shape);
     assert!(report.ok && report.rows == case.x.len(), "{label}");
     assert_eq!(report.active, want.active, "{label}");
-    close(&format!("squared error {label}"), report.squared_error, want.squared_error, numbers.sum(path));
-    close(&format!("l1 {label}"), report.l1, want.l1, numbers.sum(path));
+    let sum = |slack: f64, want: f64| numbers.sum(path) + slack / want.max(0.1);
+    let squared_error = sum(slack.squared_error, want.squared_error);
+    close(&format!("squared error {label}"), report.squared_error, want.squared_error, squared_error);
+    close(&format!("l1 {label}"), report.l1, want.l1, sum(slack.l1, want.l1));
     let norm = reference::norm(&gradient.values().copied().collect::<Vec<_>>());
     close(&format!("norm {label}"), report.gradient_norm, norm, numbers.gradient());
     for tensor in TENSORS {
@@ -373,14 +392,16 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
             }
             settled.forward(path);
             settled.count(0..usize::MAX);
-            let report = reference::report(&want, &case.x);
-            close(
-                "l1 of a settled dictionary",
-                settled.dictionary.report(0).expect("a device that works").l1,
-                report.l1,
-                10.0 * numbers.run(),
-            );
-            assert_eq!(settled.sums().fired_f, report.fired, "{mode:?} {path:?}");
+            let l1 = settled.dictionary.report(0).expect("a device that works").l1;
+            close("l1 of a settled dictionary", l1, reference::report(&want, &case.x).l1, 10.0 * numbers.run());
+            // Of the weights that the device has, as its products read them: those of the reference are near, not the same.
+            let mut own = parameters(&settled.dictionary, Slot::Value);
+            own.w_enc.iter_mut().flatten().for_each(|w| *w = numbers.nearest(*w));
+            let (least, most) = reference::fired(numbers, &own, &case.x);
+            for (f, fired) in settled.sums().fired_f.into_iter().enumerate() {
+                let range = least[f]..=most[f];
+                assert!(range.contains(&fired), "{mode:?} {path:?}: feature {f} fires {fired} times, not {range:?}");
+            }
         }
     }
 }
@@ -452,7 +473,7 @@ fn a_batch_that_is_not_finite_changes_nothing<D: Device>(device: &D, numbers: Nu
 }
 
 fn counted_rows_are_those_of_the_range<D: Device>(device: &D, numbers: Numbers) {
-    let mut case = Case::new(numbers, 21, 130, 200, -1.0, 2);
+    let mut case = Case::new(numbers, 21, 130, 200, -1.0, 2).apart(numbers);
     // Without room for activations, those of a tile that counts in part are made again.
     for (path, dense_bytes) in [(Path::Sparse, 0), (Path::Dense, usize::MAX), (Path::Dense, 0)] {
         case.shape.dense_bytes = dense_bytes;
@@ -463,15 +484,17 @@ fn counted_rows_are_those_of_the_range<D: Device>(device: &D, numbers: Numbers) 
         let x = case.x.clone();
         case.x = x[13..150].to_vec();
         let (want, sums) = (reference::report(&case.p, &case.x), run.sums());
+        let slack = reference::slack(numbers, &case.p, &case.x);
         let mut errors = vec![0.0; 137];
         run.dictionary.errors(13..150, &mut errors).expect("a device that works");
         for (got, want) in errors.iter().zip(reference::errors(&case.p, &case.x)) {
-            close("the error of a row", *got, want, 3.0 * numbers.sum(path));
+            close("the error of a row", *got, want, 3.0 * numbers.sum(path) + slack.row / want.max(0.1));
         }
         close("errors of rows", errors.iter().sum(), sums.squared_error, 1e-12);
         assert_eq!((sums.rows, sums.active, &sums.fired_f), (137, want.active, &want.fired), "{path:?}");
-        close("l1", sums.l1, want.l1, numbers.sum(path));
-        close("squared error", sums.squared_error, want.squared_error, numbers.sum(path));
+        close("l1", sums.l1, want.l1, numbers.sum(path) + slack.l1 / want.l1);
+        let squared_error = numbers.sum(path) + slack.squared_error / want.squared_error;
+        close("squared error", sums.squared_error, want.squared_error, squared_error);
         for (d, &sum) in sums.x_d.iter().enumerate() {
             close("Σ x", sum, case.x.iter().map(|x| x[d]).sum(), 1e-6);
         }

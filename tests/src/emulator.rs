@@ -172,6 +172,18 @@ impl Emulator {
         environment
     }
 
+    /// What `sae` needs to find the emulated card, with seed 0, and `more`.
+    ///
+    /// # Panics
+    /// When a path is not UTF-8.
+    pub fn settings(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
+        let mut settings: Vec<(String, String)> = vec![("EMULATOR_CAPABILITY".into(), "90".into())];
+        let own = self.environment(0).into_iter();
+        settings.extend(own.map(|(name, value)| (name.to_owned(), value.into_string().expect("UTF-8"))));
+        settings.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        settings
+    }
+
     /// Runs a program on the library to its end; one that hangs is ended.
     ///
     /// # Panics
@@ -198,6 +210,11 @@ fn nvrtc() -> &'static [(&'static str, OsString)] {
         Some(folder) => vec![("SAE_NVRTC", folder.into())],
         None => Emulator::stand_in_for_nvrtc(),
     })
+}
+
+/// Settings as a process takes them.
+pub fn borrowed(settings: &[(String, String)]) -> Vec<(&str, &str)> {
+    settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 
 /// The folder of the emulator's sources.

@@ -4,6 +4,8 @@
 
 use kernels::{AdamMode, LearningRate};
 
+use crate::tolerance::Numbers;
+
 /// A dictionary: `w_enc[f][d]`, `b_enc[f]`, `w_dec[f][d]`, `b_dec[d]`. Gradients and moments have the same shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameters {
@@ -95,6 +97,54 @@ pub fn report(p: &Parameters, x: &[Vec<f64>]) -> Report {
         active: fired.iter().sum(),
         fired,
     }
+}
+
+/// `w·x + b`, and the most that a device in `numbers` may be off there.
+pub fn pre_activation(numbers: Numbers, (w, b): (&[f64], f64), x: &[f64]) -> (f64, f64) {
+    let magnitude = w.iter().zip(x).map(|(w, x)| (w * x).abs()).sum::<f64>() + b.abs();
+    (dot(w, x) + b, numbers.product(x.len(), magnitude))
+}
+
+/// On how many tokens each feature fires, at least and at most: a pre-activation nearer to 0 than a device can see may count.
+pub fn fired(numbers: Numbers, p: &Parameters, x: &[Vec<f64>]) -> (Vec<u64>, Vec<u64>) {
+    let count = |f: usize, counts: fn(f64, f64) -> bool| {
+        let of = |x: &&Vec<f64>| {
+            let (sum, bound) = pre_activation(numbers, (&p.w_enc[f], p.b_enc[f]), x);
+            counts(sum, bound)
+        };
+        x.iter().filter(of).count() as u64
+    };
+    let features = 0..p.b_enc.len();
+    let least = features.clone().map(|f| count(f, |sum, bound| sum > bound)).collect();
+    (least, features.map(|f| count(f, |sum, bound| sum > -bound)).collect())
+}
+
+/// How far sums may be off because activations are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slack {
+    /// Of `Σ_t ‖x_t − x̂_t‖²`.
+    pub squared_error: f64,
+    /// Of `‖x_t − x̂_t‖²`, on the token on which it is most.
+    pub row: f64,
+    /// Of `Σ_t Σ_f a_tf ‖W_dec[f]‖`.
+    pub l1: f64,
+}
+
+/// Of a device in `numbers`, by the triangle inequality: x̂_t is off by at most δ = Σ_f δa_tf ‖W_dec[f]‖ over active features, and its
+/// squared error by 2 ‖x_t − x̂_t‖ δ + δ².
+pub fn slack(numbers: Numbers, p: &Parameters, x: &[Vec<f64>]) -> Slack {
+    let norms: Vec<f64> = p.w_dec.iter().map(|w| norm(w)).collect();
+    let mut slack = Slack::default();
+    for (x, error) in x.iter().zip(errors(p, x)) {
+        let of = |f: usize| {
+            let (sum, bound) = pre_activation(numbers, (&p.w_enc[f], p.b_enc[f]), x);
+            if sum > -bound { bound * norms[f] } else { 0.0 }
+        };
+        let delta: f64 = (0..norms.len()).map(of).sum();
+        let row = 2.0 * error.sqrt() * delta + delta * delta;
+        slack = Slack { squared_error: slack.squared_error + row, row: slack.row.max(row), l1: slack.l1 + delta };
+    }
+    slack
 }
 
 /// `mean ‖x − x̂‖² + λ · mean Σ a ‖W_dec‖`.

@@ -1,4 +1,19 @@
 //! How near a device must come to the float64 definition, by the numbers that it computes in.
+//!
+//! **Sums of tensor cores.** An encoder's sum is Σₖ x w + b over K products of bf16, which are exact, in binary32. How it is added is
+//! not specified, and a processor does it in another way: hardware adds 4 to 16 products and the sum so far at once, each
+//! shifted to the exponent of the largest and cut off there, and cuts the result off. Cutting off loses less than 2⁻²³ of the
+//! largest, which is at most M = Σ|x w| + |b|, for each operand and each result. A step that takes g products has g + 2 of these, so
+//! K products have K (1 + 2/g), at most 1.5 K, and with the bias added by itself the sum is off by less than
+//!
+//! ```text
+//! 2⁻²² (K + 1) M
+//! ```
+//!
+//! A pre-activation nearer to 0 than that may have either sign, and both are right: cases move biases until none of theirs is that
+//! near, so active features must be the same. What follows from activations that are off by so much is added to the tolerance
+//! of the sums of a report. Sums in binary32 are made in one order by one chain of fused multiply-adds, on a
+//! processor as on a card, and have no such term.
 
 use kernels::Path;
 
@@ -24,7 +39,15 @@ impl Numbers {
         }
     }
 
-    /// Relative error of sums; on the dense path activations are rounded.
+    /// Most that a sum of `terms` products and a bias, of which the magnitudes sum to `magnitude`, is off: see above.
+    pub(crate) fn product(self, terms: usize, magnitude: f64) -> f64 {
+        match self {
+            Numbers::F32 => 0.0,
+            Numbers::Mixed | Numbers::Bf16 | Numbers::Int8 => 2f64.powi(-22) * (terms + 1) as f64 * magnitude,
+        }
+    }
+
+    /// Relative error of sums, besides what [`Numbers::product`] makes of them; on the dense path activations are rounded.
     pub(crate) fn sum(self, path: Path) -> f64 {
         match (self, path) {
             (Numbers::F32, _) | (_, Path::Sparse) => 1e-5,

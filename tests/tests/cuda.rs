@@ -1,20 +1,16 @@
-//! The CUDA kernels: the cases of every device on a card, where there is one, and on the emulator; whole runs of `sae` on the
-//! emulator, with a card that fails or is too small; and bugs planted in the kernels.
+//! The CUDA kernels: the cases of every device on a card, where there is one, and on the emulator; the golden losses; and bugs planted
+//! in the kernels.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use kernels::cuda::card::{Card, Options};
 use kernels::cuda::{Cuda, Moments, Precision};
 use kernels::{Device, Shape};
-use loader::Dtype;
 use tests::cases::{self, Case, Numbers, Run, update};
-use tests::checkpoints::Tensors;
 use tests::control::Control;
-use tests::emulator::{Emulator, Kernels, Variant};
-use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
-use tests::sae::Finished;
-use tests::{checkpoints, golden, late, need, rounding, sae};
-use trainer::recipe::{Every, InitSpace, Order, Recipe, Scale};
+use tests::emulator::{Emulator, Kernels, Variant, borrowed};
+use tests::listing::Listing;
+use tests::{equal_bits, golden, late, need, rounding};
 
 use Variant::{Asan, Plain, Tsan};
 
@@ -23,6 +19,9 @@ const EMULATED: &str = "SAE_TEST_EMULATED";
 
 /// How often the same step is made for [`a_step_repeated_on_a_card_gives_the_same_bits`]; 3 times by default.
 const REPEATS: &str = "SAE_REPEATS";
+
+/// Set for a process that takes the cases of one precision only, as [`PRECISIONS`] shows it.
+const PRECISION: &str = "SAE_TEST_PRECISION";
 
 /// The card, and whether a few cases are enough. None where there is no card, unless one was promised.
 #[track_caller]
@@ -39,30 +38,62 @@ fn card() -> Option<(Card, bool)> {
     }
 }
 
-/// Runs on a card; the tests below start it again on the emulator.
+/// Runs on a card; the tests below start it again on the emulator. Every precision has a process of its own: what breaks a card's
+/// context would end the cases of all that come after it. Every case is listed, whatever became of those before.
 #[test]
 fn cases_hold_on_a_card() {
-    let Some((card, few)) = card() else { return };
-    for (precision, numbers, bytes) in PRECISIONS {
-        let rounds_by_chance = !matches!(numbers, Numbers::F32 | Numbers::Mixed);
-        if few && rounds_by_chance && precision != Precision::Bf16Sr(Moments::Int8) {
-            // This one reaches every kind of code.
-            continue;
-        }
-        let device = Cuda::new(&card, precision).expect("kernels");
-        let cases = match (rounds_by_chance, few) {
-            (true, _) => cases::of_adam(),
-            (false, true) => cases::few(),
-            (false, false) => cases::all(),
-        };
-        let late = if rounds_by_chance { Vec::new() } else { late::all() };
-        for (name, check) in cases.into_iter().chain(late) {
-            println!("{precision:?}: {name}");
-            check(&device, numbers);
-        }
-        rounding::check(&device, precision);
-        a_parameter_takes(&device, bytes);
+    if let Ok(precision) = std::env::var(PRECISION) {
+        return cases_hold_in(&precision);
     }
+    // Closed again before the others open it: some cards admit one process at a time.
+    let Some(few) = card().map(|(_, few)| few) else { return };
+    let own = std::env::current_exe().expect("a process knows its file");
+    let fails = |precision: &String| {
+        let mut command = Command::new(&own);
+        command.args(["--exact", "cases_hold_on_a_card", "--nocapture"]).env(PRECISION, precision);
+        let status = command.status().expect("this program starts again");
+        (!status.success()).then(|| format!("{precision} ({status})"))
+    };
+    let failed: Vec<String> =
+        precisions(few).map(|(precision, ..)| format!("{precision:?}")).filter_map(|p| fails(&p)).collect();
+    assert!(failed.is_empty(), "cases failed in {}: they are listed above", failed.join(", "));
+}
+
+/// What the cases run in: all precisions, or enough to reach every kind of code.
+fn precisions(few: bool) -> impl Iterator<Item = (Precision, Numbers, f64)> {
+    let enough = [Precision::Mixed(Moments::F32), Precision::F32, Precision::Bf16Sr(Moments::Int8)];
+    PRECISIONS.into_iter().filter(move |(precision, ..)| !few || enough.contains(precision))
+}
+
+fn cases_hold_in(precision: &str) {
+    let Some((card, few)) = card() else { return };
+    let (precision, numbers, bytes) =
+        PRECISIONS.into_iter().find(|(known, ..)| format!("{known:?}") == precision).expect("a known precision");
+    let rounds_by_chance = !matches!(numbers, Numbers::F32 | Numbers::Mixed);
+    let cases = match (rounds_by_chance, few) {
+        (true, _) => cases::of_adam(),
+        (false, true) => cases::few(),
+        (false, false) => cases::all(),
+    };
+    let late = if rounds_by_chance { Vec::new() } else { late::all() };
+    let mut listing = Listing::of(&format!("{precision:?}"));
+    let mut device = None;
+    for (name, check) in cases.into_iter().chain(late) {
+        let held = listing.run(name, || check(opened(&mut device, &card, precision), numbers));
+        if !held {
+            // It remembers that it has failed.
+            device = None;
+        }
+    }
+    listing.run("rounding by chance is that of the generator", || {
+        rounding::check(opened(&mut device, &card, precision), precision);
+    });
+    listing.run("a parameter takes its bytes", || a_parameter_takes(opened(&mut device, &card, precision), bytes));
+    listing.end();
+}
+
+fn opened<'a>(device: &'a mut Option<Cuda>, card: &Card, precision: Precision) -> &'a Cuda {
+    device.get_or_insert_with(|| Cuda::new(card, precision).expect("kernels"))
 }
 
 /// What depends on who comes first shows in some of many repeats: places in lists and runs are given out by atomics, and the rows of
@@ -93,6 +124,25 @@ fn a_step_repeated_on_a_card_gives_the_same_bits() {
     }
 }
 
+/// On a card at a size at which it has more blocks than it can run at once; on the emulator at a small one, so that this code runs too.
+#[test]
+fn equal_steps_of_a_real_size() {
+    let Some((card, _)) = card() else { return };
+    let size = if card.name() == "CUDA emulator" {
+        need::optional("GPUs, for twenty steps at 768 x 131072 x 8192");
+        equal_bits::SMALL
+    } else {
+        equal_bits::FULL
+    };
+    for precision in [Precision::Mixed(Moments::F32), Precision::Bf16Sr(Moments::Int8)] {
+        let mut listing = Listing::of(&format!("{precision:?}"));
+        let equal_bits::Size { width, features, batch, .. } = size;
+        let name = format!("twenty steps at {width} x {features} x {batch} give the same bits");
+        listing.run(&name, || equal_bits::check(&Cuda::new(&card, precision).expect("kernels"), &size));
+        listing.end();
+    }
+}
+
 /// Whole runs of `sae` on a card, against the losses of the reference in double precision.
 #[test]
 fn a_run_on_a_card_reaches_the_golden_losses() {
@@ -104,8 +154,9 @@ fn a_run_on_a_card_reaches_the_golden_losses() {
 /// Every way to keep weights and moments, how near it comes, and the bytes that a parameter takes. What the narrow ones do
 /// differently lies in Adam, so a few cases hold them.
 const PRECISIONS: [(Precision, Numbers, f64); 7] = [
-    (Precision::F32, Numbers::F32, 12.0),
+    // What cards are bought for comes first.
     (Precision::Mixed(Moments::F32), Numbers::Mixed, 14.0),
+    (Precision::F32, Numbers::F32, 12.0),
     (Precision::Mixed(Moments::Bf16), Numbers::Bf16, 10.0),
     // A scale for 128 columns of each moment.
     (Precision::Mixed(Moments::Int8), Numbers::Int8, 8.0 + 8.0 / 128.0),
@@ -124,16 +175,73 @@ fn a_parameter_takes(device: &Cuda, bytes: f64) {
 
 /// This test binary with an emulated card.
 fn on_the_emulator(emulator: &Emulator, cases: &str, seed: u64) -> Output {
+    again_on(emulator, "cases_hold_on_a_card", seed, &[(EMULATED, cases)])
+}
+
+/// One of its tests.
+fn again_on(emulator: &Emulator, test: &str, seed: u64, more: &[(&str, &str)]) -> Output {
     let own = std::env::current_exe().expect("a process knows its file");
-    let more = [(EMULATED, cases), ("EMULATOR_CAPABILITY", "90"), ("RUST_BACKTRACE", "0")];
-    emulator.run(&own, &["--exact", "cases_hold_on_a_card", "--nocapture"], seed, &more)
+    let usual = [(EMULATED, "few"), ("EMULATOR_CAPABILITY", "90"), ("RUST_BACKTRACE", "0")];
+    emulator.run(&own, &["--exact", test, "--nocapture"], seed, &[&usual, more].concat())
+}
+
+/// Sums that are cut off, as tensor cores are known to make them, are within what the cases allow, and activations in bf16 are not. Whatever
+/// fails, every case of every precision is listed.
+#[test]
+fn cases_allow_what_tensor_cores_do_and_no_more() {
+    let Some(emulator) = Emulator::build(Plain) else { return };
+    let truncating = [("EMULATOR_TRUNCATE", "1"), (PRECISION, "Mixed(F32)")];
+    holds(&again_on(&emulator, "cases_hold_on_a_card", 0, &truncating), "truncated sums");
+
+    let (_copy, kernels) = ROUNDED.plant(&Kernels::of_trainer());
+    let Some(emulator) = Emulator::build_with(Plain, &kernels) else { return };
+    let output = on_the_emulator(&emulator, "few", 0);
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let lines = |end: &str| listed.lines().filter(|line| line.starts_with("case ") && line.contains(end)).count();
+    assert!(!output.status.success(), "a case has failed:\n{listed}");
+    for precision in ["F32", "Mixed(F32)"] {
+        let all = cases::few::<Cuda>().len() + late::all::<Cuda>().len() + 2;
+        let failed = lines(&format!(" {precision} FAILED: "));
+        assert!(failed > 0, "{precision} allows activations in bf16:\n{listed}");
+        assert_eq!(failed + lines(&format!(" {precision} ok")), all, "{precision}:\n{listed}");
+    }
+    assert_eq!(lines(" Bf16Sr(Int8) "), cases::of_adam::<Cuda>().len() + 2, "{listed}");
+}
+
+/// What products in bf16 must not be taken for.
+const ROUNDED: Control = Control {
+    name: "encode: activations cut off to bf16",
+    file: "encode.cu",
+    find: "list[at++] = make_uint2(__float_as_uint(sum), m << 16 | f);",
+    replace: "list[at++] = make_uint2(__float_as_uint(sum) & 0xffff0000u, m << 16 | f);",
+    caught_by: &[Plain],
+};
+
+/// Places in a run given out by who comes first, which blocks in another order show.
+const UNORDERED: Control = Control {
+    name: "transpose: runs as their pairs came",
+    file: "transpose.cu",
+    find: "place += __shfl_sync(ALL_LANES, pair.x, other) < pair.x;",
+    replace: "place += other < lane_id();",
+    caught_by: &[Plain],
+};
+
+#[test]
+fn twenty_steps_on_the_emulator_give_the_same_bits() {
+    const TEST: &str = "equal_steps_of_a_real_size";
+    let Some(emulator) = Emulator::build(Plain) else { return };
+    let output = again_on(&emulator, TEST, 1, &[]);
+    holds(&output, TEST);
+    let kernels = Kernels::of_trainer();
+    let missed = UNORDERED.missed_by(&kernels, |emulator, seed| again_on(emulator, TEST, seed, &[]));
+    assert!(missed.is_empty(), "{}: not caught by {missed:?}", UNORDERED.name);
 }
 
 #[track_caller]
 fn holds(output: &Output, label: &str) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{label}:\n{}\n{}", text(&output.stdout), text(&output.stderr));
-    assert!(text(&output.stdout).contains("Mixed(F32): "), "{label}: the cases ran");
+    assert!(text(&output.stdout).contains(" Mixed(F32) ok\n"), "{label}: the cases ran");
 }
 
 #[test]
@@ -152,23 +260,10 @@ fn cases_hold_under_sanitizers() {
     }
 }
 
-/// What `sae` needs to find the emulated card.
-fn environment(emulator: &Emulator, more: &[(&str, &str)]) -> Vec<(String, String)> {
-    let mut environment: Vec<(String, String)> = vec![("EMULATOR_CAPABILITY".into(), "90".into())];
-    let of_emulator = emulator.environment(0).into_iter();
-    environment.extend(of_emulator.map(|(name, value)| (name.to_owned(), value.into_string().expect("UTF-8"))));
-    environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    environment
-}
-
-fn borrowed(environment: &[(String, String)]) -> Vec<(&str, &str)> {
-    environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
-}
-
 #[test]
 fn a_run_on_the_emulator_reaches_the_golden_losses() {
     let Some(emulator) = Emulator::build(Plain) else { return };
-    reaches_the_golden_losses(&borrowed(&environment(&emulator, &[])));
+    reaches_the_golden_losses(&borrowed(&emulator.settings(&[])));
 }
 
 fn reaches_the_golden_losses(environment: &[(&str, &str)]) {
@@ -203,242 +298,6 @@ fn reaches_the_golden_losses(environment: &[(&str, &str)]) {
             }
         }
     }
-}
-
-/// Memory modes of a card: bf16 and 8 bits in checkpoints of binary32, and back.
-#[test]
-fn a_run_with_narrow_weights_and_moments_goes_on_to_the_same_bits() {
-    let Some(emulator) = Emulator::build(Plain) else { return };
-    let fixture = Fixture::with_data();
-    let healthy = environment(&emulator, &[]);
-    let failing = environment(&emulator, &[("EMULATOR_FAIL", "launch:100:700")]);
-    let mut recipe = fixture.recipe("whole");
-    recipe.sae.features = 64;
-    recipe.train.batch = 64;
-    recipe.train.tokens = Some(8 * 64);
-    recipe.train.adam = trainer::recipe::Adam::Catchup;
-    recipe.train.precision = trainer::recipe::Precision::Bf16Sr;
-    recipe.train.moments = trainer::recipe::Moments::Int8;
-    recipe.checkpoint.every = trainer::recipe::Every::Steps(2);
-    let whole = fixture.save("whole", &recipe);
-    sae::run_with(&["train", &whole, "--device", "cuda"], &borrowed(&healthy)).exits(0);
-
-    recipe.run.dir = fixture.text("resumed");
-    let resumed = fixture.save("resumed", &recipe);
-    sae::run_with(&["train", &resumed, "--device", "cuda"], &borrowed(&failing)).exits(71);
-    assert!(fixture.path("resumed/checkpoints").exists(), "there is something to go on from");
-    sae::run_with(&["train", &resumed, "--device", "cuda", "--resume"], &borrowed(&healthy)).exits(0);
-    let same = checkpoints::last(&fixture.path("resumed")) == checkpoints::last(&fixture.path("whole"));
-    assert!(same, "the run that was resumed ends with other bits");
-}
-
-/// What only a card can do, and what does not go together, is one message with the key and the remedy.
-#[test]
-fn memory_modes_are_refused_where_there_are_none() {
-    let fixture = Fixture::with_data();
-    let recipe = fixture.save("recipe", &fixture.recipe("run"));
-    let train = |set: &[&str]| {
-        let set = set.iter().flat_map(|set| ["--set", *set]);
-        sae::run(&["train", &recipe, "--device", "cpu"].into_iter().chain(set).collect::<Vec<_>>()).exits(64)
-    };
-    train(&["train.precision=bf16-sr"])
-        .says(&["train.precision = \"bf16-sr\" needs a GPU", "train.precision to \"auto\""]);
-    train(&["train.moments=int8"]).says(&["train.moments = \"int8\" needs a GPU", "train.moments to \"f32\""]);
-    let both = ["train.precision=f32", "train.moments=bf16"];
-    train(&both).says(&["train.moments must be \"f32\" where train.precision is", "\"mixed\" and \"bf16-sr\""]);
-}
-
-/// An error of the card names the kernel, keeps the checkpoint, and the run goes on from it to the same bits.
-#[test]
-fn a_card_that_fails_costs_no_checkpoint() {
-    let Some(emulator) = Emulator::build(Plain) else { return };
-    let fixture = Fixture::with_data();
-    let mut recipe = fixture.recipe("whole");
-    recipe.sae.features = 128;
-    recipe.train.tokens = Some(12 * 256);
-    recipe.checkpoint.every = trainer::recipe::Every::Steps(4);
-    let whole = fixture.save("whole", &recipe);
-    let healthy = environment(&emulator, &[]);
-    let on_card = ["--device", "cuda"];
-    sae::run_with(&[&["train", &whole], &on_card[..]].concat(), &borrowed(&healthy)).exits(0);
-
-    recipe.run.dir = fixture.text("failed");
-    let failed = fixture.save("failed", &recipe);
-    for (fault, words) in [("launch:150:700", "illegal memory access"), ("launch:150:214", "ECC")] {
-        let failing = environment(&emulator, &[("EMULATOR_FAIL", fault)]);
-        let start = [&["train", &failed, "--resume-or-start"], &on_card[..]].concat();
-        sae::run_with(&start, &borrowed(&failing)).exits(71).says(&["CUDA failed", words]);
-        assert!(fixture.json("failed/error-0.json")["error"].as_str().is_some_and(|text| text.contains(words)));
-    }
-    sae::run_with(&[&["train", &failed, "--resume"], &on_card[..]].concat(), &borrowed(&healthy)).exits(0);
-    let same = checkpoints::last(&fixture.path("failed")) == checkpoints::last(&fixture.path("whole"));
-    assert!(same, "the run that failed ends with other bits");
-    let lines = json_lines(&fixture.path("failed/metrics.jsonl"));
-    assert_eq!(lines.len(), json_lines(&fixture.path("whole/metrics.jsonl")).len());
-}
-
-/// A run on a card with batches of 16 rows, one of which, at step `loud`, has more active features than there is room for: its rows
-/// are a thousand times as long.
-fn with_a_loud_batch(fixture: &Fixture, steps: usize, loud: usize) -> Recipe {
-    const WIDTH: usize = 8;
-    const FEATURES: usize = 2560;
-    golden::Weights::start(WIDTH, FEATURES, -0.55).write(&fixture.path("start.safetensors"));
-    let mut rows = plain_rows(steps * 16, WIDTH, 5);
-    rows[loud * 16 * WIDTH..(loud + 1) * 16 * WIDTH].iter_mut().for_each(|x| *x *= 1000.0);
-    write_shards(&fixture.path("train"), WIDTH, &rows, Dtype::F32, 1000);
-    let mut recipe = fixture.recipe("run");
-    recipe.data.order = Order::Sequential;
-    recipe.data.scale = Scale::Fixed(1.0);
-    recipe.sae.features = FEATURES;
-    recipe.train.init_from = Some(fixture.text("start.safetensors"));
-    recipe.train.init_space = Some(InitSpace::Normalized);
-    recipe.train.batch = 16;
-    recipe.log.every = 1000;
-    recipe.checkpoint.every = Every::Steps(1000);
-    recipe.checkpoint.keep = 1000;
-    recipe
-}
-
-/// Trains on the emulated card into the folder `run`; what the last checkpoint holds.
-fn trained(fixture: &Fixture, recipe: &Recipe, run: &str, environment: &[(String, String)]) -> (Tensors, Finished) {
-    let mut recipe = recipe.clone();
-    recipe.run.dir = fixture.text(run);
-    let path = fixture.save(run, &recipe);
-    let finished = sae::run_with(&["train", &path, "--device", "cuda"], &borrowed(environment)).exits(0);
-    (checkpoints::last(&fixture.path(run)), finished)
-}
-
-/// The step without room is seen when the next one is under way, or at once where a checkpoint is made after every step: the
-/// same bits, also when the run is resumed right behind it.
-#[test]
-fn a_step_without_room_is_made_again_before_the_next() {
-    const AGAIN: &str = "made again on the dense path";
-    let Some(emulator) = Emulator::build(Plain) else { return };
-    let fixture = Fixture::new();
-    let mut recipe = with_a_loud_batch(&fixture, 9, 4);
-    let environment = environment(&emulator, &[("RUST_LOG", "debug")]);
-    let (late, finished) = trained(&fixture, &recipe, "late", &environment);
-    assert_eq!(finished.stderr.matches(AGAIN).count(), 1, "{}", finished.stderr);
-    recipe.checkpoint.every = Every::Steps(1);
-    let (at_once, finished) = trained(&fixture, &recipe, "at_once", &environment);
-    assert_eq!(finished.stderr.matches(AGAIN).count(), 1, "{}", finished.stderr);
-    assert_eq!(checkpoints::differing(&late, &at_once), [""; 0]);
-    let metrics = |run: &str| fixture.json(&format!("{run}/summary.json"))["explained_variance"].clone();
-    assert_eq!(metrics("late"), metrics("at_once"));
-
-    let committed = checkpoints::committed(&fixture.path("at_once"));
-    recipe.run.dir = fixture.text("at_once");
-    recipe.checkpoint.every = Every::Steps(1000);
-    let path = fixture.save("resumed", &recipe);
-    // Behind steps 6, 5 and 4, each time from what the first run has left.
-    for step in [7, 6, 5] {
-        for later in checkpoints::committed(&fixture.path("at_once")) {
-            if !committed[..step].contains(&later) {
-                std::fs::remove_dir_all(later).expect("a checkpoint is removed");
-            }
-        }
-        sae::run_with(&["train", &path, "--device", "cuda", "--resume"], &borrowed(&environment)).exits(0);
-        let resumed = checkpoints::last(&fixture.path("at_once"));
-        assert_eq!(checkpoints::differing(&late, &resumed), [""; 0], "resumed after step {}", step - 1);
-    }
-}
-
-/// A row that is not finite is heard of when the next step is under way: nothing of either has happened.
-#[test]
-fn a_row_with_nan_is_named_though_the_next_step_is_under_way() {
-    let Some(emulator) = Emulator::build(Plain) else { return };
-    let fixture = Fixture::new();
-    let mut rows = plain_rows(2000, 32, 9);
-    rows[1300 * 32 + 3] = f32::NAN;
-    write_shards(&fixture.path("train"), 32, &rows, Dtype::F16, 1000);
-    let mut recipe = fixture.recipe("run");
-    recipe.data.order = Order::Sequential;
-    recipe.data.scale = Scale::Fixed(1.0);
-    (recipe.log.every, recipe.checkpoint.every) = (1000, Every::Steps(1000));
-    let path = fixture.save("run", &recipe);
-    let environment = environment(&emulator, &[]);
-    let nan = "shard-00001.parquet:300";
-    let on_card = ["train", &path, "--device", "cuda"];
-    sae::run_with(&on_card, &borrowed(&environment)).exits(70).says(&["step 5", "1 of its rows", nan]);
-    let newest = checkpoints::committed(&fixture.path("run")).pop().expect("a checkpoint");
-    let manifest = json(&newest.join("manifest.json"));
-    assert_eq!((manifest["step"].as_u64(), manifest["tokens"].as_u64()), (Some(5), Some(5 * 256)));
-
-    let skip = format!("data.skip=[\"{nan}\"]");
-    let resume = [&on_card[..], &["--resume", "--set", &skip]].concat();
-    sae::run_with(&resume, &borrowed(&environment)).exits(0);
-    recipe.data.skip = vec![nan.to_owned()];
-    let (whole, _) = trained(&fixture, &recipe, "whole", &environment);
-    assert_eq!(checkpoints::differing(&whole, &checkpoints::last(&fixture.path("run"))), [""; 0]);
-}
-
-/// Copies come as late as the events between the streams and the host allow, and with any of these events left out too late.
-#[test]
-fn no_order_of_copies_and_kernels_changes_a_run() {
-    let Some(emulator) = Emulator::build(Plain) else { return };
-    let fixture = Fixture::new();
-    let recipe = with_a_loud_batch(&fixture, 7, 3);
-    let run = |name: &str, more: &[(&str, &str)]| trained(&fixture, &recipe, name, &environment(&emulator, more));
-    let (expected, _) = run("at_once", &[]);
-    for seed in ["1", "2", "3"] {
-        let (tensors, _) = run(&format!("seed_{seed}"), &[("EMULATOR_SEED", seed)]);
-        assert_eq!(checkpoints::differing(&expected, &tensors), [""; 0], "seed {seed}");
-    }
-    for omitted in ["wait", "sync"] {
-        let seen = |seed: u64| {
-            let (mut recipe, name) = (recipe.clone(), format!("{omitted}_{seed}"));
-            recipe.run.dir = fixture.text(&name);
-            let path = fixture.save(&name, &recipe);
-            let more = [("EMULATOR_SEED", &*seed.to_string()), ("EMULATOR_OMIT", omitted)];
-            let environment = environment(&emulator, &more);
-            let finished = sae::run_with(&["train", &path, "--device", "cuda"], &borrowed(&environment));
-            finished.code != Some(0) || checkpoints::last(&fixture.path(&name)) != expected
-        };
-        assert!((1..5).any(seen), "{omitted} left out changes nothing");
-    }
-}
-
-/// However many steps a run has, it waits for the whole card equally often: at its start, and where somebody looks.
-#[test]
-fn no_step_waits_for_the_card_to_be_idle() {
-    let Some(emulator) = Emulator::build(Plain) else { return };
-    let fixture = Fixture::new();
-    let mut recipe = with_a_loud_batch(&fixture, 18, 17);
-    let mut waits = |steps: u64| {
-        recipe.train.tokens = Some(16 * steps);
-        let more = [("EMULATOR_SEED", "2"), ("EMULATOR_TRACE", "1")];
-        let (_, finished) = trained(&fixture, &recipe, &format!("of_{steps}"), &environment(&emulator, &more));
-        let count = |words: &str| finished.stderr.lines().filter(|line| line.contains(words)).count() as u64;
-        (count("the host waits for a stream"), count("the host waits for an event"))
-    };
-    let [(few, of_few), (many, of_many)] = [8, 16].map(&mut waits);
-    assert_eq!(few, many, "waits for everything");
-    assert!(of_many >= of_few + 8, "every report is waited for: {of_few} times in 8 steps, {of_many} in 16");
-}
-
-#[test]
-fn a_card_that_is_too_small_is_said_with_what_would_fit() {
-    let Some(emulator) = Emulator::build(Plain) else { return };
-    let fixture = Fixture::with_data();
-    let recipe = fixture.save("recipe", &fixture.recipe("run"));
-    let small = environment(&emulator, &[("EMULATOR_MEMORY", "2000000")]);
-    let said = sae::run_with(&["train", &recipe, "--device", "cuda"], &borrowed(&small)).exits(64);
-    said.says(&["does not fit", "sae.features", "train.batch"]);
-    // It is known before anything is made.
-    let made = format!("data.train={}", fixture.text("made"));
-    let synthetic = ["--set", "data.eval=[]", "--set", &made, "--set", "data.synth.width=4096"];
-    let features = ["train", &recipe, "--device", "cuda", "--dry-run", "--set", "sae.features=34000000"];
-    let said = sae::run_with(&[&features[..], &synthetic].concat(), &borrowed(&small)).exits(64);
-    said.says(&["does not fit", "neither", "lower both"]);
-
-    // Most of what this one takes are weights and moments.
-    let mut large = fixture.recipe("run");
-    (large.sae.features, large.train.dense_bytes) = (1 << 17, 1 << 20);
-    let large = fixture.save("large", &large);
-    let small = environment(&emulator, &[("EMULATOR_MEMORY", "120000000")]);
-    let said = sae::run_with(&["train", &large, "--device", "cuda"], &borrowed(&small)).exits(64);
-    said.says(&["does not fit", "train.moments = \"bf16\" would fit"]);
-    assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
 }
 
 /// Bugs in the trainer's kernels.
