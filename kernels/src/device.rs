@@ -326,6 +326,14 @@ pub trait Device: Sync {
     /// no step uses may cost addresses only.
     fn bytes(&self, shape: Shape) -> Bytes;
 
+    /// Whether what it counts of a batch of `shape` stays within the numbers that it counts with.
+    ///
+    /// # Errors
+    /// [`Error::TooManyRows`].
+    fn check(&self, _shape: Shape) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Other ways to keep weights and moments here that take less memory, widest first: as keys of a recipe, each with what
     /// `shape` takes then. None where there is one way only.
     fn lighter(&self, _shape: Shape) -> Vec<(&'static str, Bytes)> {

@@ -4,12 +4,29 @@
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// Memory for an object could not be had.
-    #[error("{what} needs {bytes} bytes of memory, more than this machine gives: lower train.batch or sae.features")]
+    #[error(
+        "{what} needs {bytes} bytes of memory, more than this machine gives{said}: lower train.batch or sae.features"
+    )]
     OutOfMemory {
         /// What was being made.
         what: &'static str,
         /// What it takes.
         bytes: usize,
+        /// The driver's call and its words in parentheses, behind a space; empty where there was none.
+        said: String,
+    },
+    /// A batch is larger than the numbers in which kernels count.
+    #[error(
+        "a batch of {batch} rows on one GPU is more than its kernels can count: at most {most} with {features} features: lower \
+         train.batch, or share it between more ranks"
+    )]
+    TooManyRows {
+        /// Rows that one GPU was to take.
+        batch: usize,
+        /// Rows that it can take.
+        most: usize,
+        /// Features of the dictionary there.
+        features: usize,
     },
     /// The system gave too few threads.
     #[error("no worker threads for the cpu device: {reason}: lower train.threads, or let this user have more of them")]
@@ -70,12 +87,26 @@ pub enum Error {
     },
     /// Kernels must be compiled for the card, and there is nothing to do it with.
     #[error(
-        "no compiler for CUDA kernels: {looked}: install a CUDA toolkit 13 or newer, or `pip install nvidia-cuda-nvrtc`; or name \
+        "no compiler for CUDA kernels: {looked}: install a CUDA toolkit 13 or newer, or `pip install 'nvidia-cuda-nvrtc==13.0.*'`; or name \
          the folder of libnvrtc.so in SAE_NVRTC; or build with kernels that `sae kernels` compiled ahead (SAE_CUBINS)"
     )]
     NoCompiler {
         /// Where it was looked for, and what was found there.
         looked: String,
+    },
+    /// The driver takes no kernels that could be had.
+    #[error(
+        "the NVIDIA driver refuses the GPU's kernels, {which}: {reason}: update the driver to version 580 or newer; or let an NVRTC \
+         make others that is not newer than the CUDA version that nvidia-smi shows (`pip install 'nvidia-cuda-nvrtc==13.0.*'`, its \
+         folder in SAE_NVRTC){nvrtc}"
+    )]
+    RefusedKernels {
+        /// The first of their files, and where it came from.
+        which: String,
+        /// The driver's words.
+        reason: String,
+        /// Why no others could be made, behind a colon; empty where they were refused as well.
+        nvrtc: String,
     },
     /// There is no NCCL, which several cards need, or what was found is none.
     #[error(
@@ -151,4 +182,11 @@ pub enum Error {
         /// Some or all that are.
         known: String,
     },
+}
+
+impl Error {
+    /// Memory for an object could not be had, and nobody said why.
+    pub(crate) fn out_of_memory(what: &'static str, bytes: usize) -> Error {
+        Error::OutOfMemory { what, bytes, said: String::new() }
+    }
 }

@@ -85,6 +85,8 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
     match error {
         // What does not fit into this machine, or is not there, will not be after a restart.
         Device::OutOfMemory { .. }
+        | Device::TooManyRows { .. }
+        | Device::RefusedKernels { .. }
         | Device::NoDriver { .. }
         | Device::DriverTooOld { .. }
         | Device::NoCard

@@ -133,8 +133,9 @@ pub(crate) fn settled(shape: Shape, looks: bool) -> Option<Shape> {
 /// Refuses a dictionary of `shape`, and the second one if there is to be one, that does not fit into the device's memory.
 ///
 /// # Errors
-/// [`Error::Recipe`] with what would fit.
+/// [`Error::Recipe`] with what would fit; [`Error::Device`] when the batch is more than the device can count.
 pub(crate) fn check_room(device: &impl Device, shape: Shape, settled: Option<Shape>) -> Result<(), Error> {
+    device.check(shape)?;
     let Some(room) = device.room() else { return Ok(()) };
     let total = |shape: Shape| device.bytes(shape).total();
     let need = |features: usize, batch: usize| {

@@ -72,11 +72,11 @@ impl<T: Pod> Buffer<T> {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn new(len: usize, what: &'static str) -> Result<Self, Error> {
-        let too_large = |bytes| Error::OutOfMemory { what, bytes };
-        let bytes = len.checked_mul(size_of::<T>()).ok_or(too_large(usize::MAX))?;
-        let (layout, align) = Self::layout(len).ok_or(too_large(bytes))?;
+        let too_large = |bytes| Error::out_of_memory(what, bytes);
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| too_large(usize::MAX))?;
+        let (layout, align) = Self::layout(len).ok_or_else(|| too_large(bytes))?;
         // SAFETY: `layout` is never of size 0.
-        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(too_large(bytes))?;
+        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| too_large(bytes))?;
         // SAFETY: the layout has room for `align` bytes more than the values take.
         let at = unsafe { allocation.add(allocation.align_offset(align)) };
         if align == HUGE_PAGE {

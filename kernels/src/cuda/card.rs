@@ -14,7 +14,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::Arch;
 use super::cache::Cache;
-use super::kernels::Kernels;
+use super::kernels::{Kernels, Origin};
 use super::sources::Source;
 use crate::Error;
 
@@ -184,15 +184,78 @@ impl Card {
         &self.context
     }
 
-    /// Loads sources onto the card, in their order; what is neither embedded nor cached is compiled.
+    /// Loads sources onto the card, in their order; what is neither embedded nor cached is compiled, and so is what the driver
+    /// refuses of these.
     ///
     /// # Errors
-    /// Those of [`Kernels::cubin`]; [`Error::Cuda`] when the driver does not take a cubin.
+    /// Those of [`Kernels::cubin`]; [`Error::RefusedKernels`] when the driver takes none that could be had; [`Error::Cuda`].
     pub fn load(&self, sources: &[Source]) -> Result<Vec<Arc<CudaModule>>, Error> {
-        let images = self.kernels.cubins(sources, self.arch)?;
-        let load = |image| self.context.load_module(Ptx::from_binary(image));
-        images.into_iter().map(|image| load(image).map_err(|error| failed("cuModuleLoadData", error))).collect()
+        let mut modules = vec![None; sources.len()];
+        let mut missing: Vec<(usize, Option<Origin>)> = (0..sources.len()).map(|index| (index, None)).collect();
+        let mut refusal: Option<Refusal> = None;
+        while !missing.is_empty() {
+            let wanted: Vec<_> = missing.iter().map(|&(index, refused)| (sources[index], refused)).collect();
+            let images = self.kernels.cubins(&wanted, self.arch).map_err(|error| Refusal::before(&refusal, error))?;
+            let mut refused = Vec::new();
+            for ((index, _), (image, origin)) in missing.into_iter().zip(images) {
+                match self.context.load_module(Ptx::from_binary(image)) {
+                    Ok(module) => modules[index] = Some(module),
+                    Err(error) if refuses_image(error) => {
+                        let which = format!("{} ({})", sources[index].file, origin.describe());
+                        let found = Refusal { which, reason: words(error) };
+                        if origin == Origin::Compiled {
+                            return Err(found.error(String::new()));
+                        }
+                        refusal.get_or_insert(found);
+                        refused.push((index, Some(origin)));
+                    }
+                    Err(error) => return Err(failed("cuModuleLoadData", error)),
+                }
+            }
+            if let Some(Refusal { which, reason }) = refusal.as_ref().filter(|_| !refused.is_empty()) {
+                let files = refused.len();
+                tracing::warn!(files, first = %which, %reason, "the NVIDIA driver refuses kernels: compiling others");
+            }
+            missing = refused;
+        }
+        Ok(modules.into_iter().flatten().collect())
     }
+}
+
+/// The first kernels that the driver did not take.
+#[derive(Clone)]
+struct Refusal {
+    which: String,
+    reason: String,
+}
+
+impl Refusal {
+    fn error(self, nvrtc: String) -> Error {
+        Error::RefusedKernels { which: self.which, reason: self.reason, nvrtc }
+    }
+
+    /// `error`, or what led to it: nobody misses a compiler before the driver has refused kernels that were there.
+    fn before(refusal: &Option<Refusal>, error: Error) -> Error {
+        match (refusal, error) {
+            (Some(refusal), Error::NoCompiler { looked }) => {
+                refusal.clone().error(format!(": no NVRTC was found: {looked}"))
+            }
+            (_, error) => error,
+        }
+    }
+}
+
+/// Whether the driver will never take this image, where it might take one that another compiler has made.
+fn refuses_image(error: DriverError) -> bool {
+    matches!(
+        error.0,
+        CUresult::CUDA_ERROR_INVALID_IMAGE
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_INVALID_PTX
+            | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+            | CUresult::CUDA_ERROR_INVALID_SOURCE
+    )
 }
 
 /// Makes sure that cudarc has a driver that it can use.
@@ -255,6 +318,11 @@ pub(super) fn failed(call: &'static str, error: DriverError) -> Error {
         }
         _ => {}
     }
+    Error::Cuda { call, reason: words(error) }
+}
+
+/// The driver's words for an error, and its name.
+pub(super) fn words(error: DriverError) -> String {
     let words = error.error_string().map(|words| words.to_string_lossy().into_owned()).unwrap_or_default();
-    Error::Cuda { call, reason: format!("{words} ({:?})", error.0) }
+    format!("{words} ({:?})", error.0)
 }

@@ -14,6 +14,9 @@ use std::ops::Range;
 /// Tiles are whole multiples of so many features: sums then do not depend on how wide a tile is.
 const UNIT: usize = 128;
 
+/// Most features of a tile: a grid has at most 65,535 blocks in y, and the smaller of the products' tiles is half a [`UNIT`] wide.
+const WIDEST: usize = 65_535 / 2 * UNIT;
+
 /// A tile of activations and gradients, in turn for all features.
 pub struct Dense {
     /// Features of a tile, a multiple of [`UNIT`], or of 8 when it holds all.
@@ -55,7 +58,7 @@ impl Dense {
         let what = "a tile of the dense path";
         let (passes, rows) = (1 + usize::from(trains), if trains && owns_all { 2 } else { 0 });
         let of_feature = passes * batch * precision.bytes() + rows * stride * size_of::<f32>();
-        let width = (bytes / of_feature / UNIT * UNIT).max(UNIT).min(features.next_multiple_of(8));
+        let width = (bytes / of_feature / UNIT * UNIT).clamp(UNIT, WIDEST).min(features.next_multiple_of(8));
         let a_bytes = batch * width * precision.bytes();
         Ok(Dense {
             width,

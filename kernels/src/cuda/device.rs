@@ -13,6 +13,7 @@ use super::count::Tally;
 use super::dictionary::{Buffers, CudaDictionary};
 use super::engine::Engine;
 use super::exchange;
+use super::limits;
 use super::memory::Memory;
 use super::normalize::Rows;
 use super::sources::{NAIVE, SOURCES, Source};
@@ -234,6 +235,10 @@ impl Device for Cuda {
         bytes(shape, self.engine.precision, self.engine.axes.place)
     }
 
+    fn check(&self, shape: Shape) -> Result<(), Error> {
+        limits::check(shape, &self.engine)
+    }
+
     fn lighter(&self, shape: Shape) -> Vec<(&'static str, Bytes)> {
         let (own, now) = (self.engine.precision, self.bytes(shape));
         let weights = |precision| {
@@ -274,6 +279,7 @@ impl Device for Cuda {
     }
 
     fn dictionary(&self, shape: Shape) -> Result<CudaDictionary, Error> {
+        self.check(shape)?;
         CudaDictionary::new(self.engine.clone(), shape)
     }
 

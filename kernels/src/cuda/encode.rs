@@ -13,6 +13,17 @@ use crate::Error;
 /// Most active features of a token for which there is room; a batch with more takes the dense path.
 const CAPACITY: usize = 4096;
 
+/// Room in the list of a token.
+pub fn capacity(features: usize) -> usize {
+    features.next_power_of_two().min(CAPACITY)
+}
+
+/// Blocks of the product for `n` tokens.
+pub fn blocks(n: usize, features: usize, precision: Precision) -> usize {
+    let side = precision.tile().side;
+    n.div_ceil(side) * features.div_ceil(side)
+}
+
 /// For each token its active features, sorted, with their activations.
 pub struct Lists {
     features: usize,
@@ -28,7 +39,7 @@ pub struct Lists {
 impl Lists {
     pub fn new(batch: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
         let what = "lists of active features";
-        let capacity = features.next_power_of_two().min(CAPACITY);
+        let capacity = capacity(features);
         Ok(Lists {
             features,
             capacity,
@@ -65,7 +76,7 @@ impl Lists {
         let tile = engine.precision.tile();
         let kernel = engine.precision.pick("encode_f32", "encode_bf16");
         let (n, first) = (tokens.len(), tokens.start);
-        let blocks = n.div_ceil(tile.side) * self.features.div_ceil(tile.side);
+        let blocks = blocks(n, self.features, engine.precision);
         let (w_enc, b_enc) = (weights.w_enc.operand(0), weights.b_enc.value.at(0));
         let (features, stride, capacity) = (self.features as u32, x.stride as u32, self.capacity as u32);
         let (pairs_bc, count_b) = (self.pairs_bc.at(first * self.capacity), self.count_b.at(first));

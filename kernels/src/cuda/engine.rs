@@ -37,6 +37,8 @@ pub struct Engine {
     sums: Option<Arc<CudaStream>>,
     pub precision: Precision,
     pub multiprocessors: u32,
+    /// Most shared memory of a block.
+    pub shared_bytes: u32,
     pub axes: Axes,
     kernels: Arc<HashMap<&'static str, Kernel>>,
     failure: Arc<Failure>,
@@ -92,13 +94,25 @@ impl Engine {
                 kernels.insert(name, Kernel { function, source: source.name(), threads });
             }
         }
-        let multiprocessors = card.multiprocessors();
+        let (multiprocessors, shared_bytes) = (card.multiprocessors(), card.shared_bytes());
         let failure = Arc::new(Failure::default());
         let several = axes.all.size() > 1;
         let communicator = several.then(|| Communicator::new(context, &axes.all, &failure)).transpose()?;
         let (communicator, kernels) = (communicator.map(Arc::new), Arc::new(kernels));
         let launches = Arc::default();
-        Ok(Engine { communicator, stream, copies, sums, precision, multiprocessors, axes, kernels, failure, launches })
+        Ok(Engine {
+            communicator,
+            stream,
+            copies,
+            sums,
+            precision,
+            multiprocessors,
+            shared_bytes,
+            axes,
+            kernels,
+            failure,
+            launches,
+        })
     }
 
     /// The same card, with the stream of sums under what is enqueued. Whoever uses it says by events what comes before what.
@@ -106,11 +120,17 @@ impl Engine {
         self.sums.as_ref().map(|sums| Engine { stream: sums.clone(), ..self.clone() })
     }
 
-    /// Lets a kernel use `bytes` of dynamic shared memory.
+    /// Lets a kernel use `bytes` of dynamic shared memory. Where that is much, all of the memory that shared memory and the L1 cache
+    /// divide between them is to be shared memory: the driver, left to itself, may leave room for one block where two would fit.
     pub fn allow_shared(&self, kernel: &'static str, bytes: u32) {
+        use sys::CUfunction_attribute_enum as Attribute;
         if bytes > SHARED_BY_DEFAULT {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            self.note(kernel, self.kernel(kernel).function.set_attribute(attribute, bytes as i32));
+            for (attribute, value) in [
+                (Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32),
+                (Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+            ] {
+                self.note(kernel, self.kernel(kernel).function.set_attribute(attribute, value));
+            }
         }
     }
 

@@ -12,8 +12,8 @@ use super::sources::Source;
 use super::{Arch, embedded};
 use crate::Error;
 
-/// Where a cubin came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a cubin came from, in the order in which it is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
     /// The binary carries it.
     Embedded,
@@ -21,6 +21,17 @@ pub enum Origin {
     Cache,
     /// It was compiled now.
     Compiled,
+}
+
+impl Origin {
+    /// For people: where a cubin was found.
+    pub(super) fn describe(self) -> &'static str {
+        match self {
+            Origin::Embedded => "carried by this program",
+            Origin::Cache => "compiled at an earlier start",
+            Origin::Compiled => "compiled now",
+        }
+    }
 }
 
 /// What gives cubins.
@@ -38,24 +49,27 @@ impl Kernels {
         Kernels { cache, nvrtc_folder, nvrtc: OnceLock::new() }
     }
 
-    /// The image of a source.
+    /// The image of a source: from where it is found first, of the places behind `refused`, whose image the driver does not take.
     ///
     /// # Errors
     /// [`Error::NoCompiler`], [`Error::UnknownArch`] or [`Error::Compile`], when it must be compiled.
-    pub fn cubin(&self, source: &Source, arch: Arch) -> Result<(Vec<u8>, Origin), Error> {
-        if let Some(image) = embedded::find(source, arch) {
+    pub fn cubin(&self, source: &Source, arch: Arch, refused: Option<Origin>) -> Result<(Vec<u8>, Origin), Error> {
+        if refused.is_none()
+            && let Some(image) = embedded::find(source, arch)
+        {
             return Ok((image.to_vec(), Origin::Embedded));
         }
+        let cache = self.cache.as_ref().filter(|_| refused < Some(Origin::Cache));
         let nvrtc = match self.nvrtc() {
             Ok(nvrtc) => nvrtc,
             Err(error) => {
                 let label = Label::new(source, arch, "");
-                let kept = self.cache.as_ref().and_then(|cache| cache.get_of_any_compiler(&label));
+                let kept = cache.and_then(|cache| cache.get_of_any_compiler(&label));
                 return kept.map(|image| (image, Origin::Cache)).ok_or(error);
             }
         };
         let label = Label::new(source, arch, nvrtc.version());
-        if let Some(image) = self.cache.as_ref().and_then(|cache| cache.get(&label)) {
+        if let Some(image) = cache.and_then(|cache| cache.get(&label)) {
             return Ok((image, Origin::Cache));
         }
         let image = nvrtc.compile(source, arch)?.image;
@@ -65,20 +79,21 @@ impl Kernels {
         Ok((image, Origin::Compiled))
     }
 
-    /// The images of several sources, in their order. What must be compiled is compiled side by side.
+    /// The images of several sources, in their order, each of the places behind the one beside it. What must be compiled is compiled
+    /// side by side.
     ///
     /// # Errors
     /// Those of [`Kernels::cubin`].
-    pub fn cubins(&self, sources: &[Source], arch: Arch) -> Result<Vec<Vec<u8>>, Error> {
+    pub fn cubins(&self, sources: &[(Source, Option<Origin>)], arch: Arch) -> Result<Vec<(Vec<u8>, Origin)>, Error> {
         let started = std::time::Instant::now();
-        let found: Vec<(Vec<u8>, Origin)> =
-            sources.par_iter().map(|source| self.cubin(source, arch)).collect::<Result<_, _>>()?;
+        let cubin = |(source, refused): &(Source, Option<Origin>)| self.cubin(source, arch, *refused);
+        let found: Vec<(Vec<u8>, Origin)> = sources.par_iter().map(cubin).collect::<Result<_, _>>()?;
         let compiled = found.iter().filter(|(_, origin)| *origin == Origin::Compiled).count();
         if compiled > 0 {
             let (files, compiled_s) = (sources.len(), started.elapsed().as_secs_f64());
             tracing::info!(compiled, files, compiled_s, %arch, "compiled kernel files");
         }
-        Ok(found.into_iter().map(|(image, _)| image).collect())
+        Ok(found)
     }
 
     fn nvrtc(&self) -> Result<&Nvrtc, Error> {

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUresult;
 use cudarc::driver::{
-    CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice, ValidAsZeroBits,
+    CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice, ValidAsZeroBits, result,
 };
 
 use super::card::failed;
@@ -64,14 +65,22 @@ impl<'a> Memory<'a> {
     }
 
     /// At least one value, so that there is an address.
-    fn take<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize, what: &'static str) -> Result<Buffer<T>, Error> {
+    fn take<T: DeviceRepr + ValidAsZeroBits + Copy>(&self, len: usize, what: &'static str) -> Result<Buffer<T>, Error> {
         let len = len.max(1);
-        let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::OutOfMemory { what, bytes: usize::MAX })?;
-        let Some(engine) = self.from else { return Ok(Buffer { slice: None, at: 0, len }) };
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::out_of_memory(what, usize::MAX))?;
+        let Some(engine) = self.from else { return Ok(Buffer { slice: None, outside_pool: false, at: 0, len }) };
         engine.check()?;
-        let slice = engine.stream.alloc_zeros::<T>(len).map_err(|_| Error::OutOfMemory { what, bytes })?;
+        // SAFETY: all values are set below.
+        let (call, taken) = match unsafe { engine.stream.alloc::<T>(len) } {
+            Err(DriverError(CUresult::CUDA_ERROR_NOT_SUPPORTED)) => ("cuMemAlloc", alloc_outside_pool(engine, len)),
+            taken => ("cuMemAllocAsync", taken.map(|slice| (slice, false))),
+        };
+        let (slice, outside_pool) = taken.map_err(|error| not_given(call, error, what, bytes))?;
         let at = slice.device_ptr(&engine.stream).0;
-        Ok(Buffer { slice: Some((engine.clone(), slice)), at, len })
+        let mut buffer = Buffer { slice: Some((engine.clone(), slice)), outside_pool, at, len };
+        buffer.clear();
+        engine.check()?;
+        Ok(buffer)
     }
 
     /// Host memory for copies of `len` values; they are zeros before the first.
@@ -88,6 +97,25 @@ impl<'a> Memory<'a> {
     }
 }
 
+/// Memory for `len` values where the driver has no pool of which a stream could take some, as some virtual cards do though they say
+/// otherwise.
+fn alloc_outside_pool<T>(engine: &Engine, len: usize) -> Result<(CudaSlice<T>, bool), DriverError> {
+    engine.stream.context().bind_to_thread()?;
+    // SAFETY: the memory has room for so many values, which the caller sets, and nobody else frees it.
+    Ok((unsafe { engine.stream.upgrade_device_ptr(result::malloc_sync(len * size_of::<T>())?, len) }, true))
+}
+
+/// Why the driver does not give memory: only one of its codes means that there is too little.
+fn not_given(call: &'static str, error: DriverError, what: &'static str, bytes: usize) -> Error {
+    match failed(call, error) {
+        Error::Cuda { reason, .. } if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            Error::OutOfMemory { what, bytes, said: format!(" ({call}: {reason})") }
+        }
+        Error::Cuda { call, reason } => Error::Cuda { call, reason: format!("{reason}, for {what} of {bytes} bytes") },
+        other => other,
+    }
+}
+
 /// Host memory that the card reads and writes at full speed, with the end of the last copy from it or to it.
 pub struct Pinned<T> {
     values: PinnedHostSlice<T>,
@@ -101,11 +129,11 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy + Default> Pinned<T> {
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
     pub fn new(engine: &Engine, len: usize, what: &'static str) -> Result<Self, Error> {
         let len = len.max(1);
-        let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::OutOfMemory { what, bytes: usize::MAX })?;
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::out_of_memory(what, usize::MAX))?;
         let copied = engine.event()?;
         // SAFETY: every value is set below. Cached, not write-combined: the host reads in it.
         let values = unsafe { engine.stream.context().alloc_pinned_with_flags::<T>(len, 0) };
-        let mut values = values.map_err(|_| Error::OutOfMemory { what, bytes })?;
+        let mut values = values.map_err(|error| not_given("cuMemHostAlloc", error, what, bytes))?;
         values.as_mut_slice().map_err(|error| failed("cuMemHostAlloc", error))?.fill(T::default());
         Ok(Pinned { values, copied })
     }
@@ -149,7 +177,10 @@ impl<T> Drop for Pinned<T> {
 
 /// `len` values that stay where they are.
 pub struct Buffer<T> {
+    /// `None`: only measured.
     slice: Option<(Arc<Engine>, CudaSlice<T>)>,
+    /// It was taken by [`alloc_outside_pool`], and has to be given back likewise.
+    outside_pool: bool,
     at: Pointer,
     len: usize,
 }
@@ -180,14 +211,16 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
         engine.note("memset", engine.stream.memset_zeros(slice));
     }
 
-    /// Copies `values` to the places from `first` on.
+    /// Copies `values` to the places from `first` on, and waits for it: a host whose ordinary memory the card reads by itself
+    /// (GH200) may begin the copy only after the call has returned, when the values may be gone.
     pub fn write(&mut self, first: usize, values: &[T]) {
         let len = values.len();
         if len == 0 {
             return;
         }
         let (engine, slice) = self.parts();
-        engine.note("a copy to the card", engine.stream.memcpy_htod(values, &mut slice.slice_mut(first..first + len)));
+        let copied = engine.stream.memcpy_htod(values, &mut slice.slice_mut(first..first + len));
+        engine.note("a copy to the card", copied.and_then(|()| engine.stream.synchronize()));
     }
 
     /// Waits, and copies the values from `first` on to `out`.
@@ -207,6 +240,19 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
         let (_, source) = from.slice.as_ref().expect("memory that was taken, not measured");
         let (engine, slice) = self.parts();
         engine.note("a copy on the card", engine.stream.memcpy_dtod(&source.slice(..len), &mut slice.slice_mut(..len)));
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if self.outside_pool
+            && let Some((engine, slice)) = self.slice.take()
+        {
+            // A card that has failed frees nothing any more.
+            let _ = engine.stream.synchronize();
+            // SAFETY: it came from `malloc_sync`, and what was enqueued on it is done.
+            let _ = unsafe { result::free_sync(slice.leak()) };
+        }
     }
 }
 

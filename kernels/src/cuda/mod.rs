@@ -27,6 +27,7 @@ mod encode;
 mod engine;
 mod exchange;
 mod launches;
+mod limits;
 mod memory;
 mod normalize;
 mod owners;

@@ -13,6 +13,13 @@ const PAIRS_A_TOKEN: usize = 1024;
 const CHUNK: usize = 1024;
 const SCAN_TILE: usize = 2048;
 const WARP: usize = 32;
+/// Of shared memory for each 32 tokens: a word of the bitmap, and the number of tokens before it.
+const BITMAP_BYTES_A_WORD: usize = 8;
+
+/// Most tokens whose bitmap has room in `shared` bytes.
+pub fn most_tokens(shared: usize) -> usize {
+    shared / BITMAP_BYTES_A_WORD * 32
+}
 
 /// For each feature the tokens on which it fired, ascending, with its activations.
 pub struct Runs {
@@ -105,7 +112,7 @@ impl Runs {
     }
 
     fn bitmap_bytes(n: usize) -> u32 {
-        (8 * n.div_ceil(32)) as u32
+        (BITMAP_BYTES_A_WORD * n.div_ceil(32)) as u32
     }
 
     /// Lets the kernels use the shared memory that they need.
