@@ -110,7 +110,8 @@ template <bool A_ALONG_K, bool B_ALONG_K> struct Tile<bf16, A_ALONG_K, B_ALONG_K
     __device__ __forceinline__ void multiply_stage(const bf16* a, const bf16* b) {
         const u32 block = lane_id() / 8, row8 = lane_id() % 8;
         const u32 m0 = warp_id() / 4 * 64, n0 = warp_id() % 4 * 32;
-#pragma unroll
+// Not all four at once: NVRTC 13.0 then runs out of registers in `encode_bf16` on sm_100a.
+#pragma unroll 2
         for (int kk = 0; kk < K; kk += 16) {
             u32 u[ROWS][4], v[COLUMNS / 2][4];
 #pragma unroll

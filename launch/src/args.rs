@@ -283,8 +283,8 @@ pub struct Doctor {
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Examples:\n  sae kernels\n  sae kernels --arch sm_90a\n  sae kernels --carried\n  sae kernels --out /tmp/cubins && \
-SAE_CUBINS=/tmp/cubins cargo build --release\n\nNeeds NVRTC 13 or newer, and no GPU: pip install nvidia-cuda-nvrtc, and name \
-its folder in SAE_NVRTC\nwhen it is not found."
+SAE_CUBINS=/tmp/cubins cargo build --release\n\nNeeds NVRTC, 13.0 for what others are to use, and no GPU: pip install \
+'nvidia-cuda-nvrtc==13.0.*', and name\nits folder in SAE_NVRTC when it is not found."
 )]
 pub struct Kernels {
     /// Architectures to compile for: sm_80 (A100 and later 8.x), sm_90a (H100, H200), sm_100a (B200), or another.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints the path of a Python that has everything in requirements.txt, making the virtual environment if it is missing.
+# Prints the path of a Python that has everything in requirements.txt, making the virtual environment if it is missing. NVRTC 13.0
+# lies in its folder nvrtc: PyTorch insists on a newer one, whose kernels a driver of CUDA 13.0 need not take.
 #
 #   PYTHON_REF="$(tests/reference/venv.sh)"
 #
@@ -13,6 +14,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 requirements="$here/requirements.txt"
 cache="${SAE_CACHE:-$HOME/.cache/sae-ci}"
 venv="$cache/venv-$(sha256sum "$requirements" | cut -c1-16)"
+nvrtc='nvidia-cuda-nvrtc==13.0.88'
 
 if [[ ! -f "$venv/complete" ]]; then
     mkdir -p "$cache"
@@ -25,6 +27,16 @@ if [[ ! -f "$venv/complete" ]]; then
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir -r "$requirements" >&2
         "$venv/bin/python" -c 'import torch, numpy, pyarrow, safetensors, sae_lens, tensorboard, moto, kubeflow_trainer_api' >&2
         touch "$venv/complete"
+    fi
+fi
+if [[ ! -d "$venv/nvrtc" ]]; then
+    exec 8>"$venv-nvrtc.lock"
+    flock 8
+    if [[ ! -d "$venv/nvrtc" ]]; then
+        echo "venv.sh: adding $nvrtc" >&2
+        making="$(mktemp -d "$venv/nvrtc-XXXXXX")"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --target "$making" "$nvrtc" >&2
+        mv -T "$making" "$venv/nvrtc"
     fi
 fi
 echo "$venv/bin/python"

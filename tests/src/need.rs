@@ -71,16 +71,18 @@ fn made_environment() -> Option<PathBuf> {
     environment.join("complete").exists().then(|| environment.join("bin/python"))
 }
 
-/// NVRTC in that environment, where PyTorch brings it along: a folder of its packages, and the library there.
-const NVRTC: (&str, &str) = ("nvidia/cu13/lib", "libnvrtc.so.13");
-
-/// The folder of NVRTC in that environment.
+/// The folder of NVRTC 13.0 in that environment, which `tests/reference/venv.sh` puts beside the newer one of PyTorch: drivers of CUDA
+/// 13.0 have to take what it makes.
 ///
 /// # Panics
 /// When that Python does not run.
 #[track_caller]
 pub fn nvrtc() -> Option<PathBuf> {
-    package_with(NVRTC)
+    let found = nvrtc_of(&python()?);
+    if found.is_none() {
+        missing("NVRTC 13.0 in its Python environment: add it with tests/reference/venv.sh");
+    }
+    found
 }
 
 /// The same, for those that can do without it.
@@ -88,7 +90,11 @@ pub fn nvrtc() -> Option<PathBuf> {
 /// # Panics
 /// When that Python does not run.
 pub fn nvrtc_if_there() -> Option<PathBuf> {
-    folder_with(&found_python()?, NVRTC)
+    nvrtc_of(&found_python()?)
+}
+
+fn nvrtc_of(python: &Path) -> Option<PathBuf> {
+    folder_with(python, "sys.prefix", ("nvrtc/nvidia/cu13/lib", "libnvrtc.so.13"))
 }
 
 /// The folder of NCCL there.
@@ -103,16 +109,17 @@ pub fn nccl() -> Option<PathBuf> {
 /// A folder of that environment's packages, if the library lies there.
 #[track_caller]
 fn package_with(place: (&str, &str)) -> Option<PathBuf> {
-    let found = folder_with(&python()?, place);
+    let found = folder_with(&python()?, "sysconfig.get_path('purelib')", place);
     if found.is_none() {
         missing(&format!("{} in its Python environment", place.1));
     }
     found
 }
 
-fn folder_with(python: &Path, (folder, library): (&str, &str)) -> Option<PathBuf> {
-    let packages = "import sysconfig; print(sysconfig.get_path('purelib'))";
-    let output = Command::new(python).args(["-c", packages]).output().expect("Python runs");
+/// A folder below what Python calls `base`, if the library lies there.
+fn folder_with(python: &Path, base: &str, (folder, library): (&str, &str)) -> Option<PathBuf> {
+    let says = format!("import sys, sysconfig; print({base})");
+    let output = Command::new(python).args(["-c", &says]).output().expect("Python runs");
     let folder = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join(folder);
     folder.join(library).exists().then_some(folder)
 }

@@ -17,8 +17,8 @@ use super::resources::{self, Resources};
 use super::sources::{FLAGS, HEADERS, Source};
 use crate::Error;
 
-/// Oldest major version whose cubins and flags are known to be right.
-const OLDEST: u32 = 13;
+/// The oldest version whose cubins and flags are known to be right, and that of the oldest driver.
+pub const OLDEST: Version = Version { major: 13, minor: 0 };
 
 /// File names, best first. The second one is any version, so it is checked.
 const NAMES: [&str; 2] = ["libnvrtc.so.13", "libnvrtc.so"];
@@ -252,8 +252,8 @@ fn load_from(folder: Option<&Path>) -> Result<Nvrtc, String> {
             continue;
         }
         match open(&path).and_then(functions) {
-            Ok(nvrtc) if nvrtc.version.major >= OLDEST => return Ok(nvrtc),
-            Ok(nvrtc) => wrong = format!("{place}: {name} is version {}, and {OLDEST}.0 is needed", nvrtc.version),
+            Ok(nvrtc) if nvrtc.version >= OLDEST => return Ok(nvrtc),
+            Ok(nvrtc) => wrong = format!("{place}: {name} is version {}, and {OLDEST} is needed", nvrtc.version),
             Err(error) if folder.is_some() => wrong = format!("{place}: {name} cannot be loaded: {error}"),
             Err(_) => {}
         }

@@ -3,7 +3,7 @@
 use kernels::cuda::cache;
 use kernels::cuda::cubin::Label;
 use kernels::cuda::embedded;
-use kernels::cuda::nvrtc::Nvrtc;
+use kernels::cuda::nvrtc::{Nvrtc, OLDEST};
 use kernels::cuda::sources::SOURCES;
 
 use crate::args::Kernels;
@@ -60,6 +60,12 @@ pub fn run(args: &Kernels) -> Result<(), Failure> {
         tracing::warn!("registers spill to memory, which is slow: {}", spilling.join(", "));
     }
     if let Some(out) = &args.out {
+        if nvrtc.version() > OLDEST {
+            tracing::warn!(
+                "NVRTC {} is newer than {OLDEST}: drivers of CUDA {OLDEST} need not take its kernels",
+                nvrtc.version()
+            );
+        }
         let whole = std::path::absolute(out).unwrap_or_else(|_| out.clone());
         table::say(format!("next: SAE_CUBINS={} cargo build --release", whole.display()));
     }
