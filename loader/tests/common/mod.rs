@@ -36,6 +36,11 @@ pub fn open(url: &str) -> Dataset {
     Dataset::open(&[url.to_string()], &OpenOptions::default()).unwrap()
 }
 
+/// Rows of the shards before one.
+fn first_of(dataset: &Dataset, shard: u32) -> u64 {
+    dataset.shards()[..shard as usize].iter().map(|shard| shard.rows).sum()
+}
+
 /// All batches of a stream: (batch, row numbers). Checks every byte.
 pub fn drain(dataset: &Dataset, options: &StreamOptions, from: Cursor) -> Vec<(Batch, Vec<u64>)> {
     let mut stream = Stream::start(dataset, options.clone(), from).unwrap();
@@ -48,7 +53,8 @@ pub fn drain(dataset: &Dataset, options: &StreamOptions, from: Cursor) -> Vec<(B
             assert_eq!(bytes, row(id, dataset.row_bytes()), "row {id} arrived damaged");
             ids.push(id);
         }
-        assert_eq!(stream.row_ids(&batch).len(), batch.rows);
+        let named: Vec<u64> = stream.row_ids(&batch).iter().map(|id| first_of(dataset, id.shard) + id.row).collect();
+        assert_eq!(named, ids, "the rows that came are those that the order names");
         batches.push((batch, ids));
     }
     batches
