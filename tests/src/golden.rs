@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use trainer::recipe::{InitSpace, Order, Scale};
+use trainer::recipe::{InitSpace, Order, Recipe, Scale};
 
 use crate::fixture::{Fixture, Numbers, json, json_lines, plain_rows, write_shards};
 use crate::sae;
@@ -148,6 +148,16 @@ pub fn measure(case: Case, arguments: &[&str], environment: &[(&str, &str)]) -> 
 /// When the run fails.
 pub fn measure_by(command: &[&str], case: Case, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<Measured> {
     let fixture = Fixture::new();
+    let path = fixture.save("recipe", &recipe(&fixture, case));
+    sae::run_with(&[command, &[&path], arguments].concat(), environment).exits(0);
+    json_lines(&fixture.path("run/metrics.jsonl")).iter().map(read).collect()
+}
+
+/// Writes the rows and weights of a case to a fixture, and gives the recipe of its run there.
+///
+/// # Panics
+/// When they cannot be written.
+pub fn recipe(fixture: &Fixture, case: Case) -> Recipe {
     write_shards(&fixture.path("train"), WIDTH, &rows(), loader::Dtype::F32, 500);
     Weights::start(WIDTH, FEATURES, case.bias).write(&fixture.path("start.safetensors"));
     let mut recipe = fixture.recipe("run");
@@ -163,9 +173,7 @@ pub fn measure_by(command: &[&str], case: Case, arguments: &[&str], environment:
     recipe.train.init_from = Some(fixture.text("start.safetensors"));
     recipe.train.init_space = Some(InitSpace::Normalized);
     recipe.log.every = 1;
-    let path = fixture.save("recipe", &recipe);
-    sae::run_with(&[command, &[&path], arguments].concat(), environment).exits(0);
-    json_lines(&fixture.path("run/metrics.jsonl")).iter().map(read).collect()
+    recipe
 }
 
 fn read(line: &serde_json::Value) -> Measured {
@@ -175,6 +183,11 @@ fn read(line: &serde_json::Value) -> Measured {
 
 /// What the reference measures at each step of a case.
 pub fn train(case: Case) -> Vec<Measured> {
+    train_clipped(case, CLIP).into_iter().map(|(measured, _)| measured).collect()
+}
+
+/// The same with another [`CLIP`], and the norm of each step's gradient before it is clipped.
+pub fn train_clipped(case: Case, clip: f64) -> Vec<(Measured, f64)> {
     let x_nd: Vec<f64> = rows().iter().map(|&x| f64::from(x * SCALE)).collect();
     let mut sae = Reference::start(&Weights::start(WIDTH, FEATURES, case.bias));
     let steps = ROWS.div_ceil(BATCH);
@@ -188,8 +201,8 @@ pub fn train(case: Case) -> Vec<Measured> {
             let decay_from = (1.0 - LR_DECAY) * all;
             let lr = if s < decay_from { LR } else { LR * (all - s) / (all - decay_from) };
             let (measured, gradients) = sae.forward_backward(x_bd, lambda);
-            sae.update(&gradients, step, lr);
-            measured
+            let norm = sae.update(&gradients, (step, lr), clip);
+            (measured, norm)
         })
         .collect()
 }
@@ -244,9 +257,10 @@ impl Reference {
         (Measured { loss: mse + lambda * l1, mse, l1, l0: active as f64 / b }, gradients)
     }
 
-    fn update(&mut self, gradients: &Gradients, step: usize, lr: f64) {
+    /// Makes a step, and gives the norm of the gradient.
+    fn update(&mut self, gradients: &Gradients, (step, lr): (usize, f64), clip: f64) -> f64 {
         let norm = gradients.0.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
-        let factor = (CLIP / (norm + 1e-6)).min(1.0);
+        let factor = (clip / (norm + 1e-6)).min(1.0);
         let t = (step + 1) as i32;
         let (correct_m, correct_v) = (1.0 - 0.9f64.powi(t), 1.0 - 0.999f64.powi(t));
         let parameters = [&mut self.w_enc_fd, &mut self.b_enc_f, &mut self.w_dec_fd, &mut self.b_dec_d];
@@ -258,6 +272,7 @@ impl Reference {
                 *value -= lr * (*m / correct_m) / ((*v / correct_v).sqrt() + 1e-8);
             }
         }
+        norm
     }
 }
 
