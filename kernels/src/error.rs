@@ -4,9 +4,7 @@
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// Memory for an object could not be had.
-    #[error(
-        "{what} needs {bytes} bytes of memory, more than this machine gives{said}: lower train.batch or sae.features"
-    )]
+    #[error("{what} needs {} of memory, more than this machine gives{said}: {}", size(*bytes), remedy(what))]
     OutOfMemory {
         /// What was being made.
         what: &'static str,
@@ -189,4 +187,17 @@ impl Error {
     pub(crate) fn out_of_memory(what: &'static str, bytes: usize) -> Error {
         Error::OutOfMemory { what, bytes, said: String::new() }
     }
+}
+
+/// Bytes as a person says them.
+fn size(bytes: usize) -> String {
+    match bytes >> 30 {
+        0 => format!("{} MiB", bytes.div_ceil(1 << 20)),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1u32 << 30)),
+    }
+}
+
+/// What makes less of it: weights do not depend on the batch.
+fn remedy(what: &str) -> &'static str {
+    if what.contains("weights") { "lower sae.features" } else { "lower train.batch or sae.features" }
 }
