@@ -1,6 +1,6 @@
 //! From a TOML file and `--set` to a validated recipe.
 
-use figment::error::Kind;
+use figment::error::{Actual, Kind};
 use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile};
@@ -139,11 +139,31 @@ fn explain(key: &str, kind: &Kind) -> String {
                 "u32" | "u64" | "usize" => "a whole number, at least 0",
                 "bool" | "a boolean" => "true or false",
                 "a string" | "string" => "a word or path in quotes",
+                "a sequence" => "a list",
+                table if table.starts_with("struct ") || table == "a map" => "a table of keys",
                 other => other,
             };
-            format!("{key} must be {wanted}, and is {found}")
+            format!("{key} must be {wanted}, and is {}", written(found))
+        }
+        Kind::UnknownVariant(found, known) => {
+            format!("{key} must be one of {}, and is {found}", known.join(", "))
         }
         kind => format!("{key}: {kind}"),
+    }
+}
+
+/// A value as a recipe has it.
+fn written(found: &Actual) -> String {
+    match found {
+        Actual::Bool(value) => value.to_string(),
+        Actual::Unsigned(number) => number.to_string(),
+        Actual::Signed(number) => number.to_string(),
+        Actual::Float(number) => number.to_string(),
+        Actual::Char(letter) => format!("\"{letter}\""),
+        Actual::Str(text) => format!("\"{text}\""),
+        Actual::Seq => "a list".to_owned(),
+        Actual::Map => "a table".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -261,7 +281,7 @@ mod tests {
         let message = message(&MINIMAL.replace("\"out\"", "2024-01-01"), &[]);
         assert!(message.contains("run.dir must be a word or path in quotes"), "{message}");
         let message = self::message(MINIMAL, &["train.lr=true"]);
-        assert!(message.contains("--set: train.lr must be a number, and is bool"), "{message}");
+        assert!(message.contains("--set: train.lr must be a number, and is true"), "{message}");
     }
 
     #[test]
@@ -332,7 +352,7 @@ mod tests {
             "unknown key train.bacth",
             "unknown key trian",
             "train.clip must be a number, and is",
-            "--set: train.lr must be a number, and is string",
+            "--set: train.lr must be a number, and is \"fast\"",
             "log.every must be a whole number, at least 0",
         ] {
             assert_eq!(message.matches(part).count(), 1, "{part}: {message}");
@@ -369,6 +389,25 @@ mod tests {
             let message = message(MINIMAL, &[set]);
             assert!(parts.iter().all(|part| message.contains(part)), "{set}: {message}");
         }
+    }
+
+    #[test]
+    fn what_is_refused_is_said_in_the_words_of_recipes() {
+        for (set, says) in [
+            ("train=4", "train must be a table of keys, and is "),
+            ("data.skip=4", "data.skip must be a list, and is "),
+            ("data.filter.positions=[\"a\"]", "data.filter.positions.0 must be a whole number, and is \"a\""),
+            ("data.synth.width=1.5", "data.synth.width must be a whole number, at least 0, such as 1_000_000 or 1e6"),
+            ("train.precision=f16", "train.precision must be one of auto, f32, mixed, bf16-sr, and is f16"),
+            ("data.eval=", "data.eval must be a path or URL, or [] for none, and is empty"),
+            ("run.dir=", "run.dir must be a path or URL, and is empty"),
+            ("train.init_from=", "train.init_from must be a path or URL, or left out, and is empty"),
+        ] {
+            let message = message(MINIMAL, &[set]);
+            assert!(message.contains(&format!("{says:?}").trim_matches('"').to_owned()), "{set}: {message}");
+        }
+        let recipe = read_text(MINIMAL, &["data.synth.width=1e3"]).expect("a recipe");
+        assert_eq!(recipe.data.synth.map(|spec| spec.width), Some(1000));
     }
 
     #[test]

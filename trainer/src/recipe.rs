@@ -445,6 +445,17 @@ impl Recipe {
                 "a URL carries a query, such as a signature: credentials belong in the environment".into(),
             ));
         }
+        let is_empty = |url: &String| url.trim().is_empty();
+        for (key, urls, or) in [
+            ("data.train", self.data.train.as_slice(), ""),
+            ("data.eval", &self.data.eval, ", or [] for none"),
+            ("train.init_from", self.train.init_from.as_slice(), ", or left out"),
+            ("run.dir", std::slice::from_ref(&self.run.dir), ""),
+        ] {
+            if urls.iter().any(is_empty) {
+                return refuse(key, &format!("a path or URL{or}"), "empty".into());
+            }
+        }
         if self.eval.every > 0 && self.data.eval.is_empty() {
             return refuse(
                 "eval.every",

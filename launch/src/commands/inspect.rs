@@ -108,7 +108,11 @@ fn manifest(found: &Inspection) -> String {
         ManifestState::Verified => format!("verified: all {} fit their checksums", HumanBytes(found.bytes)),
         ManifestState::PartlyVerified => format!("verified in part: {part}, fit their checksums"),
         ManifestState::Mismatched => {
-            format!("{} mismatches, named below; verified: {part}", found.mismatches.len())
+            let count = match found.mismatches.len() {
+                1 => "1 mismatch".to_owned(),
+                count => format!("{count} mismatches"),
+            };
+            format!("{count}, named below; verified: {part}")
         }
         ManifestState::ReadOnly => "none, and the place is read-only: nothing was verified".into(),
         ManifestState::Foreign => "none (manifest.json is another program's): nothing was verified".into(),
