@@ -184,11 +184,14 @@ const MEMORY_S: f64 = 30.0;
 /// Over less the clock, and a batch that was counted just now, would make the rate.
 const LEAST_S: f64 = 0.2;
 
+/// What takes less has no rate that means anything.
+const NO_TIME_S: f64 = 0.01;
+
 impl Pace {
-    /// Takes note of a position; what is over sooner than a rate is known has that of all its time.
+    /// Takes note of a position; what is over sooner than a rate is known has that of all its time, unless that was no time at all.
     fn see(&mut self, at: Duration, position: u64, is_last: bool) {
         let seconds = at.saturating_sub(self.at).as_secs_f64();
-        if seconds >= LEAST_S || (is_last && self.weight == 0.0 && seconds > 0.0) {
+        if seconds >= LEAST_S || (is_last && self.weight == 0.0 && seconds >= NO_TIME_S) {
             let new = -(-seconds / MEMORY_S).exp_m1();
             let per_s = position.saturating_sub(self.position) as f64 / seconds;
             self.per_s += new * (per_s - self.per_s);
@@ -277,6 +280,12 @@ mod tests {
         for second in 1..=20 {
             pace.see(Duration::from_secs(second), 1_000_000_000 + 500 * second, false);
             assert!(pace.per_s().is_some_and(|per_s| (per_s - 500.0).abs() < 1e-6), "{pace:?}");
+        }
+        // What is over at once has no rate.
+        for (time, per_s) in [(Duration::from_nanos(27), None), (Duration::from_millis(100), Some(20_000.0))] {
+            let mut short = Pace { at: Duration::ZERO, position: 0, per_s: 0.0, weight: 0.0 };
+            short.see(time, 2000, true);
+            assert_eq!(short.per_s().map(f64::round), per_s);
         }
         // Another pace takes over.
         let mut position = pace.position;
