@@ -1,5 +1,7 @@
 //! What a run takes of time, storage and money, as `sae plan` and a dry run say it.
 
+use std::ops::Range;
+
 use indicatif::{HumanBytes, HumanCount};
 use kernels::mesh::Mesh;
 use serde::Serialize;
@@ -19,7 +21,9 @@ pub struct Terms<'a> {
     pub width: usize,
     /// Bytes of a stored row.
     pub row_bytes: f64,
-    /// Rows trained on.
+    /// Steps that are made already.
+    pub steps_done: u64,
+    /// Rows trained on behind them.
     pub rows: u64,
     /// Rows held out, where that is known.
     pub eval_rows: Option<u64>,
@@ -78,7 +82,7 @@ pub struct Time {
 pub struct Checkpoints {
     /// Written, at most.
     pub count: u64,
-    /// Those of them that an evaluation writes since it is the best so far, at most.
+    /// Those of them that `checkpoint.best = false` would not write: of evaluations that are the best so far, where no other is due.
     pub best_count: u64,
     /// Bytes of one.
     pub bytes: u64,
@@ -120,7 +124,7 @@ pub struct Evaluations {
 impl Budget {
     /// Of a run on these terms.
     pub fn of(terms: &Terms<'_>) -> Budget {
-        let Terms { recipe, mesh, width, row_bytes, rows, step_s, copy, storage, buffer, .. } = *terms;
+        let Terms { recipe, mesh, width, row_bytes, steps_done, rows, step_s, copy, storage, buffer, .. } = *terms;
         let batch = recipe.train.batch as f64;
         let steps = rows.div_ceil(recipe.train.batch as u64);
         let read_s = batch * row_bytes / storage;
@@ -138,7 +142,9 @@ impl Budget {
             copied_s: sizes.copied_s,
             stored_s: sizes.stored_s,
         };
-        let overhead = Overhead::of(recipe, steps, &pace);
+        let of_run = steps_done..steps_done + steps;
+        let overhead = Overhead::of(recipe, of_run.clone(), &pace);
+        let plain = without_best(recipe, of_run, &pace);
         let steps_s = rows as f64 / batch * pace.step_s;
         let Overhead { checkpoints_s, evaluations_s, .. } = overhead;
         let total_s = steps_s + checkpoints_s + evaluations_s;
@@ -153,7 +159,7 @@ impl Budget {
             cost: terms.price.map(|price| price * device_hours),
             checkpoints: Checkpoints {
                 count: overhead.checkpoints,
-                best_count: overhead.for_evaluations,
+                best_count: overhead.checkpoints.saturating_sub(plain.checkpoints),
                 bytes: sizes.all,
                 total_bytes: sizes.all.saturating_mul(overhead.checkpoints),
                 peak_bytes: sizes.all.saturating_mul(overhead.at_once),
@@ -165,7 +171,7 @@ impl Budget {
                 save_s: job::save_s(sizes.stored_s),
                 every: recipe.checkpoint.every,
                 recommended_every: Every::Minutes(every_s / 60.0),
-                best_s: checkpoints_s - without_best(recipe, steps, &pace).checkpoints_s,
+                best_s: checkpoints_s - plain.checkpoints_s,
             },
             evaluations: Evaluations { count: overhead.evaluations, rows: evaluated, last_rows },
         }
@@ -195,7 +201,7 @@ impl Budget {
         let mut lines = vec![("checkpoints, at most", format!("{} of {}", HumanCount(count), HumanBytes(bytes)))];
         if best_count > 0 {
             let best = format!("{}: checkpoint.best = false writes none of them", HumanCount(best_count));
-            lines.push(("of these by evaluations that are the best so far", best));
+            lines.push(("of these for evaluations alone", best));
         }
         lines.push(("written in all, at most", HumanBytes(total_bytes).to_string()));
         lines.push(("there at once, at most", HumanBytes(peak_bytes).to_string()));
@@ -206,9 +212,10 @@ impl Budget {
     pub fn advice(&self, mtbf: f64) -> Vec<String> {
         let Checkpoints { waited_s, stored_s, recommended_every, best_count, best_s, .. } = &self.checkpoints;
         let mut advice = vec![format!(
-            "checkpoint.every = \"{}\" is recommended: Young's √(2·C·M), C the {} for which training waits, M the time between failures \
+            "checkpoint.every = \"{}\"{} is recommended: Young's √(2·C·M), C the {} for which training waits, M the time between failures \
              when each device fails once in {} hours (--mtbf); at least {:.0} times C, and three times the {} of storing one",
             words(*recommended_every),
+            in_words(*recommended_every).strip_prefix(&words(*recommended_every)).unwrap_or_default(),
             duration(*waited_s),
             HumanCount(mtbf as u64),
             1.0 / MOST_WAITING,
@@ -226,10 +233,10 @@ impl Budget {
 }
 
 /// The run with `checkpoint.best = false`.
-fn without_best(recipe: &Recipe, steps: u64, pace: &Pace) -> Overhead {
+fn without_best(recipe: &Recipe, of_run: Range<u64>, pace: &Pace) -> Overhead {
     let mut recipe = recipe.clone();
     recipe.checkpoint.best = false;
-    Overhead::of(&recipe, steps, pace)
+    Overhead::of(&recipe, of_run, pace)
 }
 
 /// A cadence as a recipe has it, without its quotes.
@@ -237,6 +244,14 @@ pub fn words(every: Every) -> String {
     match every {
         Every::Steps(steps) => steps.to_string(),
         Every::Minutes(minutes) => format!("{minutes}min"),
+    }
+}
+
+/// A cadence in words: of long ones also what they are in hours or days.
+pub fn in_words(every: Every) -> String {
+    match every {
+        Every::Minutes(minutes) if minutes > 120.0 => format!("{} ({})", words(every), duration(60.0 * minutes)),
+        every => words(every),
     }
 }
 
@@ -248,5 +263,16 @@ pub fn duration(seconds: f64) -> String {
         seconds if seconds < 3600.0 => format!("{:.1} min", seconds / 60.0),
         seconds if seconds < 48.0 * 3600.0 => format!("{:.1} hours", seconds / 3600.0),
         seconds => format!("{:.1} days", seconds / 86400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_cadences_are_said_in_hours_too() {
+        let said = [Every::Steps(7), Every::Minutes(90.0), Every::Minutes(180.0), Every::Minutes(8190.0)].map(in_words);
+        assert_eq!(said, ["7", "90min", "180min (3.0 hours)", "8190min (5.7 days)"]);
     }
 }

@@ -7,7 +7,7 @@ use kernels::ranks::tcp::Limits;
 use loader::{Dataset, OpenOptions, Store};
 use trainer::meeting::{Guest, meet};
 use trainer::recipe::Recipe;
-use trainer::{checkpoint, communication, data};
+use trainer::{checkpoint, communication, synthesis};
 
 use crate::args::{LEAST_SAVE_S, SaveTime};
 use crate::failure::Failure;
@@ -80,8 +80,8 @@ pub fn save_time(asked: SaveTime, recipe: &Recipe) -> Result<u32, Failure> {
     if let Some(seconds) = asked.save_s {
         return Ok(seconds);
     }
-    let width = match data::to_synthesize(recipe)? {
-        Some(spec) => spec.width,
+    let width = match synthesis::to_make(recipe)?.first() {
+        Some(making) => making.spec.width,
         None => {
             let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
             match Dataset::open(&recipe.data.train, &options) {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use self::contents::{Contents, Folder, LeftOut};
 pub use self::rule::Why;
-pub(crate) use self::rule::is_shard_name;
+pub use self::rule::is_shard_name;
 pub use self::same::SameBy;
 
 use self::describe::{Described, combine, describe};

@@ -17,8 +17,9 @@ use tokio::sync::Semaphore;
 
 use crate::decode::Buffer;
 use crate::load::{Loader, Source, extents, fetch};
-use crate::order::{Plan, Window};
+use crate::order::{Order, Plan, STREAMS, Window};
 use crate::unit::{Extent, Unit};
+use crate::writer::ROW_GROUP_BYTES;
 use crate::{Dataset, Error, Result, io, memory};
 
 /// Requests in flight to a remote store, over all units.
@@ -163,6 +164,17 @@ fn budget_within(dataset: &Dataset, plan: &Plan, streams: u64, asked: u64, avail
         )));
     }
     Ok(if asked == 0 { needed + AHEAD } else { asked })
+}
+
+/// The same of shards of so many bytes that [`crate::ShardWriter`] has yet to write in its recommended layout, at most.
+pub(crate) fn budget_of_unwritten(bytes: u64, order: Order, asked: u64) -> u64 {
+    let (streams, windows) = match order {
+        Order::Sequential => (1, 0),
+        Order::Striped => (STREAMS, 0),
+        Order::Direct { window_bytes } => (STREAMS, window_bytes),
+    };
+    let needed = windows.saturating_add(streams * ROW_GROUP_BYTES as u64).min(bytes);
+    if asked == 0 { needed + AHEAD } else { asked }
 }
 
 /// Bytes in the largest unit that does not round them to nothing.

@@ -49,7 +49,7 @@ mod writer;
 
 pub use address::has_query;
 pub use cursor::Cursor;
-pub use dataset::{Contents, Dataset, Folder, LeftOut, OpenOptions, SameBy, Why};
+pub use dataset::{Contents, Dataset, Folder, LeftOut, OpenOptions, SameBy, Why, is_shard_name};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use heavy::{Heavy, HeavyAt, Remedy, heavy};

@@ -106,6 +106,17 @@ fn remove_leftovers(folder: &Path) {
     }
 }
 
+/// Removes whatever was being written in a folder, however young.
+pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|e| write_error(&path, &e))?;
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.committed {

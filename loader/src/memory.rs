@@ -8,6 +8,24 @@ pub fn available() -> Option<u64> {
     available_below(Path::new("/"))
 }
 
+/// Bytes that this process could get at the very most: what is available, and all of the swap that is free. `None` where the system does
+/// not say.
+pub fn obtainable() -> Option<u64> {
+    let swap = field(&read_to_string("/proc/meminfo").ok()?, "SwapFree:").unwrap_or(0);
+    Some(available()?.saturating_add(swap.saturating_mul(1024)))
+}
+
+/// Bytes of addresses that the limit of this process (`ulimit -v`) leaves; `None` where there is none.
+pub fn addresses() -> Option<u64> {
+    addresses_left(&read_to_string("/proc/self/limits").ok()?, &read_to_string("/proc/self/status").ok()?)
+}
+
+fn addresses_left(limits: &str, status: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(field(status, "VmSize:")?.saturating_mul(1024)))
+}
+
 /// The same with the system's files under `root`.
 fn available_below(root: &Path) -> Option<u64> {
     let meminfo = read_to_string(root.join("proc/meminfo")).ok()?;
@@ -71,6 +89,14 @@ mod tests {
         let unlimited = root(&[MEMINFO, ("proc/self/cgroup", "0::/a\n"), ("sys/fs/cgroup/a/memory.max", "max\n")]);
         assert_eq!(available_below(unlimited.path()), Some(1000 * 1024));
         assert_eq!(available_below(root(&[]).path()), None);
+    }
+
+    #[test]
+    fn a_limit_of_addresses_leaves_what_is_not_taken() {
+        let limits = |soft: &str| format!("Limit   Soft Limit  Hard Limit  Units\nMax address space  {soft}  unlimited  bytes\n");
+        assert_eq!(addresses_left(&limits("4096000"), "Name: sae\nVmSize:\t 1000 kB\n"), Some(3_072_000));
+        assert_eq!(addresses_left(&limits("1000"), "VmSize: 1000 kB\n"), Some(0));
+        assert_eq!(addresses_left(&limits("unlimited"), "VmSize: 1000 kB\n"), None);
     }
 
     #[test]

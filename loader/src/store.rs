@@ -98,7 +98,8 @@ impl Store {
         key::below(prefix, key.strip_suffix('/').unwrap_or(key), || self.url_of(key))
     }
 
-    pub(crate) fn lists(&self) -> bool {
+    /// Whether what is in it can be listed: not on a server that has no such thing.
+    pub fn lists(&self) -> bool {
         !matches!(self.backend, Backend::Remote { lists: Lists::No, .. })
     }
 
@@ -262,6 +263,12 @@ impl Store {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             tracing::warn!("left out: {named}{more}: {}", key::CANNOT_BE_NAMED);
         }
+    }
+
+    /// Removes the half-written files that killed writers have left in a local folder, young ones too: only for a folder that nobody else
+    /// writes to.
+    pub fn forget_unfinished(&self) -> Result<()> {
+        self.local_path().map_or(Ok(()), local::remove_unfinished)
     }
 
     /// Removes an object; one that is absent is fine. Local folders that this leaves empty go too, as they would in an

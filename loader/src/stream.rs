@@ -171,6 +171,11 @@ impl Stream {
         feed::budget(dataset, &plan, plan.streams().min(plan.rows()), options.prefetch_bytes)
     }
 
+    /// The same of shards of so many bytes that are yet to be written in the recommended layout.
+    pub fn bytes_at_most_of_unwritten(bytes: u64, order: Order, prefetch_bytes: u64) -> u64 {
+        feed::budget_of_unwritten(bytes, order, prefetch_bytes)
+    }
+
     /// Writes the rank's slice of the next batch into `out`, in the stored dtype; `None` at the end of the epoch.
     /// `out` needs [`Stream::max_rows`] rows.
     pub fn next(&mut self, out: &mut [u8]) -> Result<Option<Batch>> {

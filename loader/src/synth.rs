@@ -6,8 +6,10 @@ use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
-use crate::{Dtype, Error, Manifest, Result, ShardWriter, Store, WriteOptions};
+use crate::{Dtype, Error, Manifest, Result, ShardWriter, Store, WriteOptions, footer};
 use model::{Block, Model};
+
+pub use crate::writer::COLUMN;
 
 /// What synthetic activations are made of. Everything is a function of these values: thread counts change nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,11 +19,13 @@ pub struct Spec {
     #[serde(deserialize_with = "crate::number::count")]
     pub features: usize,
     /// Numbers per row.
+    #[serde(deserialize_with = "crate::number::count")]
     pub width: usize,
     /// Rows to write.
     #[serde(deserialize_with = "crate::number::count")]
     pub rows: u64,
     /// Shards to spread them over.
+    #[serde(deserialize_with = "crate::number::count")]
     pub shards: usize,
     /// Stored format.
     pub dtype: Dtype,
@@ -30,12 +34,14 @@ pub struct Spec {
     /// Frequencies fall as rank^-zipf.
     pub zipf: f64,
     /// Groups of directions that fire together (0: none).
+    #[serde(deserialize_with = "crate::number::count")]
     pub groups: usize,
     /// Share of a group's firing that is shared.
     pub group_correlation: f64,
     /// Share of the directions that are parents with children that fire only with them (0: none).
     pub parents: f64,
     /// Children of a parent.
+    #[serde(deserialize_with = "crate::number::count")]
     pub children: usize,
     /// Standard deviation of isotropic noise, relative to a unit direction.
     pub noise: f64,
@@ -92,6 +98,9 @@ impl Spec {
         }
         if self.features.saturating_mul(self.width) > 1 << 32 || self.children > self.features {
             return fail("features × width must be at most 2^32, and children at most features".into());
+        }
+        if self.width > footer::MAX_WIDTH {
+            return fail(format!("width = {} must be at most {}", self.width, footer::MAX_WIDTH));
         }
         let tops = self.features - self.parent_count() * self.children;
         if self.groups.saturating_mul(model::GROUP) > tops {

@@ -20,7 +20,10 @@ use crate::upload::Upload;
 use crate::{Dtype, Error, Manifest, Result, RowGroup, Shard, Store, chunks, decode, manifest, pages};
 
 /// Name of the column of activations in shards that are written here.
-const COLUMN: &str = "activation";
+pub const COLUMN: &str = "activation";
+
+/// Bytes of a row group in the recommended layout, about.
+pub(crate) const ROW_GROUP_BYTES: usize = 32 << 20;
 
 /// How column chunks are compressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,7 +66,7 @@ impl WriteOptions {
             dtype,
             compression: Compression::None,
             shard_rows: u64::MAX,
-            row_group_bytes: 32 << 20,
+            row_group_bytes: ROW_GROUP_BYTES,
             page_bytes: 4 << 20,
             prepared: false,
             columns: false,
@@ -121,8 +124,7 @@ impl ShardWriter {
         let taken =
             store.lists() && store.list("")?.iter().any(|e| is_shard_name(&e.key) || e.key == manifest::FILE_NAME);
         if taken {
-            let problem = "the folder already holds shards: give an empty one".to_string();
-            return Err(Error::CannotWrite { location: store.url().into(), problem });
+            return Err(Error::Arguments(format!("{} already holds shards: name an empty folder", store.url())));
         }
         let row_bytes = options.width * options.dtype.size();
         let page_rows = (options.page_bytes / row_bytes).max(1);

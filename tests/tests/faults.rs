@@ -298,6 +298,7 @@ fn one_command_starts_and_goes_on() {
     let said = fs::read_to_string(errors.path()).expect("standard error is read");
     assert_eq!(status.code(), Some(75), "{said}");
     assert!(said.contains("stopped while making synthetic shards") && !fixture.path("run").exists(), "{said}");
+    assert!(checkpoints::unfinished(&fixture.path("made")).is_empty(), "half a shard was left");
     for _ in 0..2 {
         sae::run(&["train", &path, "--resume-or-start"]).exits(0);
         assert_eq!(fixture.json("run/summary.json")["tokens"], 5000);

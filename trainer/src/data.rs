@@ -3,7 +3,7 @@
 use kernels::RowDtype;
 use kernels::mesh::Place;
 use kernels::ranks::Group;
-use loader::synth::{self, Spec};
+use loader::synth::Spec;
 use loader::{Cursor, Dataset, Dtype, OpenOptions, RowFilter, RowId, SkipList, Store, Stream, StreamOptions};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,10 @@ pub struct Data {
 pub struct Extent {
     /// `D`.
     pub width: usize,
+    /// Stored format.
+    pub dtype: Dtype,
+    /// The order of the training rows.
+    pub order: loader::Order,
     /// Rows trained on.
     pub rows: u64,
     /// Held-out rows, where there are any.
@@ -44,13 +48,20 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Of the rows that [`synthesize`] makes of `spec`.
+    /// Of the rows that [`crate::synthesis`] makes of `spec`.
     ///
     /// # Errors
     /// [`Error::Recipe`] when `train.tokens` is more than there will be.
     pub fn of_synthetic(recipe: &Recipe, spec: &Spec) -> Result<Extent, Error> {
         let eval_rows = (!recipe.data.eval.is_empty()).then_some(recipe.data.synth_eval_rows);
-        Ok(Extent { width: spec.width, rows: rows_of(recipe, spec.rows)?, eval_rows })
+        let Spec { width, dtype, .. } = *spec;
+        // As good as shuffled.
+        Ok(Extent { width, dtype, order: order(recipe, true), rows: rows_of(recipe, spec.rows)?, eval_rows })
+    }
+
+    /// Bytes of a stored row.
+    pub fn row_bytes(&self) -> usize {
+        self.width * self.dtype.size()
     }
 
     /// Rows of the largest batch: `train.batch`, or all there are.
@@ -64,6 +75,16 @@ impl Extent {
         let train = &recipe.train;
         let steps = self.rows.div_ceil(train.batch as u64);
         Schedule::new(steps, train.lr, train.l1, train.l1_warmup, train.lr_decay)
+    }
+}
+
+/// The order that a recipe asks for, of rows that are shuffled already or not.
+fn order(recipe: &Recipe, prepared: bool) -> loader::Order {
+    match recipe.data.order {
+        Order::Sequential => loader::Order::Sequential,
+        Order::Striped => loader::Order::Striped,
+        Order::Auto if prepared => loader::Order::Sequential,
+        Order::Auto | Order::Direct => loader::Order::Direct { window_bytes: recipe.data.window_bytes },
     }
 }
 
@@ -110,12 +131,7 @@ impl Data {
             check_held_out(&train, eval, kept.is_some())?;
         }
         let rows = rows_of(recipe, train.rows())?;
-        let order = match recipe.data.order {
-            Order::Sequential => loader::Order::Sequential,
-            Order::Striped => loader::Order::Striped,
-            Order::Auto if train.prepared() => loader::Order::Sequential,
-            Order::Auto | Order::Direct => loader::Order::Direct { window_bytes: recipe.data.window_bytes },
-        };
+        let order = order(recipe, train.prepared());
         Ok(Data { train, eval, rows, order })
     }
 
@@ -137,7 +153,13 @@ impl Data {
 
     /// How large it is.
     pub fn extent(&self) -> Extent {
-        Extent { width: self.train.width(), rows: self.rows, eval_rows: self.eval.as_ref().map(Dataset::rows) }
+        Extent {
+            width: self.train.width(),
+            dtype: self.train.dtype(),
+            order: self.order,
+            rows: self.rows,
+            eval_rows: self.eval.as_ref().map(Dataset::rows),
+        }
     }
 
     /// The run's schedules.
@@ -264,60 +286,6 @@ fn check_same(seen: &[Seen]) -> Result<(), Error> {
     )))
 }
 
-/// The file beside synthetic shards that says what they were made from.
-const SPEC: &str = "synth.json";
-
-/// The rows that `[data.synth]` asks for, where those of `data.train` have yet to be made.
-///
-/// # Errors
-/// [`Error::Recipe`] when they cannot be made as asked for, and those of the store.
-pub fn to_synthesize(recipe: &Recipe) -> Result<Option<&Spec>, Error> {
-    let (Some(spec), Some(url)) = (&recipe.data.synth, recipe.data.train.first()) else { return Ok(None) };
-    spec.validate()?;
-    Ok(Store::open(url)?.head(loader::MANIFEST)?.is_none().then_some(spec))
-}
-
-/// Makes the synthetic shards that the recipe asks for where there are none yet. `progress` hears the rows written, and
-/// how many there will be.
-///
-/// # Errors
-/// Those of the loader.
-pub fn synthesize(recipe: &Recipe, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
-    let Some(spec) = &recipe.data.synth else { return Ok(()) };
-    let eval_rows = recipe.data.synth_eval_rows;
-    let eval = Spec { set: spec.set + 1, rows: eval_rows, shards: 1, ..spec.clone() };
-    let places = [(recipe.data.train.first(), spec), (recipe.data.eval.first(), &eval)];
-    for (url, spec) in places.into_iter().filter_map(|(url, spec)| Some((url?, spec))) {
-        let store = Store::open(url)?;
-        // The spec is written first and the manifest last: with one and without the other, what lies there is the rest of an
-        // interrupted start, and only then may it be removed.
-        let made = match store.get(SPEC) {
-            Ok(bytes) => serde_json::from_slice::<Spec>(&bytes).ok(),
-            Err(loader::Error::NotFound { .. }) => None,
-            Err(other) => return Err(other.into()),
-        };
-        let whole = store.head(loader::MANIFEST)?.is_some();
-        if let Some(made) = made.filter(|made| made != spec) {
-            return Err(Error::Recipe(format!(
-                "{url} holds synthetic rows of another [data.synth] ({} directions, width {}, {} rows, …): name another \
-                 folder, or delete that one",
-                made.features, made.width, made.rows
-            )));
-        } else if !whole {
-            if store.head(SPEC)?.is_some() {
-                for entry in store.list("")?.into_iter().filter(|entry| entry.key != SPEC) {
-                    store.delete(&entry.key)?;
-                }
-            } else {
-                let json = serde_json::to_vec_pretty(spec).map_err(|error| Error::Internal(error.to_string()))?;
-                store.put(SPEC, json)?;
-            }
-            synth::write(spec, &store, threads(recipe), &mut |rows| progress(rows, spec.rows))?;
-        }
-    }
-    Ok(())
-}
-
 /// The rows of `dataset` as stored, at most `limit` of them, less those that `filter` does not keep and those of `data.eval_skip`: what
 /// evaluation reads, as far as the rank at `place` brings them.
 ///
@@ -352,7 +320,7 @@ pub fn eval_options(recipe: &Recipe, limit: Option<u64>) -> StreamOptions {
     }
 }
 
-fn threads(recipe: &Recipe) -> usize {
+pub(crate) fn threads(recipe: &Recipe) -> usize {
     let cores = || std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
     recipe.data.threads.unwrap_or_else(cores)
 }

@@ -24,11 +24,13 @@ pub mod recipe;
 pub mod recovery;
 pub mod rehearsal;
 pub mod roll_call;
+pub mod room;
 pub mod run_dir;
 pub mod schedule;
 pub mod step;
 pub mod summary;
 pub mod survey;
+pub mod synthesis;
 pub mod train;
 
 mod calibrate;

@@ -11,6 +11,8 @@
 //!
 //! Not reckoned: that rows are read more slowly while a checkpoint is stored, the start of a run, and what failures cost.
 
+use std::ops::Range;
+
 use kernels::mesh::{Mesh, Place};
 
 use crate::checkpoint;
@@ -88,13 +90,14 @@ pub struct Overhead {
 }
 
 impl Overhead {
-    /// Of a run of so many steps.
-    pub fn of(recipe: &Recipe, steps: u64, pace: &Pace) -> Overhead {
+    /// Of these steps of a run, up to its last one.
+    pub fn of(recipe: &Recipe, of_run: Range<u64>, pace: &Pace) -> Overhead {
         let mut run = Walk { pace: *pace, now: 0.0, saved_at: 0.0, on_its_way: 0.0, sum: Overhead::default() };
         let held_out = !recipe.data.eval.is_empty();
         let evaluates = if held_out { recipe.eval.every } else { 0 };
         let multiple_behind = |step: u64, every: u64| (step / every + 1).saturating_mul(every);
-        let mut step = 0;
+        let Range { start: from, end: steps } = of_run;
+        let mut step = from;
         while step < steps {
             let evaluation = if evaluates > 0 { multiple_behind(step, evaluates) } else { u64::MAX };
             let save = match recipe.checkpoint.every {
@@ -114,7 +117,9 @@ impl Overhead {
         run.end(held_out);
         let besides = u64::from(recipe.checkpoint.best && evaluates > 0);
         let kept = (recipe.checkpoint.keep as u64).saturating_add(besides);
-        Overhead { at_once: run.sum.checkpoints.min(kept.saturating_add(1)), ..run.sum }
+        // Of a run that goes on those before are there too.
+        let most = if from > 0 { u64::MAX } else { run.sum.checkpoints };
+        Overhead { at_once: most.min(kept.saturating_add(1)), ..run.sum }
     }
 }
 
@@ -209,7 +214,7 @@ mod tests {
                 [(1, PACE), (35, PACE), (200, PACE), (201, Pace { copied_s: 30.0, stored_s: 31.0, ..PACE })]
             {
                 let recipe = recipe(extra);
-                let plan = Overhead::of(&recipe, steps, &pace);
+                let plan = Overhead::of(&recipe, 0..steps, &pace);
                 let (mut now, mut copied, mut until) = (0.0, 0.0, 0.0_f64);
                 let (mut waited, mut written, mut for_evaluations) = (0.0, 0, 0);
                 for step in 1..steps {
@@ -250,7 +255,7 @@ mod tests {
     #[test]
     fn where_both_are_due_there_is_one_checkpoint() {
         let count = |extra: &str| {
-            let plan = Overhead::of(&recipe(extra), 100, &PACE);
+            let plan = Overhead::of(&recipe(extra), 0..100, &PACE);
             (plan.checkpoints, plan.for_evaluations, plan.evaluations, plan.at_once)
         };
         // At 10, 20, …, 90 and the end; evaluations at 20, 40, 60, 80 and the end.
@@ -259,6 +264,9 @@ mod tests {
         assert_eq!(count("[checkpoint]\nevery = 15\n[eval]\nevery = 20"), (6 + 4 - 1 + 1, 4, 5, 4));
         assert_eq!(count("[checkpoint]\nevery = 15\nbest = false\n[eval]\nevery = 20"), (7, 0, 5, 3));
         assert_eq!(count("[checkpoint]\nevery = 1000\nkeep = 5\n"), (1, 0, 1, 1));
+        // From 45 on: at 50, 60, 70, 80, 90 and the end; evaluations at 60, 80 and the end.
+        let rest = Overhead::of(&recipe("[checkpoint]\nevery = 10\n[eval]\nevery = 20"), 45..100, &PACE);
+        assert_eq!((rest.checkpoints, rest.for_evaluations, rest.evaluations), (6, 2, 3));
     }
 
     #[test]

@@ -2,14 +2,75 @@
 //! lists of what is active.
 
 use kernels::mesh::Place;
-use kernels::{AdamMode, Bytes, Device, Shape};
-use loader::{Stream, memory};
+use kernels::{AdamMode, Device, Shape};
+use loader::synth::Spec;
+use loader::{Order, Stream, memory};
 
 use crate::data::{self, Data, Extent};
 use crate::recipe::{Adam, Recipe};
 use crate::recovery::Truth;
 use crate::roll_call::most_rows;
+use crate::room::Room;
 use crate::{Error, checkpoint, communication, init, survey};
+
+/// What a plan has to know of the rows: of those that are there, or of those that are yet to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// How large they are.
+    pub extent: Extent,
+    /// Bytes of training rows held ahead, at most.
+    pub stream_bytes: u64,
+    /// Bytes that an evaluation holds ahead, at most.
+    pub evaluation_bytes: u64,
+    /// Whether the directions are known that they were made of, and the weights are compared with.
+    pub known_directions: bool,
+}
+
+impl Rows {
+    /// Of opened data.
+    ///
+    /// # Errors
+    /// Those of the loader, when the order needs more memory than there is or is allowed.
+    pub fn of(recipe: &Recipe, data: &Data) -> Result<Rows, Error> {
+        let evaluation_bytes = match &data.eval {
+            Some(eval) => Stream::bytes_at_most(eval, &data::eval_options(recipe, None))?,
+            None => 0,
+        };
+        // Held-out rows have the weights looked at anyway.
+        let known_directions = data.eval.is_none()
+            && Truth::beside(&recipe.data.train)?.is_some_and(|truth| truth.width == data.train.width());
+        Ok(Rows {
+            extent: data.extent(),
+            stream_bytes: Stream::bytes_at_most(&data.train, &data.train_options(recipe)?)?,
+            evaluation_bytes,
+            known_directions,
+        })
+    }
+
+    /// Of those that [`crate::synthesis`] makes of `spec`.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] when `train.tokens` is more than there will be.
+    pub fn of_synthetic(recipe: &Recipe, spec: &Spec) -> Result<Rows, Error> {
+        let extent = Extent::of_synthetic(recipe, spec)?;
+        let row_bytes = extent.row_bytes() as u64;
+        let ahead = |rows: u64, order| {
+            let asked = recipe.data.prefetch_bytes.unwrap_or(0);
+            Stream::bytes_at_most_of_unwritten(rows.saturating_mul(row_bytes), order, asked)
+        };
+        Ok(Rows {
+            extent,
+            stream_bytes: ahead(spec.rows, extent.order),
+            evaluation_bytes: extent.eval_rows.map_or(0, |rows| ahead(rows, Order::Sequential)),
+            known_directions: true,
+        })
+    }
+
+    /// Whether weights are looked at besides by training.
+    fn looked_at(&self) -> bool {
+        self.extent.eval_rows.is_some() || self.known_directions
+    }
+}
 
 /// The plan of a run on one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,42 +105,40 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Of `recipe` on opened data and `device`, on a host whose memory so many ranks share.
+    /// Of `recipe` on `rows` and `device`, on a host whose memory so many ranks share.
     ///
     /// # Errors
     /// [`Error::Recipe`] and those of the loader, when the run could not start: too many ranks, too little memory of a device.
-    pub fn of<D: Device>(device: &D, recipe: &Recipe, data: &Data, host_ranks: usize) -> Result<Plan, Error> {
-        let (width, features) = (data.train.width() as u64, recipe.sae.features as u64);
+    pub fn of<D: Device>(device: &D, recipe: &Recipe, rows: &Rows, host_ranks: usize) -> Result<Plan, Error> {
+        let Rows { extent, stream_bytes, .. } = *rows;
+        let (width, features) = (extent.width as u64, recipe.sae.features as u64);
         communication::check(recipe, device.axes().place.mesh)?;
         let place = device.axes().place;
-        let shape = shape(recipe, data.extent(), place);
-        let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == shape.width);
-        let settled = settled(shape, data.eval.is_some() || truth.is_some());
-        check_room(device, shape, settled)?;
-        let settled = settled.map(|shape| device.bytes(shape)).unwrap_or_default();
+        check_fits(device, recipe, rows, place, host_ranks)?;
+        let shape = shape(recipe, extent, place);
+        let settled = settled(shape, rows.looked_at()).map(|shape| device.bytes(shape)).unwrap_or_default();
         let training = device.bytes(shape);
-        let staged = ((1 + D::AHEAD) * shape.batch * data.train.row_bytes()) as u64;
-        let stream_bytes = Stream::bytes_at_most(&data.train, &data.train_options(recipe)?)?;
+        let staged = ((1 + D::AHEAD) * shape.batch * extent.row_bytes()) as u64;
         let weight_bytes = training.weights + settled.weights;
         let step_bytes = training.step + training.lists + settled.step + settled.lists + staged;
-        let looking = looking_bytes(recipe, data, place)?;
+        let looking = looking_bytes(recipe, rows, place)?;
         let on_host = if device.room().is_none() { weight_bytes + step_bytes } else { staged };
         let own = (on_host + stream_bytes + looking).saturating_mul(host_ranks as u64);
         let left = memory::available().map(|bytes| bytes.saturating_sub(own));
         let buffer_bytes = recipe.checkpoint.buffer_bytes.unwrap_or_else(|| checkpoint::spare_bytes(left, host_ranks));
         let owned = place.owned(recipe.sae.features).len();
         Ok(Plan {
-            rows: data.rows,
-            width: width as usize,
-            dtype: data.train.dtype().name(),
-            order: match data.order {
+            rows: extent.rows,
+            width: extent.width,
+            dtype: extent.dtype.name(),
+            order: match extent.order {
                 loader::Order::Sequential => "sequential".into(),
                 loader::Order::Striped => "striped".into(),
                 loader::Order::Direct { window_bytes } => format!("direct, window of {window_bytes} bytes"),
             },
-            steps: data.schedule(recipe).steps(),
+            steps: extent.schedule(recipe).steps(),
             parameters: 2 * width * features + features + width,
-            bytes_read: data.rows * data.train.row_bytes() as u64,
+            bytes_read: extent.rows * extent.row_bytes() as u64,
             weight_bytes,
             step_bytes,
             stream_bytes,
@@ -97,15 +156,12 @@ impl Plan {
 
 /// Bytes of the sample behind `data.scale`, of weights that the run starts from, or of rows that an evaluation holds ahead, whichever
 /// are most.
-fn looking_bytes(recipe: &Recipe, data: &Data, place: Place) -> Result<u64, Error> {
+fn looking_bytes(recipe: &Recipe, rows: &Rows, place: Place) -> Result<u64, Error> {
+    let Rows { extent: Extent { width, rows, .. }, evaluation_bytes, .. } = *rows;
     // Drawn place by place, then put together.
-    let sample = 2 * 4 * (survey::ROWS as u64).min(data.rows) * data.train.width() as u64;
-    let evaluation = match &data.eval {
-        Some(eval) => Stream::bytes_at_most(eval, &data::eval_options(recipe, None))?,
-        None => 0,
-    };
-    let of_shard = |_| init::bytes(data.train.width(), place.shard(recipe.sae.features).len());
-    Ok(sample.max(evaluation).max(recipe.train.init_from.as_ref().map_or(0, of_shard)))
+    let sample = 2 * 4 * (survey::ROWS as u64).min(rows) * width as u64;
+    let of_shard = |_| init::bytes(width, place.shard(recipe.sae.features).len());
+    Ok(sample.max(evaluation_bytes).max(recipe.train.init_from.as_ref().map_or(0, of_shard)))
 }
 
 /// What the dictionary of a recipe needs on the rank at `place`.
@@ -130,59 +186,20 @@ pub(crate) fn settled(shape: Shape, looks: bool) -> Option<Shape> {
     (shape.adam == Some(AdamMode::Catchup) && looks).then_some(Shape { adam: None, ..shape })
 }
 
-/// Refuses a dictionary of `shape`, and the second one if there is to be one, that does not fit into the device's memory.
+/// Refuses a dictionary that does not fit into the memory of the device, or of this machine where so many ranks compute on its processor:
+/// the one of the rank at `place`, and the second one where there is to be one.
 ///
 /// # Errors
 /// [`Error::Recipe`] with what would fit; [`Error::Device`] when the batch is more than the device can count.
-pub(crate) fn check_room(device: &impl Device, shape: Shape, settled: Option<Shape>) -> Result<(), Error> {
+pub fn check_fits(
+    device: &impl Device,
+    recipe: &Recipe,
+    rows: &Rows,
+    place: Place,
+    host_ranks: usize,
+) -> Result<(), Error> {
+    let shape = shape(recipe, rows.extent, place);
     device.check(shape)?;
-    let Some(room) = device.room() else { return Ok(()) };
-    let total = |shape: Shape| device.bytes(shape).total();
-    let need = |features: usize, batch: usize| {
-        let second = settled.map_or(0, |second| total(Shape { features, batch, ..second }));
-        total(Shape { features, batch, ..shape }).saturating_add(second)
-    };
-    let needed = need(shape.features, shape.batch);
-    if needed <= room {
-        return Ok(());
-    }
-    let features = largest(shape.features, 128, |features| need(features, shape.batch) <= room);
-    let batch = largest(shape.batch, 64, |batch| need(shape.features, batch) <= room);
-    let remedy = match (features, batch) {
-        (None, None) => "neither fewer sae.features nor a smaller train.batch alone would fit: lower both".to_owned(),
-        (Some(features), None) => format!("sae.features = {features} would fit; a smaller train.batch alone would not"),
-        (None, Some(batch)) => format!("train.batch = {batch} would fit; fewer sae.features alone would not"),
-        (Some(features), Some(batch)) => {
-            format!("sae.features = {features} would fit, and so would train.batch = {batch}")
-        }
-    };
-    let lighter = lighter(device, shape, settled, room).map_or(String::new(), |keys| format!("; {keys} would fit"));
-    let mib = |bytes: u64| bytes / (1 << 20);
-    Err(Error::Recipe(format!(
-        "the dictionary does not fit into the memory of {}: it needs {} MiB, and {} MiB are free: {remedy}{lighter}",
-        device.describe(),
-        mib(needed),
-        mib(room)
-    )))
-}
-
-/// The keys with which a dictionary of `shape`, and the second one if there is to be one, fits into `room` as it is.
-fn lighter(device: &impl Device, shape: Shape, settled: Option<Shape>, room: u64) -> Option<&'static str> {
-    let second = |keys: &str| {
-        let Some(shape) = settled else { return 0 };
-        let lighter = device.lighter(shape).into_iter().find(|(other, _)| *other == keys);
-        lighter.map_or_else(|| device.bytes(shape), |(_, bytes)| bytes).total()
-    };
-    let fits = |&(keys, bytes): &(&'static str, Bytes)| bytes.total().saturating_add(second(keys)) <= room;
-    device.lighter(shape).into_iter().find(fits).map(|(keys, _)| keys)
-}
-
-/// The largest multiple of `unit` below `limit` that fits, by bisection.
-fn largest(limit: usize, unit: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
-    let (mut low, mut high) = (0, limit / unit);
-    while low < high {
-        let middle = (low + high).div_ceil(2);
-        if fits(middle * unit) { low = middle } else { high = middle - 1 }
-    }
-    (low > 0).then_some(low * unit)
+    let settled = settled(shape, rows.looked_at());
+    Room::of(device, host_ranks).iter().try_for_each(|room| room.check(device, shape, settled))
 }

@@ -22,6 +22,7 @@ use crate::data::{Data, row_dtype};
 use crate::journal::{EvalLine, Journal, TrainLine};
 use crate::metrics::Metrics;
 use crate::note::Note;
+use crate::plan::{self, Rows};
 use crate::recipe::Recipe;
 use crate::recovery::Truth;
 use crate::roll_call::Answer;
@@ -32,7 +33,7 @@ use crate::summary::Summary;
 use crate::together::{once_all, together};
 use crate::{Error, account, checkpoint};
 
-pub use check::{check, check_before_synthesis};
+pub use check::{Beginning, check, check_before_synthesis, warn_of_few_steps};
 
 use book::InFlight;
 use line::LineClock;
@@ -105,7 +106,7 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
     let began = Instant::now();
     let ranks = &device.axes().all;
     let mut on_its_way = None;
-    let result = claim(device, recipe, start.resume).and_then(|(store, data, run_dir)| {
+    let result = claim(device, recipe, start.resume, start.host_ranks).and_then(|(store, data, run_dir)| {
         let (mut step, mut operation) = (0, "starting");
         let result = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start, began).and_then(|mut run| {
             let result = run.finish();
@@ -134,13 +135,22 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
 }
 
 /// The run's folder, its data, and for the first rank the claim on the folder: made last, so that a start that fails leaves it free.
-fn claim(device: &impl Device, recipe: &Recipe, resume: bool) -> Result<(Store, Data, Option<RunDir>), Error> {
+fn claim(
+    device: &impl Device,
+    recipe: &Recipe,
+    resume: bool,
+    host_ranks: usize,
+) -> Result<(Store, Data, Option<RunDir>), Error> {
     let ranks = &device.axes().all;
     let first = ranks.index() == 0;
     let store = Store::open(&recipe.run.dir)?;
     let free = if first { run_dir::check(&store, recipe, resume) } else { Ok(()) };
     together(ranks, "looking at the run's folder", free)?;
     let data = Data::open_by_all(recipe, resume.then_some(&store), ranks)?;
+    // All look before any takes memory, which ranks of one machine share.
+    let fits = Rows::of(recipe, &data)
+        .and_then(|rows| plan::check_fits(device, recipe, &rows, device.axes().place, host_ranks));
+    together(ranks, "looking at memory", fits)?;
     let claimed = first.then(|| RunDir::claim(recipe, resume)).transpose();
     let run_dir = once_all(ranks, "claiming the run's folder", claimed)?;
     Ok((store, data, run_dir))

@@ -8,11 +8,13 @@ use kernels::Device;
 use kernels::cuda::card::Peers;
 use kernels::cuda::nccl::Nccl;
 use kernels::cuda::nvrtc::Nvrtc;
-use kernels::mesh::Axes;
+use kernels::mesh::{Axes, Place};
 use loader::{Dataset, OpenOptions, Store, memory};
 use rustix::process::{Resource, getrlimit};
-use trainer::meeting;
+use trainer::data::Data;
+use trainer::plan::{self, Rows};
 use trainer::recipe::Recipe;
+use trainer::{meeting, synthesis};
 
 use crate::args::{Doctor, WorldArgs};
 use crate::device::{self, DeviceChoice, Opened};
@@ -70,7 +72,7 @@ pub fn run(args: &Doctor) -> Result<(), Failure> {
     let recipe = args.recipe.as_ref().map(|path| recipes::read(path, &args.set)).transpose()?;
     let mut checks = vec![("device", device(&args.world)), ("kernel compiler", compiler()), ("NCCL", nccl())];
     checks.extend(ranks(&args.world));
-    checks.extend([("memory", memory_left()), ("open files", open_files())]);
+    checks.extend([("memory", memory_left(recipe.as_ref(), &args.world)), ("open files", open_files())]);
     if let Some(recipe) = &recipe {
         checks.push(("data.train", data(recipe)));
         checks.extend(run_dir(recipe));
@@ -199,11 +201,33 @@ fn slowest(rates: &[f64]) -> usize {
     (0..rates.len()).min_by(|&a, &b| rates[a].total_cmp(&rates[b])).unwrap_or(0)
 }
 
-fn memory_left() -> Found {
+fn memory_left(recipe: Option<&Recipe>, flags: &WorldArgs) -> Found {
+    if let Some(Err(failure)) = recipe.and_then(|recipe| fits(recipe, flags)) {
+        return failure.into();
+    }
     match memory::available() {
         Some(bytes) => Found::Ok(format!("{} available", HumanBytes(bytes))),
         None => Found::Warning("the system does not say how much memory is available".to_owned()),
     }
+}
+
+/// Whether the weights of a recipe that computes on the processor fit here; nothing where that is not known, for which other lines say why.
+fn fits(recipe: &Recipe, flags: &WorldArgs) -> Option<Result<(), Failure>> {
+    let world = World::new(flags, &world::environment()).ok()?;
+    if device::visible_card(world.local_rank).is_ok() {
+        return None;
+    }
+    let mesh = job::mesh_of(None, world.ranks, recipe).ok()?;
+    let rows = match (&recipe.data.synth, synthesis::to_make(recipe).ok()?.is_empty()) {
+        (Some(spec), false) => Rows::of_synthetic(recipe, spec),
+        _ => Data::open(recipe, None).and_then(|data| Rows::of(recipe, &data)),
+    };
+    let local = (world.local_rank, world.local_ranks);
+    let Opened::Cpu(device) = device::open(DeviceChoice::Cpu, &recipe.train, Axes::alone(), local).ok()? else {
+        return None;
+    };
+    let place = Place { mesh, rank: world.rank };
+    Some(plan::check_fits(&device, recipe, &rows.ok()?, place, world.local_ranks).map_err(Failure::from))
 }
 
 fn open_files() -> Found {
@@ -218,8 +242,8 @@ fn open_files() -> Found {
 
 fn data(recipe: &Recipe) -> Found {
     let look = || -> Result<String, trainer::Error> {
-        if let Some(spec) = trainer::data::to_synthesize(recipe)? {
-            return Ok(format!("not there yet: training makes {} first", recipes::synthetic(spec)));
+        if let Some(making) = synthesis::to_make(recipe)?.first().filter(|making| making.key == "data.train") {
+            return Ok(format!("not there yet: training makes {} first", recipes::synthetic(&making.spec)));
         }
         let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
         let data = Dataset::open(&recipe.data.train, &options)?;
@@ -228,16 +252,22 @@ fn data(recipe: &Recipe) -> Found {
     look().map_or_else(|error| no_place("data.train", error), Found::Ok)
 }
 
-/// Writes and reads in the run's folder; nothing but the folder stays.
+/// Writes and reads in the run's folder; nothing stays.
 fn run_dir(recipe: &Recipe) -> Vec<(&'static str, Found)> {
     let store = match Store::open(&recipe.run.dir) {
         Ok(store) => store,
         Err(error) => return vec![("run.dir", no_place("run.dir", error.into()))],
     };
+    // Folders that are made to look, which the last rank to look takes away.
+    let made = store.local_path().map_or(Vec::new(), |folder| {
+        folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect()
+    });
     let mut checks = vec![("run.dir", speed(&store).unwrap_or_else(|error| no_place("run.dir", error.into())))];
     if let Some(folder) = store.local_path() {
         checks.push(("room in run.dir", room(folder)));
     }
+    // One that is not empty stays, and ends the walk.
+    let _ = made.into_iter().try_for_each(std::fs::remove_dir);
     checks
 }
 

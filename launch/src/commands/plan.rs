@@ -11,7 +11,8 @@ use trainer::forecast::{EXPECTED, Floor, IN_A_MACHINE, Memory, Rows, fewest};
 use trainer::overhead::COPY;
 use trainer::recipe::{Adam, Recipe};
 use trainer::rehearsal::rehearse;
-use trainer::{checkpoint, data};
+use trainer::room::{Room, Smaller};
+use trainer::{checkpoint, synthesis};
 
 use self::report::{Assumed, Fewest, Parts, Report};
 use crate::args::{LEAST_SAVE_S, Plan};
@@ -85,6 +86,7 @@ fn on_gpus(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> R
         mesh,
         width: rows.width,
         row_bytes,
+        steps_done: 0,
         rows: rows.rows,
         eval_rows: *eval_rows,
         step_s: floor.total() / EXPECTED,
@@ -99,7 +101,7 @@ fn on_gpus(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> R
     let sent = Traffic::between_cards(recipe, mesh, rows.stored as f64, rows.width).total() * rows.width as f64;
     let alone = Floor::of(recipe, Mesh::ONE, rows, precision, &args.gpu).total();
     let next = match (fits, enough) {
-        (true, _) => next_on_gpus(args, &budget),
+        (true, _) => next_on_gpus(args, recipe, &budget),
         (false, Some(gpus)) => {
             format!("next: the same with --gpus {gpus} and without --mesh, or a lighter memory mode")
         }
@@ -145,7 +147,8 @@ fn on_the_processor(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Kn
     let shape = Shape { width, features, batch, adam: Some(adam), dense_bytes };
     let (training, looking) = (device.bytes(shape), device.bytes(Shape { adam: None, ..shape }));
     let available = args.host_memory.or_else(memory::available);
-    let fits = available.is_none_or(|bytes| training.total() <= bytes);
+    let there = available.map(Room::given);
+    let fits = there.as_ref().is_none_or(|there| there.fits(&device, shape, None));
     let measured = rehearse(&device, recipe, shape, args.l0)?;
     let row_bytes = (width * rows.stored) as f64;
     let of_recipe = recipe.train.batch as f64 / batch as f64;
@@ -154,6 +157,7 @@ fn on_the_processor(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Kn
         mesh: Mesh::ONE,
         width,
         row_bytes,
+        steps_done: 0,
         rows: rows.rows,
         eval_rows: *eval_rows,
         step_s: of_recipe * measured.step_s,
@@ -184,9 +188,25 @@ fn on_the_processor(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Kn
         assumed: assumed(args, &terms, (available, 1)),
         ..of_all(&terms, budget)
     };
-    let room = if fits { "fits" } else { "does not fit: fewer sae.features or a smaller train.batch" };
-    let next = format!("next: sae train {}{} --device cpu", table::quoted(&args.recipe), set(args));
-    Ok((report, room.to_owned(), next))
+    let (path, set) = (table::quoted(&args.recipe), set_with_rows(args, recipe));
+    let (room, next) = match there.filter(|_| !fits).map(|there| there.smaller(&device, shape, None)) {
+        None => ("fits".to_owned(), format!("next: sae train {path}{set} --device cpu")),
+        Some(smaller) => match would_fit(smaller) {
+            Some(fitting) => {
+                (format!("does not fit: {fitting} would"), format!("next: sae plan {path}{set} --cpu --set {fitting}"))
+            }
+            None => {
+                ("does not fit".to_owned(), "next: the same with fewer sae.features and a smaller train.batch".to_owned())
+            }
+        },
+    };
+    Ok((report, room, next))
+}
+
+/// The key and value with which it would fit: a smaller batch is the lesser change.
+fn would_fit(Smaller { features, batch }: Smaller) -> Option<String> {
+    let batch = batch.map(|batch| format!("train.batch={batch}"));
+    batch.or_else(|| features.map(|features| format!("sae.features={features}")))
 }
 
 /// What is said of every run; of one on a card more.
@@ -252,7 +272,7 @@ fn buffer(recipe: &Recipe, (host_memory, host_ranks): (Option<u64>, usize), own:
 }
 
 /// The command for a run that fits.
-fn next_on_gpus(args: &Plan, budget: &Budget) -> String {
+fn next_on_gpus(args: &Plan, recipe: &Recipe, budget: &Budget) -> String {
     let how = match args.gpus as usize {
         gpus if gpus <= IN_A_MACHINE => format!("local --ranks {gpus}"),
         gpus => format!(
@@ -265,11 +285,22 @@ fn next_on_gpus(args: &Plan, budget: &Budget) -> String {
         ),
     };
     let mesh = args.mesh.map_or(String::new(), |mesh| format!(" --mesh {mesh}"));
-    format!("next: sae launch {how} {}{mesh}{}", table::quoted(&args.recipe), set(args))
+    format!("next: sae launch {how} {}{mesh}{}", table::quoted(&args.recipe), set_with_rows(args, recipe))
 }
 
 fn set(args: &Plan) -> String {
     args.set.iter().map(|set| format!(" --set {}", table::quoted(set))).collect()
+}
+
+/// The same for a run of the rows that were planned with, where training makes them: it knows no --width and --rows.
+fn set_with_rows(args: &Plan, recipe: &Recipe) -> String {
+    let of_rows = match (&recipe.data.synth, args.width, args.rows) {
+        (Some(_), Some(width), Some(rows)) => {
+            format!(" --set data.synth.width={width} --set data.synth.rows={rows}")
+        }
+        _ => String::new(),
+    };
+    set(args) + &of_rows
 }
 
 fn known(args: &Plan, recipe: &Recipe) -> Result<Known, Failure> {
@@ -282,7 +313,7 @@ fn known(args: &Plan, recipe: &Recipe) -> Result<Known, Failure> {
         stored: dtype.size(),
         l0: args.l0,
     };
-    if let Some(spec) = data::to_synthesize(recipe)? {
+    if let (Some(spec), false) = (&recipe.data.synth, synthesis::to_make(recipe)?.is_empty()) {
         let made = recipes::synthetic(spec);
         let told = format!("data.train is not there yet: reckoned with {made}, which training makes first");
         // Standard output is the object's alone.

@@ -34,9 +34,6 @@ pub fn run(args: &Synth) -> Result<(), Failure> {
         set: args.set,
     };
     let store = Store::open(&args.out)?;
-    if store.head(loader::MANIFEST)?.is_some() {
-        return Err(Failure::arguments(format!("{} already holds shards: choose another --out", store.url())));
-    }
     let mut bar = Bar::new("writing", 0, spec.rows);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let manifest = synth::write(&spec, &store, threads, &mut |rows| bar.set(rows))?;

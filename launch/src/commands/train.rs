@@ -10,20 +10,20 @@ use indicatif::HumanCount;
 use kernels::Device;
 use kernels::mesh::Axes;
 use loader::{Store, patience};
-use trainer::data;
 use trainer::meeting;
 use trainer::metrics::Metrics;
 use trainer::recipe::Recipe;
 use trainer::run_dir;
 use trainer::summary::{EvaluatedOn, Summary};
-use trainer::train::{Event, Start, train};
+use trainer::synthesis::{self, Making};
+use trainer::train::{self, Event, Start, train};
 
 use crate::args::Train;
 use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::{Bar, Measured};
 use crate::world::{self, World};
-use crate::{COMMIT, job, parent, recipes, signals, table};
+use crate::{COMMIT, disk, job, parent, recipes, signals, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
@@ -80,7 +80,11 @@ fn run_on(
     let mut resume = 0;
     if first {
         resume = u8::from(resumes(args, recipe)?);
-        synthesize(recipe, &stop)?;
+        let making = synthesis::to_make(recipe)?;
+        if !making.is_empty() {
+            look_before_making(recipe, resume == 1, device, host_ranks, &making)?;
+            synthesize(recipe, &making, &stop)?;
+        }
     }
     let resume = ranks.gather(&[resume])?[0] == [1];
     let mut screen = Screen::default();
@@ -148,21 +152,44 @@ fn leave_before_the_start(stop: &Arc<AtomicBool>, begun: &Arc<AtomicBool>) -> Re
     thread.map(|_| ()).map_err(|error| kernels::Error::Threads { reason: error.to_string() }.into())
 }
 
-fn synthesize(recipe: &Recipe, stop: &AtomicBool) -> Result<(), Failure> {
-    let mut bar: Option<Bar> = None;
-    data::synthesize(recipe, &mut |rows, total| {
+/// Looks at whatever can be seen before synthetic shards are made, so that none are made for a run that cannot begin.
+fn look_before_making(
+    recipe: &Recipe,
+    resume: bool,
+    device: &impl Device,
+    host_ranks: usize,
+    making: &[Making<'_>],
+) -> Result<(), Failure> {
+    run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
+    if let Some(spec) = &recipe.data.synth {
+        train::check_before_synthesis(device, recipe, spec, host_ranks)?;
+    }
+    disk::check_room(making)
+}
+
+fn synthesize(recipe: &Recipe, making: &[Making<'_>], stop: &AtomicBool) -> Result<(), Failure> {
+    let mut bar: Option<(&str, Bar)> = None;
+    synthesis::make(recipe, making, &mut |key, rows, total| {
         if stop.load(Ordering::Relaxed) {
-            // The writer knows no stopping. What it leaves behind is removed by the next start, which makes it again. It is
-            // 75 although there is no checkpoint: the same command with --resume-or-start goes on.
+            // The writer knows no stopping. Whole shards that it leaves behind are removed by the next start, which makes them again. It
+            // is 75 although there is no checkpoint: the same command with --resume-or-start goes on.
+            if let Err(error) = synthesis::forget_unfinished(making) {
+                tracing::warn!("{error}");
+            }
             tracing::warn!(
                 "stopped while making synthetic shards, before the run began: start again in the same way, or with --resume-or-start"
             );
             std::process::exit(75);
         }
-        let bar = bar.get_or_insert_with(|| Bar::new("making shards", 0, total));
-        bar.set(rows);
-        if rows == total {
-            bar.finish();
+        if bar.as_ref().is_none_or(|(of, _)| *of != key) {
+            let what = if key == "data.eval" { "making held-out shards" } else { "making shards" };
+            bar = Some((key, Bar::new(what, 0, total)));
+        }
+        if let Some((_, bar)) = &mut bar {
+            bar.set(rows);
+            if rows == total {
+                bar.finish();
+            }
         }
     })?;
     Ok(())

@@ -54,7 +54,7 @@ pub(super) struct Rule {
 }
 
 /// Whether a file's name is that of a shard.
-pub(crate) fn is_shard_name(name: &str) -> bool {
+pub fn is_shard_name(name: &str) -> bool {
     let extension = name.rsplit_once('.').map(|(_, extension)| extension);
     extension.is_some_and(|e| e.eq_ignore_ascii_case("parquet") || e.eq_ignore_ascii_case("pq"))
 }

@@ -5,8 +5,10 @@ use loader::synth::Spec;
 use loader::{Cursor, Store, sample};
 
 use super::start::check_eval;
+use crate::checkpoint::Found;
 use crate::data::{self, Data, Extent};
 use crate::init::Source;
+use crate::plan::Rows;
 use crate::recipe::Recipe;
 use crate::survey::Survey;
 use crate::{Error, checkpoint, communication, plan, survey};
@@ -17,8 +19,17 @@ const FEW_STEPS: u64 = 100;
 /// Rows that are read to see that they can be.
 const FEW_ROWS: usize = 64;
 
+/// Where a run begins.
+#[derive(Debug)]
+pub enum Beginning {
+    /// At its first step, with what it finds in its rows.
+    New(Survey),
+    /// Behind a checkpoint, which says that.
+    Behind(Box<Found>),
+}
+
 /// Looks at whatever a start would be refused for, besides what opening the data and planning have looked at; `kept` is the folder of a
-/// run that goes on. Gives what a run that begins finds in its rows: one that goes on has it from its checkpoint.
+/// run that goes on.
 ///
 /// # Errors
 /// Those of the start.
@@ -27,21 +38,23 @@ pub fn check(
     recipe: &Recipe,
     data: &Data,
     kept: Option<&Store>,
-) -> Result<Option<Survey>, Error> {
+) -> Result<Beginning, Error> {
     let place = device.axes().place;
     warn_of_few_steps(recipe, data.extent());
-    let found = kept.map(checkpoint::newest).transpose()?.flatten().map(|found| found.manifest);
-    let (survey, filter) = match &found {
-        Some(manifest) => {
+    let found = kept.map(checkpoint::newest).transpose()?.flatten();
+    let (beginning, filter) = match found {
+        Some(found) => {
+            let manifest = &found.manifest;
             recipe.check_resumes(&manifest.recipe)?;
             check_eval(manifest.eval.as_deref(), data.eval.as_ref())?;
-            (None, recipe.data.filter.resolve(manifest.norm_median)?)
+            let filter = recipe.data.filter.resolve(manifest.norm_median)?;
+            (Beginning::Behind(Box::new(found)), filter)
         }
         None => {
             let survey = Survey::of(data, recipe)?;
             Source::open(recipe, data.train.width())?;
             let filter = survey.filter.clone();
-            (Some(survey), filter)
+            (Beginning::New(survey), filter)
         }
     };
     if let Some(eval) = &data.eval {
@@ -50,30 +63,34 @@ pub fn check(
     survey::look_at_held_out(data, recipe, &filter)?;
     // That rows can be read, and with them the columns that a filter goes by.
     sample(&data.train, FEW_ROWS, recipe.data.seed, &data.skip(recipe)?, &filter)?;
-    let from = found.map_or_else(Cursor::default, |manifest| manifest.cursor);
+    let from = match &beginning {
+        Beginning::New(_) => Cursor::default(),
+        Beginning::Behind(found) => found.manifest.cursor.clone(),
+    };
     drop(data.train_stream(recipe, filter, place, from)?);
-    Ok(survey)
+    Ok(beginning)
 }
 
-/// Looks at what can be seen before the rows of `spec` are made: whether the dictionary fits, its mesh, weights to start from, and
-/// whether there are steps enough.
+/// Looks at what can be seen before the rows of `spec` are made, on a host that so many ranks share: whether the dictionary fits, its mesh,
+/// and weights to start from.
 ///
 /// # Errors
 /// Those of the start.
-pub fn check_before_synthesis(device: &impl Device, recipe: &Recipe, spec: &Spec) -> Result<(), Error> {
+pub fn check_before_synthesis(
+    device: &impl Device,
+    recipe: &Recipe,
+    spec: &Spec,
+    host_ranks: usize,
+) -> Result<(), Error> {
     let place = device.axes().place;
-    let extent = Extent::of_synthetic(recipe, spec)?;
     communication::check(recipe, place.mesh)?;
-    let shape = plan::shape(recipe, extent, place);
-    // Synthetic rows come with their true directions, which the weights are compared with.
-    plan::check_room(device, shape, plan::settled(shape, true))?;
-    warn_of_few_steps(recipe, extent);
+    plan::check_fits(device, recipe, &Rows::of_synthetic(recipe, spec)?, place, host_ranks)?;
     Source::open(recipe, spec.width)?;
     Ok(())
 }
 
 /// Says that a run is too short to tell anything.
-pub(super) fn warn_of_few_steps(recipe: &Recipe, extent: Extent) {
+pub fn warn_of_few_steps(recipe: &Recipe, extent: Extent) {
     let (steps, batch) = (extent.schedule(recipe).steps(), recipe.train.batch);
     if steps < FEW_STEPS {
         tracing::warn!(

@@ -41,7 +41,6 @@ impl<'a, D: Device> Run<'a, D> {
         let shape = plan::shape(recipe, data.extent(), axes.place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
         let settled = plan::settled(shape, data.eval.is_some() || truth.is_some());
-        plan::check_room(device, shape, settled)?;
         let mut sae = device.dictionary(shape)?;
         let settled = settled.map(|shape| device.dictionary(shape)).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);

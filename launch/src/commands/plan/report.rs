@@ -208,8 +208,8 @@ impl Report {
             ("stored in", duration(saved.stored_s)),
             ("--save-s of a job", saved.save_s.to_string()),
             ("training waits", format!("{}, {waits}", duration(saved.waited_s))),
-            ("checkpoint.every", budget::words(saved.every)),
-            ("recommended", budget::words(saved.recommended_every)),
+            ("checkpoint.every", budget::in_words(saved.every)),
+            ("recommended", budget::in_words(saved.recommended_every)),
         ]);
         table::print("checkpoints", &lines);
     }

@@ -3,14 +3,17 @@
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device;
-use loader::Store;
-use trainer::data::{self, Data};
-use trainer::plan::{self, Plan};
+use loader::{Store, memory};
+use trainer::checkpoint::Found;
+use trainer::data::Data;
+use trainer::plan::{self, Plan, Rows};
 use trainer::recipe::Recipe;
 use trainer::rehearsal::{Measured, rehearse};
-use trainer::survey::Survey;
-use trainer::{run_dir, train};
+use trainer::synthesis::{self, Making};
+use trainer::train::{self, Beginning};
+use trainer::{run_dir, survey::Survey};
 
+use super::look_before_making;
 use crate::args::{L0, MTBF};
 use crate::budget::{self, Budget, Terms};
 use crate::failure::Failure;
@@ -22,56 +25,130 @@ pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usiz
     let store = Store::open(&recipe.run.dir)?;
     run_dir::check(&store, recipe, resume)?;
     run_dir::check_writable(&store)?;
-    if let Some(spec) = data::to_synthesize(recipe)? {
-        for url in recipe.data.train.iter().chain(&recipe.data.eval) {
-            run_dir::check_writable(&Store::open(url)?)?;
+    let making = synthesis::to_make(recipe)?;
+    let (found, beginning) = match &recipe.data.synth {
+        Some(spec) if !making.is_empty() => {
+            look_before_making(recipe, resume, device, host_ranks, &making)?;
+            for shards in &making {
+                run_dir::check_writable(&Store::open(shards.url)?)?;
+            }
+            let rows = Rows::of_synthetic(recipe, spec)?;
+            train::warn_of_few_steps(recipe, rows.extent);
+            table::say(recipe.to_toml());
+            say_what_is_made(&making);
+            (rows, None)
         }
-        train::check_before_synthesis(device, recipe, spec)?;
-        table::say(recipe.to_toml());
-        let made = recipes::synthetic(spec);
-        table::say(format!("# not there yet: training makes {made} first; sae plan reckons with them"));
+        _ => {
+            let data = Data::open(recipe, resume.then_some(&store))?;
+            let rows = Rows::of(recipe, &data)?;
+            // Before much is read.
+            Plan::of(device, recipe, &rows, host_ranks)?;
+            let beginning = train::check(device, recipe, &data, resume.then_some(&store))?;
+            table::say(recipe.to_toml());
+            contents::print("data.train", &data.train.contents());
+            if let Some(eval) = &data.eval {
+                contents::print("data.eval", &eval.contents());
+            }
+            if let Beginning::New(survey) = &beginning {
+                survey.tell(&data);
+            }
+            (rows, Some(beginning))
+        }
+    };
+    let plan = Plan::of(device, recipe, &found, host_ranks)?;
+    let (survey, from) = match &beginning {
+        Some(Beginning::New(survey)) => (Some(survey), None),
+        Some(Beginning::Behind(found)) => (None, Some(found.as_ref())),
+        None => (None, None),
+    };
+    let left = Left::of(recipe, &plan, from);
+    show(recipe, (&plan, survey), (device, host_ranks), &left);
+    if left.steps == 0 {
+        table::say("next: nothing is left to train: --resume would measure the run again and rewrite its summary");
         return Ok(());
     }
-    let data = Data::open(recipe, resume.then_some(&store))?;
-    let plan = Plan::of(device, recipe, &data, host_ranks)?;
-    let survey = train::check(device, recipe, &data, resume.then_some(&store))?;
-    table::say(recipe.to_toml());
-    contents::print("data.train", &data.train.contents());
-    if let Some(eval) = &data.eval {
-        contents::print("data.eval", &eval.contents());
-    }
-    show(recipe, (&plan, survey.as_ref()), device);
-    if let Some(survey) = survey {
-        survey.tell(&data);
-    }
-    let measured = measure(device, recipe, &data)?;
-    let budget = measured.map(|measured| budget(recipe, (&plan, &data), &measured));
+    let measured = measure(device, recipe, &found)?;
+    let budget = measured.map(|measured| budget(recipe, (&plan, &found), &left, &measured));
     match &budget {
         Some(budget) => show_budget(budget),
         None => table::say("what it takes of time and storage on several ranks or GPUs: sae plan"),
     }
+    warn_of_little_memory(device, &plan, host_ranks);
     warn_of_little_room(&store, recipe, &plan, budget.as_ref());
     table::say("next: the same command without --dry-run");
     Ok(())
 }
 
-fn show(recipe: &Recipe, (plan, survey): (&Plan, Option<&Survey>), device: &impl Device) {
-    let mut rows = vec![
-        ("device", device.describe()),
+fn say_what_is_made(making: &[Making<'_>]) {
+    for shards in making {
+        let (made, bytes) = (recipes::synthetic(&shards.spec), HumanBytes(shards.bytes()));
+        table::say(format!("# {} is not there yet: training makes {made} first, {bytes}", shards.key));
+    }
+}
+
+/// What of a run is yet to be made.
+struct Left {
+    /// The checkpoint behind which it goes on, and its step.
+    from: Option<(String, u64)>,
+    steps: u64,
+    rows: u64,
+}
+
+impl Left {
+    fn of(recipe: &Recipe, plan: &Plan, from: Option<&Found>) -> Left {
+        let done = from.map_or(0, |found| found.manifest.step);
+        Left {
+            from: from.map(|found| (found.folder.clone(), done)),
+            steps: plan.steps.saturating_sub(done),
+            rows: plan.rows.saturating_sub(done.saturating_mul(recipe.train.batch as u64)),
+        }
+    }
+}
+
+fn show<D: Device>(
+    recipe: &Recipe,
+    (plan, survey): (&Plan, Option<&Survey>),
+    (device, host_ranks): (&D, usize),
+    left: &Left,
+) {
+    let mut rows = vec![("device", device.describe())];
+    let (ranks, mesh) = (device.axes().all.size(), device.axes().place.mesh);
+    if ranks > 1 {
+        rows.push(("ranks", format!("{ranks}, {host_ranks} of them on this machine")));
+        rows.push(("mesh", format!("{mesh}: {} slices of the batch, {} shards of the features", mesh.data, mesh.feature)));
+    }
+    rows.extend([
         ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),
         ("order", plan.order.clone()),
         ("steps", HumanCount(plan.steps).to_string()),
+    ]);
+    if let Some((folder, step)) = &left.from {
+        rows.push(("goes on behind", format!("step {}, from {folder}", HumanCount(*step))));
+        let (steps, of_rows) = (HumanCount(left.steps), HumanCount(left.rows));
+        rows.push(("left", if left.steps == 0 { "nothing".into() } else { format!("{steps} steps, {of_rows} rows") }));
+    }
+    let read = plan.bytes_read / plan.rows.max(1) * left.rows;
+    rows.extend([
         ("parameters", HumanCount(plan.parameters).to_string()),
-        ("read", HumanBytes(plan.bytes_read).to_string()),
+        ("read", HumanBytes(read).to_string()),
         ("memory: weights and moments", HumanBytes(plan.weight_bytes).to_string()),
         ("memory: step, at most", HumanBytes(plan.step_bytes).to_string()),
         ("memory: rows read ahead, at most", HumanBytes(plan.stream_bytes).to_string()),
         ("memory: sample, first weights, evaluation or saving, at most", HumanBytes(plan.passing_bytes).to_string()),
-        ("memory: altogether, at most", HumanBytes(plan.memory_bytes()).to_string()),
+    ]);
+    let memory = HumanBytes(plan.memory_bytes());
+    if ranks > 1 {
+        rows.push(("memory: altogether, of each rank, at most", memory.to_string()));
+        let here = HumanBytes(plan.memory_bytes().saturating_mul(host_ranks as u64));
+        rows.push(("memory: of all ranks on this machine, at most", here.to_string()));
+    } else {
+        rows.push(("memory: altogether, at most", memory.to_string()));
+    }
+    rows.extend([
         ("of a checkpoint kept in memory, at most", HumanBytes(plan.buffer_bytes).to_string()),
         ("written at each checkpoint", HumanBytes(plan.checkpoint_bytes).to_string()),
         ("checkpoints kept", kept(recipe)),
-    ];
+    ]);
     if let Some(survey) = survey {
         rows.push(("E‖x‖² in the largest 1 % of the rows", table::percent(survey.top1_share())));
     }
@@ -84,20 +161,21 @@ fn kept(recipe: &Recipe) -> String {
 }
 
 /// A few steps, where one rank trains on this machine's processor: others cannot be had to themselves.
-fn measure<D: Device>(device: &D, recipe: &Recipe, data: &Data) -> Result<Option<Measured>, Failure> {
+fn measure<D: Device>(device: &D, recipe: &Recipe, rows: &Rows) -> Result<Option<Measured>, Failure> {
     let alone = device.axes().all.size() == 1 && device.room().is_none();
-    let shape = plan::shape(recipe, data.extent(), device.axes().place);
+    let shape = plan::shape(recipe, rows.extent, device.axes().place);
     Ok(alone.then(|| rehearse(device, recipe, shape, L0)).transpose()?)
 }
 
-fn budget(recipe: &Recipe, (plan, data): (&Plan, &Data), measured: &Measured) -> Budget {
+fn budget(recipe: &Recipe, (plan, rows): (&Plan, &Rows), left: &Left, measured: &Measured) -> Budget {
     Budget::of(&Terms {
         recipe,
         mesh: kernels::mesh::Mesh::ONE,
         width: plan.width,
-        row_bytes: data.train.row_bytes() as f64,
-        rows: plan.rows,
-        eval_rows: data.eval.as_ref().map(loader::Dataset::rows),
+        row_bytes: rows.extent.row_bytes() as f64,
+        steps_done: plan.steps - left.steps,
+        rows: left.rows,
+        eval_rows: rows.extent.eval_rows,
         step_s: measured.step_s,
         forward_s: measured.forward_s,
         copy: measured.copy,
@@ -111,12 +189,24 @@ fn budget(recipe: &Recipe, (plan, data): (&Plan, &Data), measured: &Measured) ->
 fn show_budget(budget: &Budget) {
     let mut lines = budget.of_time();
     lines.extend(budget.of_storage());
-    lines.push(("recommended checkpoint.every", budget::words(budget.checkpoints.recommended_every)));
+    lines.push(("recommended checkpoint.every", budget::in_words(budget.checkpoints.recommended_every)));
     table::print("with steps as measured here", &lines);
     table::say(format!(
         "Once {L0} features fire on a row; before that steps take longer. Storage is taken to read and write {STORAGE} GB/s: sae plan --cpu \
          reckons with another rate."
     ));
+}
+
+/// Says when the run may begin, and may not have the memory that it takes at most.
+fn warn_of_little_memory(device: &impl Device, plan: &Plan, host_ranks: usize) {
+    let needed = plan.memory_bytes().saturating_mul(host_ranks as u64);
+    if let (None, Some(available)) = (device.room(), memory::available().filter(|&available| available < needed)) {
+        tracing::warn!(
+            "this machine has {} of memory available, and the run takes up to {}: lower train.batch, data.window_bytes or sae.features",
+            HumanBytes(available),
+            HumanBytes(needed)
+        );
+    }
 }
 
 /// Says when the checkpoints would fill the disk.

@@ -1,0 +1,173 @@
+//! Whether a dictionary fits into memory, and what would.
+
+use kernels::{Bytes, Device, Shape};
+use loader::memory;
+
+use crate::Error;
+
+/// A bound on the memory of one rank's dictionary.
+#[derive(Debug)]
+pub struct Room {
+    /// Bytes that there are.
+    bytes: u64,
+    /// Whose they are.
+    whose: String,
+    /// Which bytes of a dictionary it bounds.
+    counted: fn(Bytes) -> u64,
+}
+
+/// What of a dictionary's size would fit where all does not, with the other keys as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Smaller {
+    /// The most `sae.features`, of this rank.
+    pub features: Option<usize>,
+    /// The largest `train.batch`.
+    pub batch: Option<usize>,
+}
+
+impl Room {
+    /// The bounds of a device whose host runs so many ranks. Of the processor's memory only what surely cannot be had counts: weights and
+    /// moments, which are all written, against what the machine has with its swap; and whatever is asked for at the start against the
+    /// addresses that `ulimit -v` leaves.
+    pub fn of(device: &impl Device, host_ranks: usize) -> Vec<Room> {
+        if let Some(bytes) = device.room() {
+            let whose = format!("the memory of {}", device.describe());
+            return vec![Room { bytes, whose, counted: Bytes::total }];
+        }
+        let whose = match host_ranks {
+            0 | 1 => "the memory of this machine".to_owned(),
+            ranks => format!("the memory of this machine, which {ranks} ranks share"),
+        };
+        let shared = |bytes| Room { bytes: bytes / host_ranks.max(1) as u64, whose, counted: |bytes| bytes.weights };
+        let own = |bytes| Room {
+            bytes,
+            whose: "what ulimit -v leaves this process".to_owned(),
+            counted: |bytes| bytes.weights.saturating_add(bytes.step),
+        };
+        memory::obtainable().map(shared).into_iter().chain(memory::addresses().map(own)).collect()
+    }
+
+    /// So many bytes of a machine for all that a dictionary takes.
+    pub fn given(bytes: u64) -> Room {
+        Room { bytes, whose: "the memory of this machine".to_owned(), counted: Bytes::total }
+    }
+
+    /// Refuses a dictionary of `shape`, and the second one if there is to be one, that does not fit.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] with what would fit.
+    pub fn check(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> Result<(), Error> {
+        let needed = self.needed(device, shape, settled);
+        if needed <= self.bytes {
+            return Ok(());
+        }
+        let remedy = match self.smaller(device, shape, settled) {
+            Smaller { features: None, batch: None } => {
+                "neither fewer sae.features nor a smaller train.batch alone would fit: lower both".to_owned()
+            }
+            Smaller { features: Some(features), batch: None } => {
+                format!("sae.features = {features} would fit; a smaller train.batch alone would not")
+            }
+            Smaller { features: None, batch: Some(batch) } => {
+                format!("train.batch = {batch} would fit; fewer sae.features alone would not")
+            }
+            Smaller { features: Some(features), batch: Some(batch) } => {
+                format!("sae.features = {features} would fit, and so would train.batch = {batch}")
+            }
+        };
+        let lighter = self.lighter(device, shape, settled).map_or(String::new(), |keys| format!("; {keys} would fit"));
+        Err(Error::Recipe(format!(
+            "the dictionary does not fit into {}: a rank needs {}, and {} are free: {remedy}{lighter}",
+            self.whose,
+            size(needed),
+            size(self.bytes)
+        )))
+    }
+
+    /// Whether such a dictionary fits.
+    pub fn fits(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> bool {
+        self.needed(device, shape, settled) <= self.bytes
+    }
+
+    /// What would fit.
+    pub fn smaller(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> Smaller {
+        let fits = |features, batch| {
+            let second = settled.map(|second| Shape { features, batch, ..second });
+            self.fits(device, Shape { features, batch, ..shape }, second)
+        };
+        Smaller {
+            features: largest(shape.features, 128, |features| fits(features, shape.batch)),
+            batch: largest(shape.batch, 64, |batch| fits(shape.features, batch)),
+        }
+    }
+
+    fn needed(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> u64 {
+        let counted = |shape| (self.counted)(device.bytes(shape));
+        counted(shape).saturating_add(settled.map_or(0, counted))
+    }
+
+    /// The keys with which it fits as large as it is.
+    fn lighter(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> Option<&'static str> {
+        let second = |keys: &str| {
+            let Some(shape) = settled else { return 0 };
+            let lighter = device.lighter(shape).into_iter().find(|(other, _)| *other == keys);
+            (self.counted)(lighter.map_or_else(|| device.bytes(shape), |(_, bytes)| bytes))
+        };
+        let fits =
+            |&(keys, bytes): &(&'static str, Bytes)| (self.counted)(bytes).saturating_add(second(keys)) <= self.bytes;
+        device.lighter(shape).into_iter().find(fits).map(|(keys, _)| keys)
+    }
+}
+
+/// The largest multiple of `unit` below `limit` that fits, by bisection.
+fn largest(limit: usize, unit: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    let (mut low, mut high) = (0, limit / unit);
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if fits(middle * unit) { low = middle } else { high = middle - 1 }
+    }
+    (low > 0).then_some(low * unit)
+}
+
+/// Bytes as a person says them.
+fn size(bytes: u64) -> String {
+    match bytes >> 30 {
+        0 => format!("{} MiB", bytes >> 20),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1u32 << 30)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::AdamMode;
+    use kernels::cpu::Cpu;
+
+    use super::*;
+
+    /// Against the sum of W_enc, W_dec, both biases and two moments of each, in f32.
+    #[test]
+    fn as_many_features_fit_as_a_sum_says() {
+        let device = Cpu::new(Some(1)).expect("threads");
+        let shape =
+            Shape { width: 64, features: 1 << 20, batch: 256, adam: Some(AdamMode::Dense), dense_bytes: 1 << 20 };
+        let each = 12 * (2 * 64 + 1);
+        let room = |bytes| Room { bytes, whose: "a test".to_owned(), counted: |bytes| bytes.weights };
+        let least = each * shape.features as u64;
+        assert!(room(least).check(&device, shape, None).is_err(), "the clocks and b_dec need room too");
+        assert!(room(least + least / 10).check(&device, shape, None).is_ok());
+        let half = room(least / 2);
+        let Smaller { features, batch } = half.smaller(&device, shape, None);
+        let features = features.expect("some fit");
+        assert!((0.9..1.0).contains(&(features as f64 / f64::from(1 << 19))), "{features}");
+        assert_eq!(batch, None, "weights do not depend on the batch");
+        let told = half.check(&device, shape, None).expect_err("it does not fit").to_string();
+        assert!(told.contains(&format!("sae.features = {features} would fit; a smaller train.batch")), "{told}");
+        assert!(half.fits(&device, Shape { features, ..shape }, None));
+        assert!(!half.fits(&device, Shape { features: features + 128, ..shape }, None));
+    }
+
+    #[test]
+    fn sizes_are_said_in_their_unit() {
+        assert_eq!([5 << 20, 3 << 29].map(size), ["5 MiB", "1.50 GiB"]);
+    }
+}
