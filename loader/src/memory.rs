@@ -93,7 +93,9 @@ mod tests {
 
     #[test]
     fn a_limit_of_addresses_leaves_what_is_not_taken() {
-        let limits = |soft: &str| format!("Limit   Soft Limit  Hard Limit  Units\nMax address space  {soft}  unlimited  bytes\n");
+        let limits = |soft: &str| {
+            format!("Limit   Soft Limit  Hard Limit  Units\nMax address space  {soft}  unlimited  bytes\n")
+        };
         assert_eq!(addresses_left(&limits("4096000"), "Name: sae\nVmSize:\t 1000 kB\n"), Some(3_072_000));
         assert_eq!(addresses_left(&limits("1000"), "VmSize: 1000 kB\n"), Some(0));
         assert_eq!(addresses_left(&limits("unlimited"), "VmSize: 1000 kB\n"), None);

@@ -40,7 +40,8 @@ fn what_cannot_begin_is_refused_before_shards_are_made() {
     let path = fixture.save("run", &recipe(&fixture, "run"));
     let [others, bare, taken] = ["others", "bare", "taken"].map(|name| fixture.text(name));
     // Rows of another recipe; shards without a manifest; a folder that holds a run.
-    set(&["train", &path], &[&format!("data.train={others}"), "data.synth.seed=7", &format!("run.dir={taken}")]).exits(0);
+    set(&["train", &path], &[&format!("data.train={others}"), "data.synth.seed=7", &format!("run.dir={taken}")])
+        .exits(0);
     fs::remove_dir_all(fixture.path("made-eval")).expect("there");
     fixture.synth("bare", &spec(100));
     fs::remove_file(fixture.path("bare/manifest.json")).expect("there");
@@ -163,9 +164,14 @@ fn shards_of_ones_own_are_left_as_they_are() {
 fn a_dictionary_that_this_machine_cannot_hold_is_refused_everywhere() {
     let fixture = Fixture::with_data();
     let path = fixture.save("run", &fixture.recipe("run"));
-    let (says, jointly) = ("does not fit into the memory of this machine", format!("run.dir={}", fixture.text("jointly")));
+    let (says, jointly) =
+        ("does not fit into the memory of this machine", format!("run.dir={}", fixture.text("jointly")));
     for more in [&["--dry-run"][..], &[]] {
-        set(&[&["train", &path, "--device", "cpu"], more].concat(), &[TOO_MANY]).exits(64).says(&[says, "GiB", "sae.features ="]);
+        set(&[&["train", &path, "--device", "cpu"], more].concat(), &[TOO_MANY]).exits(64).says(&[
+            says,
+            "GiB",
+            "sae.features =",
+        ]);
         let local = ["launch", "local", "--ranks", "2", "--restarts", "0", &path, "--device", "cpu"];
         set(&[&local, more].concat(), &[TOO_MANY, &jointly]).exits(64).says(&[says, "which 2 ranks share"]);
         // 3.9 GB of weights and moments, and 4 GB of addresses of which the program has some already.
@@ -200,7 +206,8 @@ fn a_dry_run_of_several_ranks_says_what_each_takes() {
     let path = fixture.save("run", &fixture.recipe("run"));
     let local = ["launch", "local", "--ranks", "2", &path, "--dry-run", "--device", "cpu", "--mesh", "2x1"];
     let told = sae::run(&local).exits(0).stdout;
-    for part in ["2, 2 of them on this machine", "2x1: 2 slices of the batch, 1 shards of the features", "of each rank"] {
+    for part in ["2, 2 of them on this machine", "2x1: 2 slices of the batch, 1 shards of the features", "of each rank"]
+    {
         assert!(told.contains(part), "{part} is missing: {told}");
     }
     let alone = sae::run(&["train", &path, "--dry-run"]).exits(0).stdout;

@@ -153,7 +153,8 @@ fn look<'a>(key: &'static str, url: &'a str, spec: Spec) -> Result<Place<'a>, Er
 /// That the recipe asks for no column which synthetic rows do not have.
 fn check_columns(recipe: &Recipe) -> Result<(), Error> {
     let filter = &recipe.data.filter;
-    let asked = [("data.filter.positions", "pos", &filter.positions), ("data.filter.token_ids", "token_id", &filter.token_ids)];
+    let asked =
+        [("data.filter.positions", "pos", &filter.positions), ("data.filter.token_ids", "token_id", &filter.token_ids)];
     if let Some((key, column, _)) = asked.into_iter().find(|(.., values)| !values.is_empty()) {
         return Err(Error::Data(format!(
             "{key} needs the column {column}, which the rows of [data.synth] do not have: leave it out"

@@ -195,9 +195,10 @@ fn on_the_processor(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Kn
             Some(fitting) => {
                 (format!("does not fit: {fitting} would"), format!("next: sae plan {path}{set} --cpu --set {fitting}"))
             }
-            None => {
-                ("does not fit".to_owned(), "next: the same with fewer sae.features and a smaller train.batch".to_owned())
-            }
+            None => (
+                "does not fit".to_owned(),
+                "next: the same with fewer sae.features and a smaller train.batch".to_owned(),
+            ),
         },
     };
     Ok((report, room, next))

@@ -33,12 +33,7 @@ pub enum Beginning {
 ///
 /// # Errors
 /// Those of the start.
-pub fn check(
-    device: &impl Device,
-    recipe: &Recipe,
-    data: &Data,
-    kept: Option<&Store>,
-) -> Result<Beginning, Error> {
+pub fn check(device: &impl Device, recipe: &Recipe, data: &Data, kept: Option<&Store>) -> Result<Beginning, Error> {
     let place = device.axes().place;
     warn_of_few_steps(recipe, data.extent());
     let found = kept.map(checkpoint::newest).transpose()?.flatten();

@@ -115,7 +115,10 @@ fn show<D: Device>(
     let (ranks, mesh) = (device.axes().all.size(), device.axes().place.mesh);
     if ranks > 1 {
         rows.push(("ranks", format!("{ranks}, {host_ranks} of them on this machine")));
-        rows.push(("mesh", format!("{mesh}: {} slices of the batch, {} shards of the features", mesh.data, mesh.feature)));
+        rows.push((
+            "mesh",
+            format!("{mesh}: {} slices of the batch, {} shards of the features", mesh.data, mesh.feature),
+        ));
     }
     rows.extend([
         ("rows × width", format!("{} × {} {}", HumanCount(plan.rows), plan.width, plan.dtype)),
