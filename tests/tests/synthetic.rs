@@ -13,7 +13,7 @@ use tests::sae::{self, Finished};
 use trainer::recipe::{Every, Recipe};
 
 /// More features than any machine has memory for: 1.5 TB of weights and moments.
-const TOO_MANY: &str = "sae.features=2e9";
+const TOO_MANY: &str = "sae.features=4e8";
 
 /// A recipe that makes 3,000 rows of width 32, and 512 held-out ones.
 fn recipe(fixture: &Fixture, run: &str) -> Recipe {

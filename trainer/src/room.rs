@@ -95,9 +95,11 @@ impl Room {
             let second = settled.map(|second| Shape { features, batch, ..second });
             self.fits(device, Shape { features, batch, ..shape }, second)
         };
+        let batch = |batch| fits(shape.features, batch);
         Smaller {
             features: largest(shape.features, 128, |features| fits(features, shape.batch)),
-            batch: largest(shape.batch, 64, |batch| fits(shape.features, batch)),
+            // Measuring takes its time with many features, and weights do not depend on the batch.
+            batch: if batch(64) { largest(shape.batch, 64, batch) } else { None },
         }
     }
 
