@@ -46,7 +46,7 @@ export -f machine ncu_report profile
 part machine bash -c machine
 part products bash -c 'torch_script products.py ${SAE_SMALL:+--small} --json "$results/products.jsonl"'
 part cases bash -c "card_test cases_hold_on_a_card SAE_TEST_EMULATED=$cases"
-part equal-steps bash -c "card_test twenty_steps_at_full_size_give_the_same_bits SAE_TEST_EMULATED=$cases"
+part equal-steps bash -c "card_test equal_steps_of_a_real_size SAE_TEST_EMULATED=$cases"
 part kernels bash -c 'step kernels b a'
 ncu="$(command -v ncu || ls -d /usr/local/cuda/bin/ncu /opt/nvidia/nsight-compute/*/ncu 2>/dev/null | tail -1)"
 if [ -n "$ncu" ]; then

@@ -152,7 +152,7 @@ fn both_calls_reach_their_end_on_the_emulator() {
         assert_eq!(parts[1..parts.len() - 1], expected, "{said}");
         for (part, result) in &results[1..] {
             let may_be_left_out = match part.as_str() {
-                "ncu" | "memcheck" | "racecheck" | "synccheck" | "equal-steps" => true,
+                "ncu" | "memcheck" | "racecheck" | "synccheck" => true,
                 "products" | "torch" => !has_torch,
                 _ => false,
             };
@@ -169,7 +169,7 @@ fn holds_a_first_call(archive: &Archive, has_torch: bool) {
     for weights in ["mixed/f32", "f32/f32", "mixed/bf16", "mixed/int8", "bf16-sr/f32", "bf16-sr/bf16", "bf16-sr/int8"] {
         assert!(archive.text("machine.txt").contains(&format!("\n{weights}: ok")), "{}", archive.text("machine.txt"));
     }
-    for part in ["cases.txt", "golden.txt"] {
+    for part in ["cases.txt", "equal-steps.txt", "golden.txt"] {
         assert!(archive.text(part).contains("test result: ok. 1 passed"), "{part}");
     }
     let lines = archive.lines("kernels.jsonl");
