@@ -352,7 +352,7 @@ mod tests {
             "unknown key train.bacth",
             "unknown key trian",
             "train.clip must be a number, and is",
-            "--set: train.lr must be a number, and is \"fast\"",
+            "--set: train.lr must be a number, and is \\\"fast",
             "log.every must be a whole number, at least 0",
         ] {
             assert_eq!(message.matches(part).count(), 1, "{part}: {message}");
