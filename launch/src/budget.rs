@@ -275,4 +275,62 @@ mod tests {
         let said = [Every::Steps(7), Every::Minutes(90.0), Every::Minutes(180.0), Every::Minutes(8190.0)].map(in_words);
         assert_eq!(said, ["7", "90min", "180min (3.0 hours)", "8190min (5.7 days)"]);
     }
+
+    /// A run of eleven steps, gone through by hand.
+    #[test]
+    fn a_budget_is_the_sum_of_its_parts() {
+        let recipe: Recipe = toml::from_str(
+            "[data]\ntrain = 'x'\neval = 'e'\n[sae]\nfeatures = 4096\n[train]\nbatch = 1000\n[run]\ndir = 'y'\n\
+             [eval]\nevery = 4\nrows = 2000\n[checkpoint]\nevery = 5\nkeep = 1\nbest = false\n",
+        )
+        .expect("a recipe");
+        let terms = Terms {
+            recipe: &recipe,
+            mesh: Mesh { data: 2, feature: 2 },
+            width: 256,
+            row_bytes: 512.0,
+            rows: 10_500,
+            steps_done: 0,
+            eval_rows: Some(5000),
+            step_s: 2.0,
+            forward_s: 0.5,
+            copy: 1e9,
+            storage: 1e6,
+            buffer: 1 << 30,
+            mtbf: 1000.0,
+            price: Some(3.0),
+        };
+        let budget = Budget::of(&terms);
+        let near = |name: &str, found: f64, expected: f64| {
+            assert!((found - expected).abs() < 1e-9 * expected.abs(), "{name}: {found} and {expected}");
+        };
+        assert_eq!((budget.steps, budget.tokens_per_s), (11, 500.0));
+        // Ten steps and half a batch.
+        near("steps", budget.time.steps_s, 21.0);
+        // Rows come at 1,000 in 0.512 s, slower than the 0.5 s of looking at them: 2,000 twice; 5,000, which are read once more.
+        near("evaluations", budget.time.evaluations_s, 2.0 * 1.024 + 2.0 * 2.56);
+        assert_eq!((budget.evaluations.count, budget.evaluations.rows, budget.evaluations.last_rows), (3, 2000, 5000));
+        // Twelve bytes a parameter and 40 a feature; a rank owns 1,024 features.
+        let (all, part) = (4096 * (12 * 513 + 40) + 12 * 256, 1024 * (12 * 513 + 40) + 12 * 256);
+        let saved = &budget.checkpoints;
+        assert_eq!((saved.count, saved.best_count, saved.bytes, saved.part_bytes), (3, 0, all, part));
+        assert_eq!((saved.total_bytes, saved.peak_bytes), (3 * all, 2 * all));
+        let (copied, stored) = (part as f64 / 1e9, all as f64 / 1e6);
+        near("copied", saved.waited_s, copied);
+        near("stored", saved.stored_s, stored);
+        // After steps 5, 10 and 11: the second waits for the first, five steps and an evaluation after its copy; the last for the second,
+        // a step after its copy, and until it is stored itself.
+        let waited = copied + (stored - copied - 5.0 * 2.0 - 1.024) + copied + (stored - copied - 2.0) + stored;
+        near("waiting", budget.time.checkpoints_s, waited);
+        let total = 21.0 + 2.0 * 1.024 + 2.0 * 2.56 + waited;
+        near("altogether", budget.time.total_s, total);
+        near("hours", budget.device_hours, 4.0 * total / 3600.0);
+        near("cost", budget.cost.unwrap_or_default(), 12.0 * total / 3600.0);
+        // A failure of one of four devices every 250 hours: √(2 · 6.3 ms · 900,000 s) = 107 s; three times 25.4 s is less. In minutes.
+        assert_eq!(saved.recommended_every, Every::Minutes(2.0));
+        // Reading bounds a step where it is slower.
+        let slow = Budget::of(&Terms { storage: 1e5, ..terms });
+        near("bound by storage", slow.tokens_per_s, 1000.0 / 5.12);
+        near("steps", slow.time.steps_s, 10.5 * 5.12);
+    }
 }

@@ -286,3 +286,56 @@ pub(crate) fn extents(shard: u32, group: u32, g: &RowGroup, raw: bool, target: u
     units.retain(|u| u.rows.end > u.rows.start);
     units
 }
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+    use object_store::{ObjectStoreExt, PutPayload};
+
+    use super::*;
+
+    #[test]
+    fn ranges_longer_than_a_request_are_whole() {
+        let bytes: Vec<u8> = (0..5 * GET as usize + 8).map(|i| (i / 7 + i / (1 << 20)) as u8).collect();
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let key = Key::from("x");
+        io::wait({
+            let (store, key, payload) = (store.clone(), key.clone(), PutPayload::from(bytes.clone()));
+            async move { store.put(&key, payload).await.map(drop).map_err(|e| Error::Threads(e.to_string())) }
+        })
+        .unwrap();
+        for (start, length) in
+            [(3, 1), (3, GET - 1), (3, GET), (3, GET + 1), (3, 2 * GET), (0, 4 * GET + 1), (7, 5 * GET + 1)]
+        {
+            let (store, key) = (store.clone(), key.clone());
+            let got = io::wait(async move { fetch(&store, &key, start..start + length, None, "x").await }).unwrap();
+            assert!(got == bytes[start as usize..(start + length) as usize], "{length} bytes from {start}");
+        }
+    }
+
+    /// Pieces are put together to three quarters of the target, and no unit is more than twice it.
+    #[test]
+    fn units_are_runs_of_whole_pieces() {
+        let cut = |pieces: &[u64]| -> Vec<usize> {
+            let piece = |&length: &u64| Piece(length, length, String::new());
+            let (rows, pieces) = (pieces.iter().sum(), pieces.iter().map(piece).collect());
+            let group = RowGroup { rows, offset: 4, length: rows, pieces };
+            let units = extents(0, 0, &group, true, 8);
+            // They follow each other in rows, bytes and pieces, from the first to the last.
+            let mut ends = (0, 4, 0);
+            for unit in &units {
+                assert_eq!((unit.rows.start, unit.bytes.start), (ends.0, ends.1));
+                assert!(unit.pieces.is_empty() || unit.pieces.start == ends.2);
+                ends = (unit.rows.end, unit.bytes.end, unit.pieces.end);
+            }
+            assert_eq!((ends.0, ends.1), (rows, 4 + rows));
+            units.iter().map(|unit| unit.pieces.len()).collect()
+        };
+        assert_eq!(cut(&[5]), [0], "one piece is the row group");
+        assert_eq!(cut(&[3, 3, 3, 3, 3]), [2, 2, 1]);
+        assert_eq!(cut(&[3, 2, 3]), [3], "5 of 8 is not enough, the last piece is");
+        assert_eq!(cut(&[6, 1]), [1, 1]);
+        assert_eq!(cut(&[5, 11]), [2], "twice the target, exactly");
+        assert_eq!(cut(&[5, 12]), [1, 1]);
+    }
+}

@@ -136,3 +136,23 @@ impl Drop for Remote {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As one object or in parts: as many bytes as a part, one more or less, more parts than are on their way at once.
+    #[test]
+    fn an_object_is_what_was_written_whatever_its_parts() {
+        let bytes: Vec<u8> = (0..5 * PART + 1).map(|i| (i / 3 + i / PART) as u8).collect();
+        let store = Store::open("memory://upload").unwrap();
+        for size in [0, 1, PART - 1, PART, PART + 1, 2 * PART, 4 * PART, 5 * PART + 1] {
+            for written_at_once in [PART + 5, 7 << 20] {
+                let mut upload = Upload::create(&store, "x").unwrap();
+                bytes[..size].chunks(written_at_once).for_each(|some| upload.write(some.to_vec()).unwrap());
+                upload.finish().unwrap();
+                assert!(store.get("x").unwrap() == bytes[..size], "{size} bytes, {written_at_once} at once");
+            }
+        }
+    }
+}

@@ -104,3 +104,47 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         Device::Cuda { .. } | Device::Nccl { .. } | Device::Threads { .. } | Device::Peer { .. } => 71,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The whole table: what a launcher starts again, and what it does not.
+    #[test]
+    fn every_error_has_the_exit_code_of_its_kind() {
+        let text = String::new;
+        let io = || std::io::Error::other("x");
+        for (error, code) in [
+            (Error::Recipe(text()), 64),
+            (Error::Weights(text()), 64),
+            (Error::RunDir(text()), 64),
+            (Error::OtherFormat(text()), 64),
+            (Error::Data(text()), 65),
+            (Error::Checkpoint(text()), 65),
+            (Error::Divergence(text()), 70),
+            (Error::Internal(text()), 70),
+            (Error::CannotWrite { path: text(), source: io() }, 73),
+            (Error::Interrupted { step: 1, checkpoint: text() }, 75),
+            (loader::Error::Arguments(text()).into(), 64),
+            (loader::Error::Cursor { difference: text() }.into(), 64),
+            (loader::Error::Data { location: text(), problem: text() }.into(), 65),
+            (loader::Error::Denied { location: text(), problem: text() }.into(), 64),
+            (loader::Error::NotFound { location: text(), hint: text() }.into(), 65),
+            (loader::Error::Changed { location: text(), problem: text() }.into(), 65),
+            (loader::Error::Unreachable { location: text(), problem: text() }.into(), 69),
+            (loader::Error::CannotWrite { location: text(), problem: text() }.into(), 73),
+            (loader::Error::Threads(text()).into(), 71),
+            (kernels::Error::NoCard.into(), 64),
+            (kernels::Error::Threads { reason: text() }.into(), 71),
+        ] {
+            assert_eq!(error.exit_code(), code, "{error:?}");
+        }
+        // What another rank failed of, where it said so and another start changes nothing.
+        let peer = |code| Error::from(kernels::Error::Peer { rank: 3, operation: "x", reason: text(), code });
+        for code in 64..=75 {
+            let expected = if [64, 65, 70, 73].contains(&code) { code } else { 71 };
+            assert_eq!(peer(Some(code)).exit_code(), expected, "{code}");
+        }
+        assert_eq!(peer(None).exit_code(), 71);
+    }
+}

@@ -216,6 +216,49 @@ mod tests {
         assert!(near(eight.hidden, 8.0 * 3.0 / 4.0 * sent / a_value), "{eight:?}");
     }
 
+    /// 16 ranks, 2 × 8, on two machines: every part by hand.
+    #[test]
+    fn floors_of_several_machines_divide_batch_and_features() {
+        let rows = Rows { rows: 1 << 30, width: 2048, stored: 2, l0: 100.0 };
+        let mixed = Precision::Mixed(Moments::F32);
+        let of = |data, feature| Floor::of(&recipe(1 << 20), Mesh { data, feature }, &rows, mixed, &H200);
+        let near = |name: &str, found: f64, expected: f64| {
+            assert!((found - expected).abs() < 1e-3 * expected, "{name}: {found} and {expected}");
+        };
+        let floor = of(2, 8);
+        // 4,096 rows and 131,072 features a rank, 51,200 active pairs, 65,536 owned rows of each matrix.
+        near("encode", floor.encode, 2.0 * 4096.0 * 131_072.0 * 2048.0 / 989e12);
+        near("decode", floor.decode, (2.0 * 51_200.0 * 2048.0 + 4.0 * 4096.0 * 2048.0) / 4.8e12);
+        near("backward", floor.backward, 4.0 * 2.0 * 51_200.0 * 2048.0 / 4.8e12);
+        near("adam", floor.adam, 26.0 * 2.0 * 65_536.0 * 2048.0 / 4.8e12);
+        // Rows and x̂ over eight cards, of which the last of four slices is waited for; a rank touches 1 − e^(−0.390625) = 0.3234 of
+        // its features, in two rounds, since 35,500 touched rows of an owner do not fit into room for 8,192; all weights come back.
+        let features = 131_072.0;
+        let values =
+            (2.0 + 8.0 / 4.0) * 4096.0 * 7.0 / 8.0 + 2.0 * 8.0 * features * 0.323_37 / 2.0 + 8.0 * features / 2.0;
+        near("exchange", floor.exchange, values * 2048.0 / 50e9);
+        near("hidden", floor.hidden, 8.0 * 0.75 * 4096.0 * 7.0 / 8.0 * 2048.0 / 50e9);
+        near("total", floor.total(), floor.encode + floor.decode + floor.backward + floor.adam + floor.exchange);
+        // Eight cards have the machine's link, nine the network.
+        let sent = |feature: f64, link: f64| (2.0 + 8.0 / 4.0) * 8192.0 * (feature - 1.0) / feature * 2048.0 / link;
+        near("eight cards", of(1, 8).exchange, sent(8.0, 450e9));
+        near("nine cards", of(1, 9).exchange, sent(9.0, 50e9));
+        // Touched rows alone: those of the whole batch, 1 − e^(−0.78125) = 0.5422 of them.
+        let mut touched = recipe(1 << 20);
+        touched.train.adam = Adam::Touched;
+        let floor = Floor::of(&touched, Mesh { data: 2, feature: 8 }, &rows, mixed, &H200);
+        near("adam of touched rows", floor.adam, 26.0 * 2.0 * 65_536.0 * 0.542_18 * 2048.0 / 4.8e12);
+    }
+
+    /// A card of 100 GB has 96 for a run.
+    #[test]
+    fn what_fits_is_what_the_card_has_less_a_part() {
+        let gpu = Gpu { memory: 100e9, ..H200 };
+        let of = |bytes: u64| Memory { weights: bytes - 30, moments: 20, step: 10 };
+        assert_eq!(of(96_000_000_000).total(), 96_000_000_000);
+        assert!(of(95_999_999_999).fits(&gpu) && !of(96_000_000_000).fits(&gpu));
+    }
+
     #[test]
     fn x_hat_hides_behind_the_slices_that_follow() {
         // As one slice follows the other: the link begins with one when the card has made it and the one before is sent.

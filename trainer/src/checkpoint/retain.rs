@@ -123,6 +123,46 @@ fn is_ours(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn measured(loss: f64) -> Metrics {
+        let zero = Metrics {
+            loss,
+            mse: 0.0,
+            l1_norm: 0.0,
+            explained_variance: None,
+            explained_variance_rows: None,
+            normalized_mse: None,
+            l0: 0.0,
+        };
+        Metrics { mse: loss, ..zero }
+    }
+
+    /// The newest, as many as are kept, and the least loss; of equals the last.
+    #[test]
+    fn the_newest_stay_and_the_best() {
+        let losses = [Some(3.0), Some(1.0), None, Some(1.0), Some(2.0), None, Some(4.0)];
+        for (keep, best, kept) in [
+            (1, true, vec![30, 60]),
+            (1, false, vec![60]),
+            (2, true, vec![30, 50, 60]),
+            (4, true, vec![30, 40, 50, 60]),
+            (5, false, vec![20, 30, 40, 50, 60]),
+            (7, true, vec![0, 10, 20, 30, 40, 50, 60]),
+            (8, true, vec![0, 10, 20, 30, 40, 50, 60]),
+        ] {
+            let dir = tempfile::tempdir().expect("a folder");
+            let store = Store::open(dir.path().to_str().expect("a plain name")).expect("a folder");
+            let (mut known, rule) = (Known::default(), Checkpoint { keep, best, ..Checkpoint::default() });
+            for (step, loss) in (0u64..).step_by(10).zip(losses) {
+                store.put(&format!("{}/COMMIT", folder(step, 1)), b"x".to_vec()).expect("written");
+                known.add(step, folder(step, 1), loss.map(measured).as_ref());
+                retain(&store, &rule, &mut known).expect("old ones are removed");
+            }
+            let there = attempts(&store).expect("listed").into_iter().filter(|(.., committed)| *committed);
+            assert_eq!(there.map(|(step, ..)| step).collect::<Vec<_>>(), kept, "keep = {keep}, best = {best}");
+            assert_eq!(known.best_loss(), 1.0);
+        }
+    }
+
     #[test]
     fn checkpoints_of_another_process_stay() {
         let dir = tempfile::tempdir().expect("a folder");

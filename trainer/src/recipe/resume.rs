@@ -94,3 +94,128 @@ impl Recipe {
         out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lists that may only grow.
+    const GROWING: [&str; 2] = ["data.skip", "data.eval_skip"];
+
+    /// A recipe that sets every key.
+    const ALL: &str = "
+        [data]
+        train = ['t']
+        column = 'c'
+        eval = ['e']
+        order = 'direct'
+        window_bytes = 1000
+        seed = 1
+        scale = 0.5
+        prefetch_bytes = 1000
+        threads = 2
+        skip = ['a.parquet:1']
+        eval_skip = ['e.parquet:1']
+        synth_eval_rows = 10
+        [data.filter]
+        norm_min = 0.5
+        norm_max = 9.5
+        finite = true
+        positions = [0]
+        token_ids = [1]
+        [data.synth]
+        features = 16
+        [sae]
+        features = 128
+        decoder_norm = 0.2
+        bias_init = 'zero'
+        bias_init_l0 = 30.0
+        [train]
+        tokens = 1000
+        batch = 10
+        lr = 0.5
+        l1 = 0.5
+        l1_warmup = 0.5
+        lr_decay = 0.5
+        clip = 0.5
+        seed = 1
+        adam = 'dense'
+        precision = 'f32'
+        moments = 'f32'
+        init_from = 'i'
+        init_space = 'raw'
+        dead_window = 100
+        threads = 2
+        dense_bytes = 1000
+        [run]
+        dir = 'r'
+        [checkpoint]
+        every = 10
+        keep = 2
+        best = true
+        buffer_bytes = 1000
+        [eval]
+        every = 10
+        rows = 100
+        [log]
+        every = 10
+        rows = true
+    ";
+
+    /// Another value of the same type.
+    fn other(key: &str, value: &toml::Value) -> toml::Value {
+        use toml::Value::{Array, Boolean, Float, Integer, String};
+        let words = [
+            ("data.order", "striped"),
+            ("sae.bias_init", "calibrated"),
+            ("train.adam", "touched"),
+            ("train.precision", "mixed"),
+            ("train.moments", "bf16"),
+            ("train.init_space", "normalized"),
+            ("data.synth.dtype", "bf16"),
+        ];
+        match value {
+            Integer(value) => Integer(value + 1),
+            Float(value) => Float(value + 0.25),
+            Boolean(value) => Boolean(!value),
+            // Entries of lists of rows are never taken out.
+            Array(values) if GROWING.contains(&key) => {
+                Array([values.clone(), vec![String("b.parquet:2".into())]].concat())
+            }
+            Array(values) => Array(values.iter().map(|value| other(key, value)).collect()),
+            String(value) => {
+                let word = words.iter().find(|(of, _)| *of == key).map(|(_, word)| (*word).to_owned());
+                String(word.unwrap_or_else(|| format!("{value}x")))
+            }
+            value => value.clone(),
+        }
+    }
+
+    /// Every key is refused by its name when a run goes on with another value, but those of this table.
+    #[test]
+    fn every_key_is_refused_or_free_on_resume() {
+        let saved: Recipe = toml::from_str(ALL).expect("a recipe");
+        let keys = saved.keys();
+        let free: std::collections::BTreeSet<&str> = FREE_ON_RESUME.into();
+        assert!(free.iter().all(|free| keys.keys().any(|key| key.starts_with(free))), "a key of the table is none");
+        for key in keys.keys() {
+            let mut table = toml::Value::try_from(&saved).expect("a table");
+            let mut at = &mut table;
+            for part in key.split('.') {
+                at = at.get_mut(part).expect("a key");
+            }
+            *at = other(key, at);
+            let changed: Recipe = table.try_into().unwrap_or_else(|error| panic!("{key}: {error}"));
+            assert_ne!(changed, saved, "{key} changes nothing");
+            let is_free = free.contains(key.as_str()) || key.starts_with("data.synth.");
+            match changed.check_resumes(&saved) {
+                Ok(()) => assert!(is_free, "{key} may not change"),
+                Err(error) => assert!(!is_free && error.to_string().contains(&format!("  {key}: ")), "{key}: {error}"),
+            }
+            // Setting a key that was not set, or the other way round, is a change too.
+            let back = saved.check_resumes(&changed);
+            assert_eq!(back.is_ok(), is_free && !GROWING.contains(&key.as_str()), "{key}");
+        }
+        assert_eq!(keys.len() - keys.keys().filter(|key| key.starts_with("data.synth.")).count(), 46, "{keys:?}");
+    }
+}
