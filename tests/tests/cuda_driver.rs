@@ -73,7 +73,11 @@ fn memory_that_the_driver_does_not_give_is_said_in_its_words() {
     let Some(short) = Short::new() else { return };
     let fails =
         |fault: &str, code: i32| short.train(&format!("fails-{code}-{fault}"), &[("EMULATOR_FAIL", fault)]).exits(code);
-    let words = ["bytes of memory", "(cuMemAllocAsync: out of memory (CUDA_ERROR_OUT_OF_MEMORY))", "train.batch"];
+    let words = [
+        " of memory, more than this machine gives",
+        "(cuMemAllocAsync: out of memory (CUDA_ERROR_OUT_OF_MEMORY))",
+        "train.batch",
+    ];
     fails("alloc:3:2", 64).says(&words);
     let finished = fails("alloc:3:999", 71);
     assert!(!finished.stderr.contains("train.batch"), "{}", finished.stderr);
