@@ -116,19 +116,13 @@ impl Survey {
 }
 
 /// Says in the log when held-out rows that `filter`, that of the recipe in norms, keeps are not finite, as far as a sample shows: the
-/// first evaluation would end the run. Rows that cannot be read are left to it too: they may be whole again by then.
+/// first evaluation would end the run.
 ///
 /// # Errors
 /// Those of the loader.
 pub(crate) fn look_at_held_out(data: &Data, recipe: &Recipe, filter: &RowFilter) -> Result<(), Error> {
     let Some(eval) = &data.eval else { return Ok(()) };
-    let sampled = match sample(eval, HELD_OUT_ROWS, recipe.data.seed, &data.eval_skip(recipe)?, filter) {
-        Err(error) if is_damage(&error) => {
-            tracing::warn!("held-out rows were not looked at: {error}");
-            return Ok(());
-        }
-        sampled => sampled?,
-    };
+    let sampled = sample(eval, HELD_OUT_ROWS, recipe.data.seed, &data.eval_skip(recipe)?, filter)?;
     let found = sampled.squared_norms().filter(|norm| !norm.is_finite()).count();
     if found > 0 {
         let of = sampled.ids.len();
@@ -143,7 +137,7 @@ pub(crate) fn look_at_held_out(data: &Data, recipe: &Recipe, filter: &RowFilter)
 }
 
 /// Whether an error is about rows, which may be left out or whole again by the time they are needed.
-fn is_damage(error: &loader::Error) -> bool {
+pub(crate) fn is_damage(error: &loader::Error) -> bool {
     matches!(error, loader::Error::Data { .. } | loader::Error::Changed { .. } | loader::Error::NotFound { .. })
 }
 

@@ -54,7 +54,6 @@ pub fn check(device: &impl Device, recipe: &Recipe, data: &Data, kept: Option<&S
     };
     if let Some(eval) = &data.eval {
         drop(data::eval_stream(eval, recipe, filter.clone(), place, Some(1))?);
-        sample(eval, FEW_ROWS, recipe.data.seed, &data.eval_skip(recipe)?, &filter)?;
     }
     survey::look_at_held_out(data, recipe, &filter)?;
     // That rows can be read, and with them the columns that a filter goes by.
