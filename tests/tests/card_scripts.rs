@@ -265,7 +265,7 @@ impl Standins {
 #[test]
 fn what_befalls_a_part_befalls_no_other() {
     let standins = Standins::new(
-        "case \"$1\" in\n*cases*) echo case one; kill -SEGV $$ ;;\n*twenty*) head -c 40M /dev/urandom; echo the end ;;\n*) echo golden ;;\nesac",
+        "case \"$1\" in\n*cases*) echo case one; kill -SEGV $$ ;;\n*equal_steps*) head -c 40M /dev/urandom; echo the end ;;\n*) echo golden ;;\nesac",
         "case \"$*\" in\ntiny*) echo begun; trap '' TERM; while :; do sleep 1; done ;;\n*'b a'*) echo kernels; exit 9 ;;\n*) echo \"step $*\" ;;\nesac",
     );
     standins.program(
