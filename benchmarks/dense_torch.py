@@ -18,7 +18,6 @@ nothing. Without torch or without CUDA it says so and exits with 3.
 import argparse
 import json
 import sys
-import time
 
 # width, features, batches: benches/step.rs has the same.
 SHAPES = [(768, 131_072, [8192, 4096]), (2048, 1_048_576, [8192, 4096])]
@@ -36,25 +35,6 @@ def forward(x, w_enc, b_enc, w_dec, b_dec):
     error = (acts @ w_dec + b_dec).float() - x.float()
     l1 = acts.sum(dim=0, dtype=torch.float32) @ w_dec.norm(dim=1)
     return error.square().sum() + LAMBDA * l1
-
-
-class Clock:
-    """ms on the card, or on the processor."""
-
-    def __init__(self, device):
-        self.cuda = device.type == "cuda"
-
-    def time(self, operation):
-        if not self.cuda:
-            began = time.perf_counter()
-            operation()
-            return 1e3 * (time.perf_counter() - began)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        operation()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end)
 
 
 class Dense:
@@ -193,6 +173,8 @@ def main():
 
 try:
     import torch
+
+    from clock import Clock
 except ImportError as missing:
     print(f"nothing measured: no PyTorch: {missing}", file=sys.stderr)
     sys.exit(MISSING)

@@ -14,7 +14,6 @@ exits with 3.
 import argparse
 import json
 import sys
-import time
 
 # width, features, batch: benches/step.rs has the same.
 SHAPES = [(768, 131_072, 8192), (2048, 1_048_576, 8192)]
@@ -27,29 +26,10 @@ REPEATS = 9
 MISSING = 3
 
 
-class Clock:
-    """Sorted ms of repeats, on the card or on the processor."""
-
-    def __init__(self, device):
-        self.cuda = device.type == "cuda"
-        self.flush = torch.empty(FLUSH_BYTES if self.cuda else 1, dtype=torch.uint8, device=device)
-
-    def times(self, operation):
-        operation()
-        return sorted(self.time(operation) for _ in range(REPEATS))
-
-    def time(self, operation):
-        self.flush.zero_()
-        if not self.cuda:
-            began = time.perf_counter()
-            operation()
-            return 1e3 * (time.perf_counter() - began)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        operation()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end)
+def repeats(clock, operation):
+    """Sorted ms of repeats behind one that is not counted."""
+    operation()
+    return sorted(clock.time(operation) for _ in range(REPEATS))
 
 
 def operands(dtype, device, width, features, batch):
@@ -75,7 +55,7 @@ def products(device):
 
 
 def measure(device, shapes):
-    clock = Clock(device)
+    clock = Clock(device, FLUSH_BYTES)
     for width, features, batch in shapes:
         some = min(features, SLICE // batch)
         for name, dtype, multiply in products(device):
@@ -83,7 +63,7 @@ def measure(device, shapes):
             try:
                 # Sides of whole pieces of 16 bytes, which narrow formats ask for.
                 x, w = operands(dtype, device, width // 16 * 16, some // 16 * 16, batch)
-                times = clock.times(lambda: multiply(x, w))
+                times = repeats(clock, lambda: multiply(x, w))
             except Exception as error:  # What a version of PyTorch or a card lacks has many types.
                 yield {**line, "missing": f"{type(error).__name__}: {error}"[:300]}
                 continue
@@ -97,7 +77,7 @@ def measure(device, shapes):
             del x, w
     source = torch.randint(0, 255, (COPY_BYTES if clock.cuda else 1 << 16,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    times = clock.times(lambda: target.copy_(source))
+    times = repeats(clock, lambda: target.copy_(source))
     yield {"what": "copy", "best_ms": times[0], "gbs": 2e-6 * source.numel() / times[0]}
 
 
@@ -127,6 +107,8 @@ def main():
 
 try:
     import torch
+
+    from clock import Clock
 except ImportError as missing:
     print(f"nothing measured: no PyTorch: {missing}")
     sys.exit(MISSING)
