@@ -112,7 +112,6 @@ impl Plan {
     pub fn of<D: Device>(device: &D, recipe: &Recipe, rows: &Rows, host_ranks: usize) -> Result<Plan, Error> {
         let Rows { extent, stream_bytes, .. } = *rows;
         let (width, features) = (extent.width as u64, recipe.sae.features as u64);
-        communication::check(recipe, device.axes().place.mesh)?;
         let place = device.axes().place;
         check_fits(device, recipe, rows, place, host_ranks)?;
         let shape = shape(recipe, extent, place);
@@ -186,11 +185,11 @@ pub(crate) fn settled(shape: Shape, looks: bool) -> Option<Shape> {
     (shape.adam == Some(AdamMode::Catchup) && looks).then_some(Shape { adam: None, ..shape })
 }
 
-/// Refuses a dictionary that does not fit into the memory of the device, or of this machine where so many ranks compute on its processor:
-/// the one of the rank at `place`, and the second one where there is to be one.
+/// Refuses a mesh that leaves ranks without features or rows, and a dictionary that does not fit into the memory of the device, or of this
+/// machine where so many ranks compute on its processor: the one of the rank at `place`, and the second one where there is to be one.
 ///
 /// # Errors
-/// [`Error::Recipe`] with what would fit; [`Error::Device`] when the batch is more than the device can count.
+/// [`Error::Recipe`] with what there may be or what would fit; [`Error::Device`] when the batch is more than the device can count.
 pub fn check_fits(
     device: &impl Device,
     recipe: &Recipe,
@@ -198,6 +197,7 @@ pub fn check_fits(
     place: Place,
     host_ranks: usize,
 ) -> Result<(), Error> {
+    communication::check(recipe, place.mesh)?;
     let shape = shape(recipe, rows.extent, place);
     device.check(shape)?;
     let settled = settled(shape, rows.looked_at());

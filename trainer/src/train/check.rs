@@ -11,7 +11,7 @@ use crate::init::Source;
 use crate::plan::Rows;
 use crate::recipe::Recipe;
 use crate::survey::Survey;
-use crate::{Error, checkpoint, communication, plan, survey};
+use crate::{Error, checkpoint, plan, survey};
 
 /// Steps of which λ's warm-up, the decay of the learning rate and Adam's means have a few each.
 const FEW_STEPS: u64 = 100;
@@ -78,7 +78,6 @@ pub fn check_before_synthesis(
     host_ranks: usize,
 ) -> Result<(), Error> {
     let place = device.axes().place;
-    communication::check(recipe, place.mesh)?;
     plan::check_fits(device, recipe, &Rows::of_synthetic(recipe, spec)?, place, host_ranks)?;
     Source::open(recipe, spec.width)?;
     Ok(())

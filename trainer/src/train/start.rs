@@ -22,7 +22,7 @@ use crate::recovery::Truth;
 use crate::run_dir::RunDir;
 use crate::survey::Survey;
 use crate::together::once_all;
-use crate::{Error, calibrate, checkpoint, communication, init, plan, survey};
+use crate::{Error, calibrate, checkpoint, init, plan, survey};
 
 impl<'a, D: Device> Run<'a, D> {
     /// Takes memory and makes or loads the weights.
@@ -37,7 +37,6 @@ impl<'a, D: Device> Run<'a, D> {
         let axes = device.axes();
         let width = data.train.width();
         let schedule = data.schedule(recipe);
-        communication::check(recipe, axes.place.mesh)?;
         let shape = plan::shape(recipe, data.extent(), axes.place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
         let settled = plan::settled(shape, data.eval.is_some() || truth.is_some());
