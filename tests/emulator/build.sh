@@ -71,7 +71,7 @@ objects() {
 # stay apart and the compiler watches arrays of templates too; then a line for each kernel.
 register() {
     local source="$1" stem="$2" device="$3" text entries
-    text="$("$cxx" "${common[@]}" "${watched[@]}" -I"$(dirname "$device")" -DEMULATOR_LIST -x c++ -E -P "$source" | tr '\n' ' ')"
+    text="$("$cxx" "${common[@]}" "${watched[@]}" -DEMULATOR_LIST -x c++ -E -P "$source" | tr '\n' ' ')"
     entries="$(grep -oE 'extern "C" __global__ void __launch_bounds__ ?\([^)]*\) *[A-Za-z_][A-Za-z_0-9]* *\(' <<<"$text" || true)"
     if [ "$(grep -oE '\b__global__\b' <<<"$text" | wc -l)" != "$(grep -c . <<<"$entries")" ]; then
         echo "build.sh: $source: a kernel does not begin with: extern \"C\" __global__ void __launch_bounds__(N) name(" >&2
@@ -85,23 +85,38 @@ register() {
     echo "}"
 }
 
+# Where the object of a kernel's file is kept: its name says all that goes into it, so that a bug planted in one file compiles no other.
+kept() {
+    local made="$1" stem="$2" own="$3" inputs
+    inputs="$("$cxx" "${common[@]}" "${watched[@]}" -MM "$own" | sed -E 's/^[^ ]*: //; s/\\$//')"
+    echo "$made/$stem-$(xargs -n 1 <<<"$inputs" | grep -vxF "$own" | xargs -d '\n' cat | sha256sum | cut -c1-32).o"
+}
+
 library() {
-    local variant="$1" made="$2" folder="$3" device source stem inputs=() stems=()
+    local variant="$1" made="$2" folder="$3" device source stem inputs=() stems=() objects=()
     device="$(realpath "$4")"
     shift 4
     [ -e "$made/driver.o" ] || objects "$variant" "$made"
     choose "$variant"
+    watched+=(-I"$(dirname "$device")" -ffile-prefix-map="$(dirname "$device")"=kernels/cuda)
     mkdir -p "$folder"
     for source in "$@"; do
         stem="$(basename "$source" .cu)"
         stems+=("$stem")
         register "$(realpath "$source")" "$stem" "$device" >"$folder/$stem.cpp"
-        compile "$folder/$stem.o" "${watched[@]}" -I"$(dirname "$device")" "$folder/$stem.cpp"
+        objects+=("$(kept "$made" "$stem" "$folder/$stem.cpp")")
+        [ -e "${objects[-1]}" ] || compile "$folder/$stem.o" "${watched[@]}" "$folder/$stem.cpp"
         # Shared memory begins and ends with a page of its own: the memory of a block can then be mapped anew.
         echo "__attribute__((aligned(4096), used)) static char last_page[4096];" >"$folder/$stem.page.cpp"
         compile "$folder/$stem.page.o" "$folder/$stem.page.cpp"
     done
     wait_for_all
+    for index in "${!stems[@]}"; do
+        stem="${stems[index]}"
+        # Others may keep the same one meanwhile: each sees a whole file.
+        [ ! -e "$folder/$stem.o" ] || { cp "$folder/$stem.o" "$folder/$stem.whole" && mv "$folder/$stem.whole" "${objects[index]}"; }
+        cp "${objects[index]}" "$folder/$stem.o"
+    done
     # Zeros that a kernel's file leaves to the loader are its shared arrays.
     for stem in "${stems[@]}"; do
         for object in "$folder/$stem.o" "$folder/$stem.page.o"; do
