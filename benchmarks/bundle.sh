@@ -3,7 +3,7 @@
 #
 #   benchmarks/bundle.sh [FOLDER]        FOLDER is target/bundle where it is not given; then, on that machine:  FOLDER/run.sh [OUT]
 #
-# Needs NVRTC here (SAE_NVRTC when it is not found), and no GPU. The binaries carry kernels for sm_80, sm_90a and sm_100a, so no compiler
+# Needs NVRTC here (SAE_NVRTC when it is not found; 13.0, whose kernels every driver of CUDA 13 takes), and no GPU. The binaries carry kernels for sm_80, sm_90a and sm_100a, so no compiler
 # goes along, and are stripped of their symbols. Prints the size of FOLDER and of the files of the checkout, and fails when both
 # together, which is what travels where a checkout is copied with the folder in it, take more than 64 MiB. SAE_PROFILE=dev builds
 # faster and without kernels in the binaries, for the tests of the scripts on the emulator: such a folder measures nothing.
@@ -19,7 +19,7 @@ trap 'rm -f "$build_json"' EXIT
 
 # All at once and of the whole workspace, so that dependencies are built with one set of features, once.
 build() {
-    cargo build --profile "$profile" --workspace --bin sae --bench step --test cuda --message-format=json >"$build_json"
+    cargo build --profile "$profile" --workspace --bin sae --bench step --test cuda --test edges --message-format=json >"$build_json"
 }
 # NAME's executable, out of cargo's messages.
 executable() {
@@ -34,10 +34,11 @@ if [ "$profile" != dev ]; then
     # The binaries carry them now.
     rm -r "$out/cubins"
 fi
-for name in sae step cuda; do
+for name in sae step cuda edges; do
     strip -o "$out/$name" "$(executable "$name")"
 done
 mv "$out/cuda" "$out/cuda_tests"
+mv "$out/edges" "$out/edge_tests"
 mkdir -p "$out/tests"
 cp -r tests/golden "$out/tests/"
 cp benchmarks/{parts.sh,run.sh,run-more.sh,clock.py,products.py,dense_torch.py} launch/recipes/quickstart.toml "$out/"

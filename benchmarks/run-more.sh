@@ -9,12 +9,12 @@ set -uo pipefail
 . "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/parts.sh"
 
 begin "${1:-${OUT:-$here/out}}" card-more \
-    memcheck 80 racecheck 80 synccheck 40 repeats 30 f32 20 mixed-bf16 20 mixed-int8 20 bf16-sr 20 bf16-sr-bf16 20 \
-    bf16-sr-int8 20 batches 40 train 60 narrow-a 80
+    boundaries 30 memcheck 80 racecheck 80 synccheck 40 repeats 30 f32 20 mixed-bf16 20 mixed-int8 20 bf16-sr 20 bf16-sr-bf16 20 \
+    bf16-sr-int8 20 batches 40 train 60 narrow-a 50
 
-# A few cases under one of the tools of compute-sanitizer.
+# A few cases under one of the tools of compute-sanitizer. Each precision is a process of its own.
 sanitizer() {
-    SAE_TEST_EMULATED=few "$1" --tool "$2" --error-exitcode 1 "$here/cuda_tests" --exact cases_hold_on_a_card --nocapture
+    SAE_TEST_EMULATED=few "$1" --tool "$2" --target-processes all --error-exitcode 1 "$here/cuda_tests" --exact cases_hold_on_a_card --nocapture
 }
 
 # The quickstart twice; weights and moments are compared byte for byte.
@@ -32,6 +32,9 @@ train_twice() {
 }
 export -f sanitizer train_twice
 
+names=all
+[ -z "${SAE_SMALL:-}" ] || names="a sum of"
+part boundaries bash -c 'card_test boundaries_hold_on_a_card "SAE_TEST_EMULATED=$0"' "$names"
 tool="$(command -v compute-sanitizer || ls -d /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)"
 for name in memcheck racecheck synccheck; do
     if [ -n "$tool" ]; then

@@ -204,6 +204,8 @@ fn holds_a_first_call(archive: &Archive, has_torch: bool) {
 }
 
 fn holds_a_second_call(archive: &Archive) {
+    let boundaries = archive.text("boundaries.txt");
+    assert!(boundaries.contains("\ncase a sum of exactly 0 is silent Mixed(F32) ok\n"), "{boundaries}");
     for (file, precision, moments) in [
         ("f32.jsonl", "f32", "f32"),
         ("mixed-bf16.jsonl", "mixed", "bf16"),
@@ -300,7 +302,7 @@ fn sanitizers_are_used_where_they_are() {
     let standins = Standins::new("echo \"cases: $SAE_TEST_EMULATED\"", "echo \"step $*\"");
     standins.program(
         "compute-sanitizer",
-        "echo \"$1 $2\"\nwhile [ \"$1\" != --error-exitcode ]; do shift; done\nshift 2\n\"$@\"",
+        "echo \"$1 $2 $3 $4\"\nwhile [ \"$1\" != --error-exitcode ]; do shift; done\nshift 2\n\"$@\"",
     );
     let output = standins.run("run-more.sh");
     // Nothing trains here.
@@ -309,7 +311,7 @@ fn sanitizers_are_used_where_they_are() {
     for tool in ["memcheck", "racecheck", "synccheck"] {
         assert_eq!(archive.result(tool), "ok");
         let text = archive.text(&format!("{tool}.txt"));
-        assert!(text.contains(&format!("--tool {tool}\n")) && text.contains("cases: few"), "{text}");
+        assert!(text.contains(&format!("--tool {tool} --target-processes all\n")) && text.contains("cases: few"), "{text}");
     }
     assert_eq!(archive.result("train"), "FAILED: exit code 1");
 }
