@@ -1,7 +1,7 @@
 //! From a TOML file and `--set` to a validated recipe.
 
 use figment::error::{Actual, Kind};
-use figment::providers::{Format, Serialized, Toml};
+use figment::providers::Serialized;
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile};
 use indicatif::HumanCount;
@@ -19,7 +19,9 @@ pub fn read(path: &str, sets: &[String]) -> Result<Recipe, Failure> {
             said.unwrap_or_else(|| format!("{path}: no such recipe; launch/recipes/ has some to start from")),
         ));
     }
-    let mut figment = Figment::from(Toml::file_exact(path));
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::arguments(format!("{path}: {error}")))?;
+    let file: toml::Table = text.parse().map_err(|error| Failure::arguments(format!("{path}: {error}")))?;
+    let mut figment = Figment::from(Serialized::defaults(file));
     let mut read_sets = Vec::new();
     for set in sets {
         let (key, text) = set

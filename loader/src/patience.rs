@@ -67,6 +67,8 @@ pub(crate) struct Patient;
 
 impl HttpConnector for Patient {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        // Every client of the process speaks TLS by this provider; a second call finds it there.
+        let _there_already = rustls::crypto::ring::default_provider().install_default();
         Ok(HttpClient::new(Service { client: ReqwestConnector::default().connect(options)? }))
     }
 }

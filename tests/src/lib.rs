@@ -27,6 +27,7 @@ pub mod runs;
 pub mod s3;
 pub mod sae;
 pub mod slurm;
+pub mod tls;
 pub mod tolerance;
 
 use std::path::{Path, PathBuf};

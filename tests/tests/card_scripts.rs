@@ -311,7 +311,10 @@ fn sanitizers_are_used_where_they_are() {
     for tool in ["memcheck", "racecheck", "synccheck"] {
         assert_eq!(archive.result(tool), "ok");
         let text = archive.text(&format!("{tool}.txt"));
-        assert!(text.contains(&format!("--tool {tool} --target-processes all\n")) && text.contains("cases: few"), "{text}");
+        assert!(
+            text.contains(&format!("--tool {tool} --target-processes all\n")) && text.contains("cases: few"),
+            "{text}"
+        );
     }
     assert_eq!(archive.result("train"), "FAILED: exit code 1");
 }

@@ -11,6 +11,7 @@ use tests::processes::wait_for;
 use tests::proxy::{Fault, Proxy, Relay};
 use tests::s3::{self, S3};
 use tests::sae::{self, Finished};
+use tests::tls::Tls;
 
 /// What `sae` needs in its environment to use an S3 server at an address, whether or not there is one.
 fn environment(address: &str) -> Vec<(String, String)> {
@@ -149,6 +150,26 @@ fn a_manifest_that_is_refused_is_done_without() {
         assert_eq!(report["manifest"], state, "{data}: {report}");
     }
     assert!(proxy.spoilt() >= 2 && s3.find("acts/manifest.json").is_none());
+}
+
+/// Servers speak TLS. One whose certificate comes from an authority that this machine does not know is named and gets no request;
+/// `SSL_CERT_FILE` makes the authority known.
+#[test]
+fn a_server_is_known_by_its_certificate() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::new();
+    let s3 = with_shards(&interpreter);
+    let tls = Tls::start(&interpreter, s3.address(), &fixture.path("."));
+    let endpoint = format!("https://{}", tls.address());
+    let mut environment = s3.environment();
+    environment.retain(|(name, _)| name != "AWS_ENDPOINT" && name != "AWS_ALLOW_HTTP");
+    environment.push(("AWS_ENDPOINT".to_owned(), endpoint.clone()));
+    let pairs: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let inspect = ["--patience", "1", "inspect", "s3://bucket/acts", "--json"];
+    sae::run_with(&inspect, &pairs).exits(69).says(&[&endpoint, "certificate"]);
+    let authority = text(tls.authority());
+    let known = sae::run_with(&inspect, &[&pairs[..], &[("SSL_CERT_FILE", &authority)]].concat()).exits(0);
+    assert_eq!(known.json()["rows"], 2000);
 }
 
 /// What the environment says about stores and no client could use: one message that names the variable, and no value that is a secret.

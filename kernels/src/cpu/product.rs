@@ -1,4 +1,4 @@
-//! `C = A · B (+ C)` in f32 through crate `gemm`, one thread: parallel callers split the work into pieces of fixed size,
+//! `C = A · B (+ C)` in f32 through crate `gemm-f32`, one thread: parallel callers split the work into pieces of fixed size,
 //! so that bits do not depend on the number of threads.
 
 /// A matrix in memory: element `(i, j)` lies at `i · row + j · column`.
@@ -29,29 +29,30 @@ pub fn multiply(c: &mut [f32], stride: usize, add: bool, a: Matrix<'_>, b: Matri
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(k, b.rows, "inner dimensions");
     assert!(m > 0 && n > 0 && stride >= n && (m - 1) * stride + n <= c.len(), "product inside its slice");
+    // The micro-kernels write whole columns, so that they make the transpose: cᵀ = bᵀ · aᵀ, whose columns are rows of `c`.
     // SAFETY: the three matrices lie inside their slices (asserted here and in `Matrix::new`; a transpose covers the
     // same elements), and `c` is borrowed mutably, so it overlaps neither.
     unsafe {
-        gemm::gemm(
-            m,
+        gemm_f32::gemm::f32::get_gemm_fn()(
             n,
+            m,
             k,
             c.as_mut_ptr(),
-            1,
             stride as isize,
+            1,
             add,
-            a.values.as_ptr(),
-            a.column as isize,
-            a.row as isize,
             b.values.as_ptr(),
-            b.column as isize,
             b.row as isize,
-            1.0_f32,
-            1.0_f32,
+            b.column as isize,
+            a.values.as_ptr(),
+            a.row as isize,
+            a.column as isize,
+            1.0,
+            1.0,
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            gemm_common::Parallelism::None,
         );
     }
 }
