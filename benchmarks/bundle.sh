@@ -3,8 +3,8 @@
 #
 #   benchmarks/bundle.sh [FOLDER]        FOLDER is target/bundle where it is not given; then, on that machine:  FOLDER/run.sh [OUT]
 #
-# Needs NVRTC here (SAE_NVRTC when it is not found; 13.0, whose kernels every driver of CUDA 13 takes), and no GPU. The binaries carry kernels for sm_80, sm_90a and sm_100a, so no compiler
-# goes along, and are stripped of their symbols. Prints the size of FOLDER and of the files of the checkout, and fails when both
+# Needs Rust and Python with venv here (launch/release-tools.sh has the rest), and no GPU. The binaries are those of a release: they start
+# with glibc 2.28 and newer, carry kernels for sm_80, sm_90a and sm_100a, so no compiler goes along, and are stripped of their symbols. Prints the size of FOLDER and of the files of the checkout, and fails when both
 # together, which is what travels where a checkout is copied with the folder in it, take more than 64 MiB. SAE_PROFILE=dev builds
 # faster and without kernels in the binaries, for the tests of the scripts on the emulator: such a folder measures nothing.
 set -euo pipefail
@@ -19,7 +19,12 @@ trap 'rm -f "$build_json"' EXIT
 
 # All at once and of the whole workspace, so that dependencies are built with one set of features, once.
 build() {
-    cargo build --profile "$profile" --workspace --bin sae --bench step --test cuda --test edges --message-format=json >"$build_json"
+    local how=(cargo build) target=()
+    if [ "$profile" != dev ]; then
+        how=(launch/release-tools.sh cargo zigbuild)
+        target=(--target "$(uname -m)-unknown-linux-gnu.2.28")
+    fi
+    "${how[@]}" "${target[@]}" --profile "$profile" --workspace --bin sae --bench step --test cuda --test edges --message-format=json >"$build_json"
 }
 # NAME's executable, out of cargo's messages.
 executable() {
@@ -29,7 +34,7 @@ executable() {
 build
 if [ "$profile" != dev ]; then
     rm -rf "$out/cubins"
-    "$(executable sae)" kernels --out "$out/cubins" >"$out/kernels.txt"
+    launch/release-tools.sh "$(executable sae)" kernels --out "$out/cubins" >"$out/kernels.txt"
     SAE_CUBINS="$out/cubins" build
     # The binaries carry them now.
     rm -r "$out/cubins"
@@ -48,7 +53,9 @@ bytes_of() {
     du --files0-from=- -cb | tail -1 | cut -f1
 }
 bytes="$(find "$out" -type f -print0 | bytes_of)"
-beside="$(git ls-files -z --cached --others --exclude-standard 2>/dev/null | bytes_of 2>/dev/null || echo 0)"
+# Nothing where there is no git, or where what it knows is no longer there.
+beside="$({ git ls-files -z --cached --others --exclude-standard | bytes_of; } 2>/dev/null || true)"
+beside="${beside:-0}"
 du -ah "$out" | sort -h | tail -8
 echo "$((bytes >> 20)) MiB, and $((beside >> 20)) MiB of the checkout beside it, of at most $((most_bytes >> 20)) MiB together"
 [ $((bytes + beside)) -le "$most_bytes" ] || [ "$profile" = dev ] || { echo "the bundle is too large" >&2 && exit 1; }

@@ -13,7 +13,7 @@
 
 budget_s=530
 most_text_bytes=$((256 << 10))
-most_file_bytes=$((4 << 20))
+most_file_bytes=$((6 << 20))
 
 begin() {
     local of_all=0
@@ -198,7 +198,7 @@ export -f card_test step torch_script
 
 # The folder of the cuBLAS that a Python has with its PyTorch.
 cublas_of() {
-    "$1" - <<'EOF_PYTHON' 2>/dev/null
+    timeout 10 "$1" - <<'EOF_PYTHON' 2>/dev/null
 import glob, importlib.util
 of = importlib.util.find_spec("nvidia")
 found = [path for folder in of.submodule_search_locations for path in glob.glob(f"{folder}/*/lib/libcublas.so.1*")] if of else []

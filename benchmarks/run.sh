@@ -10,7 +10,7 @@ set -uo pipefail
 . "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/parts.sh"
 
 begin "${1:-${OUT:-$here/out}}" card \
-    machine 10 products 40 cases 60 equal-steps 30 kernels 120 ncu 90 crossing 30 golden 40 torch 110
+    machine 20 products 40 cases 60 equal-steps 30 kernels 120 ncu 90 crossing 30 golden 40 torch 100
 
 machine() {
     local binary weights failed=0
@@ -39,7 +39,10 @@ ncu_report() {
         "$ncu" --import "$results/ncu-$set.ncu-rep" --page details
 }
 profile() {
-    ncu_report "$1" basic . && ncu_report "$1" full '^(encode|decode|backward|adam|normalize|residual)_'
+    local failed=0
+    ncu_report "$1" basic . || failed=1
+    ncu_report "$1" full '^(encode|decode|backward|adam|normalize|residual)_' || failed=1
+    return "$failed"
 }
 export -f machine ncu_report profile
 

@@ -31,7 +31,7 @@ SUMMARY = "Trains sparse autoencoders on the activations of language models, at 
 
 def said_by(*command):
     """What a program prints."""
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def needs(binary):

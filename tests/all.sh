@@ -21,7 +21,8 @@ if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null || fail "needs root, and here is no sudo: run it as root, or what this machine can by cargo test --workspace"
     # Rust and the cache are the caller's; root only borrows them.
     borrowed=("PATH=$PATH" "HOME=$HOME" "SAE_CACHE=$SAE_CACHE")
-    for name in CARGO_HOME RUSTUP_HOME CARGO_TARGET_DIR CARGO_BUILD_JOBS SAE_PYTHON PYTHON_REF CXX; do
+    for name in CARGO_HOME RUSTUP_HOME CARGO_TARGET_DIR CARGO_BUILD_JOBS SAE_PYTHON PYTHON_REF CXX \
+        {HTTP,HTTPS,NO}_PROXY {http,https,no}_proxy PIP_INDEX_URL SSL_CERT_FILE; do
         [ -z "${!name:-}" ] || borrowed+=("$name=${!name}")
     done
     exec sudo env "${borrowed[@]}" "$here/all.sh" "$@"
@@ -42,7 +43,11 @@ export SAE_REQUIRE_ALL=1
 mkdir -p "$SAE_CACHE"
 
 give_back() {
-    [ -z "${SUDO_UID:-}" ] || chown -R "$SUDO_UID:$SUDO_GID" "$SAE_CACHE" "$CARGO_TARGET_DIR" "${CARGO_HOME:-$HOME/.cargo}"
+    local folder
+    [ -n "${SUDO_UID:-}" ] || return 0
+    for folder in "$SAE_CACHE" "$CARGO_TARGET_DIR" "${CARGO_HOME:-$HOME/.cargo}" "${RUSTUP_HOME:-$HOME/.rustup}"; do
+        [ ! -e "$folder" ] || chown -R "$SUDO_UID:$SUDO_GID" "$folder"
+    done
 }
 trap give_back EXIT
 

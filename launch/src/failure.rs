@@ -107,3 +107,26 @@ impl From<kernels::Error> for Failure {
         trainer::Error::from(error).into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_the_word_for_a_code() {
+        let failure = |code| Failure { message: String::new(), code };
+        for (code, cause) in [
+            (64, "arguments"),
+            (65, "data"),
+            (69, "storage"),
+            (70, "divergence"),
+            (71, "hardware"),
+            (73, "cannot_write"),
+            (75, "interrupted"),
+            (1, "other"),
+        ] {
+            assert_eq!(failure(code).cause(), cause, "{code}");
+        }
+        assert_eq!(Failure::signalled(2).cause(), "signal");
+    }
+}

@@ -21,6 +21,11 @@ pub fn read(path: &str, sets: &[String]) -> Result<Recipe, Failure> {
     }
     let text = std::fs::read_to_string(path).map_err(|error| Failure::arguments(format!("{path}: {error}")))?;
     let file: toml::Table = text.parse().map_err(|error| Failure::arguments(format!("{path}: {error}")))?;
+    if let Some((key, date)) = date_in(&file) {
+        return Err(Failure::arguments(format!(
+            "{path}: {key} = {date} is a date, which no key takes: write \"{date}\""
+        )));
+    }
     let mut figment = Figment::from(Serialized::defaults(file));
     let mut read_sets = Vec::new();
     for set in sets {
@@ -36,6 +41,16 @@ pub fn read(path: &str, sets: &[String]) -> Result<Recipe, Failure> {
     expand_home(&mut recipe)?;
     recipe.validate()?;
     Ok(recipe)
+}
+
+/// The first key of a file that has a date, and the date: it would be taken for a table.
+fn date_in(file: &toml::Table) -> Option<(String, toml::value::Datetime)> {
+    file.iter().find_map(|(key, value)| match value {
+        toml::Value::Datetime(date) => Some((key.clone(), *date)),
+        toml::Value::Table(table) => date_in(table).map(|(inner, date)| (format!("{key}.{inner}"), date)),
+        toml::Value::Array(list) => list.iter().find_map(toml::Value::as_datetime).map(|date| (key.clone(), *date)),
+        _ => None,
+    })
 }
 
 /// A key of `--set`, and what else its text may mean where the first reading is refused.
@@ -281,7 +296,12 @@ mod tests {
         assert_eq!((recipe.run.dir.as_str(), recipe.train.l1), ("2", 8.0));
         assert_eq!(recipe.checkpoint.every, trainer::recipe::Every::Steps(5));
         let message = message(&MINIMAL.replace("\"out\"", "2024-01-01"), &[]);
-        assert!(message.contains("run.dir must be a word or path in quotes"), "{message}");
+        assert!(message.contains("run.dir = 2024-01-01 is a date, which no key takes: write"), "{message}");
+        let message = self::message(&MINIMAL.replace("\"acts\"", "[\"acts\", 07:32:00]"), &[]);
+        assert!(message.contains("data.train = 07:32:00 is a date, which no key takes: write"), "{message}");
+        // What is no TOML is told with its place.
+        let message = self::message(&MINIMAL.replace("features = 64", "features = "), &[]);
+        assert!(message.contains("line 4"), "{message}");
         let message = self::message(MINIMAL, &["train.lr=true"]);
         assert!(message.contains("--set: train.lr must be a number, and is true"), "{message}");
     }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Compiles kernels into a libcuda.so.1 that runs them on the processor.
 #
-#   build.sh objects VARIANT OBJECTS                               the emulator and the driver
+#   build.sh objects VARIANT OBJECTS                               the emulator and the driver; OBJECTS, of one variant and one compiler,
+#                                                                  also keeps the objects of kernels
 #   build.sh library VARIANT OBJECTS FOLDER DEVICE_CUH KERNEL.cu…  FOLDER/libcuda.so.1 of them and the kernels
 #   build.sh nvrtc FOLDER                                          FOLDER/libnvrtc.so.13, a stand-in for NVIDIA's
 #   build.sh self_test FOLDER                                      FOLDER/self_test

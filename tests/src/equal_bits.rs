@@ -105,7 +105,8 @@ fn hash<S: Dictionary>(dictionary: &S, (tensor, rows, columns): (Tensor, usize, 
         let some = first..(first + block(columns)).min(rows);
         let mut values = vec![f32::NAN; some.len() * columns];
         dictionary.read(tensor, slot, some, &mut values).expect("a device that works");
-        values.iter().for_each(|value| hash.update(&value.to_bits().to_le_bytes()));
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_bits().to_le_bytes()).collect();
+        hash.update(&bytes);
     }
     hash.digest128()
 }

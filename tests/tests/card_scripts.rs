@@ -218,8 +218,8 @@ fn holds_a_second_call(archive: &Archive) {
         let own = |line: &Value| line["precision"] == precision && line["moments"] == moments;
         assert!(!steps.is_empty() && steps.iter().all(own), "{file}: {steps:?}");
     }
-    let l0: Vec<u64> = archive.lines("batches.jsonl").iter().filter_map(|line| line["batch"].as_u64()).collect();
-    assert!(l0.contains(&64) && l0.contains(&40), "{l0:?}");
+    let batches: Vec<u64> = archive.lines("batches.jsonl").iter().filter_map(|line| line["batch"].as_u64()).collect();
+    assert!(batches.contains(&64) && batches.contains(&40), "{batches:?}");
     assert!(archive.text("train.txt").contains("the same bits"));
 }
 

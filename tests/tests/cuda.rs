@@ -134,13 +134,15 @@ fn equal_steps_of_a_real_size() {
     } else {
         equal_bits::FULL
     };
+    let mut listings = Vec::new();
     for precision in [Precision::Mixed(Moments::F32), Precision::Bf16Sr(Moments::Int8)] {
         let mut listing = Listing::of(&format!("{precision:?}"));
         let equal_bits::Size { width, features, batch, .. } = size;
         let name = format!("twenty steps at {width} x {features} x {batch} give the same bits");
         listing.run(&name, || equal_bits::check(&Cuda::new(&card, precision).expect("kernels"), &size));
-        listing.end();
+        listings.push(listing);
     }
+    listings.into_iter().for_each(Listing::end);
 }
 
 /// Whole runs of `sae` on a card, against the losses of the reference in double precision.

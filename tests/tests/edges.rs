@@ -1,7 +1,7 @@
 //! Sizes at which a loop makes its second pass, and numbers at which a term shows, on every device: the processor with each of its
 //! screens, ranks that share a batch, a card and the emulator; with bugs that only these cases find.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use kernels::cpu::{Cpu, Isa, Options, Screen};
 use kernels::cuda::card::{self, Card};
@@ -18,11 +18,18 @@ use tests::need;
 /// Set for a process that must have a card: `all` cases, or those whose names begin so.
 const EMULATED: &str = "SAE_TEST_EMULATED";
 
+/// Set for a process that takes the cases of one precision only, as [`PRECISIONS`] shows it.
+const PRECISION: &str = "SAE_TEST_PRECISION";
+
 /// The processor with every screen that it has, and with portable instructions.
 fn processors() -> Vec<Cpu> {
-    let screens = [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available());
+    let (screens, absent): (Vec<Screen>, Vec<Screen>) =
+        [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().partition(|screen| screen.available());
+    if !absent.is_empty() {
+        need::optional("instructions for all screens");
+    }
     let mut options: Vec<Options> =
-        screens.map(|screen| Options { threads: Some(2), screen: Some(screen), isa: None }).collect();
+        screens.into_iter().map(|screen| Options { threads: Some(2), screen: Some(screen), isa: None }).collect();
     options.push(Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) });
     options.into_iter().map(|options| Cpu::with(options).expect("threads")).collect()
 }
@@ -119,43 +126,61 @@ fn rows_wider_than_8_bit_sums_hold_are_screened_otherwise() {
     }
 }
 
-/// Runs on a card; the tests below start it again on the emulator.
+/// Runs on a card; the tests below start it again on the emulator. Every precision has a process of its own, as in tests/cuda.rs.
 #[test]
 fn boundaries_hold_on_a_card() {
     let wanted = std::env::var(EMULATED).ok();
-    let card = match Card::open(0, card::Options::from_environment()) {
-        Ok(card) => card,
-        Err(error) => {
+    // Closed again before the others open it: some cards admit one process at a time.
+    let card = Card::open(0, card::Options::from_environment()).map(|card| card.name().to_owned());
+    match (card, std::env::var(PRECISION)) {
+        (Err(error), _) => {
             assert!(wanted.is_none(), "a card: {error}");
             println!("no card: {error}");
-            return need::optional("GPUs");
+            need::optional("GPUs");
         }
-    };
-    let mut listings = Vec::new();
-    for (precision, numbers) in PRECISIONS {
-        let mut cases: Vec<(&str, Check<Cuda>)> = match numbers {
-            Numbers::F32 => boundaries::all().into_iter().chain(boundaries::of_cards()).chain(terms::all()).collect(),
-            // Runs and scans are the same code, and here large ones take long.
-            Numbers::Mixed => boundaries::all().into_iter().chain(terms::all()).collect(),
-            Numbers::Bf16 | Numbers::Int8 => terms::of_rounded(),
-        };
-        cases.retain(|(name, _)| wanted.as_ref().is_none_or(|wanted| wanted == "all" || name.starts_with(wanted)));
-        if cases.is_empty() {
-            continue;
+        (Ok(_), Ok(precision)) => boundaries_hold_in(&precision, wanted.as_deref()),
+        (Ok(_), Err(_)) => {
+            let some = PRECISIONS.into_iter().filter(|(_, numbers)| !cases_of(*numbers, wanted.as_deref()).is_empty());
+            let some: Vec<String> = some.map(|(precision, _)| format!("{precision:?}")).collect();
+            assert!(!some.is_empty(), "{wanted:?} begins no case");
+            let failed: Vec<&String> = some.iter().filter(|precision| !holds_in_another_process(precision)).collect();
+            assert!(failed.is_empty(), "cases failed in {failed:?}: they are listed above");
         }
-        let mut listing = Listing::of(&format!("{precision:?}"));
-        let mut device = None;
-        for (name, check) in cases {
-            let opened = || Cuda::new(&card, precision).expect("kernels");
-            if !listing.run(name, || check(device.get_or_insert_with(opened), numbers)) {
-                // It remembers that it has failed.
-                device = None;
-            }
-        }
-        listings.push(listing);
     }
-    assert!(!listings.is_empty(), "{wanted:?} begins no case");
-    listings.into_iter().for_each(Listing::end);
+}
+
+fn holds_in_another_process(precision: &str) -> bool {
+    let mut command = Command::new(std::env::current_exe().expect("a process knows its file"));
+    command.args(["--exact", "boundaries_hold_on_a_card", "--nocapture"]).env(PRECISION, precision);
+    command.status().expect("this program starts again").success()
+}
+
+fn boundaries_hold_in(precision: &str, wanted: Option<&str>) {
+    let known = PRECISIONS.into_iter().find(|(known, _)| format!("{known:?}") == precision);
+    let (precision, numbers) = known.expect("a known precision");
+    let card = Card::open(0, card::Options::from_environment()).expect("it was there");
+    let mut listing = Listing::of(&format!("{precision:?}"));
+    let mut device = None;
+    for (name, check) in cases_of(numbers, wanted) {
+        let opened = || Cuda::new(&card, precision).expect("kernels");
+        if !listing.run(name, || check(device.get_or_insert_with(opened), numbers)) {
+            // It remembers that it has failed.
+            device = None;
+        }
+    }
+    listing.end();
+}
+
+/// All cases, or those whose names begin with what is wanted.
+fn cases_of(numbers: Numbers, wanted: Option<&str>) -> Vec<(&'static str, Check<Cuda>)> {
+    let mut cases: Vec<(&str, Check<Cuda>)> = match numbers {
+        Numbers::F32 => boundaries::all().into_iter().chain(boundaries::of_cards()).chain(terms::all()).collect(),
+        // Runs and scans are the same code, and here large ones take long.
+        Numbers::Mixed => boundaries::all().into_iter().chain(terms::all()).collect(),
+        Numbers::Bf16 | Numbers::Int8 => terms::of_rounded(),
+    };
+    cases.retain(|(name, _)| wanted.is_none_or(|wanted| wanted == "all" || name.starts_with(wanted)));
+    cases
 }
 
 /// What the others do differently lies in how they round, see tests/src/rounding.rs.

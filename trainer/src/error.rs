@@ -134,10 +134,30 @@ mod tests {
             (loader::Error::Unreachable { location: text(), problem: text() }.into(), 69),
             (loader::Error::CannotWrite { location: text(), problem: text() }.into(), 73),
             (loader::Error::Threads(text()).into(), 71),
-            (kernels::Error::NoCard.into(), 64),
-            (kernels::Error::Threads { reason: text() }.into(), 71),
         ] {
             assert_eq!(error.exit_code(), code, "{error:?}");
+        }
+        let (call, address) = ("x", std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
+        for (error, code) in [
+            (kernels::Error::OutOfMemory { what: "x", bytes: 1, said: text() }, 64),
+            (kernels::Error::TooManyRows { batch: 1, most: 1, features: 1 }, 64),
+            (kernels::Error::RefusedKernels { which: text(), reason: text(), nvrtc: text() }, 64),
+            (kernels::Error::NoDriver { looked: text() }, 64),
+            (kernels::Error::DriverTooOld { major: 1, minor: 1 }, 64),
+            (kernels::Error::NoCard, 64),
+            (kernels::Error::NoSuchCard { ordinal: 1, count: 1 }, 64),
+            (kernels::Error::CardTooOld { name: text(), major: 1, minor: 1 }, 64),
+            (kernels::Error::NoCompiler { looked: text() }, 64),
+            (kernels::Error::NoNccl { looked: text() }, 64),
+            (kernels::Error::SharedCard { rank: 1, other: 2, name: text() }, 64),
+            (kernels::Error::UnknownArch { arch: text(), known: text() }, 64),
+            (kernels::Error::Listen { address, reason: text() }, 64),
+            (kernels::Error::Compile { source_file: "x", arch: text(), nvrtc: text(), log: text() }, 70),
+            (kernels::Error::Cuda { call, reason: text() }, 71),
+            (kernels::Error::Nccl { call, reason: text() }, 71),
+            (kernels::Error::Threads { reason: text() }, 71),
+        ] {
+            assert_eq!(Error::from(error.clone()).exit_code(), code, "{error:?}");
         }
         // What another rank failed of, where it said so and another start changes nothing.
         let peer = |code| Error::from(kernels::Error::Peer { rank: 3, operation: "x", reason: text(), code });
