@@ -5,10 +5,10 @@
 //! not carry kernels that are not its own.
 
 #[allow(dead_code)]
-#[path = "src/cuda/cubin.rs"]
+#[path = "src/cuda/compile/cubin.rs"]
 pub mod cubin;
 #[allow(dead_code)]
-#[path = "src/cuda/sources.rs"]
+#[path = "src/cuda/compile/sources.rs"]
 pub mod sources;
 
 use std::collections::BTreeMap;

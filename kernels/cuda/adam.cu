@@ -20,7 +20,7 @@
 
 static constexpr float REST1 = 0.1f, BETA2 = 0.999f, REST2 = 0.001f, EPSILON = 1e-8f;
 
-// What is the same for all rows of a step. kernels/src/cuda/adam.rs has the same fields in the same order.
+// What is the same for all rows of a step. kernels/src/cuda/ops/adam.rs has the same fields in the same order.
 struct Update {
     double learning_rate, decay_from, steps;
     u64 step, tokens;

@@ -8,7 +8,7 @@
 // Plan: one block over the tokens, a block for 32 columns as in sum_columns, a thread a feature; all in fixed orders.
 #include "status.cuh"
 
-// kernels/src/cuda/count.rs has the same fields in the same order.
+// kernels/src/cuda/ops/count.rs has the same fields in the same order.
 struct Tally {
     u64 rows, active;
     double squared_error, squared_norm, l1;

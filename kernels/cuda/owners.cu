@@ -95,7 +95,7 @@ gradient_rows_bf16(Runs<bf16> runs, const bf16* w_dec_fs, const float* norm_f, c
     gradient_rows(runs, w_dec_fs, norm_f, activation_f, status, touched, dec_ts, enc_ts, lambda_over_b);
 }
 
-// Rows of the ranks, for the features that this one owns. kernels/src/cuda/owners.rs has the same fields in the same order.
+// Rows of the ranks, for the features that this one owns. kernels/src/cuda/ranks/owners.rs has the same fields in the same order.
 struct Parts {
     const u32* touched_rw;
     const u32* before_rw;

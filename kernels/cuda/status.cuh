@@ -1,4 +1,4 @@
-// What the kernels of a step tell each other and the host. kernels/src/cuda/status.rs has the same fields in the same order.
+// What the kernels of a step tell each other and the host. kernels/src/cuda/runtime/status.rs has the same fields in the same order.
 #pragma once
 #include "device.cuh"
 

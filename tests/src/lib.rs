@@ -10,6 +10,7 @@ pub mod exact;
 pub mod fixture;
 pub mod gate;
 pub mod golden;
+pub mod imports;
 pub mod jobs;
 pub mod kills;
 pub mod late;

@@ -90,7 +90,7 @@ fn every_file_of_device_code_is_in_the_tables() {
     }
     let known: BTreeSet<String> =
         SOURCES.iter().chain(NAIVE).chain(HEADERS).map(|source| source.file.to_owned()).collect();
-    assert_eq!(known, files, "kernels/src/cuda/sources.rs, and what lies in kernels/cuda");
+    assert_eq!(known, files, "kernels/src/cuda/compile/sources.rs, and what lies in kernels/cuda");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tests::root;
+use tests::{imports, root};
 use toml::{Table, Value};
 
 /// Crates, and which of the others each may depend on.
@@ -168,13 +168,24 @@ fn an_operation_has_one_name_everywhere() {
     let benchmarks: String =
         sources().filter(|path| path.starts_with(root().join("benchmarks"))).map(|path| read(&path)).collect();
     for stem in STEMS {
-        let cpu = root().join("kernels/src/cpu");
-        assert!(cpu.join(format!("{stem}.rs")).exists() || cpu.join(stem).is_dir(), "kernels/src/cpu has no {stem}");
-        for file in [format!("kernels/src/cuda/{stem}.rs"), format!("kernels/cuda/{stem}.cu")] {
+        for file in [
+            format!("kernels/src/cpu/ops/{stem}.rs"),
+            format!("kernels/src/cuda/ops/{stem}.rs"),
+            format!("kernels/cuda/{stem}.cu"),
+        ] {
             assert!(root().join(&file).exists(), "no {file}");
         }
         assert!(tests.contains(stem), "tests/src/cases.rs does not mention {stem}");
         assert!(benchmarks.contains(stem), "no benchmark mentions {stem}");
+    }
+}
+
+/// Where a file reaches back to one that uses it, neither can be read first.
+#[test]
+fn files_use_each_other_in_one_direction() {
+    for name in ["kernels", "tests", "benchmarks"] {
+        let circles = imports::circles(&root().join(name).join("src"));
+        assert!(circles.is_empty(), "{name}: {circles:?}");
     }
 }
 

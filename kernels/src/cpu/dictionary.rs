@@ -1,22 +1,30 @@
 //! A dictionary on the processor: its memory, and the order in which the operations use it.
 
-use super::adam::{Change, Coefficients, Features, GradientRows, Row, Settle, Skipped, UpdateRow};
-use super::backward::{Backward, Gradient, Operands, rows_are_stored};
-use super::count::{Active, Count, column_sums};
-use super::decode::{Decode, SLICE};
-use super::dense::{self, Dense};
-use super::encode::{Encode, TILE, TileCodes};
-use super::exchange::{self, spread};
+use super::codes::{TILE, TileCodes};
+use super::engine::Engine;
 use super::memory::{Buffer, Memory, SharedRows};
-use super::residual::Residual;
+use super::ops::adam::{Change, Coefficients, Features, GradientRows, Row, Settle, Skipped, UpdateRow};
+use super::ops::backward::{Backward, Gradient, Operands, rows_are_stored};
+use super::ops::count::{Active, Count, Tally, column_sums};
+use super::ops::decode::{Decode, SLICE};
+use super::ops::dense::{self, Dense};
+use super::ops::encode::Encode;
+use super::ops::exchange::{self, spread};
+use super::ops::normalize::Rows;
+use super::ops::residual::Residual;
 use super::scratch::Workers;
-use super::screen::Screener;
+use super::screen::{PRODUCT_TOKENS, Screener};
 use super::weights::{Parameter, Weights};
-use super::{Engine, Rows, Tally};
 use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape, Slot, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Values of the largest product of a task: two of the dense path's, or one of the f32 screen's.
+const PRODUCT: usize = {
+    let (dense, screen) = (2 * dense::TOKENS_MAX * dense::TILE, TILE * PRODUCT_TOKENS);
+    if dense > screen { dense } else { screen }
+};
 
 /// What backward and Adam are asked of.
 const TRAINS: &str = "a dictionary made with an Adam mode";
@@ -117,7 +125,7 @@ impl CpuDictionary {
             last_fired_f: memory.weights(features)?,
             owned,
             screener: Screener::new(&engine, &shape, memory)?,
-            workers: Workers::new(engine.threads(), &shape, stride, memory)?,
+            workers: Workers::new(engine.threads(), &shape, (PRODUCT, stride), memory)?,
             batch: Batch::new(&shape, stride, memory)?,
             gradient: adam.is_some().then(|| GradientBuffers::new(features, stride, memory)).transpose()?,
             engine,

@@ -1,249 +1,25 @@
 //! The processor as a [`Device`]: every operation in f32, the same bits for every thread count and instruction set.
 //!
-//! A feature's work belongs together: activations are kept by feature (`encode.rs`), and decode, backward and Adam walk
+//! A feature's work belongs together: activations are kept by feature (`codes.rs`), and decode, backward and Adam walk
 //! over them feature by feature, so weights are read once per batch and only the small `[B, D]` arrays are gathered.
 
-mod adam;
-mod backward;
-mod count;
-mod decode;
-mod dense;
+mod codes;
+mod device;
 mod dictionary;
-mod encode;
-mod exchange;
+mod engine;
 mod memory;
-mod normalize;
+mod ops;
 mod peak;
 mod product;
-mod residual;
 mod scratch;
 mod screen;
 mod simd;
 mod weights;
 
+pub use device::{Cpu, Options, Staging};
 pub use dictionary::CpuDictionary;
-pub use normalize::Rows;
+pub use ops::count::Tally;
+pub use ops::normalize::Rows;
 pub use peak::Peaks;
 pub use screen::Screen;
 pub use simd::Isa;
-
-use crate::device::{SUMS_TIMED, rate_of_sums};
-use crate::mesh::Axes;
-use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
-use memory::{Buffer, Memory};
-use rayon::ThreadPool;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-/// The processor.
-pub struct Cpu {
-    engine: Arc<Engine>,
-}
-
-/// What the operations run on.
-pub(crate) struct Engine {
-    pool: ThreadPool,
-    isa: Isa,
-    screen: Screen,
-    axes: Axes,
-    /// The first thing that went wrong between ranks: told by the next function that can fail.
-    failure: Mutex<Option<Error>>,
-}
-
-/// Choices that change speed and never results. `None` takes what is best here.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// Worker threads; by default one per core that this process may use.
-    pub threads: Option<usize>,
-    /// How the encoder finds pairs that may be active.
-    pub screen: Option<Screen>,
-    /// Instruction set of all other operations.
-    pub isa: Option<Isa>,
-}
-
-impl Cpu {
-    /// The processor with `threads` workers, by default one per core that this process may use.
-    ///
-    /// # Errors
-    /// [`Error::Threads`].
-    pub fn new(threads: Option<usize>) -> Result<Self, Error> {
-        Self::with(Options { threads, ..Options::default() })
-    }
-
-    /// As [`Cpu::new`], with choices for tests and benchmarks.
-    ///
-    /// # Errors
-    /// [`Error::Threads`].
-    ///
-    /// # Panics
-    /// When this machine lacks the screen or the instruction set.
-    pub fn with(options: Options) -> Result<Self, Error> {
-        Self::among(options, Axes::alone())
-    }
-
-    /// The processor of one rank among others.
-    ///
-    /// # Errors
-    /// [`Error::Threads`].
-    ///
-    /// # Panics
-    /// As [`Cpu::with`].
-    pub fn among(options: Options, axes: Axes) -> Result<Self, Error> {
-        let isa = options.isa.unwrap_or_else(Isa::detect);
-        let screen = options.screen.unwrap_or_else(Screen::detect);
-        assert!(isa.available() && screen.available(), "{isa:?} and {screen:?} exist on this machine");
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads.unwrap_or(0))
-            .thread_name(|index| format!("kernels-{index}"))
-            .build()
-            .map_err(|error| Error::Threads { reason: error.to_string() })?;
-        Ok(Cpu { engine: Arc::new(Engine { pool, isa, screen, axes, failure: Mutex::new(None) }) })
-    }
-}
-
-impl Engine {
-    /// Workers, hence scratch areas.
-    fn threads(&self) -> usize {
-        self.pool.current_num_threads()
-    }
-
-    /// Remembers that ranks could not exchange something; the first time counts, what follows it is its consequence.
-    fn note<T>(&self, result: Result<T, Error>) -> Option<T> {
-        result
-            .map_err(|error| {
-                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-                failure.get_or_insert(error);
-            })
-            .ok()
-    }
-
-    /// # Errors
-    /// What was remembered: nothing can be trusted after it.
-    fn check(&self) -> Result<(), Error> {
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.clone().map_or(Ok(()), Err)
-    }
-}
-
-/// Rows are padded with zeros to whole blocks, so that no kernel has a tail.
-fn stride(width: usize) -> usize {
-    width.next_multiple_of(simd::LANES)
-}
-
-impl Device for Cpu {
-    const AHEAD: usize = 0;
-
-    type Staging = Staging;
-    type Rows = Rows;
-    type Tally = Tally;
-    type Dictionary = CpuDictionary;
-
-    fn describe(&self) -> String {
-        let Engine { isa, screen, .. } = &*self.engine;
-        format!("cpu, {} threads, {}, {} screen", self.engine.threads(), isa.name(), screen.name())
-    }
-
-    fn axes(&self) -> &Axes {
-        &self.engine.axes
-    }
-
-    fn dense_above(&self) -> f64 {
-        dense::FASTER_ABOVE
-    }
-
-    fn bytes(&self, shape: Shape) -> Bytes {
-        let Shape { width, features, batch, .. } = shape;
-        let mut bytes = Memory::measure(|memory| {
-            CpuDictionary::new(self.engine.clone(), shape, memory)?;
-            Rows::new(batch, width, memory).map(|_| ())
-        });
-        bytes.step += (size_of::<u64>() * (width + features)) as u64;
-        bytes.lists = (self.dense_above() * batch as f64 * features as f64) as u64 * encode::PAIR_BYTES;
-        bytes
-    }
-
-    fn wait(&self) -> Result<(), Error> {
-        self.engine.check()
-    }
-
-    fn room(&self) -> Option<u64> {
-        None
-    }
-
-    fn staging(&self, bytes: usize) -> Result<Staging, Error> {
-        Ok(Staging(Buffer::new(bytes, "staging for stored rows")?))
-    }
-
-    fn rows(&self, batch: usize, width: usize) -> Result<Rows, Error> {
-        Rows::new(batch, width, &mut Memory::taken())
-    }
-
-    fn tally(&self, width: usize, features: usize) -> Result<Tally, Error> {
-        Ok(Tally { sums: Sums::new(width, features) })
-    }
-
-    fn dictionary(&self, shape: Shape) -> Result<CpuDictionary, Error> {
-        CpuDictionary::new(self.engine.clone(), shape, &mut Memory::taken())
-    }
-
-    fn gather(&self, staged: &mut Staging, parts: &[Range<usize>]) -> Result<(), Error> {
-        let feature = &self.engine.axes.feature;
-        if feature.size() == 1 {
-            return Ok(());
-        }
-        let mut at = 0;
-        for part in feature.gather(&staged.0[parts[feature.index()].clone()])? {
-            staged.0[at..at + part.len()].copy_from_slice(&part);
-            at += part.len();
-        }
-        Ok(())
-    }
-
-    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Rows) {
-        x.fill(&self.engine, &staged.0, dtype, (n, of), scale);
-    }
-
-    fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {
-        let empty = Sums::new(tally.sums.x_d.len(), tally.sums.fired_f.len());
-        std::mem::replace(&mut tally.sums, empty).over(&self.engine.axes)
-    }
-
-    fn put_sums(&self, tally: &mut Tally, sums: &Sums) {
-        tally.sums = sums.part(&self.engine.axes, tally.sums.fired_f.len());
-    }
-
-    fn exchange_rate(&self, values: usize) -> Result<f64, Error> {
-        let all = &self.engine.axes.all;
-        let mut summed = vec![0.0; values];
-        all.sum_f32(&mut summed)?;
-        let started = Instant::now();
-        (0..SUMS_TIMED).try_for_each(|_| all.sum_f32(&mut summed))?;
-        Ok(rate_of_sums(values, all.size(), started.elapsed()))
-    }
-
-    fn exchanged(&self) -> (u64, Duration) {
-        let all = &self.engine.axes.all;
-        (all.bytes_sent(), all.exchanging())
-    }
-}
-
-/// Bytes of stored rows.
-pub struct Staging(Buffer<u8>);
-
-impl AsRef<[u8]> for Staging {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl AsMut<[u8]> for Staging {
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-}
-
-/// Sums over counted rows.
-pub struct Tally {
-    pub(crate) sums: Sums,
-}

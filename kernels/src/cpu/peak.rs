@@ -1,9 +1,10 @@
 //! What this machine can do at best, measured: benchmarks report their rates as a share of these.
 
+use super::device::Cpu;
+use super::memory::Buffer;
 use super::product::{Matrix, multiply};
 use super::screen::{Screen, busy_products};
-use super::simd::{Kernel, LANES, Lanes};
-use super::{Cpu, memory::Buffer};
+use super::simd::{CHAINS, Kernel, LANES, Lanes};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -73,9 +74,6 @@ impl Cpu {
         seconds.into_iter().map(|seconds| work as f64 / seconds / 1e9).sum()
     }
 }
-
-/// Sums that do not wait for each other.
-pub const CHAINS: usize = 12;
 
 struct BusyFma {
     steps: usize,

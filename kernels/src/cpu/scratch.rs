@@ -1,16 +1,10 @@
 //! Memory of a worker during a task.
 
-use super::encode;
+use super::codes;
 use super::memory::{Buffer, Memory};
-use super::{dense, screen};
+use super::screen::PANEL;
 use crate::{Error, Shape};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Values of the largest product of a task: two of the dense path's, or one of the f32 screen's.
-const PRODUCT: usize = {
-    let (dense, screen) = (2 * dense::TOKENS_MAX * dense::TILE, encode::TILE * screen::PRODUCT_TOKENS);
-    if dense > screen { dense } else { screen }
-};
 
 /// What a task of any operation may write.
 pub struct Scratch {
@@ -29,14 +23,19 @@ pub struct Scratch {
 pub struct Workers(Vec<Mutex<Scratch>>);
 
 impl Workers {
-    /// For `threads` workers, and padded rows of `stride` values.
-    pub fn new(threads: usize, shape: &Shape, stride: usize, memory: &mut Memory) -> Result<Self, Error> {
+    /// For `threads` workers, products of at most `product` values, and padded rows of `stride` values.
+    pub fn new(
+        threads: usize,
+        shape: &Shape,
+        (product, stride): (usize, usize),
+        memory: &mut Memory,
+    ) -> Result<Self, Error> {
         let what = "scratch of the worker threads";
         let scratch = |_| {
             Ok(Mutex::new(Scratch {
-                marks: memory.step(encode::TILE * shape.batch.div_ceil(screen::PANEL), what)?,
-                next: Vec::with_capacity(encode::TILE),
-                product: memory.step(PRODUCT, what)?,
+                marks: memory.step(codes::TILE * shape.batch.div_ceil(PANEL), what)?,
+                next: Vec::with_capacity(codes::TILE),
+                product: memory.step(product, what)?,
                 enc_d: memory.step(stride, what)?,
                 dec_d: memory.step(stride, what)?,
             }))

@@ -9,6 +9,9 @@ pub type Block = [f32; 16];
 /// Lanes in a block.
 pub const LANES: usize = 16;
 
+/// Sums that do not wait for each other.
+pub const CHAINS: usize = 12;
+
 /// The arithmetic that kernels use. Implementations exist only where the processor has the instructions.
 pub trait Lanes: Copy {
     /// Sixteen values in registers.

@@ -1,9 +1,8 @@
 //! The parameters of a dictionary, as the operations read them.
 
-use super::adam::SharedParameter;
+use super::engine::stride;
 use super::memory::{Buffer, Memory, SharedRows};
 use super::simd::{Isa, Kernel, Lanes, blocks, dot};
-use super::stride;
 use crate::{Error, Shape, Slot, Tensor};
 use std::ops::Range;
 
@@ -21,6 +20,15 @@ pub struct Weights {
     pub b_dec: Parameter,
     /// `‖W_dec[f]‖`.
     pub norm_f: Buffer<f32>,
+}
+
+/// A parameter that tasks update feature by feature.
+pub struct SharedParameter<'a> {
+    pub value: SharedRows<'a, f32>,
+    pub first: SharedRows<'a, f32>,
+    pub second: SharedRows<'a, f32>,
+    /// The row to which the first moments belong.
+    pub owned_from: usize,
 }
 
 /// A parameter, and the moments of the rows that this rank owns (none in a dictionary that cannot train).

@@ -7,32 +7,13 @@ use std::ops::Range;
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::bf16;
 
-use super::communicator::Part;
-use super::memory::{Buffer, Memory, Pointer};
+use super::runtime::memory::{Buffer, Memory};
+use super::runtime::pointer::{Part, Pointer};
+use super::runtime::precision::{Code, Format, SCALE_BLOCK};
 use crate::Error;
 
-/// `SCALE_BLOCK` in parameter.cuh.
-const SCALE_BLOCK: usize = 128;
 /// `SMALLEST_SCALE` in parameter.cuh: 2⁻¹⁰⁰.
 const SMALLEST_SCALE: f32 = f32::from_bits((127 - 100) << 23);
-
-/// How numbers are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    F32,
-    Bf16,
-    /// A byte each, with a binary32 scale for each block of [`SCALE_BLOCK`] columns of a row.
-    Int8(Code),
-}
-
-/// What a byte means beside the scale of its block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Code {
-    /// A sign, and `(q / 127)²`: first moments.
-    First,
-    /// `(q / 255)⁴`: second moments.
-    Second,
-}
 
 impl Code {
     fn decode(self, byte: u8, scale: f32) -> f32 {

@@ -7,18 +7,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::array::{Code, Format};
-use super::card::Card;
-use super::count::Tally;
+use super::compile::sources::{NAIVE, SOURCES, Source};
 use super::dictionary::{Buffers, CudaDictionary};
-use super::engine::Engine;
-use super::exchange;
 use super::limits;
-use super::memory::Memory;
-use super::normalize::Rows;
-use super::sources::{NAIVE, SOURCES, Source};
-use super::staging::Staging;
-use super::status::AHEAD;
+use super::ops::count::Tally;
+use super::ops::normalize::Rows;
+use super::ranks::exchange;
+use super::runtime::card::Card;
+use super::runtime::engine::Engine;
+use super::runtime::memory::Memory;
+use super::runtime::precision::{Moments, Precision, stride};
+use super::runtime::staging::Staging;
+use super::runtime::status::AHEAD;
 use super::weights::Weights;
 use crate::mesh::{Axes, Place};
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
@@ -26,87 +26,6 @@ use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 /// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
 /// about 16·D bytes on the sparse path, and B·F·D·16 operations more are made on the dense one. Not yet measured on a card.
 const DENSE_ABOVE: f64 = 0.01;
-
-/// In what numbers the products are made, and weights and moments are kept. Biases and their moments are binary32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// Binary32 throughout.
-    F32,
-    /// Weights in binary32; products read bf16 copies of weights, x and g, and sum in binary32.
-    Mixed(Moments),
-    /// The same products, and weights in bf16 alone: Adam computes in binary32 and rounds by chance.
-    Bf16Sr(Moments),
-}
-
-/// How both moments of W_enc and W_dec are kept: see parameter.cuh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moments {
-    /// Binary32.
-    F32,
-    /// bf16, rounded by chance.
-    Bf16,
-    /// 8 bits, rounded by chance, with a scale for each block of a row.
-    Int8,
-}
-
-impl Precision {
-    /// Bytes of a value that products read.
-    pub fn bytes(self) -> usize {
-        match self {
-            Precision::F32 => 4,
-            Precision::Mixed(_) | Precision::Bf16Sr(_) => 2,
-        }
-    }
-
-    /// How W_enc and W_dec are kept.
-    pub(super) fn weights(self) -> Format {
-        match self {
-            Precision::F32 | Precision::Mixed(_) => Format::F32,
-            Precision::Bf16Sr(_) => Format::Bf16,
-        }
-    }
-
-    /// How their first and second moments are kept.
-    pub(super) fn moments(self) -> [Format; 2] {
-        match self {
-            Precision::F32 | Precision::Mixed(Moments::F32) | Precision::Bf16Sr(Moments::F32) => [Format::F32; 2],
-            Precision::Mixed(Moments::Bf16) | Precision::Bf16Sr(Moments::Bf16) => [Format::Bf16; 2],
-            Precision::Mixed(Moments::Int8) | Precision::Bf16Sr(Moments::Int8) => {
-                [Format::Int8(Code::First), Format::Int8(Code::Second)]
-            }
-        }
-    }
-
-    /// For people: `bf16 products and weights, 8-bit moments`.
-    fn describe(self) -> String {
-        let moments = |moments| match moments {
-            Moments::F32 => "",
-            Moments::Bf16 => ", bf16 moments",
-            Moments::Int8 => ", 8-bit moments",
-        };
-        match self {
-            Precision::F32 => "f32".to_owned(),
-            Precision::Mixed(of) => format!("bf16 products{}", moments(of)),
-            Precision::Bf16Sr(of) => format!("bf16 products and weights{}", moments(of)),
-        }
-    }
-
-    /// One of two kernels.
-    pub(super) fn pick(self, single: &'static str, mixed: &'static str) -> &'static str {
-        match self {
-            Precision::F32 => single,
-            Precision::Mixed(_) | Precision::Bf16Sr(_) => mixed,
-        }
-    }
-
-    /// As in tile.cuh.
-    pub(super) fn tile(self) -> Tile {
-        match self {
-            Precision::F32 => Tile { side: 64, shared: 2 * 16 * (64 + 4) * 4 },
-            Precision::Mixed(_) | Precision::Bf16Sr(_) => Tile { side: 128, shared: 3 * 2 * 128 * 64 * 2 },
-        }
-    }
-}
 
 /// What takes less than [`Precision::Mixed`] with moments in binary32, as a recipe asks for it.
 const NARROW: [(&str, Precision); 5] = [
@@ -116,29 +35,6 @@ const NARROW: [(&str, Precision); 5] = [
     ("train.precision = \"bf16-sr\" with train.moments = \"bf16\"", Precision::Bf16Sr(Moments::Bf16)),
     ("train.precision = \"bf16-sr\" with train.moments = \"int8\"", Precision::Bf16Sr(Moments::Int8)),
 ];
-
-/// The part of a product that a block makes.
-#[derive(Clone, Copy)]
-pub(super) struct Tile {
-    /// Rows and columns.
-    pub side: usize,
-    /// Bytes of dynamic shared memory.
-    pub shared: u32,
-}
-
-/// What an operation must move and do at least: the floor that benchmarks hold it against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cost {
-    /// Bytes to and from the card's memory.
-    pub bytes: u64,
-    /// Multiplications and additions.
-    pub flop: u64,
-}
-
-/// Rows are padded with zeros to whole pieces of 16 bytes of either format.
-pub(super) fn stride(width: usize) -> usize {
-    width.next_multiple_of(8)
-}
 
 /// A card with its kernels loaded.
 pub struct Cuda {
@@ -155,7 +51,7 @@ impl Cuda {
         Self::among(card, precision, Axes::alone())
     }
 
-    /// As [`Cuda::new`], with the kernels of [`super::naive`] besides.
+    /// As [`Cuda::new`], with the kernels of [`super::measure::naive`] besides.
     ///
     /// # Errors
     /// Those of [`Card::load`].

@@ -4,9 +4,9 @@
 //! have room for; the blocks of a grid, of which a launch takes at most 2³¹ − 1 in x; and the length of what ranks sum. A
 //! list of tokens also has to have a bitmap in shared memory. What is counted over several batches has 64 bits.
 
-use super::device::{Precision, stride};
-use super::engine::Engine;
-use super::{encode, transpose};
+use super::ops::{encode, transpose};
+use super::runtime::engine::Engine;
+use super::runtime::precision::{Precision, stride};
 use crate::{Error, Shape};
 
 /// A count of pairs, or of values that ranks sum.
@@ -36,8 +36,8 @@ fn most_rows((width, features): (usize, usize), precision: Precision, shared_byt
 
 #[cfg(test)]
 mod tests {
-    use super::super::Moments;
     use super::*;
+    use crate::cuda::Moments;
 
     /// Each of the limits, with numbers reckoned by hand; one row more would be too many.
     #[test]

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use super::array::{Array, Format};
-use super::device::Precision;
-use super::engine::{Argument, Engine, arguments};
-use super::memory::{Buffer, Memory, Pointer};
+use super::array::Array;
+use super::runtime::engine::{Argument, Engine, arguments};
+use super::runtime::memory::{Buffer, Memory};
+use super::runtime::pointer::Pointer;
+use super::runtime::precision::{Format, Precision};
 use crate::{Error, Slot, Tensor};
 
 /// Biases are read in whole tiles of the encoder; past the last feature they are −∞, and nothing there is ever active.

@@ -1,8 +1,9 @@
 //! Stands where `avx512.rs` does on machines without it. [`Screen::available`] is false for narrow screens there, so
 //! none of these is ever called.
 
-use super::{FeatureBound, Screen, Screener};
-use crate::cpu::normalize::Rows;
+use super::bounds::{FeatureBound, Screener};
+use super::dtype::Screen;
+use crate::cpu::ops::normalize::Rows;
 use std::ops::Range;
 
 const WHY: &str = "narrow screens exist on x86-64 only";

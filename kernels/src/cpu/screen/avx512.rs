@@ -7,9 +7,10 @@
 //! Traffic: a panel of x (64 tokens, 24 KB in int8 with D = 384) stays in L1 while the 96 rows of a tile come from L2.
 //! The epilogue adds the bounds (3 fma for 16 pairs), compares, and stores one word of marks a feature: no branch.
 
-use super::{FeatureBound, PANEL, RANGE, Screen, Screener, raised};
-use crate::cpu::normalize::Rows;
-use crate::cpu::peak::CHAINS;
+use super::bounds::{FeatureBound, PANEL, RANGE, Screener, raised};
+use super::dtype::Screen;
+use crate::cpu::ops::normalize::Rows;
+use crate::cpu::simd::CHAINS;
 use std::arch::x86_64::*;
 use std::ops::Range;
 

@@ -15,104 +15,29 @@
 
 #[cfg_attr(not(target_arch = "x86_64"), path = "absent.rs")]
 mod avx512;
+mod bounds;
+mod dtype;
 mod plain;
 
-use super::Engine;
-use super::memory::{Buffer, Memory, SharedRows};
-use super::normalize::Rows;
+pub use bounds::{PANEL, PRODUCT_TOKENS, Screener};
+pub use dtype::Screen;
+
+use bounds::{FeatureBound, RANGE, raised};
+
+use super::codes::TILE;
+use super::engine::{Engine, stride};
+use super::memory::{Memory, SharedRows};
+use super::ops::normalize::Rows;
 use super::simd::dot_error;
 use crate::{Error, Shape};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Tokens whose marks make one word.
-pub const PANEL: usize = 64;
-/// Tokens of a product of the f32 screen: with 96 features 192 KiB of results.
-pub const PRODUCT_TOKENS: usize = 512;
 /// Width up to which the sums of an int8 product stay below 2³¹: `255 · 127 · 65536 < 2³¹`.
 const INT8_WIDTH_MAX: usize = 65_536;
 /// Share of all pairs marked in vain above which a bf16 screen should be the faster (calculated): the product of a pair costs
 /// D/64 cycles more, an exact dot about D/8.
 const INT8_WASTE_MAX: f64 = 0.1;
-
-/// Norms and largest values for which the bounds hold in f32 arithmetic: no product of two comes near its limits. Rows
-/// outside get NaN as a bound.
-const RANGE: Range<f32> = 1e-15..1e15;
-
-/// The dtype in which the encoder looks for pairs that may be active. Results do not depend on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Screen {
-    /// Eight bits with one scale a row (AVX-512 VNNI). Goes over to `Bf16` when too many pairs are marked in vain.
-    Int8,
-    /// The upper half of f32 (AVX-512 BF16).
-    Bf16,
-    /// f32 products of crate `gemm`: everywhere.
-    F32,
-}
-
-impl Screen {
-    /// The fastest that this machine has.
-    pub fn detect() -> Screen {
-        [Screen::Int8, Screen::Bf16].into_iter().find(|screen| screen.available()).unwrap_or(Screen::F32)
-    }
-
-    /// Whether this machine has the instructions.
-    pub fn available(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Screen::Int8 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni"),
-            #[cfg(target_arch = "x86_64")]
-            Screen::Bf16 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
-            #[cfg(not(target_arch = "x86_64"))]
-            Screen::Int8 | Screen::Bf16 => false,
-            Screen::F32 => true,
-        }
-    }
-
-    /// For people.
-    pub fn name(self) -> &'static str {
-        match self {
-            Screen::Int8 => "int8",
-            Screen::Bf16 => "bf16",
-            Screen::F32 => "f32",
-        }
-    }
-
-    /// Words of four bytes in a narrow row.
-    fn words(self, stride: usize) -> usize {
-        match self {
-            Screen::Int8 => stride / 4,
-            Screen::Bf16 => stride / 2,
-            Screen::F32 => 0,
-        }
-    }
-}
-
-/// A feature's side of the sum.
-#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub struct FeatureBound {
-    /// What the accumulator starts with: takes back the offset that makes int8 rows of x unsigned.
-    start: i32,
-    p: f32,
-    q: f32,
-    r: f32,
-}
-
-/// Narrow copies of W_enc and of the batch, with their bounds.
-pub struct Screener {
-    screen: Screen,
-    width: usize,
-    stride: usize,
-    /// Narrow rows of W_enc `[F, words]`, F padded to whole groups of the product.
-    w_words: Buffer<u32>,
-    bounds_f: Buffer<FeatureBound>,
-    /// Narrow rows of x in panels: `[B/64][words][64]`.
-    x_words: Buffer<u32>,
-    alpha_b: Buffer<f32>,
-    beta_b: Buffer<f32>,
-    gamma_b: Buffer<f32>,
-}
 
 /// A feature's row as Adam rewrites it, from several tasks at once.
 pub struct RowWriter<'a> {
@@ -126,7 +51,7 @@ impl Screener {
     pub fn new(engine: &Engine, shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
         let Shape { width, features, batch, .. } = *shape;
         let what = "the encoder's screen";
-        let stride = super::stride(width);
+        let stride = stride(width);
         let screen = match engine.screen {
             Screen::Int8 if width > INT8_WIDTH_MAX => Screen::F32,
             screen => screen,
@@ -134,7 +59,7 @@ impl Screener {
         // An int8 screen may go over to bf16: both fit.
         let words =
             if screen == Screen::Int8 && Screen::Bf16.available() { Screen::Bf16 } else { screen }.words(stride);
-        let features = features.next_multiple_of(super::encode::TILE);
+        let features = features.next_multiple_of(TILE);
         let batch = batch.next_multiple_of(PANEL);
         Ok(Screener {
             screen,
@@ -247,10 +172,4 @@ impl RowWriter<'_> {
 pub fn busy_products(screen: Screen, steps: usize) {
     assert!(screen.available() && screen != Screen::F32, "a narrow screen of this machine");
     avx512::busy_products(screen, steps);
-}
-
-/// A bias, moved up by more than the rounding of the sum that it enters, and by more than what flushed denormals can
-/// take from a product.
-fn raised(bias: f32) -> f32 {
-    bias + bias.abs() * (8.0 * f32::EPSILON) + 1e-30
 }

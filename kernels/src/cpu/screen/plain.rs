@@ -1,7 +1,7 @@
 //! The screen without narrow dtypes: f32 products of `gemm`, 512 tokens at a time, marked while they are in L2.
 
-use super::{PANEL, PRODUCT_TOKENS as TOKENS, Screener};
-use crate::cpu::normalize::Rows;
+use super::bounds::{PANEL, PRODUCT_TOKENS as TOKENS, Screener};
+use crate::cpu::ops::normalize::Rows;
 use crate::cpu::product::{Matrix, multiply};
 use std::ops::Range;
 

@@ -1,0 +1,7 @@
+//! What benchmarks and tests take of a card: ceilings, times, naive versions.
+
+pub mod cublas;
+pub mod naive;
+pub mod peaks;
+pub mod profile;
+pub mod stopwatch;

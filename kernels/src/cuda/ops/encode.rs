@@ -1,0 +1,109 @@
+//! Launches `encode.cu`: the lists of active features of a batch.
+
+use std::ops::Range;
+
+use super::Cost;
+use super::normalize::Rows;
+use crate::Error;
+use crate::cuda::runtime::engine::{Engine, arguments};
+use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::precision::Precision;
+use crate::cuda::runtime::status::Status;
+use crate::cuda::weights::Weights;
+
+/// Most active features of a token for which there is room; a batch with more takes the dense path.
+const CAPACITY: usize = 4096;
+
+/// Room in the list of a token.
+pub fn capacity(features: usize) -> usize {
+    features.next_power_of_two().min(CAPACITY)
+}
+
+/// Blocks of the product for `n` tokens.
+pub fn blocks(n: usize, features: usize, precision: Precision) -> usize {
+    let side = precision.tile().side;
+    n.div_ceil(side) * features.div_ceil(side)
+}
+
+/// For each token its active features, sorted, with their activations.
+pub struct Lists {
+    features: usize,
+    /// Room in a list.
+    pub capacity: usize,
+    /// `feature · 2³² + bits of the activation`, `[B, capacity]`.
+    pub pairs_bc: Buffer<u64>,
+    pub count_b: Buffer<u32>,
+    /// Tokens on which each feature fired.
+    pub count_f: Buffer<u32>,
+}
+
+impl Lists {
+    pub fn new(batch: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
+        let what = "lists of active features";
+        let capacity = capacity(features);
+        Ok(Lists {
+            features,
+            capacity,
+            pairs_bc: memory.step(batch * capacity, what)?,
+            count_b: memory.step(batch, what)?,
+            count_f: memory.step(features, what)?,
+        })
+    }
+
+    fn sort_bytes(&self) -> u32 {
+        (self.capacity * size_of::<u64>()) as u32
+    }
+
+    /// Lets the kernels use the shared memory that they need.
+    pub fn prepare(&self, engine: &Engine) {
+        engine.allow_shared(engine.precision.pick("encode_f32", "encode_bf16"), engine.precision.tile().shared);
+        engine.allow_shared("sort_lists", self.sort_bytes());
+    }
+
+    /// Begins with the lists of a batch.
+    pub fn clear(&mut self) {
+        self.count_b.clear();
+        self.count_f.clear();
+    }
+
+    /// Makes the lists of some tokens of `x`, from the first of a tile on; `status` learns of a list without room.
+    pub fn encode(
+        &self,
+        engine: &Engine,
+        (x, tokens): (&Rows, Range<usize>),
+        weights: &Weights,
+        status: &Buffer<Status>,
+    ) {
+        let tile = engine.precision.tile();
+        let kernel = engine.precision.pick("encode_f32", "encode_bf16");
+        let (n, first) = (tokens.len(), tokens.start);
+        let blocks = blocks(n, self.features, engine.precision);
+        let (w_enc, b_enc) = (weights.w_enc.operand(0), weights.b_enc.value.at(0));
+        let (features, stride, capacity) = (self.features as u32, x.stride as u32, self.capacity as u32);
+        let (pairs_bc, count_b) = (self.pairs_bc.at(first * self.capacity), self.count_b.at(first));
+        let count_f = self.count_f.at(0);
+        // SAFETY: x has n rows from there on and W_enc `features`, `stride` apart; biases fill whole tiles; a list has `capacity` places.
+        unsafe {
+            let arguments = arguments![
+                x.operand_from(first),
+                w_enc,
+                b_enc,
+                pairs_bc,
+                count_b,
+                n as u32,
+                features,
+                stride,
+                capacity
+            ];
+            engine.enqueue(kernel, blocks, tile.shared, arguments);
+            let arguments = arguments![pairs_bc, count_b, count_f, status.at(0), capacity];
+            engine.enqueue("sort_lists", n, self.sort_bytes(), arguments);
+        }
+    }
+}
+
+/// Bytes that must move and operations that must be done for a batch: x and W_enc once, 16 bytes a pair.
+pub fn cost(precision: Precision, n: usize, features: usize, width: usize, pairs: usize) -> Cost {
+    let bytes = (n + features) * width * precision.bytes() + 16 * pairs;
+    Cost { bytes: bytes as u64, flop: 2 * (n * features * width) as u64 }
+}

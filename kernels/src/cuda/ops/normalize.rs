@@ -1,0 +1,93 @@
+//! Launches `normalize.cu`.
+
+use super::Cost;
+use crate::cuda::runtime::engine::{Engine, arguments};
+use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::pointer::Pointer;
+use crate::cuda::runtime::precision::{Precision, stride};
+use crate::cuda::runtime::staging::{Staging, Stored};
+use crate::{Error, RowDtype};
+
+/// A batch on the card, scaled.
+pub struct Rows {
+    pub(crate) n: usize,
+    /// Rows of the batch over all ranks of the data axis.
+    pub(crate) of: usize,
+    pub(crate) width: usize,
+    pub(crate) stride: usize,
+    /// `x [B, stride]`.
+    pub(crate) x_bs: Buffer<f32>,
+    /// The same in bf16, for the tensor cores.
+    copy_bs: Option<Buffer<u16>>,
+    /// `‖x‖²`.
+    pub(crate) norm2_b: Buffer<f64>,
+    /// 1 where a value is not finite.
+    pub(crate) bad_b: Buffer<u32>,
+    /// Rows with such a value.
+    pub(crate) bad_rows: Buffer<u32>,
+    stored: Stored,
+}
+
+impl Rows {
+    pub(crate) fn new(precision: Precision, batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
+        let what = "a batch of rows";
+        let stride = stride(width);
+        let copy = precision != Precision::F32;
+        Ok(Rows {
+            n: 0,
+            of: 0,
+            width,
+            stride,
+            x_bs: memory.step(batch * stride, what)?,
+            copy_bs: copy.then(|| memory.step(batch * stride, what)).transpose()?,
+            norm2_b: memory.step(batch, what)?,
+            bad_b: memory.step(batch, what)?,
+            bad_rows: memory.step(1, what)?,
+            stored: Stored::new(batch * width * size_of::<f32>(), what, memory)?,
+        })
+    }
+
+    /// Rows in the format that products read.
+    pub(crate) fn operand(&self) -> Pointer {
+        self.operand_from(0)
+    }
+
+    /// The same from a row on.
+    pub(crate) fn operand_from(&self, row: usize) -> Pointer {
+        let first = row * self.stride;
+        self.copy_bs.as_ref().map_or(self.x_bs.at(first), |copy| copy.at(first))
+    }
+
+    /// `x = scale · rows` for the first `n` staged rows, of `of` over the data axis.
+    pub(crate) fn normalize(
+        &mut self,
+        engine: &Engine,
+        staged: &Staging,
+        dtype: RowDtype,
+        (n, of): (usize, usize),
+        scale: f32,
+    ) {
+        (self.n, self.of) = (n, of);
+        self.stored.fill(engine, staged, n * self.width * dtype.size());
+        self.bad_rows.clear();
+        let kernel = match dtype {
+            RowDtype::F32 => "normalize_f32",
+            RowDtype::F16 => "normalize_f16",
+            RowDtype::Bf16 => "normalize_bf16",
+        };
+        let copy = self.copy_bs.as_ref().map_or(0, |copy| copy.at(0));
+        let (norm2_b, bad_b, bad_rows) = (self.norm2_b.at(0), self.bad_b.at(0), self.bad_rows.at(0));
+        let (width, stride) = (self.width as u32, self.stride as u32);
+        let arguments =
+            arguments![self.stored.at(), self.x_bs.at(0), copy, norm2_b, bad_b, bad_rows, width, stride, scale];
+        // SAFETY: n rows of `width` values lie in `stored`; the others have room for n rows.
+        unsafe { engine.enqueue(kernel, n, 0, arguments) };
+        self.stored.release(engine);
+    }
+}
+
+/// Stored rows of `stored` bytes a value read, x and its copy for the products written.
+pub fn cost(precision: Precision, n: usize, width: usize, stored: usize) -> Cost {
+    let copy = if precision == Precision::F32 { 0 } else { precision.bytes() };
+    Cost { bytes: (n * width * (stored + 4 + copy)) as u64, flop: 3 * (n * width) as u64 }
+}

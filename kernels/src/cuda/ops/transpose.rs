@@ -1,0 +1,155 @@
+//! Launches `transpose.cu`: the runs of pairs of each feature.
+
+use super::Cost;
+use super::encode::Lists;
+use crate::Error;
+use crate::cuda::runtime::engine::{Argument, Engine, arguments};
+use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::pointer::Pointer;
+use crate::cuda::runtime::status::Status;
+
+/// Pairs a token on average for which there is room; more are taken by the dense path.
+const PAIRS_A_TOKEN: usize = 1024;
+/// As in transpose.cu and gradient.cuh.
+const CHUNK: usize = 1024;
+const SCAN_TILE: usize = 2048;
+const WARP: usize = 32;
+/// Of shared memory for each 32 tokens: a word of the bitmap, and the number of tokens before it.
+const BITMAP_BYTES_A_WORD: usize = 8;
+
+/// Most tokens whose bitmap has room in `shared` bytes.
+pub fn most_tokens(shared: usize) -> usize {
+    shared / BITMAP_BYTES_A_WORD * 32
+}
+
+/// For each feature the tokens on which it fired, ascending, with its activations.
+pub struct Runs {
+    features: usize,
+    stride: usize,
+    /// Pairs for which there is room.
+    room: usize,
+    /// Chunks of long runs for which there is room.
+    chunk_room: usize,
+    totals: Buffer<[u32; 3]>,
+    pub run_f: Buffer<u32>,
+    cursor_f: Buffer<u32>,
+    chunk_f: Buffer<u32>,
+    feature_l: Buffer<u32>,
+    pub feature_c: Buffer<u32>,
+    loose_p: Buffer<u64>,
+    pub token_p: Buffer<u32>,
+    activation_p: Buffer<f32>,
+    gradient_p: Buffer<f32>,
+    dec_cs: Buffer<f32>,
+    enc_cs: Buffer<f32>,
+}
+
+/// `Runs` in gradient.cuh.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RunsArgument {
+    run_f: Pointer,
+    token_p: Pointer,
+    activation_p: Pointer,
+    gradient_p: Pointer,
+    chunk_f: Pointer,
+    dec_cs: Pointer,
+    enc_cs: Pointer,
+    g_bs: Pointer,
+    x_bs: Pointer,
+    stride: u32,
+}
+// SAFETY: nine pointers and a u32 in the same order.
+unsafe impl Argument for RunsArgument {}
+
+impl Runs {
+    /// Without `trains` only what counting needs.
+    pub fn new(
+        (batch, features, stride): (usize, usize, usize),
+        capacity: usize,
+        trains: bool,
+        memory: &mut Memory,
+    ) -> Result<Self, Error> {
+        let what = "runs of pairs";
+        let room = batch * capacity.min(PAIRS_A_TOKEN);
+        // A run that is cut has more than a chunk, hence at most twice as many chunks as it fills.
+        let chunk_room = 2 * room / CHUNK;
+        let gradients = if trains { room } else { 0 };
+        let sums = if trains { chunk_room * stride } else { 0 };
+        Ok(Runs {
+            features,
+            stride,
+            room,
+            chunk_room,
+            totals: memory.step(features.div_ceil(SCAN_TILE) + 1, what)?,
+            run_f: memory.step(features + 1, what)?,
+            cursor_f: memory.step(features, what)?,
+            chunk_f: memory.step(features + 1, what)?,
+            feature_l: memory.step(room / WARP, what)?,
+            feature_c: memory.step(chunk_room, what)?,
+            loose_p: memory.step(room, what)?,
+            token_p: memory.step(room, what)?,
+            activation_p: memory.step(room, what)?,
+            gradient_p: memory.step(gradients, what)?,
+            dec_cs: memory.step(sums, what)?,
+            enc_cs: memory.step(sums, what)?,
+        })
+    }
+
+    /// As kernels take them, with the rows that their pairs mean.
+    pub fn argument(&self, g_bs: Pointer, x_bs: Pointer) -> RunsArgument {
+        RunsArgument {
+            run_f: self.run_f.at(0),
+            token_p: self.token_p.at(0),
+            activation_p: self.activation_p.at(0),
+            gradient_p: self.gradient_p.at(0),
+            chunk_f: self.chunk_f.at(0),
+            dec_cs: self.dec_cs.at(0),
+            enc_cs: self.enc_cs.at(0),
+            g_bs,
+            x_bs,
+            stride: self.stride as u32,
+        }
+    }
+
+    fn bitmap_bytes(n: usize) -> u32 {
+        (BITMAP_BYTES_A_WORD * n.div_ceil(32)) as u32
+    }
+
+    /// Lets the kernels use the shared memory that they need.
+    pub fn prepare(&self, engine: &Engine, batch: usize) {
+        engine.allow_shared("order_long_runs", Self::bitmap_bytes(batch));
+    }
+
+    /// Makes the runs of the lists of `n` tokens.
+    pub fn transpose(&mut self, engine: &Engine, lists: &Lists, n: usize, status: &Buffer<Status>) {
+        let tiles = self.features.div_ceil(SCAN_TILE);
+        let (features, capacity) = (self.features as u32, lists.capacity as u32);
+        let (count_f, totals, status) = (lists.count_f.at(0), self.totals.at(0), status.at(0));
+        let (run_f, cursor_f, loose_p) = (self.run_f.at(0), self.cursor_f.at(0), self.loose_p.at(0));
+        let (token_p, activation_p) = (self.token_p.at(0), self.activation_p.at(0));
+        let (chunk_f, feature_l, feature_c) = (self.chunk_f.at(0), self.feature_l.at(0), self.feature_c.at(0));
+        // SAFETY: every array has the length that the head of transpose.cu asks for; kernels that fill runs do nothing when
+        // scan_sums has found that there is no room for them.
+        unsafe {
+            engine.enqueue("scan_tiles", tiles, 0, arguments![count_f, totals, features]);
+            let (room, chunk_room) = (self.room as u32, self.chunk_room as u32);
+            engine.enqueue("scan_sums", 1, 0, arguments![totals, tiles as u32, status, room, chunk_room]);
+            let arguments =
+                arguments![count_f, totals, status, run_f, cursor_f, chunk_f, feature_l, feature_c, features];
+            engine.enqueue("scan_apply", tiles, 0, arguments);
+            let arguments = arguments![lists.pairs_bc.at(0), lists.count_b.at(0), status, cursor_f, loose_p, capacity];
+            engine.enqueue("fill_runs", n, 0, arguments);
+            let arguments = arguments![run_f, loose_p, status, token_p, activation_p, features];
+            engine.enqueue("order_short_runs", self.features.div_ceil(256 / WARP), 0, arguments);
+            let all = self.totals.at(tiles);
+            let arguments = arguments![run_f, feature_l, all, loose_p, status, token_p, activation_p, n as u32];
+            engine.enqueue("order_long_runs", 8 * engine.multiprocessors as usize, Self::bitmap_bytes(n), arguments);
+        }
+    }
+}
+
+/// Bytes that must move: 16 a pair read and written twice, 24 a feature.
+pub fn cost(features: usize, pairs: usize) -> Cost {
+    Cost { bytes: (32 * pairs + 24 * features) as u64, flop: 0 }
+}

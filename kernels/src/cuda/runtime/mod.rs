@@ -1,0 +1,11 @@
+//! A card as the operations see it: streams, memory, launches, what goes wrong.
+
+pub mod card;
+pub mod engine;
+pub mod failure;
+pub mod launches;
+pub mod memory;
+pub mod pointer;
+pub mod precision;
+pub mod staging;
+pub mod status;
