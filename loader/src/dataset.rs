@@ -4,9 +4,19 @@ mod beside;
 mod contents;
 mod describe;
 mod find;
+pub(crate) mod heavy;
+pub(crate) mod inspect;
 mod kept;
-mod rule;
+pub(crate) mod manifest;
+pub(crate) mod norms;
+mod options;
+mod place;
+pub(crate) mod rule;
 mod same;
+pub(crate) mod sample;
+pub(crate) mod skip;
+mod source;
+pub(crate) mod tokens;
 mod walk;
 
 use std::collections::HashMap;
@@ -14,25 +24,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use self::contents::{Contents, Folder, LeftOut};
+pub use self::options::OpenOptions;
 pub use self::rule::Why;
 pub use self::rule::is_shard_name;
 pub use self::same::SameBy;
 
 use self::describe::{Described, combine, describe};
-use self::find::{Found, Place, find};
-use crate::footer::Footer;
-use crate::{Dtype, Error, Manifest, Piece, Result, RowFilter, RowId, Shard, SkipList, Store, tokens};
-
-/// How a dataset is opened.
-#[derive(Debug, Clone, Default)]
-pub struct OpenOptions {
-    /// A manifest (path or URL) of an earlier opening, such as [`Dataset::manifest`] saved in a run directory. If it exists it
-    /// wins over one beside the data, so that a run keeps its identity when somebody inspects the data meanwhile, and its
-    /// checksums are verified. Data of another shape is refused.
-    pub manifest: Option<String>,
-    /// The activation column, where its name or type does not say.
-    pub column: Option<String>,
-}
+use self::find::find;
+use self::place::{Found, Place};
+use self::source::Source;
+use crate::parquet::footer::Footer;
+use crate::{Dtype, Error, Manifest, Piece, Result, RowId, Shard, Store};
 
 /// Shards of one width and dtype. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -59,24 +61,6 @@ struct Inner {
     /// Whether it was said that numbers are narrowed, and that some are infinite then.
     told_narrowed: AtomicBool,
     told_beyond: AtomicBool,
-}
-
-/// Where a shard is.
-#[derive(Debug)]
-struct Source {
-    store: Store,
-    key: String,
-    /// The same for all paths that lead to one file.
-    place: String,
-    /// The same for all shards of the same rows, as far as its manifest said so from the start: what is learned while reading must not
-    /// end a run.
-    sums: Option<u128>,
-}
-
-impl Source {
-    fn url(&self) -> String {
-        self.store.url_of(&self.key)
-    }
 }
 
 impl Dataset {
@@ -315,15 +299,6 @@ impl Dataset {
             return Err(Error::Changed { location: store.url_of(key), problem });
         }
         Ok(cell.get_or_init(|| Arc::new(footer)).clone())
-    }
-
-    /// Looks whether every shard has the columns that a filter needs, in a form that it can use. Streams and samples look too;
-    /// whoever opens data for later may want to know at once.
-    ///
-    /// # Errors
-    /// [`Error::Data`] with the first shard that lacks one, and those of the store.
-    pub fn check_columns(&self, filter: &RowFilter, skip: &SkipList) -> Result<()> {
-        tokens::check(self, filter, skip)
     }
 
     /// Says once that numbers stored as f64 become f32.

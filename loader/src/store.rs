@@ -2,6 +2,21 @@
 //!
 //! Local writes go to a temporary file, are synced and renamed, and the folder is synced; remote puts are atomic by nature.
 
+pub(crate) mod address;
+pub(crate) mod backend;
+pub(crate) mod entry;
+pub(crate) mod environment;
+pub(crate) mod io;
+pub(crate) mod key;
+pub(crate) mod listing;
+pub(crate) mod local;
+pub(crate) mod location;
+pub(crate) mod outage;
+pub mod patience;
+pub(crate) mod redact;
+pub(crate) mod upload;
+pub(crate) mod variable;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -12,21 +27,11 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
-use crate::environment::no_credentials;
-use crate::listing::{self, Listing};
-use crate::location::{Backend, Lists, redact};
-use crate::{Error, Location, Result, io, key, local, patience};
-
-/// One stored object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Relative to the store's folder.
-    pub key: String,
-    /// Bytes.
-    pub size: u64,
-    /// Changes when the object does.
-    pub etag: Option<String>,
-}
+use crate::store::backend::{Backend, Lists};
+use crate::store::environment::no_credentials;
+use crate::store::listing::Listing;
+use crate::store::redact::redact;
+use crate::{Entry, Error, Result};
 
 /// A folder in a store. Cheap to clone. Keys are relative, with `/` between parts.
 #[derive(Clone)]
@@ -42,18 +47,6 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// The folder at a path or URL, taken literally; it need not exist yet.
-    pub fn open(url: &str) -> Result<Self> {
-        Ok(Location::literal(url)?.store())
-    }
-
-    /// The folder of the file at a path or URL, and the file's key in it.
-    pub fn open_file(url: &str) -> Result<(Self, String)> {
-        let split = Location::literal(url)?.split_file();
-        let (folder, key) = split.ok_or_else(|| Error::Arguments(format!("{url}: a file is needed here")))?;
-        Ok((folder.store(), key))
-    }
-
     pub(crate) fn new(backend: Backend, url: String) -> Self {
         Store { backend, url }
     }

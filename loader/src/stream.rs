@@ -1,5 +1,13 @@
 //! A stream of batches in a dataset's order.
 
+pub(crate) mod cursor;
+pub(crate) mod feed;
+pub(crate) mod load;
+pub(crate) mod order;
+pub(crate) mod permutation;
+pub(crate) mod pool;
+pub(crate) mod unit;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,9 +15,9 @@ use std::time::Duration;
 
 use rayon::prelude::*;
 
-use crate::feed::{self, Admitted, Feed, FeedOptions, Part};
-use crate::load::Loader;
-use crate::unit::{Loaded, SKIPPED};
+use crate::stream::feed::{Admitted, Feed, FeedOptions, Part};
+use crate::stream::load::Loader;
+use crate::stream::unit::{Loaded, SKIPPED};
 use crate::{Cursor, Dataset, Error, Order, Plan, Result, RowFilter, RowId, SkipList};
 
 /// Batches of fewer bytes are copied by the caller's thread alone.

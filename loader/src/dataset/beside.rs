@@ -2,10 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::find::Place;
+use super::place::Place;
 use super::rule::Why;
-use crate::footer::Footer;
-use crate::{Entry, Error, Manifest, Result, Shard, Store, footers, manifest};
+use crate::dataset::manifest;
+use crate::parquet::footer::Footer;
+use crate::parquet::footers;
+use crate::{Entry, Error, Manifest, Result, Shard, Store};
 
 /// What to do about a manifest that cannot be kept.
 const REDO: &str =

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::find::Found;
-use super::{OpenOptions, same};
-use crate::footer::{Footer, Layout};
-use crate::{Dtype, Error, Manifest, Result, Shard, footers};
+use super::options::OpenOptions;
+use super::place::Found;
+use super::same;
+use crate::parquet::footer::{Footer, Layout};
+use crate::parquet::footers;
+use crate::{Dtype, Error, Manifest, Result, Shard};
 
 /// A shard with what belongs to the whole dataset.
 #[derive(Clone)]

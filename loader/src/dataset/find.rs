@@ -5,49 +5,13 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::beside;
+use super::contents::by_reason;
+use super::place::Place;
 use super::rule::{Rule, Verdict, Why, is_shard_name};
+use super::same::{SameBy, twice};
 use super::walk::walk;
-use crate::{Entry, Error, Location, Manifest, Result, Store, manifest};
-
-/// One shard as found by listing.
-pub(super) struct Found {
-    pub(super) store: Store,
-    pub(super) key: String,
-    /// Its path in the manifest.
-    pub(super) path: String,
-    pub(super) size: u64,
-    pub(super) etag: Option<String>,
-}
-
-/// What lies at one place.
-pub(super) struct Place {
-    pub(super) store: Store,
-    pub(super) shards: Vec<Entry>,
-    /// Keys, those of folders with a `/` behind them, in order.
-    pub(super) left_out: Vec<(String, Why)>,
-    /// Of these shards and column.
-    pub(super) manifest: Option<Manifest>,
-    /// Whether it is a folder with all that belongs to it, and not a file or what a glob finds.
-    pub(super) is_whole: bool,
-}
-
-impl Place {
-    /// Why a file that lies there is not read, by itself or with the folder around it.
-    pub(super) fn why_not(&self, key: &str) -> Option<Why> {
-        let is_left_out = |path: &str| {
-            let at = self.left_out.binary_search_by(|(left_out, _)| left_out.as_str().cmp(path)).ok()?;
-            Some(self.left_out[at].1)
-        };
-        let folders = key.match_indices('/').map(|(end, _)| &key[..=end]);
-        folders.chain([key]).find_map(is_left_out)
-    }
-
-    /// The table format whose log lies there: it may have removed files that are still there.
-    pub(super) fn table_format(&self) -> Option<&'static str> {
-        let holds = |log: &str| self.left_out.iter().any(|(path, _)| path == log || path.ends_with(&format!("/{log}")));
-        [("_delta_log/", "Delta"), (".hoodie/", "Hudi")].into_iter().find(|(log, _)| holds(log)).map(|(_, name)| name)
-    }
-}
+use crate::dataset::manifest;
+use crate::{Entry, Error, Location, Result, Store};
 
 /// Looks at one place.
 ///
@@ -128,7 +92,7 @@ fn walked(store: &Store, root: &Path, rule: &Rule) -> Result<Listed> {
             |key: &str| key.strip_prefix(first.as_str()).and_then(|rest| rest.strip_prefix('/').map(str::to_owned));
         if let Some(rest) = walked.shards.iter().find_map(|entry| inside(&entry.key)) {
             let (one, other) = (format!("{first}/{rest}"), format!("{second}/{rest}"));
-            return Err(super::same::twice((&store.url_of(&one), &store.url_of(&other)), super::SameBy::Place));
+            return Err(twice((&store.url_of(&one), &store.url_of(&other)), SameBy::Place));
         }
     }
     Ok((walked.shards, walked.left_out))
@@ -198,7 +162,7 @@ fn hint(location: &Location, place: &Place) -> String {
     if location.pattern.is_none() && location.split_file().is_some_and(|(_, name)| is_shard_name(&name)) {
         return String::new();
     }
-    let left_out = super::contents::by_reason(place.left_out.iter().cloned());
+    let left_out = by_reason(place.left_out.iter().cloned());
     let words: Vec<String> = left_out.iter().map(ToString::to_string).collect();
     match words.is_empty() {
         true => ": no .parquet or .pq files there; check the prefix".into(),

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::OpenOptions;
-use super::find::Found;
+use super::options::OpenOptions;
+use super::place::Found;
 use super::rule::Why;
 use crate::{Error, Manifest, Result, Shard, Store};
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::Source;
+use super::source::Source;
 use crate::store::Target;
 use crate::{Error, Piece, Shard, Store};
 

@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::rule::{Rule, Verdict, Why};
-use crate::{Entry, Error, Result, local};
+use crate::store::local;
+use crate::{Entry, Error, Result};
 
 /// What lies below a folder.
 #[derive(Debug, Default)]

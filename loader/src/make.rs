@@ -1,0 +1,4 @@
+//! Shards are made here: written from rows, and from a description of rows.
+
+pub mod synth;
+pub(crate) mod writer;

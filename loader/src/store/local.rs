@@ -1,0 +1,197 @@
+//! Local files: atomic writes that survive a power cut, ranged reads into buffers that are reused.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::{Entry, Error, Result};
+
+/// Files being written carry this in their name; listings leave them out.
+const TEMPORARY: &str = ".loader-tmp-";
+/// A temporary file that nobody wrote to for so long belongs to a writer that was killed.
+const LEFTOVER: Duration = Duration::from_secs(3600);
+
+pub(crate) fn read_error(path: &Path, e: &std::io::Error) -> Error {
+    let location = path.display().to_string();
+    match e.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Error::NotFound { location, hint: String::new() },
+        ErrorKind::PermissionDenied => Error::Denied { location, problem: "no permission to read".into() },
+        ErrorKind::UnexpectedEof => Error::Changed { location, problem: "the file became shorter".into() },
+        _ => Error::Unreachable { location, problem: e.to_string() },
+    }
+}
+
+pub(crate) fn write_error(path: &Path, e: &std::io::Error) -> Error {
+    let problem = match e.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full".to_string(),
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "no permission to write there".to_string(),
+        _ => e.to_string(),
+    };
+    Error::CannotWrite { location: path.display().to_string(), problem }
+}
+
+/// A file on its way to its final name, removed again unless it is committed.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    committed: bool,
+}
+
+impl Pending {
+    /// The file lies in `root` until then, not in the key's own folder: the root is written again, so that what a killed
+    /// writer left there is found, while the folder of an attempt that was killed never is.
+    pub(crate) fn create(root: &Path, key: &str) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let path = root.join(key);
+        let folder = path.parent().unwrap_or(root);
+        fs::create_dir_all(folder).map_err(|e| write_error(folder, &e))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // A folder below may be a link to another disk, and renaming stays on one.
+        let place = if is_same_disk(root, folder) { root } else { folder };
+        remove_leftovers(place);
+        let unique = format!("{TEMPORARY}{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let temporary = place.join(unique);
+        let file = File::create(&temporary).map_err(|e| write_error(&path, &e))?;
+        Ok(Pending { file, temporary, path, committed: false })
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| write_error(&self.path, &e))
+    }
+
+    /// Makes the file visible under its name, whole and on disk. With `exclusive`, false if the name was taken.
+    pub(crate) fn commit(mut self, exclusive: bool) -> Result<bool> {
+        let fail = |e: std::io::Error| write_error(&self.path, &e);
+        self.file.sync_all().map_err(fail)?;
+        if exclusive {
+            // A hard link fails if the name exists: the atomic form of create-if-absent.
+            match fs::hard_link(&self.temporary, &self.path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(false),
+                Err(e) => return Err(fail(e)),
+            }
+        } else {
+            fs::rename(&self.temporary, &self.path).map_err(fail)?;
+            self.committed = true;
+        }
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        File::open(folder).and_then(|f| f.sync_all()).map_err(|e| write_error(folder, &e))?;
+        Ok(true)
+    }
+}
+
+fn is_same_disk(a: &Path, b: &Path) -> bool {
+    let disk = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
+    disk(a) == disk(b)
+}
+
+/// Removes what killed writers left behind in a folder. Young files may belong to a writer that is alive: on another machine
+/// too, so that no process number tells.
+fn remove_leftovers(folder: &Path) {
+    // Best effort: a leftover costs space, and nothing reads it.
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            continue;
+        }
+        let age = entry.metadata().ok().and_then(|m| m.modified().ok()?.elapsed().ok());
+        if age.is_some_and(|age| age > LEFTOVER) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Removes whatever was being written in a folder, however young.
+pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|e| write_error(&path, &e))?;
+        }
+    }
+    Ok(())
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Best effort: the name is unique to this process and listings leave it out.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+pub(crate) fn put(root: &Path, key: &str, bytes: &[u8], exclusive: bool) -> Result<bool> {
+    let mut pending = Pending::create(root, key)?;
+    pending.write(bytes)?;
+    pending.commit(exclusive)
+}
+
+/// Fills `out` from `offset`.
+pub(crate) fn read_at(file: &File, path: &Path, offset: u64, out: &mut [u8]) -> Result<()> {
+    file.read_exact_at(out, offset).map_err(|e| read_error(path, &e))
+}
+
+pub(crate) fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| read_error(path, &e))
+}
+
+/// Size and a tag that changes when the file does.
+pub(crate) fn stat(path: &Path) -> Result<Option<(u64, String)>> {
+    match fs::metadata(path) {
+        Ok(m) if m.is_file() => Ok(Some((m.len(), tag(&m)))),
+        Ok(_) => Ok(None),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(read_error(path, &e)),
+    }
+}
+
+/// Changes when the file does.
+pub(crate) fn tag(m: &fs::Metadata) -> String {
+    format!("{:x}-{:x}-{:x}", m.ino(), m.mtime().wrapping_mul(1_000_000_000).wrapping_add(m.mtime_nsec()), m.len())
+}
+
+/// All files below a folder, with keys relative to `root`, sorted. An absent folder is empty.
+pub(crate) fn list(root: &Path, folder: &Path, out: &mut Vec<Entry>) -> Result<()> {
+    let mut pending = vec![folder.to_path_buf()];
+    while let Some(folder) = pending.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            Err(e) => return Err(read_error(&folder, &e)),
+        };
+        for entry in entries {
+            let path = entry.map_err(|e| read_error(&folder, &e))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
+            // Links are followed for files (a model hub's cache consists of them), not for folders: those can form circles.
+            let is_link = path.is_symlink();
+            if path.is_dir() {
+                if !is_link {
+                    pending.push(path);
+                }
+            } else if let (false, Some((size, etag))) = (name.starts_with(TEMPORARY), stat(&path)?) {
+                let key = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().to_string();
+                out.push(Entry { key, size, etag: Some(etag) });
+            }
+        }
+    }
+    out.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(())
+}
+
+/// Refuses a file that is no longer the one the dataset was opened with.
+pub(crate) fn check_unchanged(file: &File, path: &Path, size: u64, etag: Option<&str>) -> Result<()> {
+    let m = file.metadata().map_err(|e| read_error(path, &e))?;
+    let changed = |problem: String| Err(Error::Changed { location: path.display().to_string(), problem });
+    if m.len() != size {
+        return changed(format!("{} bytes now, {size} before", m.len()));
+    }
+    if etag.is_some_and(|known| known != tag(&m)) {
+        return changed("it was replaced or written to".into());
+    }
+    Ok(())
+}
