@@ -17,6 +17,9 @@ pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, T
 pub use self::plan::{L0, MTBF, Plan};
 use crate::device::DeviceChoice;
 
+/// The commit that this program was built from; build.rs says how it is known.
+pub const COMMIT: &str = env!("SAE_COMMIT");
+
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("SAE_COMMIT"), ")");
 
 /// Trains sparse autoencoders on activation shards streamed from Parquet, at scale.

@@ -27,9 +27,6 @@ use args::{Args, Command};
 use clap::Parser;
 use loader::patience;
 
-/// The commit that this program was built from; build.rs says how it is known.
-const COMMIT: &str = env!("SAE_COMMIT");
-
 /// Runs the command and turns its failure into a message and an exit code.
 fn main() -> ExitCode {
     let args = match Args::try_parse() {

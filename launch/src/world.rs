@@ -20,8 +20,6 @@
 
 mod launchers;
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::io::IsTerminal;
 
 use rustix::process::{Pid, getpgid, getpgrp};
@@ -29,8 +27,9 @@ use rustix::process::{Pid, getpgid, getpgrp};
 use crate::args::WorldArgs;
 use crate::failure::Failure;
 
-/// Environment variables by name.
-pub type Variables = BTreeMap<String, String>;
+pub use launchers::{Launcher, Variables};
+
+use launchers::Place;
 
 /// The longest attempt id: it becomes part of a file's name.
 const ATTEMPT_BYTES: usize = 128;
@@ -50,52 +49,6 @@ pub struct World {
     pub attempt: String,
     /// Who said so.
     pub launcher: Launcher,
-}
-
-/// Who can say where a process stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Launcher {
-    /// Nobody: the process is alone.
-    None,
-    /// Whoever typed the command.
-    Flags,
-    /// torchrun, or whoever sets the same variables.
-    Torchrun,
-    /// The training operator of Kubeflow.
-    Kubeflow,
-    /// Open MPI or an MPI with the Hydra process manager.
-    Mpi,
-    /// srun.
-    Slurm,
-    /// An indexed Job of Kubernetes, by itself or in a JobSet.
-    Kubernetes,
-}
-
-/// As in "started by …", "told by …".
-impl fmt::Display for Launcher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Launcher::None => "no launcher",
-            Launcher::Flags => "--rank and --ranks",
-            Launcher::Torchrun => "torchrun",
-            Launcher::Kubeflow => "Kubeflow",
-            Launcher::Mpi => "mpirun",
-            Launcher::Slurm => "SLURM",
-            Launcher::Kubernetes => "Kubernetes",
-        })
-    }
-}
-
-/// What one launcher says.
-#[derive(Clone, Debug)]
-struct Place {
-    launcher: Launcher,
-    rank: usize,
-    ranks: usize,
-    local_rank: usize,
-    local_ranks: usize,
-    /// The attempt id, or why there is none and what to do.
-    attempt: Result<String, &'static str>,
 }
 
 impl World {

@@ -48,7 +48,7 @@ impl Files {
         for path in entries.flatten().map(|entry| entry.path()) {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let is_root = ["lib", "main", "mod"].contains(&stem.as_str());
-            let inner = if is_root { module.to_vec() } else { [module, &[stem.clone()]].concat() };
+            let inner = if is_root { module.to_vec() } else { [module, std::slice::from_ref(&stem)].concat() };
             if path.is_dir() {
                 // Programs of their own.
                 if stem != "bin" {
@@ -118,7 +118,7 @@ impl Files {
             rest = &rest[1..];
         }
         while let Some(part) = rest.first() {
-            let child = [at.as_slice(), &[part.clone()]].concat();
+            let child = [at.as_slice(), std::slice::from_ref(part)].concat();
             if !self.used.contains_key(&child) {
                 break;
             }

@@ -5,7 +5,7 @@ use loader::{Batch, Stream};
 
 use crate::Error;
 use crate::checkpoint::LeftOut;
-use crate::roll_call::{Answer, RollCall, most_rows};
+use crate::ranks::roll_call::{Answer, RollCall, most_rows};
 
 /// Memory for the rows of a batch, on host and device.
 #[derive(Debug)]

@@ -1,5 +1,10 @@
 //! From the recipe's `[data]` to streams of rows.
 
+pub(crate) mod calibrate;
+pub mod filter;
+pub mod survey;
+pub mod synthesis;
+
 use kernels::RowDtype;
 use kernels::mesh::Place;
 use kernels::ranks::Group;
@@ -8,9 +13,9 @@ use loader::{Cursor, Dataset, Dtype, OpenOptions, RowFilter, RowId, SkipList, St
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::ranks::together::together;
 use crate::recipe::{Order, Recipe};
 use crate::schedule::Schedule;
-use crate::together::together;
 
 /// In a run's folder, the manifest of the training data as the run first saw it, with the checksums of what it has read
 /// since.
@@ -48,7 +53,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Of the rows that [`crate::synthesis`] makes of `spec`.
+    /// Of the rows that [`crate::data::synthesis`] makes of `spec`.
     ///
     /// # Errors
     /// [`Error::Recipe`] when `train.tokens` is more than there will be.

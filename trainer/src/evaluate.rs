@@ -3,19 +3,20 @@
 use std::ops::Range;
 
 use kernels::mesh::Axes;
-use kernels::{AdamMode, Device, Dictionary, Path, Report, Shape, Slot, Sums, Tensor};
+use kernels::{AdamMode, AdamUpdate, Device, Dictionary, Path, Report, Shape, Slot, Sums, Tensor};
 use loader::{Dataset, Stream};
 
 use crate::buffers::{Buffers, Seen};
-use crate::centre::{Centre, Unexplained};
 use crate::checkpoint::LeftOut;
 use crate::data::row_dtype;
-use crate::metrics::Metrics;
+use crate::ranks::roll_call::Answer;
+use crate::ranks::together::together;
 use crate::recipe::Adam;
-use crate::roll_call::Answer;
+use crate::report::centre::{Centre, Unexplained};
+use crate::report::metrics::Metrics;
+use crate::schedule::Schedule;
 use crate::step::with_room;
-use crate::together::together;
-use crate::{Error, checkpoint, train};
+use crate::{Error, checkpoint};
 
 /// A pass over rows that are not trained on.
 #[derive(Debug)]
@@ -157,7 +158,7 @@ pub fn load_features<D: Device>(
     if manifest.recipe.train.adam == Adam::Catchup {
         let mut lazy = device.dictionary(Shape { batch: 1, adam: Some(AdamMode::Catchup), ..shape })?;
         checkpoint::load_weights(store, found, features, &mut lazy, true)?;
-        lazy.settle_into(&train::next_update(manifest), &mut sae);
+        lazy.settle_into(&next_update(manifest), &mut sae);
     } else {
         checkpoint::load_weights(store, found, features, &mut sae, false)?;
     }
@@ -177,4 +178,12 @@ pub(crate) fn decoder_bias(
     let mut b_dec_d = vec![0.0; found.manifest.width];
     sae.read(Tensor::DecoderBias, Slot::Value, 0..1, &mut b_dec_d)?;
     Ok(b_dec_d)
+}
+
+/// The update that would come after a checkpoint: what is owed before it can be settled with it.
+fn next_update(manifest: &checkpoint::Manifest) -> AdamUpdate {
+    let train = &manifest.recipe.train;
+    let schedule = Schedule::new(manifest.steps, train.lr, train.l1, train.l1_warmup, train.lr_decay);
+    let (step, tokens) = (manifest.step, manifest.tokens);
+    AdamUpdate { step, lr: schedule.lr(), clip: train.clip as f32, tokens, seed: train.seed }
 }

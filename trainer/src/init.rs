@@ -4,23 +4,23 @@
 //! generator of its own, keyed by (seed, feature), so that any rank makes just the rows it holds and the result does
 //! not depend on how features are spread.
 
+mod block;
 mod config;
 mod source;
 mod weights;
 
 use std::ops::Range;
 
-use kernels::cpu::Cpu;
 use kernels::{Dictionary, Slot, Tensor};
-use loader::Store;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
+pub(crate) use block::Block;
 pub use source::Source;
 
-use crate::{Error, checkpoint, evaluate};
+use crate::Error;
 
 /// Features written to the device at a time.
 const BLOCK: usize = 1024;
@@ -114,53 +114,6 @@ pub(crate) fn bytes(width: usize, features: usize) -> u64 {
     (2 * matrix).min(weights::WHOLE_BYTES) + 3 * matrix.min(weights::BLOCK_BYTES as u64)
 }
 
-/// Some features of a dictionary.
-pub(crate) struct Block {
-    pub(crate) w_enc_fd: Vec<f32>,
-    pub(crate) b_enc_f: Vec<f32>,
-    pub(crate) w_dec_fd: Vec<f32>,
-}
-
-impl Block {
-    /// As the weights of a checkpoint are.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] when a file is damaged.
-    pub(crate) fn of_checkpoint(
-        device: &Cpu,
-        store: &Store,
-        found: &checkpoint::Found,
-        features: Range<usize>,
-    ) -> Result<Block, Error> {
-        let (width, count) = (found.manifest.width, features.len());
-        let sae = evaluate::load_features(device, store, found, features, 1)?;
-        let mut block =
-            Block { w_enc_fd: vec![0.0; count * width], b_enc_f: vec![0.0; count], w_dec_fd: vec![0.0; count * width] };
-        sae.read(Tensor::EncoderWeight, Slot::Value, 0..count, &mut block.w_enc_fd)?;
-        sae.read(Tensor::EncoderBias, Slot::Value, 0..count, &mut block.b_enc_f)?;
-        sae.read(Tensor::DecoderWeight, Slot::Value, 0..count, &mut block.w_dec_fd)?;
-        Ok(block)
-    }
-}
-
-/// `[rows, columns]` → `[columns, rows]`, in blocks that stay in cache.
-pub(crate) fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const TILE: usize = 32;
-    let mut out = vec![0.0f32; matrix.len()];
-    out.par_chunks_mut(TILE * rows).enumerate().for_each(|(block, out_block)| {
-        let first = block * TILE;
-        let tile_columns = (columns - first).min(TILE);
-        for row_start in (0..rows).step_by(TILE) {
-            for column in 0..tile_columns {
-                for row in row_start..(row_start + TILE).min(rows) {
-                    out_block[column * rows + row] = matrix[row * columns + first + column];
-                }
-            }
-        }
-    });
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,17 +130,5 @@ mod tests {
         assert_ne!(draw(3, 7), draw(4, 7));
         let norm = draw(3, 7).iter().map(|v| v * v).sum::<f32>().sqrt();
         assert!((norm - 0.1).abs() < 1e-6, "{norm}");
-    }
-
-    #[test]
-    fn transpose_moves_every_entry() {
-        let (rows, columns) = (37, 71);
-        let matrix: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-        let turned = transpose(&matrix, rows, columns);
-        for row in 0..rows {
-            for column in 0..columns {
-                assert_eq!(turned[column * rows + row], matrix[row * columns + column]);
-            }
-        }
     }
 }

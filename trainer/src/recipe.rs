@@ -10,7 +10,7 @@ use loader::number;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Error;
-use crate::filter::Filter;
+use crate::data::filter::Filter;
 
 /// A whole recipe with its defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

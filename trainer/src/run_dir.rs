@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use loader::Store;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::Error;
+use crate::ranks::note;
 use crate::recipe::Recipe;
-use crate::{Error, note};
 
 /// The recipe of the first start: a folder that has it holds a run.
 const CONFIG: &str = "config.toml";

@@ -5,90 +5,34 @@ mod check;
 mod close;
 mod held_out;
 mod line;
+mod run;
 mod save;
 mod start;
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use kernels::{AdamUpdate, Device, Path};
-use loader::{Store, Stream};
+use loader::Store;
 
-use crate::account::Account;
+use crate::Error;
 use crate::buffers::{Buffers, Seen};
-use crate::centre::Centre;
 use crate::data::{Data, row_dtype};
-use crate::journal::{EvalLine, Journal, TrainLine};
-use crate::metrics::Metrics;
-use crate::note::Note;
-use crate::plan::{self, Rows};
+use crate::estimate::plan::{self, Rows};
+use crate::ranks::note::Note;
+use crate::ranks::roll_call::Answer;
+use crate::ranks::together::{once_all, together};
 use crate::recipe::Recipe;
-use crate::recovery::Truth;
-use crate::roll_call::Answer;
+use crate::report::account;
+use crate::report::account::Account;
+use crate::report::summary::Summary;
 use crate::run_dir::{self, RunDir};
-use crate::schedule::Schedule;
 use crate::step::{StepInput, step};
-use crate::summary::Summary;
-use crate::together::{once_all, together};
-use crate::{Error, account, checkpoint};
 
 pub use check::{Beginning, check, check_before_synthesis, warn_of_few_steps};
+pub use run::{Event, Start};
 
-use book::InFlight;
-use line::LineClock;
-use save::OnTheWay;
-
-/// What a run tells whoever watches it.
-#[derive(Clone, Debug)]
-pub enum Event<'a> {
-    /// The run is about to make step `step` of `steps`.
-    Start {
-        /// The next step.
-        step: u64,
-        /// All steps.
-        steps: u64,
-        /// Rows trained on.
-        tokens: u64,
-        /// Rows of the run.
-        rows: u64,
-        /// Folder of the checkpoint that it continues.
-        from: Option<&'a str>,
-    },
-    /// A step is done.
-    Step {
-        /// Steps done.
-        step: u64,
-        /// Rows trained on.
-        tokens: u64,
-        /// Loss on its batch.
-        loss: f64,
-        /// L0 on its batch.
-        l0: f64,
-    },
-    /// A line of metrics was written.
-    Line(&'a TrainLine),
-    /// A checkpoint was committed, in this folder.
-    Saved(&'a str),
-    /// Rows evaluated so far, of how many.
-    Evaluating(u64, u64),
-    /// The run was evaluated on held-out rows.
-    Evaluated(&'a EvalLine),
-}
-
-/// How a run is started.
-pub struct Start<'a> {
-    /// Go on from the newest checkpoint.
-    pub resume: bool,
-    /// Commit of the program, which files of the run name.
-    pub commit: &'a str,
-    /// Set from outside to make the run save and return [`Error::Interrupted`].
-    pub stop: &'a AtomicBool,
-    /// Ranks that share the memory of this one's host, itself included.
-    pub host_ranks: usize,
-    /// Hears what happens.
-    pub watch: Box<dyn FnMut(Event<'_>) + Send + 'a>,
-}
+use run::{InFlight, Run, is_due};
 
 /// Trains `recipe` on `device` to its end and writes everything into its folder.
 ///
@@ -154,55 +98,6 @@ fn claim(
     let claimed = first.then(|| RunDir::claim(recipe, resume)).transpose();
     let run_dir = once_all(ranks, "claiming the run's folder", claimed)?;
     Ok((store, data, run_dir))
-}
-
-struct Run<'a, D: Device> {
-    device: &'a D,
-    recipe: &'a Recipe,
-    data: &'a Data,
-    /// The run's folder.
-    store: &'a Store,
-    /// On the first rank.
-    scribe: Option<Scribe<'a>>,
-    start: Start<'a>,
-    schedule: Schedule,
-    stream: Stream,
-    sae: D::Dictionary,
-    /// Where weights settle to be looked at, in a mode that owes updates and when somebody will look.
-    settled: Option<D::Dictionary>,
-    /// The directions that the data were made of, when they are known and of the data's width.
-    truth: Option<Truth>,
-    /// For the batches to come: with those in flight one more than the device runs ahead.
-    free: Vec<Buffers<D>>,
-    tally: D::Tally,
-    in_flight: VecDeque<InFlight<D>>,
-    /// After the last step that was booked.
-    state: checkpoint::State,
-    /// The middle of the held-out rows that were measured last, and how many were asked for.
-    centre: Option<(u64, Centre)>,
-    /// Position of the first row of the closing evaluation; `None` when `data.eval` serves.
-    closing_from: Option<u64>,
-    /// When this start of the run began, and seconds by the clock of the starts before.
-    began: (Instant, f64),
-    /// What retention and the choice of the best go by.
-    known: checkpoint::Known,
-    /// When the last checkpoint was begun.
-    saved_at: Instant,
-    /// Whether the ranks have agreed that a checkpoint is due by the clock.
-    save_called: bool,
-    /// The last checkpoint: step, held-out metrics, folder. The same state is not saved twice.
-    saved: Option<(u64, Option<Metrics>, String)>,
-    /// The last checkpoint, until it is committed.
-    on_the_way: Option<OnTheWay>,
-    line_clock: LineClock,
-    /// What the first error came from.
-    failed_during: Option<&'static str>,
-}
-
-/// What one rank writes for all, besides checkpoints.
-struct Scribe<'a> {
-    run_dir: &'a RunDir,
-    journal: Journal,
 }
 
 impl<D: Device> Run<'_, D> {
@@ -374,21 +269,10 @@ impl<D: Device> Run<'_, D> {
     }
 }
 
-/// The update that would come after a checkpoint: what is owed before it can be settled with it.
-pub(crate) fn next_update(manifest: &checkpoint::Manifest) -> AdamUpdate {
-    let train = &manifest.recipe.train;
-    let schedule = Schedule::new(manifest.steps, train.lr, train.l1, train.l1_warmup, train.lr_decay);
-    let (step, tokens) = (manifest.step, manifest.tokens);
-    AdamUpdate { step, lr: schedule.lr(), clip: train.clip as f32, tokens, seed: train.seed }
-}
-
-/// Before the first step nothing is, also in a run that was stopped there and goes on.
-fn is_due(every: u64, step: u64) -> bool {
-    every > 0 && step > 0 && step.is_multiple_of(every)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use kernels::cpu::Cpu;
     use loader::synth::{self, Spec};
 

@@ -16,14 +16,15 @@ use trainer::recipe::Recipe;
 use trainer::run_dir;
 use trainer::summary::{EvaluatedOn, Summary};
 use trainer::synthesis::{self, Making};
-use trainer::train::{self, Event, Start, train};
+use trainer::train::{Event, Start, train};
 
+use crate::args::COMMIT;
 use crate::args::Train;
 use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::{Bar, Measured};
 use crate::world::{self, World};
-use crate::{COMMIT, disk, job, parent, recipes, signals, table};
+use crate::{job, parent, recipes, signals, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
@@ -82,7 +83,7 @@ fn run_on(
         resume = u8::from(resumes(args, recipe)?);
         let making = synthesis::to_make(recipe)?;
         if !making.is_empty() {
-            look_before_making(recipe, resume == 1, device, host_ranks, &making)?;
+            dry_run::look_before_making(recipe, resume == 1, device, host_ranks, &making)?;
             synthesize(recipe, &making, &stop)?;
         }
     }
@@ -150,21 +151,6 @@ fn leave_before_the_start(stop: &Arc<AtomicBool>, begun: &Arc<AtomicBool>) -> Re
     };
     let thread = std::thread::Builder::new().name("start".to_owned()).spawn(watch);
     thread.map(|_| ()).map_err(|error| kernels::Error::Threads { reason: error.to_string() }.into())
-}
-
-/// Looks at whatever can be seen before synthetic shards are made, so that none are made for a run that cannot begin.
-fn look_before_making(
-    recipe: &Recipe,
-    resume: bool,
-    device: &impl Device,
-    host_ranks: usize,
-    making: &[Making<'_>],
-) -> Result<(), Failure> {
-    run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
-    if let Some(spec) = &recipe.data.synth {
-        train::check_before_synthesis(device, recipe, spec, host_ranks)?;
-    }
-    disk::check_room(making)
 }
 
 fn synthesize(recipe: &Recipe, making: &[Making<'_>], stop: &AtomicBool) -> Result<(), Failure> {

@@ -1,8 +1,59 @@
 //! What each launcher says in its processes' environment. A set of variables that is incomplete is an error: a process that
 //! misses one would train alone, beside the others, into the same folder.
 
-use super::{Launcher, Place, Variables};
+use std::collections::BTreeMap;
+use std::fmt;
+
 use crate::failure::Failure;
+
+/// Environment variables by name.
+pub type Variables = BTreeMap<String, String>;
+
+/// Who can say where a process stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launcher {
+    /// Nobody: the process is alone.
+    None,
+    /// Whoever typed the command.
+    Flags,
+    /// torchrun, or whoever sets the same variables.
+    Torchrun,
+    /// The training operator of Kubeflow.
+    Kubeflow,
+    /// Open MPI or an MPI with the Hydra process manager.
+    Mpi,
+    /// srun.
+    Slurm,
+    /// An indexed Job of Kubernetes, by itself or in a JobSet.
+    Kubernetes,
+}
+
+/// As in "started by …", "told by …".
+impl fmt::Display for Launcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Launcher::None => "no launcher",
+            Launcher::Flags => "--rank and --ranks",
+            Launcher::Torchrun => "torchrun",
+            Launcher::Kubeflow => "Kubeflow",
+            Launcher::Mpi => "mpirun",
+            Launcher::Slurm => "SLURM",
+            Launcher::Kubernetes => "Kubernetes",
+        })
+    }
+}
+
+/// What one launcher says.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) launcher: Launcher,
+    pub(super) rank: usize,
+    pub(super) ranks: usize,
+    pub(super) local_rank: usize,
+    pub(super) local_ranks: usize,
+    /// The attempt id, or why there is none and what to do.
+    pub(super) attempt: Result<String, &'static str>,
+}
 
 /// What the launchers say that say something, from the inside out.
 pub(super) fn places(variables: &Variables) -> Result<Vec<Place>, Failure> {

@@ -2,17 +2,9 @@
 
 use loader::Store;
 
-use super::{FORMAT, Hash, Manifest, folder};
+use super::format::{FORMAT, Found, Hash, folder};
+use super::load::verify;
 use crate::Error;
-
-/// A committed checkpoint.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// Its folder, relative to the run's.
-    pub folder: String,
-    /// Its manifest, whose hash COMMIT confirms.
-    pub manifest: Manifest,
-}
 
 /// `(step, attempt)` of every attempt that left something, committed or not, ascending, and whether it has a COMMIT.
 pub(super) fn attempts(store: &Store) -> Result<Vec<(u64, u32, bool)>, Error> {
@@ -67,7 +59,7 @@ pub(super) fn committed_of(
 /// # Errors
 /// Those of [`newest_with`].
 pub fn newest(store: &Store) -> Result<Option<Found>, Error> {
-    Ok(newest_with(store, |found| super::verify(store, found))?.map(|(found, ())| found))
+    Ok(newest_with(store, |found| verify(store, found))?.map(|(found, ())| found))
 }
 
 /// The newest checkpoint that `read` reads, and what it made of it. Where it finds damage the checkpoint before is tried,

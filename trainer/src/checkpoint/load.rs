@@ -10,8 +10,10 @@ use kernels::{Dictionary, Sums};
 use loader::Store;
 use safetensors::{Dtype, SafeTensors};
 
+use super::format::{
+    CLOCKS, Entry, FIRINGS_WITH_FEATURES, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries,
+};
 use super::tensors::{HEADER_LENGTH, Layout, hash_tiles};
-use super::{CLOCKS, Entry, FIRINGS_WITH_FEATURES, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries};
 use crate::Error;
 
 /// Files that are read at once: an object store answers one request slowly and many as fast.

@@ -3,7 +3,8 @@
 use loader::Store;
 
 use super::find::{committed, committed_of, newest, read_manifest};
-use super::{Found, verify};
+use super::format::Found;
+use super::load::verify;
 use crate::Error;
 
 /// Which checkpoint of a run is meant.

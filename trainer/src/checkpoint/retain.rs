@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use loader::Store;
 
 use super::find::{attempts, read_manifest};
-use super::{Found, folder};
+use super::format::{Found, folder};
 use crate::Error;
-use crate::metrics::Metrics;
 use crate::recipe::Checkpoint;
+use crate::report::metrics::Metrics;
 
 /// The checkpoints that a run can go back to, as far as it knows: those up to the one that it continues, and its own. Read
 /// once, so that a save need not read the manifests of all others.

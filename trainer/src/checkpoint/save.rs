@@ -13,11 +13,15 @@ use kernels::Dictionary;
 use kernels::mesh::Axes;
 use loader::{Cursor, Store};
 
+use super::find::last_attempt;
+use super::format::{
+    FILE_BYTES, FORMAT, File, Hash, Holds, Manifest, State, TILE, bytes, bytes_per_feature, features_per_file, folder,
+};
+use super::retain::{self, Known};
 use super::tensors::{Named, describe, encode, feature_tensors, fired_tensors, shared_tensors};
-use super::{FILE_BYTES, FORMAT, File, Hash, Holds, Known, Manifest, State, TILE, features_per_file, folder, retain};
 use crate::Error;
+use crate::ranks::together::{once_all, together};
 use crate::recipe::Recipe;
-use crate::together::{once_all, together};
 
 /// Files that a rank stores at once: an object store answers one request slowly and many as fast.
 pub(super) const WRITERS: usize = 4;
@@ -103,7 +107,7 @@ impl Saving {
     ) -> Result<Saving, Error> {
         let first = axes.all.index() == 0;
         let (started, step) = (Instant::now(), of.state.step);
-        let attempt = if first { super::find::last_attempt(store, step).map(|last| last + 1) } else { Ok(0) };
+        let attempt = if first { last_attempt(store, step).map(|last| last + 1) } else { Ok(0) };
         let attempt = together(&axes.all, "agreeing on a checkpoint", attempt)?[0];
         let folder = folder(step, attempt);
         let seal = first.then(|| Seal::new(of, attempt, known.clone()).map(Box::new)).transpose();
@@ -361,4 +365,14 @@ fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'st
 
 fn joined<T>(thread: Thread<T>) -> Result<T, Error> {
     thread.join().unwrap_or_else(|_| Err(Error::Internal("a thread that stores a checkpoint has panicked".into())))
+}
+
+/// Bytes that a rank which owns `features` holds at most while its part of a checkpoint is stored: files that wait, one being
+/// read with a copy of one of its tensors, those being stored and what is made of these.
+pub fn staging_bytes(width: usize, features: usize, buffer_bytes: u64) -> u64 {
+    let all = bytes(width, features);
+    let file_bytes = |holds| bytes_per_feature(holds, width) * features_per_file(holds, width).min(features);
+    let largest = file_bytes(Holds::Weights).max(file_bytes(Holds::Optimizer)) as u64;
+    let files = |count: usize| all.min(largest.saturating_mul(count as u64));
+    files(files_in(buffer_bytes).saturating_add(2 + WRITERS)) + files(WRITERS)
 }

@@ -6,7 +6,7 @@ use kernels::Dictionary;
 use safetensors::tensor::{Dtype, TensorView};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{CLOCKS, Entry, File, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries};
+use super::format::{CLOCKS, Entry, File, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries};
 use crate::Error;
 
 /// Bytes that say how long a file's header is.

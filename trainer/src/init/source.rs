@@ -12,7 +12,7 @@ use std::ops::Range;
 use kernels::cpu::Cpu;
 use loader::Store;
 
-use super::Block;
+use super::block::Block;
 use super::config::{self, Config};
 use super::weights::{Fits, Weights};
 use crate::checkpoint::{self, Found, Which};

@@ -9,7 +9,7 @@ use loader::{Dtype, Store};
 use rayon::prelude::*;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{Block, transpose};
+use super::block::{Block, transpose};
 use crate::Error;
 
 /// Bytes of a file that is read as a whole. In a larger one the four tensors are read in parts.

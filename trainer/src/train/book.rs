@@ -4,22 +4,14 @@
 
 use kernels::{Device, Dictionary, Path, Report};
 
-use super::{Event, Run};
-use crate::buffers::{Buffers, Seen};
-use crate::step::{StepInput, step};
-use crate::together::together;
+use super::run::{Event, InFlight, Run};
+use crate::buffers::Seen;
+use crate::ranks::together::together;
+use crate::step::step;
 use crate::{Error, evaluate};
 
 /// Rows that are not finite which a [`Report`] names at most: of more it says nothing.
 const NAMED_ROWS: usize = 64;
-
-/// A step that was enqueued and is not booked.
-pub(super) struct InFlight<D: Device> {
-    pub(super) seen: Seen,
-    pub(super) input: StepInput,
-    /// The rows stay: the step may have to be made again.
-    pub(super) buffers: Buffers<D>,
-}
 
 impl<D: Device> Run<'_, D> {
     /// Books every step in flight: the state is then that of the device.

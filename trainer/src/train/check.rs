@@ -2,16 +2,17 @@
 
 use kernels::Device;
 use loader::synth::Spec;
-use loader::{Cursor, Store, sample};
+use loader::{Cursor, Dataset, Store, sample};
 
-use super::start::check_eval;
 use crate::checkpoint::Found;
+use crate::data::survey;
+use crate::data::survey::Survey;
 use crate::data::{self, Data, Extent};
+use crate::estimate::plan;
+use crate::estimate::plan::Rows;
 use crate::init::Source;
-use crate::plan::Rows;
 use crate::recipe::Recipe;
-use crate::survey::Survey;
-use crate::{Error, checkpoint, plan, survey};
+use crate::{Error, checkpoint};
 
 /// Steps of which λ's warm-up, the decay of the learning rate and Adam's means have a few each.
 const FEW_STEPS: u64 = 100;
@@ -95,4 +96,22 @@ pub fn warn_of_few_steps(recipe: &Recipe, extent: Extent) {
             extent.rows
         );
     }
+}
+
+/// Held-out rows may lie elsewhere when a run is resumed, but must be the same: losses on others do not compare.
+pub(super) fn check_eval(then: Option<&str>, eval: Option<&Dataset>) -> Result<(), Error> {
+    let now = eval.map(Dataset::identity);
+    let now = now.as_deref();
+    if then == now {
+        return Ok(());
+    }
+    let if_copied = eval.filter(|_| then.is_some()).and_then(Dataset::if_copied).map(|remedy| format!("; {remedy}"));
+    let name = |identity: Option<&str>| identity.map_or("none".to_owned(), |hash| format!("those of identity {hash}"));
+    Err(Error::Recipe(format!(
+        "the run cannot be resumed with other held-out rows: it has {}, and data.eval names {}; set data.eval back, or \
+         measure on other rows with `sae eval --data`{}",
+        name(then),
+        name(now),
+        if_copied.unwrap_or_default()
+    )))
 }

@@ -2,14 +2,15 @@
 
 use kernels::{Device, Dictionary};
 
-use super::{Run, Scribe};
+use super::run::{Run, Scribe};
+use crate::Error;
 use crate::buffers::Seen;
 use crate::checkpoint::LeftOut;
-use crate::metrics::{DensityHistogram, Metrics};
-use crate::recovery::recovery;
+use crate::ranks::together;
+use crate::report::metrics::{DensityHistogram, Metrics};
+use crate::report::recovery::recovery;
+use crate::report::summary::{EvaluatedOn, Summary};
 use crate::step::with_room;
-use crate::summary::{EvaluatedOn, Summary};
-use crate::{Error, together};
 
 /// Rows at the end of the training data on which a run without held-out data is measured.
 pub(super) const CLOSING_ROWS: u64 = 65_536;

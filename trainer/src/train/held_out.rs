@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use kernels::{Device, Dictionary};
 
-use super::{Event, Run, is_due};
-use crate::centre::Centre;
+use super::run::{Event, Run, is_due};
 use crate::evaluate::Pass;
-use crate::journal::{self, EvalLine, Line};
-use crate::metrics::{DensityHistogram, Metrics};
+use crate::report::centre::Centre;
+use crate::report::journal::{self, EvalLine, Line};
+use crate::report::metrics::{DensityHistogram, Metrics};
 use crate::{Error, data};
 
 impl<D: Device> Run<'_, D> {

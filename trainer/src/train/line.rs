@@ -5,25 +5,14 @@ use std::time::{Duration, Instant};
 use kernels::ranks::Group;
 use kernels::{Clock, Device, Dictionary, Sums};
 
-use super::{Event, Run, is_due};
-use crate::journal::{self, Line, Together, TrainLine};
-use crate::metrics::{Metrics, dead_fraction};
-use crate::together::together;
+use super::run::{Event, LineClock, Run, is_due};
+use crate::ranks::together::together;
+use crate::report::journal::{self, Line, Together, TrainLine};
+use crate::report::metrics::{Metrics, dead_fraction};
 use crate::{Error, checkpoint};
 
 /// A rank that spends so much less of its time in exchanges than the others do on average is told of: they wait for it.
 const SLOW: f64 = 0.2;
-
-/// What a rank knew at the last line of metrics.
-pub(super) struct LineClock {
-    since: Instant,
-    step: u64,
-    step_s: f64,
-    tokens: u64,
-    pub(super) stall: Duration,
-    sent: u64,
-    exchanging: Duration,
-}
 
 impl LineClock {
     pub(super) fn start(state: &checkpoint::State, device: &impl Device) -> Self {

@@ -5,18 +5,11 @@ use std::time::{Duration, Instant};
 use kernels::Device;
 use loader::{Cursor, memory};
 
-use super::{Event, Run, Scribe, is_due};
+use super::run::{Event, OnTheWay, Run, Scribe, is_due};
 use crate::checkpoint::{Committed, Progress, Saving, Snapshot};
+use crate::ranks::together::once_all;
 use crate::recipe::Every;
-use crate::together::once_all;
 use crate::{Error, checkpoint};
-
-/// A checkpoint until it is committed.
-pub(super) struct OnTheWay {
-    saving: Saving,
-    /// How long training has waited for it.
-    waited: Duration,
-}
 
 impl<D: Device> Run<'_, D> {
     /// Training goes on while the checkpoint is stored.

@@ -5,24 +5,26 @@ use std::time::Instant;
 
 use kernels::mesh::{Axes, Place};
 use kernels::{Device, Dictionary, Sums};
-use loader::{Cursor, Dataset, Store, Stream};
+use loader::{Cursor, Store, Stream};
 
-use super::check::warn_of_few_steps;
+use super::check::{check_eval, warn_of_few_steps};
 use super::close::CLOSING_ROWS;
-use super::line::LineClock;
-use super::{Event, Run, Scribe, Start};
+use super::run::{Event, LineClock, Run, Scribe, Start};
 use crate::buffers::Buffers;
 use crate::checkpoint::{Found, LeftOut};
+use crate::data::calibrate;
+use crate::data::survey;
+use crate::data::survey::Survey;
 use crate::data::{self, Data};
-use crate::hparams::HParams;
+use crate::estimate::plan;
 use crate::init::Source;
-use crate::journal::Journal;
+use crate::ranks::together::once_all;
 use crate::recipe::{BiasInit, Recipe};
-use crate::recovery::Truth;
+use crate::report::hparams::HParams;
+use crate::report::journal::Journal;
+use crate::report::recovery::Truth;
 use crate::run_dir::RunDir;
-use crate::survey::Survey;
-use crate::together::once_all;
-use crate::{Error, calibrate, checkpoint, init, plan, survey};
+use crate::{Error, checkpoint, init};
 
 impl<'a, D: Device> Run<'a, D> {
     /// Takes memory and makes or loads the weights.
@@ -209,22 +211,4 @@ fn resume(
         tracing::warn!("the run has no committed checkpoint: it starts again at step 0");
     }
     Ok(resumed)
-}
-
-/// Held-out rows may lie elsewhere when a run is resumed, but must be the same: losses on others do not compare.
-pub(super) fn check_eval(then: Option<&str>, eval: Option<&Dataset>) -> Result<(), Error> {
-    let now = eval.map(Dataset::identity);
-    let now = now.as_deref();
-    if then == now {
-        return Ok(());
-    }
-    let if_copied = eval.filter(|_| then.is_some()).and_then(Dataset::if_copied).map(|remedy| format!("; {remedy}"));
-    let name = |identity: Option<&str>| identity.map_or("none".to_owned(), |hash| format!("those of identity {hash}"));
-    Err(Error::Recipe(format!(
-        "the run cannot be resumed with other held-out rows: it has {}, and data.eval names {}; set data.eval back, or \
-         measure on other rows with `sae eval --data`{}",
-        name(then),
-        name(now),
-        if_copied.unwrap_or_default()
-    )))
 }

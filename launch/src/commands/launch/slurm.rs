@@ -7,7 +7,6 @@ use std::process::Command;
 
 use loader::Store;
 
-use super::{program, quoted_line};
 use crate::args::{Log, Slurm, handed_on};
 use crate::failure::Failure;
 use crate::template::fill;
@@ -152,4 +151,18 @@ fn submit(script: &PathBuf) -> Result<String, Failure> {
     // JOB or JOB;CLUSTER.
     let said = String::from_utf8_lossy(&output.stdout);
     Ok(said.trim().split(';').next().unwrap_or_default().to_owned())
+}
+
+/// This program, for other machines that see the same files.
+fn program() -> Result<String, Failure> {
+    let path = std::env::current_exe().ok().and_then(|path| path.into_os_string().into_string().ok());
+    path.ok_or_else(|| Failure::arguments("the path of this program is no text: put it elsewhere"))
+}
+
+/// Words as one line of a shell.
+fn quoted_line(words: &[&str]) -> Result<String, Failure> {
+    let line = shlex::try_join(words.iter().copied()).ok().filter(|line| !line.contains('\n'));
+    line.ok_or_else(|| {
+        Failure::arguments(format!("{words:?}: a script has no place for a line break or a NUL in an option"))
+    })
 }

@@ -13,7 +13,6 @@ use trainer::synthesis::{self, Making};
 use trainer::train::{self, Beginning};
 use trainer::{run_dir, survey::Survey};
 
-use super::look_before_making;
 use crate::args::{L0, MTBF};
 use crate::budget::{self, Budget, Terms};
 use crate::failure::Failure;
@@ -224,4 +223,19 @@ fn warn_of_little_room(store: &Store, recipe: &Recipe, plan: &Plan, budget: Opti
             HumanBytes(needed)
         );
     }
+}
+
+/// Looks at whatever can be seen before synthetic shards are made, so that none are made for a run that cannot begin.
+pub(super) fn look_before_making(
+    recipe: &Recipe,
+    resume: bool,
+    device: &impl Device,
+    host_ranks: usize,
+    making: &[Making<'_>],
+) -> Result<(), Failure> {
+    run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
+    if let Some(spec) = &recipe.data.synth {
+        train::check_before_synthesis(device, recipe, spec, host_ranks)?;
+    }
+    disk::check_room(making)
 }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::Error;
 use crate::buffers::Buffers;
-use crate::roll_call::Answer;
+use crate::ranks::roll_call::Answer;
 
 /// A row that is no farther from the mean than this share of the rows' root mean square norm has nothing to explain: its
 /// distance is rounding, and its error divided by that would be any number.

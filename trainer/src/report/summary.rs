@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::Error;
-use crate::account::Account;
-use crate::metrics::{DensityHistogram, Metrics};
+use crate::report::account::Account;
+use crate::report::metrics::{DensityHistogram, Metrics};
 
 /// Which rows the metrics of a summary are over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::checkpoint::LeftOut;
-use crate::together::together;
+use crate::ranks::together::together;
 
 /// What a rank says.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]

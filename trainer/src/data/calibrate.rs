@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 use crate::Error;
 use crate::data::Data;
-use crate::dot::dot;
 use crate::recipe::Recipe;
+use crate::report::dot::dot;
 
 /// Rows sampled.
 const ROWS: usize = 8192;

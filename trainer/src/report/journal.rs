@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Error;
-use crate::account::Account;
-use crate::events::EventWriter;
-use crate::hparams::HParams;
-use crate::metrics::{DensityHistogram, Metrics};
+use crate::report::account::Account;
+use crate::report::events::EventWriter;
+use crate::report::hparams::HParams;
+use crate::report::metrics::{DensityHistogram, Metrics};
 
 /// A line of metrics.jsonl.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -26,7 +26,7 @@ use kernels::cuda::{self, Precision};
 use kernels::mesh::{Mesh, Place};
 use kernels::{AdamMode, Bytes, Shape};
 
-use crate::communication::{Traffic, touched_share};
+use crate::ranks::communication::{Traffic, touched_share};
 use crate::recipe::{Adam, Recipe};
 
 /// Share of the floor's speed that is reckoned with: products by `mma.sync` reach about 0.6 of a Hopper card's rate.

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::dot::dot;
+use crate::report::dot::dot;
 
 /// The directions that synthetic rows are sums of.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,12 +6,14 @@ use kernels::{AdamMode, Device, Shape};
 use loader::synth::Spec;
 use loader::{Order, Stream, memory};
 
+use crate::data::survey;
 use crate::data::{self, Data, Extent};
+use crate::estimate::room::Room;
+use crate::ranks::communication;
+use crate::ranks::roll_call::most_rows;
 use crate::recipe::{Adam, Recipe};
-use crate::recovery::Truth;
-use crate::roll_call::most_rows;
-use crate::room::Room;
-use crate::{Error, checkpoint, communication, init, survey};
+use crate::report::recovery::Truth;
+use crate::{Error, checkpoint, init};
 
 /// What a plan has to know of the rows: of those that are there, or of those that are yet to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +49,7 @@ impl Rows {
         })
     }
 
-    /// Of those that [`crate::synthesis`] makes of `spec`.
+    /// Of those that [`crate::data::synthesis`] makes of `spec`.
     ///
     /// # Errors
     /// [`Error::Recipe`] when `train.tokens` is more than there will be.

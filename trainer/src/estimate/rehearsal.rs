@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::calibrate::normal_upper_quantile;
+use crate::data::calibrate::normal_upper_quantile;
 use crate::recipe::Recipe;
 use crate::schedule::Schedule;
 use crate::step::{StepInput, step, with_room};

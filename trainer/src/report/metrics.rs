@@ -4,7 +4,7 @@ use kernels::Sums;
 use kernels::ranks::Group;
 use serde::{Deserialize, Serialize};
 
-use crate::together;
+use crate::ranks::together;
 
 /// Metrics over a set of rows, on normalised data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

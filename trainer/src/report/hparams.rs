@@ -8,8 +8,8 @@ use std::io;
 
 use serde_json::Value;
 
-use crate::events::{EventWriter, now, put_bytes, put_double, put_integer};
 use crate::recipe::Recipe;
+use crate::report::events::{EventWriter, now, put_bytes, put_double, put_integer};
 
 /// The plugin's name, and the first part of its tags.
 const PLUGIN: &str = "hparams";

@@ -1,0 +1,11 @@
+//! What is told of a run: metrics, their files, what was found.
+
+pub mod account;
+pub mod centre;
+pub(crate) mod dot;
+pub(crate) mod events;
+pub(crate) mod hparams;
+pub(crate) mod journal;
+pub mod metrics;
+pub mod recovery;
+pub mod summary;
