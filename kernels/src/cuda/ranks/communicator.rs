@@ -13,7 +13,7 @@
 //! asks it ten times a second, and ends what the card waits for when a rank has failed.
 
 use std::collections::VecDeque;
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -22,18 +22,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, sys};
+use cudarc::nccl::sys::{cudaStream_t, ncclComm, ncclComm_t, ncclDataType_t, ncclUniqueId};
 
-use super::nccl::{Comm, Id, Nccl, Status, Stream, UniqueId};
+use super::nccl::{IN_PROGRESS, Nccl, Status, UniqueId};
 use crate::Error;
 use crate::cuda::runtime::card::failed;
 use crate::cuda::runtime::failure::Failure;
 use crate::cuda::runtime::pointer::Part;
 use crate::ranks::{self, Group};
 
-/// `ncclUint8`: only bytes are moved.
-const BYTES: c_int = 1;
-/// `ncclInProgress`: no error so far.
-const IN_PROGRESS: Status = 7;
+/// Only bytes are moved.
+const BYTES: ncclDataType_t = ncclDataType_t::ncclUint8;
 
 /// Between two looks at the ranks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -97,7 +96,7 @@ struct Shared {
     all: Group,
     failure: Arc<Failure>,
     /// Null once it was ended.
-    comm: AtomicPtr<std::ffi::c_void>,
+    comm: AtomicPtr<ncclComm>,
     /// NCCL lets any thread use a communicator, one at a time.
     calling: Mutex<()>,
 }
@@ -152,7 +151,7 @@ impl Communicator {
         laps.sent += messages.iter().filter(|to| to.member != own).map(|to| to.sent.bytes as u64).sum::<u64>();
         let lap = laps.events(&self.shared.context).and_then(|lap| lap[0].record(stream).map(|()| lap));
         self.shared.call("ncclSend and ncclRecv", |nccl, comm| {
-            let stream: Stream = stream.cu_stream().cast();
+            let stream: cudaStream_t = stream.cu_stream().cast();
             // SAFETY: every group that is started is ended below.
             let mut statuses = vec![unsafe { (nccl.group_start)() }];
             for Message { member, sent, received } in messages.iter().filter(|message| message.member != own) {
@@ -179,19 +178,15 @@ impl Communicator {
 }
 
 /// Makes the communicator on a thread of its own: NCCL waits for ranks that never come, and this thread hears of them.
-fn meet(
-    nccl: Nccl,
-    context: Arc<CudaContext>,
-    all: &Group,
-    id: UniqueId,
-) -> Result<AtomicPtr<std::ffi::c_void>, Error> {
+fn meet(nccl: Nccl, context: Arc<CudaContext>, all: &Group, id: UniqueId) -> Result<AtomicPtr<ncclComm>, Error> {
     let (size, rank) = (all.size() as c_int, all.index() as c_int);
+    let id = ncclUniqueId { internal: id.map(|byte| byte as c_char) };
     let (sender, made) = channel();
     let make = move || {
         context.bind_to_thread().map_err(|error| failed("binding the thread", error))?;
-        let mut comm: Comm = ptr::null_mut();
+        let mut comm: ncclComm_t = ptr::null_mut();
         // SAFETY: the communicator has a place, and this thread the context of its card.
-        let status = unsafe { (nccl.init)(&mut comm, size, Id(id), rank) };
+        let status = unsafe { (nccl.init)(&mut comm, size, id, rank) };
         nccl.result("ncclCommInitRank", status).map(|()| AtomicPtr::new(comm))
     };
     // Nobody listens any more when another rank has failed: the process then ends with that.
@@ -211,7 +206,7 @@ fn meet(
 
 impl Shared {
     /// Calls NCCL unless the communicator was ended, and notes what goes wrong.
-    fn call(&self, call: &'static str, operation: impl FnOnce(&Nccl, Comm) -> Status) {
+    fn call(&self, call: &'static str, operation: impl FnOnce(&Nccl, ncclComm_t) -> Status) {
         let _calling = self.calling.lock().unwrap_or_else(PoisonError::into_inner);
         let comm = self.comm.load(Ordering::Acquire);
         if comm.is_null() {
