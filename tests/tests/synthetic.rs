@@ -188,8 +188,8 @@ fn a_dictionary_that_this_machine_cannot_hold_is_refused_everywhere() {
     let next = told.lines().last().expect("a last line");
     let fitting = next.split("--set sae.features=").last().and_then(|number| number.parse::<u64>().ok());
     let fitting = fitting.unwrap_or_else(|| panic!("what would fit is missing: {next}"));
-    // 12 · (2 · 32 + 1) bytes of weights and moments for each, at least, and not four times that.
-    assert!((1 << 30) / (4 * 780) < fitting && fitting < (1 << 30) / 780, "{fitting}");
+    // 12 · (2 · 32 + 1) bytes of weights and moments for each, at least, and not five times that, whatever the processor's screen keeps.
+    assert!((1 << 30) / (5 * 780) < fitting && fitting < (1 << 30) / 780, "{fitting}");
     assert!(next.starts_with("next: sae plan ") && next.contains("--cpu"), "{next}");
 
     let doctor = set(&["doctor", &path], &[TOO_MANY]).exits(64).stdout;

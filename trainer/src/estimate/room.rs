@@ -156,11 +156,12 @@ mod tests {
         let room = |bytes| Room { bytes, whose: "a test".to_owned(), counted: |bytes| bytes.weights };
         let least = each * shape.features as u64;
         assert!(room(least).check(&device, shape, None).is_err(), "the clocks and b_dec need room too");
-        assert!(room(least + least / 10).check(&device, shape, None).is_ok());
+        // What the encoder's screen keeps of a row besides depends on the processor: a tenth with bf16.
+        assert!(room(least + least / 5).check(&device, shape, None).is_ok());
         let half = room(least / 2);
         let Smaller { features, batch } = half.smaller(&device, shape, None);
         let features = features.expect("some fit");
-        assert!((0.9..1.0).contains(&(features as f64 / f64::from(1 << 19))), "{features}");
+        assert!((0.8..1.0).contains(&(features as f64 / f64::from(1 << 19))), "{features}");
         assert_eq!(batch, None, "weights do not depend on the batch");
         let told = half.check(&device, shape, None).expect_err("it does not fit").to_string();
         assert!(told.contains(&format!("sae.features = {features} would fit; a smaller train.batch")), "{told}");
