@@ -18,8 +18,17 @@ impl S3 {
     /// # Panics
     /// When it does not come up.
     pub fn start(python: &Path) -> S3 {
+        S3::with_pages(python, 1000)
+    }
+
+    /// The same, which lists so many keys at a time. S3 itself lists 1,000.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn with_pages(python: &Path, keys: usize) -> S3 {
         let mut command = Command::new(python);
         command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.env("MOTO_S3_DEFAULT_MAX_KEYS", keys.to_string());
         let mut server = command.spawn().expect("moto starts");
         let mut lines = BufReader::new(server.stderr.take().expect("standard error")).lines();
         let address = lines

@@ -211,7 +211,7 @@ fn boundaries_hold_on_the_emulator() {
 }
 
 /// Bugs that other cases have not noticed, and the case that does.
-const CONTROLS: [(Control, &str); 4] = [
+const CONTROLS: [(Control, &str); 5] = [
     (
         Control {
             name: "encode: a sum of 0 is a hit",
@@ -251,6 +251,16 @@ const CONTROLS: [(Control, &str); 4] = [
             caught_by: &[Variant::Plain],
         },
         "scans carry over",
+    ),
+    (
+        Control {
+            name: "transpose: the carry between 256 words of a bitmap is lost",
+            file: "transpose.cu",
+            find: "for (u32 i = 0; i < 256 / WARP; ++i) base += slots[i];",
+            replace: "",
+            caught_by: &[Variant::Plain],
+        },
+        "a bitmap of more than 256 words",
     ),
 ];
 

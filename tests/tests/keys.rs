@@ -327,3 +327,23 @@ fn keys_that_cannot_be_named_are_told_and_hide_no_others() {
     let refused = sae::run_with(&["inspect", "s3://bucket/d/b//x.parquet"], &environment).exits(64);
     refused.says(&["s3://bucket/d/b//x.parquet", "a part of the key is empty"]);
 }
+
+/// A listing of less than a page, of a page, of one key more, and of several pages. The server's have ten keys.
+#[test]
+fn every_page_of_a_listing_is_read() {
+    let Some(interpreter) = need::python() else { return };
+    let s3 = S3::with_pages(&interpreter, 10);
+    let environment = s3.environment();
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let fixture = Fixture::new();
+    write_shards(&fixture.path("data"), 8, &plain_rows(35 * 16, 8, 1), Dtype::F32, 16);
+    for (i, shard) in shards(&fixture.path("data")).into_iter().enumerate() {
+        s3.put(&format!("d/{i:02}.parquet"), &std::fs::read(shard).expect("a shard"));
+        if [9, 10, 11, 20, 21, 35].contains(&(i + 1)) {
+            let found =
+                sae::run_with(&["inspect", "s3://bucket/d", "--json", "--no-write"], &environment).exits(0).json();
+            let expected = (Some(i as u64 + 1), Some(16 * (i as u64 + 1)));
+            assert_eq!((found["shards"].as_u64(), found["rows"].as_u64()), expected);
+        }
+    }
+}

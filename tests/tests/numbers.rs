@@ -2,7 +2,7 @@
 //! stored and from weights as they are exported, with nothing of the trainer's.
 
 use kernels::cpu::Cpu;
-use loader::{Dtype, Store};
+use loader::{Dataset, Dtype, OpenOptions, RowFilter, SkipList, Store, sample};
 use tests::exact::{Dictionary, Measured, near};
 use tests::fixture::{Fixture, Numbers, plain_rows, write_shards};
 use tests::golden::{self, Weights};
@@ -303,5 +303,65 @@ fn steps_with_and_without_clipping_are_those_of_the_reference() {
             assert!(near(loss, measured.loss, 1e-5), "clip {clip}, step {}: {loss}, {measured:?}", line.step);
             assert!(near(found, *norm, 1e-4), "clip {clip}, step {}: {found} and {norm}", line.step);
         }
+    }
+}
+
+/// Rows of one value each, all different, in no order.
+fn distinct(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i * 7919 % n + 1) as f32).collect()
+}
+
+/// Of more rows than a sample has, those that it takes by the data and the seed.
+fn sampled(recipe: &Recipe, rows: &[f32], most: usize, seed: u64) -> Vec<f32> {
+    if rows.len() <= most {
+        return rows.to_vec();
+    }
+    let dataset = Dataset::open(&recipe.data.train, &OpenOptions::default()).expect("data");
+    sample(&dataset, most, seed, &SkipList::default(), &RowFilter::default()).expect("a sample").rows
+}
+
+/// In one dimension a bias names the row whose value it takes back, and features of either sign count from either end: so no row shows in
+/// neither that is in the sample and should not be.
+#[test]
+fn biases_are_calibrated_on_8192_rows() {
+    let fixture = Fixture::new();
+    for n in [8191, 8192, 8193, 20_000] {
+        let (set, run, rows) = (format!("train-{n}"), format!("run-{n}"), distinct(n));
+        write(&fixture, &set, &rows, 1);
+        let mut recipe = recipe(&fixture, &run);
+        (recipe.data.train, recipe.data.scale) = (vec![fixture.text(&set)], Scale::Fixed(1.0));
+        (recipe.sae.features, recipe.sae.bias_init, recipe.sae.bias_init_l0) = (32, BiasInit::Calibrated, 16.0);
+        (recipe.train.lr, recipe.train.tokens) = (STILL, Some(64));
+        finish(&recipe);
+        let mut values = sampled(&recipe, &rows, 8192, recipe.data.seed ^ 1);
+        values.sort_by(f32::total_cmp);
+        let half = (0.5 * values.len() as f64).round() as usize;
+        let (from_above, from_below) = (values[values.len() - 1 - half], values[half]);
+        let came = exported(&fixture, &run);
+        let mut signs = [0, 0];
+        for (w, b) in came.w_enc_df.iter().zip(&came.b_enc_f) {
+            let expected = if *w > 0.0 { from_above } else { from_below };
+            assert!(near(-b / w, f64::from(expected), 1e-6), "{n} rows: {} and {expected}", -b / w);
+            signs[usize::from(*w > 0.0)] += 1;
+        }
+        assert!(signs[0] > 0 && signs[1] > 0, "{signs:?}");
+    }
+}
+
+/// Rows grow, so that one more or less shows in the mean of their squares.
+#[test]
+fn the_scale_is_that_of_65536_rows() {
+    let fixture = Fixture::new();
+    for n in [65_535, 65_536, 65_537, 80_000] {
+        let (set, rows) = (format!("train-{n}"), distinct(n));
+        write(&fixture, &set, &rows, 1);
+        let mut recipe = recipe(&fixture, &format!("run-{n}"));
+        (recipe.data.train, recipe.data.scale) = (vec![fixture.text(&set)], Scale::Auto);
+        (recipe.sae.features, recipe.train.tokens) = (128, Some(64));
+        let summary = finish(&recipe);
+        let values = sampled(&recipe, &rows, 65_536, recipe.data.seed);
+        let mean = values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / values.len() as f64;
+        let expected = (1.0 / mean).sqrt();
+        assert!(near(f64::from(summary.scale), expected, 1e-7), "{n} rows: {} and {expected}", summary.scale);
     }
 }

@@ -9,7 +9,7 @@ use loader::{Cursor, Dtype, Store};
 use serde_json::Value;
 use tests::exact::near;
 use tests::fixture::{Fixture, Numbers, json, plain_rows, text, write_shards};
-use tests::runs::{Told, finish, stop, trained};
+use tests::runs::{Told, stop, trained};
 use tests::{checkpoints, sae};
 use trainer::checkpoint::{self, LeftOut, Snapshot, State};
 use trainer::metrics::Metrics;
@@ -282,15 +282,28 @@ fn a_checkpoint_gives_back_all_that_it_was_given() {
     }
 }
 
-/// Rows in the order of storage, each once: the closing rows of a run that is stopped inside them are those of one that is not.
+/// The first of the closing rows comes in the middle of a line's steps, and the run is stopped before it, behind it, and behind the line:
+/// what was summed by then is in both, and neither forgets it.
 #[test]
 fn closing_rows_are_counted_across_a_resume() {
     let fixture = Fixture::new();
-    let mut recipe = prepared(&fixture);
-    (recipe.data.eval, recipe.eval.every, recipe.data.order) = (Vec::new(), 0, Order::Sequential);
-    let whole = finish(&recipe);
-    recipe.run.dir = fixture.text("stopped");
-    stop(&recipe, false, 23);
-    let resumed = trained(&recipe, true, None).0.expect("it goes on");
-    assert_eq!((whole.metrics, whole.density), (resumed.metrics, resumed.density));
+    let mut prepared = prepared(&fixture);
+    // Steps of 500 rows, of which the fourth holds the last but 65,536th.
+    write_shards(&fixture.path("long"), 4, &plain_rows(67_100, 4, 6), Dtype::F32, u64::MAX);
+    (prepared.data.train, prepared.data.eval, prepared.eval.every) = (vec![fixture.text("long")], Vec::new(), 0);
+    (prepared.data.order, prepared.sae.features, prepared.train.batch) = (Order::Sequential, 128, 500);
+    prepared.checkpoint.every = Every::Steps(1000);
+    let of = |name: &str, stop_at: Option<u64>| {
+        let mut recipe = prepared.clone();
+        recipe.run.dir = fixture.text(name);
+        let mut told: Vec<Told> = stop_at.iter().map(|step| stop(&recipe, false, *step)).collect();
+        let (result, end) = trained(&recipe, stop_at.is_some(), None);
+        told.push(end);
+        let summary = result.expect("it trains");
+        (of_lines(&told), summary.metrics, summary.density)
+    };
+    let whole = of("whole", None);
+    for stop_at in [2, 4, 6, 23] {
+        assert_eq!(of(&format!("stopped-{stop_at}"), Some(stop_at)), whole, "stopped after step {stop_at}");
+    }
 }

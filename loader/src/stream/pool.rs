@@ -63,3 +63,55 @@ impl Drop for Pooled {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn idle(pool: &Pool) -> usize {
+        pool.0.lock().unwrap().len()
+    }
+
+    /// A pool to which so many buffers of `len` bytes have come back.
+    fn returned(n: usize, len: usize) -> Arc<Pool> {
+        let pool = Arc::new(Pool::default());
+        let buffers: Vec<Pooled> = (0..n).map(|_| pool.take(len)).collect();
+        drop(buffers);
+        pool
+    }
+
+    #[test]
+    fn of_the_buffers_that_come_back_32_stay() {
+        for (n, stay) in [(0, 0), (1, 1), (31, 31), (32, 32), (33, 32), (100, 32)] {
+            assert_eq!(idle(&returned(n, 8)), stay, "of {n}");
+        }
+    }
+
+    /// From 16 idle buffers on one leaves for each that has to be made.
+    #[test]
+    fn a_misfit_leaves_where_there_are_many() {
+        for (n, stay) in [(15, 15), (16, 15), (17, 16)] {
+            let pool = returned(n, 8);
+            let large = pool.take(1 << 20);
+            assert_eq!((idle(&pool), large.len()), (stay, 1 << 20), "of {n}");
+        }
+    }
+
+    /// A buffer serves a request of its own size, and smaller ones down to half of it; any, up to 128 KiB.
+    #[test]
+    fn a_buffer_serves_what_is_not_much_smaller() {
+        for (had, wanted, serves) in [
+            (8, 8, true),
+            (8, 9, false),
+            (1 << 17, 1, true),
+            ((1 << 17) + 2, 1, false),
+            (1 << 20, 1 << 19, true),
+            (1 << 20, (1 << 19) - 1, false),
+        ] {
+            let pool = returned(1, had);
+            let buffer = pool.take(wanted);
+            assert_eq!(buffer.len(), wanted);
+            assert_eq!(idle(&pool), usize::from(!serves), "{wanted} bytes of {had}");
+        }
+    }
+}

@@ -173,3 +173,37 @@ pub fn busy_products(screen: Screen, steps: usize) {
     assert!(screen.available() && screen != Screen::F32, "a narrow screen of this machine");
     avx512::busy_products(screen, steps);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{Cpu, Options};
+
+    /// The bound on products in f32 is κ·‖x‖·‖w‖, and κ no less than what two sums of as many products may err: each of its values is rounded
+    /// once, to 24 bits.
+    #[test]
+    fn the_sides_of_the_f32_bound_make_it_up() {
+        let options = Options { threads: Some(1), screen: Some(Screen::F32), isa: None };
+        let cpu = Cpu::with(options).expect("threads");
+        for width in [20, 3000] {
+            let shape = Shape { width, features: 2, batch: 3, adam: None, dense_bytes: 0 };
+            let mut memory = Memory::taken();
+            let mut screener = Screener::new(&cpu.engine, &shape, &mut memory).expect("memory");
+            let mut x = Rows::new(3, width, &mut memory).expect("memory");
+            x.n = 3;
+            x.norm2_b.copy_from_slice(&[9.0, 0.0, f32::INFINITY]);
+            screener.pack(&cpu.engine, &x);
+            let mut w = vec![0.0; screener.stride];
+            (w[0], w[width - 1]) = (3.0, -4.0);
+            let writer = screener.writer();
+            // SAFETY: no other task is there.
+            unsafe { writer.write(0, &w, -0.5) };
+            let (beta, bound) = (&screener.beta_b, &screener.bounds_f[0]);
+            let kappa = beta[0] * bound.q / (3.0 * 5.0);
+            assert!(kappa >= 2.0 * width as f32 * 2.0_f32.powi(-24), "{kappa} at a width of {width}");
+            assert!((1.0..1.0 + 2.0 * kappa + 1e-6).contains(&(kappa / screener.kappa())), "{kappa}");
+            assert!(bound.p > -0.5 && bound.p < -0.5 + 1e-6, "{}", bound.p);
+            assert!(beta[1].is_nan() && beta[2].is_nan(), "no bound holds for rows out of range");
+        }
+    }
+}
