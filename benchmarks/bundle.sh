@@ -4,9 +4,10 @@
 #   benchmarks/bundle.sh [FOLDER]        FOLDER is target/bundle where it is not given; then, on that machine:  FOLDER/run.sh [OUT]
 #
 # Needs Rust and Python with venv here (launch/release-tools.sh has the rest), and no GPU. The binaries are those of a release: they start
-# with glibc 2.28 and newer, carry kernels for sm_80, sm_90a and sm_100a, so no compiler goes along, and are stripped of their symbols. Prints the size of FOLDER and of the files of the checkout, and fails when both
-# together, which is what travels where a checkout is copied with the folder in it, take more than 64 MiB. SAE_PROFILE=dev builds
-# faster and without kernels in the binaries, for the tests of the scripts on the emulator: such a folder measures nothing.
+# with glibc 2.28 and newer, carry kernels for sm_80, sm_90a and sm_100a, so no compiler goes along, and are stripped of their symbols.
+# Prints the size of FOLDER and of the files of the checkout, and fails when both together, which is what travels where a checkout is
+# copied with the folder in it, take more than 64 MiB. SAE_PROFILE=dev builds faster and without kernels in the binaries, for the tests
+# of the scripts on the emulator: such a folder measures nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 most_bytes=$((64 << 20))
@@ -24,7 +25,8 @@ build() {
         how=(launch/release-tools.sh cargo zigbuild)
         target=(--target "$(uname -m)-unknown-linux-gnu.2.28")
     fi
-    "${how[@]}" "${target[@]}" --profile "$profile" --workspace --bin sae --bench step --test cuda --test edges --message-format=json >"$build_json"
+    "${how[@]}" "${target[@]}" --profile "$profile" --workspace --bin sae --bench step --test cuda --test edges \
+        --message-format=json >"$build_json"
 }
 # NAME's executable, out of cargo's messages.
 executable() {

@@ -72,8 +72,6 @@ pub const FLAGS: &[&str] = &[
     "--prec-div=true",
     "--prec-sqrt=true",
     "--ftz=false",
-    // Lines of the source for a profiler; what is compiled stays the same.
-    "--generate-line-info",
     // Registers, shared memory and spills of each kernel, in the log.
     "--ptxas-options=-v",
     // The cache of this program knows what it holds; NVRTC's would need the driver, and would leave the log empty.
