@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod cuda;
 mod device;
 mod error;
+mod first_error;
 pub mod mesh;
 pub mod ranks;
 

@@ -1,7 +1,7 @@
 //! The processor as a [`Device`].
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::codes::PAIR_BYTES;
@@ -14,6 +14,7 @@ use super::ops::normalize::Rows;
 use super::screen::Screen;
 use super::simd::Isa;
 use crate::device::{SUMS_TIMED, rate_of_sums};
+use crate::first_error::FirstError;
 use crate::mesh::Axes;
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 
@@ -69,7 +70,7 @@ impl Cpu {
             .thread_name(|index| format!("kernels-{index}"))
             .build()
             .map_err(|error| Error::Threads { reason: error.to_string() })?;
-        Ok(Cpu { engine: Arc::new(Engine { pool, isa, screen, axes, failure: Mutex::new(None) }) })
+        Ok(Cpu { engine: Arc::new(Engine { pool, isa, screen, axes, failure: FirstError::default() }) })
     }
 }
 

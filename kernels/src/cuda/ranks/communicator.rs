@@ -27,8 +27,8 @@ use cudarc::nccl::sys::{cudaStream_t, ncclComm, ncclComm_t, ncclDataType_t, nccl
 use super::nccl::{IN_PROGRESS, Nccl, Status, UniqueId};
 use crate::Error;
 use crate::cuda::runtime::card::failed;
-use crate::cuda::runtime::failure::Failure;
 use crate::cuda::runtime::pointer::Part;
+use crate::first_error::FirstError;
 use crate::ranks::{self, Group};
 
 /// Only bytes are moved.
@@ -50,7 +50,7 @@ pub struct Message {
     pub received: Part,
 }
 
-/// One card among those of a job. Messages are enqueued and return; what goes wrong is noted in the engine's [`Failure`].
+/// One card among those of a job. Messages are enqueued and return; what goes wrong is noted in the engine's [`FirstError`].
 #[derive(Debug)]
 pub struct Communicator {
     shared: Arc<Shared>,
@@ -94,7 +94,7 @@ struct Shared {
     nccl: Nccl,
     context: Arc<CudaContext>,
     all: Group,
-    failure: Arc<Failure>,
+    failure: Arc<FirstError>,
     /// Null once it was ended.
     comm: AtomicPtr<ncclComm>,
     /// NCCL lets any thread use a communicator, one at a time.
@@ -106,7 +106,7 @@ impl Communicator {
     ///
     /// # Errors
     /// [`Error::NoNccl`], [`Error::Nccl`], [`Error::Cuda`], [`Error::Threads`]; [`Error::Peer`] when another rank fails meanwhile.
-    pub fn new(context: &Arc<CudaContext>, all: &Group, failure: &Arc<Failure>) -> Result<Self, Error> {
+    pub fn new(context: &Arc<CudaContext>, all: &Group, failure: &Arc<FirstError>) -> Result<Self, Error> {
         let nccl = Nccl::find(None)?;
         let made = if all.index() == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };
         let id = UniqueId::try_from(all.gather(&made)?.swap_remove(0)).map_err(|other| {

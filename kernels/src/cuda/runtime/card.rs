@@ -17,6 +17,7 @@ use crate::cuda::compile::arch::Arch;
 use crate::cuda::compile::cache::Cache;
 use crate::cuda::compile::kernels::{Kernels, Origin};
 use crate::cuda::compile::sources::Source;
+use crate::first_error::FirstError;
 
 /// The CUDA version that cudarc's functions belong to, as drivers write it.
 const OLDEST_DRIVER: i32 = 13_000;
@@ -319,6 +320,11 @@ pub(crate) fn failed(call: &'static str, error: DriverError) -> Error {
         _ => {}
     }
     Error::Cuda { call, reason: words(error) }
+}
+
+/// What a call of the driver gave, or nothing, when its error is remembered.
+pub(crate) fn noted<T>(first: &FirstError, call: &'static str, result: Result<T, DriverError>) -> Option<T> {
+    first.keep(result.map_err(|error| failed(call, error)))
 }
 
 /// The driver's words for an error, and its name.

@@ -12,13 +12,13 @@ use std::time::Duration;
 use cudarc::driver::result::{launch_kernel, stream::get_priority_range};
 use cudarc::driver::{CudaEvent, CudaFunction, CudaStream, DriverError, sys};
 
-use super::card::{Card, failed};
-use super::failure::Failure;
+use super::card::{Card, failed, noted};
 use super::launches::Launches;
 use super::precision::Precision;
 use crate::Error;
 use crate::cuda::compile::sources::{EntryPoint, Source};
 use crate::cuda::ranks::communicator::{Communicator, Message};
+use crate::first_error::FirstError;
 use crate::mesh::Axes;
 use crate::ranks::Group;
 
@@ -42,7 +42,7 @@ pub struct Engine {
     pub shared_bytes: u32,
     pub axes: Axes,
     kernels: Arc<HashMap<&'static str, Kernel>>,
-    failure: Arc<Failure>,
+    failure: Arc<FirstError>,
     /// Off but in benchmarks.
     pub(crate) launches: Arc<Launches>,
 }
@@ -79,7 +79,7 @@ impl Engine {
             }
         }
         let (multiprocessors, shared_bytes) = (card.multiprocessors(), card.shared_bytes());
-        let failure = Arc::new(Failure::default());
+        let failure = Arc::new(FirstError::default());
         let several = axes.all.size() > 1;
         let communicator = several.then(|| Communicator::new(context, &axes.all, &failure)).transpose()?;
         let (communicator, kernels) = (communicator.map(Arc::new), Arc::new(kernels));
@@ -137,7 +137,7 @@ impl Engine {
 
     /// Remembers a failure; the first one counts, what follows it is its consequence.
     pub fn note<T>(&self, call: &'static str, result: Result<T, DriverError>) -> Option<T> {
-        result.map_err(|error| self.failure.note(failed(call, error))).ok()
+        noted(&self.failure, call, result)
     }
 
     /// Waits for all that was enqueued.

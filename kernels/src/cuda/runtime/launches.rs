@@ -1,13 +1,13 @@
-//! What each launch of a kernel takes, from an event before and one behind it. Off but for inside [`Cuda::time_launches`]; then a
+//! What each launch of a kernel takes, from an event before and one behind it. Off but for inside [`crate::cuda::Cuda::time_launches`]; then a
 //! launch asks one flag and makes no event.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaEvent, CudaStream, DriverError, sys};
+use cudarc::driver::{CudaEvent, CudaStream, sys};
 
-use super::card::failed;
-use super::failure::Failure;
+use super::card::noted;
+use crate::first_error::FirstError;
 
 /// The time of one launch on the card.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,26 +40,22 @@ impl Launches {
     pub(crate) fn around(
         &self,
         stream: &Arc<CudaStream>,
-        failure: &Failure,
+        failure: &FirstError,
         kernel: &'static str,
         launch: impl FnOnce(),
     ) {
         // One thread enqueues and switches this, so no order has to be kept.
         let events = if self.on.load(Ordering::Relaxed) { events(stream, failure) } else { None };
         let Some((from, to)) = events else { return launch() };
-        note(failure, from.record(stream));
+        noted(failure, "an event", from.record(stream));
         launch();
-        note(failure, to.record(stream));
+        noted(failure, "an event", to.record(stream));
         self.timed.lock().unwrap_or_else(PoisonError::into_inner).push(Timed { kernel, from, to });
     }
 }
 
 /// Two that know their time.
-fn events(stream: &Arc<CudaStream>, failure: &Failure) -> Option<(CudaEvent, CudaEvent)> {
+fn events(stream: &Arc<CudaStream>, failure: &FirstError) -> Option<(CudaEvent, CudaEvent)> {
     let event = || stream.context().new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
-    Some((note(failure, event())?, note(failure, event())?))
-}
-
-fn note<T>(failure: &Failure, result: Result<T, DriverError>) -> Option<T> {
-    result.map_err(|error| failure.note(failed("an event", error))).ok()
+    Some((noted(failure, "cuEventCreate", event())?, noted(failure, "cuEventCreate", event())?))
 }

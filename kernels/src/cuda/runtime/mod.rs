@@ -2,7 +2,6 @@
 
 pub mod card;
 pub mod engine;
-pub mod failure;
 pub mod launches;
 pub mod memory;
 pub mod pointer;
