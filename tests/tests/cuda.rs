@@ -1,45 +1,30 @@
 //! The CUDA kernels: the cases of every device on a card, where there is one, and on the emulator; the golden losses; and bugs planted
 //! in the kernels.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
-use kernels::cuda::card::{Card, Options};
+use kernels::cuda::card::Card;
 use kernels::cuda::{Cuda, Moments, Precision};
 use kernels::{Device, Shape};
 use tests::cases::{self, Case, Numbers, Run, update};
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant, borrowed};
 use tests::listing::Listing;
+use tests::on_card::{self, Cases, EMULATED, PRECISION};
 use tests::{equal_bits, golden, late, need, rounding};
 
 use Variant::{Asan, Plain, Tsan};
 
-/// Set for a process that must have a card, an emulated one or a real one: `all` cases or a `few`.
-const EMULATED: &str = "SAE_TEST_EMULATED";
-
 /// How often the same step is made for [`a_step_repeated_on_a_card_gives_the_same_bits`]; 3 times by default.
 const REPEATS: &str = "SAE_REPEATS";
-
-/// Set for a process that takes the cases of one precision only, as [`PRECISIONS`] shows it.
-const PRECISION: &str = "SAE_TEST_PRECISION";
 
 /// The card, and whether a few cases are enough. None where there is no card, unless one was promised.
 #[track_caller]
 fn card() -> Option<(Card, bool)> {
-    let emulated = std::env::var(EMULATED).ok();
-    match Card::open(0, Options::from_environment()) {
-        Ok(card) => Some((card, emulated.as_deref() == Some("few"))),
-        Err(error) => {
-            assert!(emulated.is_none(), "a card: {error}");
-            println!("no card: {error}");
-            need::optional("GPUs");
-            None
-        }
-    }
+    on_card::card().map(|(card, wanted)| (card, wanted.as_deref() == Some("few")))
 }
 
-/// Runs on a card; the tests below start it again on the emulator. Every precision has a process of its own: what breaks a card's
-/// context would end the cases of all that come after it. Every case is listed, whatever became of those before.
+/// Runs on a card; the tests below start it again on the emulator.
 #[test]
 fn cases_hold_on_a_card() {
     if let Ok(precision) = std::env::var(PRECISION) {
@@ -47,16 +32,7 @@ fn cases_hold_on_a_card() {
     }
     // Closed again before the others open it: some cards admit one process at a time.
     let Some(few) = card().map(|(_, few)| few) else { return };
-    let own = std::env::current_exe().expect("a process knows its file");
-    let fails = |precision: &String| {
-        let mut command = Command::new(&own);
-        command.args(["--exact", "cases_hold_on_a_card", "--nocapture"]).env(PRECISION, precision);
-        let status = command.status().expect("this program starts again");
-        (!status.success()).then(|| format!("{precision} ({status})"))
-    };
-    let failed: Vec<String> =
-        precisions(few).map(|(precision, ..)| format!("{precision:?}")).filter_map(|p| fails(&p)).collect();
-    assert!(failed.is_empty(), "cases failed in {}: they are listed above", failed.join(", "));
+    on_card::in_processes("cases_hold_on_a_card", precisions(few).map(|(precision, ..)| precision));
 }
 
 /// What the cases run in: all precisions, or enough to reach every kind of code.
@@ -76,24 +52,13 @@ fn cases_hold_in(precision: &str) {
         (false, false) => cases::all(),
     };
     let late = if rounds_by_chance { Vec::new() } else { late::all() };
-    let mut listing = Listing::of(&format!("{precision:?}"));
-    let mut device = None;
+    let mut listed = Cases::on(&card, precision);
     for (name, check) in cases.into_iter().chain(late) {
-        let held = listing.run(name, || check(opened(&mut device, &card, precision), numbers));
-        if !held {
-            // It remembers that it has failed.
-            device = None;
-        }
+        listed.run(name, |device| check(device, numbers));
     }
-    listing.run("rounding by chance is that of the generator", || {
-        rounding::check(opened(&mut device, &card, precision), precision);
-    });
-    listing.run("a parameter takes its bytes", || a_parameter_takes(opened(&mut device, &card, precision), bytes));
-    listing.end();
-}
-
-fn opened<'a>(device: &'a mut Option<Cuda>, card: &Card, precision: Precision) -> &'a Cuda {
-    device.get_or_insert_with(|| Cuda::new(card, precision).expect("kernels"))
+    listed.run("rounding by chance is that of the generator", |device| rounding::check(device, precision));
+    listed.run("a parameter takes its bytes", |device| a_parameter_takes(device, bytes));
+    listed.end();
 }
 
 /// What depends on who comes first shows in some of many repeats: places in lists and runs are given out by atomics, and the rows of

@@ -1,25 +1,18 @@
 //! Sizes at which a loop makes its second pass, and numbers at which a term shows, on every device: the processor with each of its
 //! screens, ranks that share a batch, a card and the emulator; with bugs that only these cases find.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use kernels::cpu::{Cpu, Isa, Options, Screen};
-use kernels::cuda::card::{self, Card};
 use kernels::cuda::{Cuda, Moments, Precision};
 use kernels::mesh::Mesh;
 use kernels::{Dictionary, Path, Report};
 use tests::cases::{Case, Check, Numbers, Run, boundaries, terms};
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
-use tests::listing::Listing;
 use tests::mesh::on_mesh;
 use tests::need;
-
-/// Set for a process that must have a card: `all` cases, or those whose names begin so.
-const EMULATED: &str = "SAE_TEST_EMULATED";
-
-/// Set for a process that takes the cases of one precision only, as [`PRECISIONS`] shows it.
-const PRECISION: &str = "SAE_TEST_PRECISION";
+use tests::on_card::{self, Cases, EMULATED, PRECISION};
 
 /// The processor with every screen that it has, and with portable instructions.
 fn processors() -> Vec<Cpu> {
@@ -126,49 +119,29 @@ fn rows_wider_than_8_bit_sums_hold_are_screened_otherwise() {
     }
 }
 
-/// Runs on a card; the tests below start it again on the emulator. Every precision has a process of its own, as in tests/cuda.rs.
+/// Runs on a card; the tests below start it again on the emulator.
 #[test]
 fn boundaries_hold_on_a_card() {
-    let wanted = std::env::var(EMULATED).ok();
-    // Closed again before the others open it: some cards admit one process at a time.
-    let card = Card::open(0, card::Options::from_environment()).map(|card| card.name().to_owned());
-    match (card, std::env::var(PRECISION)) {
-        (Err(error), _) => {
-            assert!(wanted.is_none(), "a card: {error}");
-            println!("no card: {error}");
-            need::optional("GPUs");
-        }
-        (Ok(_), Ok(precision)) => boundaries_hold_in(&precision, wanted.as_deref()),
-        (Ok(_), Err(_)) => {
-            let some = PRECISIONS.into_iter().filter(|(_, numbers)| !cases_of(*numbers, wanted.as_deref()).is_empty());
-            let some: Vec<String> = some.map(|(precision, _)| format!("{precision:?}")).collect();
-            assert!(!some.is_empty(), "{wanted:?} begins no case");
-            let failed: Vec<&String> = some.iter().filter(|precision| !holds_in_another_process(precision)).collect();
-            assert!(failed.is_empty(), "cases failed in {failed:?}: they are listed above");
-        }
+    if let Ok(precision) = std::env::var(PRECISION) {
+        return boundaries_hold_in(&precision);
     }
+    // Closed again before the others open it.
+    let Some(wanted) = on_card::card().map(|(_, wanted)| wanted) else { return };
+    let some = PRECISIONS.into_iter().filter(|(_, numbers)| !cases_of(*numbers, wanted.as_deref()).is_empty());
+    let some: Vec<Precision> = some.map(|(precision, _)| precision).collect();
+    assert!(!some.is_empty(), "{wanted:?} begins no case");
+    on_card::in_processes("boundaries_hold_on_a_card", some.into_iter());
 }
 
-fn holds_in_another_process(precision: &str) -> bool {
-    let mut command = Command::new(std::env::current_exe().expect("a process knows its file"));
-    command.args(["--exact", "boundaries_hold_on_a_card", "--nocapture"]).env(PRECISION, precision);
-    command.status().expect("this program starts again").success()
-}
-
-fn boundaries_hold_in(precision: &str, wanted: Option<&str>) {
+fn boundaries_hold_in(precision: &str) {
+    let Some((card, wanted)) = on_card::card() else { return };
     let known = PRECISIONS.into_iter().find(|(known, _)| format!("{known:?}") == precision);
     let (precision, numbers) = known.expect("a known precision");
-    let card = Card::open(0, card::Options::from_environment()).expect("it was there");
-    let mut listing = Listing::of(&format!("{precision:?}"));
-    let mut device = None;
-    for (name, check) in cases_of(numbers, wanted) {
-        let opened = || Cuda::new(&card, precision).expect("kernels");
-        if !listing.run(name, || check(device.get_or_insert_with(opened), numbers)) {
-            // It remembers that it has failed.
-            device = None;
-        }
+    let mut listed = Cases::on(&card, precision);
+    for (name, check) in cases_of(numbers, wanted.as_deref()) {
+        listed.run(name, |device| check(device, numbers));
     }
-    listing.end();
+    listed.end();
 }
 
 /// All cases, or those whose names begin with what is wanted.
