@@ -1,6 +1,7 @@
 //! `sae train`.
 
 mod dry_run;
+mod look;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,7 @@ use trainer::summary::{EvaluatedOn, Summary};
 use trainer::synthesis::{self, Making};
 use trainer::train::{Event, Start, train};
 
-use crate::args::COMMIT;
-use crate::args::Train;
+use crate::args::{COMMIT, Train};
 use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::{Bar, Measured};
@@ -83,7 +83,7 @@ fn run_on(
         resume = u8::from(resumes(args, recipe)?);
         let making = synthesis::to_make(recipe)?;
         if !making.is_empty() {
-            dry_run::look_before_making(recipe, resume == 1, device, host_ranks, &making)?;
+            look::before_making(recipe, resume == 1, device, host_ranks, &making)?;
             synthesize(recipe, &making, &stop)?;
         }
     }

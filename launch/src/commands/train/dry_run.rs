@@ -13,6 +13,7 @@ use trainer::synthesis::{self, Making};
 use trainer::train::{self, Beginning};
 use trainer::{run_dir, survey::Survey};
 
+use super::look;
 use crate::args::{L0, MTBF};
 use crate::budget::{self, Budget, Terms};
 use crate::failure::Failure;
@@ -27,7 +28,7 @@ pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usiz
     let making = synthesis::to_make(recipe)?;
     let (found, beginning) = match &recipe.data.synth {
         Some(spec) if !making.is_empty() => {
-            look_before_making(recipe, resume, device, host_ranks, &making)?;
+            look::before_making(recipe, resume, device, host_ranks, &making)?;
             for shards in &making {
                 run_dir::check_writable(&Store::open(shards.url)?)?;
             }
@@ -223,19 +224,4 @@ fn warn_of_little_room(store: &Store, recipe: &Recipe, plan: &Plan, budget: Opti
             HumanBytes(needed)
         );
     }
-}
-
-/// Looks at whatever can be seen before synthetic shards are made, so that none are made for a run that cannot begin.
-pub(super) fn look_before_making(
-    recipe: &Recipe,
-    resume: bool,
-    device: &impl Device,
-    host_ranks: usize,
-    making: &[Making<'_>],
-) -> Result<(), Failure> {
-    run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
-    if let Some(spec) = &recipe.data.synth {
-        train::check_before_synthesis(device, recipe, spec, host_ranks)?;
-    }
-    disk::check_room(making)
 }
