@@ -25,7 +25,7 @@ build() {
         how=(launch/release-tools.sh cargo zigbuild)
         target=(--target "$(uname -m)-unknown-linux-gnu.2.28")
     fi
-    "${how[@]}" "${target[@]}" --profile "$profile" --workspace --bin sae --bench step --test cuda --test edges \
+    "${how[@]}" "${target[@]}" --profile "$profile" --workspace --bin sae --bench step --test cuda \
         --message-format=json >"$build_json"
 }
 # NAME's executable, out of cargo's messages.
@@ -41,11 +41,10 @@ if [ "$profile" != dev ]; then
     # The binaries carry them now.
     rm -r "$out/cubins"
 fi
-for name in sae step cuda edges; do
+for name in sae step cuda; do
     strip -o "$out/$name" "$(executable "$name")"
 done
 mv "$out/cuda" "$out/cuda_tests"
-mv "$out/edges" "$out/edge_tests"
 mkdir -p "$out/tests"
 cp -r tests/golden "$out/tests/"
 cp benchmarks/{parts.sh,run.sh,run-more.sh,clock.py,products.py,dense_torch.py} launch/recipes/quickstart.toml "$out/"

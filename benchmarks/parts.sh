@@ -166,16 +166,10 @@ finish() {
 
 # FILTER [NAME=VALUE]…: the tests of CUDA kernels whose names hold FILTER.
 card_test() {
-    local filter="$1" program
+    local filter="$1"
     shift
-    for program in "$here"/*_tests; do
-        if "$program" --list "$filter" | grep -q ': test$'; then
-            env "$@" "$program" "$filter" --nocapture --test-threads=1
-            return
-        fi
-    done
-    echo "this build has no test called $filter"
-    return 3
+    "$here/cuda_tests" --list "$filter" | grep -q ': test$' || { echo "this build has no test called $filter" && return 3; }
+    env "$@" "$here/cuda_tests" "$filter" --nocapture --test-threads=1
 }
 
 # WORD…: benches/step.rs. Its lines for programs go to a file that is named after the part.

@@ -18,7 +18,7 @@ machine() {
     getconf GNU_LIBC_VERSION
     nproc
     free -g
-    for binary in sae step cuda_tests edge_tests; do
+    for binary in sae step cuda_tests; do
         echo "== $binary"
         ldd "$here/$binary"
     done

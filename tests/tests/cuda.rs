@@ -1,6 +1,9 @@
 //! The CUDA kernels: the cases of every device on a card, where there is one, and on the emulator; the golden losses; and bugs planted
 //! in the kernels.
 
+#[path = "cuda/boundaries.rs"]
+mod boundaries;
+
 use std::process::Output;
 
 use kernels::cuda::card::Card;
