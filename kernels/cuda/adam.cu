@@ -24,7 +24,7 @@ static constexpr float REST1 = 0.1f, BETA2 = 0.999f, REST2 = 0.001f, EPSILON = 1
 struct Update {
     double learning_rate, decay_from, steps;
     u64 step, tokens;
-    // Of the recipe: what is rounded by chance is keyed by it.
+    // Of the recipe: what is rounded stochastically is keyed by it.
     u64 seed;
     float clip;
     // lr / c₁ and 1 / √c₂.

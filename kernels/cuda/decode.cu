@@ -4,7 +4,7 @@
 //   first_s [stride]: b_dec, or zeros where another rank of the feature axis adds it
 //   norm_f [features] = ‖W_dec[f]‖ · x_hat_bs [n, stride] f32 · l1_b [n] = Σ_f a_f ‖W_dec[f]‖, made here because the list is at hand
 //
-// A token whose list had no room is left out: the batch is refused, and nobody looks at its x̂. The token's own counter says so, not
+// A token whose list had no room is left out: the batch is refused, and its x̂ is not used. The token's own counter says so, not
 // status.overflow, which lists of later tokens may set while this runs (kernels/src/cuda/ranks/slices.rs).
 //
 // Bytes: stride · (4 or 2) a pair, 4 · stride a token written. FLOP: 2 · stride a pair. Sums run in the order of the features.

@@ -1,7 +1,7 @@
 // A weight matrix with its moments, as a card keeps it: [rows, stride], in the format of `train.precision` and `train.moments`.
 //
-//   weights  float, with a bf16 copy for the products where there is one · or bf16 alone, rounded by chance
-//   moments  float · bf16, rounded by chance · 8 bits with a binary32 scale for each block of 128 columns of a row (the last may be shorter)
+//   weights  float, with a bf16 copy for the products where there is one · or bf16 alone, rounded stochastically
+//   moments  float · bf16, rounded stochastically · 8 bits with a binary32 scale for each block of 128 columns of a row (the last may be shorter)
 //
 // Moments in 8 bits follow T. Dettmers, M. Lewis, S. Shleifer, L. Zettlemoyer: 8-bit optimizers via block-wise quantization, 2021: small
 // blocks, so that one large value costs only its neighbours their precision, and codes that lie denser near 0. With A the
@@ -11,7 +11,7 @@
 //
 // An update is m / √v: √v reaches down to A / 255² while m ends at A / 127², and v never becomes 0 where m may not be: else
 // a step of m / ε would follow. Powers instead of a table of codes: a product or two on the way in, a root or two on the way out.
-// Both moments are rounded by chance: v shrinks by 1/1000 a step, less than half of the spacing of either format, and would
+// Both moments are rounded stochastically: v shrinks by 1/1000 a step, less than half of the spacing of either format, and would
 // never shrink if it were rounded to nearest.
 //
 // Reading gives A for the largest value exactly, so what was read and is written again (kernels/src/cuda/array.rs) reads the same.
@@ -73,7 +73,7 @@ template <> struct WeightFormat<bf16> {
         Columns stored;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            rounded[i] = round_by_chance(w.v[i], random.low(i));
+            rounded[i] = round_stochastically(w.v[i], random.low(i));
             stored.v[i] = from_bf16(rounded[i]);
         }
         if (place.inside) store_columns((bf16*)to.value + place.at, rounded);
@@ -113,8 +113,8 @@ template <> struct MomentFormat<bf16> {
         bf16 first[4], second[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            first[i] = round_by_chance(moments.first.v[i], random.high(i));
-            second[i] = round_by_chance(moments.second.v[i], random.low(i));
+            first[i] = round_stochastically(moments.first.v[i], random.high(i));
+            second[i] = round_stochastically(moments.second.v[i], random.low(i));
         }
         store_columns((bf16*)to.first + place.at, first);
         store_columns((bf16*)to.second + place.at, second);
@@ -140,7 +140,7 @@ struct SecondCode {
     static __device__ __forceinline__ float root(float share) { return sqrtf(sqrtf(share)); }
 };
 
-// The code of a magnitude, rounded by chance. What is not finite takes the last one, and its scale keeps it so.
+// The code of a magnitude, rounded stochastically. What is not finite takes the last one, and its scale keeps it so.
 template <class Code> static __device__ __forceinline__ u32 encode_moment(float magnitude, float scale, u32 random) {
     const float share = scale == 0 ? 0.0f : fminf(magnitude / scale, 1.0f);
     const u32 below = min((u32)((float)Code::TOP * Code::root(share)), Code::TOP - 1);

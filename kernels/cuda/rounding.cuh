@@ -1,4 +1,4 @@
-// Stochastic rounding: up or down by chance, so that the mean is what was rounded. A step of Adam that is smaller than half of the
+// Stochastic rounding: up or down at random, so that the mean is what was rounded. A step of Adam that is smaller than half of the
 // spacing of a format, or the decay of a second moment, would be lost at every step by rounding to nearest.
 //
 //   bf16: v → the upper half of bits(v) + r, r uniform in [0, 2¹⁶): up with the chance of what is cut off
@@ -46,7 +46,7 @@ struct Key {
 };
 
 // `random` is uniform in [0, 2¹⁶). Infinity stays, and so does a NaN.
-static __device__ __forceinline__ bf16 round_by_chance(float v, u32 random) {
+static __device__ __forceinline__ bf16 round_stochastically(float v, u32 random) {
     const u32 bits = __float_as_uint(v);
     if ((bits & 0x7f800000u) == 0x7f800000u) return to_bf16(v);
     return {(u16)((bits + random) >> 16)};

@@ -145,7 +145,7 @@ pub struct AdamUpdate {
     pub clip: f32,
     /// Tokens seen by the run when this batch is done; features that fired in it get it as [`Clock::LastFired`].
     pub tokens: u64,
-    /// With the step, what a device goes by that rounds weights or moments by chance: the same seed gives the same bits.
+    /// With the step, what a device goes by that rounds weights or moments stochastically: the same seed gives the same bits.
     pub seed: u64,
 }
 

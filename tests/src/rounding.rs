@@ -1,4 +1,4 @@
-//! What a card rounds by chance, once more: the generator and the formats of kernels/cuda/rounding.cuh and parameter.cuh, and a step
+//! What a card rounds stochastically, once more: the generator and the formats of kernels/cuda/rounding.cuh and parameter.cuh, and a step
 //! of Adam that must come out to the bit.
 
 use half::bf16;
@@ -212,7 +212,7 @@ mod tests {
 
     /// Over all values of the random bits the mean is the number itself; over many draws it comes near.
     #[test]
-    fn rounding_by_chance_has_no_bias() {
+    fn stochastic_rounding_has_no_bias() {
         for v in [1.003_f32, -0.017, 3e-20, 65_000.0] {
             let mean = (0..1 << 16).map(|random| f64::from(to_bf16(v, random))).sum::<f64>() / 65_536.0;
             assert!((mean / f64::from(v) - 1.0).abs() < 1e-9, "{v}: {mean}");

@@ -17,14 +17,14 @@
 
 use kernels::Path;
 
-/// In what numbers a device computes, and hence how near it must come.
+/// The precision in which a device computes, and hence how near it must come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Numbers {
     /// Binary32.
     F32,
     /// Products of bf16 with sums in binary32. Cases then start from numbers that bf16 holds.
     Mixed,
-    /// The same, with weights or moments in bf16 as well, rounded by chance.
+    /// The same, with weights or moments in bf16 as well, rounded stochastically.
     Bf16,
     /// The same, with moments in 8 bits.
     Int8,
@@ -63,7 +63,7 @@ impl Numbers {
         }
     }
 
-    /// Relative error of a first moment: the gradient's, and that of rounding it by chance. Codes of 8 bits are about 1/64 apart
+    /// Relative error of a first moment: the gradient's, and that of rounding it stochastically. Codes of 8 bits are about 1/64 apart
     /// where most of a block's values lie.
     pub(crate) fn moment(self) -> f64 {
         match self {

@@ -265,7 +265,7 @@ impl Standins {
 
 /// The first part hangs and does not hear TERM, others crash, fail, print 40 MiB, leave large files or are not there.
 #[test]
-fn what_befalls_a_part_befalls_no_other() {
+fn what_happens_to_a_part_happens_to_no_other() {
     let standins = Standins::new(
         "case \"$1\" in\n*cases*) echo case one; kill -SEGV $$ ;;\n*equal_steps*) head -c 40M /dev/urandom; echo the end ;;\n*) echo golden ;;\nesac",
         "case \"$*\" in\ntiny*) echo begun; trap '' TERM; while :; do sleep 1; done ;;\n*'b a'*) echo kernels; exit 9 ;;\n*) echo \"step $*\" ;;\nesac",

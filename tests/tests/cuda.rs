@@ -48,18 +48,18 @@ fn cases_hold_in(precision: &str) {
     let Some((card, few)) = card() else { return };
     let (precision, numbers, bytes) =
         PRECISIONS.into_iter().find(|(known, ..)| format!("{known:?}") == precision).expect("a known precision");
-    let rounds_by_chance = !matches!(numbers, Numbers::F32 | Numbers::Mixed);
-    let cases = match (rounds_by_chance, few) {
+    let rounds_stochastically = !matches!(numbers, Numbers::F32 | Numbers::Mixed);
+    let cases = match (rounds_stochastically, few) {
         (true, _) => cases::of_adam(),
         (false, true) => cases::few(),
         (false, false) => cases::all(),
     };
-    let late = if rounds_by_chance { Vec::new() } else { late::all() };
+    let late = if rounds_stochastically { Vec::new() } else { late::all() };
     let mut listed = Cases::on(&card, precision);
     for (name, check) in cases.into_iter().chain(late) {
         listed.run(name, |device| check(device, numbers));
     }
-    listed.run("rounding by chance is that of the generator", |device| rounding::check(device, precision));
+    listed.run("stochastic rounding is that of the generator", |device| rounding::check(device, precision));
     listed.run("a parameter takes its bytes", |device| a_parameter_takes(device, bytes));
     listed.end();
 }
@@ -242,7 +242,7 @@ fn reaches_the_golden_losses(environment: &[(&str, &str)]) {
     for (precision, moments, tolerance) in [
         ("f32", "f32", 1e-5),
         ("mixed", "f32", 1e-3),
-        // Rounding by chance moves weights apart from those of the reference, and losses by less than bf16 products do.
+        // Stochastic rounding moves weights apart from those of the reference, and losses by less than bf16 products do.
         ("mixed", "bf16", 1e-3),
         ("mixed", "int8", 1e-3),
         ("bf16-sr", "f32", 1e-3),

@@ -483,7 +483,7 @@ fn a_dry_run_shows_the_recipe_and_touches_nothing() {
 
 /// Shards that training would make are planned with as [data.synth] has them; where nobody would make any, the remedy is said.
 #[test]
-fn plans_reckon_with_shards_that_are_yet_to_be_made() {
+fn plans_count_on_shards_that_are_yet_to_be_made() {
     let fixture = Fixture::new();
     let mut recipe = fixture.recipe("run");
     let path = fixture.save("missing", &recipe);

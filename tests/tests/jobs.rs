@@ -1,4 +1,4 @@
-//! What befalls jobs of several ranks: kills, stops, signals, a cut network, rows that one rank cannot read.
+//! What happens to jobs of several ranks: kills, stops, signals, a cut network, rows that one rank cannot read.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -236,7 +236,7 @@ fn nasty_run(fixture: &Fixture, root: &str, environment: &[(&str, &str)]) -> Val
     measured
 }
 
-/// Starts a run and stops it at its 30th line of metrics, behind a checkpoint.
+/// Starts a run and stops it at its 30th metrics line, behind a checkpoint.
 fn stop(recipe: &str, environment: &[(&str, &str)], metrics: impl Fn() -> Option<std::path::PathBuf>) {
     let mut command = sae::sae(&["train", recipe]);
     let mut child = command

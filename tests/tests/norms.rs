@@ -109,7 +109,7 @@ fn what_a_filter_leaves_out_reaches_no_scale_no_bias_and_no_metric() {
         });
         assert_eq!(loud.0, louder.0, "{name}: summaries");
         assert_eq!(loud.1, louder.1, "{name}: reports of sae eval");
-        assert_eq!(loud.2, louder.2, "{name}: lines of metrics");
+        assert_eq!(loud.2, louder.2, "{name}: metrics lines");
         assert!(loud.3 == louder.3, "{name}: weights");
         let summary = &loud.0;
         assert!(near(summary["scale"].as_f64().expect("a scale"), scale, 1e-6), "{name}: {summary}, not {scale}");

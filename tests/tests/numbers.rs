@@ -1,4 +1,4 @@
-//! Every number that a run reports or decides by, against one that is reckoned here: in double precision, from the rows as they are
+//! Every number that a run reports or decides by, against one that is computed here: in double precision, from the rows as they are
 //! stored and from weights as they are exported, with nothing of the trainer's.
 
 use kernels::cpu::Cpu;

@@ -107,7 +107,7 @@ fn an_outage_in_the_middle_of_a_run_is_told_with_its_length() {
     command.envs(environment(&relay.address)).env("TMPDIR", fixture.path("."));
     let run = Launcher::start(&fixture, "run", command);
     let lines = || std::fs::read_to_string(s3::spool(&fixture.path("."))?.join("metrics.jsonl")).ok();
-    wait_for("a line of metrics", || lines().filter(|lines| lines.contains('\n')));
+    wait_for("a metrics line", || lines().filter(|lines| lines.contains('\n')));
     relay.cut();
     let errors = fixture.path("run.errors.txt");
     let said = |part: &str| std::fs::read_to_string(&errors).ok().filter(|said| said.contains(part));

@@ -373,7 +373,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_is_not_larger_than_reckoned() {
+    fn a_header_is_not_larger_than_estimated() {
         let part = Part::new(1 << 10, 1000, Dtype::Bf16);
         let tensors = part.w_enc_df.len() + part.b_enc_f.len() + part.w_dec_fd.len() + part.b_dec_d.len();
         let header = part.serialized().expect("a file").len() - tensors;

@@ -127,16 +127,16 @@ pub struct Train {
     /// Greatest norm of the gradient; a longer one is scaled down to it.
     #[serde(default = "default_clip")]
     pub clip: f64,
-    /// Seed of the initial weights, and of what is rounded by chance.
+    /// Seed of the initial weights, and of what is rounded stochastically.
     #[serde(default)]
     pub seed: u64,
     /// Which rows Adam updates.
     #[serde(default)]
     pub adam: Adam,
-    /// In what numbers the products are made, and weights are kept.
+    /// The precision of products and weights.
     #[serde(default)]
     pub precision: Precision,
-    /// In what numbers Adam's moments are kept.
+    /// The precision of Adam's moments.
     #[serde(default)]
     pub moments: Moments,
     /// A run, a checkpoint, an export, a SAELens folder or a safetensors file of weights to start from.
@@ -275,7 +275,7 @@ pub enum Precision {
     F32,
     /// Weights in 32 bits; products of bf16 copies with 32-bit sums. On a GPU only.
     Mixed,
-    /// The same products; weights in bf16 alone, which Adam rounds by chance. On a GPU only.
+    /// The same products; weights in bf16 alone, which Adam rounds stochastically. On a GPU only.
     Bf16Sr,
 }
 
@@ -286,9 +286,9 @@ pub enum Moments {
     /// 32-bit floating point.
     #[default]
     F32,
-    /// bf16, rounded by chance. On a GPU only.
+    /// bf16, rounded stochastically. On a GPU only.
     Bf16,
-    /// 8 bits with a scale for each block of 128 columns, rounded by chance. On a GPU only.
+    /// 8 bits with a scale for each block of 128 columns, rounded stochastically. On a GPU only.
     Int8,
 }
 

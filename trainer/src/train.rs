@@ -1,6 +1,6 @@
 //! The training loop.
 
-mod book;
+mod retire;
 mod check;
 mod close;
 mod held_out;
@@ -111,7 +111,7 @@ impl<D: Device> Run<'_, D> {
         while !self.is_done() {
             self.next_step()?;
             if !self.in_flight.is_empty() {
-                // Nobody looks at this step: the device goes on while the next batch is read.
+                // Nothing waits for this step: the device goes on while the next batch is read.
                 continue;
             }
             self.log_line()?;
@@ -121,7 +121,7 @@ impl<D: Device> Run<'_, D> {
         self.close()
     }
 
-    /// Reads a batch and enqueues a step with it, unless a rank was asked to stop; books the steps that the device need not run ahead
+    /// Reads a batch and enqueues a step with it, unless a rank was asked to stop; retires the steps that the device need not run ahead
     /// of, and all when somebody will look.
     fn next_step(&mut self) -> Result<(), Error> {
         let started = Instant::now();
@@ -160,7 +160,7 @@ impl<D: Device> Run<'_, D> {
             self.free.push(buffers);
             self.pass(&seen);
         }
-        self.book(if self.is_looked_at(self.enqueued()) { 0 } else { D::AHEAD })?;
+        self.retire(if self.is_looked_at(self.enqueued()) { 0 } else { D::AHEAD })?;
         self.state.step_s += started.elapsed().as_secs_f64();
         Ok(())
     }
@@ -191,7 +191,7 @@ impl<D: Device> Run<'_, D> {
         }
     }
 
-    /// Moves the device's sums to the host, where lines of metrics and the closing evaluation are made of them.
+    /// Moves the device's sums to the host, where metrics lines and the closing evaluation are made of them.
     fn drain(&mut self) -> Result<(), Error> {
         let sums = self.device.take_sums(&mut self.tally)?;
         if self.state.closing_open {

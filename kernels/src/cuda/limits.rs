@@ -39,7 +39,7 @@ mod tests {
     use super::*;
     use crate::cuda::Moments;
 
-    /// Each of the limits, with numbers reckoned by hand; one row more would be too many.
+    /// Each of the limits, with numbers computed by hand; one row more would be too many.
     #[test]
     fn the_smallest_limit_counts() {
         let mixed = Precision::Mixed(Moments::F32);

@@ -14,7 +14,7 @@ pub const L0: f64 = 100.0;
 pub const MTBF: f64 = 50_000.0;
 
 /// Say what a run would take of so many GPUs: memory, time, storage, traffic, cost, and what bounds it. Needs no GPU, and no data where
-/// --width and --rows or [data.synth] say what it would be. Reckoned from data sheets, not measured; with --cpu for this machine's
+/// --width and --rows or [data.synth] say what it would be. Estimated from data sheets, not measured; with --cpu for this machine's
 /// processor, from a few steps measured here.
 #[derive(clap::Args, Debug)]
 #[command(

@@ -41,7 +41,7 @@ struct Known {
     eval_rows: Option<u64>,
 }
 
-/// Reckons or measures, and prints.
+/// Estimates or measures, and prints.
 pub fn run(args: &Plan) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
     let known = known(args, &recipe)?;
@@ -56,8 +56,8 @@ pub fn run(args: &Plan) -> Result<(), Failure> {
     }
     report.print(&room);
     table::say(match args.cpu {
-        true => "Measured here, on a few steps with rows made for it, and the rest reckoned from counts of bytes.",
-        false => "Reckoned from data sheets and counts of bytes; no kernel has been timed for it.",
+        true => "Measured here, on a few steps with rows made for it, and the rest estimated from counts of bytes.",
+        false => "Estimated from data sheets and counts of bytes; no kernel has been timed for it.",
     });
     table::say(next);
     Ok(())
@@ -316,7 +316,7 @@ fn known(args: &Plan, recipe: &Recipe) -> Result<Known, Failure> {
     };
     if let (Some(spec), false) = (&recipe.data.synth, synthesis::to_make(recipe)?.is_empty()) {
         let made = recipes::synthetic(spec);
-        let told = format!("data.train is not there yet: reckoned with {made}, which training makes first");
+        let told = format!("data.train is not there yet: estimated with {made}, which training makes first");
         // Standard output is the object's alone.
         if args.json {
             tracing::info!("{told}")

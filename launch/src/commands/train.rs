@@ -186,7 +186,7 @@ fn synthesize(recipe: &Recipe, making: &[Making<'_>], stop: &AtomicBool) -> Resu
 struct Screen {
     training: Option<Bar>,
     evaluating: Option<Bar>,
-    /// Whether there was a line of metrics: from the first one on no single step's are shown, so that all is over the same rows.
+    /// Whether there was a metrics line: from the first one on no single step's are shown, so that all is over the same rows.
     has_line: bool,
 }
 

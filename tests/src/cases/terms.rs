@@ -13,7 +13,7 @@ pub fn all<D: Device>() -> Vec<(&'static str, Check<D>)> {
     cases
 }
 
-/// Those that hold where weights or moments are rounded by chance, too.
+/// Those that hold where weights or moments are rounded stochastically, too.
 pub fn of_rounded<D: Device>() -> Vec<(&'static str, Check<D>)> {
     vec![("a second moment above 0 stays so", a_second_moment_above_zero_stays_so)]
 }

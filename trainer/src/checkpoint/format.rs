@@ -43,7 +43,7 @@ pub struct State {
     pub gradient_norm: f64,
     /// Sums on the device.
     pub tally: Sums,
-    /// Sums since the last line of metrics that have left the device.
+    /// Sums since the last metrics line that have left the device.
     pub window: Sums,
     /// Sums over the last rows of the run, when it is evaluated on them.
     pub closing: Sums,

@@ -1,4 +1,4 @@
-//! What a run would take on so many GPUs: memory, time, traffic, and what bounds it. Reckoned from counts of bytes and operations and
+//! What a run would take on so many GPUs: memory, time, traffic, and what bounds it. Estimated from counts of bytes and operations and
 //! from data sheets; nothing in it was measured.
 //!
 //! On a mesh of d × f ranks a rank sees b = B/d rows and holds F/f features, of which it owns F/(d·f). With n = b·L0/f active pairs
@@ -20,7 +20,7 @@
 //! > waited for of x̂ = max(X/k, X − C·(k−1)/k)
 //!
 //! Sending also takes some of the card, smaller messages are slower, and W_enc is read once for each slice: none of that is
-//! reckoned. A step is expected to take [`EXPECTED`] of its floor's speed.
+//! estimated. A step is expected to take [`EXPECTED`] of its floor's speed.
 
 use kernels::cuda::{self, Precision};
 use kernels::mesh::{Mesh, Place};
@@ -29,7 +29,7 @@ use kernels::{AdamMode, Bytes, Shape};
 use crate::ranks::communication::{Traffic, touched_share};
 use crate::recipe::{Adam, Recipe};
 
-/// Share of the floor's speed that is reckoned with: products by `mma.sync` reach about 0.6 of a Hopper card's rate.
+/// Share of the floor's speed that is counted on: products by `mma.sync` reach about 0.6 of a Hopper card's rate.
 pub const EXPECTED: f64 = 0.6;
 
 /// Memory of a card that a run cannot have: the driver's, the kernels' own, and what is lost between blocks.

@@ -9,7 +9,7 @@
 //!   training waits until it is stored. Every evaluation is taken to be the best so far, so that is a bound from above, and a near one;
 //! - where both are due at a step there is one checkpoint; the last step always makes one.
 //!
-//! Not reckoned: that rows are read more slowly while a checkpoint is stored, the start of a run, and what failures cost.
+//! Not estimated: that rows are read more slowly while a checkpoint is stored, the start of a run, and what failures cost.
 
 use std::ops::Range;
 

@@ -18,7 +18,7 @@ use kernels::mesh::{Mesh, TILE};
 use crate::Error;
 use crate::recipe::{Adam, Recipe};
 
-/// Active features of a row that are reckoned with before any was seen.
+/// Active features of a row that are assumed before any was seen.
 const EXPECTED_L0: f64 = 100.0;
 
 /// Bytes that a rank sends in a step, for each value of a row's width.

@@ -13,7 +13,7 @@ pub struct Account {
     pub batch: usize,
     /// `train.seed`.
     pub seed: u64,
-    /// λ that `loss` was reckoned with.
+    /// λ in `loss`.
     pub lambda: f64,
     /// Learning rate at the step; in summary.json `train.lr`, before its decay.
     pub lr: f64,

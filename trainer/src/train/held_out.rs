@@ -57,7 +57,7 @@ impl<D: Device> Run<'_, D> {
         let place = self.device.axes().place;
         let filter = self.recipe.data.filter.resolve(self.state.norm_median)?;
         let stream = || data::eval_stream(dataset, self.recipe, filter.clone(), place, Some(rows));
-        let buffers = self.free.last_mut().expect("an evaluation follows when every step is booked");
+        let buffers = self.free.last_mut().expect("an evaluation follows when every step is retired");
         let centre = self.centre.take().filter(|(of, _)| *of == rows);
         let before = if centre.is_some() { 0 } else { rows };
         let stop = || self.start.stop.load(Ordering::Relaxed);

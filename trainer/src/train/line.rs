@@ -23,7 +23,7 @@ impl LineClock {
 }
 
 impl<D: Device> Run<'_, D> {
-    /// Writes a line of metrics when one is due.
+    /// Writes a metrics line when one is due.
     pub(super) fn log_line(&mut self) -> Result<(), Error> {
         if !is_due(self.recipe.log.every, self.state.step) && !self.is_done() {
             return Ok(());

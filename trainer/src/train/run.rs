@@ -46,7 +46,7 @@ pub enum Event<'a> {
         /// L0 on its batch.
         l0: f64,
     },
-    /// A line of metrics was written.
+    /// A metrics line was written.
     Line(&'a TrainLine),
     /// A checkpoint was committed, in this folder.
     Saved(&'a str),
@@ -90,7 +90,7 @@ pub(super) struct Run<'a, D: Device> {
     pub(super) free: Vec<Buffers<D>>,
     pub(super) tally: D::Tally,
     pub(super) in_flight: VecDeque<InFlight<D>>,
-    /// After the last step that was booked.
+    /// After the last step that was retired.
     pub(super) state: checkpoint::State,
     /// The middle of the held-out rows that were measured last, and how many were asked for.
     pub(super) centre: Option<(u64, Centre)>,
@@ -130,7 +130,7 @@ pub(super) struct LineClock {
     pub(super) exchanging: Duration,
 }
 
-/// A step that was enqueued and is not booked.
+/// A step that was enqueued and is not retired.
 pub(super) struct InFlight<D: Device> {
     pub(super) seen: Seen,
     pub(super) input: StepInput,

@@ -74,7 +74,7 @@ struct Laps {
 }
 
 impl Laps {
-    /// Books the messages that are done, without waiting for others.
+    /// Counts the messages that are done, without waiting for others.
     fn settle(&mut self) {
         while let Some([from, to]) = self.under_way.pop_front_if(|[_, to]| to.is_complete()) {
             // A card that has failed has no times, and tells so elsewhere.

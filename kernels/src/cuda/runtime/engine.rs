@@ -28,7 +28,7 @@ const SHARED_BY_DEFAULT: u32 = 48 << 10;
 /// What the operations run on. A clone is the same card.
 #[derive(Clone)]
 pub struct Engine {
-    /// `None`: one rank, with nothing to exchange. The first to go: it waits for what others still receive.
+    /// `None`: one rank, with nothing to exchange. Dropped first: it waits for what others still receive.
     communicator: Option<Arc<Communicator>>,
     /// What is enqueued goes here.
     pub stream: Arc<CudaStream>,

@@ -1,16 +1,16 @@
-//! In what numbers products are made, and weights and moments are kept.
+//! The precision of products, weights and moments.
 
 /// `SCALE_BLOCK` in parameter.cuh.
 pub(crate) const SCALE_BLOCK: usize = 128;
 
-/// In what numbers the products are made, and weights and moments are kept. Biases and their moments are binary32.
+/// The precision of products, weights and moments. Biases and their moments are binary32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// Binary32 throughout.
     F32,
     /// Weights in binary32; products read bf16 copies of weights, x and g, and sum in binary32.
     Mixed(Moments),
-    /// The same products, and weights in bf16 alone: Adam computes in binary32 and rounds by chance.
+    /// The same products, and weights in bf16 alone: Adam computes in binary32 and rounds stochastically.
     Bf16Sr(Moments),
 }
 
@@ -19,9 +19,9 @@ pub enum Precision {
 pub enum Moments {
     /// Binary32.
     F32,
-    /// bf16, rounded by chance.
+    /// bf16, rounded stochastically.
     Bf16,
-    /// 8 bits, rounded by chance, with a scale for each block of a row.
+    /// 8 bits, rounded stochastically, with a scale for each block of a row.
     Int8,
 }
 

@@ -11,7 +11,7 @@ use crate::table;
 pub struct Report {
     /// The card's name, or the processor in words.
     pub device: String,
-    /// Whether a step was made here and timed, instead of reckoned.
+    /// Whether a step was made here and timed, instead of estimated.
     pub measured: bool,
     /// Ranks, each on a device of its own.
     pub gpus: usize,
@@ -27,7 +27,7 @@ pub struct Report {
     pub batch: usize,
     /// Memory of a rank.
     pub memory: Memory,
-    /// A step's parts at the least, where they were reckoned.
+    /// A step's parts at the least, where they were estimated.
     pub floor: Option<Parts>,
     /// Seconds of a step as expected.
     pub step_s: f64,

@@ -1,4 +1,4 @@
-//! Booking steps: a device runs ahead of what the run knows of it, and whatever it refused is made again or ends the run.
+//! Retiring steps in flight: a device runs ahead of what the run knows of it, and whatever it refused is made again or ends the run.
 //!
 //! Nothing takes effect out of order: the steps behind one that was refused are held by the device, and made again after it.
 
@@ -14,16 +14,16 @@ use crate::{Error, evaluate};
 const NAMED_ROWS: usize = 64;
 
 impl<D: Device> Run<'_, D> {
-    /// Books every step in flight: the state is then that of the device.
+    /// Retires every step in flight: the state is then that of the device.
     pub(super) fn catch_up(&mut self) -> Result<(), Error> {
-        self.book(0)
+        self.retire(0)
     }
 
-    /// Books the oldest steps until `left` are in flight.
+    /// Retires the oldest steps until `left` are in flight.
     ///
     /// # Errors
     /// [`Error::Device`]; [`Error::Divergence`] when a step was refused and would be again.
-    pub(super) fn book(&mut self, left: usize) -> Result<(), Error> {
+    pub(super) fn retire(&mut self, left: usize) -> Result<(), Error> {
         while self.in_flight.len() > left {
             let mut report = self.sae.report(self.in_flight.len() - 1)?;
             if report.overflow {
