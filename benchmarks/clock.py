@@ -1,4 +1,4 @@
-"""Times of an operation of PyTorch, on a card or on the processor."""
+"""Times of an operation of PyTorch, on a GPU or on the processor."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Clock:
-    """ms between two events on the card, or by the processor's clock. Before each operation `flush_bytes` are overwritten, which
+    """ms between two events on the GPU, or by the processor's clock. Before each operation `flush_bytes` are overwritten, which
     empties the cache."""
 
     def __init__(self, device, flush_bytes=0):

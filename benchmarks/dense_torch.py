@@ -1,4 +1,4 @@
-"""A dense step of PyTorch on the card, at the shapes of `benches/step.rs`, each with its ratio to ours.
+"""A dense step of PyTorch on the GPU, at the shapes of `benches/step.rs`, each with its ratio to ours.
 
     dense_torch.py [--json FILE] [--ours FILE …] [--small] [--eager]
 
@@ -11,7 +11,7 @@ Where a batch does not fit, gradients are summed over micro-batches, the largest
 waited for, after a warm-up that compiles. What cuBLAS makes of the encoder's product is measured by products.py.
 
 A line of JSON each, written as soon as it is known, to the file of --json too. --ours takes files of `--json` of the bench step: behind
-a shape come the ratios to their lines for it. --small runs a tiny shape, on the processor where there is no card: times then mean
+a shape come the ratios to their lines for it. --small runs a tiny shape, on the processor where there is no GPU: times then mean
 nothing. Without torch or without CUDA it says so and exits with 3.
 """
 

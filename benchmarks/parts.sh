@@ -1,4 +1,4 @@
-# Parts of a call to a machine with a card, and the one archive of what they print. Sourced by run.sh and run-more.sh.
+# Parts of a call to a machine with a GPU, and the one archive of what they print. Sourced by run.sh and run-more.sh.
 #
 #   begin OUT NAME [PART SECONDS]…   the archive is OUT/NAME.tar.gz, and each part that follows is one of these
 #   part PART COMMAND…               runs it; its output goes to a file as it comes
@@ -165,7 +165,7 @@ finish() {
 # What both scripts call by these names, each in a shell of its own under timeout(1).
 
 # FILTER [NAME=VALUE]…: the tests of CUDA kernels whose names hold FILTER.
-card_test() {
+gpu_test() {
     local filter="$1"
     shift
     "$here/cuda_tests" --list "$filter" | grep -q ': test$' || { echo "this build has no test called $filter" && return 3; }
@@ -188,7 +188,7 @@ torch_script() {
     command -v "$python" >/dev/null || { echo "no $python here" && return 3; }
     "$python" -u "$here/$file" "$@"
 }
-export -f card_test step torch_script
+export -f gpu_test step torch_script
 
 # The folder of the cuBLAS that a Python has with its PyTorch.
 cublas_of() {
@@ -200,7 +200,7 @@ print(found[0].rpartition("/")[0] if found else "")
 EOF_PYTHON
 }
 
-# The tests look for golden losses beside the folder of their crate, and for the binary here. A machine without a card is no success.
+# The tests look for golden losses beside the folder of their crate, and for the binary here. A machine without a GPU is no success.
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${SAE_PYTHON:-python3}"
 export here python CARGO_MANIFEST_DIR="$here/tests" SAE_BINARY="$here/sae" SAE_REQUIRE_ALL=1

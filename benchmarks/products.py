@@ -1,13 +1,13 @@
-"""What a card multiplies and copies at most, by the libraries of PyTorch on random data: the ceiling that kernels are held against.
+"""What a GPU multiplies and copies at most, by the libraries of PyTorch on random data: the ceiling that kernels are held against.
 
     products.py [--json FILE] [--small]
 
 The encoder's product x W_enc at the shapes of `benches/step.rs`, B = 8192, over the features whose result fits into 2 GiB: in bf16 and
-f32 by cuBLAS, in int8 by torch._int_mm, in fp8 by torch._scaled_mm; and a copy of 1 GiB. Random data, since a card that multiplies
+f32 by cuBLAS, in int8 by torch._int_mm, in fp8 by torch._scaled_mm; and a copy of 1 GiB. Random data, since a GPU that multiplies
 zeros draws less power and is faster. Best and median of repeats between two events, each behind 256 MiB that empty the cache.
 
 A line of JSON each, written as soon as it is known, to FILE too; a line says what was missing where a product cannot be made. --small
-takes tiny shapes, on the processor where there is no card: times then mean nothing. Without torch or without CUDA it says so and
+takes tiny shapes, on the processor where there is no GPU: times then mean nothing. Without torch or without CUDA it says so and
 exits with 3.
 """
 
@@ -64,7 +64,7 @@ def measure(device, shapes):
                 # Sides of whole pieces of 16 bytes, which narrow formats ask for.
                 x, w = operands(dtype, device, width // 16 * 16, some // 16 * 16, batch)
                 times = repeats(clock, lambda: multiply(x, w))
-            except Exception as error:  # What a version of PyTorch or a card lacks has many types.
+            except Exception as error:  # What a version of PyTorch or a GPU lacks has many types.
                 yield {**line, "missing": f"{type(error).__name__}: {error}"[:300]}
                 continue
             operations = 2 * batch * w.shape[0] * w.shape[1]

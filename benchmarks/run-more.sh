@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# A second call to a machine with a card, when run.sh has shown that kernels hold: compute-sanitizer, and what steps take with other
+# A second call to a machine with a GPU, when run.sh has shown that kernels hold: compute-sanitizer, and what steps take with other
 # weights, moments and batches.
 #
 #   FOLDER/run-more.sh [OUT]   in a folder that benchmarks/bundle.sh made; OUT is $OUT or FOLDER/out where it is not given
 #
-# Leaves OUT/card-more.tar.gz, and takes nine minutes at most: parts.sh says how, and run.sh what its variables mean.
+# Leaves OUT/gpu-more.tar.gz, and takes nine minutes at most: parts.sh says how, and run.sh what its variables mean.
 set -uo pipefail
 . "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/parts.sh"
 
-begin "${1:-${OUT:-$here/out}}" card-more \
+begin "${1:-${OUT:-$here/out}}" gpu-more \
     boundaries 30 memcheck 80 racecheck 80 synccheck 40 repeats 30 f32 20 mixed-bf16 20 mixed-int8 20 bf16-sr 20 bf16-sr-bf16 20 \
     bf16-sr-int8 20 batches 40 train 60 narrow-a 50
 
 # A few cases under one of the tools of compute-sanitizer. Each precision is a process of its own.
 sanitizer() {
-    SAE_TEST_EMULATED=few "$1" --tool "$2" --target-processes all --error-exitcode 1 "$here/cuda_tests" --exact cases_hold_on_a_card --nocapture
+    SAE_TEST_EMULATED=few "$1" --tool "$2" --target-processes all --error-exitcode 1 "$here/cuda_tests" --exact cases_hold_on_a_gpu --nocapture
 }
 
 # The quickstart twice; weights and moments are compared byte for byte.
@@ -34,7 +34,7 @@ export -f sanitizer train_twice
 
 names=all
 [ -z "${SAE_SMALL:-}" ] || names="a sum of"
-part boundaries bash -c 'card_test boundaries_hold_on_a_card "SAE_TEST_EMULATED=$0"' "$names"
+part boundaries bash -c 'gpu_test boundaries_hold_on_a_gpu "SAE_TEST_EMULATED=$0"' "$names"
 tool="$(command -v compute-sanitizer || ls -d /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)"
 for name in memcheck racecheck synccheck; do
     if [ -n "$tool" ]; then
@@ -45,7 +45,7 @@ for name in memcheck racecheck synccheck; do
 done
 repeats=100
 [ -z "${SAE_SMALL:-}" ] || repeats=2
-part repeats bash -c "card_test a_step_repeated_on_a_card_gives_the_same_bits SAE_REPEATS=$repeats"
+part repeats bash -c "gpu_test a_step_repeated_on_a_gpu_gives_the_same_bits SAE_REPEATS=$repeats"
 part f32 bash -c 'step f32 b f32/f32'
 part mixed-bf16 bash -c 'step mixed-bf16 b mixed/bf16'
 part mixed-int8 bash -c 'step mixed-int8 b mixed/int8'

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A first call to a machine with a card and nothing but an NVIDIA driver, bash and perhaps PyTorch: what holds, and what it takes.
+# A first call to a machine with a GPU and nothing but an NVIDIA driver, bash and perhaps PyTorch: what holds, and what it takes.
 #
 #   FOLDER/run.sh [OUT]        in a folder that benchmarks/bundle.sh made; OUT is $OUT or FOLDER/out where it is not given
 #
-# Leaves OUT/card.tar.gz, and takes nine minutes at most: parts.sh says how. What matters most comes first. The exit code is 1 when a
+# Leaves OUT/gpu.tar.gz, and takes nine minutes at most: parts.sh says how. What matters most comes first. The exit code is 1 when a
 # part failed. What the machine lacks (PyTorch, ncu) is left out and said. SAE_SMALL=1 takes tiny shapes, for the emulator, and
 # SAE_SECONDS the time of all parts.
 set -uo pipefail
 . "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/parts.sh"
 
-begin "${1:-${OUT:-$here/out}}" card \
+begin "${1:-${OUT:-$here/out}}" gpu \
     machine 20 products 40 cases 60 equal-steps 30 kernels 120 ncu 90 crossing 30 golden 40 torch 100
 
 machine() {
@@ -24,7 +24,7 @@ machine() {
     done
     "$here/sae" --version
     command -v nvidia-smi >/dev/null && nvidia-smi && nvidia-smi -q -d CLOCK,POWER,ECC
-    # A process each: a kernel that fails leaves a card on which nothing else holds.
+    # A process each: a kernel that fails leaves a GPU on which nothing else holds.
     for weights in mixed/f32 f32/f32 mixed/bf16 mixed/int8 bf16-sr/f32 bf16-sr/bf16 bf16-sr/int8; do
         "$here/step" tiny "$weights" || { echo "$weights: FAILED, exit code $?" && failed=1; }
     done
@@ -48,8 +48,8 @@ export -f machine ncu_report profile
 
 part machine bash -c machine
 part products bash -c 'torch_script products.py ${SAE_SMALL:+--small} --json "$results/products.jsonl"'
-part cases bash -c "card_test cases_hold_on_a_card SAE_TEST_EMULATED=$cases"
-part equal-steps bash -c "card_test equal_steps_of_a_real_size SAE_TEST_EMULATED=$cases"
+part cases bash -c "gpu_test cases_hold_on_a_gpu SAE_TEST_EMULATED=$cases"
+part equal-steps bash -c "gpu_test equal_steps_of_a_real_size SAE_TEST_EMULATED=$cases"
 part kernels bash -c 'step kernels b a'
 ncu="$(command -v ncu || ls -d /usr/local/cuda/bin/ncu /opt/nvidia/nsight-compute/*/ncu 2>/dev/null | tail -1)"
 if [ -n "$ncu" ]; then
@@ -58,6 +58,6 @@ else
     left_out ncu "no ncu here"
 fi
 part crossing bash -c 'step crossing crossing'
-part golden bash -c "card_test a_run_on_a_card_reaches_the_golden_losses SAE_TEST_EMULATED=$cases"
+part golden bash -c "gpu_test a_run_on_a_gpu_reaches_the_golden_losses SAE_TEST_EMULATED=$cases"
 part torch bash -c 'torch_script dense_torch.py ${SAE_SMALL:+--small --eager} --json "$results/torch.jsonl" --ours "$results/kernels.jsonl"'
 finish

@@ -1,5 +1,5 @@
 //! Puts the cubins of the folder that `SAE_CUBINS` names into the crate. Without it none are, and kernels are compiled when a
-//! card is first used.
+//! GPU is first used.
 //!
 //! `sae kernels --out FOLDER` makes such a folder. A file made from other sources than these fails the build: a release must
 //! not carry kernels that are not its own.

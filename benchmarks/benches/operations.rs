@@ -1,8 +1,8 @@
-//! Time of each operation of a step on a card, beside its floor and a naive version.
+//! Time of each operation of a step on a GPU, beside its floor and a naive version.
 //!
 //!     cargo bench -p benchmarks --bench operations [-- [small] [--json FILE] [--ceilings FILE]]
 //!
-//! Times are between two events on the card, with the cache flushed before and everything enqueued ahead, so they hold no
+//! Times are between two events on the GPU, with the cache flushed before and everything enqueued ahead, so they hold no
 //! launch from the host; best and median of the repeats. normalize waits for the copy of its rows from the host, some of which goes
 //! on while the cache is flushed, and which a run hides behind the step before. GB/s and TFLOP/s follow from each operation's model of traffic and work, and the share is that of
 //! its floor, by the rates of a copy and of cuBLAS. Nothing is timed before the sparse path agrees with the dense one, and each operation with the naive version.
@@ -17,7 +17,7 @@ use benchmarks::asked::{self, Asked, Lines};
 use benchmarks::ceiling::Ceiling;
 use benchmarks::floor::Work;
 use benchmarks::planted::{Operation, Planted, Run, UPDATE, best_and_median};
-use kernels::cuda::card::Card;
+use kernels::cuda::gpu::Gpu;
 use kernels::cuda::naive::Naive;
 use kernels::cuda::{Cost, Cuda, Moments, Precision, Stopwatch};
 use kernels::{AdamMode, AdamUpdate, Device, Dictionary, Error, LearningRate, Path, Slot, Tensor};
@@ -44,25 +44,25 @@ const SHAPES: [Shapes; 2] = [
 const SMALL: [Shapes; 1] = [(72, 300, &[(64, 8), (40, 20)])];
 
 fn main() -> ExitCode {
-    asked::main(&[], |asked, card| {
+    asked::main(&[], |asked, gpu| {
         let mut lines = asked.lines()?;
-        measure_all(asked, card, &mut lines)
+        measure_all(asked, gpu, &mut lines)
     })
 }
 
-fn measure_all(asked: &Asked, card: &Card, lines: &mut Lines) -> Result<(), String> {
+fn measure_all(asked: &Asked, gpu: &Gpu, lines: &mut Lines) -> Result<(), String> {
     let words = |error: Error| error.to_string();
-    let device = Cuda::beside_naive(card, PRECISION).map_err(words)?;
+    let device = Cuda::beside_naive(gpu, PRECISION).map_err(words)?;
     println!("{}", device.describe());
     for &(width, features, batches) in if asked.small { &SMALL[..] } else { &SHAPES[..] } {
         let planted = Planted::new(width, features, batches);
         let shape = planted.shape(AdamMode::Dense);
-        // Memory that was given back is there again when the card was waited for.
+        // Memory that was given back is there again when the GPU was waited for.
         device.wait().map_err(words)?;
         let room = device.room().unwrap_or(u64::MAX);
         let bytes = device.bytes(shape).total();
         if bytes > room {
-            println!("D = {width}, F = {features}: does not fit into this card");
+            println!("D = {width}, F = {features}: does not fit into this GPU");
             continue;
         }
         let mut run = Run::new(&device, &planted, shape);

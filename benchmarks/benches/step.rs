@@ -1,4 +1,4 @@
-//! Whole steps on a card beside their floor, what each kernel takes of one, and where the paths cross.
+//! Whole steps on a GPU beside their floor, what each kernel takes of one, and where the paths cross.
 //!
 //!     cargo bench -p benchmarks --bench step [-- [small] [--json FILE] [--ceilings FILE] [WORD…]]
 //!
@@ -14,7 +14,7 @@
 //! end of the last: rows are copied from the host meanwhile, and no batch is read from storage. Kernels are timed in such steps,
 //! between two events each, and are those of their operation: the file in kernels/cuda that holds them. An operation's rate is
 //! what it must move, or for encode multiply, over the time of its kernels, and its share that of the measured ceiling. Weights go to the
-//! card once for each way to keep them and each Adam. `small` is a shape for the emulator, where times mean nothing.
+//! GPU once for each way to keep them and each Adam. `small` is a shape for the emulator, where times mean nothing.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ use benchmarks::asked::{self, Asked, Lines};
 use benchmarks::ceiling::Ceiling;
 use benchmarks::floor::Work;
 use benchmarks::planted::{Operation, Planted, Run};
-use kernels::cuda::card::Card;
+use kernels::cuda::gpu::Gpu;
 use kernels::cuda::{Cost, Cuda, Launch, Moments, Precision};
 use kernels::{AdamMode, Device, Dictionary, Error, Path};
 use serde_json::json;
@@ -81,7 +81,7 @@ const TIMED_STEPS: usize = 7;
 const SMALL_TIMED_STEPS: usize = 2;
 
 fn main() -> ExitCode {
-    asked::main(&ALL_WORDS, |asked, card| {
+    asked::main(&ALL_WORDS, |asked, gpu| {
         let mut lines = asked.lines()?;
         let asked_for = |word: &str| asked.words.iter().any(|asked| asked == word);
         let mut precisions: Vec<_> = PRECISIONS.into_iter().filter(|(name, _)| asked_for(name)).collect();
@@ -90,10 +90,10 @@ fn main() -> ExitCode {
                 PRECISIONS[..if asked_for("all") || asked_for("tiny") { PRECISIONS.len() } else { 1 }].to_vec();
         }
         if asked_for("tiny") {
-            return precisions.iter().try_for_each(|&precision| tiny(card, precision));
+            return precisions.iter().try_for_each(|&precision| tiny(gpu, precision));
         }
         if asked_for("once") {
-            return once(asked, card, precisions[0].1);
+            return once(asked, gpu, precisions[0].1);
         }
         let mut parts = asked.among(&PARTS);
         if asked.small {
@@ -102,11 +102,11 @@ fn main() -> ExitCode {
         }
         for part in parts {
             let measured = match part {
-                "b" => measure_shape(asked, card, (B, &precisions), &mut lines),
-                "a" => measure_shape(asked, card, (A, &precisions), &mut lines),
+                "b" => measure_shape(asked, gpu, (B, &precisions), &mut lines),
+                "a" => measure_shape(asked, gpu, (A, &precisions), &mut lines),
                 _ => {
                     let crossings = if asked.small { &SMALL_CROSSINGS[..] } else { &CROSSINGS[..] };
-                    crossings.iter().try_for_each(|&shape| crossing(asked, card, shape, &mut lines))
+                    crossings.iter().try_for_each(|&shape| crossing(asked, gpu, shape, &mut lines))
                 }
             };
             measured?;
@@ -120,8 +120,8 @@ fn words(error: Error) -> String {
 }
 
 /// Both paths agree on a small batch; says so.
-fn tiny(card: &Card, (name, precision): (&str, Precision)) -> Result<(), String> {
-    let device = Cuda::new(card, precision).map_err(words)?;
+fn tiny(gpu: &Gpu, (name, precision): (&str, Precision)) -> Result<(), String> {
+    let device = Cuda::new(gpu, precision).map_err(words)?;
     let planted = Planted::new(SMALL.0, SMALL.1, &SMALL_BATCHES[..1]);
     let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
     run.load(&planted.batches[0], SMALL_BATCHES[0].1);
@@ -136,9 +136,9 @@ fn tiny(card: &Card, (name, precision): (&str, Precision)) -> Result<(), String>
 }
 
 /// One step, behind some that are not looked at.
-fn once(asked: &Asked, card: &Card, precision: Precision) -> Result<(), String> {
+fn once(asked: &Asked, gpu: &Gpu, precision: Precision) -> Result<(), String> {
     let ((width, features), batch) = if asked.small { (SMALL, SMALL_BATCHES[0]) } else { (B, BATCHES[0]) };
-    let device = Cuda::new(card, precision).map_err(words)?;
+    let device = Cuda::new(gpu, precision).map_err(words)?;
     let planted = Planted::new(width, features, &[batch]);
     let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
     run.load(&planted.batches[0], batch.1);
@@ -151,7 +151,7 @@ fn once(asked: &Asked, card: &Card, precision: Precision) -> Result<(), String> 
 
 fn measure_shape(
     asked: &Asked,
-    card: &Card,
+    gpu: &Gpu,
     (shape, precisions): ((usize, usize), &[(&str, Precision)]),
     lines: &mut Lines,
 ) -> Result<(), String> {
@@ -159,15 +159,15 @@ fn measure_shape(
     let batches = if asked.words.iter().any(|word| word == "batches") { batches } else { &batches[..1] };
     let planted = Planted::new(width, features, batches);
     for &(name, precision) in precisions {
-        let device = Cuda::new(card, precision).map_err(words)?;
+        let device = Cuda::new(gpu, precision).map_err(words)?;
         println!("{}", device.describe());
         for adam in asked.among(&MODES.map(|(adam, _)| adam)) {
             let mode = if adam == MODES[0].0 { MODES[0].1 } else { MODES[1].1 };
             let shape = planted.shape(mode);
-            // Memory that was given back is there again when the card was waited for.
+            // Memory that was given back is there again when the GPU was waited for.
             device.wait().map_err(words)?;
             if device.bytes(shape).total() > device.room().unwrap_or(u64::MAX) {
-                println!("D = {width}, F = {features}, {name}, {adam} Adam: does not fit into this card");
+                println!("D = {width}, F = {features}, {name}, {adam} Adam: does not fit into this GPU");
                 continue;
             }
             let mut run = Run::new(&device, &planted, shape);
@@ -306,11 +306,11 @@ fn step_us(run: &mut Run<'_, Cuda>, path: Path, small: bool) -> f64 {
 /// Steps of rising density on the sparse path, until they take as long as one on the dense path.
 fn crossing(
     asked: &Asked,
-    card: &Card,
+    gpu: &Gpu,
     (width, features, rows): (usize, usize, usize),
     lines: &mut Lines,
 ) -> Result<(), String> {
-    let device = Cuda::new(card, PRECISIONS[0].1).map_err(words)?;
+    let device = Cuda::new(gpu, PRECISIONS[0].1).map_err(words)?;
     let planted = Planted::new(width, features, &[(rows, 50.min(features / 8))]);
     let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
     let mut before: Option<(f64, f64)> = None;

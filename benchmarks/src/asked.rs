@@ -1,4 +1,4 @@
-//! What the benchmarks of a card were asked for: `[small] [--json FILE] [--ceilings FILE] [--cubins FOLDER] [WORD…]`. Cargo adds
+//! What the benchmarks of a GPU were asked for: `[small] [--json FILE] [--ceilings FILE] [--cubins FOLDER] [WORD…]`. Cargo adds
 //! `--bench`, which says nothing.
 
 use std::fs::File;
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use kernels::Error;
 use kernels::cuda::RELEASED;
 use kernels::cuda::cache;
-use kernels::cuda::card::{Card, Options};
 use kernels::cuda::cubin::Label;
+use kernels::cuda::gpu::{Gpu, Options};
 use kernels::cuda::nvrtc::Nvrtc;
 use kernels::cuda::sources::NAIVE;
 use serde_json::Value;
@@ -60,17 +60,16 @@ impl Asked {
         if asked.is_empty() { words.to_vec() } else { asked }
     }
 
-    /// The first card. Without one that kernels run on: none, said in one line, since `cargo bench` is no failure there; with
+    /// The first GPU. Without one that kernels run on: none, said in one line, since `cargo bench` is no failure there; with
     /// SAE_REQUIRE_ALL it is one.
     ///
     /// # Errors
-    /// What keeps a card that is there from being used.
-    pub fn card(&self) -> Result<Option<Card>, String> {
-        match Card::open(0, Options::from_environment()) {
-            Ok(card) => Ok(Some(card)),
+    /// What keeps a GPU that is there from being used.
+    pub fn gpu(&self) -> Result<Option<Gpu>, String> {
+        match Gpu::open(0, Options::from_environment()) {
+            Ok(gpu) => Ok(Some(gpu)),
             Err(
-                error
-                @ (Error::NoDriver { .. } | Error::NoCard | Error::CardTooOld { .. } | Error::DriverTooOld { .. }),
+                error @ (Error::NoDriver { .. } | Error::NoGpu | Error::GpuTooOld { .. } | Error::DriverTooOld { .. }),
             ) if std::env::var_os("SAE_REQUIRE_ALL").is_none() => {
                 println!("nothing measured: {error}");
                 Ok(None)
@@ -116,12 +115,12 @@ fn compile(folder: &Path) -> Result<(), String> {
 }
 
 /// Runs a benchmark that knows some words; 0, or 1 and what went wrong.
-pub fn main(known: &[&str], benchmark: impl FnOnce(&Asked, &Card) -> Result<(), String>) -> std::process::ExitCode {
+pub fn main(known: &[&str], benchmark: impl FnOnce(&Asked, &Gpu) -> Result<(), String>) -> std::process::ExitCode {
     let run = || {
         let asked = Asked::of_process(known)?;
         match &asked.cubins {
             Some(folder) => compile(folder),
-            None => asked.card()?.map_or(Ok(()), |card| benchmark(&asked, &card)),
+            None => asked.gpu()?.map_or(Ok(()), |gpu| benchmark(&asked, &gpu)),
         }
     };
     match run() {

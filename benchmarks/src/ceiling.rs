@@ -1,6 +1,6 @@
-//! The fastest that the card was seen to copy and to multiply: what times are held against.
+//! The fastest that the GPU was seen to copy and to multiply: what times are held against.
 //!
-//! A copy of 1 GiB on the card, and cuBLAS on the batch and the weights that are measured, which are random: on zeros a card draws
+//! A copy of 1 GiB on the GPU, and cuBLAS on the batch and the weights that are measured, which are random: on zeros a GPU draws
 //! less power and is faster. cuBLAS is what is found on the machine, and what PyTorch has measured with its own (`products.py`, whose
 //! lines come with `--ceilings`); the faster one counts. Where there is neither, products have no ceiling, and that is said.
 
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::asked::{Asked, Lines};
 use crate::planted::Run;
 
-/// Rates of a card, at a shape and in a precision.
+/// Rates of a GPU, at a shape and in a precision.
 #[derive(Clone, Debug)]
 pub struct Ceiling {
     /// 10⁹ bytes a second, read and written.
@@ -37,7 +37,7 @@ impl Ceiling {
     /// Measures with the batch and the weights of `run`, prints what was found, and adds it to `lines`.
     ///
     /// # Errors
-    /// When the card fails, a line cannot be written, or the file of `--ceilings` cannot be read.
+    /// When the GPU fails, a line cannot be written, or the file of `--ceilings` cannot be read.
     pub fn measure(
         device: &Cuda,
         run: &mut Run<'_, Cuda>,

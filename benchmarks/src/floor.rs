@@ -1,4 +1,4 @@
-//! The least time that the operations of a step can take on a card: the bytes that must move over the rate at which it copies, and
+//! The least time that the operations of a step can take on a GPU: the bytes that must move over the rate at which it copies, and
 //! for the encoder's product the larger of that and its operations over the rate at which cuBLAS multiplies. Both rates are
 //! measured in the same run: see [`crate::ceiling`].
 

@@ -404,7 +404,7 @@ pub trait Device: Sync {
     fn exchange_rate(&self, values: usize) -> Result<f64, Error>;
 
     /// Bytes that this rank has sent to others so far, and the time that it has spent in exchanges, waiting for others included. On a
-    /// card that is the time of its messages, as far as they are done: it may compute beside them.
+    /// GPU that is the time of its messages, as far as they are done: it may compute beside them.
     fn exchanged(&self) -> (u64, Duration);
 }
 

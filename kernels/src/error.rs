@@ -49,26 +49,26 @@ pub enum Error {
         /// Its second part.
         minor: u32,
     },
-    /// The driver sees no card.
+    /// The driver sees no GPU.
     #[error(
-        "the NVIDIA driver sees no card: look at nvidia-smi and at CUDA_VISIBLE_DEVICES, or compute with --device cpu"
+        "the NVIDIA driver sees no GPU: look at nvidia-smi and at CUDA_VISIBLE_DEVICES, or compute with --device cpu"
     )]
-    NoCard,
-    /// There are cards, but not this one.
-    #[error("there is no card {ordinal}: {count} can be seen, counted from 0; CUDA_VISIBLE_DEVICES may hide some")]
-    NoSuchCard {
+    NoGpu,
+    /// There are GPUs, but not this one.
+    #[error("there is no GPU {ordinal}: {count} can be seen, counted from 0; CUDA_VISIBLE_DEVICES may hide some")]
+    NoSuchGpu {
         /// What was asked for.
         ordinal: usize,
         /// How many there are.
         count: usize,
     },
-    /// The card lacks instructions that the kernels use.
+    /// The GPU lacks instructions that the kernels use.
     #[error(
-        "{name} has compute capability {major}.{minor}, and the kernels need 8.0 (A100) or higher: choose another card with \
+        "{name} has compute capability {major}.{minor}, and the kernels need 8.0 (A100) or higher: choose another GPU with \
          --device cuda:N, or compute with --device cpu"
     )]
-    CardTooOld {
-        /// The card's name.
+    GpuTooOld {
+        /// The GPU's name.
         name: String,
         /// Its compute capability.
         major: u32,
@@ -83,7 +83,7 @@ pub enum Error {
         /// The driver's words.
         reason: String,
     },
-    /// Kernels must be compiled for the card, and there is nothing to do it with.
+    /// Kernels must be compiled for the GPU, and there is nothing to do it with.
     #[error(
         "no compiler for CUDA kernels: {looked}: install a CUDA toolkit 13 or newer, or `pip install 'nvidia-cuda-nvrtc==13.0.*'`; or name \
          the folder of libnvrtc.so in SAE_NVRTC; or build with kernels that `sae kernels` compiled ahead (SAE_CUBINS)"
@@ -106,9 +106,9 @@ pub enum Error {
         /// Why no others could be made, behind a colon; empty where they were refused as well.
         nvrtc: String,
     },
-    /// There is no NCCL, which several cards need, or what was found is none.
+    /// There is no NCCL, which several GPUs need, or what was found is none.
     #[error(
-        "no NCCL, which several cards need: {looked}: install it (libnccl2, or `pip install nvidia-nccl-cu13`), or name the folder \
+        "no NCCL, which several GPUs need: {looked}: install it (libnccl2, or `pip install nvidia-nccl-cu13`), or name the folder \
          of libnccl.so.2 in SAE_NCCL"
     )]
     NoNccl {
@@ -125,17 +125,17 @@ pub enum Error {
         /// NCCL's words.
         reason: String,
     },
-    /// Two ranks were given one card.
+    /// Two ranks were given one GPU.
     #[error(
-        "ranks {rank} and {other} have the same card, {name}, and each needs one of its own: start at most as many ranks on a machine \
-         as it has cards, and let each see all of them or one of its own (CUDA_VISIBLE_DEVICES)"
+        "ranks {rank} and {other} have the same GPU, {name}, and each needs one of its own: start at most as many ranks on a machine \
+         as it has GPUs, and let each see all of them or one of its own (CUDA_VISIBLE_DEVICES)"
     )]
-    SharedCard {
+    SharedGpu {
         /// This rank.
         rank: usize,
         /// Another one.
         other: usize,
-        /// The card's name.
+        /// The GPU's name.
         name: String,
     },
     /// A kernel does not compile: a bug of this program, or of the compiler.

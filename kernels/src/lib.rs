@@ -1,7 +1,7 @@
 //! Every operation of a training step, behind one seam.
 //!
 //! [`Device`] and [`Dictionary`] are what the trainer sees; [`cpu`] is the implementation that runs everywhere, [`cuda`]
-//! finds cards and makes kernels for them, [`ranks`] is how the parts of a job reach each other, and [`mesh`] says who does what. The
+//! finds GPUs and makes kernels for them, [`ranks`] is how the parts of a job reach each other, and [`mesh`] says who does what. The
 //! mathematics is written once per operation, in the file that carries its name.
 //!
 //! Shape letters used throughout: `B` rows (tokens) in a batch, `D` width of a row, `F` features.

@@ -85,7 +85,7 @@ fn steps(device: &Cpu, mode: AdamMode, path: Path) -> Outcome {
     let read = |of: &<Cpu as Device>::Dictionary, tensor, slot, rows: std::ops::Range<usize>| {
         let columns = if tensor == Tensor::EncoderBias { 1 } else { WIDTH };
         let mut values = vec![0.0; rows.len() * columns];
-        of.read(tensor, slot, rows, &mut values).expect("no card");
+        of.read(tensor, slot, rows, &mut values).expect("no GPU");
         values
     };
     let tensors = [Tensor::EncoderWeight, Tensor::EncoderBias, Tensor::DecoderWeight];
@@ -99,7 +99,7 @@ fn steps(device: &Cpu, mode: AdamMode, path: Path) -> Outcome {
         .flat_map(|(tensor, slot)| read(&sae, tensor, slot, owned.clone()))
         .collect();
     let mut last_fired = vec![0; owned.len()];
-    sae.read_clock(Clock::LastFired, owned, &mut last_fired).expect("no card");
+    sae.read_clock(Clock::LastFired, owned, &mut last_fired).expect("no GPU");
     Outcome { reports, sums: device.take_sums(&mut tally).expect("ranks that answer"), settled, moments, last_fired }
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use kernels::Error;
 use kernels::cpu::{self, Cpu};
-use kernels::cuda::card::{Card, Options};
+use kernels::cuda::gpu::{Gpu, Options};
 use kernels::cuda::{self, Cuda};
 use kernels::mesh::Axes;
 use trainer::recipe::{Moments, Precision, Train};
@@ -15,12 +15,12 @@ use crate::failure::Failure;
 /// `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// A card when there is one that can be used, and of several ranks all have one, else the processor.
+    /// A GPU when there is one that can be used, and of several ranks all have one, else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
-    /// A card, as the driver counts them; without a number the first one, or of several ranks the one of the rank's number on its
+    /// A GPU, as the driver counts them; without a number the first one, or of several ranks the one of the rank's number on its
     /// machine.
     Cuda(Option<usize>),
 }
@@ -29,14 +29,14 @@ impl FromStr for DeviceChoice {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let card = |number: &str| {
-            number.parse().map(|card| DeviceChoice::Cuda(Some(card))).map_err(|_| "N in cuda:N is a number from 0 on")
+        let gpu = |number: &str| {
+            number.parse().map(|gpu| DeviceChoice::Cuda(Some(gpu))).map_err(|_| "N in cuda:N is a number from 0 on")
         };
         match text {
             "auto" => Ok(DeviceChoice::Auto),
             "cpu" => Ok(DeviceChoice::Cpu),
             "cuda" => Ok(DeviceChoice::Cuda(None)),
-            _ => text.strip_prefix("cuda:").map_or(Err("write auto, cpu, cuda or cuda:N"), card),
+            _ => text.strip_prefix("cuda:").map_or(Err("write auto, cpu, cuda or cuda:N"), gpu),
         }
     }
 }
@@ -57,7 +57,7 @@ impl fmt::Display for DeviceChoice {
 pub enum Opened {
     /// The processor.
     Cpu(Cpu),
-    /// A card.
+    /// A GPU.
     Cuda(Cuda),
 }
 
@@ -67,7 +67,7 @@ pub type Local = (usize, usize);
 /// Opens what was chosen for a recipe, for the rank among `axes`.
 ///
 /// # Errors
-/// When a card was asked for and cannot be used, or the recipe asks for what only a card has.
+/// When a GPU was asked for and cannot be used, or the recipe asks for what only a GPU has.
 pub fn open(
     choice: DeviceChoice,
     recipe: &Train,
@@ -75,25 +75,25 @@ pub fn open(
     (local_rank, local_ranks): Local,
 ) -> Result<Opened, Failure> {
     let several = axes.all.size() > 1;
-    let card = match choice {
+    let gpu = match choice {
         DeviceChoice::Cpu => None,
         DeviceChoice::Cuda(Some(_)) if several => {
             return Err(Failure::arguments(
-                "--device cuda:N is one card, and several ranks need one each: write --device cuda",
+                "--device cuda:N is one GPU, and several ranks need one each: write --device cuda",
             ));
         }
-        DeviceChoice::Cuda(Some(ordinal)) => Some(Card::open(ordinal, Options::from_environment())?),
-        DeviceChoice::Cuda(None) => Some(own_card((local_rank, local_ranks))?),
+        DeviceChoice::Cuda(Some(ordinal)) => Some(Gpu::open(ordinal, Options::from_environment())?),
+        DeviceChoice::Cuda(None) => Some(own_gpu((local_rank, local_ranks))?),
         DeviceChoice::Auto => {
-            let card = card_if_usable(local_rank);
-            let id = card.as_ref().map(Card::id).transpose()?.unwrap_or_default();
+            let gpu = gpu_if_usable(local_rank);
+            let id = gpu.as_ref().map(Gpu::id).transpose()?.unwrap_or_default();
             let ids = axes.all.gather(&id)?;
             let one_each = (0..ids.len()).all(|rank| !ids[rank].is_empty() && !ids[..rank].contains(&ids[rank]));
-            card.filter(|_| one_each)
+            gpu.filter(|_| one_each)
         }
     };
-    match card {
-        Some(card) => Ok(Opened::Cuda(Cuda::among(&card, on_a_card(recipe), axes)?)),
+    match gpu {
+        Some(gpu) => Ok(Opened::Cuda(Cuda::among(&gpu, on_a_gpu(recipe), axes)?)),
         None => {
             check_processor(recipe)?;
             // Ranks on one machine share its cores.
@@ -104,32 +104,32 @@ pub fn open(
     }
 }
 
-/// The card of a rank: that of its number on this machine, or the only one that its launcher lets it see.
+/// The GPU of a rank: that of its number on this machine, or the only one that its launcher lets it see.
 ///
 /// # Errors
-/// Those of [`Card::open`].
-pub fn visible_card(local_rank: usize) -> Result<Card, Error> {
-    match Card::open(local_rank, Options::from_environment()) {
-        Err(Error::NoSuchCard { count: 1, .. }) => Card::open(0, Options::from_environment()),
+/// Those of [`Gpu::open`].
+pub fn visible_gpu(local_rank: usize) -> Result<Gpu, Error> {
+    match Gpu::open(local_rank, Options::from_environment()) {
+        Err(Error::NoSuchGpu { count: 1, .. }) => Gpu::open(0, Options::from_environment()),
         opened => opened,
     }
 }
 
-/// The same, where a card was asked for.
-fn own_card((local_rank, local_ranks): Local) -> Result<Card, Failure> {
-    match visible_card(local_rank) {
-        Err(Error::NoSuchCard { count, .. }) => Err(Failure::arguments(format!(
-            "{local_ranks} ranks are on this machine, and it has {count} cards that this one can see: start at most as many ranks as \
-             cards, or compute with --device cpu"
+/// The same, where a GPU was asked for.
+fn own_gpu((local_rank, local_ranks): Local) -> Result<Gpu, Failure> {
+    match visible_gpu(local_rank) {
+        Err(Error::NoSuchGpu { count, .. }) => Err(Failure::arguments(format!(
+            "{local_ranks} ranks are on this machine, and it has {count} GPUs that this one can see: start at most as many ranks as \
+             GPUs, or compute with --device cpu"
         ))),
         opened => Ok(opened?),
     }
 }
 
-fn card_if_usable(local_rank: usize) -> Option<Card> {
-    match visible_card(local_rank) {
-        Ok(card) => Some(card),
-        // Most machines without a card: nothing to wonder about.
+fn gpu_if_usable(local_rank: usize) -> Option<Gpu> {
+    match visible_gpu(local_rank) {
+        Ok(gpu) => Some(gpu),
+        // Most machines without a GPU: nothing to wonder about.
         Err(Error::NoDriver { .. }) => None,
         Err(error) => {
             tracing::info!("computing on the processor: {error}");
@@ -138,8 +138,8 @@ fn card_if_usable(local_rank: usize) -> Option<Card> {
     }
 }
 
-/// The numbers of a recipe on a card.
-pub fn on_a_card(recipe: &Train) -> cuda::Precision {
+/// The numbers of a recipe on a GPU.
+pub fn on_a_gpu(recipe: &Train) -> cuda::Precision {
     let moments = match recipe.moments {
         Moments::F32 => cuda::Moments::F32,
         Moments::Bf16 => cuda::Moments::Bf16,
@@ -152,7 +152,7 @@ pub fn on_a_card(recipe: &Train) -> cuda::Precision {
     }
 }
 
-/// Refuses what only a card has.
+/// Refuses what only a GPU has.
 fn check_processor(recipe: &Train) -> Result<(), Failure> {
     let (key, value, remedy) = match (recipe.precision, recipe.moments) {
         (Precision::Auto | Precision::F32, Moments::F32) => return Ok(()),

@@ -8,7 +8,7 @@
 // What goes wrong is told on stderr besides the result, since a result is one number. Environment:
 //   EMULATOR_MEMORY   bytes of a device, 4 GiB by default
 //   EMULATOR_DEVICES  how many there are, 1 by default
-//   EMULATOR_FIRST    number of the first one on its machine, 0 by default: a launcher that binds cards hides those before
+//   EMULATOR_FIRST    number of the first one on its machine, 0 by default: a launcher that binds GPUs hides those before
 //   EMULATOR_FAIL     call:n:code,… the n-th (from 1) launch, alloc, copy, sync or load (of an image) fails with the code; "launch:5:700"
 //   EMULATOR_POOLS    none: there is no pool of memory, and the attribute says so; broken: the attribute says that there is one
 //   EMULATOR_COHERENT 1: a copy from pageable memory to the device reads it as late as one from pinned memory does

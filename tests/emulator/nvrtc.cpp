@@ -2,7 +2,7 @@
 // already, and gives images that name a source's kernels, which is what the emulator's driver asks of them.
 //
 // It refuses what the real one would refuse for reasons that show without a compiler: a source that includes a header which was
-// not handed over, and architectures that no card has. What kernels take of a multiprocessor it does not know. On a card its images are refused.
+// not handed over, and architectures that no GPU has. What kernels take of a multiprocessor it does not know. On a GPU its images are refused.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>

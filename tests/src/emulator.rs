@@ -172,7 +172,7 @@ impl Emulator {
         environment
     }
 
-    /// What `sae` needs to find the emulated card, with seed 0, and `more`.
+    /// What `sae` needs to find the emulated GPU, with seed 0, and `more`.
     ///
     /// # Panics
     /// When a path is not UTF-8.

@@ -1,4 +1,4 @@
-//! The same steps twice on a device, and the same bits in all that a checkpoint holds: at a size at which a card has more blocks to
+//! The same steps twice on a device, and the same bits in all that a checkpoint holds: at a size at which a GPU has more blocks to
 //! run than fit on it at once, which places in lists and the order of sums must not show.
 
 use kernels::{AdamMode, Device, Dictionary, Path, Report, RowDtype, Shape, Slot, Tensor};
@@ -30,7 +30,7 @@ pub struct Size {
     pub bias: f32,
 }
 
-/// One as trained on one card: 1024 × 64 tiles of the encoder's product in bf16.
+/// One as trained on one GPU: 1024 × 64 tiles of the encoder's product in bf16.
 pub const FULL: Size = Size { width: 768, features: 131_072, batch: 8192, bias: -3.1 };
 
 /// One that crosses a tile in each direction, for the emulator.

@@ -127,7 +127,7 @@ fn steps_behind_one_that_is_not_finite_are_held<D: Device>(device: &D, numbers: 
 }
 
 fn steps_behind_one_without_room_are_held<D: Device>(device: &D, numbers: Numbers) {
-    // Every feature fires: more than the 1024 a row for which a card has room.
+    // Every feature fires: more than the 1024 a row for which a GPU has room.
     let case = Case::new(numbers, 4, 1100, 2, 100.0, 1);
     let rows = batches(&case, numbers);
     let mut late = Ahead::new(device, &case);

@@ -19,7 +19,7 @@ pub mod listing;
 pub mod mesh;
 pub mod need;
 pub mod network;
-pub mod on_card;
+pub mod on_gpu;
 pub mod processes;
 pub mod proxy;
 pub mod ranks;

@@ -1,4 +1,4 @@
-//! What a card rounds stochastically, once more: the generator and the formats of kernels/cuda/rounding.cuh and parameter.cuh, and a step
+//! What a GPU rounds stochastically, once more: the generator and the formats of kernels/cuda/rounding.cuh and parameter.cuh, and a step
 //! of Adam that must come out to the bit.
 
 use half::bf16;
@@ -127,11 +127,11 @@ fn silent<'a>(device: &'a Cuda, case: &Case) -> Run<'a, Cuda> {
     run
 }
 
-/// A step of a card is the one above, to the bit, on either path; another step or another seed rounds otherwise, and the mean of
+/// A step of a GPU is the one above, to the bit, on either path; another step or another seed rounds otherwise, and the mean of
 /// what was rounded is what was to be.
 ///
 /// # Panics
-/// When the card does something else.
+/// When the GPU does something else.
 pub fn check(device: &Cuda, precision: Precision) {
     let (in_bf16, moments) = match precision {
         Precision::F32 => (false, Moments::F32),

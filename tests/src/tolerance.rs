@@ -13,7 +13,7 @@
 //! A pre-activation nearer to 0 than that may have either sign, and both are right: cases move biases until none of theirs is that
 //! near, so active features must be the same. What follows from activations that are off by so much is added to the tolerance
 //! of the sums of a report. Sums in binary32 are made in one order by one chain of fused multiply-adds, on a
-//! processor as on a card, and have no such term.
+//! processor as on a GPU, and have no such term.
 
 use kernels::Path;
 

@@ -1,4 +1,4 @@
-//! The CUDA kernels: the cases of every device on a card, where there is one, and on the emulator; the golden losses; and bugs planted
+//! The CUDA kernels: the cases of every device on a GPU, where there is one, and on the emulator; the golden losses; and bugs planted
 //! in the kernels.
 
 #[path = "cuda/boundaries.rs"]
@@ -6,36 +6,36 @@ mod boundaries;
 
 use std::process::Output;
 
-use kernels::cuda::card::Card;
+use kernels::cuda::gpu::Gpu;
 use kernels::cuda::{Cuda, Moments, Precision};
 use kernels::{Device, Shape};
 use tests::cases::{self, Case, Numbers, Run, update};
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant, borrowed};
 use tests::listing::Listing;
-use tests::on_card::{self, Cases, EMULATED, PRECISION};
+use tests::on_gpu::{self, Cases, EMULATED, PRECISION};
 use tests::{equal_bits, golden, late, need, rounding};
 
 use Variant::{Asan, Plain, Tsan};
 
-/// How often the same step is made for [`a_step_repeated_on_a_card_gives_the_same_bits`]; 3 times by default.
+/// How often the same step is made for [`a_step_repeated_on_a_gpu_gives_the_same_bits`]; 3 times by default.
 const REPEATS: &str = "SAE_REPEATS";
 
-/// The card, and whether a few cases are enough. None where there is no card, unless one was promised.
+/// The GPU, and whether a few cases are enough. None where there is no GPU, unless one was promised.
 #[track_caller]
-fn card() -> Option<(Card, bool)> {
-    on_card::card().map(|(card, wanted)| (card, wanted.as_deref() == Some("few")))
+fn gpu() -> Option<(Gpu, bool)> {
+    on_gpu::gpu().map(|(gpu, wanted)| (gpu, wanted.as_deref() == Some("few")))
 }
 
-/// Runs on a card; the tests below start it again on the emulator.
+/// Runs on a GPU; the tests below start it again on the emulator.
 #[test]
-fn cases_hold_on_a_card() {
+fn cases_hold_on_a_gpu() {
     if let Ok(precision) = std::env::var(PRECISION) {
         return cases_hold_in(&precision);
     }
-    // Closed again before the others open it: some cards admit one process at a time.
-    let Some(few) = card().map(|(_, few)| few) else { return };
-    on_card::in_processes("cases_hold_on_a_card", precisions(few).map(|(precision, ..)| precision));
+    // Closed again before the others open it: some GPUs admit one process at a time.
+    let Some(few) = gpu().map(|(_, few)| few) else { return };
+    on_gpu::in_processes("cases_hold_on_a_gpu", precisions(few).map(|(precision, ..)| precision));
 }
 
 /// What the cases run in: all precisions, or enough to reach every kind of code.
@@ -45,7 +45,7 @@ fn precisions(few: bool) -> impl Iterator<Item = (Precision, Numbers, f64)> {
 }
 
 fn cases_hold_in(precision: &str) {
-    let Some((card, few)) = card() else { return };
+    let Some((gpu, few)) = gpu() else { return };
     let (precision, numbers, bytes) =
         PRECISIONS.into_iter().find(|(known, ..)| format!("{known:?}") == precision).expect("a known precision");
     let rounds_stochastically = !matches!(numbers, Numbers::F32 | Numbers::Mixed);
@@ -55,7 +55,7 @@ fn cases_hold_in(precision: &str) {
         (false, false) => cases::all(),
     };
     let late = if rounds_stochastically { Vec::new() } else { late::all() };
-    let mut listed = Cases::on(&card, precision);
+    let mut listed = Cases::on(&gpu, precision);
     for (name, check) in cases.into_iter().chain(late) {
         listed.run(name, |device| check(device, numbers));
     }
@@ -67,15 +67,15 @@ fn cases_hold_in(precision: &str) {
 /// What depends on who comes first shows in some of many repeats: places in lists and runs are given out by atomics, and the rows of
 /// this batch are enough for many blocks at once, with runs of more than one chunk.
 #[test]
-fn a_step_repeated_on_a_card_gives_the_same_bits() {
-    let Some((card, _)) = card() else { return };
+fn a_step_repeated_on_a_gpu_gives_the_same_bits() {
+    let Some((gpu, _)) = gpu() else { return };
     let repeats = std::env::var(REPEATS).map_or(3, |repeats| repeats.parse().expect("a number in SAE_REPEATS"));
     for (precision, numbers, _) in PRECISIONS {
         if ![Precision::F32, Precision::Mixed(Moments::F32), Precision::Bf16Sr(Moments::Int8)].contains(&precision) {
             // The others differ from these in nothing that has an order.
             continue;
         }
-        let device = Cuda::new(&card, precision).expect("kernels");
+        let device = Cuda::new(&gpu, precision).expect("kernels");
         let case = Case::new(numbers, 40, 300, 1100, -1.0, 7);
         for path in cases::PATHS {
             let once = || {
@@ -92,11 +92,11 @@ fn a_step_repeated_on_a_card_gives_the_same_bits() {
     }
 }
 
-/// On a card at a size at which it has more blocks than it can run at once; on the emulator at a small one, so that this code runs too.
+/// On a GPU at a size at which it has more blocks than it can run at once; on the emulator at a small one, so that this code runs too.
 #[test]
 fn equal_steps_of_a_real_size() {
-    let Some((card, _)) = card() else { return };
-    let size = if card.name() == "CUDA emulator" {
+    let Some((gpu, _)) = gpu() else { return };
+    let size = if gpu.name() == "CUDA emulator" {
         need::optional("GPUs, for twenty steps at 768 x 131072 x 8192");
         equal_bits::SMALL
     } else {
@@ -107,16 +107,16 @@ fn equal_steps_of_a_real_size() {
         let mut listing = Listing::of(&format!("{precision:?}"));
         let equal_bits::Size { width, features, batch, .. } = size;
         let name = format!("twenty steps at {width} x {features} x {batch} give the same bits");
-        listing.run(&name, || equal_bits::check(&Cuda::new(&card, precision).expect("kernels"), &size));
+        listing.run(&name, || equal_bits::check(&Cuda::new(&gpu, precision).expect("kernels"), &size));
         listings.push(listing);
     }
     listings.into_iter().for_each(Listing::end);
 }
 
-/// Whole runs of `sae` on a card, against the losses of the reference in double precision.
+/// Whole runs of `sae` on a GPU, against the losses of the reference in double precision.
 #[test]
-fn a_run_on_a_card_reaches_the_golden_losses() {
-    if card().is_some() {
+fn a_run_on_a_gpu_reaches_the_golden_losses() {
+    if gpu().is_some() {
         reaches_the_golden_losses(&[]);
     }
 }
@@ -124,7 +124,7 @@ fn a_run_on_a_card_reaches_the_golden_losses() {
 /// Every way to keep weights and moments, how near it comes, and the bytes that a parameter takes. What the narrow ones do
 /// differently lies in Adam, so a few cases hold them.
 const PRECISIONS: [(Precision, Numbers, f64); 7] = [
-    // What cards are bought for comes first.
+    // What GPUs are bought for comes first.
     (Precision::Mixed(Moments::F32), Numbers::Mixed, 14.0),
     (Precision::F32, Numbers::F32, 12.0),
     (Precision::Mixed(Moments::Bf16), Numbers::Bf16, 10.0),
@@ -143,9 +143,9 @@ fn a_parameter_takes(device: &Cuda, bytes: f64) {
     assert!((bytes..bytes + 0.005).contains(&taken), "{taken} bytes a parameter, not {bytes}");
 }
 
-/// This test binary with an emulated card.
+/// This test binary with an emulated GPU.
 fn on_the_emulator(emulator: &Emulator, cases: &str, seed: u64) -> Output {
-    again_on(emulator, "cases_hold_on_a_card", seed, &[(EMULATED, cases)])
+    again_on(emulator, "cases_hold_on_a_gpu", seed, &[(EMULATED, cases)])
 }
 
 /// One of its tests.
@@ -161,7 +161,7 @@ fn again_on(emulator: &Emulator, test: &str, seed: u64, more: &[(&str, &str)]) -
 fn cases_allow_what_tensor_cores_do_and_no_more() {
     let Some(emulator) = Emulator::build(Plain) else { return };
     let truncating = [("EMULATOR_TRUNCATE", "1"), (PRECISION, "Mixed(F32)")];
-    holds(&again_on(&emulator, "cases_hold_on_a_card", 0, &truncating), "truncated sums");
+    holds(&again_on(&emulator, "cases_hold_on_a_gpu", 0, &truncating), "truncated sums");
 
     let (_copy, kernels) = ROUNDED.plant(&Kernels::of_trainer());
     let Some(emulator) = Emulator::build_with(Plain, &kernels) else { return };

@@ -1,4 +1,4 @@
-//! What a card's driver may refuse, on the emulated card: compiled kernels, memory; and what hosts do that read a program's memory late.
+//! What a GPU's driver may refuse, on the emulated GPU: compiled kernels, memory; and what hosts do that read a program's memory late.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use tests::fixture::Fixture;
 use tests::sae::Finished;
 use tests::{checkpoints, sae};
 
-/// A short run, its recipe, and the card that it is made on.
+/// A short run, its recipe, and the GPU that it is made on.
 struct Short {
     emulator: Emulator,
     fixture: Fixture,
@@ -84,9 +84,9 @@ fn memory_that_the_driver_does_not_give_is_said_in_its_words() {
     finished.says(&["CUDA failed: cuMemAllocAsync: unknown error (CUDA_ERROR_UNKNOWN), for ", " bytes: start again"]);
 }
 
-/// Some virtual cards have no pools of memory, and of these some say that they have.
+/// Some virtual GPUs have no pools of memory, and of these some say that they have.
 #[test]
-fn cards_without_pools_of_memory_are_used_without() {
+fn gpus_without_pools_of_memory_are_used_without() {
     let Some(short) = Short::new() else { return };
     short.train("whole", &[]).exits(0);
     for pools in ["none", "broken"] {
@@ -96,7 +96,7 @@ fn cards_without_pools_of_memory_are_used_without() {
     }
 }
 
-/// On hosts whose memory a card reads by itself, a copy may begin when what it copies is gone.
+/// On hosts whose memory a GPU reads by itself, a copy may begin when what it copies is gone.
 #[test]
 fn hosts_that_copy_late_change_no_bit() {
     let Some(short) = Short::new() else { return };

@@ -1,4 +1,4 @@
-//! Several cards: runs of `sae` on a mesh of emulated ones, a process each, with messages of an emulated NCCL between them.
+//! Several GPUs: runs of `sae` on a mesh of emulated ones, a process each, with messages of an emulated NCCL between them.
 
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -23,13 +23,13 @@ fn launch(ranks: &str) -> Vec<&str> {
 /// Meshes with their numbers of ranks.
 const MESHES: [(&str, &str); 3] = [("1x2", "2"), ("2x1", "2"), ("2x2", "4")];
 
-/// What `sae` needs to find so many emulated cards.
-fn environment(cards: &str, seed: u64) -> Option<Vec<(String, String)>> {
-    Some(of_emulator(&Emulator::build(Variant::Plain)?, cards, seed))
+/// What `sae` needs to find so many emulated GPUs.
+fn environment(gpus: &str, seed: u64) -> Option<Vec<(String, String)>> {
+    Some(of_emulator(&Emulator::build(Variant::Plain)?, gpus, seed))
 }
 
-fn of_emulator(emulator: &Emulator, cards: &str, seed: u64) -> Vec<(String, String)> {
-    let own = [("EMULATOR_CAPABILITY", "90"), ("EMULATOR_DEVICES", cards)];
+fn of_emulator(emulator: &Emulator, gpus: &str, seed: u64) -> Vec<(String, String)> {
+    let own = [("EMULATOR_CAPABILITY", "90"), ("EMULATOR_DEVICES", gpus)];
     let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let of_emulator = emulator.environment(seed).into_iter();
     let of_emulator = of_emulator.map(|(name, value)| (name.to_owned(), value.into_string().expect("UTF-8")));
@@ -99,7 +99,7 @@ fn sent(fixture: &Fixture, run: &str) -> [f64; 2] {
     [1, lines.len() - 1].map(|step| lines[step]["ranks"]["sent_bytes"].as_f64().expect("a number of bytes"))
 }
 
-/// Where only touched rows travel, weights stand still elsewhere and nothing is lost: the curve is that of one card.
+/// Where only touched rows travel, weights stand still elsewhere and nothing is lost: the curve is that of one GPU.
 #[test]
 fn rows_that_nobody_has_touched_need_not_travel() {
     let Some(environment) = environment("4", 0) else { return };
@@ -273,7 +273,7 @@ fn slices_of_a_batch_change_no_bits() {
     }
 }
 
-/// Room runs out in one slice while the one before is decoded: all cards refuse the batch as a whole, and make it again without lists.
+/// Room runs out in one slice while the one before is decoded: all GPUs refuse the batch as a whole, and make it again without lists.
 #[test]
 fn a_list_without_room_in_one_slice_refuses_the_batch() {
     const WIDTH: usize = 8;
@@ -306,7 +306,7 @@ fn a_list_without_room_in_one_slice_refuses_the_batch() {
 }
 
 #[test]
-fn the_doctor_measures_between_cards() {
+fn the_doctor_measures_between_gpus() {
     let Some(environment) = environment("2", 0) else { return };
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &recipe(&fixture, "run"));
@@ -320,7 +320,7 @@ fn the_doctor_measures_between_cards() {
     }
 }
 
-/// A card waits for others without end: its rank ends it when another is gone.
+/// A GPU waits for others without end: its rank ends it when another is gone.
 #[test]
 fn a_killed_rank_ends_the_others_with_its_name() {
     let Some(environment) = environment("4", 0) else { return };
@@ -349,7 +349,7 @@ fn a_killed_rank_ends_the_others_with_its_name() {
 }
 
 #[test]
-fn a_row_that_is_not_finite_is_refused_by_all_cards() {
+fn a_row_that_is_not_finite_is_refused_by_all_gpus() {
     let Some(environment) = environment("4", 0) else { return };
     let fixture = Fixture::with_data();
     let mut rows = plain_rows(1000, 32, 7);
@@ -369,14 +369,14 @@ fn a_row_that_is_not_finite_is_refused_by_all_cards() {
 }
 
 #[test]
-fn a_rank_without_a_card_of_its_own_is_refused() {
+fn a_rank_without_a_gpu_of_its_own_is_refused() {
     let (Some(one), Some(two)) = (environment("1", 0), environment("2", 0)) else { return };
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &recipe(&fixture, "run"));
     let words = |ranks, device| [&launch(ranks)[..], &[&path, "--device", device]].concat();
-    sae::run_with(&words("2", "cuda"), &borrowed(&one)).exits(64).says(&["have the same card", "needs one of its own"]);
+    sae::run_with(&words("2", "cuda"), &borrowed(&one)).exits(64).says(&["have the same GPU", "needs one of its own"]);
     let said = sae::run_with(&words("3", "cuda"), &borrowed(&two)).exits(64);
-    said.says(&["3 ranks are on this machine", "2 cards"]);
+    said.says(&["3 ranks are on this machine", "2 GPUs"]);
     sae::run_with(&words("2", "cuda:1"), &borrowed(&two)).exits(64).says(&["write --device cuda"]);
     assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
     let path = fixture.save("on_processors", &recipe(&fixture, "on_processors"));
@@ -384,9 +384,9 @@ fn a_rank_without_a_card_of_its_own_is_refused() {
     sae::run_with(&shared, &borrowed(&one)).exits(0).says(&["device=\"cpu"]);
 }
 
-/// What fails on one card the other ranks learn from its rank, wherever they are: in an evaluation they are not asked to save.
+/// What fails on one GPU the other ranks learn from its rank, wherever they are: in an evaluation they are not asked to save.
 #[test]
-fn a_card_that_fails_in_an_evaluation_ends_all_with_its_cause() {
+fn a_gpu_that_fails_in_an_evaluation_ends_all_with_its_cause() {
     let Some(environment) = environment("2", 0) else { return };
     let fixture = Fixture::with_data();
     let mut recipe = recipe(&fixture, "run");
@@ -407,9 +407,9 @@ fn a_card_that_fails_in_an_evaluation_ends_all_with_its_cause() {
     assert_eq!((&failure["operation"], &failure["step"]), (&"evaluating".into(), &2.into()), "{failure}");
 }
 
-/// A launcher that binds cards lets each rank see its own as the first: they are told apart by what they are.
+/// A launcher that binds GPUs lets each rank see its own as the first: they are told apart by what they are.
 #[test]
-fn ranks_that_see_one_card_each_take_it() {
+fn ranks_that_see_one_gpu_each_take_it() {
     let Some(environment) = environment("1", 0) else { return };
     let fixture = Fixture::with_data();
     let path = fixture.save("recipe", &recipe(&fixture, "run"));

@@ -1,4 +1,4 @@
-//! Whole runs of `sae` on the emulated card: steps that are made again, cards that fail or are too small, and what is enqueued in
+//! Whole runs of `sae` on the emulated GPU: steps that are made again, GPUs that fail or are too small, and what is enqueued in
 //! other orders.
 
 use loader::Dtype;
@@ -10,7 +10,7 @@ use tests::sae::Finished;
 use tests::{checkpoints, golden, sae};
 use trainer::recipe::{Every, InitSpace, Order, Recipe, Scale};
 
-/// Memory modes of a card: bf16 and 8 bits in checkpoints of binary32, and back.
+/// Memory modes of a GPU: bf16 and 8 bits in checkpoints of binary32, and back.
 #[test]
 fn a_run_with_narrow_weights_and_moments_goes_on_to_the_same_bits() {
     let Some(emulator) = Emulator::build(Plain) else { return };
@@ -37,7 +37,7 @@ fn a_run_with_narrow_weights_and_moments_goes_on_to_the_same_bits() {
     assert!(same, "the run that was resumed ends with other bits");
 }
 
-/// What only a card can do, and what does not go together, is one message with the key and the remedy.
+/// What only a GPU can do, and what does not go together, is one message with the key and the remedy.
 #[test]
 fn memory_modes_are_refused_where_there_are_none() {
     let fixture = Fixture::with_data();
@@ -53,9 +53,9 @@ fn memory_modes_are_refused_where_there_are_none() {
     train(&both).says(&["train.moments must be \"f32\" where train.precision is", "\"mixed\" and \"bf16-sr\""]);
 }
 
-/// An error of the card names the kernel, keeps the checkpoint, and the run goes on from it to the same bits.
+/// An error of the GPU names the kernel, keeps the checkpoint, and the run goes on from it to the same bits.
 #[test]
-fn a_card_that_fails_costs_no_checkpoint() {
+fn a_gpu_that_fails_costs_no_checkpoint() {
     let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::with_data();
     let mut recipe = fixture.recipe("whole");
@@ -64,25 +64,25 @@ fn a_card_that_fails_costs_no_checkpoint() {
     recipe.checkpoint.every = trainer::recipe::Every::Steps(4);
     let whole = fixture.save("whole", &recipe);
     let healthy = emulator.settings(&[]);
-    let on_card = ["--device", "cuda"];
-    sae::run_with(&[&["train", &whole], &on_card[..]].concat(), &borrowed(&healthy)).exits(0);
+    let on_gpu = ["--device", "cuda"];
+    sae::run_with(&[&["train", &whole], &on_gpu[..]].concat(), &borrowed(&healthy)).exits(0);
 
     recipe.run.dir = fixture.text("failed");
     let failed = fixture.save("failed", &recipe);
     for (fault, words) in [("launch:150:700", "illegal memory access"), ("launch:150:214", "ECC")] {
         let failing = emulator.settings(&[("EMULATOR_FAIL", fault)]);
-        let start = [&["train", &failed, "--resume-or-start"], &on_card[..]].concat();
+        let start = [&["train", &failed, "--resume-or-start"], &on_gpu[..]].concat();
         sae::run_with(&start, &borrowed(&failing)).exits(71).says(&["CUDA failed", words]);
         assert!(fixture.json("failed/error-0.json")["error"].as_str().is_some_and(|text| text.contains(words)));
     }
-    sae::run_with(&[&["train", &failed, "--resume"], &on_card[..]].concat(), &borrowed(&healthy)).exits(0);
+    sae::run_with(&[&["train", &failed, "--resume"], &on_gpu[..]].concat(), &borrowed(&healthy)).exits(0);
     let same = checkpoints::last(&fixture.path("failed")) == checkpoints::last(&fixture.path("whole"));
     assert!(same, "the run that failed ends with other bits");
     let lines = json_lines(&fixture.path("failed/metrics.jsonl"));
     assert_eq!(lines.len(), json_lines(&fixture.path("whole/metrics.jsonl")).len());
 }
 
-/// A run on a card with batches of 16 rows, one of which, at step `loud`, has more active features than there is room for: its rows
+/// A run on a GPU with batches of 16 rows, one of which, at step `loud`, has more active features than there is room for: its rows
 /// are a thousand times as long.
 fn with_a_loud_batch(fixture: &Fixture, steps: usize, loud: usize) -> Recipe {
     const WIDTH: usize = 8;
@@ -104,7 +104,7 @@ fn with_a_loud_batch(fixture: &Fixture, steps: usize, loud: usize) -> Recipe {
     recipe
 }
 
-/// Trains on the emulated card into the folder `run`; what the last checkpoint holds.
+/// Trains on the emulated GPU into the folder `run`; what the last checkpoint holds.
 fn trained(fixture: &Fixture, recipe: &Recipe, run: &str, environment: &[(String, String)]) -> (Tensors, Finished) {
     let mut recipe = recipe.clone();
     recipe.run.dir = fixture.text(run);
@@ -163,14 +163,14 @@ fn a_row_with_nan_is_named_though_the_next_step_is_under_way() {
     let path = fixture.save("run", &recipe);
     let environment = emulator.settings(&[]);
     let nan = "shard-00001.parquet:300";
-    let on_card = ["train", &path, "--device", "cuda"];
-    sae::run_with(&on_card, &borrowed(&environment)).exits(70).says(&["step 5", "1 of its rows", nan]);
+    let on_gpu = ["train", &path, "--device", "cuda"];
+    sae::run_with(&on_gpu, &borrowed(&environment)).exits(70).says(&["step 5", "1 of its rows", nan]);
     let newest = checkpoints::committed(&fixture.path("run")).pop().expect("a checkpoint");
     let manifest = json(&newest.join("manifest.json"));
     assert_eq!((manifest["step"].as_u64(), manifest["tokens"].as_u64()), (Some(5), Some(5 * 256)));
 
     let skip = format!("data.skip=[\"{nan}\"]");
-    let resume = [&on_card[..], &["--resume", "--set", &skip]].concat();
+    let resume = [&on_gpu[..], &["--resume", "--set", &skip]].concat();
     sae::run_with(&resume, &borrowed(&environment)).exits(0);
     recipe.data.skip = vec![nan.to_owned()];
     let (whole, _) = trained(&fixture, &recipe, "whole", &environment);
@@ -203,9 +203,9 @@ fn no_order_of_copies_and_kernels_changes_a_run() {
     }
 }
 
-/// However many steps a run has, it waits for the whole card equally often: at its start, and where somebody looks.
+/// However many steps a run has, it waits for the whole GPU equally often: at its start, and where somebody looks.
 #[test]
-fn no_step_waits_for_the_card_to_be_idle() {
+fn no_step_waits_for_the_gpu_to_be_idle() {
     let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::new();
     let mut recipe = with_a_loud_batch(&fixture, 18, 17);
@@ -222,7 +222,7 @@ fn no_step_waits_for_the_card_to_be_idle() {
 }
 
 #[test]
-fn a_card_that_is_too_small_is_said_with_what_would_fit() {
+fn a_gpu_that_is_too_small_is_said_with_what_would_fit() {
     let Some(emulator) = Emulator::build(Plain) else { return };
     let fixture = Fixture::with_data();
     let recipe = fixture.save("recipe", &fixture.recipe("run"));

@@ -1,5 +1,5 @@
 //! Sizes at which a loop makes its second pass, and numbers at which a term shows, on processors with each of their screens and on ranks
-//! that share a batch. tests/cuda/boundaries.rs has the same on a card.
+//! that share a batch. tests/cuda/boundaries.rs has the same on a GPU.
 
 use kernels::cpu::{Cpu, Isa, Options, Screen};
 use kernels::mesh::Mesh;

@@ -254,7 +254,7 @@ fn the_stand_in_for_nvrtc_knows_kernels_headers_and_architectures() {
     let outside = Source { file: "outside.cu", text: "#include <cuda_runtime.h>\n" };
     let error = nvrtc.compile(&outside, RELEASED[0]).expect_err("only own headers are there");
     assert!(matches!(&error, Error::Compile { log, .. } if log.contains("cuda_runtime.h")), "{error}");
-    let error = nvrtc.compile(&SOURCES[0], "sm_83".parse().expect("a name")).expect_err("there is no such card");
+    let error = nvrtc.compile(&SOURCES[0], "sm_83".parse().expect("a name")).expect_err("there is no such GPU");
     assert!(matches!(&error, Error::UnknownArch { known, .. } if known.contains("sm_90")), "{error}");
 }
 

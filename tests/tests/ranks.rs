@@ -455,7 +455,7 @@ fn a_cut_network_is_noticed_on_both_sides() {
     });
 }
 
-/// What of NCCL needs no card.
+/// What of NCCL needs no GPU.
 #[test]
 fn nccl_is_found_or_asked_for() {
     let empty = tempfile::tempdir().expect("a temporary folder");

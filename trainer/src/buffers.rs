@@ -72,7 +72,7 @@ impl<D: Device> Buffers<D> {
         Ok(Some(Seen { own, call }))
     }
 
-    /// The rows that this rank brings, as stored, between the halves of [`Buffers::next`]; none on a card that has failed, which
+    /// The rows that this rank brings, as stored, between the halves of [`Buffers::next`]; none on a GPU that has failed, which
     /// the next operation on it tells.
     pub fn own(&self, device: &D, seen: &Seen, row_bytes: usize) -> &[u8] {
         let from = self.first_own(device, row_bytes);

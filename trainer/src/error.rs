@@ -89,12 +89,12 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         | Device::RefusedKernels { .. }
         | Device::NoDriver { .. }
         | Device::DriverTooOld { .. }
-        | Device::NoCard
-        | Device::NoSuchCard { .. }
-        | Device::CardTooOld { .. }
+        | Device::NoGpu
+        | Device::NoSuchGpu { .. }
+        | Device::GpuTooOld { .. }
         | Device::NoCompiler { .. }
         | Device::NoNccl { .. }
-        | Device::SharedCard { .. }
+        | Device::SharedGpu { .. }
         | Device::UnknownArch { .. }
         | Device::Listen { .. } => 64,
         Device::Compile { .. } => 70,
@@ -144,12 +144,12 @@ mod tests {
             (kernels::Error::RefusedKernels { which: text(), reason: text(), nvrtc: text() }, 64),
             (kernels::Error::NoDriver { looked: text() }, 64),
             (kernels::Error::DriverTooOld { major: 1, minor: 1 }, 64),
-            (kernels::Error::NoCard, 64),
-            (kernels::Error::NoSuchCard { ordinal: 1, count: 1 }, 64),
-            (kernels::Error::CardTooOld { name: text(), major: 1, minor: 1 }, 64),
+            (kernels::Error::NoGpu, 64),
+            (kernels::Error::NoSuchGpu { ordinal: 1, count: 1 }, 64),
+            (kernels::Error::GpuTooOld { name: text(), major: 1, minor: 1 }, 64),
             (kernels::Error::NoCompiler { looked: text() }, 64),
             (kernels::Error::NoNccl { looked: text() }, 64),
-            (kernels::Error::SharedCard { rank: 1, other: 2, name: text() }, 64),
+            (kernels::Error::SharedGpu { rank: 1, other: 2, name: text() }, 64),
             (kernels::Error::UnknownArch { arch: text(), known: text() }, 64),
             (kernels::Error::Listen { address, reason: text() }, 64),
             (kernels::Error::Compile { source_file: "x", arch: text(), nvrtc: text(), log: text() }, 70),

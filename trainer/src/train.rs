@@ -1,10 +1,10 @@
 //! The training loop.
 
-mod retire;
 mod check;
 mod close;
 mod held_out;
 mod line;
+mod retire;
 mod run;
 mod save;
 mod start;
@@ -178,10 +178,10 @@ impl<D: Device> Run<'_, D> {
 
     /// The data cannot be read on, as `error` says. The weights are those after the last whole batch: nothing of it is lost.
     fn save_what_is_done(&mut self, error: &Error) {
-        // Ranks save together. What fails on one card the others do not know of, and do other things; when a rank is gone there is
+        // Ranks save together. What fails on one GPU the others do not know of, and do other things; when a rank is gone there is
         // nothing to agree on, and what is on its way is kept at the end.
-        let of_one_card = matches!(error, Error::Device(error) if !matches!(error, kernels::Error::Peer { .. }));
-        if self.state.step == 0 || of_one_card || self.device.axes().all.check().is_err() {
+        let of_one_gpu = matches!(error, Error::Device(error) if !matches!(error, kernels::Error::Peer { .. }));
+        if self.state.step == 0 || of_one_gpu || self.device.axes().all.check().is_err() {
             return;
         }
         match self.save() {

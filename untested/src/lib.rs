@@ -120,7 +120,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..25 {
                         note(&folder, &own, "no server").expect("a note");
-                        note(&folder, &other, "no card").expect("a note");
+                        note(&folder, &other, "no GPU").expect("a note");
                     }
                 });
             }
@@ -130,6 +130,6 @@ mod tests {
         assert_eq!(line(&take(&folder, &own)), "skipped: 101 in all: 100 × no server; 1 × no compiler");
         assert!(!gone.file(&folder).exists(), "what a run that is over left behind is gone");
         assert_eq!(line(&take(&folder, &own)), "skipped: nothing", "the notes were used up");
-        assert_eq!(line(&take(&folder, &other)), "skipped: 100 in all: 100 × no card");
+        assert_eq!(line(&take(&folder, &other)), "skipped: 100 in all: 100 × no GPU");
     }
 }

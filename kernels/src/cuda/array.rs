@@ -1,6 +1,6 @@
-//! Numbers of a parameter as the card keeps them, and the way in and out for the host: `parameter.cuh`.
+//! Numbers of a parameter as the GPU keeps them, and the way in and out for the host: `parameter.cuh`.
 //!
-//! What was read and is written again reads the same, to the bit: a checkpoint holds binary32, whatever the card does.
+//! What was read and is written again reads the same, to the bit: a checkpoint holds binary32, whatever the GPU does.
 
 use std::ops::Range;
 

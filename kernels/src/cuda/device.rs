@@ -1,4 +1,4 @@
-//! A card as a [`Device`].
+//! A GPU as a [`Device`].
 //!
 //! A batch keeps its active pairs twice: as a list a token for decode, and as a run a feature for backward and Adam, which
 //! make a feature's gradient from its run where they use it. Nothing of size `[B, F]` is ever written on the sparse path.
@@ -13,8 +13,8 @@ use super::limits;
 use super::ops::count::Tally;
 use super::ops::normalize::Rows;
 use super::ranks::exchange;
-use super::runtime::card::Card;
 use super::runtime::engine::Engine;
+use super::runtime::gpu::Gpu;
 use super::runtime::memory::Memory;
 use super::runtime::precision::{Moments, Precision, stride};
 use super::runtime::staging::Staging;
@@ -24,7 +24,7 @@ use crate::mesh::{Axes, Place};
 use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
 
 /// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
-/// about 16·D bytes on the sparse path, and B·F·D·16 operations more are made on the dense one. Not yet measured on a card.
+/// about 16·D bytes on the sparse path, and B·F·D·16 operations more are made on the dense one. Not yet measured on a GPU.
 const DENSE_ABOVE: f64 = 0.01;
 
 /// What takes less than [`Precision::Mixed`] with moments in binary32, as a recipe asks for it.
@@ -36,7 +36,7 @@ const NARROW: [(&str, Precision); 5] = [
     ("train.precision = \"bf16-sr\" with train.moments = \"int8\"", Precision::Bf16Sr(Moments::Int8)),
 ];
 
-/// A card with its kernels loaded.
+/// A GPU with its kernels loaded.
 pub struct Cuda {
     engine: Arc<Engine>,
     description: String,
@@ -46,31 +46,31 @@ impl Cuda {
     /// Loads the kernels, compiling those for which there is no cubin.
     ///
     /// # Errors
-    /// Those of [`Card::load`].
-    pub fn new(card: &Card, precision: Precision) -> Result<Self, Error> {
-        Self::among(card, precision, Axes::alone())
+    /// Those of [`Gpu::load`].
+    pub fn new(gpu: &Gpu, precision: Precision) -> Result<Self, Error> {
+        Self::among(gpu, precision, Axes::alone())
     }
 
     /// As [`Cuda::new`], with the kernels of [`super::measure::naive`] besides.
     ///
     /// # Errors
-    /// Those of [`Card::load`].
-    pub fn beside_naive(card: &Card, precision: Precision) -> Result<Self, Error> {
-        Self::with(card, precision, &[SOURCES, NAIVE].concat(), Axes::alone())
+    /// Those of [`Gpu::load`].
+    pub fn beside_naive(gpu: &Gpu, precision: Precision) -> Result<Self, Error> {
+        Self::with(gpu, precision, &[SOURCES, NAIVE].concat(), Axes::alone())
     }
 
-    /// The card of one rank among others, which all call this: they find that no two have the same card, and connect theirs.
+    /// The GPU of one rank among others, which all call this: they find that no two have the same GPU, and connect theirs.
     ///
     /// # Errors
-    /// Those of [`Card::load`]; [`Error::SharedCard`]; [`Error::NoNccl`], [`Error::Nccl`] and [`Error::Peer`].
-    pub fn among(card: &Card, precision: Precision, axes: Axes) -> Result<Self, Error> {
-        check_own_card(card, &axes)?;
-        Self::with(card, precision, SOURCES, axes)
+    /// Those of [`Gpu::load`]; [`Error::SharedGpu`]; [`Error::NoNccl`], [`Error::Nccl`] and [`Error::Peer`].
+    pub fn among(gpu: &Gpu, precision: Precision, axes: Axes) -> Result<Self, Error> {
+        check_own_gpu(gpu, &axes)?;
+        Self::with(gpu, precision, SOURCES, axes)
     }
 
-    fn with(card: &Card, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
-        let description = format!("{}, {}", card.describe(), precision.describe());
-        Ok(Cuda { engine: Arc::new(Engine::new(card, precision, sources, axes)?), description })
+    fn with(gpu: &Gpu, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
+        let description = format!("{}, {}", gpu.describe(), precision.describe());
+        Ok(Cuda { engine: Arc::new(Engine::new(gpu, precision, sources, axes)?), description })
     }
 
     /// In what products read their factors: `f32` or `bf16`.
@@ -84,7 +84,7 @@ impl Cuda {
     }
 }
 
-/// What the objects of a shape take on the card of the rank at `place`: see [`Device::bytes`]. No card is needed to know it.
+/// What the objects of a shape take on the GPU of the rank at `place`: see [`Device::bytes`]. No GPU is needed to know it.
 pub fn bytes(shape: Shape, precision: Precision, place: Place) -> Bytes {
     let mut memory = Memory::measured();
     let batches = if shape.adam.is_some() { 1 + AHEAD } else { 1 };
@@ -96,15 +96,15 @@ pub fn bytes(shape: Shape, precision: Precision, place: Place) -> Bytes {
     all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
 }
 
-/// That no other rank has this card: NCCL would wait for ever. Exchanges what cards are called.
-fn check_own_card(card: &Card, axes: &Axes) -> Result<(), Error> {
+/// That no other rank has this GPU: NCCL would wait for ever. Exchanges what GPUs are called.
+fn check_own_gpu(gpu: &Gpu, axes: &Axes) -> Result<(), Error> {
     let all = &axes.all;
     if all.size() == 1 {
         return Ok(());
     }
-    let ids = all.gather(&card.id()?)?;
+    let ids = all.gather(&gpu.id()?)?;
     let same = (0..ids.len()).find(|&rank| rank != all.index() && ids[rank] == ids[all.index()]);
-    same.map_or(Ok(()), |other| Err(Error::SharedCard { rank: all.index(), other, name: card.name().to_owned() }))
+    same.map_or(Ok(()), |other| Err(Error::SharedGpu { rank: all.index(), other, name: gpu.name().to_owned() }))
 }
 
 impl Device for Cuda {
@@ -181,7 +181,7 @@ impl Device for Cuda {
 
     fn gather(&self, staged: &mut Staging, parts: &[Range<usize>]) -> Result<(), Error> {
         if self.engine.axes.feature.size() > 1 {
-            // Rows go from card to card: once they have been copied there, in `normalize`.
+            // Rows go from GPU to GPU: once they have been copied there, in `normalize`.
             staged.belongs_to(parts);
         }
         Ok(())

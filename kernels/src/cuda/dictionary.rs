@@ -1,4 +1,4 @@
-//! A dictionary on the card: its memory, the order in which the operations use it, and what ranks exchange between them.
+//! A dictionary on the GPU: its memory, the order in which the operations use it, and what ranks exchange between them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::weights::Weights;
 use crate::mesh::{Axes, Place};
 use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape, Slot, Tensor};
 
-/// A rank's features on a card.
+/// A rank's features on a GPU.
 pub struct CudaDictionary {
     engine: Arc<Engine>,
     shape: Shape,
@@ -138,7 +138,7 @@ impl Buffers {
 }
 
 impl CudaDictionary {
-    /// Takes memory on the card of `engine`.
+    /// Takes memory on the GPU of `engine`.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Cuda`] and [`Error::Peer`].

@@ -1,4 +1,4 @@
-//! NVIDIA cards: finding one, and turning the device sources into kernels for it.
+//! NVIDIA GPUs: finding one, and turning the device sources into kernels for it.
 //!
 //! Nothing here is needed to build or to start: driver, compiler and NCCL are opened when they are asked for.
 
@@ -39,7 +39,7 @@ pub use ops::normalize::Rows;
 pub use ranks::nccl;
 pub use ranks::owners::rows_in_a_round;
 pub use ranks::slices::slices;
-pub use runtime::card;
+pub use runtime::gpu;
 pub use runtime::launches::Launch;
 pub use runtime::precision::{Moments, Precision};
 pub use runtime::staging::Staging;

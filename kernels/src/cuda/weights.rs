@@ -1,4 +1,4 @@
-//! The parameters of a dictionary on the card, their moments, and what follows from them.
+//! The parameters of a dictionary on the GPU, their moments, and what follows from them.
 
 use std::ops::Range;
 

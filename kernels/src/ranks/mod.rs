@@ -46,7 +46,7 @@ pub trait Ranks: Send + Sync + std::fmt::Debug {
     fn abort(&self, failure: Failure);
 
     /// Whether all is well as far as this rank has heard, without waiting for anybody: for one that waits for others elsewhere, as a
-    /// card does.
+    /// GPU does.
     ///
     /// # Errors
     /// [`Error::Peer`] with the first failure.

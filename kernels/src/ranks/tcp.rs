@@ -1,5 +1,5 @@
 //! Ranks that are processes, over TCP: for runs on processors, on one machine or a network that is trusted, and for tests of
-//! what happens when processes fail. Cards talk through NCCL.
+//! what happens when processes fail. GPUs talk through NCCL.
 //!
 //! Every pair of ranks has a connection ([`Listening::meet`]) and each rank a thread for each of its peers that receives, so two ranks
 //! that send each other more than the system buffers do not wait for each other. One more thread sends a sign of life

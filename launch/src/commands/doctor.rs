@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device;
-use kernels::cuda::card::Peers;
+use kernels::cuda::gpu::Peers;
 use kernels::cuda::nccl::Nccl;
 use kernels::cuda::nvrtc::Nvrtc;
 use kernels::mesh::{Axes, Place};
@@ -95,13 +95,13 @@ pub fn run(args: &Doctor) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The card that a rank would take, and whether it reaches the others of its machine.
+/// The GPU that a rank would take, and whether it reaches the others of its machine.
 fn device(flags: &WorldArgs) -> Found {
     let local_rank = World::new(flags, &world::environment()).map_or(0, |world| world.local_rank);
-    match device::visible_card(local_rank).and_then(|card| Ok((card.describe(), card.peers()?))) {
-        Ok((card, Peers { others: 0, .. })) => Found::Ok(card),
-        Ok((card, Peers { others, reached })) => {
-            let found = format!("{card}; it reaches {reached} of {others} other cards here directly");
+    match device::visible_gpu(local_rank).and_then(|gpu| Ok((gpu.describe(), gpu.peers()?))) {
+        Ok((gpu, Peers { others: 0, .. })) => Found::Ok(gpu),
+        Ok((gpu, Peers { others, reached })) => {
+            let found = format!("{gpu}; it reaches {reached} of {others} other GPUs here directly");
             if reached < others { Found::Warning(found) } else { Found::Ok(found) }
         }
         Err(kernels::Error::NoDriver { .. }) => Found::Ok("the processor: there is no NVIDIA driver".to_owned()),
@@ -214,7 +214,7 @@ fn memory_left(recipe: Option<&Recipe>, flags: &WorldArgs) -> Found {
 /// Whether the weights of a recipe that computes on the processor fit here; nothing where that is not known, for which other lines say why.
 fn fits(recipe: &Recipe, flags: &WorldArgs) -> Option<Result<(), Failure>> {
     let world = World::new(flags, &world::environment()).ok()?;
-    if device::visible_card(world.local_rank).is_ok() {
+    if device::visible_gpu(world.local_rank).is_ok() {
         return None;
     }
     let mesh = job::mesh_of(None, world.ranks, recipe).ok()?;

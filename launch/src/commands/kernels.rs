@@ -15,7 +15,7 @@ pub fn run(args: &Kernels) -> Result<(), Failure> {
     if args.carried {
         let archs = embedded::archs();
         table::say(match archs.as_slice() {
-            [] => "no compiled kernels: they are compiled when a card is first used, by NVRTC".to_owned(),
+            [] => "no compiled kernels: they are compiled when a GPU is first used, by NVRTC".to_owned(),
             _ => format!("{} sources of kernels, compiled for {}", SOURCES.len(), archs.join(", ")),
         });
         return Ok(());

@@ -17,7 +17,7 @@ use trainer::{checkpoint, synthesis};
 use self::report::{Assumed, Fewest, Parts, Report};
 use crate::args::{LEAST_SAVE_S, Plan};
 use crate::budget::{Budget, Terms};
-use crate::device::{self, DeviceChoice, Opened, on_a_card};
+use crate::device::{self, DeviceChoice, Opened, on_a_gpu};
 use crate::failure::Failure;
 use crate::{job, recipes, table};
 
@@ -68,7 +68,7 @@ type Told = (Report, String, String);
 
 fn on_gpus(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> Result<Told, Failure> {
     let mesh = job::mesh_of(args.mesh, args.gpus as usize, recipe)?;
-    let precision = on_a_card(&recipe.train);
+    let precision = on_a_gpu(&recipe.train);
     let memory = Memory::of(recipe, mesh, rows.width, precision);
     let fits = memory.fits(&args.gpu);
     let enough = fewest(recipe, rows.width, precision, &args.gpu);
@@ -98,7 +98,7 @@ fn on_gpus(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> R
         price: args.price,
     };
     let budget = Budget::of(&terms);
-    let sent = Traffic::between_cards(recipe, mesh, rows.stored as f64, rows.width).total() * rows.width as f64;
+    let sent = Traffic::between_gpus(recipe, mesh, rows.stored as f64, rows.width).total() * rows.width as f64;
     let alone = Floor::of(recipe, Mesh::ONE, rows, precision, &args.gpu).total();
     let next = match (fits, enough) {
         (true, _) => next_on_gpus(args, recipe, &budget),
@@ -210,7 +210,7 @@ fn would_fit(Smaller { features, batch }: Smaller) -> Option<String> {
     batch.or_else(|| features.map(|features| format!("sae.features={features}")))
 }
 
-/// What is said of every run; of one on a card more.
+/// What is said of every run; of one on a GPU more.
 fn of_all(terms: &Terms<'_>, budget: Budget) -> Report {
     let recipe = terms.recipe;
     Report {

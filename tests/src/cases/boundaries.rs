@@ -15,8 +15,8 @@
 //! | lists of 128 | decode.cu | lists of every length |
 //! | 1,087 and 12,287 hits of a tile in shared memory | encode.cu | tiles of every number of hits |
 //! | scans of 2,048 features, and of 256 times as many | transpose.cu | features of every size; [`scans`] |
-//! | 256 words of a bitmap: 8,192 tokens | transpose.cu | [`of_cards`] |
-//! | 4,096 pairs of a list, 1,024 a token on average | encode.rs, transpose.rs | [`of_cards`] |
+//! | 256 words of a bitmap: 8,192 tokens | transpose.cu | [`of_gpus`] |
+//! | 4,096 pairs of a list, 1,024 a token on average | encode.rs, transpose.rs | [`of_gpus`] |
 //! | blocks of 128 columns in 8 bits | parameter.cuh | widths of every size; `rounding` |
 
 use super::*;
@@ -35,8 +35,8 @@ pub fn all<D: Device>() -> Vec<(&'static str, Check<D>)> {
     ]
 }
 
-/// What only a card has: room that may be too small, and blocks of threads that share a batch.
-pub fn of_cards<D: Device>() -> Vec<(&'static str, Check<D>)> {
+/// What only a GPU has: room that may be too small, and blocks of threads that share a batch.
+pub fn of_gpus<D: Device>() -> Vec<(&'static str, Check<D>)> {
     vec![
         ("lists and runs up to their room", lists_and_runs_up_to_their_room),
         ("a bitmap of more than 256 words", a_bitmap_of_more_than_256_words),

@@ -1,4 +1,4 @@
-//! Sizes at which a loop makes its second pass, and numbers at which a term shows, on a card and on the emulator (tests/edges.rs has the
+//! Sizes at which a loop makes its second pass, and numbers at which a term shows, on a GPU and on the emulator (tests/edges.rs has the
 //! processors); with bugs that only these cases find.
 
 use std::process::Output;
@@ -7,30 +7,30 @@ use kernels::cuda::{Cuda, Moments, Precision};
 use tests::cases::{Check, Numbers, boundaries, terms};
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
-use tests::on_card::{self, Cases, EMULATED, PRECISION};
+use tests::on_gpu::{self, Cases, EMULATED, PRECISION};
 
-/// The one that needs a card, as this program calls it.
-const TEST: &str = "boundaries::boundaries_hold_on_a_card";
+/// The one that needs a GPU, as this program calls it.
+const TEST: &str = "boundaries::boundaries_hold_on_a_gpu";
 
-/// Runs on a card; the tests below start it again on the emulator.
+/// Runs on a GPU; the tests below start it again on the emulator.
 #[test]
-fn boundaries_hold_on_a_card() {
+fn boundaries_hold_on_a_gpu() {
     if let Ok(precision) = std::env::var(PRECISION) {
         return boundaries_hold_in(&precision);
     }
     // Closed again before the others open it.
-    let Some(wanted) = on_card::card().map(|(_, wanted)| wanted) else { return };
+    let Some(wanted) = on_gpu::gpu().map(|(_, wanted)| wanted) else { return };
     let some = PRECISIONS.into_iter().filter(|(_, numbers)| !cases_of(*numbers, wanted.as_deref()).is_empty());
     let some: Vec<Precision> = some.map(|(precision, _)| precision).collect();
     assert!(!some.is_empty(), "{wanted:?} begins no case");
-    on_card::in_processes(TEST, some.into_iter());
+    on_gpu::in_processes(TEST, some.into_iter());
 }
 
 fn boundaries_hold_in(precision: &str) {
-    let Some((card, wanted)) = on_card::card() else { return };
+    let Some((gpu, wanted)) = on_gpu::gpu() else { return };
     let known = PRECISIONS.into_iter().find(|(known, _)| format!("{known:?}") == precision);
     let (precision, numbers) = known.expect("a known precision");
-    let mut listed = Cases::on(&card, precision);
+    let mut listed = Cases::on(&gpu, precision);
     for (name, check) in cases_of(numbers, wanted.as_deref()) {
         listed.run(name, |device| check(device, numbers));
     }
@@ -40,7 +40,7 @@ fn boundaries_hold_in(precision: &str) {
 /// All cases, or those whose names begin with what is wanted.
 fn cases_of(numbers: Numbers, wanted: Option<&str>) -> Vec<(&'static str, Check<Cuda>)> {
     let mut cases: Vec<(&str, Check<Cuda>)> = match numbers {
-        Numbers::F32 => boundaries::all().into_iter().chain(boundaries::of_cards()).chain(terms::all()).collect(),
+        Numbers::F32 => boundaries::all().into_iter().chain(boundaries::of_gpus()).chain(terms::all()).collect(),
         // Runs and scans are the same code, and here large ones take long.
         Numbers::Mixed => boundaries::all().into_iter().chain(terms::all()).collect(),
         Numbers::Bf16 | Numbers::Int8 => terms::of_rounded(),

@@ -13,13 +13,13 @@
 //! | exchange | (rows + gradient + weights of [`Traffic`]) / link, and what is waited for of x̂ |
 //!
 //! Floors add up, since the parts of a step follow each other, but for the sum of x̂: a batch is cut into k slices, and while one is
-//! encoded and decoded, x̂ of the one before is on the link. With C = encode + decode, which share the card, and X = the x̂ of
-//! [`Traffic`] / link, both alike in all slices, the card waits for the last slice at least, and for what the link still has to
+//! encoded and decoded, x̂ of the one before is on the link. With C = encode + decode, which share the GPU, and X = the x̂ of
+//! [`Traffic`] / link, both alike in all slices, the GPU waits for the last slice at least, and for what the link still has to
 //! send when the k − 1 slices behind the first are made:
 //!
 //! > waited for of x̂ = max(X/k, X − C·(k−1)/k)
 //!
-//! Sending also takes some of the card, smaller messages are slower, and W_enc is read once for each slice: none of that is
+//! Sending also takes some of the GPU, smaller messages are slower, and W_enc is read once for each slice: none of that is
 //! estimated. A step is expected to take [`EXPECTED`] of its floor's speed.
 
 use kernels::cuda::{self, Precision};
@@ -29,16 +29,16 @@ use kernels::{AdamMode, Bytes, Shape};
 use crate::ranks::communication::{Traffic, touched_share};
 use crate::recipe::{Adam, Recipe};
 
-/// Share of the floor's speed that is counted on: products by `mma.sync` reach about 0.6 of a Hopper card's rate.
+/// Share of the floor's speed that is counted on: products by `mma.sync` reach about 0.6 of a Hopper GPU's rate.
 pub const EXPECTED: f64 = 0.6;
 
-/// Memory of a card that a run cannot have: the driver's, the kernels' own, and what is lost between blocks.
+/// Memory of a GPU that a run cannot have: the driver's, the kernels' own, and what is lost between blocks.
 const UNUSABLE: f64 = 0.04;
 
 /// GPUs that share the fast links of one machine.
 pub const IN_A_MACHINE: usize = 8;
 
-/// A card, by its data sheet.
+/// A GPU, by its data sheet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gpu {
     /// As `--gpu` has it.
@@ -51,11 +51,11 @@ pub struct Gpu {
     pub bandwidth: f64,
     /// Bytes a second to the others in its machine, one way.
     pub link: f64,
-    /// Bytes a second to other machines, one way: 400 Gbit/s a card, or 200.
+    /// Bytes a second to other machines, one way: 400 Gbit/s a GPU, or 200.
     pub network: f64,
 }
 
-/// The cards that are known.
+/// The GPUs that are known.
 pub const GPUS: [Gpu; 4] = [
     Gpu { name: "a100", memory: 80e9, flops: 312e12, bandwidth: 2.0e12, link: 300e9, network: 25e9 },
     Gpu { name: "h100", memory: 80e9, flops: 989e12, bandwidth: 3.35e12, link: 450e9, network: 50e9 },
@@ -110,7 +110,7 @@ impl Memory {
         self.weights.saturating_add(self.moments).saturating_add(self.step)
     }
 
-    /// Whether a card has room for it.
+    /// Whether a GPU has room for it.
     pub fn fits(self, gpu: &Gpu) -> bool {
         (self.total() as f64) < gpu.memory * (1.0 - UNUSABLE)
     }
@@ -127,9 +127,9 @@ pub struct Floor {
     pub backward: f64,
     /// Weights and moments through memory.
     pub adam: f64,
-    /// Between ranks, while the card waits.
+    /// Between ranks, while the GPU waits.
     pub exchange: f64,
-    /// Between ranks, while the card multiplies: no part of the sum.
+    /// Between ranks, while the GPU multiplies: no part of the sum.
     pub hidden: f64,
 }
 
@@ -146,7 +146,7 @@ impl Floor {
         let link = if mesh.ranks() <= IN_A_MACHINE { gpu.link } else { gpu.network };
         let encode = 2.0 * seen * features / f * width / gpu.flops;
         let decode = (value * pairs * width + 4.0 * seen * width) / gpu.bandwidth;
-        let sent = Traffic::between_cards(recipe, mesh, rows.stored as f64, rows.width);
+        let sent = Traffic::between_gpus(recipe, mesh, rows.stored as f64, rows.width);
         let (slices, x_hat) = (cuda::slices(seen as usize) as f64, sent.x_hat * width / link);
         let waited = waited_for(x_hat, encode + decode, slices);
         Floor {
@@ -171,12 +171,12 @@ impl Floor {
     }
 }
 
-/// What a card waits for of `link` seconds on the link, when so many slices take `card` seconds on the card before they go there.
-fn waited_for(link: f64, card: f64, slices: f64) -> f64 {
-    (link / slices).max(link - card * (slices - 1.0) / slices)
+/// What a GPU waits for of `link` seconds on the link, when so many slices take `gpu` seconds on the GPU before they go there.
+fn waited_for(link: f64, gpu: f64, slices: f64) -> f64 {
+    (link / slices).max(link - gpu * (slices - 1.0) / slices)
 }
 
-/// The fewest cards, features sharded alone, of which each has room for its part; `None` when even a tile of features a card is too
+/// The fewest GPUs, features sharded alone, of which each has room for its part; `None` when even a tile of features a GPU is too
 /// much.
 pub fn fewest(recipe: &Recipe, width: usize, precision: Precision, gpu: &Gpu) -> Option<usize> {
     let fits = |feature: &usize| Memory::of(recipe, Mesh { data: 1, feature: *feature }, width, precision).fits(gpu);
@@ -231,7 +231,7 @@ mod tests {
         near("decode", floor.decode, (2.0 * 51_200.0 * 2048.0 + 4.0 * 4096.0 * 2048.0) / 4.8e12);
         near("backward", floor.backward, 4.0 * 2.0 * 51_200.0 * 2048.0 / 4.8e12);
         near("adam", floor.adam, 26.0 * 2.0 * 65_536.0 * 2048.0 / 4.8e12);
-        // Rows and x̂ over eight cards, of which the last of four slices is waited for; a rank touches 1 − e^(−0.390625) = 0.3234 of
+        // Rows and x̂ over eight GPUs, of which the last of four slices is waited for; a rank touches 1 − e^(−0.390625) = 0.3234 of
         // its features, in two rounds, since 35,500 touched rows of an owner do not fit into room for 8,192; all weights come back.
         let features = 131_072.0;
         let values =
@@ -239,10 +239,10 @@ mod tests {
         near("exchange", floor.exchange, values * 2048.0 / 50e9);
         near("hidden", floor.hidden, 8.0 * 0.75 * 4096.0 * 7.0 / 8.0 * 2048.0 / 50e9);
         near("total", floor.total(), floor.encode + floor.decode + floor.backward + floor.adam + floor.exchange);
-        // Eight cards have the machine's link, nine the network.
+        // Eight GPUs have the machine's link, nine the network.
         let sent = |feature: f64, link: f64| (2.0 + 8.0 / 4.0) * 8192.0 * (feature - 1.0) / feature * 2048.0 / link;
-        near("eight cards", of(1, 8).exchange, sent(8.0, 450e9));
-        near("nine cards", of(1, 9).exchange, sent(9.0, 50e9));
+        near("eight GPUs", of(1, 8).exchange, sent(8.0, 450e9));
+        near("nine GPUs", of(1, 9).exchange, sent(9.0, 50e9));
         // Touched rows alone: those of the whole batch, 1 − e^(−0.78125) = 0.5422 of them.
         let mut touched = recipe(1 << 20);
         touched.train.adam = Adam::Touched;
@@ -250,9 +250,9 @@ mod tests {
         near("adam of touched rows", floor.adam, 26.0 * 2.0 * 65_536.0 * 0.542_18 * 2048.0 / 4.8e12);
     }
 
-    /// A card of 100 GB has 96 for a run.
+    /// A GPU of 100 GB has 96 for a run.
     #[test]
-    fn what_fits_is_what_the_card_has_less_a_part() {
+    fn what_fits_is_what_the_gpu_has_less_a_part() {
         let gpu = Gpu { memory: 100e9, ..H200 };
         let of = |bytes: u64| Memory { weights: bytes - 30, moments: 20, step: 10 };
         assert_eq!(of(96_000_000_000).total(), 96_000_000_000);
@@ -261,15 +261,15 @@ mod tests {
 
     #[test]
     fn x_hat_hides_behind_the_slices_that_follow() {
-        // As one slice follows the other: the link begins with one when the card has made it and the one before is sent.
-        let simulated = |link: f64, card: f64, slices: usize| {
-            let (made, sent) = (card / slices as f64, link / slices as f64);
+        // As one slice follows the other: the link begins with one when the GPU has made it and the one before is sent.
+        let simulated = |link: f64, gpu: f64, slices: usize| {
+            let (made, sent) = (gpu / slices as f64, link / slices as f64);
             let end = (1..=slices).fold(0.0_f64, |end, slice| end.max(slice as f64 * made) + sent);
-            end - card
+            end - gpu
         };
-        for (link, card, slices) in [(1.0, 8.0, 4), (8.0, 1.0, 4), (3.0, 3.0, 2), (5.0, 4.0, 3), (2.0, 7.0, 1)] {
-            let waited = waited_for(link, card, slices as f64);
-            assert!((waited - simulated(link, card, slices)).abs() < 1e-12, "{link} {card} {slices}: {waited}");
+        for (link, gpu, slices) in [(1.0, 8.0, 4), (8.0, 1.0, 4), (3.0, 3.0, 2), (5.0, 4.0, 3), (2.0, 7.0, 1)] {
+            let waited = waited_for(link, gpu, slices as f64);
+            assert!((waited - simulated(link, gpu, slices)).abs() < 1e-12, "{link} {gpu} {slices}: {waited}");
             assert!((link / slices as f64..=link).contains(&waited));
         }
     }
@@ -288,7 +288,7 @@ mod tests {
         let replicas = Memory::of(&recipe(1 << 20), Mesh { data: 4, feature: 1 }, 4096, mixed);
         assert!(replicas.weights == one.weights && replicas.moments < one.moments / 3);
         let paper = recipe(34 << 20);
-        let cards = |precision| fewest(&paper, 4096, precision, &H200).expect("tiles enough");
-        assert!(cards(least) <= 16 && cards(least) < cards(mixed), "{} {}", cards(least), cards(mixed));
+        let gpus = |precision| fewest(&paper, 4096, precision, &H200).expect("tiles enough");
+        assert!(gpus(least) <= 16 && gpus(least) < gpus(mixed), "{} {}", gpus(least), gpus(mixed));
     }
 }

@@ -10,7 +10,7 @@
 //! | updated weights, back to all | 8·R·D·(d−1)/d, R = F/f with dense Adam, else the rows that any rank has touched |
 //!
 //! `U = F/f · (1 − (1 − L0/F)^b)` when features fire alike; real ones fire unevenly and touch fewer rows. Not counted, since they do not grow
-//! with D: what each feature has fired, with its bias 8 bytes and on cards a bit for each other data rank; and the roll call.
+//! with D: what each feature has fired, with its bias 8 bytes and on GPUs a bit for each other data rank; and the roll call.
 
 use kernels::cuda;
 use kernels::mesh::{Mesh, TILE};
@@ -50,8 +50,8 @@ impl Traffic {
         }
     }
 
-    /// Between cards, whose gradient rows are sent twice where `train.dense_bytes` has no room for one round of them.
-    pub fn between_cards(recipe: &Recipe, mesh: Mesh, stored: f64, width: usize) -> Traffic {
+    /// Between GPUs, whose gradient rows are sent twice where `train.dense_bytes` has no room for one round of them.
+    pub fn between_gpus(recipe: &Recipe, mesh: Mesh, stored: f64, width: usize) -> Traffic {
         let once = Traffic::of(recipe, mesh, stored);
         let room = cuda::rows_in_a_round(mesh.data, width, recipe.train.dense_bytes as usize);
         let owned = recipe.sae.features as f64 / mesh.ranks() as f64;
@@ -124,10 +124,10 @@ mod tests {
         assert_eq!(Traffic::of(&paper, Mesh::ONE, 2.0).total(), 0.0);
         // 280,000 touched rows an owner, and room for 4,096 at D = 4096.
         let mesh = Mesh { data: 2, feature: 1 };
-        let between_cards = |width| Traffic::between_cards(&paper, mesh, 2.0, width);
-        assert_eq!(between_cards(4096).gradient, 2.0 * replicas.gradient);
-        assert_eq!(Traffic { gradient: replicas.gradient, ..between_cards(4096) }, replicas);
-        assert_eq!(between_cards(32), replicas);
+        let between_gpus = |width| Traffic::between_gpus(&paper, mesh, 2.0, width);
+        assert_eq!(between_gpus(4096).gradient, 2.0 * replicas.gradient);
+        assert_eq!(Traffic { gradient: replicas.gradient, ..between_gpus(4096) }, replicas);
+        assert_eq!(between_gpus(32), replicas);
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub struct EvalLine {
 pub struct Together {
     /// Bytes that all ranks together sent in a step.
     pub sent_bytes: u64,
-    /// Share of the time that ranks spent in exchanges, their mean; on cards also where they compute beside them.
+    /// Share of the time that ranks spent in exchanges, their mean; on GPUs also where they compute beside them.
     pub exchange_share: f64,
     /// The rank that spent least in them: the others wait for it.
     pub slowest: usize,

@@ -10,7 +10,7 @@ use crate::Error;
 pub struct Arch {
     major: u32,
     minor: u32,
-    /// `a`: with what only this architecture has (Hopper's wgmma), for no other card.
+    /// `a`: with what only this architecture has (Hopper's wgmma), for no other GPU.
     specific: bool,
 }
 
@@ -22,11 +22,11 @@ pub const RELEASED: [Arch; 3] = [
 ];
 
 impl Arch {
-    /// What to compile for a card of this compute capability; `None` below 8.0, where bf16 products are missing.
-    pub fn of_card(major: u32, minor: u32) -> Option<Arch> {
+    /// What to compile for a GPU of this compute capability; `None` below 8.0, where bf16 products are missing.
+    pub fn of_gpu(major: u32, minor: u32) -> Option<Arch> {
         match (major, minor) {
             (..=7, _) => None,
-            // A cubin runs on every card of its major version from its own minor one up.
+            // A cubin runs on every GPU of its major version from its own minor one up.
             (8, _) => Some(RELEASED[0]),
             (9, 0) => Some(RELEASED[1]),
             (10, 0) => Some(RELEASED[2]),
@@ -67,10 +67,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cards_get_the_architecture_that_runs_on_them() {
-        let arch = |major, minor| Arch::of_card(major, minor).map(|arch| arch.to_string());
+    fn gpus_get_the_architecture_that_runs_on_them() {
+        let arch = |major, minor| Arch::of_gpu(major, minor).map(|arch| arch.to_string());
         assert_eq!(arch(7, 5), None);
-        for (card, name) in [
+        for (gpu, name) in [
             ((8, 0), "sm_80"),
             ((8, 9), "sm_80"),
             ((9, 0), "sm_90a"),
@@ -78,7 +78,7 @@ mod tests {
             ((10, 3), "sm_103"),
             ((12, 0), "sm_120"),
         ] {
-            assert_eq!(arch(card.0, card.1).as_deref(), Some(name));
+            assert_eq!(arch(gpu.0, gpu.1).as_deref(), Some(name));
         }
     }
 

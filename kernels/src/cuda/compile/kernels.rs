@@ -1,4 +1,4 @@
-//! From a source to a cubin for a card: out of the binary, out of the cache, or compiled now.
+//! From a source to a cubin for a GPU: out of the binary, out of the cache, or compiled now.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! From sources to what a card runs: cubins in the binary, in the cache, or of NVRTC.
+//! From sources to what a GPU runs: cubins in the binary, in the cache, or of NVRTC.
 
 pub mod arch;
 pub mod cache;

@@ -68,7 +68,7 @@ type Multiply = unsafe extern "C" fn(
     c_int,
 ) -> Status;
 
-/// The library on a card, loaded.
+/// The library on a GPU, loaded.
 pub struct Cublas {
     handle: Handle,
     destroy: Destroy,
@@ -85,7 +85,7 @@ impl fmt::Debug for Cublas {
 
 impl Cublas {
     /// Loads it from the folder that `SAE_CUBLAS` names, or from the loader's search path and the folders where NVRTC is looked
-    /// for, and opens it on the card of `device`. It stays loaded.
+    /// for, and opens it on the GPU of `device`. It stays loaded.
     ///
     /// # Errors
     /// Where it was looked for and what was wrong there, in words.
@@ -108,7 +108,7 @@ impl Cublas {
         let words = |error: libloading::Error| format!("{}: {error}", path.display());
         // SAFETY: cuBLAS runs only NVIDIA's initialisers, which ask nothing of the process.
         let library = unsafe { Library::new(path) }.map_err(words)?;
-        // Never unloaded: it keeps what it made on the card.
+        // Never unloaded: it keeps what it made on the GPU.
         let library: &'static Library = Box::leak(Box::new(library));
         // SAFETY: each name has the type that cublas_api.h declares for it, the same in 12 and 13.
         let (create, destroy, set_stream, multiply) = unsafe {

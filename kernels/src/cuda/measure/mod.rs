@@ -1,4 +1,4 @@
-//! What benchmarks and tests take of a card: ceilings, times, naive versions.
+//! What benchmarks and tests take of a GPU: ceilings, times, naive versions.
 
 pub mod cublas;
 pub mod naive;

@@ -1,4 +1,4 @@
-//! The rate at which a card copies, measured with code that does nothing else. The rate at which it multiplies is that of cuBLAS:
+//! The rate at which a GPU copies, measured with code that does nothing else. The rate at which it multiplies is that of cuBLAS:
 //! see [`super::cublas`].
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::cuda::runtime::memory::Memory;
 const REPEATS: usize = 5;
 
 impl Cuda {
-    /// 10⁹ bytes a second, read and written, of a copy on the card; `small` where times mean nothing.
+    /// 10⁹ bytes a second, read and written, of a copy on the GPU; `small` where times mean nothing.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].

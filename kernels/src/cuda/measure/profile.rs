@@ -7,7 +7,7 @@ use cudarc::driver::{CudaEvent, Profiler};
 
 use crate::Error;
 use crate::cuda::device::Cuda;
-use crate::cuda::runtime::card::failed;
+use crate::cuda::runtime::gpu::failed;
 use crate::cuda::runtime::launches::{Launch, Timed};
 
 impl Cuda {
@@ -16,7 +16,7 @@ impl Cuda {
     /// between two.
     ///
     /// # Errors
-    /// [`Error::Cuda`] with the first failure since the card was opened.
+    /// [`Error::Cuda`] with the first failure since the GPU was opened.
     pub fn time_launches(&self, operations: impl FnOnce()) -> Result<Vec<Launch>, Error> {
         let engine = self.engine();
         engine.wait()?;

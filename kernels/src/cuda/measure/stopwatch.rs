@@ -1,6 +1,6 @@
-//! What an operation takes on a card, from events before and behind it.
+//! What an operation takes on a GPU, from events before and behind it.
 //!
-//! What stands between the events is enqueued while the card still overwrites its cache, so the time holds no launch from the
+//! What stands between the events is enqueued while the GPU still overwrites its cache, so the time holds no launch from the
 //! host, only the gaps between kernels; and every repeat begins with a cache of other data.
 
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use cudarc::driver::{CudaEvent, sys};
 
 use crate::Error;
 use crate::cuda::device::Cuda;
-use crate::cuda::runtime::card::failed;
 use crate::cuda::runtime::engine::Engine;
+use crate::cuda::runtime::gpu::failed;
 use crate::cuda::runtime::memory::{Buffer, Memory};
 
-/// Twice the L2 cache of the largest card known (126 MB).
+/// Twice the L2 cache of the largest GPU known (126 MB).
 const FLUSH_BYTES: usize = 256 << 20;
 /// Where times mean nothing.
 const SMALL_FLUSH_BYTES: usize = 1 << 10;
 
-/// Takes times of operations on a card.
+/// Takes times of operations on a GPU.
 pub struct Stopwatch {
     engine: Arc<Engine>,
     flush: Buffer<u8>,

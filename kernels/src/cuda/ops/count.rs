@@ -27,7 +27,7 @@ unsafe impl DeviceRepr for Totals {}
 // SAFETY: all fields may be 0.
 unsafe impl ValidAsZeroBits for Totals {}
 
-/// Sums kept on the card.
+/// Sums kept on the GPU.
 pub struct Tally {
     width: usize,
     totals: Buffer<Totals>,

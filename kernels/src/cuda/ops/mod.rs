@@ -14,7 +14,7 @@ pub mod transpose;
 /// What an operation must move and do at least: the floor that benchmarks hold it against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
-    /// Bytes to and from the card's memory.
+    /// Bytes to and from the GPU's memory.
     pub bytes: u64,
     /// Multiplications and additions.
     pub flop: u64,

@@ -8,7 +8,7 @@ use crate::cuda::runtime::precision::{Precision, stride};
 use crate::cuda::runtime::staging::{Staging, Stored};
 use crate::{Error, RowDtype};
 
-/// A batch on the card, scaled.
+/// A batch on the GPU, scaled.
 pub struct Rows {
     pub(crate) n: usize,
     /// Rows of the batch over all ranks of the data axis.

@@ -1,16 +1,16 @@
-//! The cards of a job: bytes between them, through NCCL.
+//! The GPUs of a job: bytes between them, through NCCL.
 //!
 //! NCCL only moves bytes: sums over ranks are made by own kernels in the order of the ranks (`exchange.cu`), so that the same
 //! mesh gives the same bits whatever NCCL chooses. An all-to-all and an all-gather are both messages between pairs, in one group.
 //!
 //! There is one communicator, and messages come from two streams: that of everything and that of sums of x̂ ([`super::slices`]). A
-//! group of messages that has begun holds its place on the card until its peers come to the same group. So groups must begin in one
-//! order on all ranks, or two cards wait for each other, or take one message for another; NCCL leaves that order to its callers. The
+//! group of messages that has begun holds its place on the GPU until its peers come to the same group. So groups must begin in one
+//! order on all ranks, or two GPUs wait for each other, or take one message for another; NCCL leaves that order to its callers. The
 //! host enqueues groups in the same order on all ranks, and an event behind each, for which the next one waits when its stream is
-//! another, makes that the order on the card too, whatever else lies between them.
+//! another, makes that the order on the GPU too, whatever else lies between them.
 //!
-//! Cards wait for each other without end, and NCCL does not know whether a process lives. The ranks' host group does: a thread
-//! asks it ten times a second, and ends what the card waits for when a rank has failed.
+//! GPUs wait for each other without end, and NCCL does not know whether a process lives. The ranks' host group does: a thread
+//! asks it ten times a second, and ends what the GPU waits for when a rank has failed.
 
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_int};
@@ -26,7 +26,7 @@ use cudarc::nccl::sys::{cudaStream_t, ncclComm, ncclComm_t, ncclDataType_t, nccl
 
 use super::nccl::{IN_PROGRESS, Nccl, Status, UniqueId};
 use crate::Error;
-use crate::cuda::runtime::card::failed;
+use crate::cuda::runtime::gpu::failed;
 use crate::cuda::runtime::pointer::Part;
 use crate::first_error::FirstError;
 use crate::ranks::{self, Group};
@@ -50,7 +50,7 @@ pub struct Message {
     pub received: Part,
 }
 
-/// One card among those of a job. Messages are enqueued and return; what goes wrong is noted in the engine's [`FirstError`].
+/// One GPU among those of a job. Messages are enqueued and return; what goes wrong is noted in the engine's [`FirstError`].
 #[derive(Debug)]
 pub struct Communicator {
     shared: Arc<Shared>,
@@ -77,7 +77,7 @@ impl Laps {
     /// Counts the messages that are done, without waiting for others.
     fn settle(&mut self) {
         while let Some([from, to]) = self.under_way.pop_front_if(|[_, to]| to.is_complete()) {
-            // A card that has failed has no times, and tells so elsewhere.
+            // A GPU that has failed has no times, and tells so elsewhere.
             self.time += from.elapsed_ms(&to).map_or(Duration::ZERO, |ms| Duration::from_secs_f32(ms.max(0.0) / 1e3));
             self.free.push([from, to]);
         }
@@ -111,7 +111,7 @@ impl Communicator {
         let made = if all.index() == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };
         let id = UniqueId::try_from(all.gather(&made)?.swap_remove(0)).map_err(|other| {
             let reason = format!("sent {} bytes for an id of NCCL: all ranks must run the same program", other.len());
-            Error::Peer { rank: all.members()[0], operation: "meeting of cards", reason, code: None }
+            Error::Peer { rank: all.members()[0], operation: "meeting of GPUs", reason, code: None }
         })?;
         let shared = Arc::new(Shared {
             nccl,
@@ -123,7 +123,7 @@ impl Communicator {
         });
         let (leave, left) = channel();
         let watching = shared.clone();
-        let watch = thread::Builder::new().name("cards".to_owned()).spawn(move || watching.watch(&left));
+        let watch = thread::Builder::new().name("gpus".to_owned()).spawn(move || watching.watch(&left));
         let watch = watch.map_err(|error| Error::Threads { reason: error.to_string() })?;
         Ok(Communicator { shared, laps: Mutex::default(), leave: Some(leave), watch: Some(watch) })
     }
@@ -138,7 +138,7 @@ impl Communicator {
     /// Enqueues messages to and from members of `among`, behind those enqueued before on any stream; those to itself are left out.
     ///
     /// # Safety
-    /// The parts lie on this card, parts that are received overlap no others, and nothing frees them before the stream is done.
+    /// The parts lie on this GPU, parts that are received overlap no others, and nothing frees them before the stream is done.
     pub unsafe fn exchange(&self, stream: &Arc<CudaStream>, among: &Group, messages: &[Message]) {
         let own = among.index();
         let mut laps = self.laps.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,12 +185,12 @@ fn meet(nccl: Nccl, context: Arc<CudaContext>, all: &Group, id: UniqueId) -> Res
     let make = move || {
         context.bind_to_thread().map_err(|error| failed("binding the thread", error))?;
         let mut comm: ncclComm_t = ptr::null_mut();
-        // SAFETY: the communicator has a place, and this thread the context of its card.
+        // SAFETY: the communicator has a place, and this thread the context of its GPU.
         let status = unsafe { (nccl.init)(&mut comm, size, id, rank) };
         nccl.result("ncclCommInitRank", status).map(|()| AtomicPtr::new(comm))
     };
     // Nobody listens any more when another rank has failed: the process then ends with that.
-    let thread = thread::Builder::new().name("meet-cards".to_owned()).spawn(move || drop(sender.send(make())));
+    let thread = thread::Builder::new().name("meet-gpus".to_owned()).spawn(move || drop(sender.send(make())));
     thread.map_err(|error| Error::Threads { reason: error.to_string() })?;
     loop {
         match made.recv_timeout(LOOK) {
@@ -253,7 +253,7 @@ impl Shared {
         // SAFETY: the communicator lives, and the number has a place.
         let status = unsafe { (self.nccl.async_error)(comm, &mut error) };
         let found = if status == 0 { error } else { status };
-        if found == IN_PROGRESS { Ok(()) } else { self.nccl.result("a message between cards", found) }
+        if found == IN_PROGRESS { Ok(()) } else { self.nccl.result("a message between GPUs", found) }
     }
 
     /// Ends what is under way on the stream. Nothing can follow.

@@ -1,4 +1,4 @@
-//! Between cards: NCCL, and what the ranks of a mesh exchange.
+//! Between GPUs: NCCL, and what the ranks of a mesh exchange.
 
 pub mod communicator;
 pub mod exchange;

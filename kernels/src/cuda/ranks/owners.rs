@@ -2,7 +2,7 @@
 //! `owners.cu`.
 //!
 //! Only rows of touched features travel. Every rank tells the others which its tokens have touched, a bit a feature, and the host
-//! is told how many, for NCCL wants the lengths of messages from it: it waits for that while the card goes on with `backward`. Rows go round by
+//! is told how many, for NCCL wants the lengths of messages from it: it waits for that while the GPU goes on with `backward`. Rows go round by
 //! round, so many of every owner's features at a time as there is room for. Sums of a round are not kept beside those of the next, so
 //! memory is bounded, but the norm must be known before any update: with several rounds rows are made and sent twice.
 //! `train.dense_bytes` says how much a round may take.
@@ -223,7 +223,7 @@ impl Owners {
         self.readback.send(&self.tiles_rt);
     }
 
-    /// Waits for what [`Owners::tell`] has told, and for nothing enqueued after it. A card that has failed sends no rows: the others may
+    /// Waits for what [`Owners::tell`] has told, and for nothing enqueued after it. A GPU that has failed sends no rows: the others may
     /// wait for them until they hear of its failure, which whoever asks next is told.
     pub fn rounds(&self, engine: &Engine) -> Rounds {
         let Ok(tiles_rt) = self.readback.read(engine) else { return Rounds::default() };

@@ -1,7 +1,7 @@
 //! A batch in slices, where ranks share the features: x̂ of one slice is made and summed over the ranks while the next is encoded.
 //!
 //! The main stream encodes slice after slice. The stream of sums waits for the lists of a slice, makes its x̂ and exchanges it, and
-//! the main stream goes on with the residual behind the last of them. So the link is busy while the card multiplies, and all but
+//! the main stream goes on with the residual behind the last of them. So the link is busy while the GPU multiplies, and all but
 //! the last slice's exchange may hide. Nothing waits for the host.
 //!
 //! What keeps the streams apart: lists, x̂ and Σ a ‖W_dec‖ belong to tokens, and decode touches a slice's behind its event; weights
@@ -16,7 +16,7 @@
 //! makes it.
 //!
 //! A slice is whole tiles of the encoder's product, and reads W_enc once. Its product does as many operations for a byte of W_enc
-//! in bf16 as it has tokens, and cards multiply 156 to 295 times as fast as they read (`forecast.rs` has their data sheets): hence
+//! in bf16 as it has tokens, and GPUs multiply 156 to 295 times as fast as they read (`forecast.rs` has their data sheets): hence
 //! [`LEAST`]. More slices hide more, but make messages smaller: at 512 ranks, a batch of 8192 and D = 4096 one of [`MOST`] sends
 //! 64 KiB to each rank. Neither number has been measured.
 

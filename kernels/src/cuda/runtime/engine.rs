@@ -1,4 +1,4 @@
-//! A card with its kernels and its streams: one that everything runs on, one that brings stored rows meanwhile, and where ranks share
+//! A GPU with its kernels and its streams: one that everything runs on, one that brings stored rows meanwhile, and where ranks share
 //! features a third, on which x̂ is summed meanwhile.
 //!
 //! Operations are enqueued and return; what goes wrong is remembered and told by the next function that can fail, so that the
@@ -12,7 +12,7 @@ use std::time::Duration;
 use cudarc::driver::result::{launch_kernel, stream::get_priority_range};
 use cudarc::driver::{CudaEvent, CudaFunction, CudaStream, DriverError, sys};
 
-use super::card::{Card, failed, noted};
+use super::gpu::{Gpu, failed, noted};
 use super::launches::Launches;
 use super::precision::Precision;
 use crate::Error;
@@ -25,7 +25,7 @@ use crate::ranks::Group;
 /// Shared memory of a block without asking for more.
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
 
-/// What the operations run on. A clone is the same card.
+/// What the operations run on. A clone is the same GPU.
 #[derive(Clone)]
 pub struct Engine {
     /// `None`: one rank, with nothing to exchange. Dropped first: it waits for what others still receive.
@@ -56,12 +56,12 @@ struct Kernel {
 }
 
 impl Engine {
-    /// Loads the kernels of `sources` on `card`, and meets the cards of the other ranks of `axes`.
+    /// Loads the kernels of `sources` on `gpu`, and meets the GPUs of the other ranks of `axes`.
     ///
     /// # Errors
-    /// Those of [`Card::load`] and [`Communicator::new`]; [`Error::Cuda`].
-    pub fn new(card: &Card, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
-        let context = card.context();
+    /// Those of [`Gpu::load`] and [`Communicator::new`]; [`Error::Cuda`].
+    pub fn new(gpu: &Gpu, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
+        let context = gpu.context();
         // SAFETY: all memory is used on one stream, in order, but for that of stored rows and what x̂ is made of and from, where
         // events keep uses apart.
         unsafe { context.disable_event_tracking() };
@@ -72,13 +72,13 @@ impl Engine {
         let sums = (axes.feature.size() > 1).then(first).transpose();
         let sums = sums.map_err(|error| failed("cuStreamCreateWithPriority", error))?;
         let mut kernels = HashMap::new();
-        for (source, module) in sources.iter().zip(card.load(sources)?) {
+        for (source, module) in sources.iter().zip(gpu.load(sources)?) {
             for EntryPoint { name, threads } in source.kernels() {
                 let function = module.load_function(name).map_err(|error| failed(name, error))?;
                 kernels.insert(name, Kernel { function, source: source.name(), threads });
             }
         }
-        let (multiprocessors, shared_bytes) = (card.multiprocessors(), card.shared_bytes());
+        let (multiprocessors, shared_bytes) = (gpu.multiprocessors(), gpu.shared_bytes());
         let failure = Arc::new(FirstError::default());
         let several = axes.all.size() > 1;
         let communicator = several.then(|| Communicator::new(context, &axes.all, &failure)).transpose()?;
@@ -99,7 +99,7 @@ impl Engine {
         })
     }
 
-    /// The same card, with the stream of sums under what is enqueued. Whoever uses it says by events what comes before what.
+    /// The same GPU, with the stream of sums under what is enqueued. Whoever uses it says by events what comes before what.
     pub fn of_sums(&self) -> Option<Engine> {
         self.sums.as_ref().map(|sums| Engine { stream: sums.clone(), ..self.clone() })
     }
@@ -143,8 +143,8 @@ impl Engine {
     /// Waits for all that was enqueued.
     ///
     /// # Errors
-    /// [`Error::Cuda`], [`Error::Nccl`] or [`Error::Peer`] with the first failure since the card was opened: after one nothing on
-    /// the card can be trusted.
+    /// [`Error::Cuda`], [`Error::Nccl`] or [`Error::Peer`] with the first failure since the GPU was opened: after one nothing on
+    /// the GPU can be trusted.
     pub fn wait(&self) -> Result<(), Error> {
         self.note("the operations before it", self.stream.synchronize());
         self.check()
@@ -163,7 +163,7 @@ impl Engine {
         self.communicator.as_ref().map_or((0, Duration::ZERO), |communicator| communicator.exchanged())
     }
 
-    /// Enqueues messages between this card and those of the members of `among`.
+    /// Enqueues messages between this GPU and those of the members of `among`.
     ///
     /// # Safety
     /// That of [`Communicator::exchange`].

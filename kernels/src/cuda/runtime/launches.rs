@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaEvent, CudaStream, sys};
 
-use super::card::noted;
+use super::gpu::noted;
 use crate::first_error::FirstError;
 
-/// The time of one launch on the card.
+/// The time of one launch on the GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Launch {
     /// The kernel's name.
@@ -18,7 +18,7 @@ pub struct Launch {
     pub operation: &'static str,
     /// µs from the first launch on: where it began.
     pub from_us: f64,
-    /// µs that it took, with what the card needs between two events, a few µs: of kernels as short as that it says little.
+    /// µs that it took, with what the GPU needs between two events, a few µs: of kernels as short as that it says little.
     pub us: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Memory on the card: taken once, of fixed size, zeroed; or only measured.
+//! Memory on the GPU: taken once, of fixed size, zeroed; or only measured.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use cudarc::driver::{
     CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice, ValidAsZeroBits, result,
 };
 
-use super::card::failed;
 use super::engine::Engine;
+use super::gpu::failed;
 use super::pointer::{Part, Pointer};
 use crate::{Bytes, Error};
 
@@ -96,7 +96,7 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// Memory for `len` values where the driver has no pool of which a stream could take some, as some virtual cards do though they say
+/// Memory for `len` values where the driver has no pool of which a stream could take some, as some virtual GPUs do though they say
 /// otherwise.
 fn alloc_outside_pool<T>(engine: &Engine, len: usize) -> Result<(CudaSlice<T>, bool), DriverError> {
     engine.stream.context().bind_to_thread()?;
@@ -115,7 +115,7 @@ fn not_given(call: &'static str, error: DriverError, what: &'static str, bytes: 
     }
 }
 
-/// Host memory that the card reads and writes at full speed, with the end of the last copy from it or to it.
+/// Host memory that the GPU reads and writes at full speed, with the end of the last copy from it or to it.
 pub struct Pinned<T> {
     values: PinnedHostSlice<T>,
     copied: CudaEvent,
@@ -149,7 +149,7 @@ impl<T: ValidAsZeroBits> Pinned<T> {
         &self.copied
     }
 
-    /// Without waiting: the card may be about to read them.
+    /// Without waiting: the GPU may be about to read them.
     pub fn to_send(&self) -> Result<&[T], DriverError> {
         self.values.as_slice()
     }
@@ -169,7 +169,7 @@ impl<T: ValidAsZeroBits> Pinned<T> {
 
 impl<T> Drop for Pinned<T> {
     fn drop(&mut self) {
-        // A card that has failed copies nothing any more.
+        // A GPU that has failed copies nothing any more.
         let _ = self.copied.synchronize();
     }
 }
@@ -216,7 +216,7 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
         engine.note("memset", engine.stream.memset_zeros(slice));
     }
 
-    /// Copies `values` to the places from `first` on, and waits for it: a host whose ordinary memory the card reads by itself
+    /// Copies `values` to the places from `first` on, and waits for it: a host whose ordinary memory the GPU reads by itself
     /// (GH200) may begin the copy only after the call has returned, when the values may be gone.
     pub fn write(&mut self, first: usize, values: &[T]) {
         let len = values.len();
@@ -225,7 +225,7 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
         }
         let (engine, slice) = self.parts();
         let copied = engine.stream.memcpy_htod(values, &mut slice.slice_mut(first..first + len));
-        engine.note("a copy to the card", copied.and_then(|()| engine.stream.synchronize()));
+        engine.note("a copy to the GPU", copied.and_then(|()| engine.stream.synchronize()));
     }
 
     /// Waits, and copies the values from `first` on to `out`.
@@ -236,7 +236,7 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
         let (engine, slice) = self.slice.as_ref().expect("memory that was taken, not measured");
         let len = out.len();
         engine.check()?;
-        engine.note("a copy from the card", engine.stream.memcpy_dtoh(&slice.slice(first..first + len), out));
+        engine.note("a copy from the GPU", engine.stream.memcpy_dtoh(&slice.slice(first..first + len), out));
         engine.wait()
     }
 
@@ -244,7 +244,7 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
     pub fn copy(&mut self, from: &Buffer<T>, len: usize) {
         let (_, source) = from.slice.as_ref().expect("memory that was taken, not measured");
         let (engine, slice) = self.parts();
-        engine.note("a copy on the card", engine.stream.memcpy_dtod(&source.slice(..len), &mut slice.slice_mut(..len)));
+        engine.note("a copy on the GPU", engine.stream.memcpy_dtod(&source.slice(..len), &mut slice.slice_mut(..len)));
     }
 }
 
@@ -253,7 +253,7 @@ impl<T> Drop for Buffer<T> {
         if self.outside_pool
             && let Some((engine, slice)) = self.slice.take()
         {
-            // A card that has failed frees nothing any more.
+            // A GPU that has failed frees nothing any more.
             let _ = engine.stream.synchronize();
             // SAFETY: it came from `malloc_sync`, and what was enqueued on it is done.
             let _ = unsafe { result::free_sync(slice.leak()) };
@@ -261,7 +261,7 @@ impl<T> Drop for Buffer<T> {
     }
 }
 
-/// Host memory to which the card copies `len` values behind what it does at that moment, while both go on.
+/// Host memory to which the GPU copies `len` values behind what it does at that moment, while both go on.
 pub struct Readback<T> {
     /// `None`: only measured.
     pinned: Option<Pinned<T>>,
@@ -272,7 +272,7 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Readback<T> {
     pub fn send(&mut self, from: &Buffer<T>) {
         let (engine, slice) = from.slice.as_ref().expect("memory that was taken, not measured");
         let pinned = self.pinned.as_mut().expect("memory that was taken, not measured");
-        engine.note("a copy from the card", engine.stream.memcpy_dtoh(slice, &mut pinned.values));
+        engine.note("a copy from the GPU", engine.stream.memcpy_dtoh(slice, &mut pinned.values));
         pinned.was_copied_on(engine, &engine.stream);
     }
 

@@ -1,7 +1,7 @@
-//! A card as the operations see it: streams, memory, launches, what goes wrong.
+//! A GPU as the operations see it: streams, memory, launches, what goes wrong.
 
-pub mod card;
 pub mod engine;
+pub mod gpu;
 pub mod launches;
 pub mod memory;
 pub mod pointer;

@@ -1,9 +1,9 @@
-//! Places in a card's memory.
+//! Places in a GPU's memory.
 
-/// A place in the card's memory, as kernels take it.
+/// A place in the GPU's memory, as kernels take it.
 pub type Pointer = u64;
 
-/// Bytes on a card.
+/// Bytes on a GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Part {
     pub at: Pointer,

@@ -1,6 +1,6 @@
-//! How stored rows come to the card: over a stream of their own, while the kernels of the step before run.
+//! How stored rows come to the GPU: over a stream of their own, while the kernels of the step before run.
 //!
-//! Three events keep the streams and the host apart: rows are not overwritten on the card before `normalize` has read them,
+//! Three events keep the streams and the host apart: rows are not overwritten on the GPU before `normalize` has read them,
 //! `normalize` does not read before they are there, and the host does not write before they were copied.
 
 use std::ops::Range;
@@ -28,16 +28,16 @@ impl Staging {
         Ok(Staging { rows: Pinned::new(engine, bytes, "staging for stored rows")?, parts: None })
     }
 
-    /// The rows of the batch lie in `parts` on the ranks of the feature axis: cards exchange them when they have been copied.
+    /// The rows of the batch lie in `parts` on the ranks of the feature axis: GPUs exchange them when they have been copied.
     pub fn belongs_to(&mut self, parts: &[Range<usize>]) {
         self.parts = Some(parts.to_vec());
     }
 }
 
-/// Stored rows on the card.
+/// Stored rows on the GPU.
 pub struct Stored {
     rows: Buffer<u8>,
-    /// The card has read what lies here; `None`: only measured.
+    /// The GPU has read what lies here; `None`: only measured.
     was_read: Option<CudaEvent>,
 }
 
@@ -84,13 +84,13 @@ impl Stored {
     fn copy(&mut self, engine: &Engine, from: &Staging, bytes: Range<usize>, to: usize) {
         assert!(to + bytes.len() <= self.rows.len(), "room for the rows");
         let (stream, copies) = (&engine.stream, &engine.copies);
-        engine.note("waiting for memory of the card", copies.wait(self.was_read()));
+        engine.note("waiting for memory of the GPU", copies.wait(self.was_read()));
         // SAFETY: source and target have so many bytes; `as_mut` waits until the copy is done, dropping the source waits for it,
         // and the target is freed behind what waits for it below.
         let copied = unsafe { memcpy_htod_async(self.rows.at(to), &from.as_ref()[bytes], copies.cu_stream()) };
-        engine.note("a copy to the card", copied);
+        engine.note("a copy to the GPU", copied);
         from.rows.was_copied_on(engine, copies);
-        engine.note("waiting for a copy to the card", stream.wait(from.rows.copied()));
+        engine.note("waiting for a copy to the GPU", stream.wait(from.rows.copied()));
     }
 
     /// Lets others be copied here once everything enqueued so far is done.
@@ -101,7 +101,7 @@ impl Stored {
 
 impl AsRef<[u8]> for Staging {
     fn as_ref(&self) -> &[u8] {
-        // A failure of the card is told by the next operation on it.
+        // A failure of the GPU is told by the next operation on it.
         self.rows.to_send().unwrap_or_default()
     }
 }

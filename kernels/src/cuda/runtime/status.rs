@@ -8,7 +8,7 @@ use super::memory::{Buffer, Memory, Readback};
 use crate::cuda::ops::normalize::Rows;
 use crate::{Error, Report};
 
-/// See [`crate::Device::AHEAD`]. With one step waiting behind the one that runs, a card is never idle; more would only take memory.
+/// See [`crate::Device::AHEAD`]. With one step waiting behind the one that runs, a GPU is never idle; more would only take memory.
 pub const AHEAD: usize = 1;
 
 /// Bad rows that a report names.

@@ -9,7 +9,7 @@ use crate::table;
 /// All that is known of a run beforehand.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// The card's name, or the processor in words.
+    /// The GPU's name, or the processor in words.
     pub device: String,
     /// Whether a step was made here and timed, instead of estimated.
     pub measured: bool,
@@ -37,18 +37,18 @@ pub struct Report {
     pub read_bytes: u64,
     /// Bytes that a rank sends in a step.
     pub sent_bytes: u64,
-    /// Speed of all cards over that of as many cards with room for all.
+    /// Speed of all GPUs over that of as many GPUs with room for all.
     pub efficiency: Option<f64>,
     /// Time, storage, cost.
     #[serde(flatten)]
     pub budget: Budget,
-    /// Fewest cards for each memory mode.
+    /// Fewest GPUs for each memory mode.
     pub fewest_gpus: Vec<Fewest>,
     /// What was taken for granted.
     pub assumed: Assumed,
 }
 
-/// The fewest cards that a dictionary fits on.
+/// The fewest GPUs that a dictionary fits on.
 #[derive(Debug, Serialize)]
 pub struct Fewest {
     /// How weights and moments are kept.
@@ -169,7 +169,7 @@ impl Report {
         if let (Some(floor), Some(efficiency)) = (&self.floor, self.efficiency) {
             lines.extend([
                 ("sent by a rank in a step", HumanBytes(self.sent_bytes).to_string()),
-                ("efficiency of the cards", format!("{:.0} %", 100.0 * efficiency)),
+                ("efficiency of the GPUs", format!("{:.0} %", 100.0 * efficiency)),
                 ("tokens/s at the floor", HumanCount((self.batch as f64 / floor.total_s) as u64).to_string()),
             ]);
         }

@@ -1,4 +1,4 @@
-//! Finding a card, with drivers of every kind that a machine may have: none, too old, broken, without a card. The drivers
+//! Finding a GPU, with drivers of every kind that a machine may have: none, too old, broken, without a GPU. The drivers
 //! are small libraries that answer what a test needs; the rest is the real binary.
 
 use std::path::{Path, PathBuf};
@@ -58,11 +58,11 @@ fn what_is_wrong_is_said_with_a_remedy() {
     let driver = library(folder.path(), DRIVER);
     for (device, fault, code, says) in [
         ("cuda", "old", 64, "supports CUDA 12.4, and this program needs 13.0: update it"),
-        ("cuda", "hidden", 64, "the NVIDIA driver sees no card: look at nvidia-smi"),
-        ("cuda", "none", 64, "the NVIDIA driver sees no card"),
+        ("cuda", "hidden", 64, "the NVIDIA driver sees no GPU: look at nvidia-smi"),
+        ("cuda", "none", 64, "the NVIDIA driver sees no GPU"),
         ("cuda", "stub", 64, "is the stub that CUDA toolkits bring along"),
-        ("cuda:2", "", 64, "there is no card 2: 2 can be seen"),
-        ("cuda:99999999999", "", 64, "there is no card 99999999999"),
+        ("cuda:2", "", 64, "there is no GPU 2: 2 can be seen"),
+        ("cuda:99999999999", "", 64, "there is no GPU 99999999999"),
         ("cuda:1", "small", 64, "Stand-in 3000 has compute capability 7.5, and the kernels need 8.0"),
         ("cuda", "broken", 71, "cuInit: words of the driver (CUDA_ERROR_UNKNOWN)"),
         ("cuda", "full", 71, "cuDevicePrimaryCtxRetain: words of the driver (CUDA_ERROR_OUT_OF_MEMORY)"),
@@ -79,15 +79,15 @@ fn what_is_no_driver_is_named() {
     plan("cuda", &other, "").exits(64).says(&["libcuda.so.1 has no function cuInit: it is no CUDA driver"]);
 }
 
-/// Whatever is wrong with cards, the processor is there.
+/// Whatever is wrong with GPUs, the processor is there.
 #[test]
-fn auto_and_cpu_need_no_card() {
+fn auto_and_cpu_need_no_gpu() {
     let folder = tempfile::tempdir().expect("a folder");
     let driver = library(folder.path(), DRIVER);
     plan("auto", &driver, "old").exits(0).says(&["computing on the processor", "CUDA 12.4"]);
     plan("auto", &folder.path().join("absent.so"), "").exits(0);
     let finished = plan("cpu", &driver, "broken").exits(0);
-    assert!(!finished.stderr.contains("driver"), "nobody asked for a card:\n{}", finished.stderr);
+    assert!(!finished.stderr.contains("driver"), "nobody asked for a GPU:\n{}", finished.stderr);
 }
 
 #[test]

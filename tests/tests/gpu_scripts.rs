@@ -1,4 +1,4 @@
-//! The scripts for a machine with a card, benchmarks/run.sh and benchmarks/run-more.sh: on the emulator to their end, and with
+//! The scripts for a machine with a GPU, benchmarks/run.sh and benchmarks/run-more.sh: on the emulator to their end, and with
 //! programs in the place of ours that hang, crash and print without end.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ const MOST_SECONDS: u64 = 530;
 const MOST_BYTES: u64 = 16 << 20;
 
 /// A script and its archive, which is a folder of that name.
-const CALLS: [(&str, &str); 2] = [("run.sh", "card"), ("run-more.sh", "card-more")];
+const CALLS: [(&str, &str); 2] = [("run.sh", "gpu"), ("run-more.sh", "gpu-more")];
 
 /// The files of a script's archive, by name: parts are found without their number.
 struct Archive(BTreeMap<String, String>);
@@ -75,7 +75,7 @@ fn limits(script: &str) -> Vec<(String, u64)> {
     let begin = text.split("\nbegin ").nth(1).expect("a line that begins").replace("\\\n", " ");
     let line = begin.lines().next().expect("a line");
     let words: Vec<&str> = line.split_whitespace().collect();
-    let first = words.iter().position(|word| word.starts_with("card")).expect("the archive's name") + 1;
+    let first = words.iter().position(|word| word.starts_with("gpu")).expect("the archive's name") + 1;
     let pair = |pair: &[&str]| (pair[0].to_owned(), pair[1].parse().expect("seconds"));
     words[first..].chunks(2).map(pair).collect()
 }
@@ -159,7 +159,7 @@ fn both_calls_reach_their_end_on_the_emulator() {
             assert!(result == "ok" || (may_be_left_out && result.starts_with("left out")), "{part}: {result}\n{said}");
         }
         match call {
-            "card" => holds_a_first_call(&archive, has_torch),
+            "gpu" => holds_a_first_call(&archive, has_torch),
             _ => holds_a_second_call(&archive),
         }
     }
@@ -276,7 +276,7 @@ fn what_happens_to_a_part_happens_to_no_other() {
     );
     let output = standins.run("run.sh");
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
-    let archive = standins.archive("card");
+    let archive = standins.archive("gpu");
     for (part, result, text) in [
         ("machine", "FAILED: cut off", "begun"),
         ("products", "left out: no no python here", "no python"),
@@ -307,7 +307,7 @@ fn sanitizers_are_used_where_they_are() {
     let output = standins.run("run-more.sh");
     // Nothing trains here.
     assert_eq!(output.status.code(), Some(1));
-    let archive = standins.archive("card-more");
+    let archive = standins.archive("gpu-more");
     for tool in ["memcheck", "racecheck", "synccheck"] {
         assert_eq!(archive.result(tool), "ok");
         let text = archive.text(&format!("{tool}.txt"));
@@ -338,7 +338,7 @@ fn a_call_that_is_ended_leaves_what_it_has() {
     };
     sae::signal(&call, "TERM");
     assert_eq!(call.wait().expect("a child").code(), Some(143));
-    let archive = standins.archive("card");
+    let archive = standins.archive("gpu");
     assert_eq!(
         (archive.result("machine"), archive.result("cases")),
         ("ok".into(), "FAILED: cut off by a signal".into())

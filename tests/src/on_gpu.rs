@@ -1,39 +1,39 @@
-//! Cases on a card: each precision in a process of its own, since what breaks a card's context would end the cases of all that come after
+//! Cases on a GPU: each precision in a process of its own, since what breaks a GPU's context would end the cases of all that come after
 //! it; and every case listed, whatever became of those before.
 
 use std::process::Command;
 
-use kernels::cuda::card::{Card, Options};
+use kernels::cuda::gpu::{Gpu, Options};
 use kernels::cuda::{Cuda, Precision};
 
 use crate::listing::Listing;
 use crate::need;
 
-/// Set for a process that must have a card, an emulated one or a real one, to the cases that are wanted.
+/// Set for a process that must have a GPU, an emulated one or a real one, to the cases that are wanted.
 pub const EMULATED: &str = "SAE_TEST_EMULATED";
 
 /// Set for a process that takes the cases of one precision only, as its `Debug` shows it.
 pub const PRECISION: &str = "SAE_TEST_PRECISION";
 
-/// The card, and which cases are wanted. None, said once, where there is no card.
+/// The GPU, and which cases are wanted. None, said once, where there is no GPU.
 ///
 /// # Panics
 /// When one was promised.
 #[track_caller]
-pub fn card() -> Option<(Card, Option<String>)> {
+pub fn gpu() -> Option<(Gpu, Option<String>)> {
     let wanted = std::env::var(EMULATED).ok();
-    match Card::open(0, Options::from_environment()) {
-        Ok(card) => Some((card, wanted)),
+    match Gpu::open(0, Options::from_environment()) {
+        Ok(gpu) => Some((gpu, wanted)),
         Err(error) => {
-            assert!(wanted.is_none(), "a card: {error}");
-            println!("no card: {error}");
+            assert!(wanted.is_none(), "a GPU: {error}");
+            println!("no GPU: {error}");
             need::optional("GPUs");
             None
         }
     }
 }
 
-/// Starts this program's test `name` again for each precision. The card must be closed: some admit one process at a time.
+/// Starts this program's test `name` again for each precision. The GPU must be closed: some admit one process at a time.
 ///
 /// # Panics
 /// When cases failed, with their precisions.
@@ -52,7 +52,7 @@ pub fn in_processes(name: &str, precisions: impl Iterator<Item = Precision>) {
 
 /// Cases in one precision, and the device that they share.
 pub struct Cases<'a> {
-    card: &'a Card,
+    gpu: &'a Gpu,
     precision: Precision,
     device: Option<Cuda>,
     listing: Listing,
@@ -60,14 +60,14 @@ pub struct Cases<'a> {
 
 impl<'a> Cases<'a> {
     /// None so far.
-    pub fn on(card: &'a Card, precision: Precision) -> Self {
-        Cases { card, precision, device: None, listing: Listing::of(&format!("{precision:?}")) }
+    pub fn on(gpu: &'a Gpu, precision: Precision) -> Self {
+        Cases { gpu, precision, device: None, listing: Listing::of(&format!("{precision:?}")) }
     }
 
     /// Runs a case, and says what became of it.
     pub fn run(&mut self, name: &str, case: impl FnOnce(&Cuda)) {
-        let Cases { card, precision, device, listing } = self;
-        let opened = || Cuda::new(card, *precision).expect("kernels");
+        let Cases { gpu, precision, device, listing } = self;
+        let opened = || Cuda::new(gpu, *precision).expect("kernels");
         if !listing.run(name, || case(device.get_or_insert_with(opened))) {
             // It remembers that it has failed.
             *device = None;

@@ -1,4 +1,4 @@
-//! A card: whether there is one that can be used, what it is, and kernels on it.
+//! A GPU: whether there is one that can be used, what it is, and kernels on it.
 //!
 //! cudarc panics where the driver or one of its functions is missing. So whatever could be missing is asked for here before
 //! cudarc is, and a driver new enough has the rest.
@@ -28,10 +28,10 @@ const DRIVER: &str = "SAE_CUDA_DRIVER";
 /// Functions that are called before the driver's version is known, or when it is too old.
 const FIRST_FUNCTIONS: [&str; 4] = ["cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString"];
 
-/// What opening a card depends on outside the program.
+/// What opening a GPU depends on outside the program.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// The driver's library, when it is not the one on the loader's search path. For all cards of the process: the first one
+    /// The driver's library, when it is not the one on the loader's search path. For all GPUs of the process: the first one
     /// opened decides. Its soname must be `libcuda.so`, which is what cudarc asks the loader for first.
     pub driver: Option<PathBuf>,
     /// Compiled kernels of earlier starts.
@@ -48,9 +48,9 @@ impl Options {
     }
 }
 
-/// A card with a context on it.
+/// A GPU with a context on it.
 #[derive(Debug)]
-pub struct Card {
+pub struct Gpu {
     context: Arc<CudaContext>,
     kernels: Kernels,
     name: String,
@@ -60,7 +60,7 @@ pub struct Card {
     shared_bytes: u32,
 }
 
-/// What a card knows of the others on its machine.
+/// What a GPU knows of the others on its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peers {
     /// How many there are.
@@ -69,22 +69,22 @@ pub struct Peers {
     pub reached: usize,
 }
 
-impl Card {
-    /// Opens the card that the driver counts as `ordinal`.
+impl Gpu {
+    /// Opens the GPU that the driver counts as `ordinal`.
     ///
     /// # Errors
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoCard`], [`Error::NoSuchCard`], [`Error::CardTooOld`]; or
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoGpu`], [`Error::NoSuchGpu`], [`Error::GPUTooOld`]; or
     /// [`Error::Cuda`] when the driver fails.
-    pub fn open(ordinal: usize, options: Options) -> Result<Card, Error> {
+    pub fn open(ordinal: usize, options: Options) -> Result<Gpu, Error> {
         open_driver(options.driver.as_deref())?;
         result::init().map_err(|error| failed("cuInit", error))?;
         let count = result::device::get_count().map_err(|error| failed("cuDeviceGetCount", error))?;
         let count = usize::try_from(count).unwrap_or(0);
         if count == 0 {
-            return Err(Error::NoCard);
+            return Err(Error::NoGpu);
         }
         let number = c_int::try_from(ordinal).ok().filter(|_| ordinal < count);
-        let number = number.ok_or(Error::NoSuchCard { ordinal, count })?;
+        let number = number.ok_or(Error::NoSuchGpu { ordinal, count })?;
         let device = result::device::get(number).map_err(|error| failed("cuDeviceGet", error))?;
         let name = result::device::get_name(device).map_err(|error| failed("cuDeviceGetName", error))?;
         let attribute = |attribute| -> Result<u32, Error> {
@@ -95,12 +95,12 @@ impl Card {
         };
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let Some(arch) = Arch::of_card(major, minor) else {
-            return Err(Error::CardTooOld { name, major, minor });
+        let Some(arch) = Arch::of_gpu(major, minor) else {
+            return Err(Error::GpuTooOld { name, major, minor });
         };
         let context = CudaContext::new(ordinal).map_err(|error| failed("cuDevicePrimaryCtxRetain", error))?;
         let (_, memory_bytes) = context.mem_get_info().map_err(|error| failed("cuMemGetInfo", error))?;
-        Ok(Card {
+        Ok(Gpu {
             context,
             kernels: Kernels::new(options.cache, options.nvrtc_folder),
             name,
@@ -122,7 +122,7 @@ impl Card {
         &self.name
     }
 
-    /// What tells it from every other card, on this machine and others.
+    /// What tells it from every other GPU, on this machine and others.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -131,7 +131,7 @@ impl Card {
         Ok(uuid.bytes.iter().flat_map(|byte| byte.to_ne_bytes()).collect())
     }
 
-    /// Other cards that the driver counts here, and how many of them this one reaches without going through the host's memory.
+    /// Other GPUs that the driver counts here, and how many of them this one reaches without going through the host's memory.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -185,7 +185,7 @@ impl Card {
         &self.context
     }
 
-    /// Loads sources onto the card, in their order; what is neither embedded nor cached is compiled, and so is what the driver
+    /// Loads sources onto the GPU, in their order; what is neither embedded nor cached is compiled, and so is what the driver
     /// refuses of these.
     ///
     /// # Errors
@@ -312,7 +312,7 @@ fn check_version() -> Result<(), Error> {
 /// An error of the driver in words, by what can be done about it.
 pub(crate) fn failed(call: &'static str, error: DriverError) -> Error {
     match error.0 {
-        CUresult::CUDA_ERROR_NO_DEVICE => return Error::NoCard,
+        CUresult::CUDA_ERROR_NO_DEVICE => return Error::NoGpu,
         CUresult::CUDA_ERROR_STUB_LIBRARY => {
             let looked = "libcuda.so is the stub that CUDA toolkits bring along for linking".to_owned();
             return Error::NoDriver { looked };
