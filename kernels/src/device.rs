@@ -290,7 +290,7 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// All of it.
+    /// The sum of all three.
     pub fn total(self) -> u64 {
         self.weights.saturating_add(self.step).saturating_add(self.lists)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kernels::mesh::{Axes, Mesh};
 use kernels::ranks::tcp::Limits;
 use loader::{Dataset, OpenOptions, Store};
-use trainer::meeting::{Guest, meet};
+use trainer::meeting::{Member, meet};
 use trainer::recipe::Recipe;
 use trainer::{checkpoint, communication, synthesis};
 
@@ -28,7 +28,7 @@ pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe, meeting: Duratio
     if world.ranks == 1 {
         return Ok(Axes::alone());
     }
-    let guest = Guest {
+    let member = Member {
         rank: world.rank,
         ranks: world.ranks,
         attempt: world.attempt.clone(),
@@ -36,7 +36,7 @@ pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe, meeting: Duratio
         mesh,
     };
     let limits = Limits { meeting, operation: OPERATION, ..Limits::default() };
-    let ranks = meet(&Store::open(&recipe.run.dir)?, recipe, &guest, limits)?;
+    let ranks = meet(&Store::open(&recipe.run.dir)?, recipe, &member, limits)?;
     if world.rank == 0 {
         tracing::info!(ranks = world.ranks, %mesh, "ranks have met");
     }

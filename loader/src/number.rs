@@ -65,7 +65,7 @@ pub fn count<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Res
 /// As [`count`], for a key that may be absent.
 ///
 /// # Errors
-/// As there.
+/// Those of [`count`].
 pub fn some_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     count(deserializer).map(Some)
 }
@@ -81,7 +81,7 @@ pub fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error
 /// As [`bytes`], for a key that may be absent.
 ///
 /// # Errors
-/// As there.
+/// Those of [`bytes`].
 pub fn some_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     bytes(deserializer).map(Some)
 }

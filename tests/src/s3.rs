@@ -110,7 +110,7 @@ impl S3 {
 
     fn request(&self, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
         let mut stream = TcpStream::connect(&self.address).expect("moto listens");
-        // moto lets a stranger make a bucket but not read an object, and takes any signature for a good one.
+        // moto lets anybody make a bucket but not read an object, and takes any signature for a good one.
         let signed = "Authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
         let signature = if path == "bucket" { String::new() } else { format!("{signed}\r\n") };
         let head = format!("Host: {}\r\n{signature}Content-Length: {}", self.address, body.len());

@@ -299,8 +299,8 @@ fn tensorboard_reads_our_events() {
     for key in ["dead_fraction", "gradient_norm", "stall_share"] {
         assert_eq!(scalars.get(&format!("train/{key}")), Some(&curve("train", key)), "{key}");
     }
-    let strangers = scalars.keys().filter(|tag| !tag.starts_with("train/") && !tag.starts_with("eval/"));
-    assert_eq!(strangers.collect::<Vec<_>>(), Vec::<&String>::new());
+    let others = scalars.keys().filter(|tag| !tag.starts_with("train/") && !tag.starts_with("eval/"));
+    assert_eq!(others.collect::<Vec<_>>(), Vec::<&String>::new());
     let summary = json(&run.join("summary.json"));
     let fired = 256.0 - summary["density"]["silent"].as_u64().expect("a count") as f64;
     let histogram = events["histograms"]["eval/log10_density"].as_array().expect("a histogram");

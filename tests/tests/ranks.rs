@@ -1,5 +1,5 @@
 //! Ranks on every transport: the same list of cases, and what happens when a rank dies, stops, aborts or never comes, with real
-//! processes and real signals; strangers that connect while ranks meet.
+//! processes and real signals; unauthenticated connections while ranks meet.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -304,21 +304,21 @@ fn the_cause_of_an_abort_arrives() {
     assert_eq!(outcomes[2].code, Some(0), "what it sent before it left has arrived: {outcomes:?}");
 }
 
-/// Two ranks that meet, with time in between for strangers.
-fn meet_after(strangers: impl FnOnce(&[SocketAddr])) -> Vec<Arc<dyn Ranks>> {
+/// Two ranks that meet, with time in between for other connections.
+fn meet_after(others: impl FnOnce(&[SocketAddr])) -> Vec<Arc<dyn Ranks>> {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let [first, second] = [(); 2].map(|()| Listening::bind(any).expect("a free port"));
     let addresses = [first.address(), second.address()];
     thread::scope(|scope| {
         let first = scope.spawn(|| first.meet(0, &addresses, &TOKEN, Limits::default()).expect("rank 1 comes"));
-        strangers(&addresses);
+        others(&addresses);
         let second = second.meet(1, &addresses, &TOKEN, Limits::default()).expect("rank 0 is there");
         vec![first.join().expect("rank 0"), second]
     })
 }
 
 #[test]
-fn ten_thousand_strangers_do_not_disturb_a_meeting() {
+fn ten_thousand_unauthenticated_connections_do_not_disturb_a_meeting() {
     let (ended, admitted, came) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let hello: Vec<u8> = [b"sae-rnk1", &[2, 0, 0, 0][..], &[1, 0, 0, 0], &[0; 4], &[7; 32], &[9; 32]].concat();
     let started = Instant::now();
@@ -333,7 +333,7 @@ fn ten_thousand_strangers_do_not_disturb_a_meeting() {
             let _ = stream.set_read_timeout(Some(Duration::from_millis(1)));
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer);
-            // A nonce and a proof are all that a stranger gets.
+            // A nonce and a proof are all that an unauthenticated connection gets.
             admitted.fetch_add(usize::from(answer.len() > 64), Ordering::Relaxed);
         }
     };
@@ -352,12 +352,12 @@ fn ten_thousand_strangers_do_not_disturb_a_meeting() {
         });
         drop(ranks);
     });
-    println!("{} strangers", came.load(Ordering::Relaxed));
+    println!("{} connections", came.load(Ordering::Relaxed));
     assert_eq!(admitted.load(Ordering::Relaxed), 0);
 }
 
 #[test]
-fn strangers_that_hold_their_connections_make_room() {
+fn unauthenticated_connections_that_stay_make_room() {
     let mut held = Vec::new();
     let started = Instant::now();
     let ranks = meet_after(|addresses| {

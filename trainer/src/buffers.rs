@@ -52,7 +52,7 @@ impl<D: Device> Buffers<D> {
     /// The first half of [`Buffers::next`]: the rows that this rank brings are read, and the roll is called.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Buffers::next`].
     pub fn read(&mut self, device: &D, stream: &mut Stream, answer: Answer) -> Result<Option<Seen>, Error> {
         let axes = device.axes();
         let from = self.first_own(device, stream.row_bytes());

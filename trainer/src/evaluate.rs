@@ -144,7 +144,7 @@ pub fn load<D: Device>(
 /// As [`load`], of some features alone.
 ///
 /// # Errors
-/// As there.
+/// Those of [`load`].
 pub fn load_features<D: Device>(
     device: &D,
     store: &loader::Store,
@@ -168,7 +168,7 @@ pub fn load_features<D: Device>(
 /// `b_dec` of a checkpoint, as [`load`] would have it.
 ///
 /// # Errors
-/// As there.
+/// Those of [`load`].
 pub(crate) fn decoder_bias(
     device: &impl Device,
     store: &loader::Store,

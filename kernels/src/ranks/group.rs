@@ -110,7 +110,7 @@ impl Group {
     /// As [`Group::sum_f32`].
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Group::sum_f32`].
     pub fn sum_f64(&self, values: &mut [f64]) -> Result<(), Error> {
         self.sum(values).map_err(|error| during("sum", error))
     }

@@ -105,7 +105,7 @@ impl Memory {
         Memory { weights: looking.weights, moments, step: Bytes { weights: 0, ..training }.total() }
     }
 
-    /// All of it.
+    /// Bytes of all three together.
     pub fn total(self) -> u64 {
         self.weights.saturating_add(self.moments).saturating_add(self.step)
     }
@@ -165,7 +165,7 @@ impl Floor {
         [("encode", encode), ("decode", decode), ("backward", backward), ("adam", adam), ("exchange", exchange)]
     }
 
-    /// All of it.
+    /// Seconds of all parts together.
     pub fn total(self) -> f64 {
         self.parts().iter().map(|(_, seconds)| seconds).sum()
     }

@@ -60,7 +60,7 @@ impl Traffic {
         Traffic { gradient: times * once.gradient, ..once }
     }
 
-    /// All of it.
+    /// Bytes of all four together.
     pub fn total(self) -> f64 {
         self.rows + self.x_hat + self.gradient + self.weights
     }

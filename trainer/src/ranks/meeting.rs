@@ -24,14 +24,14 @@ use crate::Error;
 use crate::recipe::Recipe;
 
 /// Between two looks for ranks that have not come yet.
-const AGAIN: Duration = Duration::from_millis(200);
-/// Until the first word about them, and between two.
-const FIRST_WORD: Duration = Duration::from_secs(5);
-const WORD: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(200);
+/// Until the first message about those that are missing, and between two.
+const FIRST_LOG_AFTER: Duration = Duration::from_secs(5);
+const LOG_EVERY: Duration = Duration::from_secs(15);
 
 /// A rank on its way to the others.
 #[derive(Clone, Debug)]
-pub struct Guest {
+pub struct Member {
     /// Its index.
     pub rank: usize,
     /// How many there are.
@@ -62,25 +62,25 @@ struct Introduction {
 /// # Errors
 /// [`Error::RunDir`] when the attempt was used before; [`Error::Recipe`] when ranks were started with different things, with the
 /// differences; [`kernels::Error::Peer`] naming a rank that did not come within [`Limits::meeting`]; those of the store.
-pub fn meet(store: &Store, recipe: &Recipe, guest: &Guest, limits: Limits) -> Result<Arc<dyn Ranks>, Error> {
-    let listening = Listening::bind(SocketAddr::new(own_address(guest.local), 0))?;
-    let mine = introduction(recipe, guest, listening.address())?;
-    let key = |rank: usize| key(&guest.attempt, rank);
+pub fn meet(store: &Store, recipe: &Recipe, member: &Member, limits: Limits) -> Result<Arc<dyn Ranks>, Error> {
+    let listening = Listening::bind(SocketAddr::new(own_address(member.local), 0))?;
+    let mine = introduction(recipe, member, listening.address())?;
+    let key = |rank: usize| key(&member.attempt, rank);
     let json = serde_json::to_vec_pretty(&mine).map_err(|error| Error::Internal(error.to_string()))?;
-    if !store.put_new(&key(guest.rank), json)? {
+    if !store.put_new(&key(member.rank), json)? {
         return Err(Error::RunDir(format!(
             "another rank {} has come to the attempt {} in {}: give every start of a job an attempt of its own (--attempt or \
              SAE_ATTEMPT), and every process a rank of its own",
-            guest.rank,
-            guest.attempt,
+            member.rank,
+            member.attempt,
             store.url()
         )));
     }
-    let others = wait_for_all(store, guest, &mine, key, limits.meeting)?;
+    let others = wait_for_all(store, member, &mine, key, limits.meeting)?;
     let addresses: Vec<SocketAddr> = others.iter().map(|other| other.address).collect();
     let token = others.first().and_then(|first| first.token);
     let token = token.ok_or_else(|| Error::RunDir(format!("{}/{} holds no token", store.url(), key(0))))?;
-    Ok(listening.meet(guest.rank, &addresses, &token, limits)?)
+    Ok(listening.meet(member.rank, &addresses, &token, limits)?)
 }
 
 /// Removes what rank `rank` has left at the meeting of `attempt`, and the run's folder where that leaves it empty: for ranks that met
@@ -99,16 +99,16 @@ fn key(attempt: &str, rank: usize) -> String {
     format!("meeting/{attempt}/rank-{rank:06}.json")
 }
 
-fn introduction(recipe: &Recipe, guest: &Guest, address: SocketAddr) -> Result<Introduction, Error> {
+fn introduction(recipe: &Recipe, member: &Member, address: SocketAddr) -> Result<Introduction, Error> {
     let mut token = [0; 32];
     getrandom::fill(&mut token).map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
     Ok(Introduction {
-        rank: guest.rank,
-        ranks: guest.ranks,
-        mesh: guest.mesh.to_string(),
+        rank: member.rank,
+        ranks: member.ranks,
+        mesh: member.mesh.to_string(),
         software: concat!("sae ", env!("CARGO_PKG_VERSION")).into(),
         address,
-        token: (guest.rank == 0).then_some(token),
+        token: (member.rank == 0).then_some(token),
         recipe: recipe.keys(),
     })
 }
@@ -116,14 +116,14 @@ fn introduction(recipe: &Recipe, guest: &Guest, address: SocketAddr) -> Result<I
 /// The introductions of all ranks, in their order, once each says the same as `mine`.
 fn wait_for_all(
     store: &Store,
-    guest: &Guest,
+    member: &Member,
     mine: &Introduction,
     key: impl Fn(usize) -> String,
     patience: Duration,
 ) -> Result<Vec<Introduction>, Error> {
     let started = Instant::now();
-    let mut speaks = started + FIRST_WORD;
-    let mut came: Vec<Option<Introduction>> = (0..guest.ranks).map(|_| None).collect();
+    let mut speaks = started + FIRST_LOG_AFTER;
+    let mut came: Vec<Option<Introduction>> = (0..member.ranks).map(|_| None).collect();
     loop {
         for (rank, came) in came.iter_mut().enumerate().filter(|(_, came)| came.is_none()) {
             *came = match store.get(&key(rank)) {
@@ -143,10 +143,10 @@ fn wait_for_all(
             return Err(Failure::seen(first.parse().unwrap_or_default(), reason).during("meeting").into());
         }
         if Instant::now() > speaks {
-            speaks = Instant::now() + WORD;
+            speaks = Instant::now() + LOG_EVERY;
             let missing = missing.join(", ");
             let left_s = patience.saturating_sub(started.elapsed()).as_secs();
-            let Guest { ranks, attempt, .. } = guest;
+            let Member { ranks, attempt, .. } = member;
             tracing::info!(
                 missing,
                 ranks,
@@ -155,7 +155,7 @@ fn wait_for_all(
                 "waiting for ranks: each has to be started, with the same run.dir and attempt"
             );
         }
-        std::thread::sleep(AGAIN);
+        std::thread::sleep(POLL);
     }
 }
 
@@ -228,9 +228,9 @@ mod tests {
                 .map(|(rank, &features)| {
                     scope.spawn(move || {
                         let store = Store::open(place).expect("a folder");
-                        let guest = Guest { rank, ranks: mesh.ranks(), attempt: attempt.to_owned(), local: true, mesh };
+                        let member = Member { rank, ranks: mesh.ranks(), attempt: attempt.to_owned(), local: true, mesh };
                         let limits = Limits { meeting: Duration::from_secs(20), ..Limits::default() };
-                        meet(&store, &recipe(place, features), &guest, limits)
+                        meet(&store, &recipe(place, features), &member, limits)
                     })
                 })
                 .collect();

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// What a rank tells the others of how it fared.
+/// What a rank sends the others of its own result.
 #[derive(Serialize, Deserialize)]
-enum Told<T> {
-    Came(T),
+enum Outcome<T> {
+    Ready(T),
     /// A checkpoint is damaged: there may be one before it.
     Damaged(String),
     Failed {
@@ -32,25 +32,25 @@ pub(crate) fn together<T: Serialize + DeserializeOwned>(
     if group.size() == 1 {
         return mine.map(|value| vec![value]);
     }
-    let told = match &mine {
-        Ok(value) => Told::Came(value),
-        Err(error @ Error::Checkpoint(_)) => Told::Damaged(error.to_string()),
+    let outcome = match &mine {
+        Ok(value) => Outcome::Ready(value),
+        Err(error @ Error::Checkpoint(_)) => Outcome::Damaged(error.to_string()),
         Err(error) => {
             let Failure { rank, code, reason } = error.failure(group.index());
-            Told::Failed { rank, code, reason }
+            Outcome::Failed { rank, code, reason }
         }
     };
     let internal = |error: serde_json::Error| Error::Internal(error.to_string());
-    let words = serde_json::to_vec(&told).map_err(internal)?;
+    let words = serde_json::to_vec(&outcome).map_err(internal)?;
     let heard = group.gather(&words);
     // Its own error says more than that others are gone.
     mine?;
     let mut all = Vec::new();
     for words in heard? {
         match serde_json::from_slice(&words).map_err(internal)? {
-            Told::Came(value) => all.push(value),
-            Told::Damaged(reason) => return Err(Error::Checkpoint(reason)),
-            Told::Failed { rank, code, reason } => {
+            Outcome::Ready(value) => all.push(value),
+            Outcome::Damaged(reason) => return Err(Error::Checkpoint(reason)),
+            Outcome::Failed { rank, code, reason } => {
                 return Err(Failure { rank, code, reason }.during(operation).into());
             }
         }

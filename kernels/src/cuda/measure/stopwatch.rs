@@ -22,7 +22,7 @@ const SMALL_FLUSH_BYTES: usize = 1 << 10;
 pub struct Stopwatch {
     engine: Arc<Engine>,
     flush: Buffer<u8>,
-    laps: Vec<(CudaEvent, CudaEvent)>,
+    spans: Vec<(CudaEvent, CudaEvent)>,
 }
 
 impl Stopwatch {
@@ -34,7 +34,7 @@ impl Stopwatch {
         let engine = device.engine().clone();
         let bytes = if small { SMALL_FLUSH_BYTES } else { FLUSH_BYTES };
         let flush = Memory::of(&engine).step(bytes, "what flushes a cache")?;
-        Ok(Stopwatch { engine, flush, laps: Vec::new() })
+        Ok(Stopwatch { engine, flush, spans: Vec::new() })
     }
 
     /// The time of what is enqueued inside `operation`, with everything before it done and the cache flushed. Does not wait.
@@ -47,11 +47,11 @@ impl Stopwatch {
         self.engine.note("an event", from.record(&self.engine.stream));
         operation();
         self.engine.note("an event", to.record(&self.engine.stream));
-        self.laps.push((from, to));
+        self.spans.push((from, to));
         Ok(())
     }
 
-    /// Waits; ascending µs of the laps since the last call.
+    /// Waits; ascending µs of the spans since the last call.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -61,7 +61,7 @@ impl Stopwatch {
             let ms = from.elapsed_ms(&to).map_err(|error| failed("cuEventElapsedTime", error))?;
             Ok(f64::from(ms) * 1e3)
         };
-        let mut times: Vec<f64> = self.laps.drain(..).map(time).collect::<Result<_, Error>>()?;
+        let mut times: Vec<f64> = self.spans.drain(..).map(time).collect::<Result<_, Error>>()?;
         times.sort_by(f64::total_cmp);
         Ok(times)
     }

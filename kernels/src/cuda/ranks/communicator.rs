@@ -54,7 +54,7 @@ pub struct Message {
 #[derive(Debug)]
 pub struct Communicator {
     shared: Arc<Shared>,
-    laps: Mutex<Laps>,
+    timer: Mutex<Timer>,
     /// Dropped, it ends the thread.
     leave: Option<Sender<()>>,
     watch: Option<JoinHandle<()>>,
@@ -62,7 +62,7 @@ pub struct Communicator {
 
 /// What was sent, and how long it took.
 #[derive(Debug, Default)]
-struct Laps {
+struct Timer {
     /// Of the last messages.
     stream: Option<Arc<CudaStream>>,
     /// Before and behind messages that may be on their way, in their order.
@@ -73,7 +73,7 @@ struct Laps {
     time: Duration,
 }
 
-impl Laps {
+impl Timer {
     /// Counts the messages that are done, without waiting for others.
     fn settle(&mut self) {
         while let Some([from, to]) = self.under_way.pop_front_if(|[_, to]| to.is_complete()) {
@@ -125,14 +125,14 @@ impl Communicator {
         let watching = shared.clone();
         let watch = thread::Builder::new().name("gpus".to_owned()).spawn(move || watching.watch(&left));
         let watch = watch.map_err(|error| Error::Threads { reason: error.to_string() })?;
-        Ok(Communicator { shared, laps: Mutex::default(), leave: Some(leave), watch: Some(watch) })
+        Ok(Communicator { shared, timer: Mutex::default(), leave: Some(leave), watch: Some(watch) })
     }
 
     /// Bytes that were sent, and the time that messages took on their streams as far as they are done, waiting for others included.
     pub fn exchanged(&self) -> (u64, Duration) {
-        let mut laps = self.laps.lock().unwrap_or_else(PoisonError::into_inner);
-        laps.settle();
-        (laps.sent, laps.time)
+        let mut timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
+        timer.settle();
+        (timer.sent, timer.time)
     }
 
     /// Enqueues messages to and from members of `among`, behind those enqueued before on any stream; those to itself are left out.
@@ -141,15 +141,15 @@ impl Communicator {
     /// The parts lie on this GPU, parts that are received overlap no others, and nothing frees them before the stream is done.
     pub unsafe fn exchange(&self, stream: &Arc<CudaStream>, among: &Group, messages: &[Message]) {
         let own = among.index();
-        let mut laps = self.laps.lock().unwrap_or_else(PoisonError::into_inner);
-        laps.settle();
-        let on_another = laps.stream.replace(stream.clone()).is_some_and(|before| before != *stream);
+        let mut timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
+        timer.settle();
+        let on_another = timer.stream.replace(stream.clone()).is_some_and(|before| before != *stream);
         // Messages that are done are not waited for.
-        if let Some([_, behind]) = laps.under_way.back().filter(|_| on_another) {
+        if let Some([_, behind]) = timer.under_way.back().filter(|_| on_another) {
             self.shared.note("waiting for messages", stream.wait(behind));
         }
-        laps.sent += messages.iter().filter(|to| to.member != own).map(|to| to.sent.bytes as u64).sum::<u64>();
-        let lap = laps.events(&self.shared.context).and_then(|lap| lap[0].record(stream).map(|()| lap));
+        timer.sent += messages.iter().filter(|to| to.member != own).map(|to| to.sent.bytes as u64).sum::<u64>();
+        let events = timer.events(&self.shared.context).and_then(|events| events[0].record(stream).map(|()| events));
         self.shared.call("ncclSend and ncclRecv", |nccl, comm| {
             let stream: cudaStream_t = stream.cu_stream().cast();
             // SAFETY: every group that is started is ended below.
@@ -170,8 +170,8 @@ impl Communicator {
             statuses.push(unsafe { (nccl.group_end)() });
             statuses.into_iter().find(|status| *status != 0).unwrap_or(0)
         });
-        match lap.and_then(|lap| lap[1].record(stream).map(|()| lap)) {
-            Ok(lap) => laps.under_way.push_back(lap),
+        match events.and_then(|events| events[1].record(stream).map(|()| events)) {
+            Ok(events) => timer.under_way.push_back(events),
             Err(error) => self.shared.note("an event", Err(error)),
         }
     }

@@ -80,7 +80,7 @@ impl AxisSum {
 /// See [`Device::exchange_rate`](crate::Device::exchange_rate).
 ///
 /// # Errors
-/// As there.
+/// Those of [`Device::exchange_rate`](crate::Device::exchange_rate).
 pub fn rate(engine: &Arc<Engine>, values: usize) -> Result<f64, Error> {
     let all = &engine.axes.all;
     let mut memory = Memory::of(engine);

@@ -153,7 +153,7 @@ impl Engine {
     /// [`Engine::wait`] without waiting.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Engine::wait`].
     pub fn check(&self) -> Result<(), Error> {
         self.failure.check()
     }

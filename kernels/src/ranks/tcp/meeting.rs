@@ -11,7 +11,7 @@
 //! A proof is the BLAKE3 hash, keyed with the token, of who proves, the hello and the listener's nonce. Both nonces are in both
 //! proofs, so neither can be played back; hashes are compared in constant time.
 //!
-//! Strangers can connect while ranks meet. A handshake has few bytes and little time, and whoever stalls makes room for
+//! Anyone can connect while ranks meet. A handshake has few bytes and little time, and whoever stalls makes room for
 //! the next: diallers that were pushed out by a flood try again. Nobody listens once all have met.
 
 use std::collections::VecDeque;
@@ -45,7 +45,7 @@ const AT_ONCE: usize = 256;
 const AT_LEAST: Duration = Duration::from_millis(100);
 
 /// Between two attempts to dial, and between two looks at who has come.
-const AGAIN: Duration = Duration::from_millis(50);
+const RETRY: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// A rank that others can dial, before it has met them.
@@ -68,8 +68,8 @@ struct Job<'a> {
     deadline: Instant,
 }
 
-/// A connection that has not yet shown what it is.
-struct Stranger {
+/// A connection that has not yet proved that it knows the token of the job.
+struct Unauthenticated {
     stream: Arc<TcpStream>,
     since: Instant,
     /// It was let in, failed, or was pushed out: whoever sets this decides.
@@ -141,7 +141,7 @@ impl Listening {
         Ok(Arc::new(Tcp::start(rank, streams, limits)?))
     }
 
-    /// Lets strangers in that prove themselves, until everybody has been met or the time is over. The streams by rank.
+    /// Lets connections in that prove themselves, until everybody has been met or the time is over. The streams by rank.
     fn receive<'scope>(
         &self,
         scope: &'scope Scope<'scope, '_>,
@@ -150,19 +150,19 @@ impl Listening {
         met: &Receiver<Met>,
     ) -> Vec<Option<Arc<TcpStream>>> {
         let mut streams: Vec<Option<Arc<TcpStream>>> = vec![None; job.size];
-        let mut strangers = VecDeque::new();
+        let mut unauthenticated = VecDeque::new();
         while streams.iter().flatten().count() + 1 < job.size && Instant::now() < job.deadline {
-            strangers.retain(|stranger: &Stranger| !stranger.decided.load(Ordering::Acquire));
-            let full = strangers.len() >= AT_ONCE;
-            if full && strangers.front().is_some_and(|oldest| oldest.since.elapsed() > AT_LEAST) {
-                strangers.pop_front().into_iter().for_each(|oldest| oldest.push_out());
+            unauthenticated.retain(|connection: &Unauthenticated| !connection.decided.load(Ordering::Acquire));
+            let full = unauthenticated.len() >= AT_ONCE;
+            if full && unauthenticated.front().is_some_and(|oldest| oldest.since.elapsed() > AT_LEAST) {
+                unauthenticated.pop_front().into_iter().for_each(|oldest| oldest.push_out());
             }
             // Errors are those of connections that ended before they were accepted, or of too many open files.
             let accepted = if full { None } else { self.listener.accept().ok() };
             let wait = if accepted.is_some() { Duration::ZERO } else { LOOK };
             if let Some((stream, _)) = accepted {
-                let (stranger, sender) = (Stranger::new(stream), sender.clone());
-                let (stream, decided) = (stranger.stream.clone(), stranger.decided.clone());
+                let (connection, sender) = (Unauthenticated::new(stream), sender.clone());
+                let (stream, decided) = (connection.stream.clone(), connection.decided.clone());
                 let answer = move || {
                     let proved = answer(job, &stream, &decided);
                     decided.store(true, Ordering::Release);
@@ -172,7 +172,7 @@ impl Listening {
                     }
                 };
                 if thread::Builder::new().spawn_scoped(scope, answer).is_ok() {
-                    strangers.push_back(stranger);
+                    unauthenticated.push_back(connection);
                 }
             }
             match met.recv_timeout(wait) {
@@ -181,14 +181,14 @@ impl Listening {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
-        strangers.into_iter().for_each(|stranger| stranger.push_out());
+        unauthenticated.into_iter().for_each(|connection| connection.push_out());
         streams
     }
 }
 
-impl Stranger {
+impl Unauthenticated {
     fn new(stream: TcpStream) -> Self {
-        Stranger { stream: Arc::new(stream), since: Instant::now(), decided: Arc::default() }
+        Unauthenticated { stream: Arc::new(stream), since: Instant::now(), decided: Arc::default() }
     }
 
     fn push_out(self) {
@@ -228,7 +228,7 @@ fn dial(
                     _ => error.to_string(),
                 };
                 excuses.lock().unwrap_or_else(PoisonError::into_inner)[peer] = Some(format!("{address}: {excuse}"));
-                thread::sleep(AGAIN);
+                thread::sleep(RETRY);
             }
         }
     }
