@@ -47,7 +47,7 @@ done
 mv "$out/cuda" "$out/cuda_tests"
 mkdir -p "$out/tests"
 cp -r tests/golden "$out/tests/"
-cp benchmarks/{parts.sh,run.sh,run-more.sh,clock.py,products.py,dense_torch.py} launch/recipes/quickstart.toml "$out/"
+cp benchmarks/{parts.sh,run.sh,run-more.sh,clock.py,gemm.py,dense_torch.py} launch/recipes/quickstart.toml "$out/"
 
 # Of files, from names between NULs.
 bytes_of() {

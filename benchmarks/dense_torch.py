@@ -8,7 +8,7 @@
 bf16 autocast over float32 weights, torch.compile, clipping by the global norm, fused Adam: what a careful user of PyTorch writes.
 Where there is nothing to compile with, it says so and goes on without.
 Where a batch does not fit, gradients are summed over micro-batches, the largest that do. Times are the median of steps that are
-waited for, after a warm-up that compiles. What cuBLAS makes of the encoder's product is measured by products.py.
+waited for, after a warm-up that compiles. What cuBLAS makes of the encoder's GEMM is measured by gemm.py.
 
 A line of JSON each, written as soon as it is known, to the file of --json too. --ours takes files of `--json` of the bench step: behind
 a shape come the ratios to their lines for it. --small runs a tiny shape, on the processor where there is no GPU: times then mean

@@ -177,7 +177,7 @@ step() {
     local json="$1"
     shift
     local ceilings=()
-    [ ! -s "$results/products.jsonl" ] || ceilings=(--ceilings "$results/products.jsonl")
+    [ ! -s "$results/gemm.jsonl" ] || ceilings=(--ceilings "$results/gemm.jsonl")
     "$here/step" ${SAE_SMALL:+small} "$@" --json "$results/$json.jsonl" "${ceilings[@]}"
 }
 

@@ -10,7 +10,7 @@ set -uo pipefail
 . "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/parts.sh"
 
 begin "${1:-${OUT:-$here/out}}" gpu \
-    machine 20 products 40 cases 60 equal-steps 30 kernels 120 ncu 90 crossing 30 golden 40 torch 100
+    machine 20 gemm 40 cases 60 equal-steps 30 kernels 120 ncu 90 crossing 30 golden 40 torch 100
 
 machine() {
     local binary weights failed=0
@@ -47,7 +47,7 @@ profile() {
 export -f machine ncu_report profile
 
 part machine bash -c machine
-part products bash -c 'torch_script products.py ${SAE_SMALL:+--small} --json "$results/products.jsonl"'
+part gemm bash -c 'torch_script gemm.py ${SAE_SMALL:+--small} --json "$results/gemm.jsonl"'
 part cases bash -c "gpu_test cases_hold_on_a_gpu SAE_TEST_EMULATED=$cases"
 part equal-steps bash -c "gpu_test equal_steps_of_a_real_size SAE_TEST_EMULATED=$cases"
 part kernels bash -c 'step kernels b a'

@@ -21,7 +21,7 @@ pub struct Asked {
     pub small: bool,
     /// What else, in words that the benchmark knows.
     pub words: Vec<String>,
-    /// Lines of products.py: see [`crate::ceiling`].
+    /// Lines of gemm.py: see [`crate::ceiling`].
     pub ceilings: Option<PathBuf>,
     json: Option<PathBuf>,
     /// Measures nothing: compiles the naive versions for every architecture of a release into this cache, for a machine without a

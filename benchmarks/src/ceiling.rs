@@ -1,8 +1,8 @@
 //! The fastest that the GPU was seen to copy and to multiply: what times are held against.
 //!
 //! A copy of 1 GiB on the GPU, and cuBLAS on the batch and the weights that are measured, which are random: on zeros a GPU draws
-//! less power and is faster. cuBLAS is what is found on the machine, and what PyTorch has measured with its own (`products.py`, whose
-//! lines come with `--ceilings`); the faster one counts. Where there is neither, products have no ceiling, and that is said.
+//! less power and is faster. cuBLAS is what is found on the machine, and what PyTorch has measured with its own (`gemm.py`, whose
+//! lines come with `--ceilings`); the faster one counts. Where there is neither, GEMMs have no ceiling, and that is said.
 
 use std::fs;
 use std::path::Path;
@@ -20,13 +20,13 @@ use crate::planted::Run;
 pub struct Ceiling {
     /// 10⁹ bytes a second, read and written.
     pub copy_gbs: f64,
-    /// Of the encoder's product; `None` where nothing could measure it.
-    pub product: Option<Product>,
+    /// Of the encoder's GEMM; `None` where nothing could measure it.
+    pub gemm: Option<Gemm>,
 }
 
-/// The rate of a product.
+/// The rate of a GEMM.
 #[derive(Clone, Debug)]
-pub struct Product {
+pub struct Gemm {
     /// 10⁹ multiplications and additions a second.
     pub gflops: f64,
     /// What reached it.
@@ -47,44 +47,44 @@ impl Ceiling {
         let copy_gbs = device.copy_gbs(asked.small).map_err(|error| error.to_string())?;
         let (shape, rows) = (run.dictionary.shape(), run.rows());
         let key = (shape.width, shape.features, rows);
-        let theirs = asked.ceilings.as_deref().map(|file| read(file, key, device.product_dtype())).transpose()?;
+        let theirs = asked.ceilings.as_deref().map(|file| read(file, key, device.gemm_dtype())).transpose()?;
         let (dictionary, x) = run.parts();
         let own = Cublas::find(device).and_then(|cublas| {
-            let gflops = cublas.product_gflops(device, dictionary, x, asked.small)?;
-            Ok(Product { gflops, by: format!("cuBLAS, {}", cublas.place().display()) })
+            let gflops = cublas.gemm_gflops(device, dictionary, x, asked.small)?;
+            Ok(Gemm { gflops, by: format!("cuBLAS, {}", cublas.place().display()) })
         });
         device.wait().map_err(|error| error.to_string())?;
         let measured = [theirs.flatten(), own.as_ref().ok().cloned()].into_iter().flatten();
-        let product = measured.max_by(|a, b| a.gflops.total_cmp(&b.gflops));
-        match (&product, own) {
-            (Some(Product { gflops, by }), _) => {
-                println!("ceiling: copy {copy_gbs:.0} GB/s, product {:.1} TFLOP/s ({by})", gflops / 1e3);
+        let gemm = measured.max_by(|a, b| a.gflops.total_cmp(&b.gflops));
+        match (&gemm, own) {
+            (Some(Gemm { gflops, by }), _) => {
+                println!("ceiling: copy {copy_gbs:.0} GB/s, GEMM {:.1} TFLOP/s ({by})", gflops / 1e3);
             }
             (None, Err(why)) => {
-                println!("ceiling: copy {copy_gbs:.0} GB/s; no ceiling of products was measured: {why}")
+                println!("ceiling: copy {copy_gbs:.0} GB/s; no ceiling of GEMMs was measured: {why}")
             }
             (None, Ok(_)) => {}
         }
         lines.add(&json!({
             "what": "ceiling", "device": device.describe(), "width": shape.width, "features": shape.features, "batch": rows,
-            "copy_gbs": copy_gbs, "product_tflops": product.as_ref().map(|product| product.gflops / 1e3),
-            "product_by": product.as_ref().map(|product| &product.by),
+            "copy_gbs": copy_gbs, "gemm_tflops": gemm.as_ref().map(|gemm| gemm.gflops / 1e3),
+            "gemm_by": gemm.as_ref().map(|gemm| &gemm.by),
         }))?;
-        Ok(Ceiling { copy_gbs, product })
+        Ok(Ceiling { copy_gbs, gemm })
     }
 }
 
-/// The product of this shape and format among the lines of products.py.
-fn read(file: &Path, (width, features, rows): (usize, usize, usize), dtype: &str) -> Result<Option<Product>, String> {
+/// The GEMM of this shape and format among the lines of gemm.py.
+fn read(file: &Path, (width, features, rows): (usize, usize, usize), dtype: &str) -> Result<Option<Gemm>, String> {
     let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
     // A part that was cut off ends within a line.
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let of_shape = lines.filter(|line| {
-        (line["what"].as_str(), line["dtype"].as_str()) == (Some("product"), Some(dtype))
+        (line["what"].as_str(), line["dtype"].as_str()) == (Some("gemm"), Some(dtype))
             && [("width", width), ("features", features), ("batch", rows)]
                 .iter()
                 .all(|(key, value)| line[key].as_u64() == Some(*value as u64))
     });
     let rate = of_shape.filter_map(|line| line["tflops"].as_f64()).max_by(f64::total_cmp);
-    Ok(rate.map(|tflops| Product { gflops: tflops * 1e3, by: "cuBLAS, PyTorch".to_owned() }))
+    Ok(rate.map(|tflops| Gemm { gflops: tflops * 1e3, by: "cuBLAS, PyTorch".to_owned() }))
 }

@@ -1,5 +1,5 @@
 //! The least time that the operations of a step can take on a GPU: the bytes that must move over the rate at which it copies, and
-//! for the encoder's product the larger of that and its operations over the rate at which cuBLAS multiplies. Both rates are
+//! for the encoder's GEMM the larger of that and its operations over the rate at which cuBLAS multiplies. Both rates are
 //! measured in the same run: see [`crate::ceiling`].
 
 use kernels::AdamMode;
@@ -11,7 +11,7 @@ use crate::planted::Operation;
 /// What a step's costs follow from.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
-    /// In which products are made, and weights and moments kept.
+    /// The precision of GEMMs, weights and moments.
     pub precision: Precision,
     /// Of Adam.
     pub mode: AdamMode,
@@ -53,14 +53,14 @@ impl Work {
         cost::transpose(self.features, self.pairs)
     }
 
-    /// µs of an operation at least; `None` where it makes products and the ceiling of these was not measured.
+    /// µs of an operation at least; `None` where it makes GEMMs and the ceiling of these was not measured.
     pub fn floor_us(&self, operation: Operation, ceiling: &Ceiling) -> Option<f64> {
         let cost = self.cost(operation);
         let moved_us = moved_us(cost, ceiling);
         if operation != Operation::Encode {
             return Some(moved_us);
         }
-        Some((cost.flop as f64 / ceiling.product.as_ref()?.gflops / 1e3).max(moved_us))
+        Some((cost.flop as f64 / ceiling.gemm.as_ref()?.gflops / 1e3).max(moved_us))
     }
 
     /// µs of making the runs at least.

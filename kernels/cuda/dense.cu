@@ -1,4 +1,4 @@
-// dense: the same step by products over a tile of features, for phases in which a large share of the features is active.
+// dense: the same step by GEMMs over a tile of features, for phases in which a large share of the features is active.
 //
 //   a_bt [n, tile] = ReLU(x · W_encᵀ + b_enc)      x̂ = b_dec + Σ_tiles a · W_dec      ∂a_bt = (g · W_decᵀ + (λ/B) ‖W_dec‖) · [a > 0]
 //   ∂W_dec = aᵀ · g + (λ/B) (Σ a) W_dec / ‖W_dec‖      ∂W_enc = ∂aᵀ · x
@@ -6,7 +6,7 @@
 //   x, g, W_enc, W_dec, a, ∂a f32 or bf16, sums binary32 · a tile is `tile` features wide, a multiple of 8, from feature `first`
 //   on; of these `count` exist, the others are zeros
 //
-// Bytes a tile: small beside the products. FLOP: 2 · n · F · D for each of five products; a is made again for the backward pass,
+// Bytes a tile: small beside the GEMMs. FLOP: 2 · n · F · D for each of five GEMMs; a is made again for the backward pass,
 // and with several tiles the gradient for the update, which makes it ten: memory stays bounded at any F, and the phase is short.
 //
 // Plan: Tile of tile.cuh with five epilogues.
@@ -17,12 +17,12 @@
 template <class T>
 static __device__ __forceinline__ void dense_encode(u8* memory, const T* x_bs, const T* w_enc_ts, const float* b_enc_t, T* a_bt, u32 n, u32 count,
                                                     u32 tile_width, u32 stride) {
-    using Product = Tile<T, true, true>;
-    const u32 token0 = blockIdx.x * Product::M, t0 = blockIdx.y * Product::N;
-    Product tile;
+    using Gemm = Tile<T, true, true>;
+    const u32 token0 = blockIdx.x * Gemm::M, t0 = blockIdx.y * Gemm::N;
+    Gemm tile;
     tile.multiply(memory, {x_bs + (u64)token0 * stride, stride, n - token0}, {w_enc_ts + (u64)min(t0, count - 1) * stride, stride, count > t0 ? count - t0 : 0},
                   stride, [&](u32, u32 t) { return t0 + t < count ? b_enc_t[t0 + t] : 0.0f; });
-    tile.each(0, Product::ROWS, [&](u32 m, u32 t, float sum) {
+    tile.each(0, Gemm::ROWS, [&](u32 m, u32 t, float sum) {
         if (token0 + m < n && t0 + t < tile_width) store(a_bt + (u64)(token0 + m) * tile_width + t0 + t, sum > 0 ? sum : 0.0f);
     });
 }
@@ -32,16 +32,16 @@ static __device__ __forceinline__ void dense_encode(u8* memory, const T* x_bs, c
 template <class T>
 static __device__ __forceinline__ void dense_decode(u8* memory, const T* a_bt, const T* w_dec_ts, const float* first_s, float* x_hat_bs, u32 n, u32 count,
                                                     u32 tile_width, u32 stride, u32 is_first) {
-    using Product = Tile<T, true, false>;
-    const u32 token0 = blockIdx.x * Product::M, d0 = blockIdx.y * Product::N;
-    Product tile;
+    using Gemm = Tile<T, true, false>;
+    const u32 token0 = blockIdx.x * Gemm::M, d0 = blockIdx.y * Gemm::N;
+    Gemm tile;
     const auto inside = [&](u32 m, u32 d) { return token0 + m < n && d0 + d < stride; };
     float* const to = x_hat_bs + (u64)token0 * stride + d0;
     tile.multiply(memory, {a_bt + (u64)token0 * tile_width, tile_width, n - token0}, {w_dec_ts + d0, stride, stride - d0}, count, [&](u32 m, u32 d) {
         if (!inside(m, d)) return 0.0f;
         return is_first ? first_s[d0 + d] : to[(u64)m * stride + d];
     });
-    tile.each(0, Product::ROWS, [&](u32 m, u32 d, float sum) {
+    tile.each(0, Gemm::ROWS, [&](u32 m, u32 d, float sum) {
         if (inside(m, d)) to[(u64)m * stride + d] = sum;
     });
 }
@@ -49,12 +49,12 @@ static __device__ __forceinline__ void dense_decode(u8* memory, const T* a_bt, c
 template <class T>
 static __device__ __forceinline__ void dense_activations(u8* memory, const T* g_bs, const T* w_dec_ts, const float* norm_t, const T* a_bt, T* gradient_bt,
                                                          u32 n, u32 count, u32 tile_width, u32 stride, float lambda_over_b) {
-    using Product = Tile<T, true, true>;
-    const u32 token0 = blockIdx.x * Product::M, t0 = blockIdx.y * Product::N;
-    Product tile;
+    using Gemm = Tile<T, true, true>;
+    const u32 token0 = blockIdx.x * Gemm::M, t0 = blockIdx.y * Gemm::N;
+    Gemm tile;
     tile.multiply(memory, {g_bs + (u64)token0 * stride, stride, n - token0}, {w_dec_ts + (u64)min(t0, count - 1) * stride, stride, count > t0 ? count - t0 : 0},
                   stride, [&](u32, u32 t) { return t0 + t < count ? lambda_over_b * norm_t[t0 + t] : 0.0f; });
-    tile.each(0, Product::ROWS, [&](u32 m, u32 t, float sum) {
+    tile.each(0, Gemm::ROWS, [&](u32 m, u32 t, float sum) {
         if (token0 + m >= n || t0 + t >= tile_width) return;
         const u64 at = (u64)(token0 + m) * tile_width + t0 + t;
         const bool active = t0 + t < count && load(a_bt + at) > 0;
@@ -67,11 +67,11 @@ template <class T>
 static __device__ __forceinline__ void dense_gradient(u8* memory, const T* left_bt, const T* right_bs, const T* w_ts, const float* norm_t,
                                                       const float* activation_t, float* gradient_ts, u32 n, u32 count, u32 tile_width, u32 stride,
                                                       float lambda_over_b) {
-    using Product = Tile<T, false, false>;
-    const u32 t0 = blockIdx.x * Product::M, d0 = blockIdx.y * Product::N;
-    Product tile;
+    using Gemm = Tile<T, false, false>;
+    const u32 t0 = blockIdx.x * Gemm::M, d0 = blockIdx.y * Gemm::N;
+    Gemm tile;
     tile.multiply(memory, {left_bt + t0, tile_width, tile_width - t0}, {right_bs + d0, stride, stride - d0}, n, [](u32, u32) { return 0.0f; });
-    tile.each(0, Product::ROWS, [&](u32 t, u32 d, float sum) {
+    tile.each(0, Gemm::ROWS, [&](u32 t, u32 d, float sum) {
         if (t0 + t >= count || d0 + d >= stride) return;
         const u64 at = (u64)(t0 + t) * stride + d0 + d;
         const float norm = norm_t[t0 + t];

@@ -18,19 +18,19 @@
 template <class T>
 static __device__ __forceinline__ void encode(u8* memory, const T* x_bs, const T* w_enc_fs, const float* b_enc_f, u64* pairs_bc,
                                               u32* count_b, u32 n, u32 features, u32 stride, u32 capacity) {
-    using Product = Tile<T, true, true>;
+    using Gemm = Tile<T, true, true>;
     // Hits that fit into shared memory; a tile with more is written in as many parts as a thread has rows of sums.
-    constexpr u32 ROOM = Product::SHARED_BYTES / sizeof(uint2) - 1;
-    constexpr u32 HITS_AT_MOST = Product::M * Product::N;
-    static_assert(HITS_AT_MOST / Product::ROWS <= ROOM, "a part has room");
-    const u32 token_tiles = (n + Product::M - 1) / Product::M;
-    const u32 token0 = blockIdx.x % token_tiles * Product::M, feature0 = blockIdx.x / token_tiles * Product::N;
-    Product tile;
+    constexpr u32 ROOM = Gemm::SHARED_BYTES / sizeof(uint2) - 1;
+    constexpr u32 HITS_AT_MOST = Gemm::M * Gemm::N;
+    static_assert(HITS_AT_MOST / Gemm::ROWS <= ROOM, "a part has room");
+    const u32 token_tiles = (n + Gemm::M - 1) / Gemm::M;
+    const u32 token0 = blockIdx.x % token_tiles * Gemm::M, feature0 = blockIdx.x / token_tiles * Gemm::N;
+    Gemm tile;
     tile.multiply(memory, {x_bs + (u64)token0 * stride, stride, n - token0},
                   {w_enc_fs + (u64)feature0 * stride, stride, features - feature0}, stride, [&](u32, u32 f) { return b_enc_f[feature0 + f]; });
 
     u32 hits = 0;
-    tile.each(0, Product::ROWS, [&](u32, u32, float& sum) {
+    tile.each(0, Gemm::ROWS, [&](u32, u32, float& sum) {
         hits += sum > 0;
         forget(sum);
     });
@@ -41,8 +41,8 @@ static __device__ __forceinline__ void encode(u8* memory, const T* x_bs, const T
     __syncthreads();
     if (hits > 0) atomicAdd(used, hits);
     __syncthreads();
-    const u32 rows = *used > ROOM ? 1 : Product::ROWS;
-    for (u32 row = 0; row < Product::ROWS; row += rows) {
+    const u32 rows = *used > ROOM ? 1 : Gemm::ROWS;
+    for (u32 row = 0; row < Gemm::ROWS; row += rows) {
         __syncthreads();
         if (threadIdx.x == 0) *used = 0;
         __syncthreads();
@@ -58,7 +58,7 @@ static __device__ __forceinline__ void encode(u8* memory, const T* x_bs, const T
             if (sum > 0) list[at++] = make_uint2(__float_as_uint(sum), m << 16 | f);
         });
         __syncthreads();
-        for (u32 i = threadIdx.x; i < *used; i += Product::THREADS) {
+        for (u32 i = threadIdx.x; i < *used; i += Gemm::THREADS) {
             const uint2 hit = list[i];
             const u32 token = token0 + (hit.y >> 16), feature = feature0 + (hit.y & 0xffff);
             // Tokens past the last one are rows of zeros, and a positive bias makes hits of them.

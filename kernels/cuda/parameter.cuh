@@ -1,6 +1,6 @@
 // A weight matrix with its moments, as a GPU keeps it: [rows, stride], in the format of `train.precision` and `train.moments`.
 //
-//   weights  float, with a bf16 copy for the products where there is one · or bf16 alone, rounded stochastically
+//   weights  float, with a bf16 copy for the GEMMs where there is one · or bf16 alone, rounded stochastically
 //   moments  float · bf16, rounded stochastically · 8 bits with a binary32 scale for each block of 128 columns of a row (the last may be shorter)
 //
 // Moments in 8 bits follow T. Dettmers, M. Lewis, S. Shleifer, L. Zettlemoyer: 8-bit optimizers via block-wise quantization, 2021: small

@@ -1,4 +1,4 @@
-// One tile of a matrix product by one block of threads: C[m, n] = Σ_k A[m, k] · B[n, k].
+// A tile of a GEMM by one block of threads: C[m, n] = Σ_k A[m, k] · B[n, k].
 //
 // An operand is stored either along k (its k values lie side by side) or across it. Tile<float> multiplies in binary32 on the
 // ordinary units; Tile<bf16> on the tensor cores, bf16 in, binary32 sums. Both have the same functions, so a kernel is written

@@ -68,7 +68,7 @@ pub struct Shape {
 pub enum Path {
     /// Lists of active features; nothing of size `B×F` is written.
     Sparse,
-    /// Products over tiles of features: faster when a large share of the features is active.
+    /// GEMMs over tiles of features: faster when a large share of the features is active.
     Dense,
 }
 

@@ -320,7 +320,7 @@ fn a_step_agrees_with_the_reference<D: Device>(device: &D, numbers: Numbers) {
     }
 }
 
-/// More columns than a block of threads holds at once, several steps of every product, ragged ends everywhere.
+/// More columns than a block of threads holds at once, several steps of every GEMM, ragged ends everywhere.
 fn odd_shapes_agree_with_the_reference<D: Device>(device: &D, numbers: Numbers) {
     for (width, features, batch, bias) in [(1032, 20, 5, 0.0), (201, 150, 70, -1.0)] {
         let mut case = Case::new(numbers, width, features, batch, bias, 9);
@@ -394,7 +394,7 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
             settled.count(0..usize::MAX);
             let l1 = settled.dictionary.report(0).expect("a device that works").l1;
             close("l1 of a settled dictionary", l1, reference::report(&want, &case.x).l1, 10.0 * numbers.run());
-            // Of the weights that the device has, as its products read them: those of the reference are near, not the same.
+            // Of the weights that the device has, as its GEMMs read them: those of the reference are near, not the same.
             let mut own = parameters(&settled.dictionary, Slot::Value);
             own.w_enc.iter_mut().flatten().for_each(|w| *w = numbers.nearest(*w));
             let (least, most) = reference::fired(numbers, &own, &case.x);

@@ -30,7 +30,7 @@ pub struct Size {
     pub bias: f32,
 }
 
-/// One as trained on one GPU: 1024 × 64 tiles of the encoder's product in bf16.
+/// One as trained on one GPU: 1024 × 64 tiles of the encoder's GEMM in bf16.
 pub const FULL: Size = Size { width: 768, features: 131_072, batch: 8192, bias: -3.1 };
 
 /// One that crosses a tile in each direction, for the emulator.

@@ -108,13 +108,13 @@ fn hosts_that_copy_late_change_no_bit() {
     }
 }
 
-/// Two blocks of the encoder's product fit on a multiprocessor when nothing of its shared memory is left to the L1 cache.
+/// Two blocks of the encoder's GEMM fit on a multiprocessor when nothing of its shared memory is left to the L1 cache.
 #[test]
-fn products_get_all_shared_memory() {
+fn gemms_get_all_shared_memory() {
     let Some(short) = Short::new() else { return };
     let finished = short.train("run", &[("EMULATOR_TRACE", "1")]).exits(0);
-    let products = ["encode", "dense_encode", "dense_decode", "dense_activations", "dense_gradient"];
-    let lines = products.map(|kernel| format!("{kernel}_bf16: 100 % shared memory"));
+    let gemms = ["encode", "dense_encode", "dense_decode", "dense_activations", "dense_gradient"];
+    let lines = gemms.map(|kernel| format!("{kernel}_bf16: 100 % shared memory"));
     finished.says(&lines.each_ref().map(String::as_str));
 }
 

@@ -153,7 +153,7 @@ fn both_calls_reach_their_end_on_the_emulator() {
         for (part, result) in &results[1..] {
             let may_be_left_out = match part.as_str() {
                 "ncu" | "memcheck" | "racecheck" | "synccheck" => true,
-                "products" | "torch" => !has_torch,
+                "gemm" | "torch" => !has_torch,
                 _ => false,
             };
             assert!(result == "ok" || (may_be_left_out && result.starts_with("left out")), "{part}: {result}\n{said}");
@@ -189,12 +189,11 @@ fn holds_a_first_call(archive: &Archive, has_torch: bool) {
     assert!(encode["tflops"].as_f64() > Some(0.0) && encode["share_of_ceiling"].as_f64() > Some(0.0), "{encode}");
     let ceiling = of("ceiling")[0];
     assert!(
-        ceiling["copy_gbs"].as_f64() > Some(0.0)
-            && ceiling["product_by"].as_str().is_some_and(|by| by.contains("cuBLAS"))
+        ceiling["copy_gbs"].as_f64() > Some(0.0) && ceiling["gemm_by"].as_str().is_some_and(|by| by.contains("cuBLAS"))
     );
     assert!(archive.lines("crossing.jsonl").iter().any(|line| line["what"] == "density"));
     if has_torch {
-        assert!(archive.lines("products.jsonl").iter().any(|line| line["dtype"] == "bf16" && line["tflops"].is_f64()));
+        assert!(archive.lines("gemm.jsonl").iter().any(|line| line["dtype"] == "bf16" && line["tflops"].is_f64()));
         let torch = archive.lines("torch.jsonl");
         assert!(
             torch.iter().any(|line| line["what"] == "ratio" && line["times_torch"].as_f64() > Some(0.0)),
@@ -229,7 +228,7 @@ struct Standins(TempDir);
 impl Standins {
     fn new(cuda_tests: &str, step: &str) -> Standins {
         let folder = tempfile::tempdir().expect("a folder");
-        for file in ["parts.sh", "run.sh", "run-more.sh", "products.py", "dense_torch.py"] {
+        for file in ["parts.sh", "run.sh", "run-more.sh", "gemm.py", "dense_torch.py"] {
             fs::copy(root().join("benchmarks").join(file), folder.path().join(file)).expect("copied");
         }
         let standins = Standins(folder);
@@ -279,7 +278,7 @@ fn what_happens_to_a_part_happens_to_no_other() {
     let archive = standins.archive("gpu");
     for (part, result, text) in [
         ("machine", "FAILED: cut off", "begun"),
-        ("products", "left out: no no python here", "no python"),
+        ("gemm", "left out: no no python here", "no python"),
         ("cases", "FAILED: exit code 139", "case one"),
         ("equal-steps", "ok", "the end"),
         ("kernels", "FAILED: exit code 9", "kernels"),

@@ -133,7 +133,7 @@ pub struct Train {
     /// Which rows Adam updates.
     #[serde(default)]
     pub adam: Adam,
-    /// The precision of products and weights.
+    /// The precision of GEMMs and weights.
     #[serde(default)]
     pub precision: Precision,
     /// The precision of Adam's moments.
@@ -273,9 +273,9 @@ pub enum Precision {
     Auto,
     /// 32-bit floating point throughout.
     F32,
-    /// Weights in 32 bits; products of bf16 copies with 32-bit sums. On a GPU only.
+    /// Weights in 32 bits; GEMMs of bf16 copies with 32-bit sums. On a GPU only.
     Mixed,
-    /// The same products; weights in bf16 alone, which Adam rounds stochastically. On a GPU only.
+    /// The same GEMMs; weights in bf16 alone, which Adam rounds stochastically. On a GPU only.
     Bf16Sr,
 }
 

@@ -41,7 +41,7 @@ fn print_step(planted: &Planted, report: &Report, peaks: &Peaks, [times, medians
     // Least time in ms, and what bounds it.
     let floors = [
         (1.5 * bytes_of_rows / peaks.copy_gbs / 1e6, "copy"),
-        (2.0 * bdf / narrow / 1e6 + 2.0 * nd / fma / 1e6, "products"),
+        (2.0 * bdf / narrow / 1e6 + 2.0 * nd / fma / 1e6, "GEMMs"),
         (2.0 * nd / fma / 1e6, "fma"),
         (3.0 * bytes_of_rows / peaks.copy_gbs / 1e6, "copy"),
         (6.0 * nd / fma / 1e6, "fma"),
@@ -95,8 +95,8 @@ fn crossover(device: &Cpu, peaks: &Peaks) {
         run.load(&planted.batches[0], (density * features as f64) as usize);
         let [sparse, dense] = [Path::Sparse, Path::Dense].map(|path| run.time(path, 5)[0]);
         let [sparse_ms, dense_ms] = [&sparse, &dense].map(|times| times.iter().sum::<f64>());
-        let products = dense[1] + dense[2] + dense[4];
-        let rate = 10.0 * (batch * width * features) as f64 / products / 1e6;
+        let gemms = dense[1] + dense[2] + dense[4];
+        let rate = 10.0 * (batch * width * features) as f64 / gemms / 1e6;
         println!(
             "density {density}: sparse {sparse_ms:.1} ms, dense {dense_ms:.1} ms ({rate:.0} GFLOP/s, {:.0} % of gemm); sparse {sparse:.1?}",
             100.0 * rate / peaks.gemm_gflops

@@ -13,16 +13,16 @@ use super::ops::exchange::{self, spread};
 use super::ops::normalize::Rows;
 use super::ops::residual::Residual;
 use super::scratch::Workers;
-use super::screen::{PRODUCT_TOKENS, Screener};
+use super::screen::{GEMM_TOKENS, Screener};
 use super::weights::{Parameter, Weights};
 use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape, Slot, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Values of the largest product of a task: two of the dense path's, or one of the f32 screen's.
-const PRODUCT: usize = {
-    let (dense, screen) = (2 * dense::TOKENS_MAX * dense::TILE, TILE * PRODUCT_TOKENS);
+/// Values of the largest GEMM of a task: two of the dense path's, or one of the f32 screen's.
+const GEMM: usize = {
+    let (dense, screen) = (2 * dense::TOKENS_MAX * dense::TILE, TILE * GEMM_TOKENS);
     if dense > screen { dense } else { screen }
 };
 
@@ -125,7 +125,7 @@ impl CpuDictionary {
             last_fired_f: memory.weights(features)?,
             owned,
             screener: Screener::new(&engine, &shape, memory)?,
-            workers: Workers::new(engine.threads(), &shape, (PRODUCT, stride), memory)?,
+            workers: Workers::new(engine.threads(), &shape, (GEMM, stride), memory)?,
             batch: Batch::new(&shape, stride, memory)?,
             gradient: adam.is_some().then(|| GradientBuffers::new(features, stride, memory)).transpose()?,
             engine,

@@ -1,8 +1,8 @@
 //! What this machine can do at best, measured: benchmarks report their rates as a share of these.
 
 use super::device::Cpu;
+use super::gemm::{Matrix, multiply};
 use super::memory::Buffer;
-use super::product::{Matrix, multiply};
 use super::screen::{Screen, busy_products};
 use super::simd::{CHAINS, Kernel, LANES, Lanes};
 use std::hint::black_box;
@@ -13,11 +13,11 @@ use std::time::Instant;
 pub struct Peaks {
     /// f32 fused multiply-add, GFLOP/s.
     pub fma_gflops: f64,
-    /// bf16 products, GFLOP/s, where the machine has them.
+    /// bf16 GEMMs, GFLOP/s, where the machine has them.
     pub bf16_gflops: Option<f64>,
-    /// int8 products, Gop/s, where the machine has them.
+    /// int8 GEMMs, Gop/s, where the machine has them.
     pub int8_gops: Option<f64>,
-    /// Crate `gemm`, one product of 512 × 1024 × 512 a thread, GFLOP/s.
+    /// Crate `gemm`, one GEMM of 512 × 1024 × 512 a thread, GFLOP/s.
     pub gemm_gflops: f64,
     /// Copying 64 MB a thread, bytes read plus bytes written, GB/s.
     pub copy_gbs: f64,
@@ -40,7 +40,7 @@ impl Cpu {
         };
         let isa = self.engine.isa;
         let square = || [vec![1.0_f32; 512 * 512], vec![1.0; 512 * 1024], vec![0.0; 512 * 1024]];
-        let product = |[a, b, c]: &mut [Vec<f32>; 3]| {
+        let gemm = |[a, b, c]: &mut [Vec<f32>; 3]| {
             multiply(c, 1024, false, Matrix::new(a, 512, 512, 512), Matrix::new(b, 512, 1024, 1024));
         };
         let bytes = 64 << 20;
@@ -54,7 +54,7 @@ impl Cpu {
             fma_gflops: self.rate(steps * CHAINS * LANES * 2, || (), |()| isa.run(BusyFma { steps })),
             bf16_gflops: narrow(Screen::Bf16, 2),
             int8_gops: narrow(Screen::Int8, 4),
-            gemm_gflops: self.rate(2 * 512 * 1024 * 512, square, product),
+            gemm_gflops: self.rate(2 * 512 * 1024 * 512, square, gemm),
             copy_gbs: self.rate(2 * bytes, buffers, |[to, from]| to.copy_from_slice(from)),
         }
     }

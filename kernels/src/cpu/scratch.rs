@@ -12,8 +12,8 @@ pub struct Scratch {
     pub marks: Buffer<u64>,
     /// Where the next marked pair of each feature of the tile goes.
     pub next: Vec<u32>,
-    /// Results of a product.
-    pub product: Buffer<f32>,
+    /// Results of a GEMM.
+    pub gemm: Buffer<f32>,
     /// Gradient rows of a feature.
     pub enc_d: Buffer<f32>,
     pub dec_d: Buffer<f32>,
@@ -23,11 +23,11 @@ pub struct Scratch {
 pub struct Workers(Vec<Mutex<Scratch>>);
 
 impl Workers {
-    /// For `threads` workers, products of at most `product` values, and padded rows of `stride` values.
+    /// For `threads` workers, GEMMs of at most `GEMM` values, and padded rows of `stride` values.
     pub fn new(
         threads: usize,
         shape: &Shape,
-        (product, stride): (usize, usize),
+        (gemm, stride): (usize, usize),
         memory: &mut Memory,
     ) -> Result<Self, Error> {
         let what = "scratch of the worker threads";
@@ -35,7 +35,7 @@ impl Workers {
             Ok(Mutex::new(Scratch {
                 marks: memory.step(codes::TILE * shape.batch.div_ceil(PANEL), what)?,
                 next: Vec::with_capacity(codes::TILE),
-                product: memory.step(product, what)?,
+                gemm: memory.step(gemm, what)?,
                 enc_d: memory.step(stride, what)?,
                 dec_d: memory.step(stride, what)?,
             }))

@@ -73,8 +73,8 @@ impl Cuda {
         Ok(Cuda { engine: Arc::new(Engine::new(gpu, precision, sources, axes)?), description })
     }
 
-    /// In what products read their factors: `f32` or `bf16`.
-    pub fn product_dtype(&self) -> &'static str {
+    /// The format that GEMMs read: `f32` or `bf16`.
+    pub fn gemm_dtype(&self) -> &'static str {
         self.engine.precision.pick("f32", "bf16")
     }
 
@@ -144,7 +144,7 @@ impl Device for Cuda {
             Weights::new(size, &owned, precision, shape.adam.is_some(), &mut memory)
                 .map_or(u64::MAX, |_| memory.bytes.weights)
         };
-        // Products take what they took; those of binary32 were asked for, and stay.
+        // GEMMs take what they took; those of binary32 were asked for, and stay.
         let narrow = if own == Precision::F32 { &[][..] } else { &NARROW[..] };
         let less = |&(keys, precision): &(&'static str, Precision)| {
             let saved = weights(own).checked_sub(weights(precision)).filter(|&saved| saved > 0)?;

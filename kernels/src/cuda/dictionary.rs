@@ -71,7 +71,7 @@ pub(super) struct Batch {
     /// Whether [`Runs`] are those of this batch.
     has_runs: bool,
     pub(super) x_hat_bs: Buffer<f32>,
-    /// g in the format of products: kept as bytes because that format is a choice.
+    /// g in the format of GEMMs: kept as bytes because that format is a choice.
     pub(super) g_bs: Buffer<u8>,
     error_b: Buffer<f64>,
     l1_b: Buffer<f64>,

@@ -27,7 +27,7 @@ pub fn check(shape: Shape, engine: &Engine) -> Result<(), Error> {
 
 fn most_rows((width, features): (usize, usize), precision: Precision, shared_bytes: usize) -> usize {
     let side = precision.tile().side;
-    // As many tokens as whole tiles of the encoder's product have.
+    // As many tokens as whole tiles of the encoder's GEMM have.
     let by_blocks = MOST_BLOCKS / encode::blocks(1, features, precision).max(1) * side;
     let by_pairs = MOST / encode::capacity(features);
     let by_sums = MOST / stride(width);

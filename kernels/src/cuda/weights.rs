@@ -20,7 +20,7 @@ pub struct Parameter {
     first: Array,
     second: Array,
     owned: Range<usize>,
-    /// What products read, where it is not `value` itself.
+    /// What GEMMs read, where it is not `value` itself.
     copy: Option<Buffer<u16>>,
     trains: bool,
 }
@@ -71,7 +71,7 @@ impl Parameter {
         }
     }
 
-    /// Where row `row` begins in the format that products read.
+    /// Where row `row` begins in the format that GEMMs read.
     pub fn operand(&self, row: usize) -> Pointer {
         let at = row * self.stride;
         self.copy.as_ref().map_or_else(|| self.value.at(at), |copy| copy.at(at))

@@ -3,7 +3,7 @@
 //! | constant | where | case |
 //! |---|---|---|
 //! | lanes 16, groups of 6, tiles of 96 and 128 features | cpu: `simd`, `screen`, `encode`, `dense` | features of every size |
-//! | panels, tasks and blocks of 64 tokens, products of 512 | cpu: `screen`, `normalize`, `residual`, `plain` | batches of every size |
+//! | panels, tasks and blocks of 64 tokens, GEMMs of 512 | cpu: `screen`, `normalize`, `residual`, `plain` | batches of every size |
 //! | blocks of up to 256 tokens | cpu: `dense`, where a batch has more than 1,984 | runs of every length |
 //! | slices of 64 columns, 4 blocks of columns at a time | cpu: `decode`, `backward` | widths of every size |
 //! | rounds of 1,024 features of an owner | cpu: `exchange` | [`rounds_between_ranks`] |

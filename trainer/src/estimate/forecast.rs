@@ -2,11 +2,11 @@
 //! from data sheets; nothing in it was measured.
 //!
 //! On a mesh of d × f ranks a rank sees b = B/d rows and holds F/f features, of which it owns F/(d·f). With n = b·L0/f active pairs
-//! and U touched features a rank, P bytes a value that products read and c bytes of Adam's traffic a parameter:
+//! and U touched features a rank, P bytes a value that GEMMs read and c bytes of Adam's traffic a parameter:
 //!
 //! | part | seconds |
 //! |---|---|
-//! | encode | 2·b·(F/f)·D / products |
+//! | encode | 2·b·(F/f)·D / GEMMs |
 //! | decode | (P·n·D + 4·b·D) / memory |
 //! | backward | 4·P·n·D / memory (rows of g and x, gathered twice: the gradient is made again for the update) |
 //! | adam | c·2·D·R / memory, R the owned rows that are updated |
@@ -29,7 +29,7 @@ use kernels::{AdamMode, Bytes, Shape};
 use crate::ranks::communication::{Traffic, touched_share};
 use crate::recipe::{Adam, Recipe};
 
-/// Share of the floor's speed that is counted on: products by `mma.sync` reach about 0.6 of a Hopper GPU's rate.
+/// Share of the floor's speed that is counted on: GEMMs by `mma.sync` reach about 0.6 of a Hopper GPU's rate.
 pub const EXPECTED: f64 = 0.6;
 
 /// Memory of a GPU that a run cannot have: the driver's, the kernels' own, and what is lost between blocks.
@@ -45,7 +45,7 @@ pub struct Gpu {
     pub name: &'static str,
     /// Memory, in bytes.
     pub memory: f64,
-    /// Products of bf16, dense, a second: additions and multiplications.
+    /// GEMMs of bf16, dense, a second: additions and multiplications.
     pub flops: f64,
     /// Bytes of its memory a second.
     pub bandwidth: f64,
@@ -79,7 +79,7 @@ pub struct Rows {
 /// What one rank holds at most, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Weights of its shard, with the copies that products read.
+    /// Weights of its shard, with the copies that GEMMs read.
     pub weights: u64,
     /// Moments of what it owns, and clocks.
     pub moments: u64,
@@ -119,7 +119,7 @@ impl Memory {
 /// Seconds of a step's parts at the least, on every rank.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Floor {
-    /// Products of the encoder.
+    /// GEMMs of the encoder.
     pub encode: f64,
     /// Gathers of the decoder.
     pub decode: f64,

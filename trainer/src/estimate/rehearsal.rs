@@ -2,7 +2,7 @@
 //!
 //! The rows are normal, and every encoder bias lies where so many features fire as are expected once training has settled. A step that
 //! would take too long or too much memory is made with fewer features, and its time is taken to grow with their number, as
-//! the encoder's product and Adam do.
+//! the encoder's GEMM and Adam do.
 
 use std::time::{Duration, Instant};
 

@@ -228,7 +228,8 @@ mod tests {
                 .map(|(rank, &features)| {
                     scope.spawn(move || {
                         let store = Store::open(place).expect("a folder");
-                        let member = Member { rank, ranks: mesh.ranks(), attempt: attempt.to_owned(), local: true, mesh };
+                        let member =
+                            Member { rank, ranks: mesh.ranks(), attempt: attempt.to_owned(), local: true, mesh };
                         let limits = Limits { meeting: Duration::from_secs(20), ..Limits::default() };
                         meet(&store, &recipe(place, features), &member, limits)
                     })

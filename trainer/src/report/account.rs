@@ -29,7 +29,7 @@ pub struct Account {
     pub commit: String,
 }
 
-/// What steps take over `rows` rows with `active` active features in all: `2·D·F` a row for the encoder's product and `8·D` for
+/// What steps take over `rows` rows with `active` active features in all: `2·D·F` a row for the encoder's GEMM and `8·D` for
 /// each active feature. It is the same on every device: what one computes twice, or for nothing, is not in it.
 pub fn flops(width: usize, features: usize, rows: u64, active: u64) -> f64 {
     2.0 * width as f64 * features as f64 * rows as f64 + 8.0 * width as f64 * active as f64

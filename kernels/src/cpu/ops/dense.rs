@@ -1,4 +1,4 @@
-//! The dense path: encode, decode and backward as products over tiles of features, for phases in which a large share of
+//! The dense path: encode, decode and backward as GEMMs over tiles of features, for phases in which a large share of
 //! the features is active (half of them, at a start with zero biases).
 //!     `A = ReLU(x W_encᵀ + b_enc)`     `x̂ = b_dec + A W_dec`     `∂A = [A > 0] (g W_decᵀ + (λ/b)‖W_dec‖)`
 //!     `∂W_dec = Aᵀ g + …`              `∂W_enc = ∂Aᵀ x`          (… as in [`super::backward`])
@@ -7,15 +7,15 @@
 //! FLOP: `10·B·D·F` (12 when A is made twice), all in `gemm`: 97 GFLOP/s a core measured, of 110 for `gemm` alone.
 //!
 //! Plan: a block of tokens × a tile of 128 features is the unit; its part of A takes 128 KiB and is meant to stay in L2 between
-//! its products. Decode runs over blocks of tokens (x̂ sums its tiles in order), backward over tiles of features (the
-//! gradient rows sum their blocks of tokens in order). Each product is single-threaded and of a size that depends on the
+//! its GEMMs. Decode runs over blocks of tokens (x̂ sums its tiles in order), backward over tiles of features (the
+//! gradient rows sum their blocks of tokens in order). Each GEMM is single-threaded and of a size that depends on the
 //! shape alone, so bits do not depend on the number of threads.
 
 use super::backward::{Gradient, norm2, pull};
 use super::normalize::Rows;
 use crate::cpu::engine::Engine;
+use crate::cpu::gemm::{Matrix, multiply};
 use crate::cpu::memory::{Buffer, Memory, SharedRows};
-use crate::cpu::product::{Matrix, multiply};
 use crate::cpu::scratch::Workers;
 use crate::cpu::simd::{Kernel, Lanes, blocks, blocks_mut};
 use crate::cpu::weights::Weights;
@@ -28,14 +28,14 @@ use std::ops::Range;
 /// 0.4, 515 at 0.5.
 pub const FASTER_ABOVE: f64 = 0.3;
 
-/// Features of a product.
+/// Features of a GEMM.
 pub const TILE: usize = 128;
-/// Tokens of a product, at most.
+/// Tokens of a GEMM, at most.
 pub const TOKENS_MAX: usize = 256;
 
 /// What the dense path knows of a batch.
 pub struct Dense {
-    /// Tokens of a product.
+    /// Tokens of a GEMM.
     tokens: usize,
     tiles: usize,
     /// A, by block of tokens, then tile: `[B/tokens][F/128][tokens][128]`.
@@ -46,7 +46,7 @@ pub struct Dense {
     pub l1_b: Buffer<f64>,
 }
 
-/// What the products are made of.
+/// What the GEMMs are made of.
 #[derive(Clone, Copy)]
 pub struct Operands<'a> {
     pub engine: &'a Engine,
@@ -95,7 +95,7 @@ impl Dense {
                 // SAFETY: this block of A belongs to this task alone.
                 let kept =
                     kept.as_ref().map(|kept| unsafe { &mut kept.row(block)[tile * tokens * TILE..][..tokens * TILE] });
-                let a = kept.unwrap_or_else(|| &mut scratch.product[..tokens * TILE]);
+                let a = kept.unwrap_or_else(|| &mut scratch.gemm[..tokens * TILE]);
                 of.activations(range.clone(), tile, a);
                 let count = &mut counts[tile * TILE..][..TILE];
                 of.engine.isa.run(Count { a, tokens: range.len(), norm: of.norms(tile), count, l1 });
@@ -130,7 +130,7 @@ impl Dense {
                     count_f.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += count as u32);
                     continue;
                 }
-                let a = self.activations(of, block, tile, &mut scratch.product);
+                let a = self.activations(of, block, tile, &mut scratch.gemm);
                 for t in inside {
                     let a = &a[(t - tokens.start) * TILE..];
                     count_f.iter_mut().zip(a).for_each(|(sum, &a)| *sum += u32::from(a > 0.0));
@@ -171,7 +171,7 @@ impl Dense {
         let (tokens, n, stride) = (self.tokens, of.x.n, of.x.stride);
         let features = of.features_of(tile);
         let scratch = &mut *of.workers.scratch();
-        let (made_again, da) = scratch.product[..2 * tokens * TILE].split_at_mut(tokens * TILE);
+        let (made_again, da) = scratch.gemm[..2 * tokens * TILE].split_at_mut(tokens * TILE);
         let (mut sum_a, mut sum_da) = ([0.0; TILE], [0.0; TILE]);
         let w_dec = Matrix::new(&of.weights.w_dec.value[features.start * stride..], features.len(), stride, stride);
         for block in 0..n.div_ceil(tokens) {

@@ -36,9 +36,9 @@ impl Encode<'_> {
         let panels = x.n.div_ceil(PANEL);
         let encode_tile = |(tile, codes): (usize, &mut TileCodes)| {
             let features = tile_features(tile, self.weights.features);
-            let Scratch { marks, next, product, .. } = &mut *self.workers.scratch();
+            let Scratch { marks, next, gemm, .. } = &mut *self.workers.scratch();
             let marks = &mut marks[..TILE * panels];
-            self.screener.mark(features.clone(), &self.weights.w_enc.value, x, product, marks);
+            self.screener.mark(features.clone(), &self.weights.w_enc.value, x, gemm, marks);
             self.engine.isa.run(Exact { of: self, x, features, marks, panels, next, codes });
             codes.survivors
         };

@@ -7,8 +7,8 @@ use crate::cpu::memory::Buffer;
 
 /// Tokens whose marks make one word.
 pub const PANEL: usize = 64;
-/// Tokens of a product of the f32 screen: with 96 features 192 KiB of results.
-pub const PRODUCT_TOKENS: usize = 512;
+/// Tokens of a GEMM of the f32 screen: with 96 features 192 KiB of results.
+pub const GEMM_TOKENS: usize = 512;
 /// Norms and largest values for which the bounds hold in f32 arithmetic: no product of two comes near its limits. Rows
 /// outside get NaN as a bound.
 pub const RANGE: Range<f32> = 1e-15..1e15;
@@ -29,7 +29,7 @@ pub struct Screener {
     pub(super) screen: Screen,
     pub(super) width: usize,
     pub(super) stride: usize,
-    /// Narrow rows of W_enc `[F, words]`, F padded to whole groups of the product.
+    /// Narrow rows of W_enc `[F, words]`, F padded to whole groups of the GEMM.
     pub(super) w_words: Buffer<u32>,
     pub(super) bounds_f: Buffer<FeatureBound>,
     /// Narrow rows of x in panels: `[B/64][words][64]`.

@@ -7,7 +7,7 @@ pub enum Screen {
     Int8,
     /// The upper half of f32 (AVX-512 BF16).
     Bf16,
-    /// f32 products of crate `gemm`: everywhere.
+    /// f32 GEMMs of crate `gemm`: everywhere.
     F32,
 }
 

@@ -1,4 +1,4 @@
-//! Which pairs may be active: a cheap product in a narrow dtype and a margin that bounds its error.
+//! Which pairs may be active: a cheap GEMM in a narrow dtype and a margin that bounds its error.
 //!
 //! With x̂, ŵ the narrow copies: `x·w = x̂·ŵ + (x − x̂)·w + x̂·(w − ŵ)`, so by Cauchy–Schwarz
 //! `|x·w − x̂·ŵ| ≤ ‖x − x̂‖·‖w‖ + ‖x̂‖·‖w − ŵ‖`. The four norms are *measured* when a row is packed, not estimated from
@@ -19,7 +19,7 @@ mod bounds;
 mod dtype;
 mod plain;
 
-pub use bounds::{PANEL, PRODUCT_TOKENS, Screener};
+pub use bounds::{GEMM_TOKENS, PANEL, Screener};
 pub use dtype::Screen;
 
 use bounds::{FeatureBound, RANGE, raised};
@@ -122,9 +122,9 @@ impl Screener {
     }
 
     /// Marks the pairs of `features` that may be active: bit `t % 64` of word `local · panels + t / 64`.
-    pub fn mark(&self, features: Range<usize>, w_enc_fd: &[f32], x: &Rows, product: &mut [f32], marks: &mut [u64]) {
+    pub fn mark(&self, features: Range<usize>, w_enc_fd: &[f32], x: &Rows, gemm: &mut [f32], marks: &mut [u64]) {
         match self.screen {
-            Screen::F32 => plain::mark(self, features, w_enc_fd, x, product, marks),
+            Screen::F32 => plain::mark(self, features, w_enc_fd, x, gemm, marks),
             screen => avx512::mark(self, screen, features, x.n, marks),
         }
         let panels = x.n.div_ceil(PANEL);
@@ -168,7 +168,7 @@ impl RowWriter<'_> {
     }
 }
 
-/// Nothing but the products of a narrow screen, for measuring their peak rate.
+/// Nothing but the GEMMs of a narrow screen, for measuring their peak rate.
 pub fn busy_products(screen: Screen, steps: usize) {
     assert!(screen.available() && screen != Screen::F32, "a narrow screen of this machine");
     avx512::busy_products(screen, steps);
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
     use crate::cpu::{Cpu, Options};
 
-    /// The bound on products in f32 is κ·‖x‖·‖w‖, and κ no less than what two sums of as many products may err: each of its values is rounded
+    /// The bound on a GEMM in f32 is κ·‖x‖·‖w‖, and κ no less than what two sums of as many products may err: each of its values is rounded
     /// once, to 24 bits.
     #[test]
     fn the_sides_of_the_f32_bound_make_it_up() {

@@ -1,20 +1,20 @@
-//! The screen without narrow dtypes: f32 products of `gemm`, 512 tokens at a time, marked while they are in L2.
+//! The screen without narrow dtypes: f32 GEMMs of `gemm`, 512 tokens at a time, marked while they are in L2.
 
-use super::bounds::{PANEL, PRODUCT_TOKENS as TOKENS, Screener};
+use super::bounds::{GEMM_TOKENS as TOKENS, PANEL, Screener};
+use crate::cpu::gemm::{Matrix, multiply};
 use crate::cpu::ops::normalize::Rows;
-use crate::cpu::product::{Matrix, multiply};
 use std::ops::Range;
 
-pub fn mark(of: &Screener, features: Range<usize>, w_enc_fd: &[f32], x: &Rows, product: &mut [f32], marks: &mut [u64]) {
+pub fn mark(of: &Screener, features: Range<usize>, w_enc_fd: &[f32], x: &Rows, gemm: &mut [f32], marks: &mut [u64]) {
     let panels = x.n.div_ceil(PANEL);
     for first in (0..x.n).step_by(TOKENS) {
         let tokens = first..(first + TOKENS).min(x.n);
         let w = Matrix::new(&w_enc_fd[features.start * of.stride..], features.len(), of.width, of.stride);
         let xt = Matrix::new(&x.x_bd[first * of.stride..], tokens.len(), of.width, of.stride).t();
-        multiply(product, TOKENS, false, w, xt);
+        multiply(gemm, TOKENS, false, w, xt);
         for (local, f) in features.clone().enumerate() {
             let bound = of.bounds_f[f];
-            for (i, panel) in product[local * TOKENS..][..tokens.len()].chunks(PANEL).enumerate() {
+            for (i, panel) in gemm[local * TOKENS..][..tokens.len()].chunks(PANEL).enumerate() {
                 let beta = &of.beta_b[first + i * PANEL..][..panel.len()];
                 let mark = panel.iter().zip(beta).enumerate().fold(0, |mark, (lane, (&acc, &beta))| {
                     let sum = acc + bound.p + beta * bound.q;

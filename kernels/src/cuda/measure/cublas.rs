@@ -1,4 +1,4 @@
-//! cuBLAS, NVIDIA's library of products: finding it, and the time that it takes for the encoder's product. No run uses it: it is
+//! cuBLAS, NVIDIA's library of GEMMs: finding it, and the time that it takes for the encoder's GEMM. No run uses it: it is
 //! what benchmarks hold `encode.cu` against. A machine with a driver alone has none; PyTorch brings one along.
 
 use std::ffi::{c_int, c_void};
@@ -22,7 +22,7 @@ const NAMES: [&str; 2] = ["libcublas.so.13", "libcublas.so.12"];
 /// The environment variable that names its folder.
 const FOLDER: &str = "SAE_CUBLAS";
 
-/// Values of a result at most, 2 GiB in bf16: a product is made for as many features as that has room for.
+/// Values of a result at most, 2 GiB in bf16: a GEMM is made for as many features as that has room for.
 const MOST_VALUES: usize = 1 << 30;
 const REPEATS: usize = 7;
 
@@ -147,7 +147,7 @@ impl Cublas {
     ///
     /// # Errors
     /// In words: those of the library, [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn product_gflops(&self, device: &Cuda, of: &CudaDictionary, x: &Rows, small: bool) -> Result<f64, String> {
+    pub fn gemm_gflops(&self, device: &Cuda, of: &CudaDictionary, x: &Rows, small: bool) -> Result<f64, String> {
         let words = |error: Error| error.to_string();
         let engine = device.engine();
         let (width, n) = (of.shape().width, x.n);
@@ -157,7 +157,7 @@ impl Cublas {
             Precision::F32 => (numbers::F32, 4),
             Precision::Mixed(_) | Precision::Bf16Sr(_) => (numbers::BF16, 2),
         };
-        let result_bf = Memory::of(engine).step::<u8>(n * features * bytes, "a product of cuBLAS").map_err(words)?;
+        let result_bf = Memory::of(engine).step::<u8>(n * features * bytes, "a GEMM of cuBLAS").map_err(words)?;
         let (one, zero) = (1.0_f32, 0.0_f32);
         let [m, columns, k, lead] = [features, n, width, stride].map(|number| number as c_int);
         let mut status = 0;

@@ -92,7 +92,7 @@ impl Gradient {
     }
 }
 
-/// Sums of the columns of a matrix `[n, stride]` in the format of products.
+/// Sums of the columns of a matrix `[n, stride]` in the format of GEMMs.
 pub fn sum_columns(engine: &Engine, matrix: Pointer, sums: Pointer, (n, columns, stride): (usize, usize, usize)) {
     let kernel = engine.precision.pick("sum_columns_f32", "sum_columns_bf16");
     let arguments = arguments![matrix, sums, n as u32, columns as u32, stride as u32];

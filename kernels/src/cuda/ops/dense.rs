@@ -1,4 +1,4 @@
-//! Launches `dense.cu`: forward and backward by products over tiles of features.
+//! Launches `dense.cu`: forward and backward by GEMMs over tiles of features.
 
 use super::Cost;
 use super::adam::Adam;
@@ -16,14 +16,14 @@ use std::ops::Range;
 /// Tiles are whole multiples of so many features: sums then do not depend on how wide a tile is.
 const UNIT: usize = 128;
 
-/// Most features of a tile: a grid has at most 65,535 blocks in y, and the smaller of the products' tiles is half a [`UNIT`] wide.
+/// Most features of a tile: a grid has at most 65,535 blocks in y, and the smaller of the GEMMs' tiles is half a [`UNIT`] wide.
 const WIDEST: usize = 65_535 / 2 * UNIT;
 
 /// A tile of activations and gradients, in turn for all features.
 pub struct Dense {
     /// Features of a tile, a multiple of [`UNIT`], or of 8 when it holds all.
     width: usize,
-    /// `a` and `∂a` `[B, width]`, in the format of products: kept as bytes because that format is a choice.
+    /// `a` and `∂a` `[B, width]`, in the format of GEMMs: kept as bytes because that format is a choice.
     a_bt: Buffer<u8>,
     gradient_bt: Buffer<u8>,
     /// Gradient rows `[width, stride]`.
@@ -31,7 +31,7 @@ pub struct Dense {
     enc_ts: Buffer<f32>,
 }
 
-/// What the products read.
+/// What the GEMMs read.
 #[derive(Clone, Copy)]
 pub struct Operands<'a> {
     pub x: &'a Rows,
@@ -237,9 +237,9 @@ impl Dense {
     }
 }
 
-/// Five products, or ten when the tile does not hold all features.
+/// Five GEMMs, or ten when the tile does not hold all features.
 pub fn cost(precision: Precision, n: usize, features: usize, width: usize, tiles: usize) -> Cost {
-    let products = if tiles == 1 { 5 } else { 10 };
-    let bytes = products * ((n + features) * width + n * features) * precision.bytes();
-    Cost { bytes: bytes as u64, flop: 2 * (products * n * features * width) as u64 }
+    let gemms = if tiles == 1 { 5 } else { 10 };
+    let bytes = gemms * ((n + features) * width + n * features) * precision.bytes();
+    Cost { bytes: bytes as u64, flop: 2 * (gemms * n * features * width) as u64 }
 }

@@ -19,7 +19,7 @@ pub fn capacity(features: usize) -> usize {
     features.next_power_of_two().min(CAPACITY)
 }
 
-/// Blocks of the product for `n` tokens.
+/// Blocks of the GEMM for `n` tokens.
 pub fn blocks(n: usize, features: usize, precision: Precision) -> usize {
     let side = precision.tile().side;
     n.div_ceil(side) * features.div_ceil(side)

@@ -47,7 +47,7 @@ impl Rows {
         })
     }
 
-    /// Rows in the format that products read.
+    /// Rows in the format that GEMMs read.
     pub(crate) fn operand(&self) -> Pointer {
         self.operand_from(0)
     }
@@ -86,7 +86,7 @@ impl Rows {
     }
 }
 
-/// Stored rows of `stored` bytes a value read, x and its copy for the products written.
+/// Stored rows of `stored` bytes a value read, x and its copy for the GEMMs written.
 pub fn cost(precision: Precision, n: usize, width: usize, stored: usize) -> Cost {
     let copy = if precision == Precision::F32 { 0 } else { precision.bytes() };
     Cost { bytes: (n * width * (stored + 4 + copy)) as u64, flop: 3 * (n * width) as u64 }

@@ -11,7 +11,7 @@ use crate::cuda::runtime::status::Status;
 /// What residual reads and writes besides x.
 pub struct Residual<'a> {
     pub x_hat_bs: &'a Buffer<f32>,
-    /// In the format that products read.
+    /// In the format that GEMMs read.
     pub g_bs: Pointer,
     pub error_b: &'a Buffer<f64>,
     pub l1_b: &'a Buffer<f64>,

@@ -15,7 +15,7 @@
 //! Bits do not depend on slices: a list is sorted whatever the tile that made it, and a sum over ranks has their order, whoever
 //! makes it.
 //!
-//! A slice is whole tiles of the encoder's product, and reads W_enc once. Its product does as many operations for a byte of W_enc
+//! A slice is whole tiles of the encoder's GEMM, and reads W_enc once. Its GEMM does as many operations for a byte of W_enc
 //! in bf16 as it has tokens, and GPUs multiply 156 to 295 times as fast as they read (`forecast.rs` has their data sheets): hence
 //! [`LEAST`]. More slices hide more, but make messages smaller: at 512 ranks, a batch of 8192 and D = 4096 one of [`MOST`] sends
 //! 64 KiB to each rank. Neither number has been measured.

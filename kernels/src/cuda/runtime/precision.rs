@@ -1,16 +1,16 @@
-//! The precision of products, weights and moments.
+//! The precision of GEMMs, weights and moments.
 
 /// `SCALE_BLOCK` in parameter.cuh.
 pub(crate) const SCALE_BLOCK: usize = 128;
 
-/// The precision of products, weights and moments. Biases and their moments are binary32.
+/// The precision of GEMMs, weights and moments. Biases and their moments are binary32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// Binary32 throughout.
     F32,
-    /// Weights in binary32; products read bf16 copies of weights, x and g, and sum in binary32.
+    /// Weights in binary32; GEMMs read bf16 copies of weights, x and g, and sum in binary32.
     Mixed(Moments),
-    /// The same products, and weights in bf16 alone: Adam computes in binary32 and rounds stochastically.
+    /// The same GEMMs, and weights in bf16 alone: Adam computes in binary32 and rounds stochastically.
     Bf16Sr(Moments),
 }
 
@@ -26,7 +26,7 @@ pub enum Moments {
 }
 
 impl Precision {
-    /// Bytes of a value that products read.
+    /// Bytes of a value that GEMMs read.
     pub fn bytes(self) -> usize {
         match self {
             Precision::F32 => 4,
@@ -53,7 +53,7 @@ impl Precision {
         }
     }
 
-    /// For people: `bf16 products and weights, 8-bit moments`.
+    /// For people: `bf16 GEMMs and weights, 8-bit moments`.
     pub(crate) fn describe(self) -> String {
         let moments = |moments| match moments {
             Moments::F32 => "",
@@ -62,8 +62,8 @@ impl Precision {
         };
         match self {
             Precision::F32 => "f32".to_owned(),
-            Precision::Mixed(of) => format!("bf16 products{}", moments(of)),
-            Precision::Bf16Sr(of) => format!("bf16 products and weights{}", moments(of)),
+            Precision::Mixed(of) => format!("bf16 GEMMs{}", moments(of)),
+            Precision::Bf16Sr(of) => format!("bf16 GEMMs and weights{}", moments(of)),
         }
     }
 
@@ -84,7 +84,7 @@ impl Precision {
     }
 }
 
-/// The part of a product that a block makes.
+/// The part of a GEMM that a block makes.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
     /// Rows and columns.

@@ -77,7 +77,7 @@ pub struct Memory {
 /// Seconds of a step's parts.
 #[derive(Debug, Serialize)]
 pub struct Parts {
-    /// Products of the encoder.
+    /// GEMMs of the encoder.
     pub encode_s: f64,
     /// Gathers of the decoder.
     pub decode_s: f64,
@@ -87,7 +87,7 @@ pub struct Parts {
     pub adam_s: f64,
     /// Between ranks, waited for.
     pub exchange_s: f64,
-    /// Between ranks, beside products; no part of the sum.
+    /// Between ranks, beside GEMMs; no part of the sum.
     pub hidden_s: f64,
     /// All that follows each other.
     pub total_s: f64,

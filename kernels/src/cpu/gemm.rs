@@ -28,7 +28,7 @@ impl<'a> Matrix<'a> {
 pub fn multiply(c: &mut [f32], stride: usize, add: bool, a: Matrix<'_>, b: Matrix<'_>) {
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(k, b.rows, "inner dimensions");
-    assert!(m > 0 && n > 0 && stride >= n && (m - 1) * stride + n <= c.len(), "product inside its slice");
+    assert!(m > 0 && n > 0 && stride >= n && (m - 1) * stride + n <= c.len(), "GEMM inside its slice");
     // The micro-kernels write whole columns, so that they make the transpose: cᵀ = bᵀ · aᵀ, whose columns are rows of `c`.
     // SAFETY: the three matrices lie inside their slices (asserted here and in `Matrix::new`; a transpose covers the
     // same elements), and `c` is borrowed mutably, so it overlaps neither.

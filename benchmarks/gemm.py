@@ -1,12 +1,12 @@
 """What a GPU multiplies and copies at most, by the libraries of PyTorch on random data: the ceiling that kernels are held against.
 
-    products.py [--json FILE] [--small]
+    gemm.py [--json FILE] [--small]
 
-The encoder's product x W_enc at the shapes of `benches/step.rs`, B = 8192, over the features whose result fits into 2 GiB: in bf16 and
+The encoder's GEMM x W_enc at the shapes of `benches/step.rs`, B = 8192, over the features whose result fits into 2 GiB: in bf16 and
 f32 by cuBLAS, in int8 by torch._int_mm, in fp8 by torch._scaled_mm; and a copy of 1 GiB. Random data, since a GPU that multiplies
 zeros draws less power and is faster. Best and median of repeats between two events, each behind 256 MiB that empty the cache.
 
-A line of JSON each, written as soon as it is known, to FILE too; a line says what was missing where a product cannot be made. --small
+A line of JSON each, written as soon as it is known, to FILE too; a line says what was missing where a GEMM cannot be made. --small
 takes tiny shapes, on the processor where there is no GPU: times then mean nothing. Without torch or without CUDA it says so and
 exits with 3.
 """
@@ -41,7 +41,7 @@ def operands(dtype, device, width, features, batch):
     return values(batch), values(features).T
 
 
-def products(device):
+def gemms(device):
     """dtype, and what multiplies two matrices of it into a result."""
     one = torch.ones((), device=device)
     scaled = lambda x, w: torch._scaled_mm(x, w, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
@@ -58,8 +58,8 @@ def measure(device, shapes):
     clock = Clock(device, FLUSH_BYTES)
     for width, features, batch in shapes:
         some = min(features, SLICE // batch)
-        for name, dtype, multiply in products(device):
-            line = {"what": "product", "dtype": name, "width": width, "features": features, "batch": batch, "sliced_to": some}
+        for name, dtype, multiply in gemms(device):
+            line = {"what": "gemm", "dtype": name, "width": width, "features": features, "batch": batch, "sliced_to": some}
             try:
                 # Sides of whole pieces of 16 bytes, which narrow formats ask for.
                 x, w = operands(dtype, device, width // 16 * 16, some // 16 * 16, batch)
