@@ -137,58 +137,58 @@ static __device__ __forceinline__ void update_feature(const Dictionary& of, cons
 // On the sparse path: a block a feature, the gradient from its pairs. Left to itself the compiler makes room for more than 8 blocks
 // and spills a value for them.
 template <class W, class M, class T>
-static __device__ __forceinline__ void adam(const Dictionary& of, const Update& update, const Runs<T>& runs, const T* w_dec_fs,
+static __device__ __forceinline__ void adam(const Dictionary& of, const Update& update, const Csc<T>& csc, const T* w_dec_fs,
                                             const float* bias_f, const float* activation_f, const Status* status, float lambda_over_b) {
     const u32 f = blockIdx.x;
     const float norm = of.norm_f[f], inverse = norm > 0 ? 1.0f / norm : 0.0f;
     const float pull = lambda_over_b * activation_f[f] * inverse;
-    update_feature<W, M>(of, update, status, f, runs.stride, bias_f[f], [&](u32 d) {
-        GradientColumns gradient = sum_run(runs, f, d);
-        gradient.dec.add(pull, load_columns(w_dec_fs + (u64)f * runs.stride + d));
+    update_feature<W, M>(of, update, status, f, csc.stride, bias_f[f], [&](u32 d) {
+        GradientColumns gradient = sum_run(csc, f, d);
+        gradient.dec.add(pull, load_columns(w_dec_fs + (u64)f * csc.stride + d));
         return gradient;
     });
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-adam_f32(Dictionary of, Update update, Runs<float> runs, const float* w_dec_fs, const float* bias_f, const float* activation_f,
+adam_f32(Dictionary of, Update update, Csc<float> csc, const float* w_dec_fs, const float* bias_f, const float* activation_f,
      const Status* status, float lambda_over_b) {
-    adam<float, float>(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
+    adam<float, float>(of, update, csc, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-adam_mixed(Dictionary of, Update update, Runs<bf16> runs, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
+adam_mixed(Dictionary of, Update update, Csc<bf16> csc, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
      const Status* status, float lambda_over_b) {
-    adam<float, float>(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
+    adam<float, float>(of, update, csc, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-adam_mixed_bf16(Dictionary of, Update update, Runs<bf16> runs, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
+adam_mixed_bf16(Dictionary of, Update update, Csc<bf16> csc, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
      const Status* status, float lambda_over_b) {
-    adam<float, bf16>(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
+    adam<float, bf16>(of, update, csc, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-adam_mixed_int8(Dictionary of, Update update, Runs<bf16> runs, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
+adam_mixed_int8(Dictionary of, Update update, Csc<bf16> csc, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
      const Status* status, float lambda_over_b) {
-    adam<float, u8>(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
+    adam<float, u8>(of, update, csc, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-adam_bf16_sr(Dictionary of, Update update, Runs<bf16> runs, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
+adam_bf16_sr(Dictionary of, Update update, Csc<bf16> csc, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
      const Status* status, float lambda_over_b) {
-    adam<bf16, float>(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
+    adam<bf16, float>(of, update, csc, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-adam_bf16_sr_bf16(Dictionary of, Update update, Runs<bf16> runs, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
+adam_bf16_sr_bf16(Dictionary of, Update update, Csc<bf16> csc, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
      const Status* status, float lambda_over_b) {
-    adam<bf16, bf16>(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
+    adam<bf16, bf16>(of, update, csc, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-adam_bf16_sr_int8(Dictionary of, Update update, Runs<bf16> runs, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
+adam_bf16_sr_int8(Dictionary of, Update update, Csc<bf16> csc, const bf16* w_dec_fs, const float* bias_f, const float* activation_f,
      const Status* status, float lambda_over_b) {
-    adam<bf16, u8>(of, update, runs, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
+    adam<bf16, u8>(of, update, csc, w_dec_fs, bias_f, activation_f, status, lambda_over_b);
 }
 
 // From rows that lie in memory, [rows, stride]: those of a tile on the dense path, or sums over ranks. A block a feature from

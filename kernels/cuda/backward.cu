@@ -17,14 +17,14 @@ static constexpr u32 TOGETHER = 4;
 
 // ∂a of the pairs [from, to) of a feature: `penalty` is (λ/B) ‖W_dec[f]‖. All threads see the results.
 template <class T>
-static __device__ __forceinline__ void activation_gradients(const Runs<T>& runs, const T* w_dec_s, float penalty, u32 from, u32 to) {
+static __device__ __forceinline__ void activation_gradients(const Csc<T>& csc, const T* w_dec_s, float penalty, u32 from, u32 to) {
     __shared__ float slots[COLUMN_THREADS / WARP][TOGETHER];
     for (u32 p0 = from; p0 < to; p0 += TOGETHER) {
         float part[TOGETHER] = {};
         const T* g[TOGETHER];
 #pragma unroll
-        for (u32 j = 0; j < TOGETHER; ++j) g[j] = runs.g_bs + (u64)runs.token_p[min(p0 + j, to - 1)] * runs.stride;
-        for (u32 d = threadIdx.x * 4; d < runs.stride; d += COLUMN_BLOCK) {
+        for (u32 j = 0; j < TOGETHER; ++j) g[j] = csc.g_bs + (u64)csc.token_p[min(p0 + j, to - 1)] * csc.stride;
+        for (u32 d = threadIdx.x * 4; d < csc.stride; d += COLUMN_BLOCK) {
             const Columns w = load_columns(w_dec_s + d);
 #pragma unroll
             for (u32 j = 0; j < TOGETHER; ++j) part[j] += w.dot(load_columns(g[j] + d));
@@ -38,7 +38,7 @@ static __device__ __forceinline__ void activation_gradients(const Runs<T>& runs,
         if (threadIdx.x < TOGETHER && p0 + threadIdx.x < to) {
             float sum = penalty;
             for (u32 w = 0; w < COLUMN_THREADS / WARP; ++w) sum += slots[w][threadIdx.x];
-            runs.gradient_p[p0 + threadIdx.x] = sum;
+            csc.gradient_p[p0 + threadIdx.x] = sum;
         }
         __syncthreads();
     }
@@ -46,46 +46,46 @@ static __device__ __forceinline__ void activation_gradients(const Runs<T>& runs,
 
 // The chunks of long runs. Blocks take one after the other.
 template <class T>
-static __device__ __forceinline__ void backward_chunks(const Runs<T>& runs, const T* w_dec_fs, const float* norm_f, const u32* feature_c,
+static __device__ __forceinline__ void backward_chunks(const Csc<T>& csc, const T* w_dec_fs, const float* norm_f, const u32* feature_c,
                                                        const Status* status, float lambda_over_b, u32 features) {
     if (status->overflow) return;
-    const u32 chunks = runs.chunk_f[features];
+    const u32 chunks = csc.chunk_f[features];
     for (u32 c = blockIdx.x; c < chunks; c += gridDim.x) {
         const u32 f = feature_c[c];
-        const u32 from = runs.run_f[f] + (c - runs.chunk_f[f]) * CHUNK, to = min(from + CHUNK, runs.run_f[f + 1]);
-        activation_gradients(runs, w_dec_fs + (u64)f * runs.stride, lambda_over_b * norm_f[f], from, to);
-        for (u32 d = threadIdx.x * 4; d < runs.stride; d += COLUMN_BLOCK) {
-            const GradientColumns sum = sum_pairs(runs, from, to, d);
-            store_columns(runs.dec_cs + (u64)c * runs.stride + d, sum.dec);
-            store_columns(runs.enc_cs + (u64)c * runs.stride + d, sum.enc);
+        const u32 from = csc.run_f[f] + (c - csc.chunk_f[f]) * CHUNK, to = min(from + CHUNK, csc.run_f[f + 1]);
+        activation_gradients(csc, w_dec_fs + (u64)f * csc.stride, lambda_over_b * norm_f[f], from, to);
+        for (u32 d = threadIdx.x * 4; d < csc.stride; d += COLUMN_BLOCK) {
+            const GradientColumns sum = sum_pairs(csc, from, to, d);
+            store_columns(csc.dec_cs + (u64)c * csc.stride + d, sum.dec);
+            store_columns(csc.enc_cs + (u64)c * csc.stride + d, sum.enc);
         }
     }
 }
 
 template <class T>
-static __device__ __forceinline__ void backward(const Runs<T>& runs, const T* w_dec_fs, const float* norm_f, float* bias_f,
+static __device__ __forceinline__ void backward(const Csc<T>& csc, const T* w_dec_fs, const float* norm_f, float* bias_f,
                                                 float* activation_f, float* norm2_f, const Status* status, float lambda_over_b) {
     __shared__ float slots[3][COLUMN_THREADS / WARP];
     if (status->overflow) return;
-    const u32 f = blockIdx.x, from = runs.run_f[f], to = runs.run_f[f + 1];
+    const u32 f = blockIdx.x, from = csc.run_f[f], to = csc.run_f[f + 1];
     if (from == to) {
         if (threadIdx.x == 0) bias_f[f] = activation_f[f] = norm2_f[f] = 0;
         return;
     }
     const float norm = norm_f[f], inverse = norm > 0 ? 1.0f / norm : 0.0f;
-    const T* w_dec_s = w_dec_fs + (u64)f * runs.stride;
-    if (to - from <= CHUNK) activation_gradients(runs, w_dec_s, lambda_over_b * norm, from, to);
+    const T* w_dec_s = w_dec_fs + (u64)f * csc.stride;
+    if (to - from <= CHUNK) activation_gradients(csc, w_dec_s, lambda_over_b * norm, from, to);
     float bias = 0, activation = 0;
     for (u32 p = from + threadIdx.x; p < to; p += COLUMN_THREADS) {
-        bias += runs.gradient_p[p];
-        activation += runs.activation_p[p];
+        bias += csc.gradient_p[p];
+        activation += csc.activation_p[p];
     }
     bias = block_sum<COLUMN_THREADS>(bias, slots[0]);
     activation = block_sum<COLUMN_THREADS>(activation, slots[1]);
     const float pull = lambda_over_b * activation * inverse;
     float norm2 = 0;
-    for (u32 d = threadIdx.x * 4; d < runs.stride; d += COLUMN_BLOCK) {
-        GradientColumns gradient = sum_run(runs, f, d);
+    for (u32 d = threadIdx.x * 4; d < csc.stride; d += COLUMN_BLOCK) {
+        GradientColumns gradient = sum_run(csc, f, d);
         gradient.dec.add(pull, load_columns(w_dec_s + d));
         norm2 += gradient.dec.dot(gradient.dec) + gradient.enc.dot(gradient.enc);
     }
@@ -98,25 +98,25 @@ static __device__ __forceinline__ void backward(const Runs<T>& runs, const T* w_
 }
 
 extern "C" __global__ void __launch_bounds__(128, 4)
-backward_chunks_f32(Runs<float> runs, const float* w_dec_fs, const float* norm_f, const u32* feature_c, const Status* status, float lambda_over_b, u32 features) {
-    backward_chunks(runs, w_dec_fs, norm_f, feature_c, status, lambda_over_b, features);
+backward_chunks_f32(Csc<float> csc, const float* w_dec_fs, const float* norm_f, const u32* feature_c, const Status* status, float lambda_over_b, u32 features) {
+    backward_chunks(csc, w_dec_fs, norm_f, feature_c, status, lambda_over_b, features);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-backward_chunks_bf16(Runs<bf16> runs, const bf16* w_dec_fs, const float* norm_f, const u32* feature_c, const Status* status, float lambda_over_b, u32 features) {
-    backward_chunks(runs, w_dec_fs, norm_f, feature_c, status, lambda_over_b, features);
+backward_chunks_bf16(Csc<bf16> csc, const bf16* w_dec_fs, const float* norm_f, const u32* feature_c, const Status* status, float lambda_over_b, u32 features) {
+    backward_chunks(csc, w_dec_fs, norm_f, feature_c, status, lambda_over_b, features);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 4)
-backward_f32(Runs<float> runs, const float* w_dec_fs, const float* norm_f, float* bias_f, float* activation_f, float* norm2_f, const Status* status,
+backward_f32(Csc<float> csc, const float* w_dec_fs, const float* norm_f, float* bias_f, float* activation_f, float* norm2_f, const Status* status,
              float lambda_over_b) {
-    backward(runs, w_dec_fs, norm_f, bias_f, activation_f, norm2_f, status, lambda_over_b);
+    backward(csc, w_dec_fs, norm_f, bias_f, activation_f, norm2_f, status, lambda_over_b);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-backward_bf16(Runs<bf16> runs, const bf16* w_dec_fs, const float* norm_f, float* bias_f, float* activation_f, float* norm2_f, const Status* status,
+backward_bf16(Csc<bf16> csc, const bf16* w_dec_fs, const float* norm_f, float* bias_f, float* activation_f, float* norm2_f, const Status* status,
               float lambda_over_b) {
-    backward(runs, w_dec_fs, norm_f, bias_f, activation_f, norm2_f, status, lambda_over_b);
+    backward(csc, w_dec_fs, norm_f, bias_f, activation_f, norm2_f, status, lambda_over_b);
 }
 
 // Sums of the columns of a matrix [n, stride]; of ∂b_dec = Σ_t g_t, and of a tile's ∂b_enc. A block for 32 columns: each warp

@@ -9,8 +9,9 @@
 // Pairs of a chunk of a run that one block walks over; longer runs are cut (LONG in transpose.cu).
 static constexpr u32 CHUNK = 1024;
 
-// The runs as transpose.cu leaves them, and the rows that their pairs mean.
-template <class T> struct Runs {
+// The active pairs as transpose.cu leaves them, in CSC: a column, which is called a run, for each feature, with its tokens in order; and the
+// rows that they mean.
+template <class T> struct Csc {
     const u32* run_f;
     const u32* token_p;
     const float* activation_p;
@@ -31,25 +32,25 @@ struct GradientColumns {
 };
 
 // Σ a g and Σ ∂a x over the pairs [from, to), in their order.
-template <class T> __device__ __forceinline__ GradientColumns sum_pairs(const Runs<T>& runs, u32 from, u32 to, u32 d) {
+template <class T> __device__ __forceinline__ GradientColumns sum_pairs(const Csc<T>& csc, u32 from, u32 to, u32 d) {
     GradientColumns sum;
 #pragma unroll 2
     for (u32 p = from; p < to; ++p) {
-        const u64 row = (u64)runs.token_p[p] * runs.stride + d;
-        sum.dec.add(runs.activation_p[p], load_columns(runs.g_bs + row));
-        sum.enc.add(runs.gradient_p[p], load_columns(runs.x_bs + row));
+        const u64 row = (u64)csc.token_p[p] * csc.stride + d;
+        sum.dec.add(csc.activation_p[p], load_columns(csc.g_bs + row));
+        sum.enc.add(csc.gradient_p[p], load_columns(csc.x_bs + row));
     }
     return sum;
 }
 
 // The same over all pairs of feature f: those of a long run are summed chunk by chunk.
-template <class T> __device__ __forceinline__ GradientColumns sum_run(const Runs<T>& runs, u32 f, u32 d) {
-    const u32 from = runs.run_f[f], to = runs.run_f[f + 1];
-    if (to - from <= CHUNK) return sum_pairs(runs, from, to, d);
+template <class T> __device__ __forceinline__ GradientColumns sum_run(const Csc<T>& csc, u32 f, u32 d) {
+    const u32 from = csc.run_f[f], to = csc.run_f[f + 1];
+    if (to - from <= CHUNK) return sum_pairs(csc, from, to, d);
     GradientColumns sum;
-    for (u32 c = runs.chunk_f[f]; c < runs.chunk_f[f + 1]; ++c) {
-        sum.dec.add(1.0f, load_columns(runs.dec_cs + (u64)c * runs.stride + d));
-        sum.enc.add(1.0f, load_columns(runs.enc_cs + (u64)c * runs.stride + d));
+    for (u32 c = csc.chunk_f[f]; c < csc.chunk_f[f + 1]; ++c) {
+        sum.dec.add(1.0f, load_columns(csc.dec_cs + (u64)c * csc.stride + d));
+        sum.enc.add(1.0f, load_columns(csc.enc_cs + (u64)c * csc.stride + d));
     }
     return sum;
 }

@@ -66,7 +66,7 @@ count_touched(u32* touched_rw, u32* before_rw, u32* tiles_rt, u32 ranks, u32 wor
 // Gradient rows of touched features, as backward has them of this rank's tokens: zeros where only those of others have touched one. A block
 // a feature from `touched.first` on.
 template <class T>
-static __device__ __forceinline__ void gradient_rows(const Runs<T>& runs, const T* w_dec_fs, const float* norm_f, const float* activation_f,
+static __device__ __forceinline__ void gradient_rows(const Csc<T>& csc, const T* w_dec_fs, const float* norm_f, const float* activation_f,
                                                      const Status* status, const Touched& touched, float* dec_ts, float* enc_ts,
                                                      float lambda_over_b) {
     const u32 f = touched.first + blockIdx.x;
@@ -74,25 +74,25 @@ static __device__ __forceinline__ void gradient_rows(const Runs<T>& runs, const 
     if (status->overflow || !touched.find(f, row)) return;
     const float norm = norm_f[f], inverse = norm > 0 ? 1.0f / norm : 0.0f;
     const float pull = lambda_over_b * activation_f[f] * inverse;
-    for (u32 d = threadIdx.x * 4; d < runs.stride; d += COLUMN_BLOCK) {
-        GradientColumns gradient = sum_run(runs, f, d);
-        gradient.dec.add(pull, load_columns(w_dec_fs + (u64)f * runs.stride + d));
-        const u64 at = (u64)row * runs.stride + d;
+    for (u32 d = threadIdx.x * 4; d < csc.stride; d += COLUMN_BLOCK) {
+        GradientColumns gradient = sum_run(csc, f, d);
+        gradient.dec.add(pull, load_columns(w_dec_fs + (u64)f * csc.stride + d));
+        const u64 at = (u64)row * csc.stride + d;
         store_columns(dec_ts + at, gradient.dec);
         store_columns(enc_ts + at, gradient.enc);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-gradient_rows_f32(Runs<float> runs, const float* w_dec_fs, const float* norm_f, const float* activation_f, const Status* status, Touched touched,
+gradient_rows_f32(Csc<float> csc, const float* w_dec_fs, const float* norm_f, const float* activation_f, const Status* status, Touched touched,
                   float* dec_ts, float* enc_ts, float lambda_over_b) {
-    gradient_rows(runs, w_dec_fs, norm_f, activation_f, status, touched, dec_ts, enc_ts, lambda_over_b);
+    gradient_rows(csc, w_dec_fs, norm_f, activation_f, status, touched, dec_ts, enc_ts, lambda_over_b);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8)
-gradient_rows_bf16(Runs<bf16> runs, const bf16* w_dec_fs, const float* norm_f, const float* activation_f, const Status* status, Touched touched,
+gradient_rows_bf16(Csc<bf16> csc, const bf16* w_dec_fs, const float* norm_f, const float* activation_f, const Status* status, Touched touched,
                    float* dec_ts, float* enc_ts, float lambda_over_b) {
-    gradient_rows(runs, w_dec_fs, norm_f, activation_f, status, touched, dec_ts, enc_ts, lambda_over_b);
+    gradient_rows(csc, w_dec_fs, norm_f, activation_f, status, touched, dec_ts, enc_ts, lambda_over_b);
 }
 
 // Rows of the ranks, for the features that this one owns. kernels/src/cuda/ranks/owners.rs has the same fields in the same order.

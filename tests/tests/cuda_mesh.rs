@@ -168,8 +168,8 @@ const CONTROLS: &[Control] = &[
     Control {
         name: "owners: gradient rows past their room",
         file: "owners.cu",
-        find: "const u64 at = (u64)row * runs.stride + d;",
-        replace: "const u64 at = ((u64)row + (1 << 20)) * runs.stride + d;",
+        find: "const u64 at = (u64)row * csc.stride + d;",
+        replace: "const u64 at = ((u64)row + (1 << 20)) * csc.stride + d;",
         caught_by: &[Variant::Plain],
     },
 ];

@@ -12,7 +12,7 @@ use super::ops::encode::Lists;
 use super::ops::normalize::Rows;
 use super::ops::residual::Residual;
 use super::ops::touched::{RowsAt, TouchedArgument};
-use super::ops::transpose::{Runs, RunsArgument};
+use super::ops::transpose::{Csc, CscArgument};
 use super::ranks::exchange::{AxisSum, Statuses};
 use super::ranks::owners::{Owners, Rounds, spread_all};
 use super::ranks::slices::Slices;
@@ -68,7 +68,7 @@ impl BetweenRanks {
 /// What the operations of a step leave for each other.
 pub(super) struct Batch {
     path: Path,
-    /// Whether [`Runs`] are those of this batch.
+    /// Whether [`Csc`] is that of this batch.
     has_runs: bool,
     pub(super) x_hat_bs: Buffer<f32>,
     /// g in the format of GEMMs: kept as bytes because that format is a choice.
@@ -89,7 +89,7 @@ pub(super) struct Buffers {
     pub(super) batch: Batch,
     pub(super) outcomes: Outcomes,
     pub(super) lists: Lists,
-    runs: Runs,
+    csc: Csc,
     dense: Dense,
     pub(super) gradient: Gradient,
     between_ranks: BetweenRanks,
@@ -128,7 +128,7 @@ impl Buffers {
                 rounds: Rounds::default(),
             },
             outcomes: Outcomes::new(batch, memory)?,
-            runs: Runs::new((batch, features, stride), lists.capacity, trains, memory)?,
+            csc: Csc::new((batch, features, stride), lists.capacity, trains, memory)?,
             dense: Dense::new((batch, features, stride), dense_bytes, (precision, trains, owns_all), memory)?,
             gradient: Gradient::new(features, stride, memory)?,
             between_ranks: BetweenRanks::new(place, &shape, stride, memory)?,
@@ -145,7 +145,7 @@ impl CudaDictionary {
     pub(super) fn new(engine: Arc<Engine>, shape: Shape) -> Result<Self, Error> {
         let buffers = Buffers::new(shape, engine.precision, engine.axes.place, &mut Memory::of(&engine))?;
         buffers.lists.prepare(&engine);
-        buffers.runs.prepare(&engine, shape.batch);
+        buffers.csc.prepare(&engine, shape.batch);
         buffers.dense.prepare(&engine);
         engine.check()?;
         Ok(CudaDictionary {
@@ -157,8 +157,8 @@ impl CudaDictionary {
         })
     }
 
-    fn runs_of(&self, x: &Rows) -> RunsArgument {
-        self.buffers.runs.argument(self.g_bs(), x.operand())
+    fn csc_of(&self, x: &Rows) -> CscArgument {
+        self.buffers.csc.argument(self.g_bs(), x.operand())
     }
 
     fn g_bs(&self) -> Pointer {
@@ -180,7 +180,7 @@ impl CudaDictionary {
         match self.buffers.batch.path {
             Path::Sparse => {
                 let status = &self.buffers.outcomes.last().status;
-                let of = (self.runs_of(x), weights);
+                let of = (self.csc_of(x), weights);
                 self.buffers.gradient.rows_of_runs(engine, of, (features, touched, to), status);
             }
             Path::Dense => {
@@ -195,11 +195,11 @@ impl CudaDictionary {
         }
     }
 
-    /// Makes the runs of the batch, once, for whoever needs them first: backward, count, or who wants their time.
+    /// Makes the runs of the batch, once, for the first that needs them: backward, count, or a measurement.
     pub fn need_runs(&mut self) {
         if !self.buffers.batch.has_runs {
             let outcome = self.buffers.outcomes.last();
-            self.buffers.runs.transpose(&self.engine, &self.buffers.lists, outcome.n, &outcome.status);
+            self.buffers.csc.transpose(&self.engine, &self.buffers.lists, outcome.n, &outcome.status);
             self.buffers.batch.has_runs = true;
         }
     }
@@ -280,9 +280,9 @@ impl Dictionary for CudaDictionary {
         match self.buffers.batch.path {
             Path::Sparse => {
                 self.need_runs();
-                let runs = self.runs_of(x);
+                let csc = self.csc_of(x);
                 let status = &self.buffers.outcomes.last().status;
-                self.buffers.gradient.of_runs(&self.engine, &self.buffers.runs, runs, &self.buffers.weights, status);
+                self.buffers.gradient.of_csc(&self.engine, &self.buffers.csc, csc, &self.buffers.weights, status);
             }
             // Where rows go to their owners they are made for each of them.
             Path::Dense if self.buffers.between_ranks.owners.is_some() => {}
@@ -315,7 +315,7 @@ impl Dictionary for CudaDictionary {
             return;
         }
         let all = tokens == (0..n);
-        let (count_f, runs) = match self.buffers.batch.path {
+        let (count_f, csc) = match self.buffers.batch.path {
             _ if all => (&self.buffers.lists.count_f, None),
             Path::Dense => {
                 let of = Operands { x, weights: &self.buffers.weights };
@@ -324,19 +324,19 @@ impl Dictionary for CudaDictionary {
             }
             Path::Sparse => {
                 self.need_runs();
-                (&self.buffers.lists.count_f, Some((self.buffers.runs.run_f.at(0), self.buffers.runs.token_p.at(0))))
+                (&self.buffers.lists.count_f, Some((self.buffers.csc.run_f.at(0), self.buffers.csc.token_p.at(0))))
             }
         };
         let Batch { error_b, l1_b, .. } = &self.buffers.batch;
         let Outcome { with_gradient, status, .. } = self.buffers.outcomes.last();
         let counted =
-            Counted { tokens, error_b, l1_b, count_f, runs, status: status.at(0), with_gradient: *with_gradient };
+            Counted { tokens, error_b, l1_b, count_f, csc, status: status.at(0), with_gradient: *with_gradient };
         tally.add(&self.engine, x, &counted);
     }
 
     fn adam(&mut self, x: &Rows, update: &AdamUpdate) {
         let Some(mode) = self.shape.adam else { panic!("a dictionary made without Adam does not train") };
-        let (runs, g_bs) = (self.runs_of(x), self.g_bs());
+        let (csc, g_bs) = (self.csc_of(x), self.g_bs());
         let (engine, owners) = (&self.engine, &self.buffers.between_ranks.owners);
         let over_ranks = owners.as_ref().map(|owners| (&owners.count_f, &owners.bias_f));
         let (count_f, bias_f) = over_ranks.unwrap_or((&self.buffers.lists.count_f, &self.buffers.gradient.bias_f));
@@ -356,7 +356,7 @@ impl Dictionary for CudaDictionary {
                 let make = |features, touched, to| self.make_rows(x, (features, touched, to));
                 owners.adam(engine, rounds, (&adam, mode != AdamMode::Dense), count_f, make);
             }
-            (None, Path::Sparse) => adam.of_runs(engine, runs),
+            (None, Path::Sparse) => adam.of_csc(engine, csc),
             (None, Path::Dense) => self.buffers.dense.adam(engine, x, g_bs, &adam),
         }
         adam.b_dec(engine);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Cost;
 use super::backward::Gradient;
 use super::touched::{RowsAt, TouchedArgument};
-use super::transpose::RunsArgument;
+use super::transpose::CscArgument;
 use crate::cuda::runtime::engine::{Argument, Engine, arguments};
 use crate::cuda::runtime::memory::Buffer;
 use crate::cuda::runtime::pointer::Pointer;
@@ -59,7 +59,7 @@ impl UpdateArgument {
 
 /// The kernels of a precision: the update from runs, the update from rows, and settling.
 struct Kernels {
-    runs: &'static str,
+    csc: &'static str,
     rows: &'static str,
     settle: &'static str,
 }
@@ -67,7 +67,7 @@ struct Kernels {
 impl Kernels {
     #[rustfmt::skip] // A table.
     fn of(precision: Precision) -> Self {
-        let (runs, rows, settle) = match precision {
+        let (csc, rows, settle) = match precision {
             Precision::F32 => ("adam_f32", "adam_rows_f32", "settle_f32"),
             Precision::Mixed(Moments::F32) => ("adam_mixed", "adam_rows_f32", "settle_f32"),
             Precision::Mixed(Moments::Bf16) => ("adam_mixed_bf16", "adam_rows_mixed_bf16", "settle_mixed_bf16"),
@@ -76,7 +76,7 @@ impl Kernels {
             Precision::Bf16Sr(Moments::Bf16) => ("adam_bf16_sr_bf16", "adam_rows_bf16_sr_bf16", "settle_bf16_sr_bf16"),
             Precision::Bf16Sr(Moments::Int8) => ("adam_bf16_sr_int8", "adam_rows_bf16_sr_int8", "settle_bf16_sr_int8"),
         };
-        Kernels { runs, rows, settle }
+        Kernels { csc, rows, settle }
     }
 }
 
@@ -122,13 +122,13 @@ impl Adam<'_> {
     }
 
     /// Every feature, its gradient from its run.
-    pub fn of_runs(&self, engine: &Engine, runs: RunsArgument) {
-        let kernel = Kernels::of(engine.precision).runs;
+    pub fn of_csc(&self, engine: &Engine, csc: CscArgument) {
+        let kernel = Kernels::of(engine.precision).csc;
         let (w_dec, gradient) = (self.weights.w_dec.operand(0), self.gradient);
         let (bias_f, activation_f) = (self.bias_f.at(0), gradient.activation_f.at(0));
         let (status, lambda_over_b) = (self.status.at(0), gradient.lambda_over_b);
         let arguments =
-            arguments![self.dictionary(), self.update, runs, w_dec, bias_f, activation_f, status, lambda_over_b];
+            arguments![self.dictionary(), self.update, csc, w_dec, bias_f, activation_f, status, lambda_over_b];
         // SAFETY: runs and arrays are those of the dictionary.
         unsafe { engine.enqueue(kernel, self.count_f.len(), 0, arguments) };
     }

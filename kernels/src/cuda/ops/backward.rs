@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Cost;
 use super::touched::{RowsAt, TouchedArgument};
-use super::transpose::{Runs, RunsArgument};
+use super::transpose::{Csc, CscArgument};
 use crate::Error;
 use crate::cuda::runtime::engine::{Engine, arguments};
 use crate::cuda::runtime::memory::{Buffer, Memory};
@@ -37,14 +37,7 @@ impl Gradient {
     }
 
     /// The gradient of every feature that fired, from its run.
-    pub fn of_runs(
-        &mut self,
-        engine: &Engine,
-        runs: &Runs,
-        of: RunsArgument,
-        weights: &Weights,
-        status: &Buffer<Status>,
-    ) {
+    pub fn of_csc(&mut self, engine: &Engine, csc: &Csc, of: CscArgument, weights: &Weights, status: &Buffer<Status>) {
         let features = self.bias_f.len();
         let (w_dec, norm_f, status) = (weights.w_dec.operand(0), weights.norm_f.at(0), status.at(0));
         let lambda_over_b = self.lambda_over_b;
@@ -52,7 +45,7 @@ impl Gradient {
         // SAFETY: runs are those of these features; every array has one value a feature.
         unsafe {
             let kernel = engine.precision.pick("backward_chunks_f32", "backward_chunks_bf16");
-            let arguments = arguments![of, w_dec, norm_f, runs.feature_c.at(0), status, lambda_over_b, features as u32];
+            let arguments = arguments![of, w_dec, norm_f, csc.feature_c.at(0), status, lambda_over_b, features as u32];
             engine.enqueue(kernel, 16 * engine.multiprocessors as usize, 0, arguments);
             let kernel = engine.precision.pick("backward_f32", "backward_bf16");
             let arguments = arguments![of, w_dec, norm_f, bias_f, activation_f, norm2_f, status, lambda_over_b];
@@ -64,7 +57,7 @@ impl Gradient {
     pub fn rows_of_runs(
         &self,
         engine: &Engine,
-        (of, weights): (RunsArgument, &Weights),
+        (of, weights): (CscArgument, &Weights),
         (features, touched, (dec_ts, enc_ts)): (Range<usize>, TouchedArgument, RowsAt),
         status: &Buffer<Status>,
     ) {

@@ -42,8 +42,8 @@ pub struct Counted<'a> {
     pub l1_b: &'a Buffer<f64>,
     /// Firings: of all tokens, or of those counted when the pairs are not given.
     pub count_f: &'a Buffer<u32>,
-    /// `run_f` and `token_p` of the runs, to find the firings of some tokens.
-    pub runs: Option<(Pointer, Pointer)>,
+    /// `run_f` and `token_p` of the CSC, to find the firings of some tokens.
+    pub csc: Option<(Pointer, Pointer)>,
     pub status: Pointer,
     /// Whether the gradient's norm is known.
     pub with_gradient: bool,
@@ -65,7 +65,7 @@ impl Tally {
         let (from, to) = (counted.tokens.start as u32, counted.tokens.end as u32);
         let (stride, features) = (x.stride as u32, counted.count_f.len());
         let (status, with_gradient) = (counted.status, u32::from(counted.with_gradient));
-        let (run_f, token_p) = counted.runs.unwrap_or((0, 0));
+        let (run_f, token_p) = counted.csc.unwrap_or((0, 0));
         let totals = self.totals.at(0);
         // SAFETY: the tokens are among the batch's; the sums have a value a column and a feature.
         unsafe {

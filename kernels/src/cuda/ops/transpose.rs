@@ -1,4 +1,4 @@
-//! Launches `transpose.cu`: the runs of pairs of each feature.
+//! Launches `transpose.cu`: from lists by token (CSR) to runs by feature (CSC).
 
 use super::Cost;
 use super::encode::Lists;
@@ -22,8 +22,9 @@ pub fn most_tokens(shared: usize) -> usize {
     shared / BITMAP_BYTES_A_WORD * 32
 }
 
-/// For each feature the tokens on which it fired, ascending, with its activations.
-pub struct Runs {
+/// The active pairs of a batch in CSC: a column for each feature, called its run, of the tokens on which it fired, ascending, with its
+/// activations.
+pub struct Csc {
     features: usize,
     stride: usize,
     /// Pairs for which there is room.
@@ -44,10 +45,10 @@ pub struct Runs {
     enc_cs: Buffer<f32>,
 }
 
-/// `Runs` in gradient.cuh.
+/// `Csc` in gradient.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct RunsArgument {
+pub struct CscArgument {
     run_f: Pointer,
     token_p: Pointer,
     activation_p: Pointer,
@@ -60,9 +61,9 @@ pub struct RunsArgument {
     stride: u32,
 }
 // SAFETY: nine pointers and a u32 in the same order.
-unsafe impl Argument for RunsArgument {}
+unsafe impl Argument for CscArgument {}
 
-impl Runs {
+impl Csc {
     /// Without `trains` only what counting needs.
     pub fn new(
         (batch, features, stride): (usize, usize, usize),
@@ -76,7 +77,7 @@ impl Runs {
         let chunk_room = 2 * room / CHUNK;
         let gradients = if trains { room } else { 0 };
         let sums = if trains { chunk_room * stride } else { 0 };
-        Ok(Runs {
+        Ok(Csc {
             features,
             stride,
             room,
@@ -97,8 +98,8 @@ impl Runs {
     }
 
     /// As kernels take them, with the rows that their pairs mean.
-    pub fn argument(&self, g_bs: Pointer, x_bs: Pointer) -> RunsArgument {
-        RunsArgument {
+    pub fn argument(&self, g_bs: Pointer, x_bs: Pointer) -> CscArgument {
+        CscArgument {
             run_f: self.run_f.at(0),
             token_p: self.token_p.at(0),
             activation_p: self.activation_p.at(0),
