@@ -1,4 +1,4 @@
-//! Names the commit that `sae` is built from: `SAE_COMMIT` where whoever packages it says so, else what git says of this checkout,
+//! Names the commit that `sae` is built from: `SAE_COMMIT` where a packager says so, else what git says of this checkout,
 //! else `unknown`. It belongs to this crate, the last in a build, so that a new commit compiles nothing else again.
 
 use std::env;

@@ -27,7 +27,7 @@ if [ "$(id -u)" != 0 ]; then
     done
     exec sudo env "${borrowed[@]}" "$here/all.sh" "$@"
 fi
-# Tests send SIGHUP. Whoever starts this by nohup has it ignored, here and in all that this starts.
+# Tests send SIGHUP. A start by nohup has it ignored, here and in all that this starts.
 if (( 0x$(awk '/^SigIgn/ { print $2 }' /proc/self/status) & 1 )); then
     exec env --default-signal=HUP bash "$0" "$@"
 fi

@@ -381,7 +381,7 @@ pub trait Device: Sync {
     fn gather(&self, staged: &mut Self::Staging, parts: &[Range<usize>]) -> Result<(), Error>;
 
     /// `x = scale · rows` for the first `n` rows of `staged`, which lie there one after the other in `dtype`, of a batch of
-    /// `of` rows over the data axis. Rows with a value that is not finite are remembered in `x`. Does not wait: whoever next asks to
+    /// `of` rows over the data axis. Rows with a value that is not finite are remembered in `x`. Does not wait: the next call that asks to
     /// write to `staged` does, until its rows were copied.
     fn normalize(&self, staged: &Self::Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Self::Rows);
 
@@ -420,7 +420,7 @@ pub(crate) const SUMS_TIMED: usize = 4;
 
 /// A rank's features with their optimiser state and the scratch of a step. The operations of a step are called in the
 /// order in which they stand here, on the same `x`; evaluation leaves out backward and Adam. Only [`Dictionary::adam`]
-/// changes what a checkpoint holds. Ranks exchange x̂, sums, gradients and updated weights in them; that they could not is told by
+/// changes what a checkpoint holds. Ranks exchange x̂, sums, gradients and updated weights in them; that they could not is reported by
 /// [`Dictionary::report`].
 ///
 /// A batch is *refused* when it has no room, or it or its gradient is not finite: it changes nothing. A batch enqueued

@@ -167,7 +167,7 @@ pub enum Error {
         rank: usize,
         /// What this rank was doing when it heard of it.
         operation: &'static str,
-        /// How it failed, in the words of whoever saw it first.
+        /// How it failed, in the words of the rank that saw it first.
         reason: String,
         /// The exit code that it will end with, where it could still say so.
         code: Option<u8>,

@@ -13,7 +13,7 @@ pub const LAUNCHER: &str = "SAE_LAUNCHER";
 /// left over.
 pub fn bind() -> Result<bool, Failure> {
     let Ok(launcher) = std::env::var(LAUNCHER) else { return Ok(false) };
-    // First the signal, then the look: whoever ends in between is seen by one of them.
+    // First the signal, then the look: a parent that ends in between is seen by one of them.
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(|error| {
         Failure::arguments(format!("{LAUNCHER}: the death of the launcher cannot be watched: {error}"))

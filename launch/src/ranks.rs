@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(8);
 /// Time between looks at the processes.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Signals that end a launcher, and that it passes on: by the first one a rank saves and stops. Whoever signals all processes of a job
+/// Signals that end a launcher, and that it passes on: by the first one a rank saves and stops. A launcher that signals all processes of a job
 /// signals the ranks too, which then get it twice and save once.
 #[derive(Debug)]
 pub struct Passed {

@@ -299,7 +299,7 @@ mod tests {
         assert!(message.contains("run.dir = 2024-01-01 is a date, which no key takes: write"), "{message}");
         let message = self::message(&MINIMAL.replace("\"acts\"", "[\"acts\", 07:32:00]"), &[]);
         assert!(message.contains("data.train = 07:32:00 is a date, which no key takes: write"), "{message}");
-        // What is no TOML is told with its place.
+        // What is no TOML is reported with its place.
         let message = self::message(&MINIMAL.replace("features = 64", "features = "), &[]);
         assert!(message.contains("line 4"), "{message}");
         let message = self::message(MINIMAL, &["train.lr=true"]);

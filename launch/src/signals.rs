@@ -16,7 +16,7 @@ pub fn that_stop() -> Vec<i32> {
     signals
 }
 
-/// From now on a file that grows beyond `ulimit -f` is an error of whoever writes it, and SIGXFSZ does not end the process.
+/// From now on a file that grows beyond `ulimit -f` is an error of the write, and SIGXFSZ does not end the process.
 pub fn leave_file_sizes_to_writers() {
     // Where that cannot be had, the system ends the process as it would have.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));

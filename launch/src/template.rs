@@ -1,6 +1,6 @@
 //! Filling in the scripts and manifests of launch/templates, where `{{name}}` stands for a value.
 
-/// The template with every name's value in its place. Values are put in as they are: whoever fills in quotes them.
+/// The template with every name's value in its place. Values are put in as they are: the caller quotes them.
 pub fn fill(template: &str, values: &[(&str, String)]) -> String {
     let mut filled = String::with_capacity(2 * template.len());
     let mut rest = template;

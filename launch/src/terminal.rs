@@ -1,4 +1,4 @@
-//! Standard error that may go away: the terminal is closed, whoever read the pipe is gone, the disk of a log is full. A run outlives
+//! Standard error that may go away: the terminal is closed, the reader of the pipe is gone, the disk of a log is full. A run outlives
 //! that, so nothing that is written there can fail. Bars are drawn there too, and would end the program with their terminal.
 
 use std::io::{self, Write};
@@ -38,7 +38,7 @@ pub fn width() -> usize {
     usize::from(Term::stderr().size().1)
 }
 
-/// Where the terminal is gone, so is whoever could see that it fails.
+/// Where the terminal is gone, nobody is left to see that it fails.
 fn drawn(_result: io::Result<()>) -> io::Result<()> {
     Ok(())
 }

@@ -227,6 +227,6 @@ fn manifests_cannot_point_elsewhere() {
     let linked = Dataset::open(&[inner.to_str().unwrap().into()], &OpenOptions::default()).unwrap();
     assert!(
         linked.has_manifest() && linked.rows() == 100,
-        "a link is followed: whoever makes one could as well put the shard there"
+        "a link is followed: a user who makes one could as well put the shard there"
     );
 }

@@ -493,7 +493,7 @@ fn the_columns_of_filters_are_looked_at_in_all_shards_at_once() {
         // A manifest that spares the footers does not spare this.
         assert!(open(&url).has_manifest());
         assert!(start(&options).map(drop).unwrap_err().to_string().ends_with(says));
-        // Whoever leaves the shard out needs nothing of it.
+        // A run that leaves the shard out needs nothing of it.
         let mut skip = SkipList::default();
         (0..3).for_each(|group| skip.add_row_group(3, group));
         start(&StreamOptions { skip, ..options }).map(drop).unwrap();

@@ -5,7 +5,7 @@
 // written at the call as CUDA does, pinned memory when the stream comes to it. Until then pinned memory that is written holds
 // poison, and pinned memory that is read may not change.
 //
-// What goes wrong is told on stderr besides the result, since a result is one number. Environment:
+// What goes wrong is printed on stderr besides the result, since a result is one number. Environment:
 //   EMULATOR_MEMORY   bytes of a device, 4 GiB by default
 //   EMULATOR_DEVICES  how many there are, 1 by default
 //   EMULATOR_FIRST    number of the first one on its machine, 0 by default: a launcher that binds GPUs hides those before

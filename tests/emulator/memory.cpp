@@ -113,7 +113,7 @@ void describe(const u8* address) {
 
 struct sigaction before[2];
 
-// Says what the address means and lets the fault happen again, for whoever handled faults before.
+// Says what the address means and lets the fault happen again, for the handler that was there before.
 void on_fault(int signal, siginfo_t* info, void*) {
     static thread_local bool telling = false;
     if (telling) abort();  // a fault of its own would come for ever

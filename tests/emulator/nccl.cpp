@@ -2,7 +2,7 @@
 // library, which is found under the name libnccl.so.2 too.
 //
 // Every pair of ranks has a Unix socket. A group of messages is an operation of its stream: it is done when the stream comes to
-// it, and whoever waits for the stream waits for the other ranks. As with NCCL, one that is gone is waited for until the
+// it, and to wait for the stream is to wait for the other ranks. As with NCCL, one that is gone is waited for until the
 // communicator is aborted. Each message begins with its length, so that two ranks that disagree about it are caught.
 //
 // A device goes on by itself, while the queues of the emulator stand still until somebody waits for them: with a seed other than

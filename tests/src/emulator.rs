@@ -251,7 +251,7 @@ fn digest(files: &[PathBuf], with: &str) -> u128 {
 }
 
 /// The folder `name` of the cache. If it is not there, `make` fills one beside it, which then takes the name at once: a
-/// process sees it whole or not at all, and whoever comes second uses what the first has made.
+/// process sees it whole or not at all, and the second one uses what the first has made.
 fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     let cache = root().join(target).join("emulator");

@@ -1,4 +1,4 @@
-//! A TCP proxy before a real server that holds some requests back until it is told to let them through.
+//! A TCP proxy before a real server that holds some requests back until it is asked to let them through.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

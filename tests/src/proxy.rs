@@ -17,7 +17,7 @@ pub enum Fault {
     Reset,
     /// Half of a part of an object, said to be all of it.
     Short,
-    /// 403 for what is not there, as S3 answers whoever may not list the bucket.
+    /// 403 for what is not there, as S3 answers a user who may not list the bucket.
     Forbidden,
 }
 

@@ -343,7 +343,7 @@ fn a_killed_rank_ends_the_others_with_its_name() {
         assert!(killed.elapsed() < Duration::from_secs(10), "{mesh}: {:?}", killed.elapsed());
         assert!(!output.status.success() && !said.contains("killed: they had not ended"), "{mesh}: {said}");
         let name = format!("rank {}: ", ranks.parse::<usize>().expect("a number") - 1);
-        // It closed or was reset: whoever had not read everything that it was sent decides.
+        // It is reset instead of closed where the rank had not read everything that it was sent.
         assert!(said.contains(&name) && said.contains("its connection"), "{mesh}: {said}");
     }
 }

@@ -209,7 +209,7 @@ fn a_missing_event_between_streams_shows() {
     assert!(stale("unordered") > 0);
 }
 
-/// The host that does not wait for a copy finds poison, and the one that writes to memory on its way is told so. An event that
+/// The host that does not wait for a copy finds poison, and the one that writes to memory on its way is refused. An event that
 /// EMULATOR_OMIT leaves out is like one that was never asked for.
 #[test]
 fn a_missing_wait_of_the_host_shows() {

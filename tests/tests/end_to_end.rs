@@ -161,7 +161,7 @@ fn a_stopped_run_resumes_to_the_same_bits() {
         let run = fixture.path(name("stopped"));
         let mut arguments = vec!["train", &stopped];
         for lines in [1, 20] {
-            // A scheduler sends more than one, and whoever saves is not disturbed by the second.
+            // A scheduler sends more than one, and a rank that saves is not disturbed by the second.
             let signals = if lines == 1 { vec![signal] } else { vec!["USR1", "TERM", "TERM"] };
             let step = stop(&arguments, &run, lines, &signals);
             assert!(
@@ -177,7 +177,7 @@ fn a_stopped_run_resumes_to_the_same_bits() {
     }
 }
 
-/// Whoever opens data may wait for a store for minutes, and is not kept by it.
+/// A run that opens data may wait for a store for minutes, and a signal ends it all the same.
 #[test]
 fn a_signal_before_the_run_begins_ends_it() {
     let fixture = Fixture::with_data();

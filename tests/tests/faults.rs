@@ -554,7 +554,7 @@ fn secrets_appear_nowhere() {
 }
 
 /// A store that throttles, resets connections or sends less than was asked for delivers the same rows a little later; one that
-/// never does better is told from damaged data. Read by a glob that no manifest lies beside, so that no checksum helps.
+/// never does better is distinguished from damaged data. Read by a glob that no manifest lies beside, so that no checksum helps.
 #[test]
 fn storage_that_stumbles_delivers_the_same_rows() {
     let Some(interpreter) = need::python() else { return };

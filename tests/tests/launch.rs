@@ -136,7 +136,7 @@ fn a_closed_terminal_ends_in_a_checkpoint_or_not_at_all() {
     }
 }
 
-/// Whoever read what is said is gone: the run is not.
+/// The reader of the output is gone: the run is not.
 #[test]
 fn a_run_goes_on_when_nobody_reads_what_it_says() {
     let fixture = Fixture::with_data();
@@ -321,7 +321,7 @@ fn launchers_of_several_machines_train_together() {
     sae::run_with(&["launch", "local", &path], &outside).exits(64).says(&["Kubernetes has started 2", "--as-node"]);
 }
 
-/// What would come again is not tried again, and its cause is told.
+/// What would come again is not tried again, and its cause is reported.
 #[test]
 fn what_a_restart_does_not_help_ends_at_once() {
     let fixture = Fixture::with_data();

@@ -36,7 +36,7 @@ fn nobody() -> String {
     TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").to_string()
 }
 
-/// The first failure is told with the time until which it is tried again, and so is the end.
+/// The first failure is reported with the time until which it is tried again, and so is the end.
 #[test]
 fn a_store_that_is_down_is_told_at_once_and_given_up_soon() {
     let fixture = Fixture::with_data();
@@ -137,7 +137,7 @@ fn with_shards(interpreter: &Path) -> S3 {
     s3
 }
 
-/// S3 answers 403 for what is absent to whoever may not list the bucket: a manifest that may be absent is done without.
+/// S3 answers 403 for what is absent to a user who may not list the bucket: a manifest that may be absent is done without.
 #[test]
 fn a_manifest_that_is_refused_is_done_without() {
     let Some(interpreter) = need::python() else { return };

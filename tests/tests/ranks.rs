@@ -42,7 +42,7 @@ fn processes_behave() {
 
 /// What the job of each transport tells when its last rank does not do its part.
 fn failures(make: impl Fn() -> Vec<Arc<dyn Ranks>>, job: impl Fn(&Group) + Sync) -> Vec<String> {
-    // Whoever has not yet taken what was sent when the job fails does not get it any more.
+    // A rank that has not yet taken what was sent when the job fails does not get it any more.
     let taken = Barrier::new(3);
     let results = each(make(), |ranks| {
         let group = Group::of(ranks.clone(), (0..ranks.size()).collect());

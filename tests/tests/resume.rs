@@ -144,7 +144,7 @@ fn the_best_checkpoint_is_that_of_the_least_held_out_loss() {
     assert!(places.iter().any(|(name, best)| *name == "rises" && *best < 15), "{places:?}");
 }
 
-/// A checkpoint of `catchup` in the middle of a run owes updates; whoever evaluates it makes as many as the run did. At the end of a run
+/// A checkpoint of `catchup` in the middle of a run owes updates; an evaluation makes as many as the run did. At the end of a run
 /// the rate is near 0, and one too many would not show.
 #[test]
 fn updates_that_are_owed_are_made_as_often_by_an_evaluation_of_the_checkpoint() {

@@ -180,6 +180,50 @@ fn an_operation_has_one_name_everywhere() {
     }
 }
 
+/// Words that nobody else in the field uses, where it has one: CONTRIBUTING.md has a table of those.
+const PRIVATE_WORDS: [&str; 17] = [
+    "/// all of it.",
+    "/// as there.",
+    "befall",
+    "book",
+    "by chance",
+    "card",
+    "guest",
+    "in what numbers",
+    "is told",
+    "laps",
+    "line of metrics ",
+    "lines of metrics ",
+    "nobody looks",
+    "reckon",
+    "stranger",
+    "the first to go",
+    "whoever",
+];
+
+/// What was made and what is quoted keeps its words; so does this file, which has them all.
+#[test]
+fn the_words_are_those_of_the_field() {
+    let exempt = ["CHANGELOG.md", "benchmarks/runs", "tests/tests/tidy.rs", "LICENSE"].map(|path| root().join(path));
+    let mut found = Vec::new();
+    for path in files(&["rs", "cu", "cuh", "cpp", "h", "md", "py", "sh", "toml"]) {
+        if exempt.iter().any(|exempt| path.starts_with(exempt)) {
+            continue;
+        }
+        let text = read(&path).to_lowercase();
+        for word in PRIVATE_WORDS {
+            let alone = |at: usize| !text[..at].ends_with(|c: char| c.is_alphabetic());
+            // Words of other things that begin so.
+            let other = |at: usize| ["cardinal", "bookworm", "lapse"].iter().any(|other| text[at..].starts_with(other));
+            if let Some((at, _)) = text.match_indices(word).find(|(at, _)| alone(*at) && !other(*at)) {
+                let line = text[..at].lines().count();
+                found.push(format!("{}:{line}: {word}", path.strip_prefix(root()).unwrap_or(&path).display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
+
 /// Where a file reaches back to one that uses it, neither can be read first.
 #[test]
 fn files_use_each_other_in_one_direction() {

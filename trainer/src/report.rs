@@ -1,4 +1,4 @@
-//! What is told of a run: metrics, their files, what was found.
+//! What is reported of a run: metrics, their files, what was found.
 
 pub mod account;
 pub mod centre;

@@ -14,7 +14,7 @@ pub struct Failure {
     pub rank: usize,
     /// The exit code that it will end with, where it could still say so. Nothing here knows what codes mean.
     pub code: Option<u8>,
-    /// How it failed, in the words of whoever saw it first.
+    /// How it failed, in the words of the rank that saw it first.
     pub reason: String,
 }
 

@@ -22,7 +22,7 @@ pub const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Ranks that exchange bytes. Every rank makes the same calls in the same order, as far as they are among the same ranks.
 ///
-/// The first failure is final: it is told to all ranks, and every later call on any of them returns it. A rank that is dropped has
+/// The first failure is final: it is sent to all ranks, and every later call on any of them returns it. A rank that is dropped has
 /// left; that is a failure only when somebody still waits for it. Dropped while its thread panics, it aborts.
 pub trait Ranks: Send + Sync + std::fmt::Debug {
     /// This rank's index.

@@ -194,7 +194,7 @@ impl Shared {
             }
             let awaited = self.mailbox.awaited().map_or(NOBODY, |rank| rank as u32).to_le_bytes();
             for (_, link) in self.links() {
-                // Whoever is sending a message gives a sign of life by that.
+                // A thread that is sending a message gives a sign of life by that.
                 if let Ok(mut outgoing) = link.outgoing.try_lock() {
                     outgoing.send(Kind::Beat, &awaited, &|| true);
                 }
@@ -230,7 +230,7 @@ impl Shared {
         }
     }
 
-    /// Sends a message. That it could not be sent is told by receiving, which knows why.
+    /// Sends a message. That it could not be sent is reported by receiving, which knows why.
     fn send(&self, to: usize, message: &[u8], since: Instant) {
         let Some(link) = &self.links[to] else { return };
         let give_up = || self.mailbox.failure().is_some() || since.elapsed() > self.limits.operation;
@@ -325,7 +325,7 @@ impl Drop for Tcp {
         let _ = self.shared.orders.send(Order::Leave);
         // Closing a connection before the other side has read everything would lose the end of what was sent.
         wait_for(&self.watch);
-        // Whoever failed reads nothing any more, and may be stopped and never close its end.
+        // A peer that failed reads nothing any more, and may be stopped and never close its end.
         let failed = self.shared.mailbox.failure().map(|failure| failure.rank);
         for (_, link) in self.shared.links().filter(|&(rank, _)| Some(rank) == failed) {
             let _ = link.stream.shutdown(Shutdown::Both);

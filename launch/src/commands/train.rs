@@ -137,7 +137,7 @@ fn stop_on_signals(launched: bool) -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
-/// Ends one that is asked to stop before its run has begun: what opens data may wait for a store for minutes. Whoever has begun saves.
+/// Ends one that is asked to stop before its run has begun: what opens data may wait for a store for minutes. One that has begun saves.
 fn leave_before_the_start(stop: &Arc<AtomicBool>, begun: &Arc<AtomicBool>) -> Result<(), Failure> {
     let (stop, begun) = (Arc::clone(stop), Arc::clone(begun));
     let watch = move || {

@@ -14,9 +14,9 @@ pub type Variables = BTreeMap<String, String>;
 pub enum Launcher {
     /// Nobody: the process is alone.
     None,
-    /// Whoever typed the command.
+    /// The user who typed the command.
     Flags,
-    /// torchrun, or whoever sets the same variables.
+    /// torchrun, or any launcher that sets the same variables.
     Torchrun,
     /// The training operator of Kubeflow.
     Kubeflow,

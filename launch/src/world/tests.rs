@@ -79,7 +79,7 @@ fn what_is_no_launcher_says_nothing() {
     }
 }
 
-/// A batch script with tasks that calls sae without srun is told so; nobody else is.
+/// A batch script with tasks that calls sae without srun gets a message that says so; nobody else does.
 #[test]
 fn tasks_that_nothing_was_started_in_are_told() {
     let told = |text: &str| {

@@ -17,7 +17,7 @@ const REDO: &str =
 pub(super) fn read(store: &Store) -> Result<Option<Manifest>> {
     let key = manifest::FILE_NAME;
     let entry = match store.head(key) {
-        // Whoever may not list gets no other answer for what is absent.
+        // A user who may not list gets no other answer for what is absent.
         Err(Error::Denied { .. }) if store.local_path().is_none() => {
             if store.lists() {
                 // Where nothing may be seen, that is what is wrong.
@@ -34,7 +34,7 @@ pub(super) fn read(store: &Store) -> Result<Option<Manifest>> {
         return Err(Error::data(store.url_of(key), format!("{} bytes are no manifest", entry.size)));
     }
     let json = store.get(key)?;
-    // That its paths stay below its folder is checked with the rest. A link below it may lead elsewhere: whoever can make one could
+    // That its paths stay below its folder is checked with the rest. A link below it may lead elsewhere: a user who can make one could
     // as well put the shard there, and listing follows it without a manifest too.
     match Manifest::from_json(&json, &store.url_of(key)) {
         Ok(manifest) => Ok(Some(manifest)),
@@ -52,7 +52,7 @@ pub(super) fn read(store: &Store) -> Result<Option<Manifest>> {
 
 /// The manifest with the name of its column, unless that is another column of the same files than the one that is asked for: pages of
 /// both have the same form, and only footers tell them apart. Looked at are those of `entries` that are as the manifest has them: what
-/// has changed is told where all are compared. Where the manifest names its column, the first speaks for all; those of version 0.1.0 do
+/// has changed is reported where all are compared. Where the manifest names its column, the first speaks for all; those of version 0.1.0 do
 /// not, and what they describe was not compared.
 pub(super) fn of_column(
     store: &Store,

@@ -78,7 +78,7 @@ pub fn heavy(dataset: &Dataset, ids: &[RowId], row_norms: &[f64]) -> Option<Heav
     let rows = is_heavy.iter().filter(|&&heavy| heavy).count() as u64;
     let mut found = Heavy { top1_share, of: norms.rows(), times, rows, at: Vec::new(), filters: Vec::new() };
     for (column, key) in [("pos", "data.filter.positions"), ("token_id", "data.filter.token_ids")] {
-        // Naming them is a courtesy: a column that cannot be read is told where it is needed.
+        // Naming them is a courtesy: a column that cannot be read is reported where it is needed.
         let Ok(Some(values)) = values(dataset, ids, column) else { continue };
         let at = values_of(column, &values, &is_heavy);
         let covered: u64 = at.iter().map(|at| at.heavy).sum();

@@ -1,7 +1,7 @@
 //! How the norms of rows are spread: their quantiles, and which share of E‖x‖² the largest of them carry.
 //!
 //! Norms are counted in bins whose width is 2⁻¹⁴ of their size: any number of rows takes a few megabytes, and what comes out does not
-//! depend on the order in which they came. A norm that is told is that of the middle of its bin, at most 2⁻¹⁵ (0.003 %) off; the
+//! depend on the order in which they came. A norm that is reported is that of the middle of its bin, at most 2⁻¹⁵ (0.003 %) off; the
 //! least and the greatest are exact.
 
 use std::collections::BTreeMap;

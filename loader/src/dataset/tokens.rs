@@ -74,7 +74,7 @@ pub(crate) fn leaf(footer: &Footer, name: &str) -> std::result::Result<Option<us
 
 impl Dataset {
     /// Looks whether every shard has the columns that a filter needs, in a form that it can use. Streams and samples look too;
-    /// whoever opens data for later may want to know at once.
+    /// code that opens data for later may want to know at once.
     ///
     /// # Errors
     /// [`Error::Data`] with the first shard that lacks one, and those of the store.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// An outage that follows another within this is told once it has lasted [`LONG`]: a store that throttles fails now and then for
+/// An outage that follows another within this is reported once it has lasted [`LONG`]: a store that throttles fails now and then for
 /// hours.
 const QUIET: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(5);

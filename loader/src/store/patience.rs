@@ -31,7 +31,7 @@ pub const MOST: Duration = Duration::from_secs(600);
 /// In the middle of a run, at least.
 pub const IN_A_RUN: Duration = Duration::from_secs(150);
 
-/// A request that asks for little and has got no answer for so long is told as one that failed, and waited for.
+/// A request that asks for little and has got no answer for so long is reported as one that failed, and waited for.
 const SILENT: Duration = Duration::from_secs(5);
 
 /// Every attempt has so long, also the last.
@@ -203,7 +203,7 @@ async fn refusal(response: HttpResponse) -> String {
     if line.is_empty() { format!("it answered {status}") } else { format!("it answered {status}: {line}") }
 }
 
-/// The answer, whose body is told where it breaks off: the client goes on reading it by another request.
+/// The answer, whose body is reported where it breaks off: the client goes on reading it by another request.
 fn watched(response: HttpResponse, host: String) -> HttpResponse {
     response.map(|body| {
         HttpResponseBody::new(body.map_err(move |error| {

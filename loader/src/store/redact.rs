@@ -14,7 +14,7 @@ pub(crate) fn redact(text: &str) -> String {
         let authority_end = no_query.find('/').unwrap_or(no_query.len());
         let start = no_query[..authority_end].rfind('@').map_or(0, |a| a + 1);
         let authority = &no_query[start..authority_end];
-        // Whoever knows the path there is given the credentials of a container.
+        // A process that knows the path there is given the credentials of a container.
         let gives_credentials =
             authority.starts_with("169.254.") || is_host_of(service.as_deref().unwrap_or_default(), authority);
         out.push_str(if gives_credentials { authority } else { &no_query[start..] });

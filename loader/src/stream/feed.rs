@@ -94,7 +94,7 @@ impl Shared {
         self.work.notify_one();
     }
 
-    /// Loads units until it is told to stop.
+    /// Loads units until it is asked to stop.
     fn serve(&self) {
         loop {
             let mut jobs = self.lock();

@@ -55,7 +55,7 @@ pub fn open_which(path: &str, which: Which) -> Result<(Store, Found), Error> {
 }
 
 /// The checkpoint that a path names, `which` of them where that is a run, without a look at the files that its manifest names:
-/// whoever reads them compares their hashes.
+/// a reader compares their hashes.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] when there is none or its manifest is damaged; [`Error::Recipe`] when `which` is not there, or the path

@@ -4,7 +4,7 @@
 //! meeting/ATTEMPT/rank-000003.json     who the rank is, what it is to train, and where it listens; rank 0 adds a token
 //! ```
 //! Every rank writes one key of its own, once, and reads those of the others. The attempt is the launcher's: the same on all ranks,
-//! another one at each start, so that nothing of an earlier start is taken for a rank of this one. Whoever cannot read the folder
+//! another one at each start, so that nothing of an earlier start is taken for a rank of this one. A rank that cannot read the folder
 //! does not know the token and is not let in. Ranks that were started with something else are refused before anything else happens.
 //!
 //! What connects them then is TCP, for runs on processors.

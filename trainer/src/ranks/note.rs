@@ -1,4 +1,4 @@
-//! `error-RANK.json` in a run's folder: why a rank ended, for whoever finds the run, and for a launcher that looks for the first
+//! `error-RANK.json` in a run's folder: why a rank ended, for a person who finds the run, and for a launcher that looks for the first
 //! cause.
 
 use std::time::SystemTime;
@@ -83,7 +83,7 @@ mod tests {
         let told = Error::from(own.failure(1).during("a roll call"));
         let note = Note::new(3, 7, "reading a batch", &told);
         assert_eq!((note.exit_code, note.operation.as_str(), note.peer), (65, "a roll call", Some(1)));
-        // Whoever hears of it from a rank that has heard of it itself hears the same.
+        // A rank that hears of it second-hand hears the same.
         assert_eq!(told.failure(3), own.failure(1));
         let gone = Error::from(Failure::seen(2, "it died".to_owned()).during("sum"));
         assert_eq!((Note::new(0, 7, "", &gone).exit_code, Note::new(2, 7, "", &gone).peer), (71, None));

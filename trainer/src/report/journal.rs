@@ -110,7 +110,7 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the files in `dir` to go on at `step`: lines of later steps, which a killed run may have left, are
-    /// dropped, since their steps are made again. TensorBoard is told to drop them from what it has read too.
+    /// dropped, since their steps are made again. TensorBoard is made to drop them from what it has read too.
     ///
     /// # Errors
     /// [`Error::CannotWrite`].

@@ -11,7 +11,7 @@ use crate::report::journal::{self, Line, Together, TrainLine};
 use crate::report::metrics::{Metrics, dead_fraction};
 use crate::{Error, checkpoint};
 
-/// A rank that spends so much less of its time in exchanges than the others do on average is told of: they wait for it.
+/// A rank that spends so much less of its time in exchanges than the others do on average is reported: they wait for it.
 const SLOW: f64 = 0.2;
 
 impl LineClock {

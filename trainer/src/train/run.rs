@@ -19,7 +19,7 @@ use crate::run_dir::RunDir;
 use crate::schedule::Schedule;
 use crate::step::StepInput;
 
-/// What a run tells whoever watches it.
+/// What a run tells its observer.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
     /// The run is about to make step `step` of `steps`.

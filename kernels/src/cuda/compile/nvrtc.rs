@@ -139,7 +139,7 @@ impl Nvrtc {
 
     fn knows(&self, arch: Arch) -> Result<(), Error> {
         let mut count: c_int = 0;
-        // SAFETY: the function writes one number to where it is told.
+        // SAFETY: the function writes one number to the address that it gets.
         unsafe { (self.arch_count)(&mut count) };
         let mut numbers = vec![0 as c_int; usize::try_from(count).unwrap_or(0)];
         // SAFETY: it writes as many numbers as it just said, and there is room for them.

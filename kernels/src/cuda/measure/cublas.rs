@@ -123,7 +123,7 @@ impl Cublas {
         let bound = stream.context().bind_to_thread();
         bound.map_err(|error| format!("binding the thread: {error}"))?;
         let mut handle = ptr::null_mut();
-        // SAFETY: it writes a handle to where it is told, for the context that was just bound.
+        // SAFETY: it writes a handle to the address that it gets, for the context that was just bound.
         let status = unsafe { create(&mut handle) };
         if status != 0 {
             return Err(format!("{}: cublasCreate gives {status}", path.display()));

@@ -244,7 +244,7 @@ impl Shared {
 
     /// What has gone wrong on the way since a call returned.
     fn asynchronous(&self) -> Result<(), Error> {
-        // Whoever calls now is told by that call.
+        // A caller from now on gets it from that call.
         let Ok(_calling) = self.calling.try_lock() else { return Ok(()) };
         let (comm, mut error) = (self.comm.load(Ordering::Acquire), 0);
         if comm.is_null() {
@@ -259,7 +259,7 @@ impl Shared {
     /// Ends what is under way on the stream. Nothing can follow.
     fn end(&self) {
         let since = Instant::now();
-        // A call that connects to a rank that is gone never returns: it is ended too, and whatever it makes of that is told to
+        // A call that connects to a rank that is gone never returns: it is ended too, and its result after that is reported to
         // nobody, since the cause is known.
         let _calling = loop {
             match self.calling.try_lock() {

@@ -79,7 +79,7 @@ impl Nccl {
     /// [`Error::Nccl`].
     pub fn unique_id(&self) -> Result<UniqueId, Error> {
         let mut id = ncclUniqueId { internal: [0; 128] };
-        // SAFETY: it writes an id to where it is told.
+        // SAFETY: it writes an id to the address that it gets.
         let status = unsafe { (self.unique_id)(&mut id) };
         self.result("ncclGetUniqueId", status).map(|()| id.internal.map(|byte| byte as u8))
     }

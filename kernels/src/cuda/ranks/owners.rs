@@ -2,7 +2,7 @@
 //! `owners.cu`.
 //!
 //! Only rows of touched features travel. Every rank tells the others which its tokens have touched, a bit a feature, and the host
-//! is told how many, for NCCL wants the lengths of messages from it: it waits for that while the GPU goes on with `backward`. Rows go round by
+//! learns how many, for NCCL wants the lengths of messages from it: it waits for that while the GPU goes on with `backward`. Rows go round by
 //! round, so many of every owner's features at a time as there is room for. Sums of a round are not kept beside those of the next, so
 //! memory is bounded, but the norm must be known before any update: with several rounds rows are made and sent twice.
 //! `train.dense_bytes` says how much a round may take.
@@ -224,7 +224,7 @@ impl Owners {
     }
 
     /// Waits for what [`Owners::tell`] has told, and for nothing enqueued after it. A GPU that has failed sends no rows: the others may
-    /// wait for them until they hear of its failure, which whoever asks next is told.
+    /// wait for them until they hear of its failure, which the next call returns.
     pub fn rounds(&self, engine: &Engine) -> Rounds {
         let Ok(tiles_rt) = self.readback.read(engine) else { return Rounds::default() };
         Rounds::new(tiles_rt.to_vec(), self.features.div_ceil(TILE), &self.owned, self.room)

@@ -12,7 +12,7 @@
 //! refused as a whole by what follows on the main stream, behind the event where the flag has its last value. What decode has left
 //! of it in x̂ is nobody's, and goes to the other ranks all the same: what is exchanged never depends on what became of a batch.
 //!
-//! Bits do not depend on slices: a list is sorted whatever the tile that made it, and a sum over ranks has their order, whoever
+//! Bits do not depend on slices: a list is sorted whatever the tile that made it, and a sum over ranks has their order, whichever rank
 //! makes it.
 //!
 //! A slice is whole tiles of the encoder's GEMM, and reads W_enc once. Its GEMM does as many operations for a byte of W_enc

@@ -99,7 +99,7 @@ impl Engine {
         })
     }
 
-    /// The same GPU, with the stream of sums under what is enqueued. Whoever uses it says by events what comes before what.
+    /// The same GPU, with the stream of sums under what is enqueued. The caller says by events what comes before what.
     pub fn of_sums(&self) -> Option<Engine> {
         self.sums.as_ref().map(|sums| Engine { stream: sums.clone(), ..self.clone() })
     }

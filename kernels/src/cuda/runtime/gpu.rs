@@ -265,7 +265,7 @@ fn open_driver(path: Option<&Path>) -> Result<(), Error> {
     let wanted = match path {
         None => None,
         Some(path) => {
-            // SAFETY: whoever names a library wants it to run.
+            // SAFETY: a user who names a library wants it to run.
             let library = unsafe { libloading::Library::new(path) };
             let library = library.map_err(|error| no_driver(format!("{}: {error}", path.display())))?;
             // Never unloaded: cudarc will hold it under another name.

@@ -101,14 +101,14 @@ impl Stored {
 
 impl AsRef<[u8]> for Staging {
     fn as_ref(&self) -> &[u8] {
-        // A failure of the GPU is told by the next operation on it.
+        // The next operation on the GPU returns its failure.
         self.rows.to_send().unwrap_or_default()
     }
 }
 
 impl AsMut<[u8]> for Staging {
     fn as_mut(&mut self) -> &mut [u8] {
-        // Whoever writes begins another batch.
+        // To write is to begin another batch.
         self.parts = None;
         self.rows.settled_mut().unwrap_or_default()
     }

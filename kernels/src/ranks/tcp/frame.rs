@@ -65,7 +65,7 @@ impl Outgoing {
     }
 
     /// Sends a frame; false when it was not sent, because the connection is broken or because nothing could be sent for the write
-    /// timeout and `give_up` says so. Why a connection broke is told by its receiving side.
+    /// timeout and `give_up` says so. Why a connection broke is reported by its receiving side.
     pub fn send(&mut self, kind: Kind, payload: &[u8], give_up: &dyn Fn() -> bool) -> bool {
         let mut header = [kind as u8; HEADER];
         header[1..].copy_from_slice(&(payload.len() as u32).to_le_bytes());

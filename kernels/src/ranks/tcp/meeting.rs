@@ -11,7 +11,7 @@
 //! A proof is the BLAKE3 hash, keyed with the token, of who proves, the hello and the listener's nonce. Both nonces are in both
 //! proofs, so neither can be played back; hashes are compared in constant time.
 //!
-//! Anyone can connect while ranks meet. A handshake has few bytes and little time, and whoever stalls makes room for
+//! Anyone can connect while ranks meet. A handshake has few bytes and little time, and a connection that stalls makes room for
 //! the next: diallers that were pushed out by a flood try again. Nobody listens once all have met.
 
 use std::collections::VecDeque;
@@ -72,7 +72,7 @@ struct Job<'a> {
 struct Unauthenticated {
     stream: Arc<TcpStream>,
     since: Instant,
-    /// It was let in, failed, or was pushed out: whoever sets this decides.
+    /// It was let in, failed, or was pushed out: the first to set this decides.
     decided: Arc<AtomicBool>,
 }
 
@@ -242,7 +242,10 @@ fn introduce(job: Job<'_>, peer: usize, stream: &TcpStream) -> std::io::Result<(
     write(stream, &hello, until)?;
     let theirs: [u8; NONCE] = read(stream, until)?;
     if proof(job.token, b"listener", &hello, &theirs) != read::<PROOF>(stream, until)? {
-        return Err(IoError::new(ErrorKind::PermissionDenied, "whoever listens there does not know the job's token"));
+        return Err(IoError::new(
+            ErrorKind::PermissionDenied,
+            "the process that listens there does not know the job's token",
+        ));
     }
     write(stream, proof(job.token, b"dialler", &hello, &theirs).as_bytes(), until)?;
     match read::<{ WELCOME.len() }>(stream, until)? == WELCOME {

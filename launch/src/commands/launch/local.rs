@@ -75,7 +75,7 @@ struct Here {
 }
 
 impl Here {
-    /// All ranks; or with `--as-node` those of one machine, which whoever started this process on each has numbered.
+    /// All ranks; or with `--as-node` those of one machine, which the launcher that started this process on each has numbered.
     fn of(args: &Local) -> Result<Here, Failure> {
         let count = args.ranks as usize;
         let environment = world::environment();
