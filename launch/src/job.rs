@@ -19,11 +19,17 @@ pub const MEETING: Duration = Duration::from_secs(600);
 /// [`Limits::silence`].
 const OPERATION: Duration = Duration::from_secs(3600);
 
-/// Joins the ranks of the job, who wait up to `meeting` for each other; alone there is nobody to meet.
+/// Joins the ranks of the job in the run's folder `store`, where they wait up to `meeting` for each other; alone there is nobody to meet.
 ///
 /// # Errors
 /// When the mesh has another number of ranks, and those of [`meet`].
-pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe, meeting: Duration) -> Result<Axes, Failure> {
+pub fn join(
+    store: &Store,
+    world: &World,
+    mesh: Option<Mesh>,
+    recipe: &Recipe,
+    meeting: Duration,
+) -> Result<Axes, Failure> {
     let mesh = mesh_of(mesh, world.ranks, recipe)?;
     if world.ranks == 1 {
         return Ok(Axes::alone());
@@ -36,7 +42,7 @@ pub fn join(world: &World, mesh: Option<Mesh>, recipe: &Recipe, meeting: Duratio
         mesh,
     };
     let limits = Limits { meeting, operation: OPERATION, ..Limits::default() };
-    let ranks = meet(&Store::open(&recipe.run.dir)?, recipe, &member, limits)?;
+    let ranks = meet(store, recipe, &member, limits)?;
     if world.rank == 0 {
         tracing::info!(ranks = world.ranks, %mesh, "ranks have met");
     }

@@ -51,7 +51,8 @@ pub fn train_on(
                 asked.store(true, Ordering::Relaxed);
             }
         });
-        train(device, recipe, Start { resume, commit: "unknown", stop: &stop, host_ranks: mesh.ranks(), watch })
+        let store = &Store::open(&recipe.run.dir)?;
+        train(device, recipe, Start { store, resume, commit: "unknown", stop: &stop, host_ranks: mesh.ranks(), watch })
     })
 }
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kernels::cpu::Cpu;
+use loader::Store;
 use trainer::recipe::Recipe;
 use trainer::summary::Summary;
 use trainer::train::{Event, Start, train};
@@ -33,7 +34,8 @@ pub fn trained(recipe: &Recipe, resume: bool, stop_at: Option<u64>) -> (Result<S
         _ => {}
     });
     let device = Cpu::new(Some(2)).expect("threads");
-    let result = train(&device, recipe, Start { resume, commit: "", stop: &stop, host_ranks: 1, watch });
+    let store = &Store::open(&recipe.run.dir).expect("a folder");
+    let result = train(&device, recipe, Start { store, resume, commit: "", stop: &stop, host_ranks: 1, watch });
     (result, told)
 }
 

@@ -118,7 +118,8 @@ fn a_run_goes_on_and_is_read(data: &str, run: &str) {
             Event::Step { step, .. } => stop.store(step == stop_at, Ordering::Relaxed),
             _ => {}
         });
-        let done = train(&device(), &recipe, Start { resume, commit: "", stop: &stop, host_ranks: 1, watch });
+        let store = &Store::open(&recipe.run.dir).expect("a folder");
+        let done = train(&device(), &recipe, Start { store, resume, commit: "", stop: &stop, host_ranks: 1, watch });
         (from, done.map(|summary| summary.steps))
     };
     let stopped = start(false, 1);

@@ -46,9 +46,8 @@ impl RunDir {
     /// # Errors
     /// [`Error::RunDir`] when another process uses it, when it holds a run and `resume` is false, or the reverse;
     /// [`Error::Recipe`] when it holds a run of another recipe.
-    pub fn claim(recipe: &Recipe, resume: bool) -> Result<RunDir, Error> {
-        let store = Store::open(&recipe.run.dir)?;
-        check_links(&store)?;
+    pub fn claim(store: &Store, recipe: &Recipe, resume: bool) -> Result<RunDir, Error> {
+        check_links(store)?;
         let (local, remote) = match store.local_path() {
             Some(path) => (path.to_owned(), false),
             None => (spool(store.url()), true),
@@ -63,8 +62,9 @@ impl RunDir {
             )));
         }
         // Looked at under the lock: what another process began before it let go of the folder is seen.
-        check(&store, recipe, resume)?;
-        let run_dir = RunDir { store, local, remote, new: !resume, ours: AtomicBool::new(resume), _lock: lock };
+        check(store, recipe, resume)?;
+        let run_dir =
+            RunDir { store: store.clone(), local, remote, new: !resume, ours: AtomicBool::new(resume), _lock: lock };
         if remote {
             // It may hold the files of a run that was at this URL before. Of this one nothing is lost: what is not yet in the
             // store belongs to steps that are made again.
@@ -283,7 +283,9 @@ mod tests {
     #[test]
     fn a_spool_is_emptied_of_what_grows() {
         let folder = tempfile::tempdir().expect("a folder");
-        let run_dir = RunDir::claim(&recipe(folder.path()), false).expect("it is free");
+        let recipe = recipe(folder.path());
+        let store = Store::open(&recipe.run.dir).expect("a folder");
+        let run_dir = RunDir::claim(&store, &recipe, false).expect("it is free");
         for name in ["metrics.jsonl", "rows.jsonl", "events.out.tfevents.1.sae"] {
             fs::write(folder.path().join(name), "old").expect("written");
         }
@@ -298,8 +300,8 @@ mod tests {
     fn a_run_is_begun_once() {
         let folder = tempfile::tempdir().expect("a folder");
         let recipe = recipe(folder.path());
-        let run_dir = RunDir::claim(&recipe, false).expect("it is free");
         let elsewhere = Store::open(&recipe.run.dir).expect("a folder");
+        let run_dir = RunDir::claim(&elsewhere, &recipe, false).expect("it is free");
         elsewhere.put(CONFIG, recipe.to_toml().into_bytes()).expect("written");
         let error = run_dir.begin(&recipe).expect_err("another machine was faster").to_string();
         assert!(error.contains("already holds a run"), "{error}");

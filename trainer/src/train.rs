@@ -1,7 +1,9 @@
 //! The training loop.
 
 mod check;
+mod clocks;
 mod close;
+mod flight;
 mod held_out;
 mod line;
 mod retire;
@@ -13,7 +15,6 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use kernels::{AdamUpdate, Device, Path};
-use loader::Store;
 
 use crate::Error;
 use crate::buffers::{Buffers, Seen};
@@ -32,7 +33,8 @@ use crate::step::{StepInput, step};
 pub use check::{Beginning, check, check_before_synthesis, warn_of_few_steps};
 pub use run::{Event, Start};
 
-use run::{InFlight, Run, is_due};
+use flight::Batch;
+use run::{Run, is_due};
 
 /// Trains `recipe` on `device` to its end and writes everything into its folder.
 ///
@@ -49,12 +51,13 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     let began = Instant::now();
     let ranks = &device.axes().all;
+    let store = start.store;
     let mut on_its_way = None;
-    let result = claim(device, recipe, start.resume, start.host_ranks).and_then(|(store, data, run_dir)| {
+    let result = claim(device, recipe, &start).and_then(|(data, run_dir)| {
         let (mut step, mut operation) = (0, "starting");
-        let result = Run::start(device, recipe, &data, (&store, run_dir.as_ref()), start, began).and_then(|mut run| {
+        let result = Run::start(device, recipe, &data, run_dir.as_ref(), start, began).and_then(|mut run| {
             let result = run.finish();
-            on_its_way = run.on_its_way();
+            on_its_way = run.saver.take_on_its_way();
             (step, operation) = (run.state.step, run.failed_during.unwrap_or("training"));
             result
         });
@@ -62,7 +65,7 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
             && !matches!(error, Error::Interrupted { .. })
             && run_dir.as_ref().is_none_or(RunDir::is_ours)
         {
-            Note::new(ranks.index(), step, operation, error).leave(&store);
+            Note::new(ranks.index(), step, operation, error).leave(store);
         }
         result
     });
@@ -78,68 +81,68 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
     result
 }
 
-/// The run's folder, its data, and for the first rank the claim on the folder: made last, so that a start that fails leaves it free.
-fn claim(
-    device: &impl Device,
-    recipe: &Recipe,
-    resume: bool,
-    host_ranks: usize,
-) -> Result<(Store, Data, Option<RunDir>), Error> {
+/// The run's data, and for the first rank the claim on its folder: made last, so that a start that fails leaves it free.
+fn claim(device: &impl Device, recipe: &Recipe, start: &Start<'_>) -> Result<(Data, Option<RunDir>), Error> {
     let ranks = &device.axes().all;
     let first = ranks.index() == 0;
-    let store = Store::open(&recipe.run.dir)?;
-    let free = if first { run_dir::check(&store, recipe, resume) } else { Ok(()) };
+    let Start { store, resume, host_ranks, .. } = *start;
+    let free = if first { run_dir::check(store, recipe, resume) } else { Ok(()) };
     together(ranks, "looking at the run's folder", free)?;
-    let data = Data::open_by_all(recipe, resume.then_some(&store), ranks)?;
+    let data = Data::open_by_all(recipe, resume.then_some(store), ranks)?;
     // All look before any takes memory, which ranks of one machine share.
     let fits = Rows::of(recipe, &data)
         .and_then(|rows| plan::check_fits(device, recipe, &rows, device.axes().place, host_ranks));
     together(ranks, "looking at memory", fits)?;
-    let claimed = first.then(|| RunDir::claim(recipe, resume)).transpose();
+    let claimed = first.then(|| RunDir::claim(store, recipe, resume)).transpose();
     let run_dir = once_all(ranks, "claiming the run's folder", claimed)?;
-    Ok((store, data, run_dir))
+    Ok((data, run_dir))
 }
 
 impl<D: Device> Run<'_, D> {
     /// Trains to the end, evaluates, and writes the summary.
     fn finish(&mut self) -> Result<Summary, Error> {
-        if self.saved.is_some() {
+        if self.saver.has_saved() {
             // The checkpoint that is resumed may have been made just before an evaluation that was stopped.
             self.evaluate_if_due()?;
             self.save_if_due()?;
         }
         while !self.is_done() {
-            self.next_step()?;
-            if !self.in_flight.is_empty() {
-                // Nothing waits for this step: the device goes on while the next batch is read.
-                continue;
+            let started = Instant::now();
+            let batch = self.read()?;
+            self.enqueue(batch)?;
+            self.retire(if self.is_looked_at(self.enqueued()) { 0 } else { D::AHEAD })?;
+            self.state.step_s += started.elapsed().as_secs_f64();
+            // While steps are in flight nothing waits for them: the device goes on while the next batch is read.
+            if self.flight.is_empty() {
+                self.log_line()?;
+                self.evaluate_if_due()?;
+                self.save_if_due()?;
             }
-            self.log_line()?;
-            self.evaluate_if_due()?;
-            self.save_if_due()?;
         }
         self.close()
     }
 
-    /// Reads a batch and enqueues a step with it, unless a rank was asked to stop; retires the steps that the device need not run ahead
-    /// of, and all when somebody will look.
-    fn next_step(&mut self) -> Result<(), Error> {
-        let started = Instant::now();
-        let mut buffers = self.free.pop().expect("buffers are one more than the steps in flight at most");
-        let stop = self.start.stop.load(Ordering::Relaxed);
-        let answer = Answer { stop, save: self.save_by_clock(), saved: self.part_is_saved(), ..Answer::default() };
-        let next = self.during("reading a batch", |run| buffers.next(run.device, &mut run.stream, answer));
-        if let Err(error) = &next {
+    /// Reads a batch. A rank that was asked to stop ends the run here, for all, with a checkpoint.
+    fn read(&mut self) -> Result<Batch<D>, Error> {
+        let answer = Answer {
+            stop: self.start.stop.load(Ordering::Relaxed),
+            save: self.saver.is_due_by_clock(),
+            saved: self.saver.has_done_its_part(),
+            ..Answer::default()
+        };
+        let read = self.during("reading a batch", |run| run.flight.read(run.device, answer));
+        if let Err(error) = &read {
             self.catch_up()?;
             self.save_what_is_done(error);
         }
-        let seen = next?.ok_or_else(|| {
+        let batch = read?.ok_or_else(|| {
             Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()))
         })?;
-        if seen.call.saved {
+        let call = &batch.seen.call;
+        if call.saved {
             self.go_on_saving()?;
         }
-        if seen.call.stop {
+        if call.stop {
             if self.scribe.is_some() {
                 tracing::info!("asked to stop: saving");
             }
@@ -147,48 +150,37 @@ impl<D: Device> Run<'_, D> {
             let checkpoint = self.save()?;
             return Err(Error::Interrupted { step: self.state.step, checkpoint });
         }
-        self.save_called |= seen.call.save;
-        if seen.call.rows() > 0 {
-            let (dtype, scale) = (row_dtype(self.data.train.dtype()), self.state.scale);
-            let Buffers { staging, x, .. } = &mut buffers;
-            self.device.normalize(staging, dtype, seen.call.seen(), seen.call.rows(), scale, x);
-            let input = self.input(&seen, x)?;
-            step(&mut self.sae, x, &mut self.tally, &input);
-            self.in_flight.push_back(InFlight { seen, input, buffers });
-        } else {
-            self.catch_up()?;
-            self.free.push(buffers);
-            self.pass(&seen);
+        if call.save {
+            self.saver.call();
         }
-        self.retire(if self.is_looked_at(self.enqueued()) { 0 } else { D::AHEAD })?;
-        self.state.step_s += started.elapsed().as_secs_f64();
+        Ok(batch)
+    }
+
+    /// Enqueues a step with a batch. One without rows is passed by, when the steps before it are retired.
+    fn enqueue(&mut self, mut batch: Batch<D>) -> Result<(), Error> {
+        let Batch { seen, buffers: Buffers { staging, x, .. } } = &mut batch;
+        if seen.call.rows() == 0 {
+            self.catch_up()?;
+            self.pass(seen);
+            self.flight.give_back(batch.buffers);
+            return Ok(());
+        }
+        let (dtype, scale) = (row_dtype(self.data.train.dtype()), self.state.scale);
+        self.device.normalize(staging, dtype, seen.call.seen(), seen.call.rows(), scale, x);
+        let input = self.input(seen, x)?;
+        step(&mut self.sae, x, &mut self.tally, &input);
+        self.flight.push(batch, input);
         Ok(())
     }
 
     fn input(&mut self, seen: &Seen, x: &D::Rows) -> Result<StepInput, Error> {
         let counted = self.open_closing(seen, x)?..seen.call.seen();
-        let before: usize = self.in_flight.iter().map(|step| step.seen.call.rows()).sum();
         Ok(StepInput {
             path: self.path(),
             lambda: self.schedule.lambda(seen.own.step),
-            update: self.update(seen.own.step, self.state.tokens + (before + seen.call.rows()) as u64),
+            update: self.update(seen.own.step, self.state.tokens + (self.flight.rows() + seen.call.rows()) as u64),
             counted,
         })
-    }
-
-    /// The data cannot be read on, as `error` says. The weights are those after the last whole batch: nothing of it is lost.
-    fn save_what_is_done(&mut self, error: &Error) {
-        // Ranks save together. What fails on one GPU the others do not know of, and do other things; when a rank is gone there is
-        // nothing to agree on, and what is on its way is kept at the end.
-        let of_one_gpu = matches!(error, Error::Device(error) if !matches!(error, kernels::Error::Peer { .. }));
-        if self.state.step == 0 || of_one_gpu || self.device.axes().all.check().is_err() {
-            return;
-        }
-        match self.save() {
-            // Of a rank that is gone the error itself tells.
-            Ok(_) | Err(Error::Device(kernels::Error::Peer { .. })) => {}
-            Err(second) => tracing::warn!("saving failed too: {second}"),
-        }
     }
 
     /// Moves the device's sums to the host, where metrics lines and the closing evaluation are made of them.
@@ -205,7 +197,7 @@ impl<D: Device> Run<'_, D> {
     /// a run that was resumed has to choose as one that was not.
     fn path(&self) -> Path {
         const { assert!(D::AHEAD < 2, "a checkpoint keeps the densities of two batches") };
-        let (active, pairs) = self.state.density[D::AHEAD - self.in_flight.len()];
+        let (active, pairs) = self.state.density[D::AHEAD - self.flight.len()];
         if active as f64 > self.device.dense_above() * pairs as f64 { Path::Dense } else { Path::Sparse }
     }
 
@@ -216,7 +208,7 @@ impl<D: Device> Run<'_, D> {
 
     /// Steps made or in flight.
     fn enqueued(&self) -> u64 {
-        self.state.step + self.in_flight.len() as u64
+        self.state.step + self.flight.len() as u64
     }
 
     /// Whether the run is looked at, or ends, when `step` steps are made.
@@ -224,7 +216,7 @@ impl<D: Device> Run<'_, D> {
         step == self.schedule.steps()
             || is_due(self.recipe.log.every, step)
             || self.evaluation_is_due(step)
-            || self.save_is_due(step)
+            || self.saver.is_due(step)
     }
 
     /// Does a part of the run's work; the first that fails is remembered.
@@ -240,12 +232,6 @@ impl<D: Device> Run<'_, D> {
         result
     }
 
-    /// Seconds by the clock, over all starts of the run.
-    fn wall_s(&self) -> f64 {
-        let (began, before_s) = self.began;
-        before_s + began.elapsed().as_secs_f64()
-    }
-
     /// What the run has taken so far.
     fn account(&self, lambda: f64, lr: f64) -> Account {
         let (width, features) = (self.data.train.width(), self.recipe.sae.features);
@@ -258,7 +244,7 @@ impl<D: Device> Run<'_, D> {
             lambda,
             lr,
             step_s: self.state.step_s,
-            wall_s: self.wall_s(),
+            wall_s: self.clocks.wall_s(),
             flops: self.state.active.map(flops),
             commit: self.start.commit.to_owned(),
         }
@@ -274,6 +260,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use kernels::cpu::Cpu;
+    use loader::Store;
     use loader::synth::{self, Spec};
 
     use super::*;
@@ -297,7 +284,14 @@ mod tests {
         train(
             &Cpu::new(Some(1)).expect("threads"),
             &recipe,
-            Start { resume: false, commit: "unknown", stop: &stop, host_ranks: 1, watch },
+            Start {
+                store: &Store::open(&recipe.run.dir).expect("a folder"),
+                resume: false,
+                commit: "unknown",
+                stop: &stop,
+                host_ranks: 1,
+                watch,
+            },
         )
         .expect("it trains");
         assert_eq!(steps, 6);
@@ -329,8 +323,10 @@ mod tests {
                 Event::Evaluated(line) => lines.push(line.metrics.clone()),
                 _ => {}
             });
+            let recipe = recipe(name);
+            let store = &Store::open(&recipe.run.dir).expect("a folder");
             let result =
-                train(&device, &recipe(name), Start { resume, commit: "unknown", stop: &stop, host_ranks: 1, watch });
+                train(&device, &recipe, Start { store, resume, commit: "unknown", stop: &stop, host_ranks: 1, watch });
             (result.map(|summary| summary.metrics), lines)
         };
         let (whole, expected) = run("whole", false, false);

@@ -161,11 +161,12 @@ fn between_ranks(recipe: &Recipe, flags: &WorldArgs) -> Option<Found> {
 }
 
 fn meet_and_measure(recipe: &Recipe, world: &World) -> Result<Found, Failure> {
-    let axes = job::join(world, None, recipe, MEETING)?;
+    let store = Store::open(&recipe.run.dir)?;
+    let axes = job::join(&store, world, None, recipe, MEETING)?;
     let all = axes.all.clone();
     // The others wait for this rank: they hear why it is gone.
     let found = measure(recipe, world, axes).inspect_err(|failure| all.abort(failure.of(all.index())))?;
-    meeting::forget(&Store::open(&recipe.run.dir)?, &world.attempt, world.rank)?;
+    meeting::forget(&store, &world.attempt, world.rank)?;
     Ok(found)
 }
 

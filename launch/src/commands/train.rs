@@ -38,15 +38,16 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     }
     let launched = parent::bind()?;
     let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
-    let axes = job::join(&world, args.run.mesh, &recipe, job::MEETING)?;
+    let store = Store::open(&recipe.run.dir)?;
+    let axes = job::join(&store, &world, args.run.mesh, &recipe, job::MEETING)?;
     if args.dry_run && world.ranks > 1 {
-        leave_no_meeting(&recipe, &world, &axes)?;
+        leave_no_meeting(&store, &world, &axes)?;
     }
     let told = axes.all.clone();
     let opened = device::open(args.run.device, &recipe.train, axes, (world.local_rank, world.local_ranks));
     let done = opened.and_then(|opened| match opened {
-        Opened::Cpu(device) => run_on(&device, args, &recipe, (launched, world.local_ranks)),
-        Opened::Cuda(device) => run_on(&device, args, &recipe, (launched, world.local_ranks)),
+        Opened::Cpu(device) => run_on(&device, args, (&recipe, &store), (launched, world.local_ranks)),
+        Opened::Cuda(device) => run_on(&device, args, (&recipe, &store), (launched, world.local_ranks)),
     });
     // The others wait for this rank: they hear why it is gone. When one was asked to stop, all do.
     done.inspect_err(|failure| {
@@ -57,33 +58,33 @@ pub fn run(args: &Train) -> Result<(), Failure> {
 }
 
 /// A dry run leaves nothing, not even where its ranks have met. None goes on before all have come, nor before all have tidied up.
-fn leave_no_meeting(recipe: &Recipe, world: &World, axes: &Axes) -> Result<(), Failure> {
+fn leave_no_meeting(store: &Store, world: &World, axes: &Axes) -> Result<(), Failure> {
     axes.all.gather(&[])?;
-    let forgotten = meeting::forget(&Store::open(&recipe.run.dir)?, &world.attempt, world.rank);
+    let forgotten = meeting::forget(store, &world.attempt, world.rank);
     axes.all.gather(&[])?;
     Ok(forgotten?)
 }
 
-/// With whether a launcher passes signals on, and how many ranks share this machine's memory.
+/// With the run's folder, whether a launcher passes signals on, and how many ranks share this machine's memory.
 fn run_on(
     device: &impl Device,
     args: &Train,
-    recipe: &Recipe,
+    (recipe, store): (&Recipe, &Store),
     (launched, host_ranks): (bool, usize),
 ) -> Result<(), Failure> {
     let ranks = &device.axes().all;
     let first = ranks.index() == 0;
     if args.dry_run {
-        return if first { dry_run::run(recipe, resumes(args, recipe)?, device, host_ranks) } else { Ok(()) };
+        return if first { dry_run::run((recipe, store), resumes(args, store)?, device, host_ranks) } else { Ok(()) };
     }
     let stop = stop_on_signals(launched)?;
     // What the first rank finds and makes holds for all; they wait for it here.
     let mut resume = 0;
     if first {
-        resume = u8::from(resumes(args, recipe)?);
+        resume = u8::from(resumes(args, store)?);
         let making = synthesis::to_make(recipe)?;
         if !making.is_empty() {
-            look::before_making(recipe, resume == 1, device, host_ranks, &making)?;
+            look::before_making((recipe, store), resume == 1, device, host_ranks, &making)?;
             synthesize(recipe, &making, &stop)?;
         }
     }
@@ -103,7 +104,7 @@ fn run_on(
             screen.show(event);
         }
     });
-    let summary = train(device, recipe, Start { resume, commit: COMMIT, stop: &stop, host_ranks, watch })?;
+    let summary = train(device, recipe, Start { store, resume, commit: COMMIT, stop: &stop, host_ranks, watch })?;
     if first {
         if let Some(bar) = screen.training {
             bar.finish();
@@ -114,8 +115,8 @@ fn run_on(
 }
 
 /// Whether the run goes on from a checkpoint.
-fn resumes(args: &Train, recipe: &Recipe) -> Result<bool, Failure> {
-    Ok(args.run.resume || (args.run.resume_or_start && run_dir::holds_a_run(&Store::open(&recipe.run.dir)?)?))
+fn resumes(args: &Train, store: &Store) -> Result<bool, Failure> {
+    Ok(args.run.resume || (args.run.resume_or_start && run_dir::holds_a_run(store)?))
 }
 
 /// Signals ask the run to save and stop, however often they come: a scheduler that has sent one sends another at the end of the time,

@@ -6,14 +6,27 @@ use super::run::{Run, Scribe};
 use crate::Error;
 use crate::buffers::Seen;
 use crate::checkpoint::LeftOut;
+use crate::data::Data;
 use crate::ranks::together;
 use crate::report::metrics::{DensityHistogram, Metrics};
-use crate::report::recovery::recovery;
 use crate::report::summary::{EvaluatedOn, Summary};
 use crate::step::with_room;
 
 /// Rows at the end of the training data on which a run without held-out data is measured.
-pub(super) const CLOSING_ROWS: u64 = 65_536;
+const CLOSING_ROWS: u64 = 65_536;
+
+/// Where the closing evaluation begins.
+pub(super) struct Closing {
+    /// Position of its first row; `None` when `data.eval` serves.
+    from: Option<u64>,
+}
+
+impl Closing {
+    /// Of a run on `data`.
+    pub(super) fn of(data: &Data) -> Self {
+        Closing { from: data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS)) }
+    }
+}
 
 impl<D: Device> Run<'_, D> {
     /// When the closing evaluation begins in this batch, the rows before it are measured by themselves and the tally is
@@ -23,14 +36,14 @@ impl<D: Device> Run<'_, D> {
     /// # Errors
     /// [`Error::Device`].
     pub(super) fn open_closing(&mut self, seen: &Seen, x: &D::Rows) -> Result<usize, Error> {
-        let Some(from) = self.closing_from.filter(|_| !self.state.closing_open) else { return Ok(0) };
+        let Some(from) = self.closing.from.filter(|_| !self.state.closing_open) else { return Ok(0) };
         if from >= (seen.own.step + 1) * self.recipe.train.batch as u64 {
             return Ok(0);
         }
         // The sums are those of the steps before.
         self.catch_up()?;
         let axes = self.device.axes();
-        let own = self.stream.rows_before(&seen.own, from) as u64;
+        let own = self.flight.stream().rows_before(&seen.own, from) as u64;
         let [before] = together::sum(&axes.feature, [own])?;
         let [anywhere] = together::sum(&axes.all, [own])?;
         let before = before as usize;
@@ -79,12 +92,7 @@ impl<D: Device> Run<'_, D> {
                 (metrics, DensityHistogram::of(closing, &self.device.axes().all)?, EvaluatedOn::LastTrainingRows)
             }
         };
-        self.settle();
-        let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
-        let recovery = match &self.truth {
-            Some(truth) => recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae), &self.device.axes().all)?,
-            None => None,
-        };
+        let recovery = self.recovery()?;
         let account = self.account(self.schedule.final_lambda(), self.recipe.train.lr);
         let summary = Summary {
             metrics,
@@ -110,7 +118,7 @@ impl<D: Device> Run<'_, D> {
             journal.end()?;
             journal.flush()?;
             run_dir.publish()?;
-            self.store.put("summary.json", summary.to_json()?)?;
+            self.start.store.put("summary.json", summary.to_json()?)?;
         }
         Ok(summary)
     }

@@ -10,7 +10,24 @@ use crate::evaluate::Pass;
 use crate::report::centre::Centre;
 use crate::report::journal::{self, EvalLine, Line};
 use crate::report::metrics::{DensityHistogram, Metrics};
+use crate::report::recovery::{Recovery, Truth, recovery};
 use crate::{Error, data};
+
+/// What it takes to look at a dictionary while it trains.
+pub(super) struct Evaluation<D: Device> {
+    /// Where weights settle to be looked at, in a mode that owes updates and when somebody will look.
+    settled: Option<D::Dictionary>,
+    /// The middle of the rows that were measured last, and how many were asked for.
+    centre: Option<(u64, Centre)>,
+    /// The directions that the data were made of, when they are known and of the data's width.
+    truth: Option<Truth>,
+}
+
+impl<D: Device> Evaluation<D> {
+    pub(super) fn new(settled: Option<D::Dictionary>, truth: Option<Truth>) -> Self {
+        Evaluation { settled, centre: None, truth }
+    }
+}
 
 impl<D: Device> Run<'_, D> {
     /// Evaluates during training, unless it was done at this step; the best weights so far are saved where `checkpoint.best` says so. Only these evaluations
@@ -25,7 +42,7 @@ impl<D: Device> Run<'_, D> {
         if self.recipe.checkpoint.best {
             // What is best must not depend on how fast a store is.
             self.finish_saving()?;
-            if loss < self.known.best_loss() {
+            if loss < self.saver.best_loss() {
                 self.save()?;
             }
         }
@@ -37,9 +54,9 @@ impl<D: Device> Run<'_, D> {
     }
 
     /// Brings the dictionary that is looked at up to date, where it is another than the one that trains.
-    pub(super) fn settle(&mut self) {
+    fn settle(&mut self) {
         let next = self.update(self.state.step, self.state.tokens);
-        if let Some(settled) = &mut self.settled {
+        if let Some(settled) = &mut self.evaluation.settled {
             self.sae.settle_into(&next, settled);
         }
     }
@@ -57,8 +74,8 @@ impl<D: Device> Run<'_, D> {
         let place = self.device.axes().place;
         let filter = self.recipe.data.filter.resolve(self.state.norm_median)?;
         let stream = || data::eval_stream(dataset, self.recipe, filter.clone(), place, Some(rows));
-        let buffers = self.free.last_mut().expect("an evaluation follows when every step is retired");
-        let centre = self.centre.take().filter(|(of, _)| *of == rows);
+        let buffers = self.flight.spare();
+        let centre = self.evaluation.centre.take().filter(|(of, _)| *of == rows);
         let before = if centre.is_some() { 0 } else { rows };
         let stop = || self.start.stop.load(Ordering::Relaxed);
         let mut heard = |done: u64, stop: bool| {
@@ -74,9 +91,9 @@ impl<D: Device> Run<'_, D> {
             }
         };
         let measured = centre.and_then(|centre| {
-            let (_, centre) = self.centre.insert((rows, centre));
+            let (_, centre) = self.evaluation.centre.insert((rows, centre));
             let pass = Pass { dataset, features: self.recipe.sae.features, scale: self.state.scale, centre };
-            let sae = self.settled.as_mut().unwrap_or(&mut self.sae);
+            let sae = self.evaluation.settled.as_mut().unwrap_or(&mut self.sae);
             let progress = |done, stop| heard(before + done, stop);
             let mut stream = stream()?;
             let since = Instant::now();
@@ -115,5 +132,13 @@ impl<D: Device> Run<'_, D> {
             scribe.journal.line(&Line::Eval(line))?;
         }
         Ok(Some((metrics, density)))
+    }
+
+    /// How many of the directions are recovered that the data were made of, where they are known.
+    pub(super) fn recovery(&mut self) -> Result<Option<Recovery>, Error> {
+        self.settle();
+        let Evaluation { settled, truth: Some(truth), .. } = &self.evaluation else { return Ok(None) };
+        let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
+        Ok(recovery(truth, seen, settled.as_ref().unwrap_or(&self.sae), &self.device.axes().all)?)
     }
 }

@@ -1,26 +1,17 @@
 //! Lines of metrics: means over the rows since the line before, and how fast they came.
 
-use std::time::{Duration, Instant};
-
 use kernels::ranks::Group;
 use kernels::{Clock, Device, Dictionary, Sums};
 
-use super::run::{Event, LineClock, Run, is_due};
+use super::clocks::Span;
+use super::run::{Event, Run, is_due};
+use crate::Error;
 use crate::ranks::together::together;
 use crate::report::journal::{self, Line, Together, TrainLine};
 use crate::report::metrics::{Metrics, dead_fraction};
-use crate::{Error, checkpoint};
 
 /// A rank that spends so much less of its time in exchanges than the others do on average is reported: they wait for it.
 const SLOW: f64 = 0.2;
-
-impl LineClock {
-    pub(super) fn start(state: &checkpoint::State, device: &impl Device) -> Self {
-        let (sent, exchanging) = device.exchanged();
-        let (step, step_s, tokens) = (state.step, state.step_s, state.tokens);
-        LineClock { since: Instant::now(), step, step_s, tokens, stall: Duration::ZERO, sent, exchanging }
-    }
-}
 
 impl<D: Device> Run<'_, D> {
     /// Writes a metrics line when one is due.
@@ -33,11 +24,8 @@ impl<D: Device> Run<'_, D> {
         let lambda = f64::from(self.schedule.lambda(step));
         let owned = self.state.window.fired_f.len();
         let sums = std::mem::replace(&mut self.state.window, Sums::new(self.data.train.width(), owned));
-        let ranks = &self.device.axes().all;
-        let now = LineClock::start(&self.state, self.device);
-        let clock = std::mem::replace(&mut self.line_clock, now);
+        let span = self.clocks.next_line(&self.state, self.device);
         let Some(metrics) = Metrics::of(&sums, lambda) else { return Ok(()) };
-        let (elapsed, tokens) = (clock.since.elapsed().as_secs_f64(), (self.state.tokens - clock.tokens) as f64);
         let line = TrainLine {
             time: journal::now(),
             step,
@@ -45,11 +33,11 @@ impl<D: Device> Run<'_, D> {
             metrics,
             dead_fraction: self.dead_fraction()?,
             gradient_norm: self.state.gradient_norm,
-            tokens_per_s: tokens / (self.state.step_s - clock.step_s),
-            tokens_per_s_wall: tokens / elapsed,
-            stall_share: clock.stall.as_secs_f64() / elapsed,
+            tokens_per_s: span.tokens as f64 / span.step_s,
+            tokens_per_s_wall: span.tokens as f64 / span.wall_s,
+            stall_share: span.stall_s / span.wall_s,
             account: self.account(lambda, self.schedule.lr().at(step)),
-            ranks: at_work(ranks, &clock, &self.line_clock)?,
+            ranks: at_work(&self.device.axes().all, &span)?,
         };
         (self.start.watch)(Event::Line(&line));
         if let Some(scribe) = &mut self.scribe {
@@ -79,14 +67,13 @@ impl<D: Device> Run<'_, D> {
 }
 
 /// How the ranks worked together between two lines; nothing is said of one rank.
-fn at_work(ranks: &Group, before: &LineClock, now: &LineClock) -> Result<Option<Together>, Error> {
+fn at_work(ranks: &Group, span: &Span) -> Result<Option<Together>, Error> {
     if ranks.size() == 1 {
         return Ok(None);
     }
-    let elapsed = (now.since - before.since).as_secs_f64();
-    let own = (now.sent - before.sent, (now.exchanging - before.exchanging).as_secs_f64() / elapsed);
+    let own = (span.sent, span.exchanging_s / span.wall_s);
     let all: Vec<(u64, f64)> = together(ranks, "comparing speeds", Ok(own))?;
-    let steps = (now.step - before.step).max(1);
+    let steps = span.steps.max(1);
     let slowest = all.iter().enumerate().min_by(|(_, a), (_, b)| a.1.total_cmp(&b.1));
     Ok(slowest.map(|(slowest, &(_, slowest_share))| Together {
         sent_bytes: all.iter().map(|(sent, _)| sent).sum::<u64>() / steps,

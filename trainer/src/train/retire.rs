@@ -4,7 +4,8 @@
 
 use kernels::{Device, Dictionary, Path, Report};
 
-use super::run::{Event, InFlight, Run};
+use super::flight::InFlight;
+use super::run::{Event, Run};
 use crate::buffers::Seen;
 use crate::ranks::together::together;
 use crate::step::step;
@@ -24,19 +25,19 @@ impl<D: Device> Run<'_, D> {
     /// # Errors
     /// [`Error::Device`]; [`Error::Divergence`] when a step was refused and would be again.
     pub(super) fn retire(&mut self, left: usize) -> Result<(), Error> {
-        while self.in_flight.len() > left {
-            let mut report = self.sae.report(self.in_flight.len() - 1)?;
+        while self.flight.len() > left {
+            let mut report = self.sae.report(self.flight.len() - 1)?;
             if report.overflow {
                 self.make_again();
-                report = self.sae.report(self.in_flight.len() - 1)?;
+                report = self.sae.report(self.flight.len() - 1)?;
             }
-            let Some(InFlight { seen, buffers, .. }) = self.in_flight.pop_front() else { return Ok(()) };
+            let Some(InFlight { batch, .. }) = self.flight.pop() else { return Ok(()) };
             if !report.ok {
-                return Err(self.refused(&seen, &report));
+                return Err(self.refused(&batch.seen, &report));
             }
-            self.took(&seen, &report)?;
-            self.pass(&seen);
-            self.free.push(buffers);
+            self.took(&batch.seen, &report)?;
+            self.pass(&batch.seen);
+            self.flight.give_back(batch.buffers);
         }
         Ok(())
     }
@@ -45,18 +46,19 @@ impl<D: Device> Run<'_, D> {
     fn make_again(&mut self) {
         tracing::debug!(step = self.state.step, "too many active features for lists: made again on the dense path");
         self.sae.release();
-        if let Some(oldest) = self.in_flight.front_mut() {
+        if let Some(oldest) = self.flight.oldest_mut() {
             oldest.input.path = Path::Dense;
         }
-        for InFlight { input, buffers, .. } in &self.in_flight {
-            step(&mut self.sae, &buffers.x, &mut self.tally, input);
+        for InFlight { batch, input } in self.flight.steps() {
+            step(&mut self.sae, &batch.buffers.x, &mut self.tally, input);
         }
     }
 
     /// What a step gave.
     fn took(&mut self, seen: &Seen, report: &Report) -> Result<(), Error> {
         if self.recipe.log.rows {
-            let own = self.stream.row_ids(&seen.own).into_iter().map(|id| self.data.train.row_name(id)).collect();
+            let own =
+                self.flight.stream().row_ids(&seen.own).into_iter().map(|id| self.data.train.row_name(id)).collect();
             let ids = together(&self.device.axes().all, "naming rows", Ok::<Vec<String>, Error>(own))?;
             if let Some(scribe) = &mut self.scribe {
                 scribe.journal.rows(self.state.step, &ids.concat())?;
@@ -85,7 +87,7 @@ impl<D: Device> Run<'_, D> {
         self.state.step += 1;
         self.state.held_out = None;
         self.state.stall_s += seen.own.stall.as_secs_f64();
-        self.line_clock.stall += seen.own.stall;
+        self.clocks.waited(seen.own.stall);
     }
 
     /// A NaN or infinity reached the step. The weights are those before it, for what was enqueued behind it is held; they are
@@ -97,7 +99,7 @@ impl<D: Device> Run<'_, D> {
             Ok(folder) => format!("the weights before this step are in {folder}"),
             Err(error) => format!("saving the weights before this step failed: {error}"),
         };
-        let bad = match evaluate::bad_rows(self.device.axes(), &self.data.train, &self.stream, seen, report) {
+        let bad = match evaluate::bad_rows(self.device.axes(), &self.data.train, self.flight.stream(), seen, report) {
             Ok(bad) => bad,
             Err(error) => return error,
         };

@@ -1,6 +1,5 @@
 //! The start of a run: memory, weights made or read, and what lies in the run's folder.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use kernels::mesh::{Axes, Place};
@@ -8,8 +7,12 @@ use kernels::{Device, Dictionary, Sums};
 use loader::{Cursor, Store, Stream};
 
 use super::check::{check_eval, warn_of_few_steps};
-use super::close::CLOSING_ROWS;
-use super::run::{Event, LineClock, Run, Scribe, Start};
+use super::clocks::Clocks;
+use super::close::Closing;
+use super::flight::Flight;
+use super::held_out::Evaluation;
+use super::run::{Event, Run, Scribe, Start};
+use super::save::Saver;
 use crate::buffers::Buffers;
 use crate::checkpoint::{Found, LeftOut};
 use crate::data::calibrate;
@@ -32,11 +35,11 @@ impl<'a, D: Device> Run<'a, D> {
         device: &'a D,
         recipe: &'a Recipe,
         data: &'a Data,
-        (store, run_dir): (&'a Store, Option<&'a RunDir>),
+        run_dir: Option<&'a RunDir>,
         mut start: Start<'a>,
         began: Instant,
     ) -> Result<Self, Error> {
-        let axes = device.axes();
+        let (store, axes) = (start.store, device.axes());
         let width = data.train.width();
         let schedule = data.schedule(recipe);
         let shape = plan::shape(recipe, data.extent(), axes.place);
@@ -83,15 +86,13 @@ impl<'a, D: Device> Run<'a, D> {
             Ok(Scribe { run_dir, journal })
         });
         let scribe = once_all(&axes.all, "starting", scribe.transpose())?;
-        let closing_from = data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS));
         let known = match &found {
             Some(found) => checkpoint::Known::until(store, found)?,
             None => checkpoint::Known::default(),
         };
         // Evaluations go by the checkpoint's list, so a longer one makes another checkpoint even where no step follows.
         let is_kept = |found: &&Found| found.manifest.recipe.data.eval_skip == recipe.data.eval_skip;
-        let saved = found.as_ref().filter(is_kept);
-        let saved = saved.map(|found| (found.manifest.step, found.manifest.held_out.clone(), found.folder.clone()));
+        let saver = Saver::new(recipe.checkpoint.every, known, found.as_ref().filter(is_kept));
         let from = found.as_ref().map(|found| found.folder.as_str());
         let (step, steps, rows) = (state.step, schedule.steps(), data.rows);
         if scribe.is_some() {
@@ -104,25 +105,15 @@ impl<'a, D: Device> Run<'a, D> {
             device,
             recipe,
             data,
-            store,
-            scribe,
             schedule,
-            stream,
             sae,
-            settled,
-            truth,
-            free,
             tally,
-            in_flight: VecDeque::new(),
-            centre: None,
-            closing_from,
-            began: (began, state.wall_s),
-            known,
-            saved_at: Instant::now(),
-            save_called: false,
-            saved,
-            on_the_way: None,
-            line_clock: LineClock::start(&state, device),
+            scribe,
+            flight: Flight::new(stream, free),
+            saver,
+            evaluation: Evaluation::new(settled, truth),
+            closing: Closing::of(data),
+            clocks: Clocks::start(began, &state, device),
             state,
             start,
             failed_during: None,

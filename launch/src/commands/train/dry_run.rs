@@ -21,14 +21,18 @@ use crate::job::STORAGE;
 use crate::{contents, disk, recipes, table};
 
 /// Looks at everything and prints.
-pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usize) -> Result<(), Failure> {
-    let store = Store::open(&recipe.run.dir)?;
-    run_dir::check(&store, recipe, resume)?;
-    run_dir::check_writable(&store)?;
+pub fn run(
+    (recipe, store): (&Recipe, &Store),
+    resume: bool,
+    device: &impl Device,
+    host_ranks: usize,
+) -> Result<(), Failure> {
+    run_dir::check(store, recipe, resume)?;
+    run_dir::check_writable(store)?;
     let making = synthesis::to_make(recipe)?;
     let (found, beginning) = match &recipe.data.synth {
         Some(spec) if !making.is_empty() => {
-            look::before_making(recipe, resume, device, host_ranks, &making)?;
+            look::before_making((recipe, store), resume, device, host_ranks, &making)?;
             for shards in &making {
                 run_dir::check_writable(&Store::open(shards.url)?)?;
             }
@@ -39,11 +43,11 @@ pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usiz
             (rows, None)
         }
         _ => {
-            let data = Data::open(recipe, resume.then_some(&store))?;
+            let data = Data::open(recipe, resume.then_some(store))?;
             let rows = Rows::of(recipe, &data)?;
             // Before much is read.
             Plan::of(device, recipe, &rows, host_ranks)?;
-            let beginning = train::check(device, recipe, &data, resume.then_some(&store))?;
+            let beginning = train::check(device, recipe, &data, resume.then_some(store))?;
             table::say(recipe.to_toml());
             contents::print("data.train", &data.train.contents());
             if let Some(eval) = &data.eval {
@@ -74,7 +78,7 @@ pub fn run(recipe: &Recipe, resume: bool, device: &impl Device, host_ranks: usiz
         None => table::say("what it takes of time and storage on several ranks or GPUs: sae plan"),
     }
     warn_of_little_memory(device, &plan, host_ranks);
-    warn_of_little_room(&store, recipe, &plan, budget.as_ref());
+    warn_of_little_room(store, recipe, &plan, budget.as_ref());
     table::say("next: the same command without --dry-run");
     Ok(())
 }

@@ -11,13 +11,13 @@ use crate::failure::Failure;
 
 /// Looks at whatever can be seen before synthetic shards are made, so that none are made for a run that cannot begin.
 pub(super) fn before_making(
-    recipe: &Recipe,
+    (recipe, store): (&Recipe, &Store),
     resume: bool,
     device: &impl Device,
     host_ranks: usize,
     making: &[Making<'_>],
 ) -> Result<(), Failure> {
-    run_dir::check(&Store::open(&recipe.run.dir)?, recipe, resume)?;
+    run_dir::check(store, recipe, resume)?;
     if let Some(spec) = &recipe.data.synth {
         train::check_before_synthesis(device, recipe, spec, host_ranks)?;
     }
