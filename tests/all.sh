@@ -81,6 +81,7 @@ install() {
         DEBIAN_FRONTEND=noninteractive apt-get install --yes "${lacking[@]}"
     fi
     command -v cargo-deny >/dev/null || cargo install --locked --version '^0.20' --root "$SAE_CACHE/tools" cargo-deny
+    command -v cargo-mutants >/dev/null || cargo install --locked --version '^27' --root "$SAE_CACHE/tools" cargo-mutants
     PYTHON_REF="${PYTHON_REF:-$("$here/reference/venv.sh")}"
     export PYTHON_REF
 }

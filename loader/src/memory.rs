@@ -123,4 +123,32 @@ mod tests {
         ]);
         assert_eq!(available_below(first.path()), Some(500));
     }
+
+    /// What this machine says: more than a page and no more than it has.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_machine_has_something_left() {
+        let meminfo = read_to_string("/proc/meminfo").unwrap();
+        let [total, swap] = ["MemTotal:", "SwapTotal:"].map(|name| 1024 * field(&meminfo, name).unwrap());
+        let (available, obtainable) = (available().unwrap(), obtainable().unwrap());
+        assert!((4096..=total).contains(&available) && (4096..=total + swap).contains(&obtainable));
+    }
+
+    /// A process of its own, whose limit a shell sets: 8 GB of addresses, of which the process has taken some.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_limit_of_addresses_is_that_of_this_process() {
+        const INSIDE: &str = "INSIDE_A_LIMIT";
+        let limited = std::env::var_os(INSIDE).is_some();
+        if limited {
+            let left = addresses().unwrap();
+            return assert!((1 << 30..8_192_000_000).contains(&left), "{left}");
+        }
+        let again =
+            "ulimit -v 8000000 && exec \"$0\" --exact memory::tests::the_limit_of_addresses_is_that_of_this_process";
+        let own = std::env::current_exe().unwrap();
+        let output = std::process::Command::new("sh").args(["-c", again]).arg(own).env(INSIDE, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
 }

@@ -123,7 +123,35 @@ impl de::Visitor<'_> for Written {
 
 #[cfg(test)]
 mod tests {
+    use serde::de::IntoDeserializer;
+    use serde::de::value::Error;
+
     use super::*;
+
+    /// A number of a recipe, as each kind of key reads it.
+    fn read_by_all<'de, T: IntoDeserializer<'de, Error> + Copy>(value: T) -> [Result<u64, String>; 4] {
+        let of = || value.into_deserializer();
+        let some = |number: Option<u64>| number.expect("a key that is there");
+        let all = [count(of()), some_count(of()).map(some), bytes(of()), some_bytes(of()).map(some)];
+        all.map(|number| number.map_err(|error| error.to_string()))
+    }
+
+    #[test]
+    fn recipes_hold_numbers_of_every_kind() {
+        for found in [read_by_all(2000_u64), read_by_all(2000_i64), read_by_all(2e3), read_by_all(" 2_000 ")] {
+            assert_eq!(found, [const { Ok(2000) }; 4]);
+        }
+        let [count_of, _, bytes_of, some_bytes_of] = read_by_all("2kB");
+        assert_eq!((bytes_of, some_bytes_of), (Ok(2000), Ok(2000)));
+        assert!(count_of.is_err_and(|error| error.contains("\"2kB\", expected a whole number, at least 0")));
+        for (found, says) in [(read_by_all(-1_i64), "`-1`"), (read_by_all(1.5), "`1.5`"), (read_by_all("x"), "\"x\"")] {
+            for error in found.map(|number| number.expect_err(says)) {
+                assert!(error.contains(says) && error.contains("expected a whole number"), "{error}");
+            }
+        }
+        let small: Result<u8, Error> = count(256_u64.into_deserializer());
+        assert!(small.is_err_and(|error| error.to_string() == "256 is more than this machine counts"));
+    }
 
     #[test]
     fn counts_are_read_as_people_write_them() {

@@ -114,11 +114,21 @@ mod tests {
             assert!((quantile / sorted[rank - 1] - 1.0).abs() < 4e-5, "{share}: {quantile} {}", sorted[rank - 1]);
         }
         assert_eq!((norms.quantile(0.0), norms.max()), (Some(sorted[0]), Some(sorted[999])));
+        // As near as half a bin is wide, wherever in its bin a norm lies.
+        let of_each = |norms: &Norms, sorted: &[f64]| {
+            for (i, norm) in sorted.iter().enumerate() {
+                let share = (i as f64 + 0.5) / sorted.len() as f64;
+                let quantile = norms.quantile(share).expect("rows");
+                assert!((quantile / norm - 1.0).abs() <= 2f64.powi(-15), "{i}: {quantile} {norm}");
+            }
+        };
+        of_each(&norms, &sorted);
         let squares = |norms: &[f64]| norms.iter().map(|norm| norm * norm).sum::<f64>();
         let share = squares(&sorted[990..]) / squares(&sorted);
         assert!((norms.top_share(TOP).expect("rows") / share - 1.0).abs() < 1e-4);
         let below = norms.up_to(sorted[899] * 1.0001);
         assert_eq!(below.rows(), 900);
+        of_each(&below, &sorted[..900]);
         assert!((below.max().expect("rows") / sorted[899] - 1.0).abs() < 4e-5);
     }
 

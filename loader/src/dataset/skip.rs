@@ -93,3 +93,75 @@ impl RowFilter {
             || self.norm_max.is_some_and(|max| norm > f64::from(max)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(rows: &[(u32, u64)], row_groups: &[(u32, u32)]) -> SkipList {
+        let mut list = SkipList::default();
+        rows.iter().for_each(|&(shard, row)| list.add_row(RowId { shard, row }));
+        row_groups.iter().for_each(|&(shard, group)| list.add_row_group(shard, group));
+        list
+    }
+
+    #[test]
+    fn a_list_finds_what_it_was_given() {
+        let all = list(&[(2, 5), (2, 9), (3, 5), (2, 5)], &[(1, 4), (1, 4)]);
+        assert_eq!((all.len(), all.is_empty()), (4, false));
+        assert_eq!(
+            [list(&[], &[]).is_empty(), list(&[(0, 0)], &[]).is_empty(), list(&[], &[(0, 0)]).is_empty()],
+            [true, false, false]
+        );
+        assert_eq!([all.has_row_group(1, 4), all.has_row_group(4, 1), all.has_row_group(1, 5)], [true, false, false]);
+        for (shard, range, rows) in [
+            (2, 0..100, &[5, 9][..]),
+            (2, 5..9, &[5]),
+            (2, 6..10, &[9]),
+            (2, 6..9, &[]),
+            (3, 0..6, &[5]),
+            (1, 0..100, &[]),
+        ] {
+            assert!(all.rows_in(shard, range.clone()).eq(rows.iter().copied()), "{range:?} of shard {shard}");
+        }
+    }
+
+    #[test]
+    fn a_longer_list_includes_a_shorter_one() {
+        let all = list(&[(2, 5), (2, 9)], &[(1, 4)]);
+        for (earlier, includes) in [
+            (list(&[], &[]), true),
+            (list(&[(2, 9)], &[(1, 4)]), true),
+            (list(&[(2, 8)], &[(1, 4)]), false),
+            (list(&[(2, 9)], &[(1, 3)]), false),
+        ] {
+            assert_eq!(all.includes(&earlier), includes, "{earlier:?}");
+        }
+    }
+
+    #[test]
+    fn a_filter_keeps_its_bounds_and_asks_for_what_it_needs() {
+        let all = RowFilter::default();
+        assert!(all.is_empty() && !all.needs_norm() && all.keeps_norm(0.0) && all.keeps_norm(f64::NAN));
+        let (min, max) =
+            (RowFilter { norm_min: Some(2.0), ..all.clone() }, RowFilter { norm_max: Some(2.0), ..all.clone() });
+        let finite = RowFilter { finite: true, ..all.clone() };
+        for (filter, keeps) in [
+            (&min, [false, true, true, true, true]),
+            (&max, [true, true, false, false, true]),
+            (&finite, [true, true, true, false, false]),
+        ] {
+            assert!(filter.needs_norm() && !filter.is_empty() && filter.columns().count() == 0);
+            assert_eq!(
+                [1.999, 2.0, 2.001, f64::INFINITY, f64::NAN].map(|norm| filter.keeps_norm(norm)),
+                keeps,
+                "{filter:?}"
+            );
+        }
+        let (positions, tokens) =
+            (RowFilter { positions: vec![0], ..all.clone() }, RowFilter { token_ids: vec![7], ..all });
+        for (filter, column) in [(positions, "pos"), (tokens, "token_id")] {
+            assert!(!filter.needs_norm() && !filter.is_empty() && filter.columns().eq([column]), "{filter:?}");
+        }
+    }
+}

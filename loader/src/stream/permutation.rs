@@ -67,6 +67,25 @@ impl Permutation {
 mod tests {
     use super::*;
 
+    /// Of splitmix64, whose states are multiples of one number from the seed on: what others give as its first outputs.
+    #[test]
+    fn mixes_as_splitmix64_does() {
+        let outputs = |seed: u64| [1, 2, 3].map(|i: u64| mix(seed.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15))));
+        assert_eq!(
+            outputs(1_234_567),
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
+        );
+        assert_eq!(outputs(0)[0], 0xe220_a839_7b1d_cdaf);
+    }
+
+    /// As another program has them: the order of the rows of every run rests on these.
+    #[test]
+    fn keys_are_of_the_words_in_their_order() {
+        assert_eq!(key(&[]), 0x9e37_79b9_7f4a_7c15);
+        assert_eq!(key(&[7, u64::MAX]), 0x795a_529b_dd90_d152);
+        assert_eq!(key(&[u64::MAX, 7]), 0x19d1_0b6c_5cc4_1b2e);
+    }
+
     #[test]
     fn is_a_bijection_for_every_small_size() {
         for n in 1..300u64 {
