@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::ranks::together::together;
-use crate::recipe::{Order, Recipe};
+use crate::recipe::{self, Order, Recipe, Train};
 use crate::schedule::Schedule;
 
 /// In a run's folder, the manifest of the training data as the run first saw it, with the checksums of what it has read
@@ -35,6 +35,53 @@ pub struct Data {
     pub rows: u64,
     /// Their order.
     pub order: loader::Order,
+    /// How they are read.
+    pub reading: Reading,
+}
+
+/// What of a recipe decides how rows are read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// `[data]`.
+    pub data: recipe::Data,
+    /// `train.batch`.
+    pub batch: usize,
+}
+
+impl Reading {
+    /// As `recipe` says.
+    pub fn of(recipe: &Recipe) -> Self {
+        Reading { data: recipe.data.clone(), batch: recipe.train.batch }
+    }
+
+    /// The rows of `dataset` as stored, at most `limit` of them, less those that `filter` does not keep and those of `data.eval_skip`:
+    /// what evaluation reads, as far as the rank at `place` brings them.
+    ///
+    /// # Errors
+    /// Those of the loader; [`Error::Recipe`] when `data.eval_skip` names what is not there.
+    pub fn eval_stream(
+        &self,
+        dataset: &Dataset,
+        filter: RowFilter,
+        place: Place,
+        limit: Option<u64>,
+    ) -> Result<Stream, Error> {
+        let skip = skip_list(dataset, Skip::EVAL, &self.data)?;
+        let options = StreamOptions { partition: partition(place), filter, skip, ..self.eval_options(limit) };
+        Ok(Stream::start(dataset, options, Cursor::default())?)
+    }
+
+    /// How the rows of an evaluation are streamed, but for the filter.
+    pub fn eval_options(&self, limit: Option<u64>) -> StreamOptions {
+        StreamOptions {
+            order: loader::Order::Sequential,
+            batch: self.batch,
+            limit,
+            prefetch_bytes: self.data.prefetch_bytes.unwrap_or(0),
+            threads: threads(&self.data),
+            ..StreamOptions::default()
+        }
+    }
 }
 
 /// What of the data decides how much memory a run needs, and how many steps it has.
@@ -50,6 +97,8 @@ pub struct Extent {
     pub rows: u64,
     /// Held-out rows, where there are any.
     pub eval_rows: Option<u64>,
+    /// `train.batch`.
+    pub batch: usize,
 }
 
 impl Extent {
@@ -61,7 +110,8 @@ impl Extent {
         let eval_rows = (!recipe.data.eval.is_empty()).then_some(recipe.data.synth_eval_rows);
         let Spec { width, dtype, .. } = *spec;
         // As good as shuffled.
-        Ok(Extent { width, dtype, order: order(recipe, true), rows: rows_of(recipe, spec.rows)?, eval_rows })
+        let (order, rows) = (order(&recipe.data, true), rows_of(&recipe.train, spec.rows)?);
+        Ok(Extent { width, dtype, order, rows, eval_rows, batch: recipe.train.batch })
     }
 
     /// Bytes of a stored row.
@@ -70,32 +120,31 @@ impl Extent {
     }
 
     /// Rows of the largest batch: `train.batch`, or all there are.
-    pub(crate) fn largest_batch(&self, recipe: &Recipe) -> usize {
+    pub(crate) fn largest_batch(&self) -> usize {
         let rows = self.eval_rows.map_or(self.rows, |eval_rows| eval_rows.max(self.rows));
-        recipe.train.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
+        self.batch.min(usize::try_from(rows).unwrap_or(usize::MAX)).max(1)
     }
 
     /// The run's schedules: its steps follow from rows and batch.
-    pub fn schedule(&self, recipe: &Recipe) -> Schedule {
-        let train = &recipe.train;
-        let steps = self.rows.div_ceil(train.batch as u64);
+    pub fn schedule(&self, train: &Train) -> Schedule {
+        let steps = self.rows.div_ceil(self.batch as u64);
         Schedule::new(steps, train.lr, train.l1, train.l1_warmup, train.lr_decay)
     }
 }
 
 /// The order that a recipe asks for, of rows that are shuffled already or not.
-fn order(recipe: &Recipe, prepared: bool) -> loader::Order {
-    match recipe.data.order {
+fn order(data: &recipe::Data, prepared: bool) -> loader::Order {
+    match data.order {
         Order::Sequential => loader::Order::Sequential,
         Order::Striped => loader::Order::Striped,
         Order::Auto if prepared => loader::Order::Sequential,
-        Order::Auto | Order::Direct => loader::Order::Direct { window_bytes: recipe.data.window_bytes },
+        Order::Auto | Order::Direct => loader::Order::Direct { window_bytes: data.window_bytes },
     }
 }
 
 /// Rows trained on, of so many.
-fn rows_of(recipe: &Recipe, rows: u64) -> Result<u64, Error> {
-    match recipe.train.tokens {
+fn rows_of(train: &Train, rows: u64) -> Result<u64, Error> {
+    match train.tokens {
         Some(tokens) if tokens > rows => Err(Error::Recipe(format!(
             "train.tokens is {tokens}, but data.train has {rows} rows, and each is used once: leave train.tokens out for the whole \
              epoch"
@@ -130,14 +179,14 @@ impl Data {
             )));
         }
         let filter = recipe.data.filter.without_medians();
-        train.check_columns(&filter, &skip_list(&train, Skip::TRAIN, recipe)?)?;
+        train.check_columns(&filter, &skip_list(&train, Skip::TRAIN, &recipe.data)?)?;
         if let Some(eval) = &eval {
-            eval.check_columns(&filter, &skip_list(eval, Skip::EVAL, recipe)?)?;
+            eval.check_columns(&filter, &skip_list(eval, Skip::EVAL, &recipe.data)?)?;
             check_held_out(&train, eval, kept.is_some())?;
         }
-        let rows = rows_of(recipe, train.rows())?;
-        let order = order(recipe, train.prepared());
-        Ok(Data { train, eval, rows, order })
+        let rows = rows_of(&recipe.train, train.rows())?;
+        let order = order(&recipe.data, train.prepared());
+        Ok(Data { train, eval, rows, order, reading: Reading::of(recipe) })
     }
 
     /// As [`Data::open`], by all ranks of a run, which must see the same rows.
@@ -164,12 +213,13 @@ impl Data {
             order: self.order,
             rows: self.rows,
             eval_rows: self.eval.as_ref().map(Dataset::rows),
+            batch: self.reading.batch,
         }
     }
 
     /// The run's schedules.
-    pub fn schedule(&self, recipe: &Recipe) -> Schedule {
-        self.extent().schedule(recipe)
+    pub fn schedule(&self, train: &Train) -> Schedule {
+        self.extent().schedule(train)
     }
 
     /// Identity of the held-out data, if there is any.
@@ -197,14 +247,8 @@ impl Data {
     ///
     /// # Errors
     /// Those of the loader.
-    pub fn train_stream(
-        &self,
-        recipe: &Recipe,
-        filter: RowFilter,
-        place: Place,
-        from: Cursor,
-    ) -> Result<Stream, Error> {
-        let options = StreamOptions { partition: partition(place), filter, ..self.train_options(recipe)? };
+    pub fn train_stream(&self, filter: RowFilter, place: Place, from: Cursor) -> Result<Stream, Error> {
+        let options = StreamOptions { partition: partition(place), filter, ..self.train_options()? };
         Ok(Stream::start(&self.train, options, from)?)
     }
 
@@ -212,31 +256,33 @@ impl Data {
     ///
     /// # Errors
     /// [`Error::Recipe`] when it names what is not there.
-    pub fn skip(&self, recipe: &Recipe) -> Result<SkipList, Error> {
-        skip_list(&self.train, Skip::TRAIN, recipe)
+    pub fn skip(&self) -> Result<SkipList, Error> {
+        skip_list(&self.train, Skip::TRAIN, &self.reading.data)
     }
 
     /// The rows and row groups of `data.eval_skip`.
     ///
     /// # Errors
     /// [`Error::Recipe`] when it names what is not there.
-    pub fn eval_skip(&self, recipe: &Recipe) -> Result<SkipList, Error> {
-        self.eval.as_ref().map_or_else(|| Ok(SkipList::default()), |eval| skip_list(eval, Skip::EVAL, recipe))
+    pub fn eval_skip(&self) -> Result<SkipList, Error> {
+        let list = |eval| skip_list(eval, Skip::EVAL, &self.reading.data);
+        self.eval.as_ref().map_or_else(|| Ok(SkipList::default()), list)
     }
 
     /// How the training rows are streamed, but for the filter.
     ///
     /// # Errors
     /// [`Error::Recipe`] when `data.skip` names what is not there.
-    pub fn train_options(&self, recipe: &Recipe) -> Result<StreamOptions, Error> {
+    pub fn train_options(&self) -> Result<StreamOptions, Error> {
+        let Reading { data, batch } = &self.reading;
         Ok(StreamOptions {
             order: self.order,
-            seed: recipe.data.seed,
-            batch: recipe.train.batch,
+            seed: data.seed,
+            batch: *batch,
             limit: Some(self.rows),
-            prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
-            threads: threads(recipe),
-            skip: self.skip(recipe)?,
+            prefetch_bytes: data.prefetch_bytes.unwrap_or(0),
+            threads: threads(data),
+            skip: self.skip()?,
             ..StreamOptions::default()
         })
     }
@@ -291,43 +337,15 @@ fn check_same(seen: &[Seen]) -> Result<(), Error> {
     )))
 }
 
-/// The rows of `dataset` as stored, at most `limit` of them, less those that `filter` does not keep and those of `data.eval_skip`: what
-/// evaluation reads, as far as the rank at `place` brings them.
-///
-/// # Errors
-/// Those of the loader; [`Error::Recipe`] when `data.eval_skip` names what is not there.
-pub fn eval_stream(
-    dataset: &Dataset,
-    recipe: &Recipe,
-    filter: RowFilter,
-    place: Place,
-    limit: Option<u64>,
-) -> Result<Stream, Error> {
-    let skip = skip_list(dataset, Skip::EVAL, recipe)?;
-    let options = StreamOptions { partition: partition(place), filter, skip, ..eval_options(recipe, limit) };
-    Ok(Stream::start(dataset, options, Cursor::default())?)
-}
-
 /// Ranks bring consecutive slices of a batch, so that those of a feature axis see consecutive ones.
 fn partition(place: Place) -> (u64, u64) {
     (place.rank as u64, place.mesh.ranks() as u64)
 }
 
-/// How the rows of an evaluation are streamed, but for the filter.
-pub fn eval_options(recipe: &Recipe, limit: Option<u64>) -> StreamOptions {
-    StreamOptions {
-        order: loader::Order::Sequential,
-        batch: recipe.train.batch,
-        limit,
-        prefetch_bytes: recipe.data.prefetch_bytes.unwrap_or(0),
-        threads: threads(recipe),
-        ..StreamOptions::default()
-    }
-}
-
-pub(crate) fn threads(recipe: &Recipe) -> usize {
+/// Threads that read: `data.threads`, or as many as this machine has cores, up to 4.
+pub(crate) fn threads(data: &recipe::Data) -> usize {
     let cores = || std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
-    recipe.data.threads.unwrap_or_else(cores)
+    data.threads.unwrap_or_else(cores)
 }
 
 /// A list of rows that are left out.
@@ -336,18 +354,18 @@ struct Skip {
     key: &'static str,
     /// The key of the shards that it speaks of.
     of: &'static str,
-    entries: fn(&Recipe) -> &[String],
+    entries: fn(&recipe::Data) -> &[String],
 }
 
 impl Skip {
-    const TRAIN: Skip = Skip { key: "data.skip", of: "data.train", entries: |recipe| &recipe.data.skip };
-    const EVAL: Skip = Skip { key: "data.eval_skip", of: "data.eval", entries: |recipe| &recipe.data.eval_skip };
+    const TRAIN: Skip = Skip { key: "data.skip", of: "data.train", entries: |data| &data.skip };
+    const EVAL: Skip = Skip { key: "data.eval_skip", of: "data.eval", entries: |data| &data.eval_skip };
 }
 
 /// Such a list in the shards of a dataset: `file.parquet:row` or `file.parquet#group`, of which the last `:` or `#` counts, since the
 /// name may hold others.
-fn skip_list(dataset: &Dataset, Skip { key, of, entries }: Skip, recipe: &Recipe) -> Result<SkipList, Error> {
-    let entries = entries(recipe);
+fn skip_list(dataset: &Dataset, Skip { key, of, entries }: Skip, data: &recipe::Data) -> Result<SkipList, Error> {
+    let entries = entries(data);
     let mut list = SkipList::default();
     for entry in entries {
         let found = entry.rfind([':', '#']).and_then(|at| {

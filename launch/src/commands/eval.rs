@@ -7,11 +7,12 @@ use loader::{Dataset, OpenOptions, Store};
 use serde::Serialize;
 use trainer::buffers::Buffers;
 use trainer::centre::Centre;
+use trainer::checkpoint;
 use trainer::checkpoint::{Found, Manifest};
+use trainer::data::Reading;
 use trainer::evaluate::{self, Pass};
 use trainer::metrics::{DensityHistogram, Metrics, dead_fraction};
 use trainer::recovery::{Truth, recovery};
-use trainer::{checkpoint, data};
 
 use crate::args::Eval;
 use crate::device::{self, Opened};
@@ -88,7 +89,8 @@ fn measure<D: Device>(
     let mut buffers = Buffers::new(device, batch, width, dataset.dtype().size())?;
     let mut tally = device.tally(width, features)?;
     let filter = recipe.data.filter.resolve(found.manifest.norm_median)?;
-    let stream = || data::eval_stream(dataset, recipe, filter.clone(), device.axes().place, Some(rows));
+    let reading = Reading::of(recipe);
+    let stream = || reading.eval_stream(dataset, filter.clone(), device.axes().place, Some(rows));
     let mut bar = Bar::new("evaluating", 0, 2 * rows);
     let mut heard = |done| {
         bar.set(done);

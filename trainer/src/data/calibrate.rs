@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::Error;
 use crate::data::Data;
-use crate::recipe::Recipe;
+use crate::recipe::Sae;
 use crate::report::dot::dot;
 
 /// Rows sampled.
@@ -19,7 +19,7 @@ const ROWS: usize = 8192;
 /// Features handled at a time.
 const BLOCK: usize = 1024;
 
-/// Sets the encoder biases of `sae` by training rows that `filter` keeps.
+/// Sets the encoder biases of `sae` by training rows that `filter` keeps, so that `settings.bias_init_l0` features fire on a row.
 ///
 /// # Errors
 /// Those of the loader; [`Error::Data`] when no sampled row is finite.
@@ -27,11 +27,11 @@ pub fn calibrate(
     sae: &mut impl Dictionary,
     data: &Data,
     (scale, filter): (f32, &RowFilter),
-    recipe: &Recipe,
+    settings: &Sae,
 ) -> Result<(), Error> {
     let width = data.train.width();
     // Another seed than the scale's: not that it matters, but two uses of one sample are one too many.
-    let mut x_bd = sample(&data.train, ROWS, recipe.data.seed ^ 1, &data.skip(recipe)?, filter)?.rows;
+    let mut x_bd = sample(&data.train, ROWS, data.reading.data.seed ^ 1, &data.skip()?, filter)?.rows;
     x_bd.iter_mut().for_each(|value| *value *= scale);
     // A row that is not finite stops the run at its step; here it would make every bias NaN without a word.
     let x_bd: Vec<f32> =
@@ -41,7 +41,7 @@ pub fn calibrate(
             "sae.bias_init = \"calibrated\" finds no finite row: look at the data with `sae inspect`".into(),
         ));
     }
-    let share = recipe.sae.bias_init_l0 / recipe.sae.features as f64;
+    let share = settings.bias_init_l0 / settings.features as f64;
     let features = sae.shape().features;
     for first in (0..features).step_by(BLOCK) {
         let rows = first..(first + BLOCK).min(features);

@@ -5,7 +5,7 @@ use loader::{Norms, RowFilter, RowId, Sample, TOP, heavy, sample};
 
 use crate::Error;
 use crate::data::Data;
-use crate::recipe::{Recipe, Scale};
+use crate::recipe::Scale;
 
 /// Rows sampled.
 pub const ROWS: usize = 65_536;
@@ -41,15 +41,16 @@ impl Survey {
     /// # Errors
     /// Those of the loader; [`Error::Data`] when no sampled row is finite, or no scale or median follows from those that are. With a
     /// scale that is given and a filter without multiples rows that cannot be read are left to the step that needs them.
-    pub fn of(data: &Data, recipe: &Recipe) -> Result<Survey, Error> {
-        let filter = recipe.data.filter.without_medians();
-        let given = match recipe.data.scale {
+    pub fn of(data: &Data) -> Result<Survey, Error> {
+        let settings = &data.reading.data;
+        let filter = settings.filter.without_medians();
+        let given = match settings.scale {
             Scale::Fixed(factor) => Some(factor as f32),
             Scale::Auto => None,
         };
-        let sampled = match (sample(&data.train, ROWS, recipe.data.seed, &data.skip(recipe)?, &filter), given) {
+        let sampled = match (sample(&data.train, ROWS, settings.seed, &data.skip()?, &filter), given) {
             (Ok(sampled), _) => sampled,
-            (Err(error), Some(scale)) if is_damage(&error) && !recipe.data.filter.is_relative() => {
+            (Err(error), Some(scale)) if is_damage(&error) && !settings.filter.is_relative() => {
                 tracing::info!("the norms of rows were not looked at: {error}");
                 let (norms, ids) = (Vec::new(), Vec::new());
                 return Ok(Survey { scale, norm_median: None, filter, non_finite: (0, 0), looked_at: 0, norms, ids });
@@ -67,11 +68,11 @@ impl Survey {
                  `sae inspect`, and make the rows again"
             )));
         }
-        let norm_median = match recipe.data.filter.is_relative() {
+        let norm_median = match settings.filter.is_relative() {
             true => Some(median(&squared_norms)?),
             false => None,
         };
-        let filter = recipe.data.filter.resolve(norm_median)?;
+        let filter = settings.filter.resolve(norm_median)?;
         let kept = |norm: &f64| norm.is_finite() && filter.keeps_norm(norm.sqrt());
         let kept: Vec<(RowId, f64)> = ids.into_iter().zip(squared_norms).filter(|(_, norm)| kept(norm)).collect();
         let scale = match given {
@@ -120,9 +121,9 @@ impl Survey {
 ///
 /// # Errors
 /// Those of the loader.
-pub(crate) fn look_at_held_out(data: &Data, recipe: &Recipe, filter: &RowFilter) -> Result<(), Error> {
+pub(crate) fn look_at_held_out(data: &Data, filter: &RowFilter) -> Result<(), Error> {
     let Some(eval) = &data.eval else { return Ok(()) };
-    let sampled = sample(eval, HELD_OUT_ROWS, recipe.data.seed, &data.eval_skip(recipe)?, filter)?;
+    let sampled = sample(eval, HELD_OUT_ROWS, data.reading.data.seed, &data.eval_skip()?, filter)?;
     let found = sampled.squared_norms().filter(|norm| !norm.is_finite()).count();
     if found > 0 {
         let of = sampled.ids.len();

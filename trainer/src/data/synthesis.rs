@@ -87,7 +87,7 @@ pub fn make(
         }
         let json = serde_json::to_vec_pretty(spec).map_err(|error| Error::Internal(error.to_string()))?;
         store.put(SPEC, json)?;
-        synth::write(spec, &store, threads(recipe), &mut |rows| progress(key, rows, spec.rows))?;
+        synth::write(spec, &store, threads(&recipe.data), &mut |rows| progress(key, rows, spec.rows))?;
     }
     Ok(())
 }

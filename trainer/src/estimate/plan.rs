@@ -7,7 +7,7 @@ use loader::synth::Spec;
 use loader::{Order, Stream, memory};
 
 use crate::data::survey;
-use crate::data::{self, Data, Extent};
+use crate::data::{Data, Extent};
 use crate::estimate::room::Room;
 use crate::ranks::communication;
 use crate::ranks::roll_call::most_rows;
@@ -35,7 +35,7 @@ impl Rows {
     /// Those of the loader, when the order needs more memory than there is or is allowed.
     pub fn of(recipe: &Recipe, data: &Data) -> Result<Rows, Error> {
         let evaluation_bytes = match &data.eval {
-            Some(eval) => Stream::bytes_at_most(eval, &data::eval_options(recipe, None))?,
+            Some(eval) => Stream::bytes_at_most(eval, &data.reading.eval_options(None))?,
             None => 0,
         };
         // Held-out rows have the weights looked at anyway.
@@ -43,7 +43,7 @@ impl Rows {
             && Truth::beside(&recipe.data.train)?.is_some_and(|truth| truth.width == data.train.width());
         Ok(Rows {
             extent: data.extent(),
-            stream_bytes: Stream::bytes_at_most(&data.train, &data.train_options(recipe)?)?,
+            stream_bytes: Stream::bytes_at_most(&data.train, &data.train_options()?)?,
             evaluation_bytes,
             known_directions,
         })
@@ -137,7 +137,7 @@ impl Plan {
                 loader::Order::Striped => "striped".into(),
                 loader::Order::Direct { window_bytes } => format!("direct, window of {window_bytes} bytes"),
             },
-            steps: extent.schedule(recipe).steps(),
+            steps: extent.schedule(&recipe.train).steps(),
             parameters: 2 * width * features + features + width,
             bytes_read: extent.rows * extent.row_bytes() as u64,
             weight_bytes,
@@ -175,7 +175,7 @@ pub fn shape(recipe: &Recipe, extent: Extent, place: Place) -> Shape {
     Shape {
         width: extent.width,
         features: place.shard(recipe.sae.features).len(),
-        batch: most_rows(place, extent.largest_batch(recipe)) * place.mesh.feature,
+        batch: most_rows(place, extent.largest_batch()) * place.mesh.feature,
         adam: Some(adam),
         dense_bytes: recipe.train.dense_bytes as usize,
     }

@@ -7,7 +7,7 @@ use loader::{Cursor, Dataset, Store, sample};
 use crate::checkpoint::Found;
 use crate::data::survey;
 use crate::data::survey::Survey;
-use crate::data::{self, Data, Extent};
+use crate::data::{Data, Extent};
 use crate::estimate::plan;
 use crate::estimate::plan::Rows;
 use crate::init::Source;
@@ -47,23 +47,23 @@ pub fn check(device: &impl Device, recipe: &Recipe, data: &Data, kept: Option<&S
             (Beginning::Behind(Box::new(found)), filter)
         }
         None => {
-            let survey = Survey::of(data, recipe)?;
+            let survey = Survey::of(data)?;
             Source::open(recipe, data.train.width())?;
             let filter = survey.filter.clone();
             (Beginning::New(survey), filter)
         }
     };
     if let Some(eval) = &data.eval {
-        drop(data::eval_stream(eval, recipe, filter.clone(), place, Some(1))?);
+        drop(data.reading.eval_stream(eval, filter.clone(), place, Some(1))?);
     }
-    survey::look_at_held_out(data, recipe, &filter)?;
+    survey::look_at_held_out(data, &filter)?;
     // That rows can be read, and with them the columns that a filter goes by.
-    sample(&data.train, FEW_ROWS, recipe.data.seed, &data.skip(recipe)?, &filter)?;
+    sample(&data.train, FEW_ROWS, recipe.data.seed, &data.skip()?, &filter)?;
     let from = match &beginning {
         Beginning::New(_) => Cursor::default(),
         Beginning::Behind(found) => found.manifest.cursor.clone(),
     };
-    drop(data.train_stream(recipe, filter, place, from)?);
+    drop(data.train_stream(filter, place, from)?);
     Ok(beginning)
 }
 
@@ -86,7 +86,7 @@ pub fn check_before_synthesis(
 
 /// Says that a run is too short to tell anything.
 pub fn warn_of_few_steps(recipe: &Recipe, extent: Extent) {
-    let (steps, batch) = (extent.schedule(recipe).steps(), recipe.train.batch);
+    let (steps, batch) = (extent.schedule(&recipe.train).steps(), recipe.train.batch);
     if steps < FEW_STEPS {
         tracing::warn!(
             steps,

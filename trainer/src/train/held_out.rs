@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use kernels::{Device, Dictionary};
 
 use super::run::{Event, Run, is_due};
+use crate::Error;
 use crate::evaluate::Pass;
 use crate::report::centre::Centre;
 use crate::report::journal::{self, EvalLine, Line};
 use crate::report::metrics::{DensityHistogram, Metrics};
 use crate::report::recovery::{Recovery, Truth, recovery};
-use crate::{Error, data};
 
 /// What it takes to look at a dictionary while it trains.
 pub(super) struct Evaluation<D: Device> {
@@ -73,7 +73,7 @@ impl<D: Device> Run<'_, D> {
         let training = self.device.take_sums(&mut self.tally)?;
         let place = self.device.axes().place;
         let filter = self.recipe.data.filter.resolve(self.state.norm_median)?;
-        let stream = || data::eval_stream(dataset, self.recipe, filter.clone(), place, Some(rows));
+        let stream = || self.data.reading.eval_stream(dataset, filter.clone(), place, Some(rows));
         let buffers = self.flight.spare();
         let centre = self.evaluation.centre.take().filter(|(of, _)| *of == rows);
         let before = if centre.is_some() { 0 } else { rows };

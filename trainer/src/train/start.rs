@@ -15,10 +15,10 @@ use super::run::{Event, Run, Scribe, Start};
 use super::save::Saver;
 use crate::buffers::Buffers;
 use crate::checkpoint::{Found, LeftOut};
+use crate::data::Data;
 use crate::data::calibrate;
 use crate::data::survey;
 use crate::data::survey::Survey;
-use crate::data::{self, Data};
 use crate::estimate::plan;
 use crate::init::Source;
 use crate::ranks::together::once_all;
@@ -41,14 +41,14 @@ impl<'a, D: Device> Run<'a, D> {
     ) -> Result<Self, Error> {
         let (store, axes) = (start.store, device.axes());
         let width = data.train.width();
-        let schedule = data.schedule(recipe);
+        let schedule = data.schedule(&recipe.train);
         let shape = plan::shape(recipe, data.extent(), axes.place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
         let settled = plan::settled(shape, data.eval.is_some() || truth.is_some());
         let mut sae = device.dictionary(shape)?;
         let settled = settled.map(|shape| device.dictionary(shape)).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
-        let batch = data.extent().largest_batch(recipe);
+        let batch = data.extent().largest_batch();
         let buffers = || Buffers::new(device, batch, width, value_bytes);
         let free = (0..=D::AHEAD).map(|_| buffers()).collect::<Result<Vec<_>, _>>()?;
         let mut tally = device.tally(width, shape.features)?;
@@ -56,21 +56,21 @@ impl<'a, D: Device> Run<'a, D> {
         let (found, (state, stream)) = match resumed {
             Some((found, loaded)) => (Some(found), loaded),
             None => {
-                let survey = Survey::of(data, recipe)?;
+                let survey = Survey::of(data)?;
                 if axes.all.index() == 0 {
                     survey.tell(data);
                 }
                 let state = first_state(recipe, data, axes.place, &survey, &mut sae)?;
-                (None, (state, data.train_stream(recipe, survey.filter, axes.place, Cursor::default())?))
+                (None, (state, data.train_stream(survey.filter, axes.place, Cursor::default())?))
             }
         };
         device.put_sums(&mut tally, &state.tally);
         if let Some(eval) = &data.eval {
             // What the evaluation at the end would be refused for is better known now.
             let filter = recipe.data.filter.resolve(state.norm_median)?;
-            drop(data::eval_stream(eval, recipe, filter.clone(), axes.place, Some(1))?);
+            drop(data.reading.eval_stream(eval, filter.clone(), axes.place, Some(1))?);
             if found.is_none() && axes.all.index() == 0 {
-                match survey::look_at_held_out(data, recipe, &filter) {
+                match survey::look_at_held_out(data, &filter) {
                     // They may be whole again by the first evaluation, and until then cost no step.
                     Err(Error::Loader(error)) if survey::is_damage(&error) => {
                         tracing::warn!("held-out rows were not looked at: {error}");
@@ -144,13 +144,13 @@ fn first_state(
         None => init::random(sae, shard, recipe.train.seed, recipe.sae.decoder_norm),
     }
     if recipe.sae.bias_init == BiasInit::Calibrated {
-        calibrate::calibrate(sae, data, (scale, &survey.filter), recipe)?;
+        calibrate::calibrate(sae, data, (scale, &survey.filter), &recipe.sae)?;
         density = (recipe.sae.bias_init_l0.round() as u64, features as u64);
     }
     let sums = Sums::new(width, place.owned(features).len());
     Ok(checkpoint::State {
         step: 0,
-        steps: data.schedule(recipe).steps(),
+        steps: data.schedule(&recipe.train).steps(),
         tokens: 0,
         left_out: LeftOut::default(),
         scale,
@@ -187,7 +187,7 @@ fn resume(
         recipe.check_resumes(&found.manifest.recipe)?;
         check_eval(found.manifest.eval.as_deref(), data.eval.as_ref())?;
         let filter = recipe.data.filter.resolve(found.manifest.norm_median)?;
-        let stream = data.train_stream(recipe, filter, axes.place, found.manifest.cursor.clone())?;
+        let stream = data.train_stream(filter, axes.place, found.manifest.cursor.clone())?;
         let started = Instant::now();
         let loaded = checkpoint::load(store, found, axes, sae);
         let state = once_all(&axes.all, "loading a checkpoint", loaded)?;
