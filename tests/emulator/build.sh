@@ -59,7 +59,7 @@ choose() {
     esac
 }
 
-own_parts=(emulator collectives memory driver nccl)
+own_parts=(emulator kernels collectives memory driver nccl)
 
 objects() {
     choose "$1"

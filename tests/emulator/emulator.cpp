@@ -130,11 +130,6 @@ void* host_tsan;
 char block_edge, end_edge;
 #endif
 
-Kernel*& registered() {
-    static Kernel* list = nullptr;
-    return list;
-}
-
 u32 random() {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 7;
@@ -540,22 +535,6 @@ void fail(Site site, const char* format, ...) {
 }
 
 // ---- what the driver calls ------------------------------------------------------------------------------------------
-
-void add_kernel(Kernel* one) {
-    if (find_kernel(one->name)) {
-        fprintf(stderr, "emulator: two kernels are named %s\n", one->name);
-        abort();
-    }
-    one->next = registered();
-    registered() = one;
-}
-
-const Kernel* find_kernel(const char* name) {
-    for (Kernel* one = registered(); one; one = one->next) {
-        if (strcmp(one->name, name) == 0) return one;
-    }
-    return nullptr;
-}
 
 void launch(const Kernel& what, dim3 grid, dim3 shape, u32 bytes, void** values) {
     const auto start = std::chrono::steady_clock::now();

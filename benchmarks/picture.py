@@ -1,0 +1,46 @@
+"""Draws loss and L0 of a run over its steps, as the README shows them of the quickstart.
+
+    picture.py runs/quickstart launch/recipes/quickstart.svg
+
+Needs matplotlib. The same metrics.jsonl gives the same file.
+"""
+
+import json
+import pathlib
+import sys
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+# Legible on white and on black pages alike.
+INK = "#808080"
+
+
+def lines(run, kind):
+    """The metrics lines of one kind."""
+    text = (pathlib.Path(run) / "metrics.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
+
+
+def draw(run, out):
+    plt.rcParams.update({
+        "svg.hashsalt": "sae", "svg.fonttype": "none", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
+        "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    })
+    train, held_out = lines(run, "train"), lines(run, "eval")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.4), layout="constrained")
+    for axis, key, colour in zip(axes, ["loss", "l0"], ["#3b82c4", "#d9822b"]):
+        axis.plot([line["step"] for line in train], [line[key] for line in train], color=colour, label="training rows")
+        axis.plot([line["step"] for line in held_out], [line[key] for line in held_out], "o", color=INK, markersize=4, label="held-out rows")
+        axis.set(xlabel="step", ylabel={"loss": "loss", "l0": "L0"}[key], yscale="log")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    figure.savefig(out, transparent=True, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    draw(*sys.argv[1:])
