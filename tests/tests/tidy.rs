@@ -68,9 +68,10 @@ fn only_kernels_may_hold_unsafe_code() {
 
 #[test]
 fn every_source_file_has_a_head_and_a_bearable_length() {
-    for path in sources() {
+    for path in sources().chain(files(&["cu", "cuh", "cpp", "h"])) {
         let text = read(&path);
-        assert!(text.starts_with("//! "), "{} does not begin with a //! that says what it is", path.display());
+        let head = if path.extension().is_some_and(|extension| extension == "rs") { "//! " } else { "// " };
+        assert!(text.starts_with(head), "{} does not begin with a {head}that says what it is", path.display());
         let lines = text.lines().count();
         assert!(lines <= MOST_LINES, "{} has {lines} lines, more than {MOST_LINES}", path.display());
     }
@@ -135,6 +136,20 @@ fn links_in_documents_lead_somewhere() {
 }
 
 /// The table in launch/recipes/README.md has a row for each key of the recipe, with its default, and no others.
+/// A newcomer looks there for the one to run.
+#[test]
+fn every_test_binary_stands_in_the_table() {
+    let table = links(&read(&root().join("CONTRIBUTING.md")));
+    for (name, _) in MAY_DEPEND_ON.iter().filter(|(name, _)| *name != "untested") {
+        let Ok(folder) = fs::read_dir(root().join(name).join("tests")) else { continue };
+        let binaries = folder.map(|entry| entry.expect("a folder").file_name().to_string_lossy().into_owned());
+        for binary in binaries.filter(|file| file.ends_with(".rs")) {
+            let path = format!("{name}/tests/{binary}");
+            assert!(table.contains(&path), "CONTRIBUTING.md does not say what {path} holds");
+        }
+    }
+}
+
 #[test]
 fn every_recipe_key_is_documented_with_its_default() {
     let documented = documented_keys();
