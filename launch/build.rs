@@ -1,5 +1,7 @@
 //! Names the commit that `sae` is built from: `SAE_COMMIT` where a packager says so, else what git says of this checkout,
 //! else `unknown`. It belongs to this crate, the last in a build, so that a new commit compiles nothing else again.
+//!
+//! It is there for people: no resume depends on it.
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,8 @@
 
 OUT gets what is then printed: sae-VERSION-ARCH-linux.tar.gz and sae-VERSION-py3-none-manylinux_2_N_ARCH.whl. N is the newest glibc that the binary asks
 for, 28 at least, so that pip never installs it where it cannot start. The wheel holds no Python: pip puts its one program on the PATH.
-The same binary gives the same files. Needs cargo, objdump and the standard library. A test packs the binary of the tests.
+The same binary gives the same files. A script and not maturin: a wheel is one file and what pip wants to know of it, which takes less code than
+a build backend takes configuration, and tests can pack their own binary. A binary that needs a library of one machine is refused. Needs cargo, objdump and the standard library. A test packs the binary of the tests.
 """
 
 import base64

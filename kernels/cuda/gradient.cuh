@@ -3,6 +3,10 @@
 //
 //   ∂a_t      = g_t · W_dec[f] + (λ/B) ‖W_dec[f]‖
 //   ∂W_dec[f] = Σ_t a_t g_t + (λ/B) (Σ_t a_t) W_dec[f] / ‖W_dec[f]‖        ∂W_enc[f] = Σ_t ∂a_t x_t        ∂b_enc[f] = Σ_t ∂a_t
+//
+// **A GPU makes each gradient row twice and stores none.** Backward needs the gradient only for its norm, which clipping must know before
+// any update. At a million features a touched row has fewer than two active pairs in a batch: making the row again from its pairs moves
+// `4·D` bytes a pair in bf16, storing and reading it `16·D` bytes a row, and needs `8·F·D` bytes of memory besides.
 #pragma once
 #include "columns.cuh"
 

@@ -15,6 +15,8 @@
 // never shrink if it were rounded to nearest.
 //
 // Reading gives A for the largest value exactly, so what was read and is written again (kernels/src/cuda/array.rs) reads the same.
+//
+// Formats lie behind reading and writing, which lose nothing that was stored: checkpoints hold binary32 and know none of them.
 #pragma once
 #include "rounding.cuh"
 

@@ -12,6 +12,9 @@
 // pairs, and by a bitmap of the tokens for longer runs: any order in, one order out.
 //
 // Rejected: a sort of all pairs by feature (4 passes over 16 bytes a pair, where this makes 2).
+//
+// Decode wants a token's features (CSR), backward a feature's tokens (CSC). Atomics hand out places in both, so who comes first is
+// chance; the price of one order is reading the pairs once more.
 #include "status.cuh"
 
 static constexpr u32 LONG = 1024;

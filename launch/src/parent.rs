@@ -1,4 +1,7 @@
 //! What binds a rank to the launcher that started it: it must not outlive it, not even when that is killed.
+//!
+//! The rank itself asks the system for that: between fork and exec it would take `unsafe`. A signal that a launcher passes on counts once
+//! however often it comes, for a scheduler may send it to every process of a job.
 
 use crate::failure::Failure;
 

@@ -14,6 +14,8 @@
 //! near, so active features must be the same. What follows from activations that are off by so much is added to the tolerance
 //! of the sums of a report. Sums in binary32 are made in one order by one chain of fused multiply-adds, on a
 //! processor as on a GPU, and have no such term.
+//!
+//! The emulator adds once as a processor does and once cut off as hardware does (`EMULATOR_TRUNCATE`), and both must hold.
 
 use kernels::Path;
 

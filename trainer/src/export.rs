@@ -14,6 +14,9 @@
 //! ```
 //! b_dec lies in the first part and the others hold zeros: the reconstruction is the sum of those of all parts. One part at a time is
 //! in memory.
+//!
+//! No tool reads a tensor that is spread over files; hence parts that are whole folders for consecutive features, and an index above them
+//! for those who want the whole. Hugging Face's own index was rejected: it gives each tensor one file.
 
 use std::ops::Range;
 

@@ -3,6 +3,8 @@
 //! 32 bits hold the pairs of a batch (`run_f` and the sums of `transpose.cu`), which are at most as many as the lists of all tokens
 //! have room for; the blocks of a grid, of which a launch takes at most 2³¹ − 1 in x; and the length of what ranks sum. A
 //! list of tokens also has to have a bitmap in shared memory. What is counted over several batches has 64 bits.
+//!
+//! 32 bits halve what the kernels that place pairs move; so batches beyond are refused before anything is made.
 
 use super::ops::{encode, transpose};
 use super::runtime::engine::Engine;

@@ -1,5 +1,11 @@
 //! What each launcher says in its processes' environment. A set of variables that is incomplete is an error: a process that
 //! misses one would train alone, beside the others, into the same folder.
+//!
+//! **Launchers are asked from the inside out.** A SLURM step or a pod may hold torchrun or mpirun, which start the ranks: what started a
+//! process last knows it best. mpirun comes before SLURM, since it starts its daemons by srun, and SLURM then counts daemons. Whatever
+//! stands around it must fit, so variables left over from elsewhere are refused instead of believed. The attempt id comes from the
+//! launcher too, because nothing else is the same on all ranks and new at each start; torchrun's restarts on several machines are refused
+//! for want of one.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -4,6 +4,9 @@
 //! `..`, or an ASCII control character. It also offers to percent-encode a part: that would be another key, and nothing here does it.
 //! In the text of a URL keys stand as they are, as `aws s3` takes them, unless the scheme's own rules are those of the web: `file://`
 //! and `http(s)://` are percent-encoded, and only they.
+//!
+//! A listing fails as a whole, in `object_store`, on one key that it cannot name: `listing.rs` has what is done about that. Text is a
+//! pattern only from the part on that names nothing: asking the store costs a request or two for each part with a wildcard.
 
 use object_store::path::{Error as PathError, Path as Key};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};

@@ -5,6 +5,13 @@
 //! Requests are watched between the stores' clients and the network, since the clients' own retries tell nothing and cannot change
 //! their mind. Left to the clients is what only they see: bodies that break off, which they go on reading where they were, and errors
 //! inside an answer that says 200.
+//!
+//! Patience is 10 s while somebody waits and 150 s in a run. The first failure of a host is reported and so is the end of an outage, by
+//! one line each; throttling, which fails now and then for hours, at most once a minute (`outage.rs`). A client panics at some values of
+//! the environment, so these are looked at first (`environment.rs`).
+//!
+//! TLS is ring's and not AWS's library, the default of `object_store`: that one is C and assembly which compiles for longer than any
+//! crate of ours. Certificates are checked by the system's authorities, or those of `SSL_CERT_FILE`; a test has an authority of its own.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};

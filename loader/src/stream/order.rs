@@ -22,6 +22,11 @@
 //!
 //! **Ranks.** Rank i of n takes slots ⌊b·i/n⌋ .. ⌊b·(i+1)/n⌋ of each batch: neither n nor threads nor prefetch depth appears
 //! above. Skip lists and filters act after the order: they shorten batches and never move a position.
+//!
+//! A cursor is just a step number with the identity of what it counts in. Permutations are keyed by the shape of the data and not by its
+//! checksums, so writing a manifest beside the data (`sae inspect`) changes no order; a run keeps the manifest that it began with. Skip
+//! lists and filters never move positions, so a row that turns out bad at 80 % of a run can be left out on resume without changing what
+//! came before.
 
 use std::ops::Range;
 

@@ -1,4 +1,15 @@
 //! What a checkpoint holds: files, tensors, the manifest that names them.
+//!
+//! **Checkpoints are tiles.** Files hold whole tiles of 128 features, at most 64 MiB, independent of who wrote them, with a hash for each
+//! tile. A commit marker holds the hash of the manifest, which holds all others. Reading falls back to the newest intact one. A rank
+//! reads four files at once, and of a file of which it needs no more than half only its own rows: tiles have hashes of their own.
+//!
+//! **Older checkpoints are read.** Formats only ever move things: in format 1 the firings of all features lay in the shared file. A
+//! reader knows all formats up to its own, a writer the last; tests hold a checkpoint of each that was written by the program of its
+//! time.
+//!
+//! **Sums travel in checkpoints.** Running metrics are f64 sums whose bits depend on the order of additions; they are saved and restored
+//! as they stand, so that metrics.jsonl and summary.json of a resumed run equal those of an uninterrupted one.
 
 use std::fmt;
 

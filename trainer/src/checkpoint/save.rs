@@ -3,6 +3,14 @@
 //! What a rank owns is read into memory, a file at a time, and threads of its own hash and store the files: training waits only
 //! while there is more to read than the buffer has room for. When all ranks have stored theirs, the first one commits. Whether all
 //! have is asked at roll calls, so that nobody waits for anybody.
+//!
+//! The buffer is by default half of what the host has available when all ranks begin, divided among its ranks, since a constant is either
+//! too much for a laptop or minutes of waiting on a node with terabytes. No bit depends on it. At most one checkpoint is on its way: the
+//! next waits, so that memory and the order of commits have a bound. An error of the store ends the run when all ranks have stored what
+//! they could. What is on its way when a process dies was never committed; a run that ends with an error still commits what all ranks
+//! have stored. At a stop and at the end ranks wait until it is committed. An evaluation that is stopped or fails is followed by a
+//! checkpoint of its step, so that it costs none, and a resumed run comes back to it; which weights are best is decided when no
+//! checkpoint is on its way.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};

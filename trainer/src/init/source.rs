@@ -6,6 +6,10 @@
 //! | run, checkpoint | rows times the scale in its manifest |
 //! | SAELens folder, ours among them | rows as they are; with `apply_b_dec_to_input`, less b_dec |
 //! | bare file | rows as they are (`raw`), or times `data.scale` (`normalized`) |
+//!
+//! The same tensors taken for the other make an SAE that is wrong and looks like one, so nothing is guessed, and where metadata and
+//! recipe both speak they must agree. Everything that could mean another function (architecture, normalisation, an unknown tensor) is
+//! refused by its name.
 
 use std::ops::Range;
 

@@ -1,4 +1,9 @@
 //! What a run writes while it goes: metrics.jsonl, TensorBoard events, and on request the ids of the rows.
+//!
+//! **One name for a number.** A metrics line is one structure: metrics.jsonl is its JSON, curves in TensorBoard are its numbers under the
+//! same names. A line of an evaluation is written once, and kept when the run is resumed behind it: a killed run that evaluates again
+//! gets the same numbers. Event files are only ever appended to; each start begins one of its own, with a SessionLog that makes
+//! TensorBoard drop the steps which are made again.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};

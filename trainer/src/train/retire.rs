@@ -1,6 +1,12 @@
 //! Retiring steps in flight: a device runs ahead of what the run knows of it, and whatever it refused is made again or ends the run.
 //!
 //! Nothing takes effect out of order: the steps behind one that was refused are held by the device, and made again after it.
+//!
+//! **A GPU is never waited for while it has nothing else to do.** The report of a step is read when the next one is enqueued
+//! (`Device::AHEAD`), and rows are copied on a stream of their own while the step before runs. A batch behind one that was refused is
+//! held by the GPU and changes nothing, so the host makes both again, in their order, from rows that it still has: nothing is dropped or
+//! counted twice, and the bits are those of a run that waits after every step. Code that looks at the state (metrics lines, evaluations,
+//! checkpoints) first retires what is in flight. More steps in flight would gain nothing: one is enough for a GPU to go on with.
 
 use kernels::{Device, Dictionary, Path, Report};
 

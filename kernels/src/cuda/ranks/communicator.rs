@@ -11,6 +11,9 @@
 //!
 //! GPUs wait for each other without end, and NCCL does not know whether a process lives. The ranks' host group does: a thread
 //! asks it ten times a second, and ends what the GPU waits for when a rank has failed.
+//!
+//! It notes the failure, which has a name, and aborts the communicator: the streams run to their end, and the next report is that
+//! failure.
 
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_int};

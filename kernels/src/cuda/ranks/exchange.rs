@@ -5,6 +5,11 @@
 //!
 //! Bytes a rank sends: stored rows to each rank of the feature axis; of x̂ `8·b·D·(f − 1)/f` for b rows and f ranks there, as an
 //! all-reduce; 96 to every rank for the report.
+//!
+//! x̂ is summed as on processors: pieces to the rank that sums them, sums back to all, in the order of the ranks; never by
+//! `ncclAllReduce`, whose order is NCCL's choice. An overflow or a NaN on one rank is a word that a kernel combines over all, before
+//! anything changes, so all GPUs refuse and hold the same batches; and runs of pairs, the last thing that may lack room, are made before
+//! that word goes round.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -2,6 +2,9 @@
 //!
 //! cudarc panics where the driver or one of its functions is missing. So whatever could be missing is asked for here before
 //! cudarc is, and a driver new enough has the rest.
+//!
+//! The binary links nothing of NVIDIA's: it builds and starts on any Linux, and opens the driver when a GPU is asked for.
+//! `SAE_CUDA_DRIVER` names another driver library; tests use it to stand in for machines that they do not run on.
 
 use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,12 @@
 //! Memory on the GPU: taken once, of fixed size, zeroed; or only measured.
+//!
+//! **A GPU's memory comes from the pool of its stream, or without one where the driver has none** (`cuMemAllocAsync`, then `cuMemAlloc`).
+//! Of the codes that an allocation ends with, only that of too little memory is reported as such, and exits with 64: a smaller dictionary
+//! would not help against the others.
+//!
+//! **Copies to a GPU from ordinary memory are waited for.** On hosts whose memory a GPU reads by itself (GH200) such a copy may begin
+//! after the call has returned, and what it copies is often a vector on its way out. Only rows come from pinned memory that outlives the
+//! copy, and they are what a step waits for. `EMULATOR_COHERENT` makes the emulator such a host.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,5 +1,9 @@
 //! What the kernels of a step tell each other and the host: `status.cuh`. Kept for the last batches, so that the host may hear of one
 //! while the next is under way.
+//!
+//! **Errors of a GPU are remembered, and told late.** Operations are enqueued and cannot fail; `report`, `read` and `take_sums` can, and
+//! tell the first failure. Kernels that change state look at a word that says whether the batch is finite and had room, so a step that
+//! should not have been made changes nothing, and one without room for its lists is made again on the dense path.
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 

@@ -1,5 +1,8 @@
 //! `sae train --dry-run`: what a run would read, hold and write, and whether it could begin. Whatever would end a run at its start ends
 //! this with the same exit code; nothing is left anywhere.
+//!
+//! **A dry run is a start that stops.** It calls what a start calls before anything is taken or written, so it fails with the same words
+//! and exit code, and adds what a start would notice by doing it: that `run.dir` can be written to, and rows can be read.
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::Device;
