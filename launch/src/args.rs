@@ -14,7 +14,7 @@ use loader::{number, patience};
 
 pub use self::export::{Export, Format};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
-pub use self::plan::{L0, MTBF, Plan};
+pub use self::plan::{L0, MTBF, PlanArgs};
 use crate::device::DeviceChoice;
 
 /// The commit that this program was built from; build.rs says how it is known.
@@ -57,7 +57,7 @@ pub enum Log {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     Train(Train),
-    Plan(Plan),
+    Plan(PlanArgs),
     Launch(Launch),
     Inspect(Inspect),
     Synth(Synth),

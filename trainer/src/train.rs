@@ -19,7 +19,7 @@ use kernels::{AdamUpdate, Device, Path};
 use crate::Error;
 use crate::buffers::{Buffers, Seen};
 use crate::data::{Data, row_dtype};
-use crate::estimate::plan::{self, Rows};
+use crate::estimate::plan::{self, DataSize};
 use crate::ranks::note::Note;
 use crate::ranks::roll_call::Answer;
 use crate::ranks::together::{once_all, together};
@@ -90,7 +90,7 @@ fn claim(device: &impl Device, recipe: &Recipe, start: &Start<'_>) -> Result<(Da
     together(ranks, "looking at the run's folder", free)?;
     let data = Data::open_by_all(recipe, resume.then_some(store), ranks)?;
     // All look before any takes memory, which ranks of one machine share.
-    let fits = Rows::of(recipe, &data)
+    let fits = DataSize::of(recipe, &data)
         .and_then(|rows| plan::check_fits(device, recipe, &rows, device.axes().place, host_ranks));
     together(ranks, "looking at memory", fits)?;
     let claimed = first.then(|| RunDir::claim(store, recipe, resume)).transpose();

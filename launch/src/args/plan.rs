@@ -22,7 +22,7 @@ pub const MTBF: f64 = 50_000.0;
 1e9 \\\n    --set sae.features=34000000 --gpus 64 --gpu h200 --price 2.5\n  sae plan launch/recipes/quickstart.toml --cpu\n\n\
 What --json prints: launch/recipes/README.md#the-plan"
 )]
-pub struct Plan {
+pub struct PlanArgs {
     /// The recipe, a TOML file.
     pub recipe: String,
     /// Set a key over the recipe's value. May be repeated.

@@ -12,7 +12,7 @@ use kernels::mesh::{Axes, Place};
 use loader::{Dataset, OpenOptions, Store, memory};
 use rustix::process::{Resource, getrlimit};
 use trainer::data::Data;
-use trainer::plan::{self, Rows};
+use trainer::plan::{self, DataSize};
 use trainer::recipe::Recipe;
 use trainer::{meeting, synthesis};
 
@@ -38,23 +38,23 @@ const FEW_FILES: u64 = 4096;
 const CLOCKS_DIFFER_S: f64 = 5.0;
 
 /// What a check came to; what failed says what to do.
-enum Found {
+enum Finding {
     Ok(String),
     Warning(String),
     Failed(String),
 }
 
-impl From<Failure> for Found {
+impl From<Failure> for Finding {
     fn from(failure: Failure) -> Self {
-        Found::Failed(failure.message().to_owned())
+        Finding::Failed(failure.message().to_owned())
     }
 }
 
 /// What is wrong with the place that `key` names.
-fn no_place(key: &str, error: trainer::Error) -> Found {
+fn no_place(key: &str, error: trainer::Error) -> Finding {
     use loader::Error;
     let trainer::Error::Loader(error) = error else { return Failure::from(error).into() };
-    Found::Failed(match &error {
+    Finding::Failed(match &error {
         Error::NotFound { location, .. } => {
             format!("nothing to read at {location}: correct {key}, or put shards there (sae synth makes some)")
         }
@@ -78,12 +78,12 @@ pub fn run(args: &Doctor) -> Result<(), Failure> {
         checks.extend(run_dir(recipe));
         checks.extend(between_ranks(recipe, &args.world).map(|found| ("between ranks", found)));
     }
-    let failed = checks.iter().filter(|(_, found)| matches!(found, Found::Failed(_))).count();
-    let row = |(name, found): (&str, Found)| {
+    let failed = checks.iter().filter(|(_, found)| matches!(found, Finding::Failed(_))).count();
+    let row = |(name, found): (&str, Finding)| {
         let (state, text) = match found {
-            Found::Ok(text) => ("ok", text),
-            Found::Warning(text) => ("warning", text),
-            Found::Failed(text) => ("failed", text),
+            Finding::Ok(text) => ("ok", text),
+            Finding::Warning(text) => ("warning", text),
+            Finding::Failed(text) => ("failed", text),
         };
         [name.to_owned(), state.to_owned(), text]
     };
@@ -96,37 +96,37 @@ pub fn run(args: &Doctor) -> Result<(), Failure> {
 }
 
 /// The GPU that a rank would take, and whether it reaches the others of its machine.
-fn device(flags: &WorldArgs) -> Found {
+fn device(flags: &WorldArgs) -> Finding {
     let local_rank = World::new(flags, &world::environment()).map_or(0, |world| world.local_rank);
     match device::visible_gpu(local_rank).and_then(|gpu| Ok((gpu.describe(), gpu.peers()?))) {
-        Ok((gpu, Peers { others: 0, .. })) => Found::Ok(gpu),
+        Ok((gpu, Peers { others: 0, .. })) => Finding::Ok(gpu),
         Ok((gpu, Peers { others, reached })) => {
             let found = format!("{gpu}; it reaches {reached} of {others} other GPUs here directly");
-            if reached < others { Found::Warning(found) } else { Found::Ok(found) }
+            if reached < others { Finding::Warning(found) } else { Finding::Ok(found) }
         }
-        Err(kernels::Error::NoDriver { .. }) => Found::Ok("the processor: there is no NVIDIA driver".to_owned()),
-        Err(error) => Found::Warning(format!("computing on the processor: {error}")),
+        Err(kernels::Error::NoDriver { .. }) => Finding::Ok("the processor: there is no NVIDIA driver".to_owned()),
+        Err(error) => Finding::Warning(format!("computing on the processor: {error}")),
     }
 }
 
-fn compiler() -> Found {
+fn compiler() -> Finding {
     match Nvrtc::find(None) {
-        Ok(nvrtc) => Found::Ok(format!("NVRTC {}", nvrtc.version())),
-        Err(_) => Found::Ok(
+        Ok(nvrtc) => Finding::Ok(format!("NVRTC {}", nvrtc.version())),
+        Err(_) => Finding::Ok(
             "no NVRTC: kernels come with the binary or from the cache, and the processor needs none".to_owned(),
         ),
     }
 }
 
-fn nccl() -> Found {
+fn nccl() -> Finding {
     match Nccl::find(None) {
-        Ok(nccl) => Found::Ok(format!("NCCL {}", nccl.version())),
-        Err(_) => Found::Ok("no NCCL: only ranks on several GPUs need it".to_owned()),
+        Ok(nccl) => Finding::Ok(format!("NCCL {}", nccl.version())),
+        Err(_) => Finding::Ok("no NCCL: only ranks on several GPUs need it".to_owned()),
     }
 }
 
 /// The line that other programs look for, `rank R of N`, and what several ranks call this start.
-fn ranks(flags: &WorldArgs) -> Vec<(&'static str, Found)> {
+fn ranks(flags: &WorldArgs) -> Vec<(&'static str, Finding)> {
     let environment = world::environment();
     let world = match World::new(flags, &environment) {
         Ok(world) => world,
@@ -135,20 +135,20 @@ fn ranks(flags: &WorldArgs) -> Vec<(&'static str, Found)> {
     let World { rank, ranks, local_rank, local_ranks, attempt, launcher } = &world;
     let place = format!("rank {rank} of {ranks}, {local_rank} of {local_ranks} here, started by {launcher}");
     if let Some(told) = world::shell_in_step(&world, &environment) {
-        return vec![("ranks", Found::Failed(format!("{place}\n{told}")))];
+        return vec![("ranks", Finding::Failed(format!("{place}\n{told}")))];
     }
     if *ranks > 1 {
-        return vec![("ranks", Found::Ok(place)), ("attempt", Found::Ok(attempt.clone()))];
+        return vec![("ranks", Finding::Ok(place)), ("attempt", Finding::Ok(attempt.clone()))];
     }
     let found = match world::unused_tasks(&world, &environment) {
-        Some(told) => Found::Warning(format!("{place}\n{told}")),
-        None => Found::Ok(place),
+        Some(told) => Finding::Warning(format!("{place}\n{told}")),
+        None => Finding::Ok(place),
     };
     vec![("ranks", found)]
 }
 
 /// How fast ranks that were started together reach each other, by the way that they would while training; nothing where there is one.
-fn between_ranks(recipe: &Recipe, flags: &WorldArgs) -> Option<Found> {
+fn between_ranks(recipe: &Recipe, flags: &WorldArgs) -> Option<Finding> {
     // What is wrong with it stands in a line of its own.
     let environment = world::environment();
     let world = World::new(flags, &environment).ok().filter(|world| world.ranks > 1)?;
@@ -157,10 +157,10 @@ fn between_ranks(recipe: &Recipe, flags: &WorldArgs) -> Option<Found> {
     }
     // Training may follow in the same start of the job.
     let world = World { attempt: format!("{}-doctor", world.attempt), ..world };
-    Some(meet_and_measure(recipe, &world).unwrap_or_else(Found::from))
+    Some(meet_and_measure(recipe, &world).unwrap_or_else(Finding::from))
 }
 
-fn meet_and_measure(recipe: &Recipe, world: &World) -> Result<Found, Failure> {
+fn meet_and_measure(recipe: &Recipe, world: &World) -> Result<Finding, Failure> {
     let store = Store::open(&recipe.run.dir)?;
     let axes = job::join(&store, world, None, recipe, MEETING)?;
     let all = axes.all.clone();
@@ -170,7 +170,7 @@ fn meet_and_measure(recipe: &Recipe, world: &World) -> Result<Found, Failure> {
     Ok(found)
 }
 
-fn measure(recipe: &Recipe, world: &World, axes: Axes) -> Result<Found, Failure> {
+fn measure(recipe: &Recipe, world: &World, axes: Axes) -> Result<Finding, Failure> {
     let opened = device::open(DeviceChoice::Auto, &recipe.train, axes, (world.local_rank, world.local_ranks))?;
     let (way, rates) = match &opened {
         Opened::Cpu(device) => ("over TCP", rates_of(device)?),
@@ -179,7 +179,7 @@ fn measure(recipe: &Recipe, world: &World, axes: Axes) -> Result<Found, Failure>
     let slowest = slowest(&rates);
     let bytes = |rank: usize| HumanBytes(rates[rank] as u64);
     let (own, least) = (bytes(world.rank), bytes(slowest));
-    Ok(Found::Ok(format!("{way} this one sends {own}/s, and rank {slowest} the least of all, {least}/s")))
+    Ok(Finding::Ok(format!("{way} this one sends {own}/s, and rank {slowest} the least of all, {least}/s")))
 }
 
 /// The bytes a second that each rank sends: of as many values as take a while, or as [`PROBE_BYTES`] hold.
@@ -202,13 +202,13 @@ fn slowest(rates: &[f64]) -> usize {
     (0..rates.len()).min_by(|&a, &b| rates[a].total_cmp(&rates[b])).unwrap_or(0)
 }
 
-fn memory_left(recipe: Option<&Recipe>, flags: &WorldArgs) -> Found {
+fn memory_left(recipe: Option<&Recipe>, flags: &WorldArgs) -> Finding {
     if let Some(Err(failure)) = recipe.and_then(|recipe| fits(recipe, flags)) {
         return failure.into();
     }
     match memory::available() {
-        Some(bytes) => Found::Ok(format!("{} available", HumanBytes(bytes))),
-        None => Found::Warning("the system does not say how much memory is available".to_owned()),
+        Some(bytes) => Finding::Ok(format!("{} available", HumanBytes(bytes))),
+        None => Finding::Warning("the system does not say how much memory is available".to_owned()),
     }
 }
 
@@ -220,8 +220,8 @@ fn fits(recipe: &Recipe, flags: &WorldArgs) -> Option<Result<(), Failure>> {
     }
     let mesh = job::mesh_of(None, world.ranks, recipe).ok()?;
     let rows = match (&recipe.data.synth, synthesis::to_make(recipe).ok()?.is_empty()) {
-        (Some(spec), false) => Rows::of_synthetic(recipe, spec),
-        _ => Data::open(recipe, None).and_then(|data| Rows::of(recipe, &data)),
+        (Some(spec), false) => DataSize::of_synthetic(recipe, spec),
+        _ => Data::open(recipe, None).and_then(|data| DataSize::of(recipe, &data)),
     };
     let local = (world.local_rank, world.local_ranks);
     let Opened::Cpu(device) = device::open(DeviceChoice::Cpu, &recipe.train, Axes::alone(), local).ok()? else {
@@ -231,17 +231,17 @@ fn fits(recipe: &Recipe, flags: &WorldArgs) -> Option<Result<(), Failure>> {
     Some(plan::check_fits(&device, recipe, &rows.ok()?, place, world.local_ranks).map_err(Failure::from))
 }
 
-fn open_files() -> Found {
+fn open_files() -> Finding {
     match getrlimit(Resource::Nofile).current {
         Some(files) if files < FEW_FILES => {
-            Found::Warning(format!("{files} may be open: ulimit -n {FEW_FILES} before the start allows more"))
+            Finding::Warning(format!("{files} may be open: ulimit -n {FEW_FILES} before the start allows more"))
         }
-        Some(files) => Found::Ok(format!("{} may be open", HumanCount(files))),
-        None => Found::Ok("any number may be open".to_owned()),
+        Some(files) => Finding::Ok(format!("{} may be open", HumanCount(files))),
+        None => Finding::Ok("any number may be open".to_owned()),
     }
 }
 
-fn data(recipe: &Recipe) -> Found {
+fn data(recipe: &Recipe) -> Finding {
     let look = || -> Result<String, trainer::Error> {
         if let Some(making) = synthesis::to_make(recipe)?.first().filter(|making| making.key == "data.train") {
             return Ok(format!("not there yet: training makes {} first", recipes::synthetic(&making.spec)));
@@ -250,11 +250,11 @@ fn data(recipe: &Recipe) -> Found {
         let data = Dataset::open(&recipe.data.train, &options)?;
         Ok(format!("{} rows × {} {}", HumanCount(data.rows()), data.width(), data.dtype().name()))
     };
-    look().map_or_else(|error| no_place("data.train", error), Found::Ok)
+    look().map_or_else(|error| no_place("data.train", error), Finding::Ok)
 }
 
 /// Writes and reads in the run's folder; nothing stays.
-fn run_dir(recipe: &Recipe) -> Vec<(&'static str, Found)> {
+fn run_dir(recipe: &Recipe) -> Vec<(&'static str, Finding)> {
     let store = match Store::open(&recipe.run.dir) {
         Ok(store) => store,
         Err(error) => return vec![("run.dir", no_place("run.dir", error.into()))],
@@ -273,7 +273,7 @@ fn run_dir(recipe: &Recipe) -> Vec<(&'static str, Found)> {
 }
 
 /// Speed of writing and reading a probe, and how far the clock of a file system is from ours.
-fn speed(store: &Store) -> loader::Result<Found> {
+fn speed(store: &Store) -> loader::Result<Finding> {
     let key = format!("doctor-{}.probe", std::process::id());
     // One that does not answer at all is known before so much is sent.
     if let Err(error @ loader::Error::Unreachable { .. }) = store.head(&key) {
@@ -291,10 +291,10 @@ fn speed(store: &Store) -> loader::Result<Found> {
     let rate = |seconds: f64| HumanBytes((PROBE_BYTES as f64 / seconds) as u64).to_string();
     let speed = format!("{} written at {}/s and read at {}/s", HumanBytes(length as u64), rate(write_s), rate(read_s));
     Ok(match apart_s {
-        Some(apart_s) if apart_s > CLOCKS_DIFFER_S => {
-            Found::Warning(format!("{speed}; its clock and this machine's are {apart_s:.0} s apart: look at their NTP"))
-        }
-        _ => Found::Ok(speed),
+        Some(apart_s) if apart_s > CLOCKS_DIFFER_S => Finding::Warning(format!(
+            "{speed}; its clock and this machine's are {apart_s:.0} s apart: look at their NTP"
+        )),
+        _ => Finding::Ok(speed),
     })
 }
 
@@ -305,9 +305,9 @@ fn clocks_apart_s(path: &Path) -> Option<f64> {
     Some(apart.as_secs_f64())
 }
 
-fn room(folder: &Path) -> Found {
+fn room(folder: &Path) -> Finding {
     match disk::free_bytes(folder) {
-        Some(bytes) => Found::Ok(format!("{} free; sae train --dry-run says what a run writes", HumanBytes(bytes))),
-        None => Found::Warning("the system does not say how much room there is".to_owned()),
+        Some(bytes) => Finding::Ok(format!("{} free; sae train --dry-run says what a run writes", HumanBytes(bytes))),
+        None => Finding::Warning("the system does not say how much room there is".to_owned()),
     }
 }

@@ -7,7 +7,7 @@ use kernels::mesh::{Axes, Mesh};
 use kernels::{AdamMode, Device, Shape};
 use loader::{Dataset, Dtype, OpenOptions, memory};
 use trainer::communication::Traffic;
-use trainer::forecast::{EXPECTED, Floor, IN_A_MACHINE, Memory, Rows, fewest};
+use trainer::forecast::{EXPECTED, Floor, IN_A_MACHINE, RankMemory, Workload, fewest};
 use trainer::overhead::COPY;
 use trainer::recipe::{Adam, Recipe};
 use trainer::rehearsal::rehearse;
@@ -15,7 +15,7 @@ use trainer::room::{Room, Smaller};
 use trainer::{checkpoint, synthesis};
 
 use self::report::{Assumed, Fewest, Parts, Report};
-use crate::args::{LEAST_SAVE_S, Plan};
+use crate::args::{LEAST_SAVE_S, PlanArgs};
 use crate::budget::{Budget, Terms};
 use crate::device::{self, DeviceChoice, Opened, on_a_gpu};
 use crate::failure::Failure;
@@ -37,12 +37,12 @@ const AHEAD_BYTES: u64 = 256 << 20;
 
 /// What is known of the data.
 struct Known {
-    rows: Rows,
+    rows: Workload,
     eval_rows: Option<u64>,
 }
 
 /// Estimates or measures, and prints.
-pub fn run(args: &Plan) -> Result<(), Failure> {
+pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
     let known = known(args, &recipe)?;
     let (report, room, next) = match args.cpu {
@@ -66,10 +66,10 @@ pub fn run(args: &Plan) -> Result<(), Failure> {
 /// What is printed: the report, what is said of the device's memory, and the next command.
 type Told = (Report, String, String);
 
-fn on_gpus(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> Result<Told, Failure> {
+fn on_gpus(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> Result<Told, Failure> {
     let mesh = job::mesh_of(args.mesh, args.gpus as usize, recipe)?;
     let precision = on_a_gpu(&recipe.train);
-    let memory = Memory::of(recipe, mesh, rows.width, precision);
+    let memory = RankMemory::of(recipe, mesh, rows.width, precision);
     let fits = memory.fits(&args.gpu);
     let enough = fewest(recipe, rows.width, precision, &args.gpu);
     let room = match (fits, enough) {
@@ -112,7 +112,7 @@ fn on_gpus(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> R
         device: args.gpu.name.to_owned(),
         measured: false,
         gpus: mesh.ranks(),
-        memory: report::Memory {
+        memory: report::MemoryReport {
             weights_bytes: memory.weights,
             moments_bytes: memory.moments,
             step_bytes: memory.step,
@@ -133,7 +133,7 @@ fn on_gpus(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> R
     Ok((report, room, next))
 }
 
-fn on_the_processor(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> Result<Told, Failure> {
+fn on_the_processor(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> Result<Told, Failure> {
     let Opened::Cpu(device) = device::open(DeviceChoice::Cpu, &recipe.train, Axes::alone(), (0, 1))? else {
         return Err(Failure::hardware("the processor was asked for, and something else was opened"));
     };
@@ -176,7 +176,7 @@ fn on_the_processor(args: &Plan, recipe: &Recipe, Known { rows, eval_rows }: &Kn
     let report = Report {
         device: device.describe(),
         measured: true,
-        memory: report::Memory {
+        memory: report::MemoryReport {
             weights_bytes: looking.weights,
             moments_bytes: training.weights.saturating_sub(looking.weights),
             step_bytes: training.step + training.lists,
@@ -222,7 +222,7 @@ fn of_all(terms: &Terms<'_>, budget: Budget) -> Report {
         width: terms.width,
         features: recipe.sae.features,
         batch: recipe.train.batch,
-        memory: report::Memory::default(),
+        memory: report::MemoryReport::default(),
         floor: None,
         step_s: recipe.train.batch as f64 / budget.tokens_per_s,
         bound_by: String::new(),
@@ -235,7 +235,7 @@ fn of_all(terms: &Terms<'_>, budget: Budget) -> Report {
     }
 }
 
-fn assumed(args: &Plan, terms: &Terms<'_>, (host_memory_bytes, host_ranks): (Option<u64>, usize)) -> Assumed {
+fn assumed(args: &PlanArgs, terms: &Terms<'_>, (host_memory_bytes, host_ranks): (Option<u64>, usize)) -> Assumed {
     Assumed {
         l0: args.l0,
         storage_bytes_per_s: terms.storage,
@@ -273,7 +273,7 @@ fn buffer(recipe: &Recipe, (host_memory, host_ranks): (Option<u64>, usize), own:
 }
 
 /// The command for a run that fits.
-fn next_on_gpus(args: &Plan, recipe: &Recipe, budget: &Budget) -> String {
+fn next_on_gpus(args: &PlanArgs, recipe: &Recipe, budget: &Budget) -> String {
     let how = match args.gpus as usize {
         gpus if gpus <= IN_A_MACHINE => format!("local --ranks {gpus}"),
         gpus => format!(
@@ -289,12 +289,12 @@ fn next_on_gpus(args: &Plan, recipe: &Recipe, budget: &Budget) -> String {
     format!("next: sae launch {how} {}{mesh}{}", table::quoted(&args.recipe), set_with_rows(args, recipe))
 }
 
-fn set(args: &Plan) -> String {
+fn set(args: &PlanArgs) -> String {
     args.set.iter().map(|set| format!(" --set {}", table::quoted(set))).collect()
 }
 
 /// The same for a run of the rows that were planned with, where training makes them: it knows no --width and --rows.
-fn set_with_rows(args: &Plan, recipe: &Recipe) -> String {
+fn set_with_rows(args: &PlanArgs, recipe: &Recipe) -> String {
     let of_rows = match (&recipe.data.synth, args.width, args.rows) {
         (Some(_), Some(width), Some(rows)) => {
             format!(" --set data.synth.width={width} --set data.synth.rows={rows}")
@@ -304,11 +304,11 @@ fn set_with_rows(args: &Plan, recipe: &Recipe) -> String {
     set(args) + &of_rows
 }
 
-fn known(args: &Plan, recipe: &Recipe) -> Result<Known, Failure> {
+fn known(args: &PlanArgs, recipe: &Recipe) -> Result<Known, Failure> {
     if let (Some(width), Some(rows)) = (args.width, args.rows) {
-        return Ok(Known { rows: Rows { rows, width, stored: 2, l0: args.l0 }, eval_rows: None });
+        return Ok(Known { rows: Workload { rows, width, stored: 2, l0: args.l0 }, eval_rows: None });
     }
-    let of = |rows: u64, width, dtype: Dtype| Rows {
+    let of = |rows: u64, width, dtype: Dtype| Workload {
         rows: recipe.train.tokens.unwrap_or(rows).min(rows),
         width,
         stored: dtype.size(),

@@ -89,7 +89,7 @@ fn run_on(
         }
     }
     let resume = ranks.gather(&[resume])?[0] == [1];
-    let mut screen = Screen::default();
+    let mut display = Display::default();
     let begun = Arc::new(AtomicBool::new(false));
     if ranks.size() == 1 {
         // Several stop together, at a roll call.
@@ -101,12 +101,12 @@ fn run_on(
             patience::set(patience::now().max(patience::IN_A_RUN));
         }
         if first {
-            screen.show(event);
+            display.show(event);
         }
     });
     let summary = train(device, recipe, Start { store, resume, commit: COMMIT, stop: &stop, host_ranks, watch })?;
     if first {
-        if let Some(bar) = screen.training {
+        if let Some(bar) = display.training {
             bar.finish();
         }
         closing_table(recipe, &summary);
@@ -184,14 +184,14 @@ fn synthesize(recipe: &Recipe, making: &[Making<'_>], stop: &AtomicBool) -> Resu
 
 /// What is shown of a run.
 #[derive(Default)]
-struct Screen {
+struct Display {
     training: Option<Bar>,
     evaluating: Option<Bar>,
     /// Whether there was a metrics line: from the first one on no single step's are shown, so that all is over the same rows.
     has_line: bool,
 }
 
-impl Screen {
+impl Display {
     fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Start { tokens, rows, .. } => self.training = Some(Bar::new("training", tokens, rows)),

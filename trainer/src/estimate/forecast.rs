@@ -32,7 +32,7 @@ use crate::recipe::{Adam, Recipe};
 /// Share of the floor's speed that is counted on: GEMMs by `mma.sync` reach about 0.6 of a Hopper GPU's rate.
 pub const EXPECTED: f64 = 0.6;
 
-/// Memory of a GPU that a run cannot have: the driver's, the kernels' own, and what is lost between blocks.
+/// RankMemory of a GPU that a run cannot have: the driver's, the kernels' own, and what is lost between blocks.
 const UNUSABLE: f64 = 0.04;
 
 /// GPUs that share the fast links of one machine.
@@ -43,7 +43,7 @@ pub const IN_A_MACHINE: usize = 8;
 pub struct Gpu {
     /// As `--gpu` has it.
     pub name: &'static str,
-    /// Memory, in bytes.
+    /// RankMemory, in bytes.
     pub memory: f64,
     /// GEMMs of bf16, dense, a second: additions and multiplications.
     pub flops: f64,
@@ -65,7 +65,7 @@ pub const GPUS: [Gpu; 4] = [
 
 /// The data of a run, as far as its costs go.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rows {
+pub struct Workload {
     /// Rows trained on.
     pub rows: u64,
     /// `D`.
@@ -78,7 +78,7 @@ pub struct Rows {
 
 /// What one rank holds at most, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
+pub struct RankMemory {
     /// Weights of its shard, with the copies that GEMMs read.
     pub weights: u64,
     /// Moments of what it owns, and clocks.
@@ -87,9 +87,9 @@ pub struct Memory {
     pub step: u64,
 }
 
-impl Memory {
+impl RankMemory {
     /// Of a rank of `mesh`.
-    pub fn of(recipe: &Recipe, mesh: Mesh, width: usize, precision: Precision) -> Memory {
+    pub fn of(recipe: &Recipe, mesh: Mesh, width: usize, precision: Precision) -> RankMemory {
         // The last rank's shard is as large as any, but for a part of a tile.
         let place = Place { mesh, rank: mesh.ranks() - 1 };
         let shape = Shape {
@@ -102,7 +102,7 @@ impl Memory {
         let bytes = |adam| cuda::bytes(Shape { adam, ..shape }, precision, place);
         let (training, looking) = (bytes(shape.adam), bytes(None));
         let moments = training.weights.saturating_sub(looking.weights);
-        Memory { weights: looking.weights, moments, step: Bytes { weights: 0, ..training }.total() }
+        RankMemory { weights: looking.weights, moments, step: Bytes { weights: 0, ..training }.total() }
     }
 
     /// Bytes of all three together.
@@ -135,7 +135,7 @@ pub struct Floor {
 
 impl Floor {
     /// Of a step of `recipe` on `mesh`.
-    pub fn of(recipe: &Recipe, mesh: Mesh, rows: &Rows, precision: Precision, gpu: &Gpu) -> Floor {
+    pub fn of(recipe: &Recipe, mesh: Mesh, rows: &Workload, precision: Precision, gpu: &Gpu) -> Floor {
         let (d, f) = (mesh.data as f64, mesh.feature as f64);
         let (width, features) = (rows.width as f64, recipe.sae.features as f64);
         let seen = recipe.train.batch as f64 / d;
@@ -179,7 +179,8 @@ fn waited_for(link: f64, gpu: f64, slices: f64) -> f64 {
 /// The fewest GPUs, features sharded alone, of which each has room for its part; `None` when even a tile of features a GPU is too
 /// much.
 pub fn fewest(recipe: &Recipe, width: usize, precision: Precision, gpu: &Gpu) -> Option<usize> {
-    let fits = |feature: &usize| Memory::of(recipe, Mesh { data: 1, feature: *feature }, width, precision).fits(gpu);
+    let fits =
+        |feature: &usize| RankMemory::of(recipe, Mesh { data: 1, feature: *feature }, width, precision).fits(gpu);
     (1..=recipe.sae.features.div_ceil(kernels::mesh::TILE)).find(fits)
 }
 
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn floors_are_those_of_the_formulas() {
-        let rows = Rows { rows: 1 << 30, width: 2048, stored: 2, l0: 100.0 };
+        let rows = Workload { rows: 1 << 30, width: 2048, stored: 2, l0: 100.0 };
         let mixed = Precision::Mixed(Moments::F32);
         let floor = Floor::of(&recipe(1 << 20), Mesh::ONE, &rows, mixed, &H200);
         let near = |a: f64, b: f64| (a - b).abs() < 1e-3 * b;
@@ -219,7 +220,7 @@ mod tests {
     /// 16 ranks, 2 × 8, on two machines: every part by hand.
     #[test]
     fn floors_of_several_machines_divide_batch_and_features() {
-        let rows = Rows { rows: 1 << 30, width: 2048, stored: 2, l0: 100.0 };
+        let rows = Workload { rows: 1 << 30, width: 2048, stored: 2, l0: 100.0 };
         let mixed = Precision::Mixed(Moments::F32);
         let of = |data, feature| Floor::of(&recipe(1 << 20), Mesh { data, feature }, &rows, mixed, &H200);
         let near = |name: &str, found: f64, expected: f64| {
@@ -254,7 +255,7 @@ mod tests {
     #[test]
     fn what_fits_is_what_the_gpu_has_less_a_part() {
         let gpu = Gpu { memory: 100e9, ..H200 };
-        let of = |bytes: u64| Memory { weights: bytes - 30, moments: 20, step: 10 };
+        let of = |bytes: u64| RankMemory { weights: bytes - 30, moments: 20, step: 10 };
         assert_eq!(of(96_000_000_000).total(), 96_000_000_000);
         assert!(of(95_999_999_999).fits(&gpu) && !of(96_000_000_000).fits(&gpu));
     }
@@ -277,15 +278,15 @@ mod tests {
     #[test]
     fn memory_shrinks_with_the_mesh_and_the_mode() {
         let (mixed, least) = (Precision::Mixed(Moments::F32), Precision::Bf16Sr(Moments::Int8));
-        let one = Memory::of(&recipe(1 << 20), Mesh::ONE, 4096, mixed);
+        let one = RankMemory::of(&recipe(1 << 20), Mesh::ONE, 4096, mixed);
         let parameters = 2.0 * 4096.0 * 1048576.0;
         assert!(
             (one.weights as f64 / parameters - 6.0).abs() < 0.01
                 && (one.moments as f64 / parameters - 8.0).abs() < 0.01
         );
-        let sharded = Memory::of(&recipe(1 << 20), Mesh { data: 1, feature: 4 }, 4096, mixed);
+        let sharded = RankMemory::of(&recipe(1 << 20), Mesh { data: 1, feature: 4 }, 4096, mixed);
         assert!(sharded.weights < one.weights / 3);
-        let replicas = Memory::of(&recipe(1 << 20), Mesh { data: 4, feature: 1 }, 4096, mixed);
+        let replicas = RankMemory::of(&recipe(1 << 20), Mesh { data: 4, feature: 1 }, 4096, mixed);
         assert!(replicas.weights == one.weights && replicas.moments < one.moments / 3);
         let paper = recipe(34 << 20);
         let gpus = |precision| fewest(&paper, 4096, precision, &H200).expect("tiles enough");

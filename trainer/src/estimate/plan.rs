@@ -17,7 +17,7 @@ use crate::{Error, checkpoint, init};
 
 /// What a plan has to know of the rows: of those that are there, or of those that are yet to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rows {
+pub struct DataSize {
     /// How large they are.
     pub extent: Extent,
     /// Bytes of training rows held ahead, at most.
@@ -28,12 +28,12 @@ pub struct Rows {
     pub known_directions: bool,
 }
 
-impl Rows {
+impl DataSize {
     /// Of opened data.
     ///
     /// # Errors
     /// Those of the loader, when the order needs more memory than there is or is allowed.
-    pub fn of(recipe: &Recipe, data: &Data) -> Result<Rows, Error> {
+    pub fn of(recipe: &Recipe, data: &Data) -> Result<DataSize, Error> {
         let evaluation_bytes = match &data.eval {
             Some(eval) => Stream::bytes_at_most(eval, &data.reading.eval_options(None))?,
             None => 0,
@@ -41,7 +41,7 @@ impl Rows {
         // Held-out rows have the weights looked at anyway.
         let known_directions = data.eval.is_none()
             && Truth::beside(&recipe.data.train)?.is_some_and(|truth| truth.width == data.train.width());
-        Ok(Rows {
+        Ok(DataSize {
             extent: data.extent(),
             stream_bytes: Stream::bytes_at_most(&data.train, &data.train_options()?)?,
             evaluation_bytes,
@@ -53,14 +53,14 @@ impl Rows {
     ///
     /// # Errors
     /// [`Error::Recipe`] when `train.tokens` is more than there will be.
-    pub fn of_synthetic(recipe: &Recipe, spec: &Spec) -> Result<Rows, Error> {
+    pub fn of_synthetic(recipe: &Recipe, spec: &Spec) -> Result<DataSize, Error> {
         let extent = Extent::of_synthetic(recipe, spec)?;
         let row_bytes = extent.row_bytes() as u64;
         let ahead = |rows: u64, order| {
             let asked = recipe.data.prefetch_bytes.unwrap_or(0);
             Stream::bytes_at_most_of_unwritten(rows.saturating_mul(row_bytes), order, asked)
         };
-        Ok(Rows {
+        Ok(DataSize {
             extent,
             stream_bytes: ahead(spec.rows, extent.order),
             evaluation_bytes: extent.eval_rows.map_or(0, |rows| ahead(rows, Order::Sequential)),
@@ -111,8 +111,8 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Recipe`] and those of the loader, when the run could not start: too many ranks, too little memory of a device.
-    pub fn of<D: Device>(device: &D, recipe: &Recipe, rows: &Rows, host_ranks: usize) -> Result<Plan, Error> {
-        let Rows { extent, stream_bytes, .. } = *rows;
+    pub fn of<D: Device>(device: &D, recipe: &Recipe, rows: &DataSize, host_ranks: usize) -> Result<Plan, Error> {
+        let DataSize { extent, stream_bytes, .. } = *rows;
         let (width, features) = (extent.width as u64, recipe.sae.features as u64);
         let place = device.axes().place;
         check_fits(device, recipe, rows, place, host_ranks)?;
@@ -157,8 +157,8 @@ impl Plan {
 
 /// Bytes of the sample behind `data.scale`, of weights that the run starts from, or of rows that an evaluation holds ahead, whichever
 /// are most.
-fn looking_bytes(recipe: &Recipe, rows: &Rows, place: Place) -> Result<u64, Error> {
-    let Rows { extent: Extent { width, rows, .. }, evaluation_bytes, .. } = *rows;
+fn looking_bytes(recipe: &Recipe, rows: &DataSize, place: Place) -> Result<u64, Error> {
+    let DataSize { extent: Extent { width, rows, .. }, evaluation_bytes, .. } = *rows;
     // Drawn place by place, then put together.
     let sample = 2 * 4 * (survey::ROWS as u64).min(rows) * width as u64;
     let of_shard = |_| init::bytes(width, place.shard(recipe.sae.features).len());
@@ -195,7 +195,7 @@ pub(crate) fn settled(shape: Shape, looks: bool) -> Option<Shape> {
 pub fn check_fits(
     device: &impl Device,
     recipe: &Recipe,
-    rows: &Rows,
+    rows: &DataSize,
     place: Place,
     host_ranks: usize,
 ) -> Result<(), Error> {

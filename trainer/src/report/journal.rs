@@ -178,12 +178,12 @@ impl Journal {
     /// [`Error::CannotWrite`].
     pub fn rows(&mut self, step: u64, ids: &[String]) -> Result<(), Error> {
         #[derive(Serialize)]
-        struct Rows<'a> {
+        struct RowsLine<'a> {
             step: u64,
             rows: &'a [String],
         }
         let Some(file) = &mut self.rows else { return Ok(()) };
-        append(file, &Rows { step, rows: ids }).map_err(|source| cannot_write(&self.dir.join("rows.jsonl"), source))
+        append(file, &RowsLine { step, rows: ids }).map_err(|source| cannot_write(&self.dir.join("rows.jsonl"), source))
     }
 
     /// Makes sure that what was written survives this process: called before a checkpoint commits.

@@ -9,7 +9,7 @@ use crate::data::survey;
 use crate::data::survey::Survey;
 use crate::data::{Data, Extent};
 use crate::estimate::plan;
-use crate::estimate::plan::Rows;
+use crate::estimate::plan::DataSize;
 use crate::init::Source;
 use crate::recipe::Recipe;
 use crate::{Error, checkpoint};
@@ -79,7 +79,7 @@ pub fn check_before_synthesis(
     host_ranks: usize,
 ) -> Result<(), Error> {
     let place = device.axes().place;
-    plan::check_fits(device, recipe, &Rows::of_synthetic(recipe, spec)?, place, host_ranks)?;
+    plan::check_fits(device, recipe, &DataSize::of_synthetic(recipe, spec)?, place, host_ranks)?;
     Source::open(recipe, spec.width)?;
     Ok(())
 }

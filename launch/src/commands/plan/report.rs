@@ -25,8 +25,8 @@ pub struct Report {
     pub features: usize,
     /// `B`.
     pub batch: usize,
-    /// Memory of a rank.
-    pub memory: Memory,
+    /// MemoryReport of a rank.
+    pub memory: MemoryReport,
     /// A step's parts at the least, where they were estimated.
     pub floor: Option<Parts>,
     /// Seconds of a step as expected.
@@ -59,7 +59,7 @@ pub struct Fewest {
 
 /// Bytes that a rank holds at most.
 #[derive(Debug, Default, Serialize)]
-pub struct Memory {
+pub struct MemoryReport {
     /// Weights of its shard, with copies.
     pub weights_bytes: u64,
     /// Moments and clocks of what it owns.
@@ -100,7 +100,7 @@ pub struct Assumed {
     pub l0: f64,
     /// Bytes a second of all machines to and from storage.
     pub storage_bytes_per_s: f64,
-    /// Memory of a machine.
+    /// MemoryReport of a machine.
     pub host_memory_bytes: Option<u64>,
     /// Ranks that share it.
     pub host_ranks: usize,
@@ -126,7 +126,7 @@ impl Report {
     }
 
     fn print_memory(&self, room: &str) {
-        let Memory { weights_bytes, moments_bytes, step_bytes, total_bytes, device_bytes, .. } = self.memory;
+        let MemoryReport { weights_bytes, moments_bytes, step_bytes, total_bytes, device_bytes, .. } = self.memory;
         let of = device_bytes.map_or("what there is".to_owned(), |bytes| HumanBytes(bytes).to_string());
         let title = match self.measured {
             true => self.device.clone(),

@@ -9,7 +9,7 @@ use kernels::Device;
 use loader::{Store, memory};
 use trainer::checkpoint::Found;
 use trainer::data::Data;
-use trainer::plan::{self, Plan, Rows};
+use trainer::plan::{self, DataSize, Plan};
 use trainer::recipe::Recipe;
 use trainer::rehearsal::{Measured, rehearse};
 use trainer::synthesis::{self, Making};
@@ -39,7 +39,7 @@ pub fn run(
             for shards in &making {
                 run_dir::check_writable(&Store::open(shards.url)?)?;
             }
-            let rows = Rows::of_synthetic(recipe, spec)?;
+            let rows = DataSize::of_synthetic(recipe, spec)?;
             train::warn_of_few_steps(recipe, rows.extent);
             table::say(recipe.to_toml());
             say_what_is_made(&making);
@@ -47,7 +47,7 @@ pub fn run(
         }
         _ => {
             let data = Data::open(recipe, resume.then_some(store))?;
-            let rows = Rows::of(recipe, &data)?;
+            let rows = DataSize::of(recipe, &data)?;
             // Before much is read.
             Plan::of(device, recipe, &rows, host_ranks)?;
             let beginning = train::check(device, recipe, &data, resume.then_some(store))?;
@@ -171,13 +171,13 @@ fn kept(recipe: &Recipe) -> String {
 }
 
 /// A few steps, where one rank trains on this machine's processor: others cannot be had to themselves.
-fn measure<D: Device>(device: &D, recipe: &Recipe, rows: &Rows) -> Result<Option<Measured>, Failure> {
+fn measure<D: Device>(device: &D, recipe: &Recipe, rows: &DataSize) -> Result<Option<Measured>, Failure> {
     let alone = device.axes().all.size() == 1 && device.room().is_none();
     let shape = plan::shape(recipe, rows.extent, device.axes().place);
     Ok(alone.then(|| rehearse(device, recipe, shape, L0)).transpose()?)
 }
 
-fn budget(recipe: &Recipe, (plan, rows): (&Plan, &Rows), left: &Left, measured: &Measured) -> Budget {
+fn budget(recipe: &Recipe, (plan, rows): (&Plan, &DataSize), left: &Left, measured: &Measured) -> Budget {
     Budget::of(&Terms {
         recipe,
         mesh: kernels::mesh::Mesh::ONE,
