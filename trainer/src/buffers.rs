@@ -15,7 +15,7 @@ pub struct Buffers<D: Device> {
     /// Rows as used.
     pub x: D::Rows,
     /// Rows that a rank brings at most.
-    most: usize,
+    rank_batch: usize,
 }
 
 /// A batch as a rank has it.
@@ -34,9 +34,9 @@ impl<D: Device> Buffers<D> {
     /// [`kernels::Error::OutOfMemory`].
     pub fn new(device: &D, batch: usize, width: usize, value_bytes: usize) -> Result<Self, kernels::Error> {
         let place = device.axes().place;
-        let most = most_rows(place, batch);
-        let seen = most * place.mesh.feature;
-        Ok(Buffers { staging: device.staging(seen * width * value_bytes)?, x: device.rows(seen, width)?, most })
+        let rank_batch = most_rows(place, batch);
+        let seen = rank_batch * place.mesh.feature;
+        Ok(Buffers { staging: device.staging(seen * width * value_bytes)?, x: device.rows(seen, width)?, rank_batch })
     }
 
     /// Reads this rank's rows of the next batch, calls the roll, and brings the rows of the feature axis together. `None` after the
@@ -84,11 +84,11 @@ impl<D: Device> Buffers<D> {
     /// # Errors
     /// [`kernels::Error::Peer`].
     pub fn bring_together(&mut self, device: &D, seen: &Seen, row_bytes: usize) -> Result<(), Error> {
-        Ok(device.gather(&mut self.staging, &seen.call.parts(self.most, row_bytes))?)
+        Ok(device.gather(&mut self.staging, &seen.call.parts(self.rank_batch, row_bytes))?)
     }
 
     /// Where the rows begin that this rank brings.
     fn first_own(&self, device: &D, row_bytes: usize) -> usize {
-        device.axes().place.feature() * self.most * row_bytes
+        device.axes().place.feature() * self.rank_batch * row_bytes
     }
 }
