@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::source::Source;
-use crate::store::Target;
 use crate::{Error, Piece, Shard, Store};
 
 /// What makes two shards one.
@@ -42,12 +41,9 @@ pub(super) struct Resolver {
 
 impl Resolver {
     pub(super) fn place(&mut self, store: &Store, key: &str) -> String {
-        match store.target(key) {
-            Ok(Target::Local(path)) => self.local(&path),
-            // Web servers are all one kind of store, by whose name they cannot be told apart.
-            Ok(Target::Remote(remote, path)) if store.lists() => format!("{remote}/{path}"),
-            // Where it is no key, reading tells.
-            Ok(Target::Remote(..)) | Err(_) => store.url_of(key),
+        match store.local_path() {
+            Some(root) => self.local(&root.join(key)),
+            None => store.name_of(key),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::dataset::manifest;
 use crate::parquet::chunks;
 use crate::parquet::decode;
 use crate::parquet::pages;
-use crate::store::upload::Upload;
+use crate::store::Upload;
 use crate::{Dtype, Error, Manifest, Result, RowGroup, Shard, Store};
 
 /// Name of the column of activations in shards that are written here.
@@ -259,7 +259,7 @@ impl ShardWriter {
 
     fn open_shard(&self) -> Result<OpenShard> {
         let name = format!("{}-{:05}.parquet", self.options.prefix, self.shards.len());
-        let upload = Upload::create(&self.store, &name)?;
+        let upload = self.store.upload(&name)?;
         let fail = |e: ParquetError| Error::CannotWrite { location: self.store.url_of(&name), problem: e.to_string() };
         let parquet = SerializedFileWriter::new(Vec::new(), self.schema().map_err(fail)?, Arc::new(self.properties()))
             .map_err(fail)?;

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use crate::make::writer::ROW_GROUP_BYTES;
 use crate::parquet::decode::Buffer;
 use crate::store::io;
-use crate::stream::load::{Loader, Source, extents, fetch};
+use crate::stream::load::{Loader, extents};
 use crate::stream::order::{Order, Plan, STREAMS, Window};
 use crate::stream::unit::{Extent, Unit};
 use crate::{Dataset, Error, Result, memory};
@@ -390,22 +390,14 @@ impl Feed {
     }
 
     fn request(&self, unit: Arc<Unit>) {
-        let loader = &self.shared.loader;
-        let remote = match loader.source(unit.extent.shard) {
-            Ok(Source::Remote { store, key, url, etag }) if !loader.is_skipped(&unit.extent) => {
-                Some((store, key, url, etag))
-            }
-            _ => None,
-        };
-        match (remote, io::runtime()) {
-            (Some((store, key, url, etag)), Ok(runtime)) => {
+        match (self.shared.loader.request(&unit.extent), io::runtime()) {
+            (Some(fetching), Ok(runtime)) => {
                 let shared = self.shared.clone();
                 runtime.spawn(async move {
-                    let range = unit.extent.bytes.clone();
                     let permit = shared.requests.acquire().await;
                     let stopped = shared.stop.load(Ordering::Relaxed) || permit.is_err();
                     if !stopped {
-                        let fetched = fetch(&store, &key, range, etag.as_deref(), &url).await;
+                        let fetched = fetching.await;
                         drop(permit);
                         shared.push(Job { unit, fetched: Some(fetched) });
                     }
