@@ -9,8 +9,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::dataset::manifest;
 use crate::dataset::tokens;
-use crate::parquet::chunks;
-use crate::parquet::decode::{self, Buffer, Decoded, Outer};
+use crate::parquet::chunks::{self, Chunk};
+use crate::parquet::decode::{self, Beside, Beyond, Buffer, Decoded, Outer};
 use crate::parquet::pages;
 use crate::store::io;
 use crate::store::local::OpenFile;
@@ -76,8 +76,8 @@ impl Loader {
 
     /// A unit of a row group on the skip list: it is not read.
     pub(crate) fn skipped(&self, extent: &Extent) -> Loaded {
-        let n = (extent.rows.end - extent.rows.start) as usize;
-        Loaded { buffer: None, runs: Vec::new(), outer: Outer::new(), flags: Some(vec![SKIPPED; n]) }
+        let flags = Some(vec![SKIPPED; extent.row_count()]);
+        Loaded { buffer: None, runs: Vec::new(), outer: Outer::new(), flags }
     }
 
     /// Verifies (unless that was done while reading) and decodes what was read.
@@ -90,7 +90,7 @@ impl Loader {
             return Err(self.mismatch(extent));
         }
         let row_bytes = self.dataset.row_bytes();
-        let rows = (extent.rows.end - extent.rows.start) as usize;
+        let rows = extent.row_count();
         let shard = &self.dataset.shards()[extent.shard as usize];
         let raw = shard.raw.then(|| pages::raw_runs(&buffer, rows, row_bytes));
         let decoded = match raw {
@@ -117,7 +117,7 @@ impl Loader {
                 decoded
             }
         };
-        if let Some((row, number)) = decoded.beyond {
+        if let Some(Beyond { row, number }) = decoded.beyond {
             self.dataset.tell_beyond(extent.shard, extent.group, row as u64, number);
         }
         let mut loaded = Loaded { buffer: Some(decoded.buffer), runs: decoded.runs, outer: decoded.outer, flags: None };
@@ -157,8 +157,8 @@ impl Loader {
             *at += part.len();
             Ok(())
         };
-        for Piece(_, length, sum) in pieces {
-            let end = (at + *length as usize).min(buffer.len());
+        for piece in pieces {
+            let end = (at + piece.bytes as usize).min(buffer.len());
             let mut hash = Xxh3::new();
             while at < end {
                 let to = (at + BLOCK).min(end);
@@ -166,7 +166,7 @@ impl Loader {
                 read(part, &mut at)?;
                 hash.update(part);
             }
-            if manifest::parse_sum(sum) != Some(hash.digest()) {
+            if manifest::parse_sum(&piece.checksum) != Some(hash.digest()) {
                 return Err(self.mismatch(extent));
             }
         }
@@ -180,8 +180,8 @@ impl Loader {
         let shard = &self.dataset.shards()[extent.shard as usize];
         let group_start: u64 = shard.row_groups[..extent.group as usize].iter().map(|g| g.rows).sum();
         let first = group_start + extent.rows.start;
-        let n = (extent.rows.end - extent.rows.start) as usize;
-        let mut flags = vec![0u8; n];
+        let rows = extent.row_count();
+        let mut flags = vec![0u8; rows];
         if self.filter.needs_norm() {
             self.flag_norms(loaded, &mut flags);
         }
@@ -189,12 +189,12 @@ impl Loader {
             if !unwanted.is_empty() {
                 let values = self.int_values(extent, name, Some(loaded))?;
                 for (flag, value) in flags.iter_mut().zip(&values[extent.rows.start as usize..]) {
-                    let is_unwanted = unwanted.iter().any(|&n| i64::from(n) == *value);
+                    let is_unwanted = unwanted.iter().any(|&unwanted| i64::from(unwanted) == *value);
                     *flag = if is_unwanted { FILTERED } else { *flag };
                 }
             }
         }
-        for row in self.skip.rows_in(extent.shard, first..first + n as u64) {
+        for row in self.skip.rows_in(extent.shard, first..first + rows as u64) {
             flags[(row - first) as usize] = SKIPPED;
         }
         Ok(flags.iter().any(|&f| f != 0).then_some(flags))
@@ -222,11 +222,11 @@ impl Loader {
         let group = extent.group as usize;
         // That it is there was seen when the data were opened.
         let leaf = tokens::leaf(&footer, name).map_err(fail)?.ok_or_else(|| fail(format!("has no column {name}")))?;
-        let (offset, length) = chunks::range(footer.metadata.row_group(group).column(leaf));
+        let Chunk { offset, length } = chunks::place(footer.metadata.row_group(group).column(leaf));
         let bytes = store.get_range(key, offset..offset + length)?;
-        let n = self.dataset.shards()[extent.shard as usize].row_groups[group].rows as usize;
-        decode::int_column(&footer, leaf, group, bytes, (n, rows.map(|rows| &rows.outer)))
-            .map_err(|e| fail(format!("column {name}: {e}")))
+        let of_group = self.dataset.shards()[extent.shard as usize].row_groups[group].rows as usize;
+        let beside = Beside { rows: of_group, outer: rows.map(|rows| &rows.outer) };
+        decode::int_column(&footer, leaf, group, bytes, beside).map_err(|e| fail(format!("column {name}: {e}")))
     }
 }
 
@@ -234,18 +234,18 @@ impl Loader {
 pub(crate) fn extents(shard: u32, group: u32, g: &RowGroup, raw: bool, target: u64) -> Vec<Extent> {
     let whole = |pieces| Extent { shard, group, rows: 0..g.rows, bytes: g.offset..g.offset + g.length, pieces };
     // Where the first piece has all rows, the chunk was cut anywhere, whatever its footer promised.
-    if !raw || g.pieces.len() < 2 || g.pieces[0].0 == g.rows {
+    if !raw || g.pieces.len() < 2 || g.pieces[0].rows == g.rows {
         return vec![whole(0..0)];
     }
     let mut units = Vec::new();
     let (mut rows, mut bytes, mut first) = (0..0, g.offset..g.offset, 0);
-    for (i, Piece(piece_rows, length, _)) in g.pieces.iter().enumerate() {
-        rows.end += piece_rows;
-        bytes.end += length;
+    for (i, piece) in g.pieces.iter().enumerate() {
+        rows.end += piece.rows;
+        bytes.end += piece.bytes;
         let last = i + 1 == g.pieces.len();
         // A piece a little short of the target counts as enough: pages of 4 MiB hold whole rows.
         let full = bytes.end - bytes.start >= target / 4 * 3
-            || g.pieces.get(i + 1).is_some_and(|p| bytes.end + p.1 - bytes.start > 2 * target);
+            || g.pieces.get(i + 1).is_some_and(|next| bytes.end + next.bytes - bytes.start > 2 * target);
         if last || full {
             units.push(Extent { shard, group, rows: rows.clone(), bytes: bytes.clone(), pieces: first..i + 1 });
             (rows.start, bytes.start, first) = (rows.end, bytes.end, i + 1);
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn units_are_runs_of_whole_pieces() {
         let cut = |pieces: &[u64]| -> Vec<usize> {
-            let piece = |&length: &u64| Piece(length, length, String::new());
+            let piece = |&length: &u64| Piece { rows: length, bytes: length, checksum: String::new() };
             let (rows, pieces) = (pieces.iter().sum(), pieces.iter().map(piece).collect());
             let group = RowGroup { rows, offset: 4, length: rows, pieces };
             let units = extents(0, 0, &group, true, 8);
