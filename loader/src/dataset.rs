@@ -15,7 +15,7 @@ pub(crate) mod rule;
 mod same;
 pub(crate) mod sample;
 pub(crate) mod skip;
-mod source;
+mod stored;
 pub(crate) mod tokens;
 mod walk;
 
@@ -31,8 +31,9 @@ pub use self::same::SameBy;
 
 use self::describe::{Described, combine, describe};
 use self::find::find;
-use self::place::{Found, Place};
-use self::source::Source;
+use self::manifest::GroupId;
+use self::place::{FoundShard, Place};
+use self::stored::StoredShard;
 use crate::parquet::footer::Footer;
 use crate::{Dtype, Error, Manifest, Piece, Result, RowId, Shard, Store};
 
@@ -46,15 +47,15 @@ pub struct Dataset {
 struct Inner {
     manifest: Manifest,
     /// Where each shard is.
-    sources: Vec<Source>,
+    stored: Vec<StoredShard>,
     left_out: Vec<LeftOut>,
     /// The folder that this is all of.
     folder: Option<Store>,
     column: Option<String>,
     /// Footers, read when first needed.
     footers: Vec<OnceLock<Arc<Footer>>>,
-    /// Checksums that became known while reading: (shard, row group).
-    filled: Mutex<HashMap<(u32, u32), Vec<Piece>>>,
+    /// Checksums that became known while reading.
+    filled: Mutex<HashMap<GroupId, Vec<Piece>>>,
     found_manifest: bool,
     /// Folders of shards that no manifest describes.
     bare: Vec<String>,
@@ -81,7 +82,7 @@ impl Dataset {
         for (i, place) in places.iter_mut().enumerate() {
             // With several places, paths carry the place's number: names may repeat.
             manifests.extend(place.manifest.take().map(|m| m.below(&prefix(i))));
-            found.extend(place.shards.drain(..).map(|entry| Found {
+            found.extend(place.shards.drain(..).map(|entry| FoundShard {
                 path: format!("{}{}", prefix(i), entry.key),
                 store: place.store.clone(),
                 key: entry.key,
@@ -96,7 +97,7 @@ impl Dataset {
                 let below = |(i, place): (usize, &Place)| place.why_not(path.strip_prefix(prefix(i).as_str())?);
                 places.iter().enumerate().find_map(below)
             };
-            kept::check_shape((kept, url), &found, why_not, &manifests)?;
+            kept::check_shape(kept, url, &found, why_not, &manifests)?;
         }
         let mut known: HashMap<String, Described> = HashMap::new();
         for described in kept.into_iter().chain(manifests).flat_map(Described::all) {
@@ -108,19 +109,19 @@ impl Dataset {
         let sums: Vec<_> = described.iter().map(Described::sums).collect();
         let manifest = combine(&found, described)?;
         let mut resolver = same::Resolver::default();
-        let source = |(f, sums): (Found, _)| {
+        let source = |(f, sums): (FoundShard, _)| {
             let place = resolver.place(&f.store, &f.key);
-            Source { store: f.store, key: f.key, place, sums }
+            StoredShard { store: f.store, key: f.key, place, sums }
         };
-        let sources: Vec<Source> = found.into_iter().zip(sums).map(source).collect();
-        let footers = sources.iter().map(|_| OnceLock::new()).collect();
+        let stored: Vec<StoredShard> = found.into_iter().zip(sums).map(source).collect();
+        let footers = stored.iter().map(|_| OnceLock::new()).collect();
         let left_out = left_out(&places);
         let folder = places.iter().find(|place| place.is_whole && places.len() == 1).map(|place| place.store.clone());
         let (filled, column) = (Mutex::default(), options.column.clone());
         let (told_narrowed, told_beyond) = (AtomicBool::new(false), AtomicBool::new(false));
         let inner = Inner {
             manifest,
-            sources,
+            stored,
             left_out,
             folder,
             column,
@@ -174,7 +175,7 @@ impl Dataset {
     pub fn manifest(&self) -> Manifest {
         let mut manifest = self.inner.manifest.clone();
         let filled = self.inner.filled.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((shard, group), pieces) in filled.iter() {
+        for (GroupId { shard, group }, pieces) in filled.iter() {
             manifest.shards[*shard as usize].row_groups[*group as usize].pieces.clone_from(pieces);
         }
         manifest
@@ -202,7 +203,7 @@ impl Dataset {
 
     /// The folders of the shards, and what lies among them and is not read.
     pub fn contents(&self) -> Contents {
-        let shards = self.inner.sources.iter().zip(self.shards());
+        let shards = self.inner.stored.iter().zip(self.shards());
         let folders = contents::by_folder(shards.map(|(source, shard)| {
             let folder = source.key.rsplit_once('/').map_or("", |(folder, _)| folder);
             (source.store.url_of(folder), shard.rows)
@@ -226,8 +227,8 @@ impl Dataset {
     /// A shard of this data set that is also one of `other`, by its name here and there, and what shows that it is the same.
     pub fn shared_with(&self, other: &Dataset) -> Option<(String, String, SameBy)> {
         let mut index = same::Index::default();
-        self.inner.sources.iter().for_each(|source| index.add(source));
-        other.inner.sources.iter().find_map(|source| {
+        self.inner.stored.iter().for_each(|source| index.add(source));
+        other.inner.stored.iter().find_map(|source| {
             let (same, by) = index.find(source)?;
             Some((same.url(), source.url(), by))
         })
@@ -236,9 +237,9 @@ impl Dataset {
     /// Refuses the same shard twice. A run that goes on was begun with it, by a version that did not look.
     fn check_distinct(&self, options: &OpenOptions) -> Result<()> {
         let mut index = same::Index::default();
-        for source in &self.inner.sources {
+        for source in &self.inner.stored {
             if let Some((first, by)) = index.find(source) {
-                let error = same::twice((&first.url(), &source.url()), by);
+                let error = same::twice(&first.url(), &source.url(), by);
                 if options.manifest.is_none() {
                     return Err(error);
                 }
@@ -252,11 +253,11 @@ impl Dataset {
 
     /// What is wrong when a shard is there twice by the checksums that are known by now, also those that reading made known.
     pub(crate) fn doubled(&self) -> Option<Error> {
-        let mut known: HashMap<u128, &Source> = HashMap::new();
+        let mut known: HashMap<u128, &StoredShard> = HashMap::new();
         let manifest = self.manifest();
-        self.inner.sources.iter().zip(&manifest.shards).find_map(|(source, shard)| {
+        self.inner.stored.iter().zip(&manifest.shards).find_map(|(source, shard)| {
             let first = known.insert(same::sums(shard)?, source)?;
-            Some(same::twice((&first.url(), &source.url()), SameBy::Checksums))
+            Some(same::twice(&first.url(), &source.url(), SameBy::Checksums))
         })
     }
 
@@ -273,7 +274,7 @@ impl Dataset {
     }
 
     pub(crate) fn source(&self, shard: u32) -> (&Store, &str) {
-        let source = &self.inner.sources[shard as usize];
+        let source = &self.inner.stored[shard as usize];
         (&source.store, &source.key)
     }
 
@@ -331,12 +332,12 @@ impl Dataset {
             return opened.clone();
         }
         let filled = self.inner.filled.lock().unwrap_or_else(PoisonError::into_inner);
-        filled.get(&(shard, group)).cloned().unwrap_or_default()
+        filled.get(&GroupId { shard, group }).cloned().unwrap_or_default()
     }
 
     pub(crate) fn fill(&self, shard: u32, group: u32, pieces: Vec<Piece>) {
         let mut filled = self.inner.filled.lock().unwrap_or_else(PoisonError::into_inner);
-        filled.insert((shard, group), pieces);
+        filled.insert(GroupId { shard, group }, pieces);
     }
 }
 

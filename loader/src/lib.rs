@@ -15,7 +15,7 @@ mod store;
 mod stream;
 
 pub use dataset::heavy::{Heavy, HeavyAt, Remedy, heavy};
-pub use dataset::inspect::{InspectOptions, Inspection, ManifestState, NormQuantiles, Progress, inspect};
+pub use dataset::inspect::{InspectOptions, InspectProgress, Inspection, ManifestState, NormQuantiles, inspect};
 pub use dataset::manifest::{FILE_NAME as MANIFEST, Manifest, Piece, RowGroup, Shard};
 pub use dataset::norms::{Norms, TOP};
 pub use dataset::sample::{Sample, sample};
@@ -33,5 +33,5 @@ pub use store::location::Location;
 pub use store::patience;
 pub use store::variable::unexpanded;
 pub use stream::cursor::Cursor;
-pub use stream::order::{Order, Plan, RowId, STREAMS};
+pub use stream::order::{Order, Partition, RowId, RowOrder, STREAMS};
 pub use stream::{Batch, Stream, StreamOptions};

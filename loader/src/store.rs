@@ -1,43 +1,51 @@
 //! A folder in any store, with the few blocking operations that shards, checkpoints and run directories need.
 //!
-//! Local writes go to a temporary file, are synced and renamed, and the folder is synced; remote puts are atomic by nature.
+//! Local files are read and written by this crate, for speed and for fsync: a write goes to a temporary file, is synced and renamed, and
+//! the folder is synced. Anything else is an object store, whose puts are atomic by nature. Which of the two it is
+//! is matched in this file alone.
 
 pub(crate) mod address;
-pub(crate) mod backend;
 pub(crate) mod entry;
 pub(crate) mod environment;
+pub(crate) mod failure;
 pub(crate) mod io;
 pub(crate) mod key;
 pub(crate) mod listing;
 pub(crate) mod local;
 pub(crate) mod location;
+pub(crate) mod multipart;
 pub(crate) mod outage;
 pub mod patience;
 pub(crate) mod redact;
-pub(crate) mod upload;
+pub(crate) mod remote;
 pub(crate) mod variable;
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
-use object_store::path::Path as Key;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::PutMode;
 
-use crate::store::backend::{Backend, Lists};
-use crate::store::environment::no_credentials;
-use crate::store::listing::Listing;
-use crate::store::redact::redact;
-use crate::{Entry, Error, Result};
+use crate::store::local::{OpenFile, Pending};
+use crate::store::multipart::Multipart;
+use crate::store::remote::Remote;
+use crate::{Entry, Result};
 
 /// A folder in a store. Cheap to clone. Keys are relative, with `/` between parts.
 #[derive(Clone)]
 pub struct Store {
-    pub(crate) backend: Backend,
+    backend: Backend,
     url: String,
+}
+
+/// Where a folder or an object is.
+#[derive(Clone)]
+enum Backend {
+    Local(PathBuf),
+    Remote(Remote),
 }
 
 impl std::fmt::Debug for Store {
@@ -47,8 +55,14 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    pub(crate) fn new(backend: Backend, url: String) -> Self {
-        Store { backend, url }
+    /// A folder of local files.
+    pub(crate) fn local(path: PathBuf, url: String) -> Self {
+        Store { backend: Backend::Local(path), url }
+    }
+
+    /// A folder in an object store.
+    pub(crate) fn remote(folder: Remote, url: String) -> Self {
+        Store { backend: Backend::Remote(folder), url }
     }
 
     /// The folder as the user wrote it; never holds credentials.
@@ -58,12 +72,18 @@ impl Store {
 
     /// A folder below this one.
     pub fn join(&self, folder: &str) -> Result<Store> {
-        let mut backend = self.backend.clone();
-        match &mut backend {
-            Backend::Local(root) => *root = root.join(folder),
-            Backend::Remote { prefix, .. } => *prefix = self.key(prefix, folder)?,
+        Ok(Store { backend: self.at(folder)?, url: self.url_of(folder) })
+    }
+
+    /// The folder that this lies in, which is called `url`, and the name of this there.
+    pub(crate) fn split(&self, url: &str) -> Option<(Store, String)> {
+        let url = url.to_string();
+        match &self.backend {
+            Backend::Local(path) => {
+                Some((Store::local(path.parent()?.to_path_buf(), url), path.file_name()?.to_str()?.to_string()))
+            }
+            Backend::Remote(remote) => remote.split().map(|(folder, name)| (Store::remote(folder, url), name)),
         }
-        Ok(Store { backend, url: self.url_of(folder) })
     }
 
     /// What a key is called in messages: as it would be typed.
@@ -75,48 +95,42 @@ impl Store {
     pub fn local_path(&self) -> Option<&Path> {
         match &self.backend {
             Backend::Local(root) => Some(root),
-            Backend::Remote { .. } => None,
+            Backend::Remote(_) => None,
         }
     }
 
-    pub(crate) fn target(&self, key: &str) -> Result<Target> {
-        Ok(match &self.backend {
-            Backend::Local(root) => Target::Local(root.join(key)),
-            Backend::Remote { store, prefix, .. } => Target::Remote(store.clone(), self.key(prefix, key)?),
-        })
+    /// Where an object or a folder below this one is.
+    fn at(&self, key: &str) -> Result<Backend> {
+        match &self.backend {
+            Backend::Local(root) => Ok(Backend::Local(root.join(key))),
+            Backend::Remote(folder) => folder.below(key, || self.url_of(key)).map(Backend::Remote),
+        }
     }
 
-    /// A folder may be named with the `/` behind it.
-    fn key(&self, prefix: &Key, key: &str) -> Result<Key> {
-        key::below(prefix, key.strip_suffix('/').unwrap_or(key), || self.url_of(key))
+    /// What all URLs of an object have in common, where its store can say so; its URL otherwise.
+    pub(crate) fn name_of(&self, key: &str) -> String {
+        match self.at(key) {
+            Ok(Backend::Remote(object)) => object.name().unwrap_or_else(|| self.url_of(key)),
+            // Where it is no key, reading tells.
+            Ok(Backend::Local(_)) | Err(_) => self.url_of(key),
+        }
     }
 
     /// Whether what is in it can be listed: not on a server that has no such thing.
     pub fn lists(&self) -> bool {
-        !matches!(self.backend, Backend::Remote { lists: Lists::No, .. })
+        match &self.backend {
+            Backend::Local(_) => true,
+            Backend::Remote(folder) => folder.lists(),
+        }
     }
 
     /// Whether something is there by the name of this folder: the folder, with something in it where folders are no more than that, or
     /// a file.
     pub(crate) fn exists(&self) -> Result<bool> {
-        let (store, prefix, lists) = match &self.backend {
-            Backend::Local(root) => return Ok(root.symlink_metadata().is_ok()),
-            Backend::Remote { store, prefix, lists } => (store.clone(), prefix.clone(), lists.clone()),
-        };
-        let url = self.url.clone();
-        io::wait(async move {
-            let told = |e| read_error(&url, e);
-            match store.head(&prefix).await.map_err(told) {
-                Ok(_) => return Ok(true),
-                Err(Error::NotFound { .. }) => {}
-                Err(e) => return Err(e),
-            }
-            match lists {
-                Lists::Pages(pages) => Ok(!listing::is_empty(&*pages, &prefix).await.map_err(told)?),
-                Lists::Whole => Ok(store.list(Some(&prefix)).try_next().await.map_err(told)?.is_some()),
-                Lists::No => Ok(false),
-            }
-        })
+        match &self.backend {
+            Backend::Local(root) => Ok(root.symlink_metadata().is_ok()),
+            Backend::Remote(folder) => io::wait(folder.clone().exists(self.url.clone())),
+        }
     }
 
     /// Stores an object, all or nothing, replacing an earlier one.
@@ -131,114 +145,92 @@ impl Store {
     }
 
     fn put_with(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool> {
+        let url = self.url_of(key);
         match &self.backend {
             Backend::Local(root) => local::put(root, key, &bytes, mode == PutMode::Create),
-            Backend::Remote { store, prefix, .. } => {
-                let (store, path, url) = (store.clone(), self.key(prefix, key)?, self.url_of(key));
-                io::wait(async move {
-                    match store.put_opts(&path, PutPayload::from_bytes(bytes), mode.into()).await {
-                        Ok(_) => Ok(true),
-                        Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                            Ok(false)
-                        }
-                        Err(e) => Err(write_error(&url, e)),
-                    }
-                })
+            Backend::Remote(folder) => io::wait(folder.below(key, || url.clone())?.put(bytes, mode, url)),
+        }
+    }
+
+    /// Begins an object that is written piece by piece.
+    pub(crate) fn upload(&self, key: &str) -> Result<Upload> {
+        let url = self.url_of(key);
+        match &self.backend {
+            Backend::Local(root) => Pending::create(root, key).map(Upload::File),
+            Backend::Remote(folder) => {
+                let object = folder.below(key, || url.clone())?;
+                Ok(Upload::Object(Multipart::create(object.client, object.key, url)))
             }
         }
     }
 
     /// The whole object.
     pub fn get(&self, key: &str) -> Result<Bytes> {
-        match self.target(key)? {
-            Target::Local(path) => std::fs::read(&path).map(Bytes::from).map_err(|e| local::read_error(&path, &e)),
-            Target::Remote(store, path) => {
-                let url = self.url_of(key);
-                io::wait(async move {
-                    let result = store.get(&path).await.map_err(|e| read_error(&url, e))?;
-                    let size = result.meta.size;
-                    let bytes = result.bytes().await.map_err(|e| read_error(&url, e))?;
-                    assert_length(&url, bytes.len() as u64, size)?;
-                    Ok(bytes)
-                })
-            }
+        match self.at(key)? {
+            Backend::Local(path) => local::read(&path),
+            Backend::Remote(object) => io::wait(object.get(self.url_of(key))),
         }
     }
 
     /// A part of an object, of exactly the asked length.
     pub fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
-        match self.target(key)? {
-            Target::Local(path) => {
-                let file = local::open(&path)?;
-                let size = file.metadata().map_err(|e| local::read_error(&path, &e))?.len();
-                if range.end > size || range.start > range.end {
-                    return Err(Error::Changed {
-                        location: path.display().to_string(),
-                        problem: format!("bytes {}..{} asked of a file of {size}", range.start, range.end),
-                    });
-                }
-                let mut out = vec![0; (range.end - range.start) as usize];
-                local::read_at(&file, &path, range.start, &mut out)?;
-                Ok(out.into())
+        match self.at(key)? {
+            Backend::Local(path) => local::read_range(path, range),
+            Backend::Remote(object) => io::wait(object.get_range(range, self.url_of(key))),
+        }
+    }
+
+    /// The same without blocking, if the object still has the tag that it is given. Of local files only the length is looked at, and
+    /// reading them blocks: threads that wait for nothing else read them by [`Store::open_unchanged`].
+    pub(crate) fn fetch(
+        &self,
+        key: &str,
+        range: Range<u64>,
+        etag: Option<String>,
+    ) -> Result<impl Future<Output = Result<Bytes>> + Send + use<>> {
+        let (at, url) = (self.at(key)?, self.url_of(key));
+        Ok(async move {
+            match at {
+                Backend::Local(path) => local::read_range(path, range),
+                Backend::Remote(object) => object.fetch(range, etag, url).await,
             }
-            Target::Remote(store, path) => {
-                let url = self.url_of(key);
-                io::wait(async move { get_exact(&*store, &path, range, None, &url).await })
+        })
+    }
+
+    /// The file of an object, open for threads that read it themselves, if the store is local. One that has another size or tag by now
+    /// is refused.
+    pub(crate) fn open_unchanged(&self, key: &str, size: u64, etag: Option<&str>) -> Result<Option<OpenFile>> {
+        match &self.backend {
+            Backend::Local(root) => {
+                let file = OpenFile::open(root.join(key))?;
+                file.check_unchanged(size, etag)?;
+                Ok(Some(file))
             }
+            Backend::Remote(_) => Ok(None),
         }
     }
 
     /// Size and tag of an object, or nothing.
     pub fn head(&self, key: &str) -> Result<Option<Entry>> {
-        match self.target(key)? {
-            Target::Local(path) => {
-                Ok(local::stat(&path)?.map(|(size, etag)| Entry { key: key.into(), size, etag: Some(etag) }))
-            }
-            Target::Remote(store, path) => {
-                let (url, key) = (self.url_of(key), key.to_string());
-                io::wait(async move {
-                    match store.head(&path).await {
-                        Ok(m) => Ok(Some(Entry { key, size: m.size, etag: m.e_tag })),
-                        Err(e) => match read_error(&url, e) {
-                            Error::NotFound { .. } => Ok(None),
-                            other => Err(other),
-                        },
-                    }
-                })
-            }
+        match self.at(key)? {
+            Backend::Local(path) => local::entry_of(&path, key.to_string()),
+            Backend::Remote(object) => io::wait(object.head(key.to_string(), self.url_of(key))),
         }
     }
 
     /// All objects below a folder of this one (`""` for all), sorted by key. An absent folder is empty. Objects whose keys cannot be
     /// named are left out, with one warning that names them.
     pub fn list(&self, folder: &str) -> Result<Vec<Entry>> {
-        let (store, root, lists) = match &self.backend {
-            Backend::Local(root) => {
-                let mut entries = Vec::new();
-                local::list(root, &root.join(folder), &mut entries)?;
-                return Ok(entries);
+        match &self.backend {
+            Backend::Local(root) => local::list(root, folder),
+            Backend::Remote(root) => {
+                let url = self.url_of(folder);
+                let below = root.below(folder, || url.clone())?;
+                let (entries, unnamed) = io::wait(below.list(root.key.clone(), url))?;
+                self.warn_of(unnamed);
+                Ok(entries)
             }
-            Backend::Remote { store, prefix, lists } => (store.clone(), prefix.clone(), lists.clone()),
-        };
-        let (from, url) = (self.key(&root, folder)?, self.url_of(folder));
-        let listing = io::wait(async move {
-            let listing = match lists {
-                Lists::Pages(pages) => listing::list(&*pages, &from).await,
-                _ => {
-                    store.list(Some(&from)).try_collect().await.map(|objects| Listing { objects, ..Listing::default() })
-                }
-            };
-            match listing.map_err(|e| read_error(&url, e)) {
-                Err(Error::NotFound { .. }) => Ok(Listing::default()),
-                other => other,
-            }
-        })?;
-        self.warn_of(listing.unnamed);
-        let entry =
-            |m: ObjectMeta| Some(Entry { key: key::relative(&root, &m.location)?, size: m.size, etag: m.e_tag });
-        let mut entries: Vec<Entry> = listing.objects.into_iter().filter_map(entry).collect();
-        entries.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(entries)
+        }
     }
 
     /// Names whole keys that a listing has left out, each once in the life of the process.
@@ -267,172 +259,36 @@ impl Store {
     /// Removes an object; one that is absent is fine. Local folders that this leaves empty go too, as they would in an
     /// object store.
     pub fn delete(&self, key: &str) -> Result<()> {
-        match self.target(key)? {
-            Target::Local(path) => match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(local::write_error(&path, &e)),
-                _ => {
-                    let inside = |folder: &&Path| self.local_path().is_some_and(|root| *folder != root);
-                    // A folder that is not empty cannot be removed, and ends the walk.
-                    let _ = path.ancestors().skip(1).take_while(inside).try_for_each(std::fs::remove_dir);
-                    Ok(())
-                }
-            },
-            Target::Remote(store, path) => {
+        match &self.backend {
+            Backend::Local(root) => local::delete(root, key),
+            Backend::Remote(folder) => {
                 let url = self.url_of(key);
-                io::wait(async move {
-                    match store.delete(&path).await {
-                        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                        Err(e) => Err(write_error(&url, e)),
-                    }
-                })
+                io::wait(folder.below(key, || url.clone())?.delete(url))
             }
         }
     }
 }
 
-/// Where a key's bytes are.
-pub(crate) enum Target {
-    Local(PathBuf),
-    Remote(Arc<dyn ObjectStore>, Key),
+/// An object on its way, which appears, whole, when it is finished.
+pub(crate) enum Upload {
+    File(Pending),
+    Object(Multipart),
 }
 
-fn assert_length(url: &str, got: u64, asked: u64) -> Result<()> {
-    if got == asked {
-        Ok(())
-    } else {
-        Err(Error::Unreachable { location: url.into(), problem: format!("{got} bytes came where {asked} were asked") })
-    }
-}
-
-/// A ranged GET whose length is asserted: stores' clients accept short bodies. A short or broken one is asked for again, three
-/// times; a request that fails was already retried by the client, within its budget.
-pub(crate) async fn get_exact(
-    store: &dyn ObjectStore,
-    path: &Key,
-    range: Range<u64>,
-    etag: Option<&str>,
-    url: &str,
-) -> Result<Bytes> {
-    let asked = range.end - range.start;
-    let mut attempt = 0u32;
-    loop {
-        let options = object_store::GetOptions { range: Some(range.clone().into()), ..Default::default() };
-        let result = store.get_opts(path, options).await.map_err(|e| read_error(url, e))?;
-        check_tag(url, etag, result.meta.e_tag.as_deref())?;
-        let body = collect(result, asked as usize).await.map_err(|e| read_error(url, e));
-        let exact = body.and_then(|bytes| assert_length(url, bytes.len() as u64, asked).map(|()| bytes));
-        match exact {
-            Err(Error::Unreachable { .. }) if attempt < 3 => {
-                attempt += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(50 << (2 * attempt))).await;
-            }
-            other => return other,
+impl Upload {
+    /// Appends bytes.
+    pub(crate) fn write(&mut self, bytes: Vec<u8>) -> Result<()> {
+        match self {
+            Upload::File(pending) => pending.write(&bytes),
+            Upload::Object(multipart) => multipart.write(bytes),
         }
     }
-}
 
-/// The body in one piece, without trusting its length for the allocation.
-async fn collect(result: object_store::GetResult, asked: usize) -> object_store::Result<Bytes> {
-    let mut body = result.into_stream();
-    let Some(first) = body.next().await.transpose()? else { return Ok(Bytes::new()) };
-    if first.len() >= asked {
-        return Ok(first);
+    /// Makes the object visible under its key.
+    pub(crate) fn finish(self) -> Result<()> {
+        match self {
+            Upload::File(pending) => pending.commit(false).map(|_| ()),
+            Upload::Object(multipart) => multipart.finish(),
+        }
     }
-    let mut all = Vec::with_capacity(asked);
-    all.extend_from_slice(&first);
-    while let Some(part) = body.next().await.transpose()? {
-        if all.len() + part.len() > asked {
-            break;
-        }
-        all.extend_from_slice(&part);
-    }
-    Ok(all.into())
-}
-
-fn check_tag(url: &str, known: Option<&str>, now: Option<&str>) -> Result<()> {
-    match (known, now) {
-        (Some(known), Some(now)) if known != now => {
-            Err(Error::Changed { location: url.into(), problem: "its ETag differs: the object was replaced".into() })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A store's error while reading.
-pub(crate) fn read_error(url: &str, e: object_store::Error) -> Error {
-    use object_store::Error as E;
-    let (location, text) = (url.to_string(), redact(&chain(&e)));
-    match e {
-        _ if text.contains("NoSuchBucket") => {
-            Error::Arguments(format!("{location}: the bucket does not exist (or lies at another endpoint or region)"))
-        }
-        // The machine is no cloud instance, or one without a role.
-        _ if ["169.254.169.254", "metadata.google.internal"].iter().any(|service| text.contains(service)) => {
-            let problem = no_credentials(&location);
-            Error::Denied { location, problem }
-        }
-        _ if text.contains("ExpiredToken") => Error::Denied {
-            location,
-            problem:
-                "the credentials in the environment have expired: put new ones there, and go on with --resume-or-start"
-                    .into(),
-        },
-        E::NotFound { .. } => Error::NotFound { location, hint: String::new() },
-        // Listings report a refusal without its type.
-        _ if matches!(e, E::PermissionDenied { .. } | E::Unauthenticated { .. }) || is_refusal(&text) => {
-            Error::Denied {
-                location,
-                problem: format!(
-                    "check the credentials in the environment and the bucket's policy; the store says: {}",
-                    brief(&text)
-                ),
-            }
-        }
-        E::NotSupported { .. }
-        | E::NotImplemented { .. }
-        | E::InvalidPath { .. }
-        | E::UnknownConfigurationKey { .. } => Error::Arguments(format!("{location}: {text}")),
-        _ if text.contains("redirect without LOCATION") => {
-            Error::Arguments(format!("{location}: the bucket lies in another region: set AWS_REGION"))
-        }
-        _ if text.contains("URL scheme is not allowed") => Error::Arguments(format!(
-            "{location}: the endpoint is plain http: set AWS_ALLOW_HTTP=true if that is meant"
-        )),
-        e => Error::Unreachable { location, problem: patience::given_up(&e).unwrap_or_else(|| brief(&text)) },
-    }
-}
-
-fn is_refusal(text: &str) -> bool {
-    ["status code: 403", "status code: 401"].iter().any(|code| text.contains(code))
-}
-
-/// A store's error while writing: refusals mean that writing is impossible there.
-pub(crate) fn write_error(url: &str, e: object_store::Error) -> Error {
-    match read_error(url, e) {
-        Error::Denied { location, problem } => Error::CannotWrite { location, problem },
-        Error::NotFound { location, .. } => {
-            Error::CannotWrite { location, problem: "the target does not exist".into() }
-        }
-        other => other,
-    }
-}
-
-/// An error with its causes, each once.
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut cause = e.source();
-    while let Some(c) = cause {
-        let next = c.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = c.source();
-    }
-    text
-}
-
-/// The first line, of bounded length: servers answer with whole XML documents.
-fn brief(text: &str) -> String {
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() > 400 { format!("{}…", line.chars().take(400).collect::<String>()) } else { line }
 }

@@ -1,5 +1,6 @@
 //! A stream of batches in a dataset's order.
 
+pub(crate) mod budget;
 pub(crate) mod cursor;
 pub(crate) mod feed;
 pub(crate) mod load;
@@ -18,7 +19,7 @@ use rayon::prelude::*;
 use crate::stream::feed::{Admitted, Feed, FeedOptions, Part};
 use crate::stream::load::Loader;
 use crate::stream::unit::{Loaded, SKIPPED};
-use crate::{Cursor, Dataset, Error, Order, Plan, Result, RowFilter, RowId, SkipList};
+use crate::{Cursor, Dataset, Error, Order, Partition, Result, RowFilter, RowId, RowOrder, SkipList};
 
 /// Batches of fewer bytes are copied by the caller's thread alone.
 const PARALLEL_BYTES: usize = 1 << 20;
@@ -36,8 +37,8 @@ pub struct StreamOptions {
     pub batch: usize,
     /// Rows in the epoch: the first so many of the order's row sequence.
     pub limit: Option<u64>,
-    /// This rank's slice of every batch: (index, count).
-    pub partition: (u64, u64),
+    /// This rank's slice of every batch.
+    pub partition: Partition,
     /// Bytes held at most, windows included; 0: what the order needs and 256 MiB to read ahead.
     pub prefetch_bytes: u64,
     /// Threads that read, verify and decode.
@@ -56,7 +57,7 @@ impl Default for StreamOptions {
             epoch: 0,
             batch: 4096,
             limit: None,
-            partition: (0, 1),
+            partition: Partition::WHOLE,
             prefetch_bytes: 0,
             threads: 2,
             skip: SkipList::default(),
@@ -86,10 +87,10 @@ pub struct Batch {
 
 /// Batches of rows, in order, read ahead by threads of its own.
 pub struct Stream {
-    plan: Arc<Plan>,
+    order: Arc<RowOrder>,
     feed: Feed,
     loader: Arc<Loader>,
-    partition: (u64, u64),
+    partition: Partition,
     step: u64,
     row_bytes: usize,
     /// Whether large batches are copied by several threads.
@@ -99,7 +100,7 @@ pub struct Stream {
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Stream(step {} of {})", self.step, self.plan.steps())
+        write!(f, "Stream(step {} of {})", self.step, self.order.steps())
     }
 }
 
@@ -117,8 +118,21 @@ struct Gather<'a> {
     at: usize,
     row_bytes: usize,
     slot: u64,
-    /// (slot, why).
-    dropped: Vec<(u64, u8)>,
+    dropped: Vec<Dropped>,
+}
+
+/// A slot whose row is left out.
+struct Dropped {
+    slot: u64,
+    /// [`SKIPPED`] or filtered.
+    why: u8,
+}
+
+/// What came of waiting for a step's rows.
+struct Waited {
+    stall: Duration,
+    /// Whether no row is left out.
+    all_kept: bool,
 }
 
 impl Gather<'_> {
@@ -130,7 +144,7 @@ impl Gather<'_> {
                 self.out[self.at..self.at + self.row_bytes].copy_from_slice(bytes);
                 self.at += self.row_bytes;
             }
-            why => self.dropped.push((self.slot, why)),
+            why => self.dropped.push(Dropped { slot: self.slot, why }),
         }
         self.slot += 1;
     }
@@ -153,20 +167,20 @@ impl Gather<'_> {
 impl Stream {
     /// Starts at a cursor (`Cursor::default()`: the beginning). A cursor of other data or another order is refused.
     pub fn start(dataset: &Dataset, options: StreamOptions, from: Cursor) -> Result<Self> {
-        let (index, count) = options.partition;
+        let Partition { index, count } = options.partition;
         if index >= count {
             return Err(Error::Arguments(format!("partition {index} of {count} does not exist")));
         }
         let StreamOptions { order, seed, epoch, batch, limit, .. } = options;
-        let plan = Arc::new(Plan::new(dataset.as_opened(), order, seed, epoch, batch, limit)?);
-        from.check(&plan, dataset.if_copied())?;
+        let order = Arc::new(RowOrder::new(dataset.as_opened(), order, seed, epoch, batch, limit)?);
+        from.check(&order, dataset.if_copied())?;
         let loader = Arc::new(Loader::new(dataset, options.skip, options.filter)?);
         let (partition, prefetch_bytes, threads) = (options.partition, options.prefetch_bytes, options.threads);
         let reading = FeedOptions { partition, prefetch_bytes, threads };
-        let step = from.step.min(plan.steps());
-        let feed = Feed::start(plan.clone(), loader.clone(), &reading, step)?;
+        let step = from.step.min(order.steps());
+        let feed = Feed::start(order.clone(), loader.clone(), &reading, step)?;
         let (row_bytes, parallel) = (dataset.row_bytes(), threads > 1);
-        Ok(Stream { plan, feed, loader, partition, step, row_bytes, parallel, stall: Duration::ZERO })
+        Ok(Stream { order, feed, loader, partition, step, row_bytes, parallel, stall: Duration::ZERO })
     }
 
     /// The most bytes of rows that a stream of these options holds, before it is started.
@@ -175,30 +189,30 @@ impl Stream {
     /// [`Error::Arguments`] when `prefetch_bytes` is less than the order needs.
     pub fn bytes_at_most(dataset: &Dataset, options: &StreamOptions) -> Result<u64> {
         let StreamOptions { order, seed, epoch, batch, limit, .. } = *options;
-        let plan = Plan::new(dataset.as_opened(), order, seed, epoch, batch, limit)?;
-        feed::budget(dataset, &plan, plan.streams().min(plan.rows()), options.prefetch_bytes)
+        let order = RowOrder::new(dataset.as_opened(), order, seed, epoch, batch, limit)?;
+        budget::budget(dataset, &order, order.streams().min(order.rows()), options.prefetch_bytes)
     }
 
     /// The same of shards of so many bytes that are yet to be written in the recommended layout.
     pub fn bytes_at_most_of_unwritten(bytes: u64, order: Order, prefetch_bytes: u64) -> u64 {
-        feed::budget_of_unwritten(bytes, order, prefetch_bytes)
+        budget::budget_of_unwritten(bytes, order, prefetch_bytes)
     }
 
     /// Writes the rank's slice of the next batch into `out`, in the stored dtype; `None` at the end of the epoch.
     /// `out` needs [`Stream::max_rows`] rows.
     pub fn next(&mut self, out: &mut [u8]) -> Result<Option<Batch>> {
-        let (step, rows) = (self.step, self.plan.batch_rows(self.step));
+        let (step, rows) = (self.step, self.order.batch_rows(self.step));
         if rows == 0 {
             return Ok(None);
         }
-        let slots = self.plan.slots(step, self.partition);
+        let slots = self.order.slots(step, self.partition);
         let needed = (slots.end - slots.start) as usize * self.row_bytes;
         if out.len() < needed {
             return Err(Error::Arguments(format!("a buffer of {} bytes for a batch of {needed}", out.len())));
         }
-        let first_position = step * self.plan.batch() + slots.start;
+        let first_position = step * self.order.batch() + slots.start;
         let needs = self.needs(step, &slots);
-        let (stall, all_kept) = self.wait(&needs)?;
+        let Waited { stall, all_kept } = self.wait(&needs)?;
         self.stall += stall;
         let mut batch = Batch { rows: 0, first_position, step, skipped: 0, filtered: 0, stall, dropped: Vec::new() };
         if all_kept && self.parallel && needed >= PARALLEL_BYTES {
@@ -211,9 +225,9 @@ impl Stream {
                 self.gather(need, &mut gather)?;
             }
             batch.rows = gather.at / self.row_bytes;
-            batch.skipped = gather.dropped.iter().filter(|d| d.1 == SKIPPED).count() as u64;
+            batch.skipped = gather.dropped.iter().filter(|dropped| dropped.why == SKIPPED).count() as u64;
             batch.filtered = gather.dropped.len() as u64 - batch.skipped;
-            batch.dropped = gather.dropped.into_iter().map(|d| d.0).collect();
+            batch.dropped = gather.dropped.iter().map(|dropped| dropped.slot).collect();
         }
         self.step += 1;
         self.feed.release(self.step);
@@ -226,23 +240,23 @@ impl Stream {
         if slots.is_empty() {
             return Vec::new();
         }
-        let b = u128::from(self.plan.batch_rows(step));
-        let stream_of = |slot: u64| (u128::from(slot) * u128::from(self.plan.streams()) / b) as u64;
+        let rows = u128::from(self.order.batch_rows(step));
+        let stream_of = |slot: u64| (u128::from(slot) * u128::from(self.order.streams()) / rows) as u64;
         let mut first_slot = slots.start;
         let mut needs = Vec::new();
         for stream in stream_of(slots.start)..=stream_of(slots.end - 1) {
             let offsets = self.feed.offsets(stream, step);
-            let n = offsets.end - offsets.start;
+            let rows = offsets.end - offsets.start;
             needs.push(Need { stream, offsets, first_slot });
-            first_slot += n;
+            first_slot += rows;
         }
         needs
     }
 
-    /// Waits for everything that a step needs: (how long, whether every row is kept).
-    fn wait(&mut self, needs: &[Need]) -> Result<(Duration, bool)> {
+    /// Waits for everything that a step needs.
+    fn wait(&mut self, needs: &[Need]) -> Result<Waited> {
         let (mut stall, mut all_kept) = (Duration::ZERO, true);
-        for Need { stream, offsets, .. } in needs.iter().filter(|n| !n.offsets.is_empty()) {
+        for Need { stream, offsets, .. } in needs.iter().filter(|need| !need.offsets.is_empty()) {
             let Some(windows) = self.feed.windows.get(stream) else { continue };
             let mut ready = Vec::new();
             for (i, w) in windows.admitted.iter().enumerate() {
@@ -272,7 +286,7 @@ impl Stream {
                 ready.into_iter().for_each(|(i, kept)| windows.admitted[i].ready = Some(kept));
             }
         }
-        Ok((stall, all_kept))
+        Ok(Waited { stall, all_kept })
     }
 
     /// Copies with several threads: rows of a window lie all over it, and one core alone waits for memory.
@@ -320,13 +334,13 @@ impl Stream {
 
     /// Where the stream stands: the step that `next` delivers next.
     pub fn cursor(&self) -> Cursor {
-        Cursor::at(&self.plan, self.step)
+        Cursor::at(&self.order, self.step)
     }
 
     /// The most rows that a batch of this rank can have.
     pub fn max_rows(&self) -> usize {
-        [0, self.plan.steps().saturating_sub(1)]
-            .map(|step| self.plan.slots(step, self.partition))
+        [0, self.order.steps().saturating_sub(1)]
+            .map(|step| self.order.slots(step, self.partition))
             .map(|slots| (slots.end - slots.start) as usize)
             .into_iter()
             .max()
@@ -335,12 +349,12 @@ impl Stream {
 
     /// Batches in the epoch.
     pub fn steps(&self) -> u64 {
-        self.plan.steps()
+        self.order.steps()
     }
 
     /// The order, to evaluate at any position.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
+    pub fn order(&self) -> &RowOrder {
+        &self.order
     }
 
     /// How long `next` has waited for data so far.
@@ -355,7 +369,7 @@ impl Stream {
 
     /// Rows of a batch whose positions lie before `position`.
     pub fn rows_before(&self, batch: &Batch, position: u64) -> usize {
-        let first = self.plan.slots(batch.step, self.partition).start;
+        let first = self.order.slots(batch.step, self.partition).start;
         let slots = position.saturating_sub(batch.first_position);
         let kept = slots - batch.dropped.partition_point(|slot| *slot < first + slots) as u64;
         (kept as usize).min(batch.rows)
@@ -373,9 +387,9 @@ impl Stream {
 
     /// The rows of a batch, in the order they were written.
     pub fn row_ids(&self, batch: &Batch) -> Vec<RowId> {
-        let slots = self.plan.slots(batch.step, self.partition);
+        let slots = self.order.slots(batch.step, self.partition);
         let kept = slots.filter(|slot| batch.dropped.binary_search(slot).is_err());
-        kept.map(|slot| self.plan.row_at(batch.step, slot)).collect()
+        kept.map(|slot| self.order.row_at(batch.step, slot)).collect()
     }
 }
 

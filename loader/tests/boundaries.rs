@@ -57,8 +57,8 @@ fn plain(url: &str) -> Store {
 fn piece_starts(dataset: &Dataset) -> Vec<u64> {
     let pieces = &dataset.shards()[0].row_groups[0].pieces;
     let starts = pieces.iter().scan(0, |at, piece| {
-        *at += piece.0;
-        Some(*at - piece.0)
+        *at += piece.rows;
+        Some(*at - piece.rows)
     });
     starts.collect()
 }
@@ -132,8 +132,8 @@ fn a_flipped_byte_is_noticed_in_every_piece() {
         let mut at = group.offset as usize;
         for (i, piece) in group.pieces.iter().enumerate() {
             // The first byte, the last, and one in the middle.
-            let byte = at + [0, piece.1 as usize / 2, piece.1 as usize - 1][i % 3];
-            at += piece.1 as usize;
+            let byte = at + [0, piece.bytes as usize / 2, piece.bytes as usize - 1][i % 3];
+            at += piece.bytes as usize;
             let mut damaged = whole.clone();
             damaged[byte] ^= 4;
             store.put(name, damaged).unwrap();

@@ -4,7 +4,9 @@
 mod common;
 
 use common::{drain, ids, memory, open, write};
-use loader::{Cursor, Dtype, Error, Manifest, Order, Plan, RowGroup, RowId, Shard, Stream, StreamOptions};
+use loader::{
+    Cursor, Dtype, Error, Manifest, Order, Partition, RowGroup, RowId, RowOrder, Shard, Stream, StreamOptions,
+};
 use proptest::prelude::*;
 
 const ROW: u64 = 16;
@@ -65,7 +67,7 @@ fn partitions_threads_and_prefetch_change_nothing() {
             let parts: Vec<_> = (0..count)
                 .map(|i| {
                     let mut o = options(order, 1000);
-                    o.partition = (i, count);
+                    o.partition = Partition { index: i, count };
                     o.threads = 1 + i as usize % 3;
                     o.prefetch_bytes = if i % 2 == 0 { 0 } else { 1 << 20 };
                     drain(&dataset, &o, Cursor::default())
@@ -185,9 +187,11 @@ fn manifest(shards: &[&[u64]]) -> Manifest {
     Manifest::new(8, Dtype::F16, false, false, shards.iter().enumerate().map(shard).collect())
 }
 
-/// Every row of an epoch in the order in which a plan delivers it.
-fn delivered(plan: &Plan) -> Vec<RowId> {
-    (0..plan.steps()).flat_map(|step| (0..plan.batch_rows(step)).map(move |slot| plan.row_at(step, slot))).collect()
+/// Every row of an epoch in the order in which it is delivered.
+fn delivered(row_order: &RowOrder) -> Vec<RowId> {
+    (0..row_order.steps())
+        .flat_map(|step| (0..row_order.batch_rows(step)).map(move |slot| row_order.row_at(step, slot)))
+        .collect()
 }
 
 /// A batch, a limit, and the row groups of each shard.
@@ -215,8 +219,8 @@ fn the_order_of_this_version_is_pinned() {
         Order::Striped,
     ];
     let hash = |order, (batch, limit, shards): Shape| {
-        let plan = Plan::new(&manifest(shards), order, 7, 0, batch, limit).unwrap();
-        let bytes: Vec<u8> = delivered(&plan)
+        let row_order = RowOrder::new(&manifest(shards), order, 7, 0, batch, limit).unwrap();
+        let bytes: Vec<u8> = delivered(&row_order)
             .iter()
             .flat_map(|id| [id.shard.to_le_bytes().as_slice(), &id.row.to_le_bytes()].concat())
             .collect();
@@ -225,7 +229,8 @@ fn the_order_of_this_version_is_pinned() {
     let found: Vec<[u64; 4]> = SHAPES.iter().map(|shape| orders.map(|order| hash(order, *shape))).collect();
     assert_eq!(found, PINNED, "{found:#018x?}");
     // Seed and epoch are part of it.
-    let keyed = |seed, epoch| delivered(&Plan::new(&manifest(SHAPES[1].2), orders[1], seed, epoch, 256, None).unwrap());
+    let keyed =
+        |seed, epoch| delivered(&RowOrder::new(&manifest(SHAPES[1].2), orders[1], seed, epoch, 256, None).unwrap());
     assert!(keyed(7, 0) != keyed(8, 0) && keyed(7, 0) != keyed(7, 1) && keyed(8, 0) != keyed(7, 1));
 }
 
@@ -252,8 +257,11 @@ fn streams_are_dealt_as_the_rule_says() {
             .take(limit.unwrap_or(u64::MAX) as usize)
             .collect();
         for (order, streams) in [(Order::Sequential, 1), (Order::Striped, 64)] {
-            let plan = Plan::new(&manifest, order, 7, 0, batch, limit).unwrap();
-            assert_eq!((plan.rows(), plan.steps()), (stored.len() as u64, stored.len().div_ceil(batch) as u64));
+            let row_order = RowOrder::new(&manifest, order, 7, 0, batch, limit).unwrap();
+            assert_eq!(
+                (row_order.rows(), row_order.steps()),
+                (stored.len() as u64, stored.len().div_ceil(batch) as u64)
+            );
             let slots: Vec<usize> =
                 stored.chunks(batch).flat_map(|rows| (0..rows.len()).map(|slot| slot * streams / rows.len())).collect();
             let mut dealt: Vec<_> = (0..streams)
@@ -264,12 +272,14 @@ fn streams_are_dealt_as_the_rule_says() {
                 })
                 .collect();
             let expected: Vec<RowId> = slots.iter().filter_map(|&stream| dealt[stream].next().copied()).collect();
-            assert_eq!(delivered(&plan), expected, "{order:?}, batches of {batch}");
+            assert_eq!(delivered(&row_order), expected, "{order:?}, batches of {batch}");
             // Ranks take contiguous slots, more of them than streams too.
             for ranks in [1, 3, 64, 100] {
-                for step in 0..plan.steps() {
-                    let parts: Vec<u64> = (0..ranks).flat_map(|rank| plan.slots(step, (rank, ranks))).collect();
-                    assert!(parts.into_iter().eq(0..plan.batch_rows(step)));
+                for step in 0..row_order.steps() {
+                    let parts: Vec<u64> = (0..ranks)
+                        .flat_map(|rank| row_order.slots(step, Partition { index: rank, count: ranks }))
+                        .collect();
+                    assert!(parts.into_iter().eq(0..row_order.batch_rows(step)));
                 }
             }
         }
@@ -302,7 +312,8 @@ fn what_is_left_out_moves_nothing() {
                 ids(&drain(&dataset, &options(order, batch), Cursor::default()))
             };
             let of_rank = |rank| {
-                let options = StreamOptions { partition: (rank, ranks), batch, ..skipping.clone() };
+                let options =
+                    StreamOptions { partition: Partition { index: rank, count: ranks }, batch, ..skipping.clone() };
                 drain(&dataset, &options, Cursor::default())
             };
             let parts: Vec<_> = (0..ranks).map(of_rank).collect();
@@ -333,11 +344,11 @@ proptest! {
         let shard = loader::Shard { path: "a.parquet".into(), size, etag: None, rows, raw: true, row_groups: row_groups.collect() };
         let manifest = loader::Manifest::new(8, Dtype::F16, false, false, vec![shard]);
         let order = [Order::Direct { window_bytes: 64 * window_rows * ROW }, Order::Sequential, Order::Striped][kind];
-        let plan = Plan::new(&manifest, order, seed, 0, batch, limit).unwrap();
+        let row_order = RowOrder::new(&manifest, order, seed, 0, batch, limit).unwrap();
         let mut seen = Vec::new();
-        for step in 0..plan.steps() {
-            for slot in 0..plan.batch_rows(step) {
-                seen.push(plan.row_at(step, slot));
+        for step in 0..row_order.steps() {
+            for slot in 0..row_order.batch_rows(step) {
+                seen.push(row_order.row_at(step, slot));
             }
         }
         let n = seen.len() as u64;

@@ -251,7 +251,7 @@ fn a_checkpoint_gives_back_all_that_it_was_given() {
         let state = state(features, width);
         let mut recipe = fixture.recipe("run");
         recipe.sae.features = features;
-        let cursor = Cursor { step: state.step, of: None };
+        let cursor = Cursor { step: state.step, origin: None };
         let store = Store::open(&format!("memory://resume-{features}")).expect("a store");
         let of = Snapshot { dictionary: &given, state: &state, cursor: &cursor, recipe: &recipe, commit: "c" };
         checkpoint::save(&store, device.axes(), &of).expect("saved");

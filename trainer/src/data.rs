@@ -9,7 +9,9 @@ use kernels::RowDtype;
 use kernels::mesh::Place;
 use kernels::ranks::Group;
 use loader::synth::Spec;
-use loader::{Cursor, Dataset, Dtype, OpenOptions, RowFilter, RowId, SkipList, Store, Stream, StreamOptions};
+use loader::{
+    Cursor, Dataset, Dtype, OpenOptions, Partition, RowFilter, RowId, SkipList, Store, Stream, StreamOptions,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -338,8 +340,8 @@ fn check_same(seen: &[Seen]) -> Result<(), Error> {
 }
 
 /// Ranks bring consecutive slices of a batch, so that those of a feature axis see consecutive ones.
-fn partition(place: Place) -> (u64, u64) {
-    (place.rank as u64, place.mesh.ranks() as u64)
+fn partition(place: Place) -> Partition {
+    Partition { index: place.rank as u64, count: place.mesh.ranks() as u64 }
 }
 
 /// Threads that read: `data.threads`, or as many as this machine has cores, up to 4.

@@ -146,8 +146,8 @@ fn measure<D: Device>(
 /// Rows of data.train. The checkpoint knows them, unless train.tokens takes a part of them.
 fn training_rows(manifest: &Manifest) -> loader::Result<u64> {
     let data = &manifest.recipe.data;
-    match &manifest.cursor.of {
-        Some(of) if manifest.recipe.train.tokens.is_none() => Ok(of.rows),
+    match &manifest.cursor.origin {
+        Some(origin) if manifest.recipe.train.tokens.is_none() => Ok(origin.rows),
         _ => {
             let options = OpenOptions { column: data.column.clone(), ..OpenOptions::default() };
             Dataset::open(&data.train, &options).map(|train| train.rows())

@@ -1,7 +1,7 @@
 //! `sae inspect`.
 
 use indicatif::{HumanBytes, HumanCount};
-use loader::{InspectOptions, Inspection, ManifestState, NormQuantiles, OpenOptions, Progress};
+use loader::{InspectOptions, InspectProgress, Inspection, ManifestState, NormQuantiles, OpenOptions};
 
 use crate::args::Inspect;
 use crate::failure::Failure;
@@ -11,8 +11,8 @@ use crate::{contents, table};
 /// Reads the data once and reports on it. Damage makes it fail, after the report.
 pub fn run(args: &Inspect) -> Result<(), Failure> {
     let mut bar: Option<Bar> = None;
-    let mut watch = |progress: Progress| {
-        bar.get_or_insert_with(|| Bar::new("inspecting", 0, progress.of)).set(progress.rows);
+    let mut watch = |progress: InspectProgress| {
+        bar.get_or_insert_with(|| Bar::new("inspecting", 0, progress.total_rows)).set(progress.rows);
     };
     let options = InspectOptions {
         open: OpenOptions { column: args.column.clone(), ..OpenOptions::default() },

@@ -7,7 +7,7 @@ use super::rule::Why;
 use crate::dataset::manifest;
 use crate::parquet::footer::Footer;
 use crate::parquet::footers;
-use crate::{Entry, Error, Manifest, Result, Shard, Store};
+use crate::{Entry, Error, Manifest, Result, RowGroup, Shard, Store};
 
 /// What to do about a manifest that cannot be kept.
 const REDO: &str =
@@ -64,8 +64,8 @@ pub(super) fn of_column(
         let at = m.shards.binary_search_by(|shard| shard.path.as_str().cmp(&entry.key)).ok()?;
         Some(&m.shards[at]).filter(|shard| shard.size == entry.size && shard.rows > 0)
     };
-    let most = if m.column.is_some() { 1 } else { usize::MAX };
-    let shards: Vec<&Shard> = entries.iter().filter_map(described).take(most).collect();
+    let limit = if m.column.is_some() { 1 } else { usize::MAX };
+    let shards: Vec<&Shard> = entries.iter().filter_map(described).take(limit).collect();
     let columns = footers::look_at(&shards, shards.len(), |shard| column_of(store, shard, column))?;
     let columns: Vec<(String, bool)> = columns.into_iter().flatten().collect();
     let Some((first, _)) = columns.first() else { return Ok(Some(m)) };
@@ -82,7 +82,7 @@ pub(super) fn of_column(
 /// The name of a shard's activation column, and whether no other has its chunks where the manifest says.
 fn column_of(store: &Store, shard: &Shard, column: Option<&str>) -> Result<Option<(String, bool)>> {
     let footer = Footer::read(store, &shard.path, shard.size, column)?;
-    let chunks: Vec<_> = shard.row_groups.iter().map(|group| (group.offset, group.length)).collect();
+    let chunks: Vec<_> = shard.row_groups.iter().map(RowGroup::chunk).collect();
     let leaf = footer.leaf_at(&chunks);
     Ok(footer.column.map(|column| (column.name, leaf.is_none_or(|leaf| leaf == column.leaf))))
 }

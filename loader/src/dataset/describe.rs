@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::options::OpenOptions;
-use super::place::Found;
+use super::place::FoundShard;
 use super::same;
 use crate::parquet::footer::{Footer, Layout};
 use crate::parquet::footers;
@@ -29,9 +29,9 @@ impl Described {
     pub(super) fn all(m: Manifest) -> impl Iterator<Item = Described> {
         let Manifest { dtype, width, prepared, checksummed, column, shards, .. } = m;
         let shape = Some((dtype, width));
-        let of =
+        let described =
             move |shard| Described { shard, shape, is_double: false, prepared, checksummed, column: column.clone() };
-        shards.into_iter().map(of)
+        shards.into_iter().map(described)
     }
 
     /// What tells the shard's rows from others, if its manifest came with checksums.
@@ -42,7 +42,7 @@ impl Described {
 
 /// Describes every found shard: from a manifest where it fits, from the footer otherwise, several at a time.
 pub(super) fn describe(
-    found: &[Found],
+    found: &[FoundShard],
     known: &HashMap<String, Described>,
     options: &OpenOptions,
 ) -> Result<Vec<Described>> {
@@ -59,7 +59,7 @@ pub(super) fn describe(
     })
 }
 
-fn from_footer(f: &Found, options: &OpenOptions) -> Result<Described> {
+fn from_footer(f: &FoundShard, options: &OpenOptions) -> Result<Described> {
     let footer = Footer::read(&f.store, &f.key, f.size, options.column.as_deref())?;
     let (width, row_groups) = footer.shape(&f.store, &f.key)?;
     let rows = row_groups.iter().map(|g| g.rows).sum();
@@ -79,7 +79,7 @@ fn from_footer(f: &Found, options: &OpenOptions) -> Result<Described> {
 }
 
 /// One manifest of all shards, if they agree: those that have rows.
-pub(super) fn combine(found: &[Found], described: Vec<Described>) -> Result<Manifest> {
+pub(super) fn combine(found: &[FoundShard], described: Vec<Described>) -> Result<Manifest> {
     let shapes = || found.iter().zip(&described).filter_map(|(f, d)| Some((f, d, d.shape?)));
     let Some((first, _, (dtype, width))) = shapes().find(|(_, d, _)| d.shard.rows > 0).or_else(|| shapes().next())
     else {
@@ -103,7 +103,7 @@ pub(super) fn combine(found: &[Found], described: Vec<Described>) -> Result<Mani
 }
 
 /// The name of the column of all shards that say theirs.
-fn one_column(found: &[Found], described: &[Described]) -> Result<Option<String>> {
+fn one_column(found: &[FoundShard], described: &[Described]) -> Result<Option<String>> {
     let named = || found.iter().zip(described).filter_map(|(f, d)| Some((f, d.column.as_deref()?)));
     let Some((first, name)) = named().next() else { return Ok(None) };
     let Some((f, other)) = named().find(|(_, other)| *other != name) else { return Ok(Some(name.to_string())) };

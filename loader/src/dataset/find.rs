@@ -92,7 +92,7 @@ fn walked(store: &Store, root: &Path, rule: &Rule) -> Result<Listed> {
             |key: &str| key.strip_prefix(first.as_str()).and_then(|rest| rest.strip_prefix('/').map(str::to_owned));
         if let Some(rest) = walked.shards.iter().find_map(|entry| inside(&entry.key)) {
             let (one, other) = (format!("{first}/{rest}"), format!("{second}/{rest}"));
-            return Err(twice((&store.url_of(&one), &store.url_of(&other)), SameBy::Place));
+            return Err(twice(&store.url_of(&one), &store.url_of(&other), SameBy::Place));
         }
     }
     Ok((walked.shards, walked.left_out))

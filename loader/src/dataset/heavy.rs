@@ -29,7 +29,8 @@ pub struct Heavy {
     /// Which share of E‖x‖² the largest 1 % of the sample carry.
     pub top1_share: f64,
     /// Rows of the sample with a finite norm.
-    pub of: u64,
+    #[serde(rename = "of")]
+    pub sampled: u64,
     /// The heavy ones among them have more than so many times the median norm; `null` where no multiple tells them from the others, and
     /// the largest 1 % are meant.
     pub times: Option<f64>,
@@ -76,7 +77,7 @@ pub fn heavy(dataset: &Dataset, ids: &[RowId], row_norms: &[f64]) -> Option<Heav
     let limit = times.map_or(norms.quantile(1.0 - TOP)?, |times| times * median);
     let is_heavy: Vec<bool> = row_norms.iter().map(|norm| norm.is_finite() && *norm > limit).collect();
     let rows = is_heavy.iter().filter(|&&heavy| heavy).count() as u64;
-    let mut found = Heavy { top1_share, of: norms.rows(), times, rows, at: Vec::new(), filters: Vec::new() };
+    let mut found = Heavy { top1_share, sampled: norms.rows(), times, rows, at: Vec::new(), filters: Vec::new() };
     for (column, key) in [("pos", "data.filter.positions"), ("token_id", "data.filter.token_ids")] {
         // Naming them is a courtesy: a column that cannot be read is reported where it is needed.
         let Ok(Some(values)) = values(dataset, ids, column) else { continue };
@@ -97,16 +98,13 @@ pub fn heavy(dataset: &Dataset, ids: &[RowId], row_norms: &[f64]) -> Option<Heav
 
 /// The values at which at least half of the rows are heavy, those with the most heavy rows first.
 fn values_of(column: &'static str, values: &[i64], is_heavy: &[bool]) -> Vec<HeavyAt> {
-    let mut counts: BTreeMap<i64, (u64, u64)> = BTreeMap::new();
+    let mut counts: BTreeMap<i64, HeavyAt> = BTreeMap::new();
     for (&value, &heavy) in values.iter().zip(is_heavy) {
-        let (heavies, rows) = counts.entry(value).or_default();
-        (*heavies, *rows) = (*heavies + u64::from(heavy), *rows + 1);
+        let at = counts.entry(value).or_insert_with(|| HeavyAt { column, value, heavy: 0, rows: 0 });
+        at.heavy += u64::from(heavy);
+        at.rows += 1;
     }
-    let mut at: Vec<HeavyAt> = counts
-        .into_iter()
-        .filter(|(_, (heavy, rows))| *heavy > 0 && 2 * heavy >= *rows)
-        .map(|(value, (heavy, rows))| HeavyAt { column, value, heavy, rows })
-        .collect();
+    let mut at: Vec<HeavyAt> = counts.into_values().filter(|at| at.heavy > 0 && 2 * at.heavy >= at.rows).collect();
     at.sort_by_key(|at| std::cmp::Reverse(at.heavy));
     at.truncate(NAMED);
     at
@@ -155,14 +153,14 @@ fn group_of(loader: &Loader, id: RowId, column: &str) -> Result<Option<(RowId, V
 
 impl fmt::Display for Heavy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = |rows: u64| 100.0 * rows as f64 / self.of as f64;
+        let percent = |rows: u64| 100.0 * rows as f64 / self.sampled as f64;
         write!(
             f,
             "the largest 1 % of the rows carry {:.1} % of E‖x‖²: the scale, λ and explained variance would be about these rows. {} of \
              {} sampled rows ",
             100.0 * self.top1_share,
             self.rows,
-            self.of
+            self.sampled
         )?;
         match self.times {
             Some(times) => write!(f, "have more than {times} times the median norm")?,

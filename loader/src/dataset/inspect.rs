@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, SyncSender};
 use serde::Serialize;
 
 use crate::dataset::heavy;
-use crate::dataset::manifest;
+use crate::dataset::manifest::{self, GroupId};
 use crate::dataset::norms::{Norms, TOP};
 use crate::dataset::sample::sample;
 use crate::dataset::tokens;
@@ -20,8 +20,10 @@ use crate::{
 
 /// Non-finite rows that are named.
 const FIRST: usize = 10;
-/// Rows sampled to find out which are heavy, and their seed.
-const SAMPLE: (usize, u64) = (16_384, 0);
+/// Rows sampled to find out which are heavy.
+const SAMPLED: usize = 16_384;
+/// The seed by which they are drawn.
+const SAMPLE_SEED: u64 = 0;
 /// Threads of a pass.
 const THREADS: usize = 4;
 
@@ -33,18 +35,18 @@ pub struct InspectOptions<'a> {
     /// Look at about this many rows instead of all.
     pub sample: Option<u64>,
     /// Called now and then.
-    pub progress: Option<&'a mut dyn FnMut(Progress)>,
+    pub progress: Option<&'a mut dyn FnMut(InspectProgress)>,
     /// Write the manifest beside the data if it is absent.
     pub write_manifest: bool,
 }
 
 /// How far an inspection is.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress {
+pub struct InspectProgress {
     /// Rows looked at.
     pub rows: u64,
     /// Rows to look at.
-    pub of: u64,
+    pub total_rows: u64,
     /// Bytes read.
     pub bytes: u64,
 }
@@ -179,19 +181,18 @@ struct Sums {
     bad: Vec<RowId>,
     bad_count: u64,
     verified_bytes: u64,
-    /// (shard, row group) with verified bytes.
-    verified: BTreeSet<(u32, u32)>,
+    /// Row groups with verified bytes.
+    verified: BTreeSet<GroupId>,
 }
 
 /// Reads a dataset and reports on it. Damage is listed in the report; an error means that nothing could be said.
 pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspection> {
     let dataset = Dataset::open(urls, &options.open)?;
-    let first = dataset.source(0);
-    let schema = Footer::read(first.0, first.1, dataset.shards()[0].size, options.open.column.as_deref())?.schema;
+    let (store, key) = dataset.source(0);
+    let schema = Footer::read(store, key, dataset.shards()[0].size, options.open.column.as_deref())?.schema;
     let token_columns = tokens::report(&dataset)?;
     let units = units(&dataset, options.sample);
-    let of = units.iter().map(|u| u.rows.end - u.rows.start).sum();
-    let (total, norms, mut mismatches) = pass(&dataset, &units, of, &mut options.progress)?;
+    let (total, norms, mut mismatches) = pass(&dataset, &units, &mut options.progress)?;
     mismatches.extend(dataset.doubled().map(|e| e.to_string()));
     let groups = || dataset.shards().iter().flat_map(|s| &s.row_groups).filter(|g| g.rows > 0);
     let bytes = groups().map(|g| g.length).sum();
@@ -245,7 +246,7 @@ fn heavy_rows(dataset: &Dataset, top1_share: Option<f64>) -> Result<Option<Heavy
     if top1_share.is_none_or(|share| share <= heavy::TOO_MUCH) {
         return Ok(None);
     }
-    match sample(dataset, SAMPLE.0, SAMPLE.1, &SkipList::default(), &RowFilter::default()) {
+    match sample(dataset, SAMPLED, SAMPLE_SEED, &SkipList::default(), &RowFilter::default()) {
         Ok(sampled) => Ok(heavy::heavy(dataset, &sampled.ids, &sampled.norms())),
         // Damage where the pass did not look.
         Err(error) if is_damage(&error) => Ok(None),
@@ -275,10 +276,10 @@ fn units(dataset: &Dataset, sample: Option<u64>) -> Vec<Extent> {
 fn pass(
     dataset: &Dataset,
     units: &[Extent],
-    of: u64,
-    progress: &mut Option<&mut dyn FnMut(Progress)>,
+    progress: &mut Option<&mut dyn FnMut(InspectProgress)>,
 ) -> Result<(Sums, Norms, Vec<String>)> {
     let loader = Loader::new(dataset, SkipList::default(), RowFilter::default())?;
+    let total_rows = units.iter().map(|unit| unit.row_count() as u64).sum();
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::sync_channel(THREADS * 2);
     let work = |sender: SyncSender<_>| {
@@ -310,10 +311,10 @@ fn pass(
                 // Kept, the norms of all rows would take memory that grows with the data.
                 std::mem::take(&mut sums.norms).into_iter().for_each(|norm| norms.add(norm));
             }
-            rows += units[i].rows.end - units[i].rows.start;
+            rows += units[i].row_count() as u64;
             bytes += sums.as_ref().map_or(0, |s: &Sums| s.bytes);
             if let Some(call) = progress {
-                call(Progress { rows, of, bytes });
+                call(InspectProgress { rows, total_rows, bytes });
             }
             results[i] = Some(sums);
         }
@@ -369,7 +370,7 @@ fn sum(dataset: &Dataset, unit: &Extent, loaded: &Loaded) -> Sums {
     // Where checksums were known, loading compared them.
     if !shard.row_groups[unit.group as usize].pieces.is_empty() {
         sums.verified_bytes = sums.bytes;
-        sums.verified.insert((unit.shard, unit.group));
+        sums.verified.insert(GroupId { shard: unit.shard, group: unit.group });
     }
     for row in 0..unit.rows.end - unit.rows.start {
         dataset.dtype().to_f32(loaded.rows(row as usize, 1, dataset.row_bytes()), &mut row_f32);
@@ -432,8 +433,8 @@ mod tests {
         std::fs::remove_file(&shard).unwrap();
         std::os::unix::fs::symlink(&shard, &shard).unwrap();
         let mut tried = 0;
-        let mut count = |_: Progress| tried += 1;
-        let error = pass(&dataset, &units, 200, &mut Some(&mut count)).err().unwrap();
+        let mut count = |_: InspectProgress| tried += 1;
+        let error = pass(&dataset, &units, &mut Some(&mut count)).err().unwrap();
         assert!(matches!(error, Error::Unreachable { .. }), "{error}");
         assert!((1..=THREADS).contains(&tried), "{tried} units were tried");
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::options::OpenOptions;
-use super::place::Found;
+use super::place::FoundShard;
 use super::rule::Why;
 use crate::{Error, Manifest, Result, Shard, Store};
 
@@ -23,15 +23,16 @@ pub(super) fn read(options: &OpenOptions) -> Result<Option<Manifest>> {
     }
 }
 
-/// Refuses data whose files are not those of the cached manifest, naming the first difference. `why_not` says of a path why it is not
+/// Refuses data whose files are not those of the kept manifest at `url`, naming the first difference. `why_not` says of a path why it is not
 /// among those found, if it is there.
 pub(super) fn check_shape(
-    (cached, url): (&Manifest, &str),
-    found: &[Found],
+    kept: &Manifest,
+    url: &str,
+    found: &[FoundShard],
     why_not: impl Fn(&str) -> Option<Why>,
     beside: &[Manifest],
 ) -> Result<()> {
-    let before: HashMap<&str, &Shard> = cached.shards.iter().map(|s| (s.path.as_str(), s)).collect();
+    let before: HashMap<&str, &Shard> = kept.shards.iter().map(|s| (s.path.as_str(), s)).collect();
     let changed = |location: String, what: String| {
         let problem = format!("{what} ({url}): bring the earlier data back, or start a new run");
         Err(Error::Changed { location, problem })
@@ -48,17 +49,17 @@ pub(super) fn check_shape(
     }
     // Listings are sorted by path and hold each path once.
     let is_there = |s: &&Shard| found.binary_search_by(|f| f.path.cmp(&s.path)).is_ok();
-    if let Some(gone) = cached.shards.iter().find(|s| !is_there(s)) {
+    if let Some(gone) = kept.shards.iter().find(|s| !is_there(s)) {
         let what = match why_not(&gone.path) {
             Some(why) => format!("it is now left out as one of those {}", why.words()),
             None => "the file is gone".into(),
         };
         return changed(gone.path.clone(), what);
     }
-    let shape = |s: &Shard| s.row_groups.iter().map(|g| (g.rows, g.offset, g.length)).collect::<Vec<_>>();
+    let shape = |s: &Shard| s.row_groups.iter().map(|g| (g.rows, g.chunk())).collect::<Vec<_>>();
     for m in beside {
-        if (m.width, m.dtype) != (cached.width, cached.dtype) {
-            let what = format!("rows of {} × {} now, of {} × {} before", m.width, m.dtype, cached.width, cached.dtype);
+        if (m.width, m.dtype) != (kept.width, kept.dtype) {
+            let what = format!("rows of {} × {} now, of {} × {} before", m.width, m.dtype, kept.width, kept.dtype);
             return changed(m.shards.first().map_or_else(String::new, |s| s.path.clone()), what);
         }
         // A glob takes only some of the shards that the manifest beside them lists.

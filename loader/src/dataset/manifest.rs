@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::parquet::chunks::Chunk;
 use crate::{Dtype, Error, Result};
 
 /// Name of the manifest beside the shards.
@@ -70,16 +71,58 @@ pub struct RowGroup {
     pub pieces: Vec<Piece>,
 }
 
-/// A run of whole pages: (rows, bytes, xxh3-64 of the bytes in hex). Pieces of a chunk follow each other without a gap.
+/// A run of whole pages. Pieces of a chunk follow each other without a gap. In JSON it is `[rows, bytes, checksum]`: there are many.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Piece(
+#[serde(from = "(u64, u64, String)", into = "(u64, u64, String)")]
+pub struct Piece {
     /// Rows that begin in the piece (all of the chunk's, if the pages are not cut at rows).
-    pub u64,
+    pub rows: u64,
     /// Bytes.
-    pub u64,
+    pub bytes: u64,
     /// xxh3-64 of the bytes, 16 hex digits.
-    pub String,
-);
+    pub checksum: String,
+}
+
+impl From<(u64, u64, String)> for Piece {
+    fn from((rows, bytes, checksum): (u64, u64, String)) -> Self {
+        Piece { rows, bytes, checksum }
+    }
+}
+
+impl From<Piece> for (u64, u64, String) {
+    fn from(piece: Piece) -> Self {
+        (piece.rows, piece.bytes, piece.checksum)
+    }
+}
+
+/// A row group of a data set. In JSON it is `[shard, group]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "(u32, u32)", into = "(u32, u32)")]
+pub(crate) struct GroupId {
+    /// Index of the shard in the manifest.
+    pub(crate) shard: u32,
+    /// Index of the row group in the shard.
+    pub(crate) group: u32,
+}
+
+impl From<(u32, u32)> for GroupId {
+    fn from((shard, group): (u32, u32)) -> Self {
+        GroupId { shard, group }
+    }
+}
+
+impl From<GroupId> for (u32, u32) {
+    fn from(id: GroupId) -> Self {
+        (id.shard, id.group)
+    }
+}
+
+impl RowGroup {
+    /// Where the column chunk lies.
+    pub(crate) fn chunk(&self) -> Chunk {
+        Chunk { offset: self.offset, length: self.length }
+    }
+}
 
 impl Manifest {
     /// A manifest of these shards: sorts them by path and computes the identity, which the checksums belong to if
@@ -238,7 +281,8 @@ impl Manifest {
                 word(g.offset);
                 word(g.length);
                 if self.checksummed {
-                    g.pieces.iter().for_each(|p| word(xxh3_64(p.2.as_bytes()) ^ p.0 ^ p.1.rotate_left(32)));
+                    let number = |p: &Piece| xxh3_64(p.checksum.as_bytes()) ^ p.rows ^ p.bytes.rotate_left(32);
+                    g.pieces.iter().for_each(|piece| word(number(piece)));
                 }
             }
         }
@@ -251,11 +295,11 @@ fn validate_pieces(g: &RowGroup) -> std::result::Result<(), String> {
         return Ok(());
     }
     let (mut rows, mut bytes) = (0u64, 0u64);
-    for Piece(r, b, sum) in &g.pieces {
-        rows = rows.checked_add(*r).ok_or("rows of the pieces overflow")?;
-        bytes = bytes.checked_add(*b).ok_or("bytes of the pieces overflow")?;
-        if parse_sum(sum).is_none() {
-            return Err(format!("checksum {sum:?} is not 16 hex digits"));
+    for piece in &g.pieces {
+        rows = rows.checked_add(piece.rows).ok_or("rows of the pieces overflow")?;
+        bytes = bytes.checked_add(piece.bytes).ok_or("bytes of the pieces overflow")?;
+        if parse_sum(&piece.checksum).is_none() {
+            return Err(format!("checksum {:?} is not 16 hex digits", piece.checksum));
         }
     }
     if rows != g.rows || bytes != g.length {

@@ -51,10 +51,10 @@ impl Norms {
         if rank <= 1 || rank >= self.rows {
             return (self.rows > 0).then_some(if rank <= 1 { self.least } else { self.greatest });
         }
-        let mut seen = 0;
+        let mut rows_so_far = 0;
         self.bins().find_map(|(norm, rows)| {
-            seen += rows;
-            (seen >= rank).then_some(norm)
+            rows_so_far += rows;
+            (rows_so_far >= rank).then_some(norm)
         })
     }
 

@@ -4,7 +4,7 @@ use super::rule::Why;
 use crate::{Entry, Manifest, Store};
 
 /// One shard as found by listing.
-pub(super) struct Found {
+pub(super) struct FoundShard {
     pub(super) store: Store,
     pub(super) key: String,
     /// Its path in the manifest.

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::source::Source;
-use crate::store::Target;
+use super::stored::StoredShard;
 use crate::{Error, Piece, Shard, Store};
 
 /// What makes two shards one.
@@ -29,7 +28,7 @@ impl std::fmt::Display for SameBy {
 }
 
 /// The refusal of a shard that is there twice, by the names of both.
-pub(super) fn twice((first, second): (&str, &str), by: SameBy) -> Error {
+pub(super) fn twice(first: &str, second: &str, by: SameBy) -> Error {
     Error::data(second, format!("the same shard as {first} ({by}): its rows would come twice: keep one of them"))
 }
 
@@ -42,12 +41,9 @@ pub(super) struct Resolver {
 
 impl Resolver {
     pub(super) fn place(&mut self, store: &Store, key: &str) -> String {
-        match store.target(key) {
-            Ok(Target::Local(path)) => self.local(&path),
-            // Web servers are all one kind of store, by whose name they cannot be told apart.
-            Ok(Target::Remote(remote, path)) if store.lists() => format!("{remote}/{path}"),
-            // Where it is no key, reading tells.
-            Ok(Target::Remote(..)) | Err(_) => store.url_of(key),
+        match store.local_path() {
+            Some(root) => self.local(&root.join(key)),
+            None => store.name_of(key),
         }
     }
 
@@ -73,9 +69,9 @@ pub(super) fn sums(shard: &Shard) -> Option<u128> {
         if group.pieces.is_empty() {
             return None;
         }
-        for Piece(rows, _, sum) in &group.pieces {
+        for Piece { rows, checksum, .. } in &group.pieces {
             hash.update(&rows.to_le_bytes());
-            hash.update(sum.as_bytes());
+            hash.update(checksum.as_bytes());
         }
     }
     (shard.rows > 0).then(|| hash.digest128())
@@ -84,18 +80,18 @@ pub(super) fn sums(shard: &Shard) -> Option<u128> {
 /// Shards by where they are and by what they hold.
 #[derive(Default)]
 pub(super) struct Index<'a> {
-    places: HashMap<&'a str, &'a Source>,
-    sums: HashMap<u128, &'a Source>,
+    places: HashMap<&'a str, &'a StoredShard>,
+    sums: HashMap<u128, &'a StoredShard>,
 }
 
 impl<'a> Index<'a> {
     /// The same shard, if it was added before.
-    pub(super) fn find(&self, shard: &Source) -> Option<(&'a Source, SameBy)> {
+    pub(super) fn find(&self, shard: &StoredShard) -> Option<(&'a StoredShard, SameBy)> {
         let by_place = self.places.get(shard.place.as_str()).map(|&same| (same, SameBy::Place));
         by_place.or_else(|| Some((*self.sums.get(&shard.sums?)?, SameBy::Checksums)))
     }
 
-    pub(super) fn add(&mut self, shard: &'a Source) {
+    pub(super) fn add(&mut self, shard: &'a StoredShard) {
         self.places.entry(&shard.place).or_insert(shard);
         if let Some(sums) = shard.sums {
             self.sums.entry(sums).or_insert(shard);

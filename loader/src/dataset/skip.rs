@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::RowId;
+use crate::dataset::manifest::GroupId;
 
 /// Rows and whole row groups to leave out. Append-only, so that a resumed run skips at least what it skipped before.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,9 +13,8 @@ use crate::RowId;
 pub struct SkipList {
     #[serde(default)]
     rows: BTreeSet<RowId>,
-    /// (shard, row group).
     #[serde(default)]
-    row_groups: BTreeSet<(u32, u32)>,
+    row_groups: BTreeSet<GroupId>,
 }
 
 impl SkipList {
@@ -25,7 +25,7 @@ impl SkipList {
 
     /// Leaves a row group out; it is not even read, so a damaged one no longer stops a run.
     pub fn add_row_group(&mut self, shard: u32, row_group: u32) {
-        self.row_groups.insert((shard, row_group));
+        self.row_groups.insert(GroupId { shard, group: row_group });
     }
 
     /// Whether nothing is left out.
@@ -44,7 +44,7 @@ impl SkipList {
     }
 
     pub(crate) fn has_row_group(&self, shard: u32, row_group: u32) -> bool {
-        self.row_groups.contains(&(shard, row_group))
+        self.row_groups.contains(&GroupId { shard, group: row_group })
     }
 
     /// Rows of a shard listed in a range.
@@ -77,8 +77,8 @@ impl RowFilter {
 
     /// The columns that it looks at.
     pub(crate) fn columns(&self) -> impl Iterator<Item = &'static str> {
-        let of = [("pos", &self.positions), ("token_id", &self.token_ids)];
-        of.into_iter().filter(|(_, unwanted)| !unwanted.is_empty()).map(|(name, _)| name)
+        let columns = [("pos", &self.positions), ("token_id", &self.token_ids)];
+        columns.into_iter().filter(|(_, unwanted)| !unwanted.is_empty()).map(|(name, _)| name)
     }
 
     pub(crate) fn needs_norm(&self) -> bool {

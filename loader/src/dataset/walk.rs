@@ -21,21 +21,31 @@ pub(super) struct Walked {
     pub(super) again: Vec<(String, String)>,
 }
 
-/// A folder among those around it: its device and number, which two links to it have in common.
-type Id = (u64, u64);
+/// A folder: what two links to it have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct FolderId {
+    device: u64,
+    inode: u64,
+}
+
+impl FolderId {
+    fn of(m: &Metadata) -> Self {
+        FolderId { device: m.dev(), inode: m.ino() }
+    }
+}
 
 struct Walk<'a> {
     rule: &'a Rule,
     /// The folders around the one looked at.
-    around: Vec<Id>,
+    around: Vec<FolderId>,
     /// All that were looked into, and by which way.
-    seen: HashMap<Id, String>,
+    entered: HashMap<FolderId, String>,
     found: Walked,
 }
 
 /// Walks through `root`, which may be absent or a file: then nothing lies below it.
 pub(super) fn walk(root: &Path, rule: &Rule) -> Result<Walked> {
-    let mut walk = Walk { rule, around: Vec::new(), seen: HashMap::new(), found: Walked::default() };
+    let mut walk = Walk { rule, around: Vec::new(), entered: HashMap::new(), found: Walked::default() };
     match fs::metadata(root) {
         Ok(m) if m.is_dir() => walk.enter(root, "", &m)?,
         Ok(_) => {}
@@ -48,9 +58,9 @@ pub(super) fn walk(root: &Path, rule: &Rule) -> Result<Walked> {
 
 impl Walk<'_> {
     fn enter(&mut self, folder: &Path, key: &str, m: &Metadata) -> Result<()> {
-        let id = (m.dev(), m.ino());
+        let id = FolderId::of(m);
         self.around.push(id);
-        self.seen.insert(id, key.to_string());
+        self.entered.insert(id, key.to_string());
         let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
         let mut names: Vec<_> =
             entries.map_err(|e| local::read_error(folder, &e))?.iter().map(fs::DirEntry::file_name).collect();
@@ -87,10 +97,10 @@ impl Walk<'_> {
                 Err(Error::data(path.display().to_string(), problem))
             }
             Verdict::Belongs if m.is_dir() => {
-                let id = (m.dev(), m.ino());
+                let id = FolderId::of(&m);
                 if self.around.contains(&id) {
                     self.found.left_out.push((format!("{key}/"), Why::Circle));
-                } else if let Some(first) = self.seen.get(&id).filter(|_| !self.rule.has_pattern()) {
+                } else if let Some(first) = self.entered.get(&id).filter(|_| !self.rule.has_pattern()) {
                     self.found.again.push((first.clone(), key));
                 } else {
                     self.enter(path, &key, &m)?;

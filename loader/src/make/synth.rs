@@ -45,14 +45,17 @@ pub fn write(spec: &Spec, store: &Store, threads: usize, progress: &mut dyn FnMu
 }
 
 fn truth(model: &Model, occurrences: &[u64]) -> Result<Vec<u8>> {
-    let n = occurrences.len();
-    let width = model.directions_fd.len() / n;
+    let features = occurrences.len();
+    let width = model.directions_fd.len() / features;
     let view = |dtype, shape: Vec<usize>, bytes| TensorView::new(dtype, shape, bytes);
     let tensors = [
-        ("directions", view(safetensors::Dtype::F32, vec![n, width], bytemuck::cast_slice(&model.directions_fd))),
-        ("frequencies", view(safetensors::Dtype::F64, vec![n], bytemuck::cast_slice(&model.frequencies))),
-        ("occurrences", view(safetensors::Dtype::U64, vec![n], bytemuck::cast_slice(occurrences))),
-        ("parents", view(safetensors::Dtype::I64, vec![n], bytemuck::cast_slice(&model.parents))),
+        (
+            "directions",
+            view(safetensors::Dtype::F32, vec![features, width], bytemuck::cast_slice(&model.directions_fd)),
+        ),
+        ("frequencies", view(safetensors::Dtype::F64, vec![features], bytemuck::cast_slice(&model.frequencies))),
+        ("occurrences", view(safetensors::Dtype::U64, vec![features], bytemuck::cast_slice(occurrences))),
+        ("parents", view(safetensors::Dtype::I64, vec![features], bytemuck::cast_slice(&model.parents))),
     ];
     let fail = |e: safetensors::SafeTensorError| Error::Arguments(format!("truth.safetensors: {e}"));
     let tensors = tensors.into_iter().map(|(name, t)| t.map(|t| (name, t))).collect::<std::result::Result<Vec<_>, _>>();

@@ -17,10 +17,10 @@ use parquet::schema::types::Type as SchemaType;
 
 use crate::dataset::is_shard_name;
 use crate::dataset::manifest;
-use crate::parquet::chunks;
+use crate::parquet::chunks::{self, Chunk};
 use crate::parquet::decode;
 use crate::parquet::pages;
-use crate::store::upload::Upload;
+use crate::store::Upload;
 use crate::{Dtype, Error, Manifest, Result, RowGroup, Shard, Store};
 
 /// Name of the column of activations in shards that are written here.
@@ -149,9 +149,9 @@ impl ShardWriter {
 
     /// Appends rows in the stored dtype, with their columns if the options ask for them.
     pub fn write(&mut self, rows: &[u8], columns: Option<Columns<'_>>) -> Result<()> {
-        let n = rows.len() / self.row_bytes;
+        let count = rows.len() / self.row_bytes;
         let given = columns.map(|c| [c.token_id, c.doc_id, c.pos]);
-        let fits = given.is_none_or(|g| g.iter().all(|c| c.len() == n));
+        let fits = given.is_none_or(|g| g.iter().all(|c| c.len() == count));
         if !rows.len().is_multiple_of(self.row_bytes) || given.is_some() != self.options.columns || !fits {
             return Err(Error::Arguments(format!(
                 "{} bytes are not rows of {} with the columns declared",
@@ -160,10 +160,10 @@ impl ShardWriter {
             )));
         }
         let mut at = 0;
-        while at < n {
+        while at < count {
             let in_shard = self.written() + (self.rows.len() / self.row_bytes) as u64;
             let room = (self.group_rows - self.rows.len() / self.row_bytes) as u64;
-            let take = (n - at).min(room.min(self.options.shard_rows - in_shard) as usize);
+            let take = (count - at).min(room.min(self.options.shard_rows - in_shard) as usize);
             self.rows.extend_from_slice(&rows[at * self.row_bytes..(at + take) * self.row_bytes]);
             if let Some(given) = given {
                 self.columns.iter_mut().zip(given).for_each(|(to, from)| to.extend_from_slice(&from[at..at + take]));
@@ -208,7 +208,7 @@ impl ShardWriter {
         let rows = self.rows.len() / self.row_bytes;
         let bytes = Bytes::from(std::mem::take(&mut self.rows));
         let fail = |e: ParquetError| Error::CannotWrite { location: open.name.clone(), problem: e.to_string() };
-        let (offset, length) = self.write_group(&mut open.parquet, &bytes).map_err(fail)?;
+        let Chunk { offset, length } = self.write_group(&mut open.parquet, &bytes).map_err(fail)?;
         // The Vec behind `bytes` comes back: nothing else holds it once the row group is closed.
         self.rows = bytes.try_into_mut().map(Vec::from).unwrap_or_default();
         self.rows.clear();
@@ -229,7 +229,7 @@ impl ShardWriter {
         Ok(())
     }
 
-    fn write_group(&self, parquet: &mut SerializedFileWriter<Vec<u8>>, rows: &Bytes) -> ParquetResult<(u64, u64)> {
+    fn write_group(&self, parquet: &mut SerializedFileWriter<Vec<u8>>, rows: &Bytes) -> ParquetResult<Chunk> {
         let mut group = parquet.next_row_group()?;
         if let Some(mut column) = group.next_column()? {
             let typed = column.typed::<FixedLenByteArrayType>();
@@ -252,14 +252,14 @@ impl ShardWriter {
                 column.close()?;
             }
         }
-        let range = chunks::range(group.close()?.column(0));
+        let chunk = chunks::place(group.close()?.column(0));
         parquet.flush()?;
-        Ok(range)
+        Ok(chunk)
     }
 
     fn open_shard(&self) -> Result<OpenShard> {
         let name = format!("{}-{:05}.parquet", self.options.prefix, self.shards.len());
-        let upload = Upload::create(&self.store, &name)?;
+        let upload = self.store.upload(&name)?;
         let fail = |e: ParquetError| Error::CannotWrite { location: self.store.url_of(&name), problem: e.to_string() };
         let parquet = SerializedFileWriter::new(Vec::new(), self.schema().map_err(fail)?, Arc::new(self.properties()))
             .map_err(fail)?;

@@ -20,12 +20,20 @@ use crate::parquet::pages::Page;
 /// First byte of a file that may belong to a column.
 const FIRST: u64 = 4;
 
-/// (offset, length) of a chunk whose footer was put right, or whose column is another than that of activations: then a dictionary at 0,
-/// which is none, has been left there.
-pub(crate) fn range(column: &ColumnChunkMetaData) -> (u64, u64) {
+/// Where a column chunk lies in its file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    pub(crate) offset: u64,
+    /// Bytes.
+    pub(crate) length: u64,
+}
+
+/// Where a chunk lies whose footer was put right, or whose column is another than that of activations: then a dictionary at 0, which is
+/// none, has been left there.
+pub(crate) fn place(column: &ColumnChunkMetaData) -> Chunk {
     let dictionary = column.dictionary_page_offset().filter(|&offset| offset > 0);
     let start = dictionary.unwrap_or(column.data_page_offset());
-    (start as u64, column.compressed_size() as u64)
+    Chunk { offset: start as u64, length: column.compressed_size() as u64 }
 }
 
 /// Whether a chunk without rows lies in the file as its footer says; nobody reads it.
@@ -60,6 +68,18 @@ enum Start {
     Dictionary(u64),
 }
 
+/// A chunk as the footer states it.
+#[derive(Debug, Clone, Copy)]
+struct Stated {
+    start: Start,
+    /// Bytes.
+    length: u64,
+    /// Row group in the file.
+    group: usize,
+    /// Column in the row group.
+    column: usize,
+}
+
 /// Puts the offsets of the columns in `needed` right. All chunks with rows must lie below `data_end`. `page` reads the header of
 /// a page at an offset, `None` if there is none; it is asked where the footer alone cannot say.
 pub(crate) fn settle(
@@ -73,17 +93,16 @@ pub(crate) fn settle(
         for (c, column) in group.columns().iter().enumerate() {
             let (start, length) =
                 stated(column, data_end).map_err(|e| Problem::Footer(format!("row group {g}: {e}")))?;
-            chunks.push((start, length, g, c));
+            chunks.push(Stated { start, length, group: g, column: c });
         }
     }
     let is_needed = |c: usize| needed.contains(&c);
-    let missing =
-        |(start, _, _, c): &(Start, u64, usize, usize)| matches!(start, Start::Dictionary(_)) && is_needed(*c);
+    let missing = |chunk: &Stated| matches!(chunk.start, Start::Dictionary(_)) && is_needed(chunk.column);
     if chunks.iter().any(missing) {
         find_dictionaries(&mut chunks, is_needed, page).map_err(Problem::Store)?;
     }
     let mut starts = vec![Vec::new(); metadata.num_row_groups()];
-    for (start, length, g, c) in chunks {
+    for Stated { start, length, group: g, column: c } in chunks {
         let column = metadata.row_group(g).column(c);
         // A column that is not read may begin before that.
         let Start::At(start) = start else { continue };
@@ -122,14 +141,14 @@ fn stated(column: &ColumnChunkMetaData, data_end: u64) -> std::result::Result<(S
 /// Finds where chunks begin whose dictionary the footer does not name. It is the first page, at the offset that is stated for the
 /// data; or it fills the room between the chunk before and that offset.
 fn find_dictionaries(
-    chunks: &mut [(Start, u64, usize, usize)],
+    chunks: &mut [Stated],
     is_needed: impl Fn(usize) -> bool,
     page: impl Fn(u64) -> Result<Option<Page>>,
 ) -> Result<()> {
-    chunks.sort_by_key(|(Start::At(at) | Start::Dictionary(at), ..)| *at);
+    chunks.sort_by_key(|Stated { start: Start::At(at) | Start::Dictionary(at), .. }| *at);
     // Where the chunk before ends.
     let mut end = FIRST;
-    for (start, length, _, column) in chunks {
+    for Stated { start, length, column, .. } in chunks {
         let at = match *start {
             Start::At(at) => at,
             Start::Dictionary(data) if end >= data => data,

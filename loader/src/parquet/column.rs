@@ -70,7 +70,7 @@ fn is_simple(c: &ColumnDescriptor) -> bool {
 pub(crate) fn find(metadata: &ParquetMetaData, wanted: Option<&str>) -> Outcome<Column> {
     let schema = metadata.file_metadata().schema_descr();
     let fitting: Vec<usize> = (0..schema.num_columns()).filter(|&i| form(&schema.column(i)).is_some()).collect();
-    let names = |of: &[usize]| of.iter().map(|&i| name(schema, i)).collect::<Vec<_>>().join(", ");
+    let names = |leaves: &[usize]| leaves.iter().map(|&i| name(schema, i)).collect::<Vec<_>>().join(", ");
     let leaf = match wanted {
         Some(wanted) => {
             let named: Vec<usize> = fitting.iter().copied().filter(|&i| is_called(schema, i, wanted)).collect();
@@ -190,7 +190,7 @@ fn annotation(metadata: &ParquetMetaData, root: &str, key: &str) -> Option<Strin
 }
 
 /// The leaves that lie in the column of this name.
-pub(crate) fn leaves(metadata: &ParquetMetaData, of: &str) -> Vec<usize> {
+pub(crate) fn leaves(metadata: &ParquetMetaData, wanted: &str) -> Vec<usize> {
     let schema = metadata.file_metadata().schema_descr();
-    (0..schema.num_columns()).filter(|&i| name(schema, i) == of).collect()
+    (0..schema.num_columns()).filter(|&i| name(schema, i) == wanted).collect()
 }

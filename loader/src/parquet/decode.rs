@@ -54,16 +54,21 @@ impl std::ops::Deref for Buffer {
 /// Whether pieces fit their checksums; `bytes` begins with the first of them.
 pub(crate) fn verify(bytes: &[u8], pieces: &[Piece]) -> bool {
     let mut rest = bytes;
-    pieces.iter().all(|Piece(_, length, sum)| {
-        let Some((piece, tail)) = rest.split_at_checked(*length as usize) else { return false };
+    pieces.iter().all(|piece| {
+        let Some((bytes, tail)) = rest.split_at_checked(piece.bytes as usize) else { return false };
         rest = tail;
-        manifest::parse_sum(sum) == Some(xxh3_64(piece))
+        manifest::parse_sum(&piece.checksum) == Some(xxh3_64(bytes))
     })
 }
 
 /// The pieces of a whole chunk: runs of pages where pages are rows (`runs` with the bytes of a row), plain cuts otherwise.
 pub(crate) fn pieces(chunk: &[u8], rows: u64, runs: Option<(&[Run], usize)>) -> Vec<Piece> {
-    let mut cuts: Vec<(u64, usize)> = Vec::new();
+    /// Where a piece ends in the chunk, and the rows that begin in it.
+    struct Cut {
+        rows: u64,
+        end: usize,
+    }
+    let mut cuts: Vec<Cut> = Vec::new();
     if let Some((runs, row_bytes)) = runs {
         let (mut pending, mut start) = (0, 0);
         for (i, r) in runs.iter().enumerate() {
@@ -71,19 +76,20 @@ pub(crate) fn pieces(chunk: &[u8], rows: u64, runs: Option<(&[Run], usize)>) -> 
             // A page's header lies before its rows, so a piece ends where its last page's rows end.
             let end = if i + 1 == runs.len() { chunk.len() } else { r.at + r.rows * row_bytes };
             if (end - start) as u64 >= PIECE || i + 1 == runs.len() {
-                cuts.push((pending, end));
+                cuts.push(Cut { rows: pending, end });
                 (pending, start) = (0, end);
             }
         }
     } else {
-        let n = chunk.len().div_ceil(PIECE as usize);
-        cuts = (1..=n).map(|i| (if i == 1 { rows } else { 0 }, (i * PIECE as usize).min(chunk.len()))).collect();
+        let count = chunk.len().div_ceil(PIECE as usize);
+        let cut = |i: usize| Cut { rows: if i == 1 { rows } else { 0 }, end: (i * PIECE as usize).min(chunk.len()) };
+        cuts = (1..=count).map(cut).collect();
     }
     let mut start = 0;
-    let piece = |(rows, end): (u64, usize)| {
+    let piece = |Cut { rows, end }| {
         let bytes = &chunk[start..end];
         start = end;
-        Piece(rows, bytes.len() as u64, format!("{:016x}", xxh3_64(bytes)))
+        Piece { rows, bytes: bytes.len() as u64, checksum: format!("{:016x}", xxh3_64(bytes)) }
     };
     cuts.into_iter().map(piece).collect()
 }
@@ -92,14 +98,22 @@ pub(crate) fn pieces(chunk: &[u8], rows: u64, runs: Option<(&[Run], usize)>) -> 
 /// same.
 pub(crate) type Outer = Vec<Vec<u32>>;
 
+/// A finite number that is infinite as f32.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beyond {
+    /// The row that holds it.
+    pub(crate) row: usize,
+    pub(crate) number: f64,
+}
+
 /// The rows of a row group.
 pub(crate) struct Decoded {
     /// What the runs point into.
     pub(crate) buffer: Buffer,
     pub(crate) runs: Vec<Run>,
     pub(crate) outer: Outer,
-    /// The first row with a finite number that is infinite as f32, and the number.
-    pub(crate) beyond: Option<(usize, f64)>,
+    /// The first number that f32 does not hold.
+    pub(crate) beyond: Option<Beyond>,
 }
 
 /// Finds or decodes the rows of a whole row group's chunk, which has so many.
@@ -133,8 +147,8 @@ pub(crate) fn whole_group(
 fn general(footer: &Footer, group: usize, chunk: Buffer, rows: usize, row_bytes: usize) -> Outcome<Sink> {
     let column = footer.activations()?;
     let codec = footer.metadata.row_group(group).column(column.leaf).compression();
-    let most = (rows as u64).saturating_mul(2 * row_bytes as u64 + 16) + MORE;
-    let held = check_pages(&chunk, codec, most, rows as u64)?;
+    let limit = (rows as u64).saturating_mul(2 * row_bytes as u64 + 16) + MORE;
+    let held = check_pages(&chunk, codec, limit, rows as u64)?;
     let stored_bytes = row_bytes / column.dtype.size() * column.stored_size();
     let outer = vec![Vec::new(); column.outer];
     let mut sink = Sink { row_bytes, stored_bytes, out: Vec::new(), outer, beyond: None };
@@ -158,10 +172,10 @@ fn records(footer: &Footer, group: usize, rows: usize, wanted: usize) -> usize {
 /// Bytes that pages may hold besides what rows take: a dictionary.
 const MORE: u64 = 16 << 20;
 
-/// What the footer and the pages declare is allocated: it must be possible for the bytes that are there. Pages may hold `most`
+/// What the footer and the pages declare is allocated: it must be possible for the bytes that are there. Pages may hold `limit`
 /// bytes, and need `least` values. Returns the bytes that the data pages hold uncompressed.
-fn check_pages(chunk: &[u8], codec: Compression, most: u64, least: u64) -> Outcome<usize> {
-    let pages = pages::scan(chunk, most).map_err(|e| format!("damaged: {e}"))?;
+fn check_pages(chunk: &[u8], codec: Compression, limit: u64, least: u64) -> Outcome<usize> {
+    let pages = pages::scan(chunk, limit).map_err(|e| format!("damaged: {e}"))?;
     // The most that a codec makes of a byte: zstd's is a block of 128 KiB that repeats one byte, in four; brotli's a copy of
     // 16 MiB, in as many; deflate's 258 bytes in two bits.
     let ratio = match codec {
@@ -176,7 +190,7 @@ fn check_pages(chunk: &[u8], codec: Compression, most: u64, least: u64) -> Outco
     }
     let data = || pages.iter().filter(|p| !p.is_dictionary());
     let values: u64 = data().map(|p| p.values as u64).sum();
-    if values > most {
+    if values > limit {
         return Err("damaged: pages declare more values than the rows can have".into());
     }
     // A list that is null or empty counts as one value too.
@@ -186,6 +200,14 @@ fn check_pages(chunk: &[u8], codec: Compression, most: u64, least: u64) -> Outco
     Ok(data().map(|p| p.uncompressed as usize).sum())
 }
 
+/// The rows of a row group beside which a column of integers lies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beside<'a> {
+    pub(crate) rows: usize,
+    /// The lists around them, where these are known.
+    pub(crate) outer: Option<&'a Outer>,
+}
+
 /// A column of integers of a row group, one for each row, in lists as long as those around the rows, where these are known. What is
 /// greater than an i64 becomes the greatest.
 pub(crate) fn int_column(
@@ -193,7 +215,7 @@ pub(crate) fn int_column(
     leaf: usize,
     group: usize,
     chunk: Bytes,
-    (rows, outer): (usize, Option<&Outer>),
+    Beside { rows, outer }: Beside<'_>,
 ) -> Outcome<Vec<i64>> {
     let chunk = Buffer::Shared(chunk);
     let codec = footer.metadata.row_group(group).column(leaf).compression();
@@ -267,8 +289,8 @@ fn each_row_length(
     let column = footer.activations()?;
     let metadata = footer.metadata.row_group(group).column(column.leaf);
     let chunk = Buffer::Shared(chunk);
-    let most = (metadata.num_values() as u64).saturating_mul(2 * row_size(footer, column)? + 16) + MORE;
-    check_pages(&chunk, metadata.compression(), most, 0)?;
+    let limit = (metadata.num_values() as u64).saturating_mul(2 * row_size(footer, column)? + 16) + MORE;
+    check_pages(&chunk, metadata.compression(), limit, 0)?;
     let mut outer = vec![Vec::new(); column.outer];
     each_batch(footer, column.leaf, group, chunk, batch, |array| {
         outer.iter_mut().for_each(Vec::clear);
@@ -301,7 +323,7 @@ fn each_batch(
     batch: usize,
     mut take: impl FnMut(ArrayRef) -> Outcome<ControlFlow<()>>,
 ) -> Outcome<()> {
-    let (start, _) = chunks::range(footer.metadata.row_group(group).column(leaf));
+    let start = chunks::place(footer.metadata.row_group(group).column(leaf)).offset;
     let bytes = match chunk {
         Buffer::Shared(b) => b,
         Buffer::Pooled(b) => Bytes::from_owner(b),
@@ -374,7 +396,7 @@ struct Sink {
     stored_bytes: usize,
     out: Vec<u8>,
     outer: Outer,
-    beyond: Option<(usize, f64)>,
+    beyond: Option<Beyond>,
 }
 
 impl Sink {
@@ -394,16 +416,16 @@ impl Sink {
             }
             DataType::List(_) => {
                 let list = rows.as_list::<i32>();
-                let width = lengths(list).try_fold(None, |seen, n| match seen {
-                    Some(m) if m != n => Err(ragged(m, n)),
-                    _ => Ok(Some(n)),
+                let width = lengths(list).try_fold(None, |width, length| match width {
+                    Some(width) if width != length => Err(ragged(width, length)),
+                    _ => Ok(Some(length)),
                 })?;
                 let values = inside(elements(list), &mut [])?;
                 let before = self.out.len();
                 self.append_numbers(&values)?;
                 match width {
-                    Some(n) if (self.out.len() - before) != list.len() * self.row_bytes => {
-                        Err(format!("a list of {n} values: another width"))
+                    Some(width) if (self.out.len() - before) != list.len() * self.row_bytes => {
+                        Err(format!("a list of {width} values: another width"))
                     }
                     _ => Ok(()),
                 }
@@ -431,7 +453,7 @@ impl Sink {
         for number in numbers {
             let narrow = number as f32;
             if narrow.is_infinite() && number.is_finite() && self.beyond.is_none() {
-                self.beyond = Some((self.out.len() / self.row_bytes, number));
+                self.beyond = Some(Beyond { row: self.out.len() / self.row_bytes, number });
             }
             self.out.extend_from_slice(&narrow.to_le_bytes());
         }

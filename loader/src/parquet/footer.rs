@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parquet::basic::Compression;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 
-use crate::parquet::chunks::{self, Problem};
+use crate::parquet::chunks::{self, Chunk, Problem};
 use crate::parquet::column::{self, Column};
 use crate::parquet::metadata::{
     MAX_GROUP_ROWS, MAX_WIDTH, NULLS, check_codec, groups_with_rows, guarded, key_value, schema_text,
@@ -126,26 +126,27 @@ impl Footer {
         self.column.as_ref().ok_or_else(|| "no activation column: the file has no rows".into())
     }
 
-    /// (offset, length) of a row group's activations. Of a group without rows as far as they make sense.
-    pub(crate) fn range(&self, group: &RowGroupMetaData) -> (u64, u64) {
-        let Some(column) = &self.column else { return (0, 0) };
+    /// Where a row group's activations lie; nowhere (0, of no bytes) where a group without rows says what cannot be.
+    pub(crate) fn chunk(&self, group: &RowGroupMetaData) -> Chunk {
+        let Some(column) = &self.column else { return Chunk::default() };
         let chunk = group.column(column.leaf);
-        if group.num_rows() > 0 || chunks::is_inside(chunk, self.data_end) { chunks::range(chunk) } else { (0, 0) }
+        let is_there = group.num_rows() > 0 || chunks::is_inside(chunk, self.data_end);
+        if is_there { chunks::place(chunk) } else { Chunk::default() }
     }
 
     /// Whether the file has row groups at these places. Rows are compared where the footer says how many there are.
     pub(crate) fn has(&self, groups: &[RowGroup]) -> bool {
         let nested = self.column.as_ref().is_some_and(|column| column.outer > 0);
         let same = |(group, known): (&RowGroupMetaData, &RowGroup)| {
-            self.range(group) == (known.offset, known.length) && (nested || group.num_rows() as u64 == known.rows)
+            self.chunk(group) == known.chunk() && (nested || group.num_rows() as u64 == known.rows)
         };
         self.metadata.num_row_groups() == groups.len() && self.metadata.row_groups().iter().zip(groups).all(same)
     }
 
-    /// The leaf column whose chunks lie at these offsets, with these lengths.
-    pub(crate) fn leaf_at(&self, chunks: &[(u64, u64)]) -> Option<usize> {
+    /// The leaf column whose chunks are these.
+    pub(crate) fn leaf_at(&self, chunks: &[Chunk]) -> Option<usize> {
         let groups = self.metadata.row_groups();
-        let lies = |leaf: &usize| groups.iter().map(|g| chunks::range(g.column(*leaf))).eq(chunks.iter().copied());
+        let lies = |leaf: &usize| groups.iter().map(|g| chunks::place(g.column(*leaf))).eq(chunks.iter().copied());
         (0..self.metadata.file_metadata().schema_descr().num_columns()).find(lies)
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Once;
 use bytes::Bytes;
 use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 
-use crate::parquet::chunks;
+use crate::parquet::chunks::{self, Chunk};
 use crate::parquet::column::Column;
 use crate::parquet::decode;
 use crate::parquet::footer::Footer;
@@ -39,7 +39,7 @@ impl Footer {
             _ => (self.width, stated()),
         };
         let place = |(group, rows): (&RowGroupMetaData, u64)| {
-            let (offset, length) = self.range(group);
+            let Chunk { offset, length } = self.chunk(group);
             RowGroup { rows, offset, length, pieces: Vec::new() }
         };
         Ok((width, self.metadata.row_groups().iter().zip(rows).map(place).collect()))
@@ -113,7 +113,7 @@ fn width_stated(chunk: &ColumnChunkMetaData) -> Option<usize> {
     if (repetition.len(), definition.len()) != (inner + 1, whole + 1) {
         return None;
     }
-    let sum = |of: &[i64]| of.iter().try_fold(0u64, |sum, &n| sum.checked_add(u64::try_from(n).ok()?));
+    let sum = |counts: &[i64]| counts.iter().try_fold(0u64, |sum, &n| sum.checked_add(u64::try_from(n).ok()?));
     // Every list and every empty one begins with a lower level of repetition than the numbers in it.
     let lists = sum(&repetition[..inner])?.checked_sub(sum(&definition[..whole])?)?;
     let numbers = u64::try_from(definition[whole]).ok()?;
@@ -127,9 +127,9 @@ fn first_width(
     store: &Store,
     key: &str,
 ) -> Result<std::result::Result<Option<usize>, String>> {
-    for most in STARTS.into_iter().chain([u64::MAX]) {
-        let bytes = read(footer, group, store, key, most)?;
-        let whole = bytes.len() as u64 == length(footer, group);
+    for limit in STARTS.into_iter().chain([u64::MAX]) {
+        let bytes = read(footer, group, store, key, limit)?;
+        let whole = bytes.len() as u64 == chunk(footer, group).length;
         let pages = if whole { bytes.len() } else { pages::whole_pages(&bytes) };
         match decode::first_list(footer, group, bytes.slice(..pages)) {
             Ok(Some(width)) => return Ok(Ok(Some(width))),
@@ -141,14 +141,14 @@ fn first_width(
     Ok(Ok(None))
 }
 
-fn length(footer: &Footer, group: usize) -> u64 {
+/// Where a row group's activations lie.
+fn chunk(footer: &Footer, group: usize) -> Chunk {
     let leaf = footer.column.as_ref().map_or(0, |column| column.leaf);
-    chunks::range(footer.metadata.row_group(group).column(leaf)).1
+    chunks::place(footer.metadata.row_group(group).column(leaf))
 }
 
-/// The first bytes of a row group's activations, `most` at most.
-fn read(footer: &Footer, group: usize, store: &Store, key: &str, most: u64) -> Result<Bytes> {
-    let leaf = footer.column.as_ref().map_or(0, |column| column.leaf);
-    let (start, length) = chunks::range(footer.metadata.row_group(group).column(leaf));
-    store.get_range(key, start..start + length.min(most))
+/// The first bytes of a row group's activations, `limit` at most.
+fn read(footer: &Footer, group: usize, store: &Store, key: &str, limit: u64) -> Result<Bytes> {
+    let Chunk { offset, length } = chunk(footer, group);
+    store.get_range(key, offset..offset + length.min(limit))
 }

@@ -116,12 +116,12 @@ pub(crate) fn raw_runs(chunk: &[u8], rows: usize, row_bytes: usize) -> Outcome<V
     let mut runs = Vec::new();
     let mut first_row = 0;
     for page in scan(chunk, chunk.len() as u64)? {
-        let n = page.values as usize;
-        if !page.is_plain_data() || page.levels != 0 || n.checked_mul(row_bytes) != Some(page.end - page.data) {
+        let in_page = page.values as usize;
+        if !page.is_plain_data() || page.levels != 0 || in_page.checked_mul(row_bytes) != Some(page.end - page.data) {
             return Err("a page is not plain rows");
         }
-        runs.push(Run { first_row, rows: n, at: page.data });
-        first_row += n;
+        runs.push(Run { first_row, rows: in_page, at: page.data });
+        first_row += in_page;
     }
     if first_row == rows { Ok(runs) } else { Err("pages hold another number of rows than the row group") }
 }
@@ -141,25 +141,25 @@ pub(crate) fn level_runs(chunk: &[u8], rows: usize, row_bytes: usize, levels: Le
     let value_bytes = row_bytes / levels.per_row;
     let (mut runs, mut first_row) = (Vec::new(), 0);
     for page in scan(chunk, chunk.len() as u64)? {
-        let n = page.values as usize;
-        if page.kind != 0 || page.encoding != 0 || !n.is_multiple_of(levels.per_row) {
+        let values = page.values as usize;
+        if page.kind != 0 || page.encoding != 0 || !values.is_multiple_of(levels.per_row) {
             return Ok(None);
         }
         let mut at = page.data;
         if levels.max_rep > 0
-            && !check_levels(section(chunk, &mut at, page.end)?, n, 1, |i| u8::from(i % levels.per_row != 0))?
+            && !check_levels(section(chunk, &mut at, page.end)?, values, 1, |i| u8::from(i % levels.per_row != 0))?
         {
             return Ok(None);
         }
         let bits = 8 - levels.max_def.leading_zeros();
-        if levels.max_def > 0 && !check_levels(section(chunk, &mut at, page.end)?, n, bits, |_| levels.max_def)? {
+        if levels.max_def > 0 && !check_levels(section(chunk, &mut at, page.end)?, values, bits, |_| levels.max_def)? {
             return Ok(None);
         }
-        if n.checked_mul(value_bytes) != Some(page.end - at) {
+        if values.checked_mul(value_bytes) != Some(page.end - at) {
             return Err("a page holds another number of values than it declares");
         }
-        runs.push(Run { first_row, rows: n / levels.per_row, at });
-        first_row += n / levels.per_row;
+        runs.push(Run { first_row, rows: values / levels.per_row, at });
+        first_row += values / levels.per_row;
     }
     if first_row == rows { Ok(Some(runs)) } else { Err("pages hold another number of rows than the row group") }
 }
@@ -172,8 +172,8 @@ fn section<'a>(chunk: &'a [u8], at: &mut usize, end: usize) -> Outcome<&'a [u8]>
     Ok(&chunk[start..*at])
 }
 
-/// Whether the hybrid of runs and packed bits holds exactly `n` levels, each as `expected`.
-fn check_levels(bytes: &[u8], n: usize, bits: u32, expected: impl Fn(usize) -> u8) -> Outcome<bool> {
+/// Whether the hybrid of runs and packed bits holds exactly so many levels, each as `expected`.
+fn check_levels(bytes: &[u8], levels: usize, bits: u32, expected: impl Fn(usize) -> u8) -> Outcome<bool> {
     let (mut at, mut i) = (0usize, 0usize);
     let header = |at: &mut usize| -> Outcome<u64> {
         let mut value = 0u64;
@@ -187,7 +187,7 @@ fn check_levels(bytes: &[u8], n: usize, bits: u32, expected: impl Fn(usize) -> u
         }
         Err("levels have an endless number")
     };
-    while i < n {
+    while i < levels {
         let h = header(&mut at)?;
         let count = usize::try_from(h >> 1).map_err(|_| "levels are too many")?;
         if count == 0 {
@@ -196,7 +196,7 @@ fn check_levels(bytes: &[u8], n: usize, bits: u32, expected: impl Fn(usize) -> u
         if h & 1 == 0 {
             let level = *bytes.get(at).ok_or("levels end too early")?;
             at += 1;
-            let end = i.saturating_add(count).min(n);
+            let end = i.saturating_add(count).min(levels);
             if (i..end).any(|k| expected(k) != level) {
                 return Ok(false);
             }
@@ -205,7 +205,7 @@ fn check_levels(bytes: &[u8], n: usize, bits: u32, expected: impl Fn(usize) -> u
             let packed = count.checked_mul(bits as usize).ok_or("levels are too many")?;
             let block = bytes.get(at..at.saturating_add(packed)).ok_or("levels end too early")?;
             at += packed;
-            let end = i.saturating_add(count.saturating_mul(8)).min(n);
+            let end = i.saturating_add(count.saturating_mul(8)).min(levels);
             let mask = (1u16 << bits) - 1;
             for k in i..end {
                 let bit = (k - i) * bits as usize;

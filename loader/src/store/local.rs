@@ -2,10 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::{Entry, Error, Result};
 
@@ -131,19 +134,79 @@ pub(crate) fn put(root: &Path, key: &str, bytes: &[u8], exclusive: bool) -> Resu
     pending.commit(exclusive)
 }
 
-/// Fills `out` from `offset`.
-pub(crate) fn read_at(file: &File, path: &Path, offset: u64, out: &mut [u8]) -> Result<()> {
-    file.read_exact_at(out, offset).map_err(|e| read_error(path, &e))
+/// A file that is open for reading.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    file: File,
+    path: PathBuf,
 }
 
-pub(crate) fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|e| read_error(path, &e))
+impl OpenFile {
+    pub(crate) fn open(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).map_err(|e| read_error(&path, &e))?;
+        Ok(OpenFile { file, path })
+    }
+
+    /// Fills `out` from `offset`.
+    pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(out, offset).map_err(|e| read_error(&self.path, &e))
+    }
+
+    fn metadata(&self) -> Result<fs::Metadata> {
+        self.file.metadata().map_err(|e| read_error(&self.path, &e))
+    }
+
+    /// Refuses a file that is no longer the one the dataset was opened with.
+    pub(crate) fn check_unchanged(&self, size: u64, etag: Option<&str>) -> Result<()> {
+        let m = self.metadata()?;
+        let changed = |problem: String| Err(Error::Changed { location: self.path.display().to_string(), problem });
+        if m.len() != size {
+            return changed(format!("{} bytes now, {size} before", m.len()));
+        }
+        if etag.is_some_and(|known| known != tag(&m)) {
+            return changed("it was replaced or written to".into());
+        }
+        Ok(())
+    }
 }
 
-/// Size and a tag that changes when the file does.
-pub(crate) fn stat(path: &Path) -> Result<Option<(u64, String)>> {
+/// The whole file.
+pub(crate) fn read(path: &Path) -> Result<Bytes> {
+    fs::read(path).map(Bytes::from).map_err(|e| read_error(path, &e))
+}
+
+/// A part of a file, of exactly the asked length.
+pub(crate) fn read_range(path: PathBuf, range: Range<u64>) -> Result<Bytes> {
+    let file = OpenFile::open(path)?;
+    let size = file.metadata()?.len();
+    if range.end > size || range.start > range.end {
+        return Err(Error::Changed {
+            location: file.path.display().to_string(),
+            problem: format!("bytes {}..{} asked of a file of {size}", range.start, range.end),
+        });
+    }
+    let mut out = vec![0; (range.end - range.start) as usize];
+    file.read_at(range.start, &mut out)?;
+    Ok(out.into())
+}
+
+/// Removes a file, if it is there, and the folders between it and `root` that this leaves empty.
+pub(crate) fn delete(root: &Path, key: &str) -> Result<()> {
+    let path = root.join(key);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(write_error(&path, &e)),
+        _ => {
+            // A folder that is not empty cannot be removed, and ends the walk.
+            let _ = path.ancestors().skip(1).take_while(|folder| *folder != root).try_for_each(fs::remove_dir);
+            Ok(())
+        }
+    }
+}
+
+/// What a listing says of a file by this key, if it is one: its size, and a tag that changes when the file does.
+pub(crate) fn entry_of(path: &Path, key: String) -> Result<Option<Entry>> {
     match fs::metadata(path) {
-        Ok(m) if m.is_file() => Ok(Some((m.len(), tag(&m)))),
+        Ok(m) if m.is_file() => Ok(Some(Entry { key, size: m.len(), etag: Some(tag(&m)) })),
         Ok(_) => Ok(None),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(e) => Err(read_error(path, &e)),
@@ -156,8 +219,8 @@ pub(crate) fn tag(m: &fs::Metadata) -> String {
 }
 
 /// All files below a folder, with keys relative to `root`, sorted. An absent folder is empty.
-pub(crate) fn list(root: &Path, folder: &Path, out: &mut Vec<Entry>) -> Result<()> {
-    let mut pending = vec![folder.to_path_buf()];
+pub(crate) fn list(root: &Path, folder: &str) -> Result<Vec<Entry>> {
+    let (mut pending, mut found) = (vec![root.join(folder)], Vec::new());
     while let Some(folder) = pending.pop() {
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -173,25 +236,12 @@ pub(crate) fn list(root: &Path, folder: &Path, out: &mut Vec<Entry>) -> Result<(
                 if !is_link {
                     pending.push(path);
                 }
-            } else if let (false, Some((size, etag))) = (name.starts_with(TEMPORARY), stat(&path)?) {
+            } else if !name.starts_with(TEMPORARY) {
                 let key = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().to_string();
-                out.push(Entry { key, size, etag: Some(etag) });
+                found.extend(entry_of(&path, key)?);
             }
         }
     }
-    out.sort_by(|a, b| a.key.cmp(&b.key));
-    Ok(())
-}
-
-/// Refuses a file that is no longer the one the dataset was opened with.
-pub(crate) fn check_unchanged(file: &File, path: &Path, size: u64, etag: Option<&str>) -> Result<()> {
-    let m = file.metadata().map_err(|e| read_error(path, &e))?;
-    let changed = |problem: String| Err(Error::Changed { location: path.display().to_string(), problem });
-    if m.len() != size {
-        return changed(format!("{} bytes now, {size} before", m.len()));
-    }
-    if etag.is_some_and(|known| known != tag(&m)) {
-        return changed("it was replaced or written to".into());
-    }
-    Ok(())
+    found.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(found)
 }

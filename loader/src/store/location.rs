@@ -23,17 +23,17 @@ use object_store::{ClientConfigKey, ObjectStore};
 
 use crate::dataset::is_shard_name;
 use crate::store::address::{AZURE, Address};
-use crate::store::backend::{Backend, Lists};
 use crate::store::environment;
 use crate::store::key;
 use crate::store::patience::{self, Patient};
 use crate::store::redact::redact;
+use crate::store::remote::{Lists, Remote};
 use crate::{Error, Result, Store, unexpanded};
 
 /// Where data lies: a store, a prefix (a folder or one file) and perhaps a glob below it.
 #[derive(Clone)]
 pub struct Location {
-    pub(crate) backend: Backend,
+    store: Store,
     /// What the user sees of the prefix: without credentials, query and glob.
     url: String,
     /// Matches the path below the prefix.
@@ -77,7 +77,7 @@ impl Location {
     /// The first `parts` parts of an address.
     fn at(address: &Address<'_>, parts: usize) -> Result<Self> {
         let url = address.text(parts);
-        Ok(Location { backend: backend(address, parts, &url)?, url, pattern: None })
+        Ok(Location { store: store(address, parts, &url)?, url, pattern: None })
     }
 
     /// The folder or file as typed.
@@ -87,7 +87,7 @@ impl Location {
 
     /// The store at this location, taken as a folder.
     pub fn store(&self) -> Store {
-        Store::new(self.backend.clone(), self.url.trim_end_matches('/').to_string())
+        self.store.clone()
     }
 
     /// The one folder in which the named files lie; `None` when a pattern is wild in a folder and so has them in several.
@@ -104,17 +104,8 @@ impl Location {
     /// The location's folder and last name: how a single file is opened.
     pub(crate) fn split_file(&self) -> Option<(Location, String)> {
         let (folder_url, _) = self.url.rsplit_once('/').unwrap_or((".", ""));
-        let (backend, name) = match &self.backend {
-            Backend::Local(path) => {
-                let name = path.file_name()?.to_str()?.to_string();
-                (Backend::Local(path.parent()?.to_path_buf()), name)
-            }
-            Backend::Remote { store, prefix, lists } => {
-                let (folder, name) = (prefix.parent()?, prefix.filename()?.to_string());
-                (Backend::Remote { store: store.clone(), prefix: folder, lists: lists.clone() }, name)
-            }
-        };
-        Some((Location { backend, url: folder_url.to_string(), pattern: None }, name))
+        let (store, name) = self.store.split(folder_url.trim_end_matches('/'))?;
+        Some((Location { store, url: folder_url.to_string(), pattern: None }, name))
     }
 }
 
@@ -123,31 +114,31 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// The store of an address with its first `parts` parts as the prefix; `url` is what messages call it.
-fn backend(address: &Address<'_>, parts: usize, url: &str) -> Result<Backend> {
+fn store(address: &Address<'_>, parts: usize, url: &str) -> Result<Store> {
     static MEMORY: LazyLock<Arc<InMemory>> = LazyLock::new(|| Arc::new(InMemory::new()));
-    let names = address.names(parts)?;
+    let (names, folder_url) = (address.names(parts)?, url.trim_end_matches('/').to_string());
     if address.scheme.is_empty() || address.scheme == "file" {
         if let Some(said) = unexpanded(&names) {
             return Err(Error::Arguments(said));
         }
-        return Ok(Backend::Local(absolute(Path::new(&names))?));
+        return Ok(Store::local(absolute(Path::new(&names))?, folder_url));
     }
     let bucket = address.authority;
     let fail = |e: object_store::Error| Error::Arguments(format!("{}: {}", redact(url), redact(&e.to_string())));
     // There is one memory, so its buckets are folders in it.
     let in_memory = [bucket, &names].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
     let names = if address.scheme == "memory" { in_memory } else { names };
-    let prefix = key::below(&Key::ROOT, &names, || url.to_string())?;
-    match address.scheme.as_str() {
-        "memory" => Ok(Backend::Remote { store: MEMORY.clone(), prefix, lists: Lists::Whole }),
-        "s3" | "s3a" => Ok(paged(s3(bucket, url)?, prefix)),
+    let key = key::below(&Key::ROOT, &names, || url.to_string())?;
+    let remote = match address.scheme.as_str() {
+        "memory" => Remote { client: MEMORY.clone(), key, lists: Lists::Whole },
+        "s3" | "s3a" => paged(s3(bucket, url)?, key),
         "gs" => {
             let mut builder = GoogleCloudStorageBuilder::new();
             for (key, value) in environment::settings("GOOGLE_")? {
                 builder = builder.with_config(key, value);
             }
             let builder = builder.with_bucket_name(bucket).with_retry(patience::left_to_clients());
-            Ok(paged(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), prefix))
+            paged(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), key)
         }
         scheme if AZURE.contains(&scheme) => {
             // `wasbs` is the older name, which the client does not know.
@@ -157,20 +148,21 @@ fn backend(address: &Address<'_>, parts: usize, url: &str) -> Result<Backend> {
                 builder = builder.with_config(key, value);
             }
             let builder = builder.with_url(address).with_retry(patience::left_to_clients());
-            Ok(paged(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), prefix))
+            paged(Arc::new(builder.with_http_connector(Patient).build().map_err(fail)?), key)
         }
         scheme => {
             let options = object_store::ClientOptions::new().with_allow_http(true);
             let base = format!("{scheme}://{bucket}");
             let builder = HttpBuilder::new().with_url(base).with_client_options(options);
             let builder = builder.with_retry(patience::left_to_clients()).with_http_connector(Patient);
-            Ok(Backend::Remote { store: Arc::new(builder.build().map_err(fail)?), prefix, lists: Lists::No })
+            Remote { client: Arc::new(builder.build().map_err(fail)?), key, lists: Lists::No }
         }
-    }
+    };
+    Ok(Store::remote(remote, folder_url))
 }
 
-fn paged<S: ObjectStore + PaginatedListStore>(store: Arc<S>, prefix: Key) -> Backend {
-    Backend::Remote { store: store.clone(), prefix, lists: Lists::Pages(store) }
+fn paged<S: ObjectStore + PaginatedListStore>(client: Arc<S>, key: Key) -> Remote {
+    Remote { client: client.clone(), key, lists: Lists::Pages(client) }
 }
 
 fn s3(bucket: &str, url: &str) -> Result<Arc<AmazonS3>> {
@@ -247,10 +239,9 @@ mod tests {
         ] {
             let location = Location::resolve(url).unwrap();
             assert_eq!(location.url(), url, "messages name the container");
-            let Backend::Remote { store, prefix, .. } = location.backend else { panic!("{url} is remote") };
-            let store = store.to_string();
-            assert!(store.contains("account: lab") && store.contains("container: acts"), "{store}");
-            assert_eq!(prefix.as_ref(), "layer12/a");
+            let name = location.store().name_of("");
+            assert!(name.contains("account: lab") && name.contains("container: acts"), "{name}");
+            assert!(name.ends_with(" }/layer12/a"), "{name}");
         }
         let error = Location::resolve("abfss://acts:secret@lab.dfs.core.windows.net/x").unwrap_err().to_string();
         assert!(error.contains("do not belong in a URL") && !error.contains("secret"), "{error}");

@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,19 +16,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use crate::make::writer::ROW_GROUP_BYTES;
 use crate::parquet::decode::Buffer;
 use crate::store::io;
-use crate::stream::load::{Loader, Source, extents, fetch};
-use crate::stream::order::{Order, Plan, STREAMS, Window};
+use crate::stream::budget::{budget, unit_bytes};
+use crate::stream::load::{Loader, extents};
+use crate::stream::order::{Partition, RowOrder, Window};
 use crate::stream::unit::{Extent, Unit};
-use crate::{Dataset, Error, Result, memory};
+use crate::{Error, Result};
 
 /// Requests in flight to a remote store, over all units.
 const REQUESTS: usize = 32;
-
-/// Bytes read ahead by default: hides the latency of a remote store at 1 GB/s and 200 ms, and the pauses of a disk.
-const AHEAD: u64 = 256 << 20;
 
 /// A part of a window that lies in one unit.
 #[derive(Debug)]
@@ -66,6 +64,40 @@ pub(crate) struct Windows {
     pub(crate) admitted: VecDeque<Admitted>,
     /// The unit where the last admitted window ends and the next one begins.
     tail: Option<Arc<Unit>>,
+}
+
+/// A window that is not admitted yet. The least comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Next {
+    /// The step that needs it first.
+    step: u64,
+    stream: u64,
+    /// Its number in the stream.
+    window: u64,
+}
+
+/// Which unit: two extents of one data set that begin at the same row are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct UnitKey {
+    shard: u32,
+    group: u32,
+    first_row: u64,
+}
+
+impl UnitKey {
+    fn of(extent: &Extent) -> Self {
+        UnitKey { shard: extent.shard, group: extent.group, first_row: extent.rows.start }
+    }
+}
+
+/// What a window has of a unit.
+struct Share {
+    extent: Extent,
+    /// First row, counted in the window.
+    start: u64,
+    rows: u64,
+    /// Whether this rank takes any of them.
+    needed: bool,
 }
 
 /// A unit to load; with its bytes if they were fetched already.
@@ -126,78 +158,15 @@ impl Shared {
     }
 }
 
-/// Bytes of a unit of reading.
-fn unit_bytes(plan: &Plan) -> u64 {
-    if plan.window_bytes() >= 16 << 20 { 8 << 20 } else { 4 << 20 }
-}
-
-/// The bytes that may be held for so many streams: what was asked for, or what the order needs and some ahead.
-pub(crate) fn budget(dataset: &Dataset, plan: &Plan, streams: u64, asked: u64) -> Result<u64> {
-    budget_within(dataset, plan, streams, asked, memory::available())
-}
-
-/// The same where so much memory is available. What the order needs is refused when it is more than was asked for or, if
-/// nothing was, more than half of that: weights, moments and the page cache need the rest.
-fn budget_within(dataset: &Dataset, plan: &Plan, streams: u64, asked: u64, available: Option<u64>) -> Result<u64> {
-    let raw = dataset.shards().iter().all(|s| s.raw || s.rows == 0);
-    let group = |g: &crate::RowGroup| (g.rows * dataset.row_bytes() as u64).max(g.length);
-    let whole = |g: &crate::RowGroup| if raw && g.pieces.len() > 1 { 2 * unit_bytes(plan) } else { group(g) };
-    let groups = dataset.shards().iter().flat_map(|s| &s.row_groups);
-    let largest = groups.clone().map(whole).max().unwrap_or(0);
-    let all: u64 = groups.map(group).sum();
-    let window = if plan.is_permuted() { plan.window_bytes() } else { 0 };
-    let needed = (streams * (window + largest)).min(all);
-    let (most, but) = match (asked, available) {
-        (0, None) => (u64::MAX, String::new()),
-        (0, Some(there)) => {
-            (there / 2, format!("more than half of the {} that this machine has available", size(there)))
-        }
-        (asked, _) => (asked, format!("{} are allowed", size(asked))),
-    };
-    if needed > most {
-        return Err(Error::Arguments(format!(
-            "the order needs {} in memory ({streams} windows of {} and a unit of reading of {} for each), {but}: \
-             lower data.window_bytes, raise data.prefetch_bytes to {needed} if the memory is there, or shuffle the data once \
-             and read it in sequence",
-            size(needed),
-            size(window),
-            size(largest),
-        )));
-    }
-    Ok(if asked == 0 { needed + AHEAD } else { asked })
-}
-
-/// The same of shards of so many bytes that [`crate::ShardWriter`] has yet to write in its recommended layout, at most.
-pub(crate) fn budget_of_unwritten(bytes: u64, order: Order, asked: u64) -> u64 {
-    let (streams, windows) = match order {
-        Order::Sequential => (1, 0),
-        Order::Striped => (STREAMS, 0),
-        Order::Direct { window_bytes } => (STREAMS, window_bytes),
-    };
-    let needed = windows.saturating_add(streams * ROW_GROUP_BYTES as u64).min(bytes);
-    if asked == 0 { needed + AHEAD } else { asked }
-}
-
-/// Bytes in the largest unit that does not round them to nothing.
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} bytes"),
-        1024..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
-    }
-}
-
 /// The windows of one rank's slice, read ahead.
 pub(crate) struct Feed {
-    plan: Arc<Plan>,
-    partition: (u64, u64),
+    order: Arc<RowOrder>,
+    partition: Partition,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// (step that needs it first, stream, window).
-    next: BinaryHeap<Reverse<(u64, u64, u64)>>,
+    next: BinaryHeap<Reverse<Next>>,
     pub(crate) windows: BTreeMap<u64, Windows>,
-    live: HashMap<(u32, u32, u64), Weak<Unit>>,
+    live: HashMap<UnitKey, Weak<Unit>>,
     held: Arc<AtomicU64>,
     budget: u64,
     unit_bytes: u64,
@@ -205,8 +174,8 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    pub(crate) fn start(plan: Arc<Plan>, loader: Arc<Loader>, options: &FeedOptions, step: u64) -> Result<Self> {
-        let unit_bytes = unit_bytes(&plan);
+    pub(crate) fn start(order: Arc<RowOrder>, loader: Arc<Loader>, options: &FeedOptions, step: u64) -> Result<Self> {
+        let unit_bytes = unit_bytes(&order);
         let shared = Arc::new(Shared {
             jobs: Mutex::default(),
             work: Condvar::new(),
@@ -216,7 +185,7 @@ impl Feed {
             requests: Semaphore::new(REQUESTS),
         });
         let mut feed = Feed {
-            plan,
+            order,
             partition: options.partition,
             shared,
             threads: Vec::new(),
@@ -230,7 +199,7 @@ impl Feed {
         };
         feed.find_first_windows(step);
         feed.budget =
-            budget(&feed.shared.loader.dataset, &feed.plan, feed.windows.len() as u64, options.prefetch_bytes)?;
+            budget(&feed.shared.loader.dataset, &feed.order, feed.windows.len() as u64, options.prefetch_bytes)?;
         for i in 0..options.threads.max(1) {
             let shared = feed.shared.clone();
             let thread = std::thread::Builder::new().name(format!("loader-{i}")).spawn(move || shared.serve());
@@ -240,28 +209,28 @@ impl Feed {
         Ok(feed)
     }
 
-    /// The streams' rows that this rank takes: (first, end) offsets from `step` on.
-    fn range(&self, stream: u64, step: u64) -> Option<(u64, u64)> {
-        let (plan, full) = (&self.plan, self.plan.rows() / self.plan.batch());
+    /// The offsets of a stream among which are all that this rank takes from `step` on; `None`: it takes nothing.
+    fn range(&self, stream: u64, step: u64) -> Option<Range<u64>> {
+        let (order, full) = (&self.order, self.order.rows() / self.order.batch());
         let takes = |step: u64| {
-            let (mine, theirs) = (plan.slots(step, self.partition), plan.stream_slots(stream, plan.batch_rows(step)));
+            let (mine, theirs) =
+                (order.slots(step, self.partition), order.stream_slots(stream, order.batch_rows(step)));
             mine.start.max(theirs.start) < mine.end.min(theirs.end)
         };
         let in_full = step < full && takes(step);
-        let in_last = step < plan.steps() && plan.batch_rows(full) > 0 && takes(full);
+        let in_last = step < order.steps() && order.batch_rows(full) > 0 && takes(full);
         let first = if in_full { step } else { full.max(step) };
-        let end = if in_last { plan.length(stream) } else { plan.first_offset(stream, full) };
-        (in_full || in_last).then(|| (plan.first_offset(stream, first), end))
+        let end = if in_last { order.length(stream) } else { order.first_offset(stream, full) };
+        (in_full || in_last).then(|| order.first_offset(stream, first)..end)
     }
 
     fn find_first_windows(&mut self, step: u64) {
-        for stream in 0..self.plan.streams() {
-            if let Some((first, end)) = self.range(stream, step)
-                && first < end
-            {
+        for stream in 0..self.order.streams() {
+            if let Some(offsets) = self.range(stream, step).filter(|offsets| !offsets.is_empty()) {
                 self.windows.insert(stream, Windows::default());
-                let needed = self.plan.step_of(stream, first);
-                self.next.push(Reverse((needed, stream, self.plan.window_of(stream, first))));
+                let window = self.order.window_of(stream, offsets.start);
+                let step = self.order.step_of(stream, offsets.start);
+                self.next.push(Reverse(Next { step, stream, window }));
             }
         }
     }
@@ -273,21 +242,22 @@ impl Feed {
 
     /// Admits the windows that come next: all that `step` needs, further ones while the budget lasts.
     pub(crate) fn top_up(&mut self, step: u64) {
-        while let Some(&Reverse((needed, stream, index))) = self.next.peek() {
+        while let Some(&Reverse(Next { step: needed, stream, window: index })) = self.next.peek() {
             if needed > step && self.held() >= self.budget {
                 break;
             }
-            let window = self.plan.window(stream, index);
+            let window = self.order.window(stream, index);
             let added = self.weight_of_new(stream, &window);
             if needed > step && added > 0 && self.held() + added > self.budget {
                 break;
             }
             self.next.pop();
             self.admit(stream, window);
-            let end = self.range(stream, self.first_step).map_or(0, |(_, end)| end);
-            let following = self.plan.window(stream, index + 1);
+            let end = self.range(stream, self.first_step).map_or(0, |offsets| offsets.end);
+            let following = self.order.window(stream, index + 1);
             if following.offset < end {
-                self.next.push(Reverse((self.plan.step_of(stream, following.offset), stream, index + 1)));
+                let step = self.order.step_of(stream, following.offset);
+                self.next.push(Reverse(Next { step, stream, window: index + 1 }));
             } else if let Some(windows) = self.windows.get_mut(&stream) {
                 windows.tail = None;
             }
@@ -297,10 +267,9 @@ impl Feed {
     /// Bytes that admitting a window would add.
     fn weight_of_new(&self, stream: u64, window: &Window) -> u64 {
         let mut sum = 0;
-        self.each_extent(stream, window, |extent, _, _, needed| {
-            let known =
-                self.live.get(&(extent.shard, extent.group, extent.rows.start)).is_some_and(|u| u.strong_count() > 0);
-            sum += if needed && !known { self.weight(&extent) } else { 0 };
+        self.each_share(stream, window, |share| {
+            let known = self.live.get(&UnitKey::of(&share.extent)).is_some_and(|unit| unit.strong_count() > 0);
+            sum += if share.needed && !known { self.weight(&share.extent) } else { 0 };
         });
         sum
     }
@@ -310,25 +279,25 @@ impl Feed {
         decoded.max(extent.bytes.end - extent.bytes.start)
     }
 
-    /// Calls `visit(extent, first row of the part in the window, rows of the part, needed)` for the units of a window.
-    fn each_extent(&self, stream: u64, window: &Window, mut visit: impl FnMut(Extent, u64, u64, bool)) {
+    /// Calls `visit` with what a window has of each of its units, in the order of the sequence.
+    fn each_share(&self, stream: u64, window: &Window, mut visit: impl FnMut(Share)) {
         let dataset = &self.shared.loader.dataset;
         let (mut at, end) = (window.start, window.start + window.rows);
-        let mut k = self.plan.group_of(at);
+        let mut k = self.order.group_of(at);
         while at < end {
-            let g = self.plan.groups()[k];
+            let g = self.order.groups()[k];
             let shard = &dataset.shards()[g.shard as usize];
             for extent in extents(g.shard, g.index, &shard.row_groups[g.index as usize], shard.raw, self.unit_bytes) {
                 let (first, last) = (g.start + extent.rows.start, g.start + extent.rows.end);
                 if first < end && last > at {
                     let (from, to) = (first.max(at), last.min(end));
-                    let start = from - window.start;
-                    let needed = self.is_needed(stream, window, start, to - from);
-                    visit(extent, start, to - from, needed);
+                    let (start, rows) = (from - window.start, to - from);
+                    let needed = self.is_needed(stream, window, start, rows);
+                    visit(Share { extent, start, rows, needed });
                 }
             }
             k += 1;
-            at = self.plan.groups().get(k).map_or(end, |g| g.start);
+            at = self.order.groups().get(k).map_or(end, |g| g.start);
         }
     }
 
@@ -338,7 +307,7 @@ impl Feed {
             return true;
         }
         let (from, to) = (window.offset + start, window.offset + start + rows);
-        let (first, last) = (self.plan.step_of(stream, from), self.plan.step_of(stream, to - 1));
+        let (first, last) = (self.order.step_of(stream, from), self.order.step_of(stream, to - 1));
         if last < self.first_step {
             return false;
         }
@@ -350,22 +319,22 @@ impl Feed {
     }
 
     /// The offsets of a stream that this rank takes in a step.
-    pub(crate) fn offsets(&self, stream: u64, step: u64) -> std::ops::Range<u64> {
-        let mine = self.plan.slots(step, self.partition);
-        let theirs = self.plan.stream_slots(stream, self.plan.batch_rows(step));
-        let first = self.plan.first_offset(stream, step);
+    pub(crate) fn offsets(&self, stream: u64, step: u64) -> Range<u64> {
+        let mine = self.order.slots(step, self.partition);
+        let theirs = self.order.stream_slots(stream, self.order.batch_rows(step));
+        let first = self.order.first_offset(stream, step);
         let clamp = |slot: u64| first + slot.clamp(theirs.start, theirs.end) - theirs.start;
         clamp(mine.start)..clamp(mine.end)
     }
 
     fn admit(&mut self, stream: u64, window: Window) {
-        let mut found = Vec::new();
-        let plan = self.plan.clone();
-        self.each_extent(stream, &window, |extent, start, rows, needed| found.push((extent, start, rows, needed)));
-        let mut parts = Vec::with_capacity(found.len());
-        for (extent, start, rows, needed) in found {
+        let mut shares = Vec::new();
+        let order = self.order.clone();
+        self.each_share(stream, &window, |share| shares.push(share));
+        let mut parts = Vec::with_capacity(shares.len());
+        for Share { extent, start, rows, needed } in shares {
             let sequence_row = window.start + start;
-            let unit_row = sequence_row - plan.groups()[plan.group_of(sequence_row)].start - extent.rows.start;
+            let unit_row = sequence_row - order.groups()[order.group_of(sequence_row)].start - extent.rows.start;
             let unit = needed.then(|| self.unit(extent));
             parts.push(Part { start, rows, unit, unit_row });
         }
@@ -376,7 +345,7 @@ impl Feed {
 
     /// The unit of an extent: the living one, or a new one that is queued.
     fn unit(&mut self, extent: Extent) -> Arc<Unit> {
-        let key = (extent.shard, extent.group, extent.rows.start);
+        let key = UnitKey::of(&extent);
         if let Some(unit) = self.live.get(&key).and_then(Weak::upgrade) {
             return unit;
         }
@@ -390,22 +359,14 @@ impl Feed {
     }
 
     fn request(&self, unit: Arc<Unit>) {
-        let loader = &self.shared.loader;
-        let remote = match loader.source(unit.extent.shard) {
-            Ok(Source::Remote { store, key, url, etag }) if !loader.is_skipped(&unit.extent) => {
-                Some((store, key, url, etag))
-            }
-            _ => None,
-        };
-        match (remote, io::runtime()) {
-            (Some((store, key, url, etag)), Ok(runtime)) => {
+        match (self.shared.loader.request(&unit.extent), io::runtime()) {
+            (Some(fetching), Ok(runtime)) => {
                 let shared = self.shared.clone();
                 runtime.spawn(async move {
-                    let range = unit.extent.bytes.clone();
                     let permit = shared.requests.acquire().await;
                     let stopped = shared.stop.load(Ordering::Relaxed) || permit.is_err();
                     if !stopped {
-                        let fetched = fetch(&store, &key, range, etag.as_deref(), &url).await;
+                        let fetched = fetching.await;
                         drop(permit);
                         shared.push(Job { unit, fetched: Some(fetched) });
                     }
@@ -430,9 +391,9 @@ impl Feed {
 
     /// Lets go of windows that no step from `step` on needs.
     pub(crate) fn release(&mut self, step: u64) {
-        let plan = self.plan.clone();
+        let order = self.order.clone();
         for (&stream, windows) in &mut self.windows {
-            let from = plan.first_offset(stream, step);
+            let from = order.first_offset(stream, step);
             while windows.admitted.front().is_some_and(|w| w.end() <= from) {
                 windows.admitted.pop_front();
             }
@@ -455,41 +416,7 @@ impl Drop for Feed {
 
 /// The part of a stream's options that concerns reading ahead.
 pub(crate) struct FeedOptions {
-    pub(crate) partition: (u64, u64),
+    pub(crate) partition: Partition,
     pub(crate) prefetch_bytes: u64,
     pub(crate) threads: usize,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Dtype, OpenOptions, Order, ShardWriter, Store, WriteOptions};
-
-    #[test]
-    fn what_the_memory_cannot_hold_is_refused_unless_it_was_asked_for() {
-        let url = "memory://feed/budget";
-        let mut options = WriteOptions::new(512, Dtype::F16);
-        // One piece each, so that a row group is read as a whole.
-        options.row_group_bytes = 1 << 20;
-        let mut writer = ShardWriter::create(&Store::open(url).unwrap(), options).unwrap();
-        (0..8).for_each(|_| writer.write(&vec![0; 1 << 20], None).unwrap());
-        writer.finish().unwrap();
-        let dataset = Dataset::open(&[url.to_string()], &OpenOptions::default()).unwrap();
-        let order = Order::Direct { window_bytes: 1 << 20 };
-        let plan = Plan::new(dataset.as_opened(), order, 0, 0, 64, None).unwrap();
-        let of = |asked, available| budget_within(&dataset, &plan, 64, asked, available);
-        let needed: u64 = dataset.shards()[0].row_groups.iter().map(|g| g.length).sum();
-        assert_eq!(of(0, None).unwrap(), needed + AHEAD, "no word of the system, no cap");
-        assert_eq!(of(0, Some(2 * needed)).unwrap(), needed + AHEAD);
-        let error = of(0, Some(2 * needed - 2)).unwrap_err();
-        assert_eq!(error.exit_code(), 64);
-        let remedy = format!("raise data.prefetch_bytes to {needed} if the memory is there");
-        for says in
-            ["needs 8.0 MiB", "half of the 16.0 MiB", "lower data.window_bytes", "shuffle the data once", &remedy]
-        {
-            assert!(error.to_string().contains(says), "{says}: {error}");
-        }
-        assert_eq!(of(needed, Some(1)).unwrap(), needed, "who asks for it gets it");
-        assert!(of(needed - 1, None).unwrap_err().to_string().contains("8.0 MiB are allowed"));
-    }
 }

@@ -1,31 +1,23 @@
 //! Loading units: read, verify, decode, and mark the rows that are left out.
 
-use std::ops::Range;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
-use object_store::ObjectStore;
-use object_store::path::Path as Key;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::dataset::manifest;
 use crate::dataset::tokens;
-use crate::parquet::chunks;
-use crate::parquet::decode::{self, Buffer, Decoded, Outer};
+use crate::parquet::chunks::{self, Chunk};
+use crate::parquet::decode::{self, Beside, Beyond, Buffer, Decoded, Outer};
 use crate::parquet::pages;
 use crate::store::io;
-use crate::store::local;
-use crate::store::{Target, get_exact};
-use crate::stream::pool::Pool;
+use crate::store::local::OpenFile;
+use crate::stream::pool::{Pool, Pooled};
 use crate::stream::unit::{Extent, FILTERED, Loaded, SKIPPED};
 use crate::{Dataset, Error, Piece, Result, RowFilter, RowGroup, SkipList};
 
-/// Bytes of one GET at most.
-const GET: u64 = 16 << 20;
-/// GETs of one unit at the same time (only row groups without known pieces need several).
-const GETS: usize = 4;
 /// Bytes that are read and hashed before the next ones are read: stays in the L2 cache.
 const BLOCK: usize = 256 << 10;
 
@@ -40,12 +32,6 @@ pub(crate) struct Loader {
     pub(crate) bytes_read: AtomicU64,
 }
 
-/// A place to read from.
-pub(crate) enum Source {
-    Local(std::path::PathBuf),
-    Remote { store: Arc<dyn ObjectStore>, key: Key, url: String, etag: Option<String> },
-}
-
 impl Loader {
     /// Looks at the columns that the filter needs, in all shards.
     pub(crate) fn new(dataset: &Dataset, skip: SkipList, filter: RowFilter) -> Result<Self> {
@@ -53,34 +39,35 @@ impl Loader {
         Ok(Loader { dataset: dataset.clone(), skip, filter, pool: Arc::default(), bytes_read: AtomicU64::new(0) })
     }
 
-    pub(crate) fn source(&self, shard: u32) -> Result<Source> {
-        let (store, key) = self.dataset.source(shard);
-        Ok(match store.target(key)? {
-            Target::Local(path) => Source::Local(path),
-            Target::Remote(remote, path) => {
-                let etag = self.dataset.shards()[shard as usize].etag.clone();
-                Source::Remote { store: remote, key: path, url: store.url_of(key), etag }
-            }
-        })
-    }
-
     /// A unit's rows, from wherever they lie. Blocks.
     pub(crate) fn load(&self, extent: &Extent) -> Result<Loaded> {
         if self.is_skipped(extent) {
             return Ok(self.skipped(extent));
         }
-        match self.source(extent.shard)? {
-            Source::Local(path) => {
-                let pieces = self.known_pieces(extent);
-                let buffer = self.read_local(&path, extent, &pieces)?;
+        let (store, key) = self.dataset.source(extent.shard);
+        let shard = &self.dataset.shards()[extent.shard as usize];
+        match store.open_unchanged(key, shard.size, shard.etag.as_deref())? {
+            Some(file) => {
+                let buffer = self.read_file(&file, extent, &self.known_pieces(extent))?;
                 self.finish(extent, Buffer::Pooled(buffer), true)
             }
-            Source::Remote { store, key, url, etag } => {
-                let range = extent.bytes.clone();
-                let bytes = io::wait(async move { fetch(&store, &key, range, etag.as_deref(), &url).await })?;
+            None => {
+                let bytes = io::wait(store.fetch(key, extent.bytes.clone(), shard.etag.clone())?)?;
                 self.finish(extent, Buffer::Shared(bytes), false)
             }
         }
+    }
+
+    /// The request for a unit's bytes, where they come over the network and are wanted; what it is answered is for [`Self::finish`].
+    /// `None`: the unit is for [`Self::load`].
+    pub(crate) fn request(&self, extent: &Extent) -> Option<impl Future<Output = Result<Bytes>> + Send + use<>> {
+        let (store, key) = self.dataset.source(extent.shard);
+        if store.local_path().is_some() || self.is_skipped(extent) {
+            return None;
+        }
+        let etag = self.dataset.shards()[extent.shard as usize].etag.clone();
+        // Loading tells what is wrong with a key.
+        store.fetch(key, extent.bytes.clone(), etag).ok()
     }
 
     pub(crate) fn is_skipped(&self, extent: &Extent) -> bool {
@@ -89,8 +76,8 @@ impl Loader {
 
     /// A unit of a row group on the skip list: it is not read.
     pub(crate) fn skipped(&self, extent: &Extent) -> Loaded {
-        let n = (extent.rows.end - extent.rows.start) as usize;
-        Loaded { buffer: None, runs: Vec::new(), outer: Outer::new(), flags: Some(vec![SKIPPED; n]) }
+        let flags = Some(vec![SKIPPED; extent.row_count()]);
+        Loaded { buffer: None, runs: Vec::new(), outer: Outer::new(), flags }
     }
 
     /// Verifies (unless that was done while reading) and decodes what was read.
@@ -103,7 +90,7 @@ impl Loader {
             return Err(self.mismatch(extent));
         }
         let row_bytes = self.dataset.row_bytes();
-        let rows = (extent.rows.end - extent.rows.start) as usize;
+        let rows = extent.row_count();
         let shard = &self.dataset.shards()[extent.shard as usize];
         let raw = shard.raw.then(|| pages::raw_runs(&buffer, rows, row_bytes));
         let decoded = match raw {
@@ -130,7 +117,7 @@ impl Loader {
                 decoded
             }
         };
-        if let Some((row, number)) = decoded.beyond {
+        if let Some(Beyond { row, number }) = decoded.beyond {
             self.dataset.tell_beyond(extent.shard, extent.group, row as u64, number);
         }
         let mut loaded = Loaded { buffer: Some(decoded.buffer), runs: decoded.runs, outer: decoded.outer, flags: None };
@@ -162,24 +149,16 @@ impl Loader {
     }
 
     /// Reads into a buffer of the pool, hashing each block while it is in the cache.
-    fn read_local(
-        &self,
-        path: &std::path::Path,
-        extent: &Extent,
-        pieces: &[Piece],
-    ) -> Result<crate::stream::pool::Pooled> {
-        let file = local::open(path)?;
-        let shard = &self.dataset.shards()[extent.shard as usize];
-        local::check_unchanged(&file, path, shard.size, shard.etag.as_deref())?;
+    fn read_file(&self, file: &OpenFile, extent: &Extent, pieces: &[Piece]) -> Result<Pooled> {
         let mut buffer = self.pool.take((extent.bytes.end - extent.bytes.start) as usize);
         let mut at = 0usize;
         let read = |part: &mut [u8], at: &mut usize| -> Result<()> {
-            local::read_at(&file, path, extent.bytes.start + *at as u64, part)?;
+            file.read_at(extent.bytes.start + *at as u64, part)?;
             *at += part.len();
             Ok(())
         };
-        for Piece(_, length, sum) in pieces {
-            let end = (at + *length as usize).min(buffer.len());
+        for piece in pieces {
+            let end = (at + piece.bytes as usize).min(buffer.len());
             let mut hash = Xxh3::new();
             while at < end {
                 let to = (at + BLOCK).min(end);
@@ -187,7 +166,7 @@ impl Loader {
                 read(part, &mut at)?;
                 hash.update(part);
             }
-            if manifest::parse_sum(sum) != Some(hash.digest()) {
+            if manifest::parse_sum(&piece.checksum) != Some(hash.digest()) {
                 return Err(self.mismatch(extent));
             }
         }
@@ -201,8 +180,8 @@ impl Loader {
         let shard = &self.dataset.shards()[extent.shard as usize];
         let group_start: u64 = shard.row_groups[..extent.group as usize].iter().map(|g| g.rows).sum();
         let first = group_start + extent.rows.start;
-        let n = (extent.rows.end - extent.rows.start) as usize;
-        let mut flags = vec![0u8; n];
+        let rows = extent.row_count();
+        let mut flags = vec![0u8; rows];
         if self.filter.needs_norm() {
             self.flag_norms(loaded, &mut flags);
         }
@@ -210,12 +189,12 @@ impl Loader {
             if !unwanted.is_empty() {
                 let values = self.int_values(extent, name, Some(loaded))?;
                 for (flag, value) in flags.iter_mut().zip(&values[extent.rows.start as usize..]) {
-                    let is_unwanted = unwanted.iter().any(|&n| i64::from(n) == *value);
+                    let is_unwanted = unwanted.iter().any(|&unwanted| i64::from(unwanted) == *value);
                     *flag = if is_unwanted { FILTERED } else { *flag };
                 }
             }
         }
-        for row in self.skip.rows_in(extent.shard, first..first + n as u64) {
+        for row in self.skip.rows_in(extent.shard, first..first + rows as u64) {
             flags[(row - first) as usize] = SKIPPED;
         }
         Ok(flags.iter().any(|&f| f != 0).then_some(flags))
@@ -243,52 +222,30 @@ impl Loader {
         let group = extent.group as usize;
         // That it is there was seen when the data were opened.
         let leaf = tokens::leaf(&footer, name).map_err(fail)?.ok_or_else(|| fail(format!("has no column {name}")))?;
-        let (offset, length) = chunks::range(footer.metadata.row_group(group).column(leaf));
+        let Chunk { offset, length } = chunks::place(footer.metadata.row_group(group).column(leaf));
         let bytes = store.get_range(key, offset..offset + length)?;
-        let n = self.dataset.shards()[extent.shard as usize].row_groups[group].rows as usize;
-        decode::int_column(&footer, leaf, group, bytes, (n, rows.map(|rows| &rows.outer)))
-            .map_err(|e| fail(format!("column {name}: {e}")))
+        let of_group = self.dataset.shards()[extent.shard as usize].row_groups[group].rows as usize;
+        let beside = Beside { rows: of_group, outer: rows.map(|rows| &rows.outer) };
+        decode::int_column(&footer, leaf, group, bytes, beside).map_err(|e| fail(format!("column {name}: {e}")))
     }
-}
-
-/// Fetches a range, in several GETs if it is long.
-pub(crate) async fn fetch(
-    store: &Arc<dyn ObjectStore>,
-    key: &Key,
-    range: Range<u64>,
-    etag: Option<&str>,
-    url: &str,
-) -> Result<Bytes> {
-    if range.end - range.start <= GET {
-        return get_exact(&**store, key, range, etag, url).await;
-    }
-    let starts: Vec<u64> = (range.start..range.end).step_by(GET as usize).collect();
-    let parts: Vec<Bytes> = futures::stream::iter(starts)
-        .map(|s| get_exact(&**store, key, s..(s + GET).min(range.end), etag, url))
-        .buffered(GETS)
-        .try_collect()
-        .await?;
-    let mut all = Vec::with_capacity((range.end - range.start) as usize);
-    parts.iter().for_each(|p| all.extend_from_slice(p));
-    Ok(all.into())
 }
 
 /// Cuts a row group into units of about `target` bytes, where its pieces are known and hold whole rows.
 pub(crate) fn extents(shard: u32, group: u32, g: &RowGroup, raw: bool, target: u64) -> Vec<Extent> {
     let whole = |pieces| Extent { shard, group, rows: 0..g.rows, bytes: g.offset..g.offset + g.length, pieces };
     // Where the first piece has all rows, the chunk was cut anywhere, whatever its footer promised.
-    if !raw || g.pieces.len() < 2 || g.pieces[0].0 == g.rows {
+    if !raw || g.pieces.len() < 2 || g.pieces[0].rows == g.rows {
         return vec![whole(0..0)];
     }
     let mut units = Vec::new();
     let (mut rows, mut bytes, mut first) = (0..0, g.offset..g.offset, 0);
-    for (i, Piece(piece_rows, length, _)) in g.pieces.iter().enumerate() {
-        rows.end += piece_rows;
-        bytes.end += length;
+    for (i, piece) in g.pieces.iter().enumerate() {
+        rows.end += piece.rows;
+        bytes.end += piece.bytes;
         let last = i + 1 == g.pieces.len();
         // A piece a little short of the target counts as enough: pages of 4 MiB hold whole rows.
         let full = bytes.end - bytes.start >= target / 4 * 3
-            || g.pieces.get(i + 1).is_some_and(|p| bytes.end + p.1 - bytes.start > 2 * target);
+            || g.pieces.get(i + 1).is_some_and(|next| bytes.end + next.bytes - bytes.start > 2 * target);
         if last || full {
             units.push(Extent { shard, group, rows: rows.clone(), bytes: bytes.clone(), pieces: first..i + 1 });
             (rows.start, bytes.start, first) = (rows.end, bytes.end, i + 1);
@@ -300,35 +257,13 @@ pub(crate) fn extents(shard: u32, group: u32, g: &RowGroup, raw: bool, target: u
 
 #[cfg(test)]
 mod tests {
-    use object_store::memory::InMemory;
-    use object_store::{ObjectStoreExt, PutPayload};
-
     use super::*;
-
-    #[test]
-    fn ranges_longer_than_a_request_are_whole() {
-        let bytes: Vec<u8> = (0..5 * GET as usize + 8).map(|i| (i / 7 + i / (1 << 20)) as u8).collect();
-        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let key = Key::from("x");
-        io::wait({
-            let (store, key, payload) = (store.clone(), key.clone(), PutPayload::from(bytes.clone()));
-            async move { store.put(&key, payload).await.map(drop).map_err(|e| Error::Threads(e.to_string())) }
-        })
-        .unwrap();
-        for (start, length) in
-            [(3, 1), (3, GET - 1), (3, GET), (3, GET + 1), (3, 2 * GET), (0, 4 * GET + 1), (7, 5 * GET + 1)]
-        {
-            let (store, key) = (store.clone(), key.clone());
-            let got = io::wait(async move { fetch(&store, &key, start..start + length, None, "x").await }).unwrap();
-            assert!(got == bytes[start as usize..(start + length) as usize], "{length} bytes from {start}");
-        }
-    }
 
     /// Pieces are put together to three quarters of the target, and no unit is more than twice it.
     #[test]
     fn units_are_runs_of_whole_pieces() {
         let cut = |pieces: &[u64]| -> Vec<usize> {
-            let piece = |&length: &u64| Piece(length, length, String::new());
+            let piece = |&length: &u64| Piece { rows: length, bytes: length, checksum: String::new() };
             let (rows, pieces) = (pieces.iter().sum(), pieces.iter().map(piece).collect());
             let group = RowGroup { rows, offset: 4, length: rows, pieces };
             let units = extents(0, 0, &group, true, 8);

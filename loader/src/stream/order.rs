@@ -56,6 +56,20 @@ pub enum Order {
     Striped,
 }
 
+/// A rank's slice of every batch: one of so many, by its number from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Partition {
+    /// Which slice.
+    pub index: u64,
+    /// Slices of a batch.
+    pub count: u64,
+}
+
+impl Partition {
+    /// Whole batches, for one rank.
+    pub const WHOLE: Partition = Partition { index: 0, count: 1 };
+}
+
 /// A row's place in storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RowId {
@@ -121,7 +135,7 @@ pub struct CursorOrigin {
 
 /// The order of one epoch, ready to be evaluated at any position.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct RowOrder {
     origin: CursorOrigin,
     rows: u64,
     batch: u64,
@@ -135,7 +149,7 @@ pub struct Plan {
     groups: Vec<Group>,
 }
 
-impl Plan {
+impl RowOrder {
     /// The order over a manifest's rows.
     pub fn new(
         manifest: &Manifest,
@@ -148,8 +162,7 @@ impl Plan {
         if batch == 0 {
             return Err(Error::Arguments("a batch needs at least one row".into()));
         }
-        let all: u64 = manifest.rows();
-        let rows = limit.map_or(all, |l| l.min(all));
+        let rows = limit.unwrap_or(u64::MAX).min(manifest.rows());
         let batch = batch as u64;
         let (full, rest) = (rows / batch, rows % batch);
         let row_bytes = (manifest.width * manifest.dtype.size()).max(1) as u64;
@@ -168,7 +181,7 @@ impl Plan {
         let identity = manifest.identity().to_string();
         let origin = CursorOrigin { identity, order_version: VERSION, order: name, seed, epoch, batch, rows };
         let groups = sequence(manifest, permuted.then_some(seed_key));
-        Ok(Plan { origin, rows, batch, full, rest, streams, window_rows, row_bytes, permuted, seed_key, groups })
+        Ok(RowOrder { origin, rows, batch, full, rest, streams, window_rows, row_bytes, permuted, seed_key, groups })
     }
 
     /// Rows in the epoch.
@@ -197,18 +210,18 @@ impl Plan {
         }
     }
 
-    /// The slots that rank `index` of `count` takes of the batch at `step`.
-    pub fn slots(&self, step: u64, (index, count): (u64, u64)) -> Range<u64> {
-        let b = self.batch_rows(step);
-        muldiv(b, index, count)..muldiv(b, index + 1, count)
+    /// The slots that a rank takes of the batch at `step`.
+    pub fn slots(&self, step: u64, Partition { index, count }: Partition) -> Range<u64> {
+        let rows = self.batch_rows(step);
+        muldiv(rows, index, count)..muldiv(rows, index + 1, count)
     }
 
     /// The row delivered in a slot of a step.
     pub fn row_at(&self, step: u64, slot: u64) -> RowId {
-        let b = self.batch_rows(step);
-        debug_assert!(slot < b);
-        let stream = muldiv(slot, self.streams, b);
-        let offset = self.first_offset(stream, step) + slot - self.stream_slots(stream, b).start;
+        let rows = self.batch_rows(step);
+        debug_assert!(slot < rows);
+        let stream = muldiv(slot, self.streams, rows);
+        let offset = self.first_offset(stream, step) + slot - self.stream_slots(stream, rows).start;
         let window = self.window(stream, self.window_of(stream, offset));
         self.row_id(window.start + window.row(offset - window.offset))
     }
@@ -244,9 +257,9 @@ impl Plan {
         RowId { shard: g.shard, row: g.first_row + sequence_row - g.start }
     }
 
-    /// Slots of a stream in a batch of `b` rows.
-    pub(crate) fn stream_slots(&self, stream: u64, b: u64) -> Range<u64> {
-        muldiv_up(stream, b, self.streams)..muldiv_up(stream + 1, b, self.streams)
+    /// Slots of a stream in a batch of so many rows.
+    pub(crate) fn stream_slots(&self, stream: u64, rows: u64) -> Range<u64> {
+        muldiv_up(stream, rows, self.streams)..muldiv_up(stream + 1, rows, self.streams)
     }
 
     /// The offset in a stream of its first row in a step.
@@ -310,10 +323,10 @@ fn sequence(manifest: &Manifest, permute: Option<u64>) -> Vec<Group> {
             first_row += g.rows;
         }
     }
-    let n = stored.len() as u64;
-    let permutation = permute.map(|k| Permutation::new(key(&[k, u64::MAX]), n));
+    let count = stored.len() as u64;
+    let permutation = permute.map(|seed_key| Permutation::new(key(&[seed_key, u64::MAX]), count));
     let mut start = 0;
-    (0..n)
+    (0..count)
         .map(|k| {
             let (group, rows) = stored[permutation.as_ref().map_or(k, |p| p.apply(k)) as usize];
             let placed = Group { start, ..group };

@@ -27,6 +27,13 @@ pub(crate) struct Extent {
     pub(crate) pieces: Range<usize>,
 }
 
+impl Extent {
+    /// How many rows it has.
+    pub(crate) fn row_count(&self) -> usize {
+        (self.rows.end - self.rows.start) as usize
+    }
+}
+
 /// Rows in memory.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -85,7 +92,7 @@ impl Loaded {
         let Some(buffer) = &self.buffer else { return &[] };
         let run = &self.runs[self.runs.partition_point(|r| r.first_row <= row) - 1];
         let inside = row - run.first_row;
-        let n = rows.min(run.rows - inside);
-        &buffer[run.at + inside * row_bytes..run.at + (inside + n) * row_bytes]
+        let rows = rows.min(run.rows - inside);
+        &buffer[run.at + inside * row_bytes..run.at + (inside + rows) * row_bytes]
     }
 }

@@ -39,19 +39,19 @@ pub(super) struct Block {
 
 impl Model {
     pub(super) fn new(spec: &Spec) -> Result<Self> {
-        let (n, parent_count) = (spec.features, spec.parent_count());
+        let (features, parent_count) = (spec.features, spec.parent_count());
         let children = parent_count..parent_count * (1 + spec.children);
-        let mut parents = vec![-1i64; n];
+        let mut parents = vec![-1i64; features];
         for child in children.clone() {
             parents[child] = ((child - parent_count) / spec.children) as i64;
         }
-        let tops: Vec<usize> = (0..n).filter(|i| !children.contains(i)).collect();
+        let tops: Vec<usize> = (0..features).filter(|i| !children.contains(i)).collect();
         let ranked = ranked(spec, &tops);
         let weight = |rank: usize| ((rank + 1) as f64).powf(-spec.zipf);
         // A parent brings a child along, so it counts twice towards the row's average.
         let counts = |i: usize| if i < parent_count { 2.0 } else { 1.0 };
         let total: f64 = ranked.iter().enumerate().map(|(rank, &i)| weight(rank) * counts(i)).sum();
-        let mut rates = vec![0f64; n];
+        let mut rates = vec![0f64; features];
         for (rank, &i) in ranked.iter().enumerate() {
             rates[i] = spec.active * weight(rank) / total;
         }
@@ -87,8 +87,8 @@ impl Model {
             let tail: f32 = StandardNormal.sample(&mut rng);
             let factor = (spec.norm_tail as f32 * tail).exp();
             for x in &mut row_f32 {
-                let n: f32 = if noise > 0.0 { StandardNormal.sample(&mut rng) } else { 0.0 };
-                *x = factor * (*x + noise * n);
+                let normal: f32 = if noise > 0.0 { StandardNormal.sample(&mut rng) } else { 0.0 };
+                *x = factor * (*x + noise * normal);
             }
             spec.dtype.from_f32(&row_f32, out);
             made.fired.extend_from_slice(&firing);
@@ -98,13 +98,13 @@ impl Model {
 
     /// The directions that fire in one row, ascending.
     fn fire(&self, rng: &mut ChaCha8Rng, firing: &mut Vec<u32>) {
-        let n = self.spec.features;
+        let features = self.spec.features;
         firing.clear();
         for _ in 0..self.count.sample(rng) as u64 {
             match self.events.sample(rng) {
-                feature if feature < n => firing.push(feature as u32),
+                feature if feature < features => firing.push(feature as u32),
                 group => {
-                    let members = self.groups[group - n].iter();
+                    let members = self.groups[group - features].iter();
                     firing.extend(members.filter_map(|&(i, p)| (uniform(rng) < p).then_some(i as u32)));
                 }
             }

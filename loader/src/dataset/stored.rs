@@ -4,7 +4,7 @@ use crate::Store;
 
 /// Where a shard is.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct StoredShard {
     pub(super) store: Store,
     pub(super) key: String,
     /// The same for all paths that lead to one file.
@@ -14,7 +14,7 @@ pub(super) struct Source {
     pub(super) sums: Option<u128>,
 }
 
-impl Source {
+impl StoredShard {
     pub(super) fn url(&self) -> String {
         self.store.url_of(&self.key)
     }

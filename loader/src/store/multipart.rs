@@ -1,4 +1,4 @@
-//! One object written piece by piece: a temporary file that is synced and renamed, or a multipart upload.
+//! One object of an object store, written piece by piece: a multipart upload, or one put where it is small.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,12 +8,9 @@ use object_store::path::Path as Key;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::task::JoinHandle;
 
-use crate::store::backend::Backend;
+use crate::store::failure::write_error;
 use crate::store::io;
-use crate::store::key;
-use crate::store::local::Pending;
-use crate::store::write_error;
-use crate::{Error, Result, Store};
+use crate::{Error, Result};
 
 /// Bytes of a part; all but the last are equal, as some stores demand.
 const PART: usize = 16 << 20;
@@ -21,53 +18,23 @@ const PART: usize = 16 << 20;
 const PARTS: usize = 4;
 
 /// An object that appears, whole, when it is finished.
-pub(crate) enum Upload {
-    Local(Pending),
-    Remote(Remote),
-}
-
-/// A multipart upload; a small object is put at once.
-pub(crate) struct Remote {
-    store: Arc<dyn ObjectStore>,
+pub(crate) struct Multipart {
+    client: Arc<dyn ObjectStore>,
     key: Key,
     url: String,
     buffer: Vec<u8>,
-    multipart: Option<Box<dyn MultipartUpload>>,
+    upload: Option<Box<dyn MultipartUpload>>,
     parts: VecDeque<JoinHandle<object_store::Result<()>>>,
 }
 
-impl Upload {
-    pub(crate) fn create(store: &Store, key: &str) -> Result<Self> {
-        match &store.backend {
-            Backend::Local(root) => Pending::create(root, key).map(Upload::Local),
-            Backend::Remote { store: remote, prefix, .. } => Ok(Upload::Remote(Remote {
-                store: remote.clone(),
-                key: key::below(prefix, key, || store.url_of(key))?,
-                url: store.url_of(key),
-                buffer: Vec::new(),
-                multipart: None,
-                parts: VecDeque::new(),
-            })),
-        }
+impl Multipart {
+    /// Begins an object, which messages call `url`. Nothing is sent before there is a whole part.
+    pub(crate) fn create(client: Arc<dyn ObjectStore>, key: Key, url: String) -> Self {
+        Multipart { client, key, url, buffer: Vec::new(), upload: None, parts: VecDeque::new() }
     }
 
+    /// Appends bytes, and sends what makes a whole part; waits while four are on their way.
     pub(crate) fn write(&mut self, bytes: Vec<u8>) -> Result<()> {
-        match self {
-            Upload::Local(pending) => pending.write(&bytes),
-            Upload::Remote(remote) => remote.write(bytes),
-        }
-    }
-
-    pub(crate) fn finish(self) -> Result<()> {
-        match self {
-            Upload::Local(pending) => pending.commit(false).map(|_| ()),
-            Upload::Remote(remote) => remote.finish(),
-        }
-    }
-}
-
-impl Remote {
-    fn write(&mut self, bytes: Vec<u8>) -> Result<()> {
         if self.buffer.is_empty() {
             self.buffer = bytes
         } else {
@@ -82,13 +49,13 @@ impl Remote {
     }
 
     fn put(&mut self, part: Bytes) -> Result<()> {
-        if self.multipart.is_none() {
-            let (store, key, url) = (self.store.clone(), self.key.clone(), self.url.clone());
-            self.multipart =
-                Some(io::wait(async move { store.put_multipart(&key).await.map_err(|e| write_error(&url, e)) })?);
+        if self.upload.is_none() {
+            let (client, key, url) = (self.client.clone(), self.key.clone(), self.url.clone());
+            self.upload =
+                Some(io::wait(async move { client.put_multipart(&key).await.map_err(|e| write_error(&url, e)) })?);
         }
-        if let Some(multipart) = &mut self.multipart {
-            let sending = multipart.put_part(PutPayload::from_bytes(part));
+        if let Some(upload) = &mut self.upload {
+            let sending = upload.put_part(PutPayload::from_bytes(part));
             self.parts.push_back(io::runtime()?.spawn(sending));
         }
         self.settle(PARTS - 1)
@@ -108,33 +75,34 @@ impl Remote {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<()> {
+    /// Sends the rest and makes the object visible.
+    pub(crate) fn finish(mut self) -> Result<()> {
         let last = Bytes::from(std::mem::take(&mut self.buffer));
         let url = self.url.clone();
-        if self.multipart.is_none() {
-            let (store, key) = (self.store.clone(), self.key.clone());
+        if self.upload.is_none() {
+            let (client, key) = (self.client.clone(), self.key.clone());
             let put =
-                async move { store.put(&key, PutPayload::from_bytes(last)).await.map_err(|e| write_error(&url, e)) };
+                async move { client.put(&key, PutPayload::from_bytes(last)).await.map_err(|e| write_error(&url, e)) };
             return io::wait(put).map(|_| ());
         }
         if !last.is_empty() {
             self.put(last)?;
         }
         self.settle(0)?;
-        match self.multipart.take() {
-            Some(mut multipart) => {
-                io::wait(async move { multipart.complete().await.map_err(|e| write_error(&url, e)) }).map(|_| ())
+        match self.upload.take() {
+            Some(mut upload) => {
+                io::wait(async move { upload.complete().await.map_err(|e| write_error(&url, e)) }).map(|_| ())
             }
             None => Ok(()),
         }
     }
 }
 
-impl Drop for Remote {
+impl Drop for Multipart {
     fn drop(&mut self) {
-        if let (Some(mut multipart), Ok(runtime)) = (self.multipart.take(), io::runtime()) {
+        if let (Some(mut upload), Ok(runtime)) = (self.upload.take(), io::runtime()) {
             // Best effort: parts without an object cost money until the bucket's policy removes them.
-            runtime.spawn(async move { multipart.abort().await });
+            runtime.spawn(async move { upload.abort().await });
         }
     }
 }
@@ -142,6 +110,7 @@ impl Drop for Remote {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Store;
 
     /// As one object or in parts: as many bytes as a part, one more or less, more parts than are on their way at once.
     #[test]
@@ -150,7 +119,7 @@ mod tests {
         let store = Store::open("memory://upload").unwrap();
         for size in [0, 1, PART - 1, PART, PART + 1, 2 * PART, 4 * PART, 5 * PART + 1] {
             for written_at_once in [PART + 5, 7 << 20] {
-                let mut upload = Upload::create(&store, "x").unwrap();
+                let mut upload = store.upload("x").unwrap();
                 bytes[..size].chunks(written_at_once).for_each(|some| upload.write(some.to_vec()).unwrap());
                 upload.finish().unwrap();
                 assert!(store.get("x").unwrap() == bytes[..size], "{size} bytes, {written_at_once} at once");
