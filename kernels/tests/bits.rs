@@ -2,12 +2,13 @@
 //! be is checked in tests/tests/operations.rs.
 
 use kernels::cpu::{Cpu, Isa, Options, Screen};
-use kernels::{AdamMode, AdamUpdate, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Slot, Tensor};
+use kernels::{
+    AdamMode, AdamUpdate, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Tensor, Training,
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const SHAPE: Shape =
-    Shape { width: 75, features: 610, batch: 333, adam: Some(AdamMode::Catchup), dense_bytes: usize::MAX };
+const SHAPE: Shape = Shape { width: 75, features: 610, batch: 333, dense_bytes: usize::MAX };
 
 /// Reports and weights of five steps on random numbers.
 fn train(options: Options, path: Path) -> (Vec<Report>, Vec<u32>) {
@@ -16,11 +17,11 @@ fn train(options: Options, path: Path) -> (Vec<Report>, Vec<u32>) {
     let memory = "enough memory";
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let mut uniform = |n: usize, size: f32| (0..n).map(|_| size * (rng.random::<f32>() - 0.5)).collect::<Vec<_>>();
-    let mut dictionary = device.dictionary(SHAPE).expect(memory);
+    let mut dictionary = device.training(SHAPE, AdamMode::Catchup).expect(memory);
     for tensor in [Tensor::EncoderWeight, Tensor::DecoderWeight] {
-        dictionary.write(tensor, Slot::Value, 0..features, &uniform(features * width, 0.4));
+        dictionary.write(tensor, 0..features, &uniform(features * width, 0.4));
     }
-    dictionary.write(Tensor::EncoderBias, Slot::Value, 0..features, &vec![-1.0; features]);
+    dictionary.write(Tensor::EncoderBias, 0..features, &vec![-1.0; features]);
     let (mut x, mut tally) = (device.rows(batch, width).expect(memory), device.tally(width, features).expect(memory));
     let mut staging = device.staging(4 * batch * width).expect(memory);
     let reports = (0..5).map(|step| {
@@ -38,7 +39,7 @@ fn train(options: Options, path: Path) -> (Vec<Report>, Vec<u32>) {
     });
     let reports = reports.collect();
     let mut weights = vec![0.0; features * width];
-    dictionary.read(Tensor::EncoderWeight, Slot::Value, 0..features, &mut weights).expect(memory);
+    dictionary.read(Tensor::EncoderWeight, 0..features, &mut weights).expect(memory);
     (reports, weights.into_iter().map(f32::to_bits).collect())
 }
 

@@ -101,7 +101,6 @@ fn rows_wider_than_8_bit_sums_hold_are_screened_otherwise() {
         for device in processors() {
             let mut case = Case::new(Numbers::F32, 1, 2, 2, 0.0, 43);
             case.shape.width = width;
-            case.shape.adam = None;
             (case.p.w_enc, case.p.w_dec) = (vec![vec![1.0; width]; 2], vec![vec![0.0; width]; 2]);
             (case.p.b_dec, case.x) = (vec![0.0; width], vec![vec![1.0; width], vec![-1.0; width]]);
             case.p.b_enc = vec![-(width as f64) + 1.0, width as f64 + 1.0];

@@ -13,10 +13,11 @@ use super::ops::dense;
 use super::ops::normalize::Rows;
 use super::screen::Screen;
 use super::simd::Isa;
+use super::training::CpuTraining;
 use crate::device::{SUMS_TIMED, rate_of_sums};
 use crate::first_error::FirstError;
 use crate::mesh::Axes;
-use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
+use crate::{AdamMode, Bytes, Device, Error, Purpose, RowDtype, Shape, Sums};
 
 /// The processor.
 pub struct Cpu {
@@ -81,6 +82,7 @@ impl Device for Cpu {
     type Rows = Rows;
     type Tally = Tally;
     type Dictionary = CpuDictionary;
+    type Training = CpuTraining;
 
     fn describe(&self) -> String {
         let Engine { isa, screen, .. } = &*self.engine;
@@ -95,10 +97,15 @@ impl Device for Cpu {
         dense::FASTER_ABOVE
     }
 
-    fn bytes(&self, shape: Shape) -> Bytes {
+    fn bytes(&self, shape: Shape, purpose: Purpose) -> Bytes {
         let Shape { width, features, batch, .. } = shape;
+        let engine = || self.engine.clone();
         let mut bytes = Memory::measure(|memory| {
-            CpuDictionary::new(self.engine.clone(), shape, memory)?;
+            match purpose {
+                Purpose::Evaluation => drop(CpuDictionary::for_evaluation(engine(), shape, memory)?),
+                // All modes take the same.
+                Purpose::Training => drop(CpuTraining::for_training(engine(), shape, AdamMode::Dense, memory)?),
+            }
             Rows::new(batch, width, memory).map(|_| ())
         });
         bytes.step += (size_of::<u64>() * (width + features)) as u64;
@@ -127,7 +134,11 @@ impl Device for Cpu {
     }
 
     fn dictionary(&self, shape: Shape) -> Result<CpuDictionary, Error> {
-        CpuDictionary::new(self.engine.clone(), shape, &mut Memory::taken())
+        CpuDictionary::for_evaluation(self.engine.clone(), shape, &mut Memory::taken())
+    }
+
+    fn training(&self, shape: Shape, mode: AdamMode) -> Result<CpuTraining, Error> {
+        CpuTraining::for_training(self.engine.clone(), shape, mode, &mut Memory::taken())
     }
 
     fn gather(&self, staged: &mut Staging, parts: &[Range<usize>]) -> Result<(), Error> {

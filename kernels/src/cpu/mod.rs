@@ -9,11 +9,13 @@ mod dictionary;
 mod engine;
 mod gemm;
 mod memory;
+mod moments;
 mod ops;
 mod peak;
 mod scratch;
 mod screen;
 mod simd;
+mod training;
 mod weights;
 
 pub use device::{Cpu, Options, Staging};
@@ -23,3 +25,4 @@ pub use ops::normalize::Rows;
 pub use peak::Peaks;
 pub use screen::Screen;
 pub use simd::Isa;
+pub use training::CpuTraining;

@@ -51,7 +51,15 @@ fn scale_of(block: &[f32]) -> f32 {
     if scale < SMALLEST_SCALE { 0.0 } else { scale }
 }
 
-/// An array `[rows, columns]`, its rows `stride` apart.
+/// How an array `[rows, columns]` lies: its rows are `stride` values apart.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    pub rows: usize,
+    pub columns: usize,
+    pub stride: usize,
+}
+
+/// An array in a format.
 pub struct Array {
     columns: usize,
     stride: usize,
@@ -65,11 +73,8 @@ enum Values {
 }
 
 impl Array {
-    pub fn new(
-        format: Format,
-        (rows, columns, stride): (usize, usize, usize),
-        memory: &mut Memory,
-    ) -> Result<Self, Error> {
+    pub fn new(format: Format, layout: Layout, memory: &mut Memory) -> Result<Self, Error> {
+        let Layout { rows, columns, stride } = layout;
         let values = match format {
             Format::F32 => Values::F32(memory.weights(rows * stride)?),
             Format::Bf16 => Values::Bf16(memory.weights(rows * stride)?),

@@ -1,6 +1,6 @@
 //! The end of a run: its closing metrics, its last checkpoint, its summary.
 
-use kernels::{Device, Dictionary};
+use kernels::{Device, Dictionary, Training};
 
 use super::run::{Run, Scribe};
 use crate::Error;
@@ -81,8 +81,12 @@ impl<D: Device> Run<'_, D> {
         };
         self.settle();
         let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
+        let sae: &dyn Dictionary<Rows = D::Rows, Tally = D::Tally> = match &self.settled {
+            Some(settled) => settled,
+            None => &self.sae,
+        };
         let recovery = match &self.truth {
-            Some(truth) => recovery(truth, seen, self.settled.as_ref().unwrap_or(&self.sae), &self.device.axes().all)?,
+            Some(truth) => recovery(truth, seen, sae, &self.device.axes().all)?,
             None => None,
         };
         let account = self.account(self.schedule.final_lambda(), self.recipe.train.lr);

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use kernels::{Device, Dictionary};
+use kernels::{Device, Dictionary, Training};
 
 use super::run::{Event, Run, is_due};
 use crate::evaluate::Pass;
@@ -76,7 +76,10 @@ impl<D: Device> Run<'_, D> {
         let measured = centre.and_then(|centre| {
             let (_, centre) = self.centre.insert((rows, centre));
             let pass = Pass { dataset, features: self.recipe.sae.features, scale: self.state.scale, centre };
-            let sae = self.settled.as_mut().unwrap_or(&mut self.sae);
+            let sae: &mut dyn Dictionary<Rows = D::Rows, Tally = D::Tally> = match &mut self.settled {
+                Some(settled) => settled,
+                None => &mut self.sae,
+            };
             let progress = |done, stop| heard(before + done, stop);
             let mut stream = stream()?;
             let since = Instant::now();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kernels::ranks::Group;
-use kernels::{Clock, Device, Dictionary, Sums};
+use kernels::{Clock, Device, Dictionary, Sums, Training};
 
 use super::run::{Event, LineClock, Run, is_due};
 use crate::ranks::together::together;

@@ -81,7 +81,7 @@ pub(super) struct Run<'a, D: Device> {
     pub(super) start: Start<'a>,
     pub(super) schedule: Schedule,
     pub(super) stream: Stream,
-    pub(super) sae: D::Dictionary,
+    pub(super) sae: D::Training,
     /// Where weights settle to be looked at, in a mode that owes updates and when somebody will look.
     pub(super) settled: Option<D::Dictionary>,
     /// The directions that the data were made of, when they are known and of the data's width.

@@ -19,7 +19,7 @@ use crate::cpu::memory::{Buffer, Memory, SharedRows};
 use crate::cpu::scratch::Workers;
 use crate::cpu::simd::{Kernel, Lanes, blocks, blocks_mut};
 use crate::cpu::weights::Weights;
-use crate::{Error, Shape};
+use crate::{ActivePairs, Error, Purpose, Shape};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -59,13 +59,14 @@ pub struct Operands<'a> {
 type Outputs<'a> = ((&'a mut [f32], &'a mut [f32]), &'a mut [f64]);
 
 impl Dense {
-    pub fn new(shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
+    /// For batches of `shape`; only a dictionary that is trained keeps A.
+    pub fn new(shape: &Shape, purpose: Purpose, memory: &mut Memory) -> Result<Self, Error> {
         let what = "the dense path";
         let tokens = shape.batch.div_ceil(8).next_multiple_of(64).clamp(64, TOKENS_MAX);
         let tiles = shape.features.div_ceil(TILE);
         let token_blocks = shape.batch.div_ceil(tokens);
         // Only backward looks at A again.
-        let keep = shape.adam.is_some() && 4 * shape.batch * shape.features <= shape.dense_bytes;
+        let keep = purpose == Purpose::Training && 4 * shape.batch * shape.features <= shape.dense_bytes;
         Ok(Dense {
             tokens,
             tiles,
@@ -138,6 +139,28 @@ impl Dense {
             }
         };
         of.engine.pool.install(|| count_f.par_chunks_mut(TILE).enumerate().for_each(count_tile));
+    }
+
+    /// The active pairs of the tokens of `rows`, of a batch that was decoded.
+    pub fn active_pairs(&self, of: Operands<'_>, rows: Range<usize>) -> ActivePairs {
+        let pairs_of_block = |block: usize| {
+            let first = block * self.tokens;
+            let inside = rows.start.max(first)..rows.end.min(first + self.tokens);
+            let mut pairs_r = vec![Vec::new(); inside.len()];
+            let scratch = &mut *of.workers.scratch();
+            for tile in 0..self.tiles {
+                let a = self.activations(of, block, tile, &mut scratch.gemm);
+                for (t, pairs) in inside.clone().zip(&mut pairs_r) {
+                    let a = a[(t - first) * TILE..][..TILE].iter().enumerate();
+                    let active = a.filter(|&(_, &a)| a > 0.0);
+                    pairs.extend(active.map(|(local, &a)| ((tile * TILE + local) as u32, a)));
+                }
+            }
+            pairs_r
+        };
+        let blocks = rows.start / self.tokens..rows.end.div_ceil(self.tokens);
+        let pairs_r = of.engine.pool.install(|| blocks.into_par_iter().flat_map(pairs_of_block).collect::<Vec<_>>());
+        ActivePairs::of_rows(pairs_r)
     }
 
     /// A of a block of tokens and a tile of features, as kept or made again.

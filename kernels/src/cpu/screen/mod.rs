@@ -186,7 +186,7 @@ mod tests {
         let options = Options { threads: Some(1), screen: Some(Screen::F32), isa: None };
         let cpu = Cpu::with(options).expect("threads");
         for width in [20, 3000] {
-            let shape = Shape { width, features: 2, batch: 3, adam: None, dense_bytes: 0 };
+            let shape = Shape { width, features: 2, batch: 3, dense_bytes: 0 };
             let mut memory = Memory::taken();
             let mut screener = Screener::new(&cpu.engine, &shape, &mut memory).expect("memory");
             let mut x = Rows::new(3, width, &mut memory).expect("memory");

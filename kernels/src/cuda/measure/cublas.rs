@@ -147,7 +147,13 @@ impl Cublas {
     ///
     /// # Errors
     /// In words: those of the library, [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn gemm_gflops(&self, device: &Cuda, of: &CudaDictionary, x: &Rows, small: bool) -> Result<f64, String> {
+    pub fn gemm_gflops<T: Send>(
+        &self,
+        device: &Cuda,
+        of: &CudaDictionary<T>,
+        x: &Rows,
+        small: bool,
+    ) -> Result<f64, String> {
         let words = |error: Error| error.to_string();
         let engine = device.engine();
         let (width, n) = (of.shape().width, x.n);

@@ -236,7 +236,9 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
         let (engine, slice) = self.slice.as_ref().expect("memory that was taken, not measured");
         let len = out.len();
         engine.check()?;
-        engine.note("a copy from the GPU", engine.stream.memcpy_dtoh(&slice.slice(first..first + len), out));
+        if len > 0 {
+            engine.note("a copy from the GPU", engine.stream.memcpy_dtoh(&slice.slice(first..first + len), out));
+        }
         engine.wait()
     }
 
