@@ -4,7 +4,7 @@
 use kernels::cpu::{Cpu, Isa, Options, Screen};
 use kernels::mesh::Mesh;
 use kernels::{Dictionary, Path, Report};
-use tests::cases::{Case, Numbers, Run, boundaries, terms};
+use tests::cases::{Case, Numbers, Run, boundaries, pairs, terms};
 use tests::mesh::on_mesh;
 use tests::need;
 
@@ -39,6 +39,14 @@ fn rows_between_ranks_come_in_as_many_rounds_as_it_takes() {
     for features in [2 * 1024 - 128, 2 * 1024, 2 * 1024 + 1, 2 * 1024 + 256, 4 * 1024 + 130] {
         let case = Case::new(Numbers::F32, 5, features, 6, -0.3, 41);
         on_mesh(Mesh { data: 2, feature: 1 }, |device| boundaries::rounds_between_ranks(device, &case));
+    }
+}
+
+/// Each rank hands out the pairs of its own features, as it counts them.
+#[test]
+fn ranks_hand_out_pairs_of_their_own_features() {
+    for mesh in [Mesh { data: 1, feature: 2 }, Mesh { data: 2, feature: 1 }] {
+        on_mesh(mesh, |device| pairs::active_pairs_agree_with_the_reference(device, Numbers::F32));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::activation::is_active;
 use crate::ActivePairs;
 
 /// Features of a task: a multiple of the screen's 6; with D = 768 their quantised rows take 74 KB, a tenth of L2.
@@ -32,7 +33,7 @@ impl TileCodes {
         self.start[local] as usize..self.start[local + 1] as usize
     }
 
-    /// Closes the gaps that pairs with `a ≤ 0` leave.
+    /// Closes the gaps that pairs leave which are not active.
     pub(crate) fn drop_silent(&mut self) {
         let mut kept = 0;
         for local in 0..TILE {
@@ -40,7 +41,7 @@ impl TileCodes {
             self.start[local] = kept as u32;
             for pair in pairs {
                 (self.token[kept], self.a[kept]) = (self.token[pair], self.a[pair]);
-                kept += usize::from(self.a[pair] > 0.0);
+                kept += usize::from(is_active(self.a[pair]));
             }
         }
         self.start[TILE] = kept as u32;

@@ -3,6 +3,7 @@
 //! A feature's work belongs together: activations are kept by feature (`codes.rs`), and decode, backward and Adam walk
 //! over them feature by feature, so weights are read once per batch and only the small `[B, D]` arrays are gathered.
 
+mod activation;
 mod codes;
 mod device;
 mod dictionary;

@@ -13,6 +13,7 @@
 
 use super::backward::{Gradient, norm2, pull};
 use super::normalize::Rows;
+use crate::cpu::activation::{activate, is_active, where_active};
 use crate::cpu::engine::Engine;
 use crate::cpu::gemm::{Matrix, multiply};
 use crate::cpu::memory::{Buffer, Memory, SharedRows};
@@ -134,7 +135,7 @@ impl Dense {
                 let a = self.activations(of, block, tile, &mut scratch.gemm);
                 for t in inside {
                     let a = &a[(t - tokens.start) * TILE..];
-                    count_f.iter_mut().zip(a).for_each(|(sum, &a)| *sum += u32::from(a > 0.0));
+                    count_f.iter_mut().zip(a).for_each(|(sum, &a)| *sum += u32::from(is_active(a)));
                 }
             }
         };
@@ -152,7 +153,7 @@ impl Dense {
                 let a = self.activations(of, block, tile, &mut scratch.gemm);
                 for (t, pairs) in inside.clone().zip(&mut pairs_r) {
                     let a = a[(t - first) * TILE..][..TILE].iter().enumerate();
-                    let active = a.filter(|&(_, &a)| a > 0.0);
+                    let active = a.filter(|&(_, &a)| is_active(a));
                     pairs.extend(active.map(|(local, &a)| ((tile * TILE + local) as u32, a)));
                 }
             }
@@ -249,23 +250,24 @@ impl<'a> Operands<'a> {
         let w_enc = Matrix::new(&self.weights.w_enc.value[features.start * stride..], features.len(), stride, stride);
         multiply(a, TILE, false, x, w_enc.t());
         let bias = &self.weights.b_enc.value[tile * TILE..][..TILE];
-        self.engine.isa.run(BiasRelu { a: &mut a[..range.len() * TILE], bias });
+        self.engine.isa.run(Activate { a: &mut a[..range.len() * TILE], bias });
     }
 }
 
-struct BiasRelu<'a> {
+/// A from products: the bias, and the activation function.
+struct Activate<'a> {
     a: &'a mut [f32],
     bias: &'a [f32],
 }
 
-impl Kernel for BiasRelu<'_> {
+impl Kernel for Activate<'_> {
     type Out = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         for row in self.a.chunks_exact_mut(TILE) {
             for (a, bias) in blocks_mut(row).iter_mut().zip(blocks(self.bias)) {
                 let pre = l.add(l.load(a), l.load(bias));
-                l.store(a, l.where_positive(pre, pre));
+                l.store(a, activate(l, pre));
             }
         }
     }
@@ -290,7 +292,7 @@ impl Kernel for Count<'_> {
             for ((a, norm), count) in blocks(row).iter().zip(blocks(norm)).zip(blocks_mut(count)) {
                 let a = l.load(a);
                 sum = l.fma(a, l.load(norm), sum);
-                l.store(count, l.add(l.load(count), l.where_positive(a, one)));
+                l.store(count, l.add(l.load(count), where_active(l, a, one)));
             }
             l1[t] += f64::from(l.sum(sum));
         }
@@ -318,7 +320,7 @@ impl Kernel for Mask<'_> {
             let sums = blocks_mut(self.sum_a).iter_mut().zip(blocks_mut(self.sum_da));
             for (((a, da), norm), (sum_a, sum_da)) in rows.zip(sums) {
                 let a = l.load(a);
-                let masked = l.where_positive(a, l.fma(lambda_over_b, l.load(norm), l.load(da)));
+                let masked = where_active(l, a, l.fma(lambda_over_b, l.load(norm), l.load(da)));
                 l.store(da, masked);
                 l.store(sum_a, l.add(l.load(sum_a), a));
                 l.store(sum_da, l.add(l.load(sum_da), masked));

@@ -153,6 +153,7 @@ unsafe fn mark_group<W: Words>(tokens: &PanelOfTokens<'_>, rows: &[u32], bounds:
                 let sum = _mm512_fmadd_ps(alpha, _mm512_set1_ps(p), W::to_f32(acc[i]));
                 let sum = _mm512_fmadd_ps(beta, _mm512_set1_ps(q), sum);
                 let sum = _mm512_fmadd_ps(gamma, _mm512_set1_ps(r), sum);
+                // `activation::may_be_active`.
                 let lanes = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(sum, _mm512_setzero_ps());
                 *mark |= u64::from(lanes) << (i * 16);
             }

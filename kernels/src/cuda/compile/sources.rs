@@ -52,6 +52,7 @@ pub const NAIVE: &[Source] = &[source!("naive.cu")];
 
 /// What sources may include; nothing else is found, so that a cubin depends on nothing outside the binary.
 pub const HEADERS: &[Source] = &[
+    source!("activation.cuh"),
     source!("columns.cuh"),
     source!("device.cuh"),
     source!("gradient.cuh"),

@@ -191,6 +191,7 @@ impl Dense {
             _ => unreachable!("values of two or four bytes"),
         };
         let mut pairs_r = vec![Vec::new(); rows.len()];
+        // What is not active is stored as 0.
         let mut a_t = vec![0; self.width * bytes];
         for tile in self.tiles(features) {
             if !self.keeps(features) {
@@ -199,7 +200,7 @@ impl Dense {
             for (token, pairs) in rows.clone().zip(&mut pairs_r) {
                 self.a_bt.read(token * a_t.len(), &mut a_t)?;
                 let a = tile.clone().zip(a_t.chunks_exact(bytes).map(value));
-                pairs.extend(a.filter(|&(_, a)| a > 0.0).map(|(feature, a)| (feature as u32, a)));
+                pairs.extend(a.filter(|&(_, a)| a != 0.0).map(|(feature, a)| (feature as u32, a)));
             }
         }
         Ok(ActivePairs::of_rows(pairs_r))
