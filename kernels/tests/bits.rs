@@ -1,7 +1,7 @@
 //! Results are the same bits whatever the screen, the instruction set and the number of threads. What the results must
 //! be is checked in tests/tests/operations.rs.
 
-use kernels::cpu::{Cpu, Isa, Options, Screen};
+use kernels::cpu::{Cpu, Isa, Options, ScreenDtype};
 use kernels::{
     AdamMode, AdamUpdate, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Tensor, Training,
 };
@@ -45,9 +45,10 @@ fn train(options: Options, path: Path) -> (Vec<Report>, Vec<u32>) {
 
 #[test]
 fn bits_do_not_depend_on_how_they_are_made() {
-    let screens = [Screen::F32, Screen::Int8, Screen::Bf16].into_iter().filter(|screen| screen.available());
+    let screens =
+        [ScreenDtype::F32, ScreenDtype::Int8, ScreenDtype::Bf16].into_iter().filter(|screen| screen.available());
     for path in [Path::Sparse, Path::Dense] {
-        let plain = Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) };
+        let plain = Options { threads: Some(1), screen: Some(ScreenDtype::F32), isa: Some(Isa::Portable) };
         let want = train(plain, path);
         assert!(want.0.iter().all(|report| report.ok && report.active > 0));
         for (screen, threads) in screens.clone().zip([3, 2, 1]) {

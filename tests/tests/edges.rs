@@ -1,7 +1,7 @@
 //! Sizes at which a loop makes its second pass, and numbers at which a term shows, on processors with each of their screens and on ranks
 //! that share a batch. tests/cuda/boundaries.rs has the same on a GPU.
 
-use kernels::cpu::{Cpu, Isa, Options, Screen};
+use kernels::cpu::{Cpu, Isa, Options, ScreenDtype};
 use kernels::mesh::Mesh;
 use kernels::{Dictionary, Path, Report};
 use tests::cases::{Case, Numbers, Run, boundaries, pairs, terms};
@@ -10,14 +10,14 @@ use tests::need;
 
 /// The processor with every screen that it has, and with portable instructions.
 fn processors() -> Vec<Cpu> {
-    let (screens, absent): (Vec<Screen>, Vec<Screen>) =
-        [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().partition(|screen| screen.available());
+    let (screens, absent): (Vec<ScreenDtype>, Vec<ScreenDtype>) =
+        [ScreenDtype::Int8, ScreenDtype::Bf16, ScreenDtype::F32].into_iter().partition(|screen| screen.available());
     if !absent.is_empty() {
         need::optional("instructions for all screens");
     }
     let mut options: Vec<Options> =
         screens.into_iter().map(|screen| Options { threads: Some(2), screen: Some(screen), isa: None }).collect();
-    options.push(Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) });
+    options.push(Options { threads: Some(1), screen: Some(ScreenDtype::F32), isa: Some(Isa::Portable) });
     options.into_iter().map(|options| Cpu::with(options).expect("threads")).collect()
 }
 

@@ -26,11 +26,26 @@ pub struct TileCodes {
     pub(crate) survivors: usize,
 }
 
+/// Active pairs of a feature.
+#[derive(Clone, Copy)]
+pub struct FeaturePairs<'a> {
+    pub token: &'a [u32],
+    pub a: &'a [f32],
+    pub da: &'a [f32],
+}
+
 impl TileCodes {
     /// Pairs of the tile's feature `local`.
     #[inline(always)]
     pub fn pairs(&self, local: usize) -> Range<usize> {
         self.start[local] as usize..self.start[local + 1] as usize
+    }
+
+    /// The same, with what belongs to them, once backward has run.
+    #[inline(always)]
+    pub fn feature(&self, local: usize) -> FeaturePairs<'_> {
+        let pairs = self.pairs(local);
+        FeaturePairs { token: &self.token[pairs.clone()], a: &self.a[pairs.clone()], da: &self.da[pairs] }
     }
 
     /// Closes the gaps that pairs leave which are not active.

@@ -2,7 +2,7 @@
 
 use super::codes::{TILE, TileCodes, active_pairs};
 use super::engine::Engine;
-use super::memory::{Buffer, Memory};
+use super::memory::{Buffer, HostMemory};
 use super::ops::count::{Active, Count, Tally};
 use super::ops::decode::{Decode, SLICE};
 use super::ops::dense::{self, Dense};
@@ -55,7 +55,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    fn new(shape: &Shape, purpose: Purpose, stride: usize, memory: &mut Memory) -> Result<Self, Error> {
+    fn new(shape: &Shape, purpose: Purpose, stride: usize, memory: &mut HostMemory) -> Result<Self, Error> {
         let what = "a dictionary's batch";
         let Shape { features, batch, .. } = *shape;
         Ok(Batch {
@@ -77,7 +77,7 @@ impl CpuDictionary {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub(super) fn for_evaluation(engine: Arc<Engine>, shape: Shape, memory: &mut Memory) -> Result<Self, Error> {
+    pub(super) fn for_evaluation(engine: Arc<Engine>, shape: Shape, memory: &mut HostMemory) -> Result<Self, Error> {
         Self::with(engine, shape, Purpose::Evaluation, memory, |_, _| Ok(()))
     }
 }
@@ -91,8 +91,8 @@ impl<T> CpuDictionary<T> {
         engine: Arc<Engine>,
         shape: Shape,
         purpose: Purpose,
-        memory: &mut Memory,
-        training: impl FnOnce(&Weights, &mut Memory) -> Result<T, Error>,
+        memory: &mut HostMemory,
+        training: impl FnOnce(&Weights, &mut HostMemory) -> Result<T, Error>,
     ) -> Result<Self, Error> {
         let Shape { width, features, batch, .. } = shape;
         assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");

@@ -24,6 +24,6 @@ pub use dictionary::CpuDictionary;
 pub use ops::count::Tally;
 pub use ops::normalize::Rows;
 pub use peak::Peaks;
-pub use screen::Screen;
+pub use screen::ScreenDtype;
 pub use simd::Isa;
 pub use training::CpuTraining;

@@ -1,6 +1,6 @@
 //! Adam's moments of the rows that a rank owns.
 
-use super::memory::{Buffer, Memory, SharedRows};
+use super::memory::{Buffer, HostMemory, SharedRows};
 use super::weights::{Parameter, Weights};
 use crate::{Error, Moment, Tensor};
 use std::ops::Range;
@@ -34,7 +34,7 @@ pub struct SharedParameter<'a> {
 
 impl MomentArrays {
     /// Zeros for `weights` of which the rank owns the features `owned`, and b_dec as all ranks do.
-    pub fn new(weights: &Weights, owned: &Range<usize>, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(weights: &Weights, owned: &Range<usize>, memory: &mut HostMemory) -> Result<Self, Error> {
         Ok(MomentArrays {
             w_enc: RowMoments::new(&weights.w_enc, owned.clone(), memory)?,
             b_enc: RowMoments::new(&weights.b_enc, owned.clone(), memory)?,
@@ -63,7 +63,7 @@ impl MomentArrays {
 }
 
 impl RowMoments {
-    fn new(of: &Parameter, owned: Range<usize>, memory: &mut Memory) -> Result<Self, Error> {
+    fn new(of: &Parameter, owned: Range<usize>, memory: &mut HostMemory) -> Result<Self, Error> {
         let (columns, stride) = (of.columns, of.stride);
         let len = owned.len() * stride;
         Ok(RowMoments { columns, stride, first: memory.weights(len)?, second: memory.weights(len)?, owned })

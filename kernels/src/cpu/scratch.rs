@@ -1,7 +1,7 @@
 //! Memory of a worker during a task.
 
 use super::codes;
-use super::memory::{Buffer, Memory};
+use super::memory::{Buffer, HostMemory};
 use super::screen::PANEL;
 use crate::{Error, Shape};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -33,7 +33,7 @@ pub struct Workers(Vec<Mutex<Scratch>>);
 
 impl Workers {
     /// For `threads` workers.
-    pub fn new(threads: usize, shape: &Shape, size: ScratchSize, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(threads: usize, shape: &Shape, size: ScratchSize, memory: &mut HostMemory) -> Result<Self, Error> {
         let what = "scratch of the worker threads";
         let scratch = |_| {
             Ok(Mutex::new(Scratch {

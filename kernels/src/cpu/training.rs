@@ -2,9 +2,9 @@
 
 use super::dictionary::{Batch, CpuDictionary};
 use super::engine::Engine;
-use super::memory::{Buffer, Memory, SharedRows};
+use super::memory::{Buffer, HostMemory, SharedRows};
 use super::moments::{MomentArrays, RowMoments};
-use super::ops::adam::{Change, Coefficients, Features, GradientRows, Row, Settle, Skipped, UpdateRow};
+use super::ops::adam::{Change, Coefficients, Features, GradientSource, Row, Settle, Skipped, UpdateRow};
 use super::ops::backward::{Backward, Gradient, Operands, rows_are_stored};
 use super::ops::count::column_sums;
 use super::ops::normalize::Rows;
@@ -43,7 +43,7 @@ struct GradientBuffers {
 }
 
 impl GradientBuffers {
-    fn new(features: usize, stride: usize, memory: &mut Memory) -> Result<Self, Error> {
+    fn new(features: usize, stride: usize, memory: &mut HostMemory) -> Result<Self, Error> {
         let what = "the gradient";
         Ok(GradientBuffers {
             dec_fd: memory.step(features * stride, what)?,
@@ -67,7 +67,7 @@ impl CpuTraining {
         engine: Arc<Engine>,
         shape: Shape,
         mode: AdamMode,
-        memory: &mut Memory,
+        memory: &mut HostMemory,
     ) -> Result<Self, Error> {
         let owned = engine.axes.owned(shape.features);
         Self::with(engine, shape, Purpose::Training, memory, |weights, memory| {
@@ -138,9 +138,9 @@ impl Training for CpuTraining {
             false => {
                 let (g_bd, lambda_over_b) = (&*self.batch.g_bd, gradient.lambda_over_b);
                 let operands = Operands { x_bd: &x.x_bd, stride: x.stride, g_bd, lambda_over_b };
-                GradientRows::Lists { operands, tiles: &self.batch.tiles }
+                GradientSource::Lists { operands, tiles: &self.batch.tiles }
             }
-            true => GradientRows::Stored { dec_fd: &gradient.dec_fd, enc_fd: &gradient.enc_fd, stride: x.stride },
+            true => GradientSource::Stored { dec_fd: &gradient.dec_fd, enc_fd: &gradient.enc_fd, stride: x.stride },
         };
         let weights = &mut self.weights;
         let features = Features {

@@ -1,7 +1,7 @@
 //! The parameters of a dictionary, as the operations read them.
 
 use super::engine::stride;
-use super::memory::{Buffer, Memory};
+use super::memory::{Buffer, HostMemory};
 use super::simd::{Isa, Kernel, Lanes, blocks, dot};
 use crate::{Error, Shape, Tensor};
 use std::ops::Range;
@@ -30,7 +30,7 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    fn new(rows: usize, columns: usize, stride: usize, memory: &mut Memory) -> Result<Self, Error> {
+    fn new(rows: usize, columns: usize, stride: usize, memory: &mut HostMemory) -> Result<Self, Error> {
         Ok(Parameter { columns, stride, value: memory.weights(rows * stride)? })
     }
 
@@ -59,7 +59,7 @@ impl Parameter {
 
 impl Weights {
     /// Zeros for a dictionary of `shape`.
-    pub fn new(shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(shape: &Shape, memory: &mut HostMemory) -> Result<Self, Error> {
         let Shape { width, features, .. } = *shape;
         let stride = stride(width);
         let padded = features.next_multiple_of(FEATURE_PAD);

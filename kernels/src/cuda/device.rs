@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::compile::sources::{NAIVE, SOURCES, Source};
+use super::compile::sources::{KernelSource, NAIVE, SOURCES};
 use super::dictionary::{Buffers, CudaDictionary};
 use super::limits;
 use super::moments::MomentArrays;
@@ -16,7 +16,7 @@ use super::ops::normalize::{Normalize, Rows};
 use super::ranks::exchange;
 use super::runtime::engine::Engine;
 use super::runtime::gpu::Gpu;
-use super::runtime::memory::Memory;
+use super::runtime::memory::GpuMemory;
 use super::runtime::precision::{Moments, Precision};
 use super::runtime::staging::Staging;
 use super::runtime::status::AHEAD;
@@ -70,7 +70,7 @@ impl Cuda {
         Self::with(gpu, precision, SOURCES, axes)
     }
 
-    fn with(gpu: &Gpu, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
+    fn with(gpu: &Gpu, precision: Precision, sources: &[KernelSource], axes: Axes) -> Result<Self, Error> {
         let description = format!("{}, {}", gpu.describe(), precision.describe());
         Ok(Cuda { engine: Arc::new(Engine::new(gpu, precision, sources, axes)?), description })
     }
@@ -88,12 +88,12 @@ impl Cuda {
 
 /// What the objects of a shape take on the GPU of the rank at `place`: see [`Device::bytes`]. No GPU is needed to know it.
 pub fn bytes(shape: Shape, purpose: Purpose, precision: Precision, place: Place) -> Bytes {
-    let mut memory = Memory::measured();
+    let mut memory = GpuMemory::measured();
     let batches = match purpose {
         Purpose::Evaluation => 1,
         Purpose::Training => 1 + AHEAD,
     };
-    let rows = |memory: &mut Memory<'_>| Rows::new(precision, shape.batch, shape.width, memory).map(|_| ());
+    let rows = |memory: &mut GpuMemory<'_>| Rows::new(precision, shape.batch, shape.width, memory).map(|_| ());
     let all = Buffers::new(&shape, purpose, precision, place, &mut memory)
         .and_then(|buffers| match purpose {
             Purpose::Evaluation => Ok(()),
@@ -107,7 +107,7 @@ pub fn bytes(shape: Shape, purpose: Purpose, precision: Precision, place: Place)
 
 /// Bytes of weights and moments alone.
 fn weight_bytes(shape: &Shape, purpose: Purpose, precision: Precision, place: Place) -> u64 {
-    let mut memory = Memory::measured();
+    let mut memory = GpuMemory::measured();
     let owned = place.owned_by(place.data(), shape.features);
     let all = Weights::new(shape, precision, &mut memory).and_then(|_| match purpose {
         Purpose::Evaluation => Ok(()),
@@ -182,11 +182,11 @@ impl Device for Cuda {
     }
 
     fn rows(&self, batch: usize, width: usize) -> Result<Rows, Error> {
-        Rows::new(self.engine.precision, batch, width, &mut Memory::of(&self.engine))
+        Rows::new(self.engine.precision, batch, width, &mut GpuMemory::of(&self.engine))
     }
 
     fn tally(&self, width: usize, features: usize) -> Result<Tally, Error> {
-        Tally::new(width, features, &mut Memory::of(&self.engine))
+        Tally::new(width, features, &mut GpuMemory::of(&self.engine))
     }
 
     fn dictionary(&self, shape: Shape) -> Result<CudaDictionary, Error> {

@@ -13,7 +13,7 @@ use super::ops::transpose::{Csc, Transpose};
 use super::ranks::exchange::{AxisSum, Statuses};
 use super::ranks::slices::Slices;
 use super::runtime::engine::Engine;
-use super::runtime::memory::{Buffer, Memory};
+use super::runtime::memory::{Buffer, GpuMemory};
 use super::runtime::pointer::Pointer;
 use super::runtime::precision::{Precision, stride};
 use super::runtime::status::{Outcome, Outcomes};
@@ -41,7 +41,7 @@ pub(super) struct BetweenRanks {
 }
 
 impl BetweenRanks {
-    fn new(place: Place, shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
+    fn new(place: Place, shape: &Shape, memory: &mut GpuMemory) -> Result<Self, Error> {
         let (ranks, stride) = (place.mesh.feature, stride(shape.width));
         let zeros = place.feature() > 0;
         Ok(BetweenRanks {
@@ -88,7 +88,7 @@ impl Buffers {
         purpose: Purpose,
         precision: Precision,
         place: Place,
-        memory: &mut Memory,
+        memory: &mut GpuMemory,
     ) -> Result<Self, Error> {
         let Shape { width, features, batch, .. } = *shape;
         assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");
@@ -133,9 +133,9 @@ impl<T> CudaDictionary<T> {
         engine: Arc<Engine>,
         shape: Shape,
         purpose: Purpose,
-        training: impl FnOnce(&Buffers, &mut Memory) -> Result<T, Error>,
+        training: impl FnOnce(&Buffers, &mut GpuMemory) -> Result<T, Error>,
     ) -> Result<Self, Error> {
-        let memory = &mut Memory::of(&engine);
+        let memory = &mut GpuMemory::of(&engine);
         let buffers = Buffers::new(&shape, purpose, engine.precision, engine.axes.place, memory)?;
         let training = training(&buffers, memory)?;
         buffers.lists.prepare(&engine);

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::array::{Array, Layout};
-use super::runtime::memory::Memory;
+use super::array::{Array, MatrixLayout};
+use super::runtime::memory::GpuMemory;
 use super::runtime::precision::{Format, Precision, stride};
 use super::weights::{Parameter, ParameterArgument};
 use crate::{Error, Moment, Shape, Tensor};
@@ -29,16 +29,21 @@ impl MomentArrays {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(shape: &Shape, owned: &Range<usize>, precision: Precision, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(
+        shape: &Shape,
+        owned: &Range<usize>,
+        precision: Precision,
+        memory: &mut GpuMemory,
+    ) -> Result<Self, Error> {
         let (width, stride) = (shape.width, stride(shape.width));
-        let matrix = Layout { rows: owned.len(), columns: width, stride };
-        let biases = Layout { rows: owned.len(), columns: 1, stride: 1 };
+        let matrix = MatrixLayout { rows: owned.len(), columns: width, stride };
+        let biases = MatrixLayout { rows: owned.len(), columns: 1, stride: 1 };
         let (formats, single) = (precision.moments(), [Format::F32; 2]);
         Ok(MomentArrays {
             w_enc: RowMoments::new(formats, matrix, owned.clone(), memory)?,
             b_enc: RowMoments::new(single, biases, owned.clone(), memory)?,
             w_dec: RowMoments::new(formats, matrix, owned.clone(), memory)?,
-            b_dec: RowMoments::new(single, Layout { rows: 1, ..matrix }, 0..1, memory)?,
+            b_dec: RowMoments::new(single, MatrixLayout { rows: 1, ..matrix }, 0..1, memory)?,
         })
     }
 
@@ -64,9 +69,9 @@ impl MomentArrays {
 impl RowMoments {
     fn new(
         [first, second]: [Format; 2],
-        layout: Layout,
+        layout: MatrixLayout,
         owned: Range<usize>,
-        memory: &mut Memory,
+        memory: &mut GpuMemory,
     ) -> Result<Self, Error> {
         Ok(RowMoments { first: Array::new(first, layout, memory)?, second: Array::new(second, layout, memory)?, owned })
     }

@@ -13,7 +13,7 @@ use super::ops::touched::WantedRows;
 use super::ops::transpose::{CscArgument, CscGradient};
 use super::ranks::owners::{Local, Owners, Rounds, spread_all};
 use super::runtime::engine::Engine;
-use super::runtime::memory::{Buffer, Memory};
+use super::runtime::memory::{Buffer, GpuMemory};
 use super::runtime::precision::Precision;
 use crate::mesh::{Axes, Place};
 use crate::{AdamMode, AdamUpdate, Clock, Error, Moment, Path, Purpose, Shape, Tensor, Training};
@@ -55,7 +55,7 @@ impl OptimizerBuffers {
         precision: Precision,
         place: Place,
         buffers: &Buffers,
-        memory: &mut Memory,
+        memory: &mut GpuMemory,
     ) -> Result<Self, Error> {
         let owned = place.owned_by(place.data(), shape.features);
         Ok(OptimizerBuffers {

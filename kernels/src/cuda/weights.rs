@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::array::{Array, Layout};
+use super::array::{Array, MatrixLayout};
 use super::runtime::engine::{Argument, Engine, arguments};
-use super::runtime::memory::{Buffer, Memory};
+use super::runtime::memory::{Buffer, GpuMemory};
 use super::runtime::pointer::Pointer;
 use super::runtime::precision::{Format, Precision, stride};
 use crate::{Error, Shape, Tensor};
@@ -35,8 +35,8 @@ pub struct ParameterArgument {
 unsafe impl Argument for ParameterArgument {}
 
 impl Parameter {
-    fn new(format: Format, layout: Layout, has_copy: bool, memory: &mut Memory) -> Result<Self, Error> {
-        let Layout { rows, stride, .. } = layout;
+    fn new(format: Format, layout: MatrixLayout, has_copy: bool, memory: &mut GpuMemory) -> Result<Self, Error> {
+        let MatrixLayout { rows, stride, .. } = layout;
         Ok(Parameter {
             stride,
             value: Array::new(format, layout, memory)?,
@@ -79,17 +79,17 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(shape: &Shape, precision: Precision, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(shape: &Shape, precision: Precision, memory: &mut GpuMemory) -> Result<Self, Error> {
         let Shape { width, features, .. } = *shape;
         let stride = stride(width);
         let biases = features.next_multiple_of(BIAS_PAD);
         let has_copy = matches!(precision, Precision::Mixed(_));
-        let matrix = Layout { rows: features, columns: width, stride };
+        let matrix = MatrixLayout { rows: features, columns: width, stride };
         let mut weights = Weights {
             w_enc: Parameter::new(precision.weights(), matrix, has_copy, memory)?,
-            b_enc: Parameter::new(Format::F32, Layout { rows: biases, columns: 1, stride: 1 }, false, memory)?,
+            b_enc: Parameter::new(Format::F32, MatrixLayout { rows: biases, columns: 1, stride: 1 }, false, memory)?,
             w_dec: Parameter::new(precision.weights(), matrix, has_copy, memory)?,
-            b_dec: Parameter::new(Format::F32, Layout { rows: 1, ..matrix }, false, memory)?,
+            b_dec: Parameter::new(Format::F32, MatrixLayout { rows: 1, ..matrix }, false, memory)?,
             norm_f: memory.weights(features)?,
             features,
         };

@@ -16,7 +16,7 @@ use super::normalize::Rows;
 use crate::cpu::activation::{activate, is_active, where_active};
 use crate::cpu::engine::Engine;
 use crate::cpu::gemm::{Matrix, multiply};
-use crate::cpu::memory::{Buffer, Memory, SharedRows};
+use crate::cpu::memory::{Buffer, HostMemory, SharedRows};
 use crate::cpu::scratch::Workers;
 use crate::cpu::simd::{Kernel, Lanes, blocks, blocks_mut};
 use crate::cpu::weights::Weights;
@@ -61,7 +61,7 @@ type Outputs<'a> = ((&'a mut [f32], &'a mut [f32]), &'a mut [f64]);
 
 impl Dense {
     /// For batches of `shape`; only a dictionary that is trained keeps A.
-    pub fn new(shape: &Shape, purpose: Purpose, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(shape: &Shape, purpose: Purpose, memory: &mut HostMemory) -> Result<Self, Error> {
         let what = "the dense path";
         let tokens = shape.batch.div_ceil(8).next_multiple_of(64).clamp(64, TOKENS_MAX);
         let tiles = shape.features.div_ceil(TILE);
@@ -100,7 +100,7 @@ impl Dense {
                 let a = kept.unwrap_or_else(|| &mut scratch.gemm[..tokens * TILE]);
                 of.activations(range.clone(), tile, a);
                 let count = &mut counts[tile * TILE..][..TILE];
-                of.engine.isa.run(Count { a, tokens: range.len(), norm: of.norms(tile), count, l1 });
+                of.engine.isa.run(CountTile { a, tokens: range.len(), norm: of.norms(tile), count, l1 });
                 let features = of.features_of(tile);
                 let w_dec =
                     Matrix::new(&of.weights.w_dec.value[features.start * stride..], features.len(), stride, stride);
@@ -273,7 +273,7 @@ impl Kernel for Activate<'_> {
     }
 }
 
-struct Count<'a> {
+struct CountTile<'a> {
     a: &'a [f32],
     tokens: usize,
     norm: &'a [f32],
@@ -281,11 +281,11 @@ struct Count<'a> {
     l1: &'a mut [f64],
 }
 
-impl Kernel for Count<'_> {
+impl Kernel for CountTile<'_> {
     type Out = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let Count { a, tokens, norm, count, l1 } = self;
+        let CountTile { a, tokens, norm, count, l1 } = self;
         let one = l.splat(1.0);
         for (t, row) in a.chunks_exact(TILE).take(tokens).enumerate() {
             let mut sum = l.splat(0.0);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::cuda::device::Cuda;
 use crate::cuda::ops::normalize::Rows;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::precision::{Moments, Precision, stride};
 use crate::cuda::runtime::status::Status;
@@ -52,7 +52,7 @@ impl Naive {
         assert_eq!(engine.precision, Precision::Mixed(Moments::F32), "the only precision of naive.cu");
         let Shape { width, features, batch, .. } = shape;
         let (what, stride) = ("naive operations", stride(width));
-        let mut memory = Memory::of(&engine);
+        let mut memory = GpuMemory::of(&engine);
         Ok(Naive {
             features,
             stride,

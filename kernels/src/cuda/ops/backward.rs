@@ -4,7 +4,7 @@ use super::Cost;
 use super::touched::{RowsAt, WantedRows};
 use super::transpose::{Csc, CscArgument};
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::precision::{Precision, stride};
 use crate::cuda::runtime::status::Status;
@@ -23,7 +23,7 @@ pub struct Gradient {
 }
 
 impl Gradient {
-    pub fn new(shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(shape: &Shape, memory: &mut GpuMemory) -> Result<Self, Error> {
         let (what, features) = ("a gradient", shape.features);
         Ok(Gradient {
             bias_f: memory.step(features, what)?,

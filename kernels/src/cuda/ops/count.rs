@@ -8,7 +8,7 @@ use super::Cost;
 use super::normalize::Rows;
 use super::transpose::Csc;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::precision::stride;
 use crate::cuda::runtime::status::Status;
 use crate::{Error, Sums};
@@ -54,7 +54,7 @@ pub struct Count<'a> {
 }
 
 impl Tally {
-    pub(crate) fn new(width: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub(crate) fn new(width: usize, features: usize, memory: &mut GpuMemory) -> Result<Self, Error> {
         let what = "sums over rows";
         let totals = memory.step(1, what)?;
         Ok(Tally { width, totals, x_s: memory.step(stride(width), what)?, fired_f: memory.step(features, what)? })

@@ -8,7 +8,7 @@ use super::backward::{Gradient, SumColumns};
 use super::normalize::Rows;
 use super::touched::{RowsAt, TouchedArgument, WantedRows};
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::precision::{Precision, Tile, stride};
 use crate::cuda::weights::Weights;
@@ -90,7 +90,7 @@ impl Dense {
         purpose: Purpose,
         precision: Precision,
         place: Place,
-        memory: &mut Memory,
+        memory: &mut GpuMemory,
     ) -> Result<Self, Error> {
         let Shape { width, features, batch, dense_bytes } = *shape;
         let passes = if purpose == Purpose::Training { 2 } else { 1 };
@@ -214,7 +214,7 @@ impl DenseGradient {
         shape: &Shape,
         precision: Precision,
         place: Place,
-        memory: &mut Memory,
+        memory: &mut GpuMemory,
     ) -> Result<Self, Error> {
         let rows = if keeps_rows(Purpose::Training, place) { dense.width * stride(shape.width) } else { 0 };
         Ok(DenseGradient {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Cost;
 use super::normalize::Rows;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::precision::Precision;
 use crate::cuda::runtime::status::Status;
 use crate::cuda::weights::Weights;
@@ -38,7 +38,7 @@ pub struct Lists {
 }
 
 impl Lists {
-    pub fn new(batch: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(batch: usize, features: usize, memory: &mut GpuMemory) -> Result<Self, Error> {
         let what = "lists of active features";
         let capacity = capacity(features);
         Ok(Lists {

@@ -2,13 +2,13 @@
 
 use super::Cost;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::precision::{Precision, stride};
 use crate::cuda::runtime::staging::{Staging, Stored};
 use crate::{Error, RowDtype};
 
-/// A batch on the GPU, scaled.
+/// A batch on the GPU, scaled. What `cpu::Rows` is on a processor.
 pub struct Rows {
     pub(crate) n: usize,
     /// Rows of the batch over all ranks of the data axis.
@@ -29,7 +29,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub(crate) fn new(precision: Precision, batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub(crate) fn new(precision: Precision, batch: usize, width: usize, memory: &mut GpuMemory) -> Result<Self, Error> {
         let what = "a batch of rows";
         let stride = stride(width);
         let copy = precision != Precision::F32;

@@ -3,7 +3,7 @@
 use super::Cost;
 use super::encode::Lists;
 use crate::cuda::runtime::engine::{Argument, Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::precision::stride;
 use crate::cuda::runtime::status::Status;
@@ -73,7 +73,7 @@ unsafe impl Argument for CscArgument {}
 
 impl Csc {
     /// For batches of `shape` whose lists have room for `capacity` pairs each.
-    pub fn new(shape: &Shape, capacity: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(shape: &Shape, capacity: usize, memory: &mut GpuMemory) -> Result<Self, Error> {
         let Shape { width, features, batch, .. } = *shape;
         let room = batch * capacity.min(PAIRS_A_TOKEN);
         // A run that is cut has more than a chunk, hence at most twice as many chunks as it fills.
@@ -123,7 +123,7 @@ impl Csc {
 
 impl CscGradient {
     /// For the pairs of `of`.
-    pub fn new(of: &Csc, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(of: &Csc, memory: &mut GpuMemory) -> Result<Self, Error> {
         Ok(CscGradient {
             gradient_p: memory.step(of.room, WHAT)?,
             dec_cs: memory.step(of.chunk_room * of.stride, WHAT)?,

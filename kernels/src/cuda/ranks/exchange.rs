@@ -14,7 +14,7 @@ use super::communicator::Message;
 use crate::Error;
 use crate::cuda::ops::backward::Gradient;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::status::Status;
 use crate::device::{SUMS_TIMED, rate_of_sums};
@@ -32,7 +32,7 @@ impl AxisSum {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(ranks: usize, pitch: usize, memory: &mut Memory) -> Result<Option<Self>, Error> {
+    pub fn new(ranks: usize, pitch: usize, memory: &mut GpuMemory) -> Result<Option<Self>, Error> {
         let new = || Ok(AxisSum { parts_rp: memory.step(ranks * pitch, "sums over ranks")?, pitch });
         (ranks > 1).then(new).transpose()
     }
@@ -88,7 +88,7 @@ impl AxisSum {
 /// Those of [`Device::exchange_rate`](crate::Device::exchange_rate).
 pub fn rate(engine: &Arc<Engine>, values: usize) -> Result<f64, Error> {
     let all = &engine.axes.all;
-    let mut memory = Memory::of(engine);
+    let mut memory = GpuMemory::of(engine);
     let Some(sum) = AxisSum::new(all.size(), values.div_ceil(all.size()), &mut memory)? else { return Ok(0.0) };
     let summed = memory.step(values, "sums over ranks")?;
     let times = |n: usize| {
@@ -135,7 +135,7 @@ impl Statuses {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(ranks: usize, memory: &mut Memory) -> Result<Option<Self>, Error> {
+    pub fn new(ranks: usize, memory: &mut GpuMemory) -> Result<Option<Self>, Error> {
         let new = || Ok(Statuses { statuses_r: memory.step(ranks, "sums over ranks")? });
         (ranks > 1).then(new).transpose()
     }

@@ -19,7 +19,7 @@ use crate::cuda::ops::adam::Adam;
 use crate::cuda::ops::backward::Gradient;
 use crate::cuda::ops::touched::{RowsAt, TouchedArgument, WantedRows};
 use crate::cuda::runtime::engine::{Argument, Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory, Readback};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory, Readback};
 use crate::cuda::runtime::pointer::Part;
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::precision::{Precision, stride};
@@ -144,7 +144,7 @@ impl Owners {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(place: Place, shape: &Shape, memory: &mut Memory) -> Result<Option<Self>, Error> {
+    pub fn new(place: Place, shape: &Shape, memory: &mut GpuMemory) -> Result<Option<Self>, Error> {
         let Shape { width, features, dense_bytes, .. } = *shape;
         let (ranks, stride) = (place.mesh.data, stride(width));
         if ranks == 1 {

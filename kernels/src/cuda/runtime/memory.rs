@@ -14,19 +14,19 @@ use super::pointer::{Part, Pointer};
 use crate::{Bytes, Error};
 
 /// Takes memory, or adds up what would be taken.
-pub struct Memory<'a> {
+pub struct GpuMemory<'a> {
     /// `None`: nothing is taken.
     from: Option<&'a Arc<Engine>>,
     pub bytes: Bytes,
 }
 
-impl<'a> Memory<'a> {
+impl<'a> GpuMemory<'a> {
     pub fn of(engine: &'a Arc<Engine>) -> Self {
-        Memory { from: Some(engine), bytes: Bytes::default() }
+        GpuMemory { from: Some(engine), bytes: Bytes::default() }
     }
 
     pub fn measured() -> Self {
-        Memory { from: None, bytes: Bytes::default() }
+        GpuMemory { from: None, bytes: Bytes::default() }
     }
 
     /// Whether memory is taken.
