@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use cubin::Label;
-use sources::{SOURCES, Source};
+use sources::{KernelSource, SOURCES};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=SAE_CUBINS");
@@ -36,7 +36,7 @@ fn main() {
 }
 
 /// The lines of the table. The images are written beside it, without their first lines.
-pub fn embed(folder: &Path, sources: &[Source], out: &Path) -> Result<String, String> {
+pub fn embed(folder: &Path, sources: &[KernelSource], out: &Path) -> Result<String, String> {
     println!("cargo::rerun-if-changed={}", folder.display());
     const REMEDY: &str = "make the folder again with `sae kernels --out`, from a build without SAE_CUBINS";
     if !folder.is_absolute() {

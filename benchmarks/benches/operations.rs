@@ -20,7 +20,7 @@ use benchmarks::planted::{Operation, Planted, Run, UPDATE, best_and_median};
 use kernels::cuda::gpu::Gpu;
 use kernels::cuda::naive::Naive;
 use kernels::cuda::{Cost, Cuda, Moments, Precision, Stopwatch};
-use kernels::{AdamMode, AdamUpdate, Device, Dictionary, Error, LearningRate, Path, Slot, Tensor};
+use kernels::{AdamMode, AdamUpdate, Device, Dictionary, Error, LearningRate, Moment, Path, Purpose, Tensor, Training};
 use serde_json::json;
 
 const PRECISION: Precision = Precision::Mixed(Moments::F32);
@@ -56,16 +56,16 @@ fn measure_all(asked: &Asked, gpu: &Gpu, lines: &mut Lines) -> Result<(), String
     println!("{}", device.describe());
     for &(width, features, batches) in if asked.small { &SMALL[..] } else { &SHAPES[..] } {
         let planted = Planted::new(width, features, batches);
-        let shape = planted.shape(AdamMode::Dense);
+        let shape = planted.shape();
         // Memory that was given back is there again when the GPU was waited for.
         device.wait().map_err(words)?;
         let room = device.room().unwrap_or(u64::MAX);
-        let bytes = device.bytes(shape).total();
+        let bytes = device.bytes(shape, Purpose::Training).total();
         if bytes > room {
             println!("D = {width}, F = {features}: does not fit into this GPU");
             continue;
         }
-        let mut run = Run::new(&device, &planted, shape);
+        let mut run = Run::new(&device, &planted, AdamMode::Dense);
         let mut bench =
             Bench { asked, device: &device, watch: Stopwatch::new(&device, asked.small).map_err(words)?, lines };
         let fits = bytes + Naive::bytes(shape, NAIVE_TOKENS) + (1 << 30) < room;
@@ -238,27 +238,35 @@ fn differs_in_adam(run: &mut Run<'_, Cuda>, naive: &mut Naive) -> Result<f64, Er
     Ok(difference)
 }
 
-const ARRAYS: [(Tensor, Slot); 6] = [
-    (Tensor::EncoderWeight, Slot::Value),
-    (Tensor::EncoderWeight, Slot::FirstMoment),
-    (Tensor::EncoderWeight, Slot::SecondMoment),
-    (Tensor::DecoderWeight, Slot::Value),
-    (Tensor::DecoderWeight, Slot::FirstMoment),
-    (Tensor::DecoderWeight, Slot::SecondMoment),
+/// Tensors and, where one is named, which of their moments.
+const ARRAYS: [(Tensor, Option<Moment>); 6] = [
+    (Tensor::EncoderWeight, None),
+    (Tensor::EncoderWeight, Some(Moment::First)),
+    (Tensor::EncoderWeight, Some(Moment::Second)),
+    (Tensor::DecoderWeight, None),
+    (Tensor::DecoderWeight, Some(Moment::First)),
+    (Tensor::DecoderWeight, Some(Moment::Second)),
 ];
 /// The first features are those that fire most.
 const ROWS: std::ops::Range<usize> = 0..64;
 
-fn some_rows(of: &impl Dictionary) -> Result<Vec<Vec<f32>>, Error> {
-    let read = |(tensor, slot)| {
+fn some_rows(of: &impl Training) -> Result<Vec<Vec<f32>>, Error> {
+    let read = |(tensor, moment): (Tensor, Option<Moment>)| {
         let mut values = vec![0.0; ROWS.len() * of.shape().width];
-        of.read(tensor, slot, ROWS, &mut values).map(|()| values)
+        match moment {
+            None => of.read(tensor, ROWS, &mut values),
+            Some(moment) => of.read_moment(tensor, moment, ROWS, &mut values),
+        }
+        .map(|()| values)
     };
     ARRAYS.into_iter().map(read).collect()
 }
 
-fn write_rows(of: &mut impl Dictionary, values: &[Vec<f32>]) {
-    for ((tensor, slot), values) in ARRAYS.into_iter().zip(values) {
-        of.write(tensor, slot, ROWS, values);
+fn write_rows(of: &mut impl Training, values: &[Vec<f32>]) {
+    for ((tensor, moment), values) in ARRAYS.into_iter().zip(values) {
+        match moment {
+            None => of.write(tensor, ROWS, values),
+            Some(moment) => of.write_moment(tensor, moment, ROWS, values),
+        }
     }
 }

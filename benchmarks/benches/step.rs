@@ -25,7 +25,7 @@ use benchmarks::floor::Work;
 use benchmarks::planted::{Operation, Planted, Run};
 use kernels::cuda::gpu::Gpu;
 use kernels::cuda::{Cost, Cuda, Launch, Moments, Precision};
-use kernels::{AdamMode, Device, Dictionary, Error, Path};
+use kernels::{AdamMode, Device, Dictionary, Error, Path, Purpose};
 use serde_json::json;
 
 /// As a recipe names them, the default first.
@@ -123,7 +123,7 @@ fn words(error: Error) -> String {
 fn tiny(gpu: &Gpu, (name, precision): (&str, Precision)) -> Result<(), String> {
     let device = Cuda::new(gpu, precision).map_err(words)?;
     let planted = Planted::new(SMALL.0, SMALL.1, &SMALL_BATCHES[..1]);
-    let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
+    let mut run = Run::new(&device, &planted, AdamMode::Dense);
     run.load(&planted.batches[0], SMALL_BATCHES[0].1);
     let [sparse, dense] = [Path::Sparse, Path::Dense].map(|path| run.step(path).1);
     let near = |a: f64, b: f64| (a - b).abs() <= 2e-2 * b.abs();
@@ -140,7 +140,7 @@ fn once(asked: &Asked, gpu: &Gpu, precision: Precision) -> Result<(), String> {
     let ((width, features), batch) = if asked.small { (SMALL, SMALL_BATCHES[0]) } else { (B, BATCHES[0]) };
     let device = Cuda::new(gpu, precision).map_err(words)?;
     let planted = Planted::new(width, features, &[batch]);
-    let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
+    let mut run = Run::new(&device, &planted, AdamMode::Dense);
     run.load(&planted.batches[0], batch.1);
     run.steps(Path::Sparse, 2);
     let mut step_s = 0.0;
@@ -163,14 +163,13 @@ fn measure_shape(
         println!("{}", device.describe());
         for adam in asked.among(&MODES.map(|(adam, _)| adam)) {
             let mode = if adam == MODES[0].0 { MODES[0].1 } else { MODES[1].1 };
-            let shape = planted.shape(mode);
             // Memory that was given back is there again when the GPU was waited for.
             device.wait().map_err(words)?;
-            if device.bytes(shape).total() > device.room().unwrap_or(u64::MAX) {
+            if device.bytes(planted.shape(), Purpose::Training).total() > device.room().unwrap_or(u64::MAX) {
                 println!("D = {width}, F = {features}, {name}, {adam} Adam: does not fit into this GPU");
                 continue;
             }
-            let mut run = Run::new(&device, &planted, shape);
+            let mut run = Run::new(&device, &planted, mode);
             for batch in &planted.batches {
                 run.load(batch, batch.l0);
                 let ceiling = Ceiling::measure(&device, &mut run, asked, lines)?;
@@ -312,7 +311,7 @@ fn crossing(
 ) -> Result<(), String> {
     let device = Cuda::new(gpu, PRECISIONS[0].1).map_err(words)?;
     let planted = Planted::new(width, features, &[(rows, 50.min(features / 8))]);
-    let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
+    let mut run = Run::new(&device, &planted, AdamMode::Dense);
     let mut before: Option<(f64, f64)> = None;
     for target in DENSITIES {
         let l0 = run.load(&planted.batches[0], (target * features as f64) as usize);

@@ -5,7 +5,9 @@
 
 use std::time::Instant;
 
-use kernels::{AdamMode, AdamUpdate, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Slot, Tensor};
+use kernels::{
+    AdamMode, AdamUpdate, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Tensor, Training,
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -95,9 +97,9 @@ impl Planted {
     }
 
     /// What a dictionary for any of the batches is made for.
-    pub fn shape(&self, adam: AdamMode) -> Shape {
+    pub fn shape(&self) -> Shape {
         let batch = self.batches.iter().map(|batch| batch.rows).max().unwrap_or(1);
-        Shape { width: self.width, features: self.features, batch, adam: Some(adam), dense_bytes: 1 << 30 }
+        Shape { width: self.width, features: self.features, batch, dense_bytes: 1 << 30 }
     }
 }
 
@@ -141,7 +143,7 @@ pub struct Run<'a, D: Device> {
     device: &'a D,
     staging: D::Staging,
     /// With the weights that were planted.
-    pub dictionary: D::Dictionary,
+    pub dictionary: D::Training,
     /// The batch, and room for those in flight behind it.
     x: Vec<D::Rows>,
     tally: D::Tally,
@@ -152,18 +154,19 @@ pub struct Run<'a, D: Device> {
 }
 
 impl<'a, D: Device> Run<'a, D> {
-    /// A dictionary of `shape`, see [`Planted::shape`], with its weights, and no batch yet.
+    /// A dictionary with its weights that `mode` trains, and no batch yet.
     ///
     /// # Panics
     /// Without memory.
-    pub fn new(device: &'a D, of: &Planted, shape: Shape) -> Self {
+    pub fn new(device: &'a D, of: &Planted, mode: AdamMode) -> Self {
+        let shape = of.shape();
         let memory = "enough memory for the benchmark";
-        let mut dictionary = device.dictionary(shape).expect(memory);
+        let mut dictionary = device.training(shape, mode).expect(memory);
         for first in (0..of.features).step_by(ROWS_OF_A_SEED) {
             let rows = first..of.features.min(first + ROWS_OF_A_SEED);
             let values = &of.w_fd[rows.start * of.width..rows.end * of.width];
-            dictionary.write(Tensor::EncoderWeight, Slot::Value, rows.clone(), values);
-            dictionary.write(Tensor::DecoderWeight, Slot::Value, rows, values);
+            dictionary.write(Tensor::EncoderWeight, rows.clone(), values);
+            dictionary.write(Tensor::DecoderWeight, rows, values);
         }
         let x = (0..=D::AHEAD).map(|_| device.rows(shape.batch, of.width).expect(memory)).collect();
         let staging = device.staging(2 * shape.batch * of.width).expect(memory);
@@ -183,12 +186,12 @@ impl<'a, D: Device> Run<'a, D> {
         let (mut low, mut high) = (-6.0, 1.0);
         for _ in 0..10 {
             let bias = (low + high) / 2.0;
-            self.dictionary.write(Tensor::EncoderBias, Slot::Value, 0..features, &vec![bias; features]);
+            self.dictionary.write(Tensor::EncoderBias, 0..features, &vec![bias; features]);
             // Without room for the lists it is far above.
             if self.active().is_none_or(|active| active > l0 * batch.rows) { high = bias } else { low = bias }
         }
         // Below the target there is room.
-        self.dictionary.write(Tensor::EncoderBias, Slot::Value, 0..features, &vec![low; features]);
+        self.dictionary.write(Tensor::EncoderBias, 0..features, &vec![low; features]);
         self.active().unwrap_or(0) as f64 / batch.rows as f64
     }
 
@@ -226,7 +229,7 @@ impl<'a, D: Device> Run<'a, D> {
     }
 
     /// The batch and the dictionary.
-    pub fn parts(&mut self) -> (&mut D::Dictionary, &D::Rows) {
+    pub fn parts(&mut self) -> (&mut D::Training, &D::Rows) {
         (&mut self.dictionary, &self.x[0])
     }
 

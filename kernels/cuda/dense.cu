@@ -10,6 +10,7 @@
 // and with several tiles the gradient for the update, which makes it ten: memory stays bounded at any F, and the phase is short.
 //
 // Plan: Tile of tile.cuh with five epilogues.
+#include "activation.cuh"
 #include "columns.cuh"
 #include "status.cuh"
 #include "tile.cuh"
@@ -23,7 +24,7 @@ static __device__ __forceinline__ void dense_encode(u8* memory, const T* x_bs, c
     tile.multiply(memory, {x_bs + (u64)token0 * stride, stride, n - token0}, {w_enc_ts + (u64)min(t0, count - 1) * stride, stride, count > t0 ? count - t0 : 0},
                   stride, [&](u32, u32 t) { return t0 + t < count ? b_enc_t[t0 + t] : 0.0f; });
     tile.each(0, Gemm::ROWS, [&](u32 m, u32 t, float sum) {
-        if (token0 + m < n && t0 + t < tile_width) store(a_bt + (u64)(token0 + m) * tile_width + t0 + t, sum > 0 ? sum : 0.0f);
+        if (token0 + m < n && t0 + t < tile_width) store(a_bt + (u64)(token0 + m) * tile_width + t0 + t, activate(sum));
     });
 }
 
@@ -57,8 +58,7 @@ static __device__ __forceinline__ void dense_activations(u8* memory, const T* g_
     tile.each(0, Gemm::ROWS, [&](u32 m, u32 t, float sum) {
         if (token0 + m >= n || t0 + t >= tile_width) return;
         const u64 at = (u64)(token0 + m) * tile_width + t0 + t;
-        const bool active = t0 + t < count && load(a_bt + at) > 0;
-        store(gradient_bt + at, active ? sum : 0.0f);
+        store(gradient_bt + at, t0 + t < count ? activation_gradient(load(a_bt + at), sum) : 0.0f);
     });
 }
 
@@ -164,7 +164,7 @@ template <class T> static __device__ __forceinline__ void dense_count(const T* a
     const u32 t = blockIdx.x * WARP + lane_id();
     u32 fired = 0;
     if (t < count)
-        for (u32 token = from + warp_id(); token < to; token += 8) fired += load(a_bt + (u64)token * tile_width + t) > 0;
+        for (u32 token = from + warp_id(); token < to; token += 8) fired += is_active(load(a_bt + (u64)token * tile_width + t));
     parts[warp_id()][lane_id()] = fired;
     __syncthreads();
     if (warp_id() > 0 || t >= count) return;

@@ -7,11 +7,12 @@
 // Bytes: x and W_enc once (x stays in L2), 8 a pair written, sorted in place; nothing of size n × features. FLOP: 2 · n · F · D.
 //
 // Plan: a tile of tokens × features a block, tokens fastest, so that a tile of W_enc is fetched once for all of them. Sums
-// begin at the bias, so that ReLU is all that is left of them; the few positive ones go to a list in shared memory, and from there to the tokens' lists at
+// begin at the bias, so that the activation function is all that is left of them; the few active ones go to a list in shared memory, and from there to the tokens' lists at
 // places given out by one counter a token. Counters go on counting past the capacity: that is how an overflow is seen.
 // `sort_lists` then sorts each list by feature, so that results do not depend on who came first, and counts firings.
 //
 // Rejected: an atomic on the token's counter at each of a thread's 64 sums (four times the code, and a wait at each).
+#include "activation.cuh"
 #include "status.cuh"
 #include "tile.cuh"
 
@@ -31,7 +32,7 @@ static __device__ __forceinline__ void encode(u8* memory, const T* x_bs, const T
 
     u32 hits = 0;
     tile.each(0, Gemm::ROWS, [&](u32, u32, float& sum) {
-        hits += sum > 0;
+        hits += is_active(sum);
         forget(sum);
     });
     u32* used = (u32*)memory;
@@ -49,13 +50,13 @@ static __device__ __forceinline__ void encode(u8* memory, const T* x_bs, const T
         if (rows == 1) {
             hits = 0;
             tile.each(row, row + 1, [&](u32, u32, float& sum) {
-                hits += sum > 0;
+                hits += is_active(sum);
                 forget(sum);
             });
         }
         u32 at = hits > 0 ? atomicAdd(used, hits) : 0;
         tile.each(row, row + rows, [&](u32 m, u32 f, float sum) {
-            if (sum > 0) list[at++] = make_uint2(__float_as_uint(sum), m << 16 | f);
+            if (is_active(sum)) list[at++] = make_uint2(__float_as_uint(sum), m << 16 | f);
         });
         __syncthreads();
         for (u32 i = threadIdx.x; i < *used; i += Gemm::THREADS) {

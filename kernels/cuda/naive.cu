@@ -8,6 +8,7 @@
 //
 // Bytes: encode 4 · F a token written; backward 16 · stride a pair, read and written by atomics; adam 28 a value, and 4 for the copy.
 // Plan: a thread an output for encode, a block a token for decode and backward, a thread a value for Adam.
+#include "activation.cuh"
 #include "parameter.cuh"
 
 static constexpr u32 THREADS = 256;
@@ -20,7 +21,7 @@ naive_encode(const bf16* x_bs, const bf16* w_enc_fs, const float* b_enc_f, float
     const bf16 *x = x_bs + (u64)blockIdx.y * stride, *w = w_enc_fs + (u64)f * stride;
     float sum = b_enc_f[f];
     for (u32 d = 0; d < stride; ++d) sum = fmaf(load(x + d), load(w + d), sum);
-    a_tf[(u64)blockIdx.y * features + f] = sum > 0 ? sum : 0.0f;
+    a_tf[(u64)blockIdx.y * features + f] = activate(sum);
 }
 
 extern "C" __global__ void __launch_bounds__(256)

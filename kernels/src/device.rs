@@ -6,12 +6,15 @@
 //! what is active.
 //! On the step's path no weights, rows or gradients cross the seam; [`Dictionary::read`] and [`Dictionary::write`]
 //! exist for checkpoints, initialisation and export.
+//!
+//! What a dictionary can do is its type. [`Dictionary`] is what evaluation needs; [`Training`] is one that can be trained
+//! as well. A device makes both, and an evaluation takes either.
 
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::Error;
 use crate::mesh::Axes;
+use crate::{Error, Sums};
 
 /// How the values of a stored row are encoded, little endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +49,7 @@ pub enum AdamMode {
     Touched,
 }
 
-/// What a dictionary is made for; all memory follows from it.
+/// The sizes of a dictionary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// `D`, values in a row.
@@ -55,12 +58,18 @@ pub struct Shape {
     pub features: usize,
     /// `B`, most rows in a batch.
     pub batch: usize,
-    /// Which rows Adam updates; `None` makes a dictionary that cannot train: it holds no moments and nothing that only
-    /// backward needs.
-    pub adam: Option<AdamMode>,
     /// Bytes that the dense path may take to keep the activations of a batch for the backward pass. When `4·B·F` is
     /// more, it computes them again, tile by tile.
     pub dense_bytes: usize,
+}
+
+/// What a dictionary is made for: with its [`Shape`], all memory follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A [`Dictionary`]: weights, and what encode and decode need.
+    Evaluation,
+    /// A [`Training`]: moments, clocks and what backward needs besides.
+    Training,
 }
 
 /// How encode and decode treat a batch. Both give the same numbers up to rounding.
@@ -85,15 +94,13 @@ pub enum Tensor {
     DecoderBias,
 }
 
-/// Which of the three arrays that belong to a [`Tensor`].
+/// Adam's means over the gradients of a [`Tensor`], an array like it each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
-    /// The parameter itself.
-    Value,
-    /// Adam's first moment.
-    FirstMoment,
-    /// Adam's second moment.
-    SecondMoment,
+pub enum Moment {
+    /// Of the gradients.
+    First,
+    /// Of their squares.
+    Second,
 }
 
 /// Counters kept for each feature.
@@ -189,94 +196,6 @@ pub struct Report {
     pub gradient_norm: f64,
 }
 
-/// Sums over counted rows from which every reported metric follows. Adding two gives the sums of both.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sums {
-    /// Counted rows.
-    pub rows: u64,
-    /// `Σ ‖x − x̂‖²`.
-    pub squared_error: f64,
-    /// `Σ ‖x‖²`.
-    pub squared_norm: f64,
-    /// `Σ x`, `[D]`.
-    pub x_d: Vec<f64>,
-    /// `Σ Σ_f a_f ‖W_dec[f]‖`.
-    pub l1: f64,
-    /// `Σ #{f : a_f > 0}`.
-    pub active: u64,
-    /// Rows on which each feature fired, `[F]`, or those of them that a rank owns.
-    pub fired_f: Vec<u64>,
-}
-
-impl Sums {
-    /// Nothing counted yet.
-    pub fn new(width: usize, features: usize) -> Self {
-        Sums {
-            rows: 0,
-            squared_error: 0.0,
-            squared_norm: 0.0,
-            x_d: vec![0.0; width],
-            l1: 0.0,
-            active: 0,
-            fired_f: vec![0; features],
-        }
-    }
-
-    /// The sums over the rows of all ranks, each row counted once; firings are those of the features that this rank owns.
-    /// `self` is what this rank has counted, with the firings of its whole shard.
-    ///
-    /// # Errors
-    /// [`Error::Peer`].
-    pub(crate) fn over(mut self, axes: &Axes) -> Result<Self, Error> {
-        if axes.all.size() == 1 {
-            return Ok(self);
-        }
-        // What belongs to rows alone is the same on all ranks that see them; what belongs to pairs differs everywhere.
-        let mut of_rows = [self.rows as f64, self.squared_error, self.squared_norm];
-        let mut of_pairs = [self.l1, self.active as f64];
-        axes.data.sum_f64(&mut of_rows)?;
-        axes.data.sum_f64(&mut self.x_d)?;
-        axes.all.sum_f64(&mut of_pairs)?;
-        let firings = |member| bytemuck::cast_slice(&self.fired_f[axes.owned_by(member, self.fired_f.len())]).to_vec();
-        let messages = axes.data.exchange((0..axes.data.size()).map(firings).collect())?;
-        let mut fired_f = vec![0; axes.owned(self.fired_f.len()).len()];
-        for message in &messages {
-            let counts: Vec<u64> = bytemuck::pod_collect_to_vec(message);
-            fired_f.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-        }
-        let ([rows, squared_error, squared_norm], [l1, active]) = (of_rows, of_pairs);
-        let (rows, active) = (rows as u64, active as u64);
-        Ok(Sums { rows, squared_error, squared_norm, l1, active, fired_f, ..self })
-    }
-
-    /// What the rank among `axes` puts into the tally of its shard of `features` so that [`Sums::over`] gives `self` again.
-    pub(crate) fn part(&self, axes: &Axes, features: usize) -> Sums {
-        let mut fired_f = vec![0; features];
-        fired_f[axes.owned(features)].copy_from_slice(&self.fired_f);
-        let part = match (axes.place.data(), axes.place.feature()) {
-            (0, 0) => self.clone(),
-            (0, _) => Sums { l1: 0.0, active: 0, ..self.clone() },
-            _ => Sums::new(self.x_d.len(), 0),
-        };
-        Sums { fired_f, ..part }
-    }
-
-    /// Adds the sums over other rows of the same data and dictionary.
-    ///
-    /// # Panics
-    /// When widths or feature counts differ.
-    pub fn add(&mut self, other: &Sums) {
-        assert_eq!((self.x_d.len(), self.fired_f.len()), (other.x_d.len(), other.fired_f.len()), "sums of one shape");
-        self.rows += other.rows;
-        self.squared_error += other.squared_error;
-        self.squared_norm += other.squared_norm;
-        self.l1 += other.l1;
-        self.active += other.active;
-        self.x_d.iter_mut().zip(&other.x_d).for_each(|(a, b)| *a += b);
-        self.fired_f.iter_mut().zip(&other.fired_f).for_each(|(a, b)| *a += b);
-    }
-}
-
 /// What the objects of a [`Shape`] take of a device's memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bytes {
@@ -308,8 +227,10 @@ pub trait Device: Sync {
     type Rows: Send;
     /// Sums kept on the device over several batches.
     type Tally: Send;
-    /// A dictionary on the device.
+    /// A dictionary on the device, to be evaluated.
     type Dictionary: Dictionary<Rows = Self::Rows, Tally = Self::Tally>;
+    /// A dictionary on the device, to be trained.
+    type Training: Training<Rows = Self::Rows, Tally = Self::Tally, Settled = Self::Dictionary>;
 
     /// Name and what matters of it, for people: `cpu, 2 threads, avx512f + avx512_bf16`.
     fn describe(&self) -> String;
@@ -321,10 +242,10 @@ pub trait Device: Sync {
     /// Share of active pairs above which [`Path::Dense`] is the faster one here.
     fn dense_above(&self) -> f64;
 
-    /// What a dictionary of `shape`, rows for its batch and a tally take at most, and rows for [`Device::AHEAD`] batches more
-    /// when it trains: known without taking it. Scratch that
+    /// What a dictionary of `shape` for `purpose`, rows for its batch and a tally take at most, and rows for
+    /// [`Device::AHEAD`] batches more when it is to be trained: known without taking it. Scratch that
     /// no step uses may cost addresses only.
-    fn bytes(&self, shape: Shape) -> Bytes;
+    fn bytes(&self, shape: Shape, purpose: Purpose) -> Bytes;
 
     /// Whether what it counts of a batch of `shape` stays within the numbers that it counts with.
     ///
@@ -335,8 +256,8 @@ pub trait Device: Sync {
     }
 
     /// Other ways to keep weights and moments here that take less memory, widest first: as keys of a recipe, each with what
-    /// `shape` takes then. None where there is one way only.
-    fn lighter(&self, _shape: Shape) -> Vec<(&'static str, Bytes)> {
+    /// a dictionary of `shape` for `purpose` takes then. None where there is one way only.
+    fn lighter(&self, _shape: Shape, _purpose: Purpose) -> Vec<(&'static str, Bytes)> {
         Vec::new()
     }
 
@@ -367,11 +288,17 @@ pub trait Device: Sync {
     /// [`Error::OutOfMemory`].
     fn tally(&self, width: usize, features: usize) -> Result<Self::Tally, Error>;
 
-    /// Takes memory for a dictionary; everything in it starts at 0.
+    /// Takes memory for a dictionary that is evaluated; everything in it starts at 0.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
     fn dictionary(&self, shape: Shape) -> Result<Self::Dictionary, Error>;
+
+    /// Takes memory for a dictionary of which Adam updates the rows that `mode` says; everything in it starts at 0.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn training(&self, shape: Shape, mode: AdamMode) -> Result<Self::Training, Error>;
 
     /// Brings the stored rows of a batch to all ranks of the feature axis. Each has put its own at `parts[its index]` of
     /// `staged`, ranges of bytes in ascending order; afterwards all lie there one after the other from the start. Exchanges them.
@@ -418,15 +345,38 @@ pub(crate) fn rate_of_sums(values: usize, ranks: usize, time: Duration) -> f64 {
 /// Sums timed for [`Device::exchange_rate`], after one that is not.
 pub(crate) const SUMS_TIMED: usize = 4;
 
-/// A rank's features with their optimiser state and the scratch of a step. The operations of a step are called in the
-/// order in which they stand here, on the same `x`; evaluation leaves out backward and Adam. Only [`Dictionary::adam`]
-/// changes what a checkpoint holds. Ranks exchange x̂, sums, gradients and updated weights in them; that they could not is reported by
-/// [`Dictionary::report`].
+/// The active pairs of some rows of a batch, in CSR: a row for each token of the features that are active on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ActivePairs {
+    /// Where the pairs of each row begin, and the end: one more than there are rows.
+    pub start_r: Vec<usize>,
+    /// Features as this rank counts them, ascending within a row.
+    pub feature_p: Vec<u32>,
+    /// Their activations, above 0.
+    pub activation_p: Vec<f32>,
+}
+
+impl ActivePairs {
+    /// Of rows of (feature, activation).
+    pub(crate) fn of_rows(pairs_r: Vec<Vec<(u32, f32)>>) -> Self {
+        let ends = pairs_r.iter().scan(0, |end, pairs| {
+            *end += pairs.len();
+            Some(*end)
+        });
+        let start_r = [0].into_iter().chain(ends).collect();
+        let (feature_p, activation_p) = pairs_r.into_iter().flatten().unzip();
+        ActivePairs { start_r, feature_p, activation_p }
+    }
+}
+
+/// A rank's features with the scratch of a batch. A batch is encoded, decoded and measured in the order in which these
+/// operations stand here, on the same `x`; a step goes on with those of [`Training`]. Ranks exchange x̂ and sums in them; that
+/// they could not is reported by [`Dictionary::report`].
 ///
 /// A batch is *refused* when it has no room, or it or its gradient is not finite: it changes nothing. A batch enqueued
 /// before that is known is *held*: it changes nothing either, nor does any after it until [`Dictionary::release`]. So steps
 /// take effect in their order or not at all, however late reports are read.
-pub trait Dictionary: Send + Sized {
+pub trait Dictionary: Send {
     /// See [`Device::Rows`].
     type Rows;
     /// See [`Device::Tally`].
@@ -444,18 +394,11 @@ pub trait Dictionary: Send + Sized {
     /// `g = 2 (x̂ − x) / b` with `b` the rows of the batch over all ranks, and the sums of the report.
     fn residual(&mut self, x: &Self::Rows);
 
-    /// The gradient of `mean ‖x − x̂‖² + λ · mean Σ a ‖W_dec‖` in all parameters, and its norm.
-    fn backward(&mut self, x: &Self::Rows, lambda: f32);
-
     /// Adds the rows whose index in the batch lies in `counted` to `tally`; adds nothing when a row of the batch or, after
-    /// [`Dictionary::backward`], the gradient is not finite: the step will be refused, and its rows come again. Stands
-    /// before [`Dictionary::adam`] because the decoder norms must be those of the batch; without a step it follows
+    /// [`Training::backward`], the gradient is not finite: the step will be refused, and its rows come again. Stands
+    /// before [`Training::adam`] because the decoder norms must be those of the batch; without a step it follows
     /// [`Dictionary::residual`]. May be called several times for one batch.
     fn count(&mut self, x: &Self::Rows, tally: &mut Self::Tally, counted: Range<usize>);
-
-    /// Clips, updates, and moves the clocks; does nothing when the batch or its gradient is not finite. Takes the rows
-    /// again because a device may make gradient rows a second time instead of storing them.
-    fn adam(&mut self, x: &Self::Rows, update: &AdamUpdate);
 
     /// Waits, and copies `‖x − x̂‖²` of `rows` of the last batch to `out`: rows by their index among those that this rank sees, of a batch
     /// that was not refused, after [`Dictionary::residual`].
@@ -463,6 +406,17 @@ pub trait Dictionary: Send + Sized {
     /// # Errors
     /// As [`Dictionary::report`].
     fn errors(&self, rows: Range<usize>, out: &mut [f64]) -> Result<(), Error>;
+
+    /// Waits, and returns the pairs of `rows` of the last batch that are active among this rank's features: rows by their index
+    /// among those that this rank sees, of a batch that was not refused, between [`Dictionary::decode`] and the update. Changes
+    /// nothing. Activations are those that decode has read, so rounded where the dense path rounds them.
+    ///
+    /// # Errors
+    /// As [`Dictionary::report`].
+    ///
+    /// # Panics
+    /// When the batch has fewer rows.
+    fn active_pairs(&self, x: &Self::Rows, rows: Range<usize>) -> Result<ActivePairs, Error>;
 
     /// Waits until the batch `back` before the last one is done, 0 being the last itself, and returns what it gave. What was
     /// enqueued after that batch goes on meanwhile.
@@ -478,26 +432,50 @@ pub trait Dictionary: Send + Sized {
     /// that batch again, or leaves it out, and then makes those again that were held.
     fn release(&mut self);
 
-    /// Copies the weights to `into`, with every update made that [`AdamMode::Catchup`] still owes as of before the update
-    /// `next`; in other modes nothing is owed. Leaves this dictionary as it is, so that bits never depend on when somebody
-    /// looked, and the clocks and moments of `into` as they are: it is meant to be one that cannot train.
-    ///
-    /// # Panics
-    /// When `into` has another width or other features.
-    fn settle_into(&self, next: &AdamUpdate, into: &mut Self);
-
-    /// Copies `rows` of an array of `tensor` to `out` (`rows.len() × columns` values), rows counted from this rank's first
-    /// feature. Moments of a dictionary that cannot train read as 0.
+    /// Copies `rows` of a tensor to `out` (`rows.len() × columns` values), rows counted from this rank's first feature.
     ///
     /// # Errors
     /// As [`Dictionary::report`].
-    fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error>;
+    fn read(&self, tensor: Tensor, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error>;
 
-    /// Sets `rows` of an array of `tensor`. Decoder norms follow.
+    /// Sets `rows` of a tensor. Decoder norms follow.
+    fn write(&mut self, tensor: Tensor, rows: Range<usize>, values: &[f32]);
+}
+
+/// A dictionary with its optimiser's state: it can be trained, and be evaluated as any other. The operations of a step are
+/// encode, decode, residual, backward, count, adam. Only [`Training::adam`] changes what a checkpoint holds. Ranks exchange
+/// gradients and updated weights besides.
+pub trait Training: Dictionary {
+    /// What the weights settle into: see [`Device::Dictionary`].
+    type Settled: Dictionary<Rows = Self::Rows, Tally = Self::Tally>;
+
+    /// The gradient of `mean ‖x − x̂‖² + λ · mean Σ a ‖W_dec‖` in all parameters, and its norm. Follows
+    /// [`Dictionary::residual`].
+    fn backward(&mut self, x: &Self::Rows, lambda: f32);
+
+    /// Clips, updates, and moves the clocks; does nothing when the batch or its gradient is not finite. Takes the rows
+    /// again because a device may make gradient rows a second time instead of storing them.
+    fn adam(&mut self, x: &Self::Rows, update: &AdamUpdate);
+
+    /// Copies the weights to `into`, with every update made that [`AdamMode::Catchup`] still owes as of before the update
+    /// `next`; in other modes nothing is owed. Leaves this dictionary as it is, so that bits never depend on when somebody
+    /// looked.
     ///
     /// # Panics
-    /// On moments of features that the rank does not own (see [`crate::mesh`]); so does reading them.
-    fn write(&mut self, tensor: Tensor, slot: Slot, rows: Range<usize>, values: &[f32]);
+    /// When `into` has another width or other features.
+    fn settle_into(&self, next: &AdamUpdate, into: &mut Self::Settled);
+
+    /// Copies `rows` of a moment of `tensor` to `out`, as [`Dictionary::read`] does of the tensor.
+    ///
+    /// # Errors
+    /// As [`Dictionary::report`].
+    ///
+    /// # Panics
+    /// On features that the rank does not own (see [`crate::mesh`]); so does writing them.
+    fn read_moment(&self, tensor: Tensor, moment: Moment, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error>;
+
+    /// Sets `rows` of a moment of `tensor`.
+    fn write_moment(&mut self, tensor: Tensor, moment: Moment, rows: Range<usize>, values: &[f32]);
 
     /// Copies the clocks of `features` to `out`.
     ///

@@ -1,6 +1,6 @@
 //! Every operation of a training step, behind one seam.
 //!
-//! [`Device`] and [`Dictionary`] are what the trainer sees; [`cpu`] is the implementation that runs everywhere, [`cuda`]
+//! [`Device`], [`Dictionary`] and [`Training`] are what the trainer sees; [`cpu`] is the implementation that runs everywhere, [`cuda`]
 //! finds GPUs and makes kernels for them, [`ranks`] is how the parts of a job reach each other, and [`mesh`] says who does what. The
 //! mathematics is written once per operation, in the file that carries its name.
 //!
@@ -13,9 +13,11 @@ mod error;
 mod first_error;
 pub mod mesh;
 pub mod ranks;
+mod sums;
 
 pub use device::{
-    AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Slot, Sums,
-    Tensor,
+    ActivePairs, AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, LearningRate, Moment, Path, Purpose, Report,
+    RowDtype, Shape, Tensor, Training,
 };
 pub use error::Error;
+pub use sums::Sums;

@@ -9,12 +9,12 @@ use std::path::Path;
 
 use build_script::cubin::Label;
 use build_script::embed;
-use build_script::sources::Source;
+use build_script::sources::KernelSource;
 
-const SOURCES: [Source; 2] =
-    [Source { file: "first.cu", text: "int first;" }, Source { file: "second.cu", text: "int second;" }];
+const SOURCES: [KernelSource; 2] =
+    [KernelSource { file: "first.cu", text: "int first;" }, KernelSource { file: "second.cu", text: "int second;" }];
 
-fn write(folder: &Path, source: &Source, arch: &str) {
+fn write(folder: &Path, source: &KernelSource, arch: &str) {
     let file = Label::new(source, arch, "13.0").wrap(b"\x7fELF");
     fs::write(folder.join(format!("{}-{arch}.cubin", source.name())), file).expect("written");
 }
@@ -49,7 +49,7 @@ fn what_would_not_be_the_kernels_of_this_build_is_refused() {
     let reason = refused(folder.path());
     assert!(reason.contains("second is missing for sm_80: make the folder again"), "{reason}");
 
-    write(folder.path(), &Source { text: "int changed;", ..SOURCES[1] }, "sm_80");
+    write(folder.path(), &KernelSource { text: "int changed;", ..SOURCES[1] }, "sm_80");
     let reason = refused(folder.path());
     assert!(reason.contains("second-sm_80.cubin was made from other sources than these"), "{reason}");
 

@@ -1,7 +1,9 @@
 //! What a dictionary takes: as much as [`Device::bytes`] says, at the start and never again, and no page before its use.
 
 use kernels::cpu::Cpu;
-use kernels::{AdamMode, AdamUpdate, Bytes, Device, Dictionary, LearningRate, Path, RowDtype, Shape, Slot, Tensor};
+use kernels::{
+    AdamMode, AdamUpdate, Bytes, Device, Dictionary, LearningRate, Path, Purpose, RowDtype, Shape, Tensor, Training,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -52,15 +54,20 @@ fn resident() -> Option<u64> {
 fn memory_is_taken_at_the_start_as_announced() {
     let device = Cpu::new(Some(2)).expect("threads");
     // The lists and the dense path's activations are far from 5 % of the rest, so that a buffer left out is noticed.
-    let large = Shape { width: 512, features: 1 << 16, batch: 4096, adam: Some(AdamMode::Dense), dense_bytes: 1 << 30 };
+    let large = Shape { width: 512, features: 1 << 16, batch: 4096, dense_bytes: 1 << 30 };
+    let again = Shape { dense_bytes: 0, ..large };
     // Kept: what is given back would come again with pages that were used.
-    let mut objects = Vec::new();
-    for shape in [large, Shape { dense_bytes: 0, ..large }, Shape { adam: None, ..large }] {
-        let said = device.bytes(shape);
+    let (mut trained, mut evaluated, mut batches) = (Vec::new(), Vec::new(), Vec::new());
+    for (shape, purpose) in [(large, Purpose::Training), (again, Purpose::Training), (large, Purpose::Evaluation)] {
+        let said = device.bytes(shape, purpose);
         let before = resident();
-        let (made, taken) = taken_by(|| {
+        let ((), taken) = taken_by(|| {
             let (rows, tally) = (device.rows(shape.batch, shape.width), device.tally(shape.width, shape.features));
-            (device.dictionary(shape).expect("memory"), rows.expect("memory"), tally.expect("memory"))
+            batches.push((rows.expect("memory"), tally.expect("memory")));
+            match purpose {
+                Purpose::Training => trained.push(device.training(shape, AdamMode::Dense).expect("memory")),
+                Purpose::Evaluation => evaluated.push(device.dictionary(shape).expect("memory")),
+            }
         });
         // Buffers take up to 2 MiB more, to begin on a huge page.
         let all = said.weights + said.step;
@@ -68,19 +75,18 @@ fn memory_is_taken_at_the_start_as_announced() {
         if let (Some(before), Some(after)) = (before, resident()) {
             assert!(after - before < all / 10, "{shape:?}: {} of {all} bytes are in memory unused", after - before);
         }
-        objects.push(made);
     }
-    let [trains, again, settled] =
-        [large, Shape { dense_bytes: 0, ..large }, Shape { adam: None, ..large }].map(|shape| device.bytes(shape));
+    let [trains, again] = [large, again].map(|shape| device.bytes(shape, Purpose::Training));
+    let settled = device.bytes(large, Purpose::Evaluation);
     let values = 2 * 512 * (1_u64 << 16);
     assert!(trains.step - again.step == (4 * 4096) << 16, "dense_bytes keep the activations: {trains:?} {again:?}");
     assert!(trains.weights - settled.weights > 2 * 4 * values, "no moments: {settled:?}");
     assert!(again.step - settled.step > 4 * values, "no gradient: {settled:?}");
 
-    let shape = Shape { width: 64, features: 4096, batch: 512, adam: Some(AdamMode::Catchup), dense_bytes: 1 << 30 };
-    let Bytes { weights, step, .. } = device.bytes(shape);
-    let mut dictionary = device.dictionary(shape).expect("memory");
-    let mut settled = device.dictionary(Shape { adam: None, ..shape }).expect("memory");
+    let shape = Shape { width: 64, features: 4096, batch: 512, dense_bytes: 1 << 30 };
+    let Bytes { weights, step, .. } = device.bytes(shape, Purpose::Training);
+    let mut dictionary = device.training(shape, AdamMode::Catchup).expect("memory");
+    let mut settled = device.dictionary(shape).expect("memory");
     let (mut x, mut tally) = (device.rows(512, 64).expect("memory"), device.tally(64, 4096).expect("memory"));
     let mut staging = device.staging(4 * 512 * 64).expect("memory");
     let noise: Vec<f32> =
@@ -88,7 +94,7 @@ fn memory_is_taken_at_the_start_as_announced() {
     let bytes = noise[..512 * 64].iter().flat_map(|v| v.to_le_bytes());
     staging.as_mut().iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
     for tensor in [Tensor::EncoderWeight, Tensor::DecoderWeight] {
-        dictionary.write(tensor, Slot::Value, 0..4096, &noise);
+        dictionary.write(tensor, 0..4096, &noise);
     }
     for number in 0..4 {
         let (report, taken) = taken_by(|| {

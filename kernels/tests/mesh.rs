@@ -4,7 +4,8 @@ use kernels::cpu::{Cpu, Options};
 use kernels::mesh::{Axes, Mesh};
 use kernels::ranks::threads;
 use kernels::{
-    AdamMode, AdamUpdate, Clock, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Slot, Sums, Tensor,
+    AdamMode, AdamUpdate, Clock, Device, Dictionary, LearningRate, Moment, Path, Report, RowDtype, Shape, Sums, Tensor,
+    Training,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -44,13 +45,13 @@ fn steps(device: &Cpu, mode: AdamMode, path: Path) -> Outcome {
     let (axes, memory) = (device.axes().clone(), "enough memory");
     let Mesh { feature, .. } = axes.place.mesh;
     let shard = axes.place.shard(FEATURES);
-    let shape = Shape { width: WIDTH, features: shard.len(), batch: BATCH, adam: Some(mode), dense_bytes: usize::MAX };
-    let mut sae = device.dictionary(shape).expect(memory);
+    let shape = Shape { width: WIDTH, features: shard.len(), batch: BATCH, dense_bytes: usize::MAX };
+    let mut sae = device.training(shape, mode).expect(memory);
     for (seed, tensor) in [(1, Tensor::EncoderWeight), (2, Tensor::DecoderWeight)] {
         let all = uniform(seed, FEATURES * WIDTH, 0.5);
-        sae.write(tensor, Slot::Value, 0..shard.len(), &all[shard.start * WIDTH..shard.end * WIDTH]);
+        sae.write(tensor, 0..shard.len(), &all[shard.start * WIDTH..shard.end * WIDTH]);
     }
-    sae.write(Tensor::EncoderBias, Slot::Value, 0..shard.len(), &vec![-1.2; shard.len()]);
+    sae.write(Tensor::EncoderBias, 0..shard.len(), &vec![-1.2; shard.len()]);
     let mut x = device.rows(BATCH, WIDTH).expect(memory);
     let mut tally = device.tally(WIDTH, shard.len()).expect(memory);
     let mut staging = device.staging(4 * BATCH * WIDTH).expect(memory);
@@ -78,25 +79,29 @@ fn steps(device: &Cpu, mode: AdamMode, path: Path) -> Outcome {
         sae.adam(&x, &AdamUpdate { step, lr: LearningRate::constant(1e-2), clip: 1.0, tokens, seed: 0 });
         reports.push(sae.report(0).expect("ranks that answer"));
     }
-    let mut looked = device.dictionary(Shape { adam: None, ..shape }).expect(memory);
+    let mut looked = device.dictionary(shape).expect(memory);
     let next =
         AdamUpdate { step: STEPS, lr: LearningRate::constant(1e-2), clip: 1.0, tokens: STEPS * BATCH as u64, seed: 0 };
     sae.settle_into(&next, &mut looked);
-    let read = |of: &<Cpu as Device>::Dictionary, tensor, slot, rows: std::ops::Range<usize>| {
-        let columns = if tensor == Tensor::EncoderBias { 1 } else { WIDTH };
-        let mut values = vec![0.0; rows.len() * columns];
-        of.read(tensor, slot, rows, &mut values).expect("no GPU");
+    let room = |tensor, rows: usize| vec![0.0; if tensor == Tensor::EncoderBias { rows } else { rows * WIDTH }];
+    let settled_rows = |tensor, rows: std::ops::Range<usize>| {
+        let mut values = room(tensor, rows.len());
+        looked.read(tensor, rows, &mut values).expect("no GPU");
+        values
+    };
+    let moment_rows = |tensor, moment, rows: std::ops::Range<usize>| {
+        let mut values = room(tensor, rows.len());
+        sae.read_moment(tensor, moment, rows, &mut values).expect("no GPU");
         values
     };
     let tensors = [Tensor::EncoderWeight, Tensor::EncoderBias, Tensor::DecoderWeight];
-    let mut settled: Vec<f32> =
-        tensors.iter().flat_map(|&tensor| read(&looked, tensor, Slot::Value, 0..shard.len())).collect();
-    settled.extend(read(&looked, Tensor::DecoderBias, Slot::Value, 0..1));
+    let mut settled: Vec<f32> = tensors.iter().flat_map(|&tensor| settled_rows(tensor, 0..shard.len())).collect();
+    settled.extend(settled_rows(Tensor::DecoderBias, 0..1));
     let owned = axes.owned(shard.len());
-    let moments = [Slot::FirstMoment, Slot::SecondMoment]
+    let moments = [Moment::First, Moment::Second]
         .iter()
-        .flat_map(|&slot| tensors.iter().flat_map(move |&tensor| [(tensor, slot)]))
-        .flat_map(|(tensor, slot)| read(&sae, tensor, slot, owned.clone()))
+        .flat_map(|&moment| tensors.iter().map(move |&tensor| (tensor, moment)))
+        .flat_map(|(tensor, moment)| moment_rows(tensor, moment, owned.clone()))
         .collect();
     let mut last_fired = vec![0; owned.len()];
     sae.read_clock(Clock::LastFired, owned, &mut last_fired).expect("no GPU");

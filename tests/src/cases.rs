@@ -1,18 +1,22 @@
 //! What every device must do, as one list of cases: the float64 definition in `reference` is what is right.
 
-use std::ops::Range;
-
 use kernels::{
-    AdamMode, AdamUpdate, Clock, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Slot, Sums, Tensor,
+    AdamMode, AdamUpdate, Clock, Device, Dictionary, LearningRate, Moment, Path, Report, RowDtype, Shape, Sums, Tensor,
+    Training,
 };
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::reference::{self, Parameters};
 pub use crate::tolerance::Numbers;
+pub use run::{Case, PATHS, Run, TENSORS, close, read, read_arrays, read_moment, update};
 
 pub mod boundaries;
+pub mod pairs;
+mod run;
 pub mod terms;
+
+use run::{LR, clock, distance, exact, flat, normal, rows_of};
 
 /// A case: panics when the device is wrong.
 pub type Check<D> = fn(&D, Numbers);
@@ -33,6 +37,8 @@ pub fn all<D: Device>() -> Vec<(&'static str, Check<D>)> {
         ("a clipped gradient and a skipped row follow the mode", a_clipped_gradient_and_a_skipped_row_follow_the_mode),
         ("a dictionary goes on where another was read", a_dictionary_goes_on_where_another_was_read),
         ("what is owed is settled", what_is_owed_is_settled),
+        ("active pairs agree with the reference", pairs::active_pairs_agree_with_the_reference),
+        ("looking at pairs changes nothing", pairs::looking_at_pairs_changes_nothing),
     ]
 }
 
@@ -48,227 +54,6 @@ pub fn of_adam<D: Device>() -> Vec<(&'static str, Check<D>)> {
 
 fn named<D: Device>(wanted: &[&str]) -> Vec<(&'static str, Check<D>)> {
     all().into_iter().filter(|(name, _)| wanted.iter().any(|wanted| name.starts_with(wanted))).collect()
-}
-
-/// All tensors.
-pub const TENSORS: [Tensor; 4] =
-    [Tensor::EncoderWeight, Tensor::EncoderBias, Tensor::DecoderWeight, Tensor::DecoderBias];
-
-/// Both paths.
-pub const PATHS: [Path; 2] = [Path::Sparse, Path::Dense];
-
-/// Constant, then falling over the last 40 of 240 steps.
-const LR: LearningRate = LearningRate { base: 1e-3, decay_from: 160.0, steps: 240.0 };
-
-/// A dictionary, a batch, and what a step on them needs.
-#[derive(Clone)]
-pub struct Case {
-    /// Of the dictionary.
-    pub shape: Shape,
-    /// Its parameters.
-    pub p: Parameters,
-    /// Rows.
-    pub x: Vec<Vec<f64>>,
-    /// λ.
-    pub lambda: f32,
-}
-
-/// Values that the device holds exactly, so that both sides start from the same numbers.
-fn exact(numbers: Numbers, values: impl IntoIterator<Item = f64>) -> Vec<f64> {
-    values.into_iter().map(|v| numbers.nearest(v)).collect()
-}
-
-fn normal(rng: &mut ChaCha8Rng) -> f64 {
-    let sum: f64 = (0..12).map(|_| rng.random::<f64>()).sum();
-    sum - 6.0
-}
-
-impl Case {
-    /// Weights, biases around `bias` and rows, all of a seed.
-    pub fn new(numbers: Numbers, width: usize, features: usize, batch: usize, bias: f64, seed: u64) -> Case {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut row = |scale: f64| exact(numbers, (0..width).map(|_| scale * normal(&mut rng)));
-        let scale = 1.0 / (width as f64).sqrt();
-        let p = Parameters {
-            w_enc: (0..features).map(|_| row(scale)).collect(),
-            b_enc: exact(numbers, (0..features).map(|f| bias + 0.1 * (f as f64).sin())),
-            w_dec: (0..features).map(|_| row(scale)).collect(),
-            b_dec: row(0.1),
-        };
-        let x = (0..batch).map(|_| row(1.0)).collect();
-        let shape = Shape { width, features, batch, adam: Some(AdamMode::Dense), dense_bytes: usize::MAX };
-        Case { shape, p, x, lambda: 0.7 }
-    }
-
-    /// With ragged ends everywhere, of which some features fire.
-    fn ragged(numbers: Numbers, bias: f64) -> Case {
-        Case::new(numbers, 21, 130, 40, bias, 2)
-    }
-
-    /// The same with biases moved until no pre-activation is so near 0 that a device may see either sign.
-    fn apart(mut self, numbers: Numbers) -> Case {
-        for f in 0..self.shape.features {
-            let near = |b: f64, x: &Vec<f64>| {
-                let (sum, bound) = reference::pre_activation(numbers, (&self.p.w_enc[f], b), x);
-                (sum.abs() < bound).then_some(bound)
-            };
-            // Each move goes past the bound of the one that was near, and what moves is small beside what biases are.
-            while let Some(bound) = self.x.iter().find_map(|x| near(self.p.b_enc[f], x)) {
-                self.p.b_enc[f] = f64::from((self.p.b_enc[f] + 2.5 * bound) as f32);
-            }
-        }
-        self
-    }
-
-    fn with_adam(mut self, mode: AdamMode) -> Case {
-        self.shape.adam = Some(mode);
-        self
-    }
-}
-
-fn flat(p: &Parameters, tensor: Tensor) -> Vec<f64> {
-    match tensor {
-        Tensor::EncoderWeight => p.w_enc.concat(),
-        Tensor::EncoderBias => p.b_enc.clone(),
-        Tensor::DecoderWeight => p.w_dec.concat(),
-        Tensor::DecoderBias => p.b_dec.clone(),
-    }
-}
-
-fn rows_of(tensor: Tensor, shape: &Shape) -> usize {
-    if tensor == Tensor::DecoderBias { 1 } else { shape.features }
-}
-
-/// All of an array of a dictionary.
-///
-/// # Panics
-/// When the device fails.
-pub fn read<S: Dictionary>(dictionary: &S, tensor: Tensor, slot: Slot) -> Vec<f32> {
-    let shape = dictionary.shape();
-    let rows = rows_of(tensor, &shape);
-    let columns = if tensor == Tensor::EncoderBias { 1 } else { shape.width };
-    let mut out = vec![f32::NAN; rows * columns];
-    dictionary.read(tensor, slot, 0..rows, &mut out).expect("a device that works");
-    out
-}
-
-/// A clock of every feature.
-fn clock<S: Dictionary>(dictionary: &S, clock: Clock) -> Vec<u64> {
-    let features = dictionary.shape().features;
-    // What no clock shows: a device that writes nothing is caught.
-    let mut out = vec![u64::MAX; features];
-    dictionary.read_clock(clock, 0..features, &mut out).expect("a device that works");
-    out
-}
-
-/// A device with a dictionary that holds a case's parameters, and its batch.
-pub struct Run<'a, D: Device> {
-    pub(crate) device: &'a D,
-    /// The dictionary.
-    pub dictionary: D::Dictionary,
-    x: D::Rows,
-    pub(crate) tally: D::Tally,
-}
-
-impl<'a, D: Device> Run<'a, D> {
-    /// # Panics
-    /// When there is no memory.
-    pub fn new(device: &'a D, case: &Case) -> Self {
-        let Shape { width, features, batch, .. } = case.shape;
-        let mut dictionary = device.dictionary(case.shape).expect("memory");
-        for tensor in TENSORS {
-            let values: Vec<f32> = flat(&case.p, tensor).iter().map(|&v| v as f32).collect();
-            dictionary.write(tensor, Slot::Value, 0..rows_of(tensor, &case.shape), &values);
-        }
-        let x = device.rows(batch, width).expect("memory");
-        let tally = device.tally(width, features).expect("memory");
-        let mut run = Run { device, dictionary, x, tally };
-        run.load(&case.x);
-        run
-    }
-
-    /// After so many steps on the sparse path.
-    fn after(device: &'a D, case: &Case, steps: u64) -> Self {
-        let mut run = Run::new(device, case);
-        for step in 0..steps {
-            assert!(run.step(Path::Sparse, case.lambda, &update(step)).ok);
-        }
-        run
-    }
-
-    /// A dictionary without moments that holds what this one is owed at `step`, and the case's batch.
-    fn settled(&self, case: &Case, step: u64) -> Self {
-        let shape = Shape { adam: None, ..case.shape };
-        let mut settled = Run::new(self.device, &Case { shape, ..case.clone() });
-        self.dictionary.settle_into(&update(step), &mut settled.dictionary);
-        settled
-    }
-
-    fn load(&mut self, x: &[Vec<f64>]) {
-        let bytes: Vec<u8> = x.iter().flatten().flat_map(|&v| (v as f32).to_le_bytes()).collect();
-        let mut staging = self.device.staging(bytes.len()).expect("memory");
-        staging.as_mut().copy_from_slice(&bytes);
-        self.device.normalize(&staging, RowDtype::F32, x.len(), x.len(), 1.0, &mut self.x);
-    }
-
-    /// Encodes, decodes, and makes the residual.
-    pub fn forward(&mut self, path: Path) {
-        self.dictionary.encode(&self.x, path);
-        self.dictionary.decode(&self.x);
-        self.dictionary.residual(&self.x);
-    }
-
-    fn count(&mut self, counted: Range<usize>) {
-        self.dictionary.count(&self.x, &mut self.tally, counted);
-    }
-
-    /// A whole step, all rows counted.
-    ///
-    /// # Panics
-    /// When the device fails.
-    pub fn step(&mut self, path: Path, lambda: f32, update: &AdamUpdate) -> Report {
-        self.forward(path);
-        self.dictionary.backward(&self.x, lambda);
-        self.count(0..usize::MAX);
-        self.dictionary.adam(&self.x, update);
-        self.dictionary.report(0).expect("a device that works")
-    }
-
-    /// Every parameter, moment and clock.
-    ///
-    /// # Panics
-    /// When the device fails.
-    pub fn state(&self) -> (Vec<u32>, Vec<u64>) {
-        let slots = [Slot::Value, Slot::FirstMoment, Slot::SecondMoment];
-        let arrays = TENSORS.into_iter().flat_map(|tensor| slots.map(|slot| read(&self.dictionary, tensor, slot)));
-        let clocks = [Clock::LastUpdate, Clock::LastFired].map(|which| clock(&self.dictionary, which));
-        (arrays.flatten().map(f32::to_bits).collect(), clocks.concat())
-    }
-
-    fn sums(&mut self) -> Sums {
-        self.device.take_sums(&mut self.tally).expect("a device that works")
-    }
-}
-
-/// The update of a step.
-pub fn update(step: u64) -> AdamUpdate {
-    AdamUpdate { step, lr: LR, clip: 1.0, tokens: 100 * (step + 1), seed: 7 }
-}
-
-/// Relative, and absolute for small sums: an activation is a difference of numbers of order 1.
-///
-/// # Panics
-/// When `got` is farther from `want` than that.
-pub fn close(what: &str, got: f64, want: f64, tolerance: f64) {
-    let error = (got - want).abs() / want.abs().max(0.1);
-    assert!(error <= tolerance, "{what}: {got} instead of {want}, off by {error:.2e}");
-}
-
-/// `‖got − want‖ / ‖want‖`.
-fn distance(got: &[f32], want: &[f64]) -> f64 {
-    let error: f64 = got.iter().zip(want).map(|(&got, want)| (f64::from(got) - want).powi(2)).sum();
-    let size: f64 = want.iter().map(|want| want * want).sum();
-    error.sqrt() / size.sqrt().max(1e-30)
 }
 
 /// Checks sums, counts and the gradient of one step: with an infinite clip the first moment is a tenth of the gradient.
@@ -293,7 +78,7 @@ pub fn check_step<D: Device>(device: &D, numbers: Numbers, case: &Case, path: Pa
     close(&format!("norm {label}"), report.gradient_norm, norm, numbers.gradient());
     for tensor in TENSORS {
         let tenth: Vec<f64> = flat(&gradient, tensor).iter().map(|g| g * (1.0 - 0.9)).collect();
-        let moment = read(&run.dictionary, tensor, Slot::FirstMoment);
+        let moment = read_moment(&run.dictionary, tensor, Moment::First);
         let size = reference::norm(&tenth);
         assert!(
             size == 0.0 || distance(&moment, &tenth) < numbers.moment(),
@@ -374,7 +159,7 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
                 );
             }
             for tensor in TENSORS {
-                let distance = distance(&read(&run.dictionary, tensor, Slot::Value), &flat(&p, tensor));
+                let distance = distance(&read(&run.dictionary, tensor), &flat(&p, tensor));
                 assert!(distance < numbers.run(), "{mode:?} {path:?} {tensor:?}: {distance}");
             }
             let before = run.state();
@@ -383,11 +168,11 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
             assert!(run.state() == before, "{mode:?} {path:?}: looking changes nothing");
             let want = if mode == AdamMode::Catchup { adam.settled(&p, 200, LR) } else { p };
             for tensor in TENSORS {
-                let value = read(&settled.dictionary, tensor, Slot::Value);
+                let value = read(&settled.dictionary, tensor);
                 let distance = distance(&value, &flat(&want, tensor));
                 assert!(distance < numbers.run(), "settled {mode:?} {path:?} {tensor:?}: {distance}");
                 if mode != AdamMode::Catchup {
-                    assert_eq!(value, read(&run.dictionary, tensor, Slot::Value), "nothing is owed");
+                    assert_eq!(value, read(&run.dictionary, tensor), "nothing is owed");
                 }
             }
             settled.forward(path);
@@ -395,7 +180,7 @@ fn two_hundred_steps_follow_the_reference<D: Device>(device: &D, numbers: Number
             let l1 = settled.dictionary.report(0).expect("a device that works").l1;
             close("l1 of a settled dictionary", l1, reference::report(&want, &case.x).l1, 10.0 * numbers.run());
             // Of the weights that the device has, as its GEMMs read them: those of the reference are near, not the same.
-            let mut own = parameters(&settled.dictionary, Slot::Value);
+            let mut own = parameters(|tensor| read(&settled.dictionary, tensor), case.shape.width);
             own.w_enc.iter_mut().flatten().for_each(|w| *w = numbers.nearest(*w));
             let (least, most) = reference::fired(numbers, &own, &case.x);
             for (f, fired) in settled.sums().fired_f.into_iter().enumerate() {
@@ -510,7 +295,7 @@ fn rows_of_every_dtype_are_scaled<D: Device>(device: &D, _: Numbers) {
     let f32s: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let f16s: Vec<u8> = values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
     let bf16s: Vec<u8> = values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect();
-    let shape = Shape { width: 7, features: 1, batch: 1, adam: None, dense_bytes: 0 };
+    let shape = Shape { width: 7, features: 1, batch: 1, dense_bytes: 0 };
     for (dtype, bytes) in [(RowDtype::F32, f32s), (RowDtype::F16, f16s), (RowDtype::Bf16, bf16s)] {
         let (mut staging, mut x) = (device.staging(bytes.len()).expect("memory"), device.rows(1, 7).expect("memory"));
         staging.as_mut().copy_from_slice(&bytes);
@@ -535,7 +320,7 @@ fn a_clipped_gradient_and_a_skipped_row_follow_the_mode<D: Device>(device: &D, n
         let mut run = Run::after(device, &case, 1);
         let before = run.state();
         // All features silent: only b_dec has a gradient.
-        run.dictionary.write(Tensor::EncoderBias, Slot::Value, 0..20, &[-1e3; 20]);
+        run.dictionary.write(Tensor::EncoderBias, 0..20, &[-1e3; 20]);
         run.step(Path::Sparse, case.lambda, &update(1));
         let weights = 0..20 * 9;
         assert_eq!(run.state().0[weights.clone()] != before.0[weights], moved, "{mode:?}");
@@ -548,10 +333,11 @@ fn a_dictionary_goes_on_where_another_was_read<D: Device>(device: &D, numbers: N
     let mut run = Run::after(device, &case, 2);
     let mut other = Run::new(device, &case);
     for tensor in TENSORS {
-        for slot in [Slot::Value, Slot::FirstMoment, Slot::SecondMoment] {
-            let rows = 0..rows_of(tensor, &case.shape);
-            other.dictionary.write(tensor, slot, rows, &read(&run.dictionary, tensor, slot));
-        }
+        let rows = || 0..rows_of(tensor, &case.shape);
+        let [value, first, second] = read_arrays(&run.dictionary, tensor);
+        other.dictionary.write(tensor, rows(), &value);
+        other.dictionary.write_moment(tensor, Moment::First, rows(), &first);
+        other.dictionary.write_moment(tensor, Moment::Second, rows(), &second);
     }
     for which in [Clock::LastUpdate, Clock::LastFired] {
         other.dictionary.write_clock(which, 0..20, &clock(&run.dictionary, which));
@@ -568,14 +354,14 @@ fn a_dictionary_goes_on_where_another_was_read<D: Device>(device: &D, numbers: N
 fn what_is_owed_is_settled<D: Device>(device: &D, numbers: Numbers) {
     let case = Case::new(numbers, 141, 20, 10, -0.5, 13).with_adam(AdamMode::Catchup);
     let run = Run::after(device, &case, 2);
-    let kept = |slot| parameters(&run.dictionary, slot);
-    let (p, first, second) = (kept(Slot::Value), kept(Slot::FirstMoment), kept(Slot::SecondMoment));
+    let moment = |moment| parameters(|tensor| read_moment(&run.dictionary, tensor, moment), case.shape.width);
+    let p = parameters(|tensor| read(&run.dictionary, tensor), case.shape.width);
+    let (first, second) = (moment(Moment::First), moment(Moment::Second));
     let last_update = clock(&run.dictionary, Clock::LastUpdate);
     let want = reference::Adam { mode: AdamMode::Catchup, first, second, last_update }.settled(&p, 20, LR);
     let settled = run.settled(&case, 20);
     for tensor in TENSORS {
-        let (got, want, before) =
-            (read(&settled.dictionary, tensor, Slot::Value), flat(&want, tensor), flat(&p, tensor));
+        let (got, want, before) = (read(&settled.dictionary, tensor), flat(&want, tensor), flat(&p, tensor));
         let moved = distance(&before.iter().map(|&v| v as f32).collect::<Vec<f32>>(), &want);
         let is_bias = matches!(tensor, Tensor::EncoderBias | Tensor::DecoderBias);
         assert!(is_bias || moved > 2e-2, "{tensor:?}: something is owed");
@@ -583,10 +369,9 @@ fn what_is_owed_is_settled<D: Device>(device: &D, numbers: Numbers) {
     }
 }
 
-/// The arrays of a slot, in double precision.
-fn parameters<S: Dictionary>(dictionary: &S, slot: Slot) -> Parameters {
-    let width = dictionary.shape().width;
-    let wide = |tensor| read(dictionary, tensor, slot).into_iter().map(f64::from).collect::<Vec<f64>>();
+/// What `read` gives of all tensors, in double precision.
+fn parameters(read: impl Fn(Tensor) -> Vec<f32>, width: usize) -> Parameters {
+    let wide = |tensor| read(tensor).into_iter().map(f64::from).collect::<Vec<f64>>();
     let rows = |tensor| wide(tensor).chunks_exact(width).map(<[f64]>::to_vec).collect();
     Parameters {
         w_enc: rows(Tensor::EncoderWeight),

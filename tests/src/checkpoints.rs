@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kernels::cpu::Cpu;
-use kernels::{AdamMode, Device, Dictionary, Shape, Slot, Tensor};
+use kernels::{AdamMode, Device, Dictionary, Moment, Shape, Tensor, Training};
 use loader::Store;
 use trainer::checkpoint::{self, Snapshot};
 
@@ -104,22 +104,22 @@ pub fn tamper(run: &Path, change: Change) {
     let manifest = &found.manifest;
     let device = Cpu::new(Some(1)).expect("threads");
     let (width, features) = (manifest.width, manifest.features);
-    let shape = Shape { width, features, batch: 1, adam: Some(AdamMode::Dense), dense_bytes: 0 };
-    let mut sae = device.dictionary(shape).expect("memory");
+    let shape = Shape { width, features, batch: 1, dense_bytes: 0 };
+    let mut sae = device.training(shape, AdamMode::Dense).expect("memory");
     let state = checkpoint::load(&store, &found, device.axes(), &mut sae).expect("loads");
     let mut cursor = manifest.cursor.clone();
     match change {
         Change::DropMoments => {
             for tensor in [Tensor::EncoderWeight, Tensor::DecoderWeight] {
-                sae.write(tensor, Slot::FirstMoment, 0..features, &vec![0.0; features * width]);
+                sae.write_moment(tensor, Moment::First, 0..features, &vec![0.0; features * width]);
             }
         }
         Change::MoveCursor => cursor.step -= 1,
         Change::NudgeWeight => {
             let mut row_d = vec![0.0f32; width];
-            sae.read(Tensor::DecoderWeight, Slot::Value, 0..1, &mut row_d).expect("a processor");
+            sae.read(Tensor::DecoderWeight, 0..1, &mut row_d).expect("a processor");
             row_d[0] = row_d[0].next_up();
-            sae.write(Tensor::DecoderWeight, Slot::Value, 0..1, &row_d);
+            sae.write(Tensor::DecoderWeight, 0..1, &row_d);
         }
     }
     let of = Snapshot { dictionary: &sae, state: &state, cursor: &cursor, recipe: &manifest.recipe, commit: "unknown" };

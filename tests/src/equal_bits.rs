@@ -1,7 +1,9 @@
 //! The same steps twice on a device, and the same bits in all that a checkpoint holds: at a size at which a GPU has more blocks to
 //! run than fit on it at once, which places in lists and the order of sums must not show.
 
-use kernels::{AdamMode, Device, Dictionary, Path, Report, RowDtype, Shape, Slot, Tensor};
+use std::ops::Range;
+
+use kernels::{AdamMode, Device, Dictionary, Moment, Path, Report, RowDtype, Shape, Tensor, Training};
 use trainer::step::{StepInput, step};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -66,8 +68,8 @@ fn arrays(size: &Size) -> [(Tensor, usize, usize); 4] {
 
 fn run<D: Device>(device: &D, size: &Size) -> Left {
     let Size { width, features, batch, bias } = *size;
-    let shape = Shape { width, features, batch, adam: Some(AdamMode::Dense), dense_bytes: 1 << 30 };
-    let mut dictionary = device.dictionary(shape).expect("memory");
+    let shape = Shape { width, features, batch, dense_bytes: 1 << 30 };
+    let mut dictionary = device.training(shape, AdamMode::Dense).expect("memory");
     for (tensor, rows_all, columns) in arrays(size) {
         for first in (0..rows_all).step_by(block(columns)) {
             let some = first..(first + block(columns)).min(rows_all);
@@ -75,7 +77,7 @@ fn run<D: Device>(device: &D, size: &Size) -> Left {
                 Tensor::EncoderBias => vec![bias; some.len()],
                 _ => rows(tensor as u64 + 10 * first as u64, some.len(), columns, 1.0 / (width as f32).sqrt()),
             };
-            dictionary.write(tensor, Slot::Value, some, &values);
+            dictionary.write(tensor, some, &values);
         }
     }
     let mut staging = device.staging(4 * batch * width).expect("memory");
@@ -92,19 +94,27 @@ fn run<D: Device>(device: &D, size: &Size) -> Left {
         step(&mut dictionary, &x, &mut tally, &input);
         reports.push(dictionary.report(0).expect("a device that works"));
     }
-    let slots = [Slot::Value, Slot::FirstMoment, Slot::SecondMoment];
-    let each = arrays(size).into_iter().flat_map(|array| slots.map(|slot| (array, slot)));
-    let arrays =
-        each.map(|(array, slot)| (format!("{:?} {slot:?}", array.0), hash(&dictionary, array, slot))).collect();
-    Left { reports, arrays }
+    let each = arrays(size).into_iter().flat_map(|(tensor, rows, columns)| {
+        let value = hash((rows, columns), |some, out| dictionary.read(tensor, some, out));
+        let moments = [Moment::First, Moment::Second].map(|moment| {
+            let read = |some, out: &mut [f32]| dictionary.read_moment(tensor, moment, some, out);
+            (format!("{tensor:?} {moment:?}"), hash((rows, columns), read))
+        });
+        [(format!("{tensor:?}"), value)].into_iter().chain(moments)
+    });
+    Left { reports, arrays: each.collect() }
 }
 
-fn hash<S: Dictionary>(dictionary: &S, (tensor, rows, columns): (Tensor, usize, usize), slot: Slot) -> u128 {
+/// Of an array of so many rows and columns.
+fn hash(
+    (rows, columns): (usize, usize),
+    read: impl Fn(Range<usize>, &mut [f32]) -> Result<(), kernels::Error>,
+) -> u128 {
     let mut hash = Xxh3::new();
     for first in (0..rows).step_by(block(columns)) {
         let some = first..(first + block(columns)).min(rows);
         let mut values = vec![f32::NAN; some.len() * columns];
-        dictionary.read(tensor, slot, some, &mut values).expect("a device that works");
+        read(some, &mut values).expect("a device that works");
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_bits().to_le_bytes()).collect();
         hash.update(&bytes);
     }

@@ -79,7 +79,7 @@ pub fn tiles(run: &Path) -> BTreeMap<(String, usize), String> {
 pub fn load(mesh: Mesh, run: &Path, found: &Found) -> Vec<Result<(), trainer::Error>> {
     let store = Store::open(&text(run)).expect("a run");
     on_mesh(mesh, |device| {
-        let mut sae = device.dictionary(shape_of(found, device)).expect("memory");
+        let mut sae = device.training(shape_of(found, device), AdamMode::Dense).expect("memory");
         checkpoint::load(&store, found, device.axes(), &mut sae).map(drop)
     })
 }
@@ -87,7 +87,7 @@ pub fn load(mesh: Mesh, run: &Path, found: &Found) -> Vec<Result<(), trainer::Er
 /// What a dictionary of a checkpoint needs on a rank.
 pub fn shape_of(found: &Found, device: &Cpu) -> Shape {
     let (width, features) = (found.manifest.width, device.axes().place.shard(found.manifest.features).len());
-    Shape { width, features, batch: 1, adam: Some(AdamMode::Dense), dense_bytes: 0 }
+    Shape { width, features, batch: 1, dense_bytes: 0 }
 }
 
 /// Loads the newest checkpoint of a run on a mesh and saves it again from there.
@@ -101,7 +101,7 @@ pub fn save_again(mesh: Mesh, run: &Path) {
     assert!(manifest.files.iter().any(|file| file.holds == Holds::Optimizer));
     on_mesh(mesh, |device| {
         let axes = device.axes();
-        let mut sae = device.dictionary(shape_of(&found, device)).expect("memory");
+        let mut sae = device.training(shape_of(&found, device), AdamMode::Dense).expect("memory");
         let state = checkpoint::load(&store, &found, axes, &mut sae).expect("loads");
         let of = Snapshot {
             dictionary: &sae,

@@ -3,9 +3,9 @@
 
 use half::bf16;
 use kernels::cuda::{Cuda, Moments, Precision};
-use kernels::{AdamUpdate, Dictionary, Path, Slot, Tensor};
+use kernels::{AdamUpdate, Moment, Path, Tensor, Training};
 
-use crate::cases::{Case, Numbers, Run, read, update};
+use crate::cases::{Case, Numbers, Run, read_arrays, update};
 use crate::fixture;
 
 /// Columns with one scale.
@@ -121,8 +121,8 @@ fn silent<'a>(device: &'a Cuda, case: &Case) -> Run<'a, Cuda> {
     for tensor in [Tensor::EncoderWeight, Tensor::DecoderWeight] {
         let first: Vec<f32> = (0..features * width).map(|_| 1e-2 * numbers.unit().powi(3)).collect();
         let second: Vec<f32> = first.iter().map(|m| m * m * (1.5 + numbers.unit())).collect();
-        run.dictionary.write(tensor, Slot::FirstMoment, 0..features, &first);
-        run.dictionary.write(tensor, Slot::SecondMoment, 0..features, &second);
+        run.dictionary.write_moment(tensor, Moment::First, 0..features, &first);
+        run.dictionary.write_moment(tensor, Moment::Second, 0..features, &second);
     }
     run
 }
@@ -148,10 +148,7 @@ pub fn check(device: &Cuda, precision: Precision) {
         ] {
             let mut run = silent(device, &case);
             let matrices = [(Tensor::EncoderWeight, 0), (Tensor::DecoderWeight, 1)];
-            let read = |run: &Run<'_, Cuda>, tensor| {
-                [Slot::Value, Slot::FirstMoment, Slot::SecondMoment].map(|slot| read(&run.dictionary, tensor, slot))
-            };
-            let before = matrices.map(|(tensor, _)| read(&run, tensor));
+            let before = matrices.map(|(tensor, _)| read_arrays(&run.dictionary, tensor));
             assert!(run.step(path, 0.0, &update).ok);
             for ((tensor, number), before) in matrices.into_iter().zip(before) {
                 let [mut w, mut first, mut second] = before;
@@ -169,7 +166,9 @@ pub fn check(device: &Cuda, precision: Precision) {
                     }
                 }
                 let label = format!("{precision:?} {path:?} {tensor:?} {width}");
-                for (what, (want, got)) in [w, first, second].into_iter().zip(read(&run, tensor)).enumerate() {
+                for (what, (want, got)) in
+                    [w, first, second].into_iter().zip(read_arrays(&run.dictionary, tensor)).enumerate()
+                {
                     let off = want.iter().zip(&got).position(|(want, got)| want.to_bits() != got.to_bits());
                     assert_eq!(off.map(|at| (at, want[at], got[at])), None, "{label}, array {what}");
                 }

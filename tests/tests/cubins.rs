@@ -10,7 +10,7 @@ use kernels::cuda::cache::Cache;
 use kernels::cuda::cubin::Label;
 use kernels::cuda::kernels::{Kernels, Origin};
 use kernels::cuda::nvrtc::Nvrtc;
-use kernels::cuda::sources::{HEADERS, NAIVE, SOURCES, Source};
+use kernels::cuda::sources::{HEADERS, KernelSource, NAIVE, SOURCES};
 use kernels::cuda::{Arch, RELEASED, Resources};
 use tests::{need, root, sae};
 
@@ -20,7 +20,7 @@ const REGISTERS: u32 = 65_536;
 /// Static shared memory that a block may have.
 const STATIC_SHARED_BYTES: u32 = 48 << 10;
 
-const ADD: Source = Source {
+const ADD: KernelSource = KernelSource {
     file: "add.cu",
     text: "#include \"device.cuh\"\n\
            extern \"C\" __global__ void __launch_bounds__(256, 2) add(float* a, const float* b, u32 n) {\n\
@@ -28,13 +28,13 @@ const ADD: Source = Source {
            if (i < n) a[i] += b[i];\n}\n",
 };
 
-const HOPPER: Source = Source {
+const HOPPER: KernelSource = KernelSource {
     file: "hopper.cu",
     text: "extern \"C\" __global__ void hopper() { asm volatile(\"wgmma.fence.sync.aligned;\"); }\n",
 };
 
 /// 100 values at once in registers for 32 of them.
-const SPILLS: Source = Source {
+const SPILLS: KernelSource = KernelSource {
     file: "spills.cu",
     text: "extern \"C\" __global__ void __launch_bounds__(1024, 2) spills(float* x, int n) {\n\
            float a[100];\n\
@@ -113,11 +113,11 @@ fn errors_carry_what_the_compiler_says() {
     let error = nvrtc.compile(&HOPPER, arch("sm_90")).expect_err("and for nothing else");
     assert!(matches!(&error, Error::Compile { log, .. } if log.contains("wgmma")), "{error}");
 
-    let broken = Source { file: "broken.cu", text: "extern \"C\" __global__ void f() {\n  flaot x;\n}\n" };
+    let broken = KernelSource { file: "broken.cu", text: "extern \"C\" __global__ void f() {\n  flaot x;\n}\n" };
     let text = nvrtc.compile(&broken, arch("sm_80")).expect_err("it is no C++").to_string();
     assert!(text.contains("broken.cu(2)") && text.contains("flaot") && text.contains("sm_80"), "{text}");
 
-    let outside = Source { file: "outside.cu", text: "#include <cuda_runtime.h>\n" };
+    let outside = KernelSource { file: "outside.cu", text: "#include <cuda_runtime.h>\n" };
     let text = nvrtc.compile(&outside, arch("sm_80")).expect_err("only own headers are there").to_string();
     assert!(text.contains("cuda_runtime.h"), "{text}");
 

@@ -8,7 +8,7 @@ use std::process::Output;
 
 use kernels::cuda::gpu::Gpu;
 use kernels::cuda::{Cuda, Moments, Precision};
-use kernels::{Device, Shape};
+use kernels::{Device, Purpose, Shape};
 use tests::cases::{self, Case, Numbers, Run, update};
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant, borrowed};
@@ -139,7 +139,7 @@ const PRECISIONS: [(Precision, Numbers, f64); 7] = [
 fn a_parameter_takes(device: &Cuda, bytes: f64) {
     let case = Case::new(Numbers::F32, 8, 8, 1, 0.0, 1);
     let shape = Shape { width: 4096, features: 1 << 20, ..case.shape };
-    let taken = device.bytes(shape).weights as f64 / (2.0 * 4096.0 * (1 << 20) as f64);
+    let taken = device.bytes(shape, Purpose::Training).weights as f64 / (2.0 * 4096.0 * (1 << 20) as f64);
     assert!((bytes..bytes + 0.005).contains(&taken), "{taken} bytes a parameter, not {bytes}");
 }
 

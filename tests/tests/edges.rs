@@ -1,23 +1,23 @@
 //! Sizes at which a loop makes its second pass, and numbers at which a term shows, on processors with each of their screens and on ranks
 //! that share a batch. tests/cuda/boundaries.rs has the same on a GPU.
 
-use kernels::cpu::{Cpu, Isa, Options, Screen};
+use kernels::cpu::{Cpu, Isa, Options, ScreenDtype};
 use kernels::mesh::Mesh;
 use kernels::{Dictionary, Path, Report};
-use tests::cases::{Case, Numbers, Run, boundaries, terms};
+use tests::cases::{Case, Numbers, Run, boundaries, pairs, terms};
 use tests::mesh::on_mesh;
 use tests::need;
 
 /// The processor with every screen that it has, and with portable instructions.
 fn processors() -> Vec<Cpu> {
-    let (screens, absent): (Vec<Screen>, Vec<Screen>) =
-        [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().partition(|screen| screen.available());
+    let (screens, absent): (Vec<ScreenDtype>, Vec<ScreenDtype>) =
+        [ScreenDtype::Int8, ScreenDtype::Bf16, ScreenDtype::F32].into_iter().partition(|screen| screen.available());
     if !absent.is_empty() {
         need::optional("instructions for all screens");
     }
     let mut options: Vec<Options> =
         screens.into_iter().map(|screen| Options { threads: Some(2), screen: Some(screen), isa: None }).collect();
-    options.push(Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) });
+    options.push(Options { threads: Some(1), screen: Some(ScreenDtype::F32), isa: Some(Isa::Portable) });
     options.into_iter().map(|options| Cpu::with(options).expect("threads")).collect()
 }
 
@@ -39,6 +39,14 @@ fn rows_between_ranks_come_in_as_many_rounds_as_it_takes() {
     for features in [2 * 1024 - 128, 2 * 1024, 2 * 1024 + 1, 2 * 1024 + 256, 4 * 1024 + 130] {
         let case = Case::new(Numbers::F32, 5, features, 6, -0.3, 41);
         on_mesh(Mesh { data: 2, feature: 1 }, |device| boundaries::rounds_between_ranks(device, &case));
+    }
+}
+
+/// Each rank hands out the pairs of its own features, as it counts them.
+#[test]
+fn ranks_hand_out_pairs_of_their_own_features() {
+    for mesh in [Mesh { data: 1, feature: 2 }, Mesh { data: 2, feature: 1 }] {
+        on_mesh(mesh, |device| pairs::active_pairs_agree_with_the_reference(device, Numbers::F32));
     }
 }
 
@@ -101,7 +109,6 @@ fn rows_wider_than_8_bit_sums_hold_are_screened_otherwise() {
         for device in processors() {
             let mut case = Case::new(Numbers::F32, 1, 2, 2, 0.0, 43);
             case.shape.width = width;
-            case.shape.adam = None;
             (case.p.w_enc, case.p.w_dec) = (vec![vec![1.0; width]; 2], vec![vec![0.0; width]; 2]);
             (case.p.b_dec, case.x) = (vec![0.0; width], vec![vec![1.0; width], vec![-1.0; width]]);
             case.p.b_enc = vec![-(width as f64) + 1.0, width as f64 + 1.0];

@@ -6,7 +6,7 @@ use std::process::Output;
 use kernels::Error;
 use kernels::cuda::RELEASED;
 use kernels::cuda::nvrtc::Nvrtc;
-use kernels::cuda::sources::{NAIVE, SOURCES, Source};
+use kernels::cuda::sources::{KernelSource, NAIVE, SOURCES};
 use tests::control::Control;
 use tests::emulator::{Emulator, Kernels, Variant};
 use tests::fixture::Fixture;
@@ -251,7 +251,7 @@ fn the_stand_in_for_nvrtc_knows_kernels_headers_and_architectures() {
             assert_eq!(image[128..], names, "{} for {arch}", source.file);
         }
     }
-    let outside = Source { file: "outside.cu", text: "#include <cuda_runtime.h>\n" };
+    let outside = KernelSource { file: "outside.cu", text: "#include <cuda_runtime.h>\n" };
     let error = nvrtc.compile(&outside, RELEASED[0]).expect_err("only own headers are there");
     assert!(matches!(&error, Error::Compile { log, .. } if log.contains("cuda_runtime.h")), "{error}");
     let error = nvrtc.compile(&SOURCES[0], "sm_83".parse().expect("a name")).expect_err("there is no such GPU");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use kernels::cpu::Cpu;
-use kernels::{Dictionary, Slot, Tensor};
+use kernels::{Dictionary, Tensor};
 use loader::Dtype;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Stored, TensorView};
@@ -74,7 +74,7 @@ fn weights_of(run: &str) -> Weights {
     let sae = evaluate::load(&device, &store, &found, 1).expect("weights");
     let read = |tensor, rows: usize, columns: usize| {
         let mut values = vec![0.0f32; rows * columns];
-        sae.read(tensor, Slot::Value, 0..rows, &mut values).expect("a processor");
+        sae.read(tensor, 0..rows, &mut values).expect("a processor");
         values
     };
     let (width, features) = (found.manifest.width, found.manifest.features);

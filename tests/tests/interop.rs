@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kernels::cpu::Cpu;
-use kernels::{Dictionary, Slot, Tensor};
+use kernels::{Dictionary, Tensor};
 use loader::Dtype;
 use serde_json::Value;
 use tests::fixture::{Fixture, json, json_lines, plain_rows, text, write_shards};
@@ -153,7 +153,7 @@ fn write_ours(run: &str, meant: &Meant<'_>, raw: &[f32], path: &Path) {
     let (width, all) = (found.manifest.width, found.manifest.features);
     let read = |tensor, rows: std::ops::Range<usize>, columns: usize| {
         let mut values = vec![0.0f32; rows.len() * columns];
-        sae.read(tensor, Slot::Value, rows, &mut values).expect("a processor");
+        sae.read(tensor, rows, &mut values).expect("a processor");
         values.into_iter().map(f64::from).collect::<Vec<f64>>()
     };
     let (w_enc, w_dec) = (read(Tensor::EncoderWeight, 0..all, width), read(Tensor::DecoderWeight, 0..all, width));

@@ -2,9 +2,9 @@
 
 use std::sync::Barrier;
 
-use kernels::Device;
 use kernels::mesh::Mesh;
 use kernels::ranks::Failure;
+use kernels::{AdamMode, Device};
 use loader::Store;
 use tests::checkpoints;
 use tests::fixture::{Fixture, json_lines};
@@ -212,7 +212,7 @@ fn a_checkpoint_outlives_a_rank_that_dies_while_it_is_committed() {
         let both_have_stored = Barrier::new(2);
         on_mesh(mesh("2x1"), |device| {
             let axes = device.axes();
-            let mut sae = device.dictionary(shape_of(&found, device)).expect("memory");
+            let mut sae = device.training(shape_of(&found, device), AdamMode::Dense).expect("memory");
             let mut state = checkpoint::load(&store, &found, axes, &mut sae).expect("loads");
             state.step += 1;
             let of = Snapshot {

@@ -1,6 +1,6 @@
 //! Every operation of the seam on the processor: the cases of every device, and what only the processor promises.
 
-use kernels::cpu::{Cpu, Isa, Options, Screen};
+use kernels::cpu::{Cpu, Isa, Options, ScreenDtype};
 use kernels::{Dictionary, Path, Report};
 use proptest::{prelude::*, test_runner::RngSeed};
 use tests::cases::{self, Case, Numbers, PATHS, Run, update};
@@ -8,11 +8,14 @@ use tests::reference;
 
 fn devices() -> Vec<Cpu> {
     let mut devices = Vec::new();
-    for screen in [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available()) {
+    for screen in
+        [ScreenDtype::Int8, ScreenDtype::Bf16, ScreenDtype::F32].into_iter().filter(|screen| screen.available())
+    {
         devices.push(Cpu::with(Options { threads: Some(2), screen: Some(screen), isa: None }).expect("threads"));
     }
     devices.push(
-        Cpu::with(Options { threads: Some(1), screen: Some(Screen::F32), isa: Some(Isa::Portable) }).expect("threads"),
+        Cpu::with(Options { threads: Some(1), screen: Some(ScreenDtype::F32), isa: Some(Isa::Portable) })
+            .expect("threads"),
     );
     devices
 }
@@ -49,13 +52,13 @@ fn bits_do_not_depend_on_screen_threads_or_instructions() {
     for path in [Path::Sparse, Path::Dense] {
         let mut bits = Vec::new();
         for (threads, screen, isa) in [
-            (1, Screen::F32, Isa::Portable),
-            (2, Screen::F32, Isa::detect()),
-            (1, Screen::detect(), Isa::detect()),
-            (2, Screen::detect(), Isa::detect()),
-            (3, Screen::detect(), Isa::Portable),
+            (1, ScreenDtype::F32, Isa::Portable),
+            (2, ScreenDtype::F32, Isa::detect()),
+            (1, ScreenDtype::detect(), Isa::detect()),
+            (2, ScreenDtype::detect(), Isa::detect()),
+            (3, ScreenDtype::detect(), Isa::Portable),
             #[cfg(target_arch = "x86_64")]
-            (2, Screen::Bf16, Isa::Avx2),
+            (2, ScreenDtype::Bf16, Isa::Avx2),
         ] {
             if !screen.available() || !isa.available() {
                 continue;

@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 
 use kernels::cpu::Cpu;
-use kernels::{AdamMode, Clock, Device, Dictionary, Shape, Slot, Sums, Tensor};
+use kernels::{AdamMode, Clock, Device, Dictionary, Moment, Shape, Sums, Tensor, Training};
 use loader::{Cursor, Dtype, Store};
 use serde_json::Value;
+use tests::cases::{TENSORS, read_arrays};
 use tests::exact::near;
 use tests::fixture::{Fixture, Numbers, json, plain_rows, text, write_shards};
 use tests::runs::{Told, stop, trained};
@@ -217,9 +218,6 @@ fn state(features: usize, width: usize) -> State {
     }
 }
 
-const TENSORS: [Tensor; 4] = [Tensor::EncoderWeight, Tensor::EncoderBias, Tensor::DecoderWeight, Tensor::DecoderBias];
-const SLOTS: [Slot; 3] = [Slot::Value, Slot::FirstMoment, Slot::SecondMoment];
-
 /// Rows and columns of a tensor.
 fn size(tensor: Tensor, features: usize, width: usize) -> (usize, usize) {
     match tensor {
@@ -236,13 +234,15 @@ fn a_checkpoint_gives_back_all_that_it_was_given() {
     let fixture = Fixture::new();
     let device = Cpu::new(Some(2)).expect("threads");
     for (width, features, files) in [(16, 300, 1), (4096, 896, 1), (4096, 897, 2)] {
-        let shape = Shape { width, features, batch: 1, adam: Some(AdamMode::Catchup), dense_bytes: 0 };
-        let dictionary = || device.dictionary(shape).expect("memory");
+        let shape = Shape { width, features, batch: 1, dense_bytes: 0 };
+        let dictionary = || device.training(shape, AdamMode::Catchup).expect("memory");
         let (mut given, mut numbers) = (dictionary(), Numbers::new(9));
-        for (tensor, slot) in TENSORS.iter().flat_map(|tensor| SLOTS.map(|slot| (*tensor, slot))) {
+        for tensor in TENSORS {
             let (rows, columns) = size(tensor, features, width);
-            let values: Vec<f32> = (0..rows * columns).map(|_| numbers.unit()).collect();
-            given.write(tensor, slot, 0..rows, &values);
+            let mut values = || (0..rows * columns).map(|_| numbers.unit()).collect::<Vec<f32>>();
+            given.write(tensor, 0..rows, &values());
+            given.write_moment(tensor, Moment::First, 0..rows, &values());
+            given.write_moment(tensor, Moment::Second, 0..rows, &values());
         }
         for clock in [Clock::LastUpdate, Clock::LastFired] {
             let values: Vec<u64> = (0..features).map(|_| numbers.bits() >> 40).collect();
@@ -262,17 +262,11 @@ fn a_checkpoint_gives_back_all_that_it_was_given() {
         let loaded = checkpoint::load(&store, &found, device.axes(), &mut came).expect("loaded");
         assert!(loaded == state, "the host's side of {features} features differs");
         assert_eq!((&found.manifest.recipe, &found.manifest.cursor), (&recipe, &cursor));
-        for (tensor, slot) in TENSORS.iter().flat_map(|tensor| SLOTS.map(|slot| (*tensor, slot))) {
-            let (rows, columns) = size(tensor, features, width);
-            let read = |dictionary: &<Cpu as Device>::Dictionary| {
-                let mut values = vec![0.0f32; rows * columns];
-                dictionary.read(tensor, slot, 0..rows, &mut values).expect("a processor");
-                values
-            };
-            assert!(read(&given) == read(&came), "{tensor:?} {slot:?} of {features} features");
+        for tensor in TENSORS {
+            assert!(read_arrays(&given, tensor) == read_arrays(&came, tensor), "{tensor:?} of {features} features");
         }
         for clock in [Clock::LastUpdate, Clock::LastFired] {
-            let read = |dictionary: &<Cpu as Device>::Dictionary| {
+            let read = |dictionary: &<Cpu as Device>::Training| {
                 let mut values = vec![0; features];
                 dictionary.read_clock(clock, 0..features, &mut values).expect("a processor");
                 values

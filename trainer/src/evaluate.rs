@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use kernels::mesh::Axes;
-use kernels::{AdamMode, AdamUpdate, Device, Dictionary, Path, Report, Shape, Slot, Sums, Tensor};
+use kernels::{AdamMode, AdamUpdate, Device, Dictionary, Path, Report, Shape, Sums, Tensor, Training};
 use loader::{Dataset, Stream};
 
 use crate::buffers::{Buffers, Seen};
@@ -59,7 +59,7 @@ impl Pass<'_> {
     pub fn measure<D: Device>(
         &self,
         device: &D,
-        sae: &mut D::Dictionary,
+        sae: &mut (impl Dictionary<Rows = D::Rows, Tally = D::Tally> + ?Sized),
         (buffers, tally): (&mut Buffers<D>, &mut D::Tally),
         stream: &mut Stream,
         stop: impl Fn() -> bool,
@@ -153,14 +153,14 @@ pub fn load_features<D: Device>(
     batch: usize,
 ) -> Result<D::Dictionary, Error> {
     let manifest = &found.manifest;
-    let shape = Shape { width: manifest.width, features: features.len(), batch, adam: None, dense_bytes: 0 };
+    let shape = Shape { width: manifest.width, features: features.len(), batch, dense_bytes: 0 };
     let mut sae = device.dictionary(shape)?;
     if manifest.recipe.train.adam == Adam::Catchup {
-        let mut lazy = device.dictionary(Shape { batch: 1, adam: Some(AdamMode::Catchup), ..shape })?;
-        checkpoint::load_weights(store, found, features, &mut lazy, true)?;
+        let mut lazy = device.training(Shape { batch: 1, ..shape }, AdamMode::Catchup)?;
+        checkpoint::load_training(store, found, features, &mut lazy)?;
         lazy.settle_into(&next_update(manifest), &mut sae);
     } else {
-        checkpoint::load_weights(store, found, features, &mut sae, false)?;
+        checkpoint::load_weights(store, found, features, &mut sae)?;
     }
     Ok(sae)
 }
@@ -176,7 +176,7 @@ pub(crate) fn decoder_bias(
 ) -> Result<Vec<f32>, Error> {
     let sae = load_features(device, store, found, 0..1.min(found.manifest.features), 1)?;
     let mut b_dec_d = vec![0.0; found.manifest.width];
-    sae.read(Tensor::DecoderBias, Slot::Value, 0..1, &mut b_dec_d)?;
+    sae.read(Tensor::DecoderBias, 0..1, &mut b_dec_d)?;
     Ok(b_dec_d)
 }
 

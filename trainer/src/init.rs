@@ -11,7 +11,7 @@ mod weights;
 
 use std::ops::Range;
 
-use kernels::{Dictionary, Slot, Tensor};
+use kernels::{Dictionary, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -36,8 +36,8 @@ pub fn random(dictionary: &mut impl Dictionary, features: Range<usize>, seed: u6
             draw_direction(direction_d, seed, (start + row) as u64, decoder_norm);
         });
         let rows = start - features.start..end - features.start;
-        dictionary.write(Tensor::DecoderWeight, Slot::Value, rows.clone(), rows_fd);
-        dictionary.write(Tensor::EncoderWeight, Slot::Value, rows, rows_fd);
+        dictionary.write(Tensor::DecoderWeight, rows.clone(), rows_fd);
+        dictionary.write(Tensor::EncoderWeight, rows, rows_fd);
     }
 }
 
@@ -78,7 +78,7 @@ pub fn from_source(
     let subtracted_d = source.subtracts_decoder_bias().then(|| b_dec_d.clone());
     times(&mut b_dec_d, to_activations);
     source.check_finite("b_dec", &b_dec_d, (0, 1))?;
-    dictionary.write(Tensor::DecoderBias, Slot::Value, 0..1, &b_dec_d);
+    dictionary.write(Tensor::DecoderBias, 0..1, &b_dec_d);
     let at_once = source.features_at_once();
     for start in held.clone().step_by(at_once) {
         let features = start..(start + at_once).min(held.end);
@@ -96,9 +96,9 @@ pub fn from_source(
             source.check_finite(name, values, (start, of_each))?;
         }
         let rows = features.start - held.start..features.end - held.start;
-        dictionary.write(Tensor::EncoderWeight, Slot::Value, rows.clone(), &w_enc_fd);
-        dictionary.write(Tensor::EncoderBias, Slot::Value, rows.clone(), &b_enc_f);
-        dictionary.write(Tensor::DecoderWeight, Slot::Value, rows, &w_dec_fd);
+        dictionary.write(Tensor::EncoderWeight, rows.clone(), &w_enc_fd);
+        dictionary.write(Tensor::EncoderBias, rows.clone(), &b_enc_f);
+        dictionary.write(Tensor::DecoderWeight, rows, &w_dec_fd);
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels::{AdamUpdate, Dictionary, Path, Report};
+use kernels::{AdamUpdate, Dictionary, Path, Report, Training};
 
 /// What a step is made with besides its rows.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct StepInput {
 
 /// Enqueues the step `x → a → x̂ → g → ∂ → update` on the rows `x`. When there is no room, or a row or the gradient is not
 /// finite, the dictionary and the tally stay as they were and the report says so.
-pub fn step<Sae: Dictionary>(sae: &mut Sae, x: &Sae::Rows, tally: &mut Sae::Tally, input: &StepInput) {
+pub fn step<Sae: Training>(sae: &mut Sae, x: &Sae::Rows, tally: &mut Sae::Tally, input: &StepInput) {
     sae.encode(x, input.path);
     sae.decode(x);
     sae.residual(x);
@@ -33,7 +33,7 @@ pub fn step<Sae: Dictionary>(sae: &mut Sae, x: &Sae::Rows, tally: &mut Sae::Tall
 ///
 /// # Errors
 /// [`kernels::Error::Cuda`].
-pub fn with_room<Sae: Dictionary>(
+pub fn with_room<Sae: Dictionary + ?Sized>(
     sae: &mut Sae,
     path: Path,
     mut batch: impl FnMut(&mut Sae, Path),

@@ -7,7 +7,7 @@
 //! is timed before the sparse path agrees with the dense path and every screen gives the same bits.
 
 use benchmarks::planted::{Operation, Planted, Run};
-use kernels::cpu::{Cpu, Options, Peaks, Screen};
+use kernels::cpu::{Cpu, Options, Peaks, ScreenDtype};
 use kernels::{AdamMode, Device, Path, Report};
 
 /// width, features, batch, target L0.
@@ -22,9 +22,11 @@ fn check(run: &mut Run<'_, Cpu>, threads: usize, planted: &Planted) -> Report {
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-4 * b.abs();
     assert!(near(sparse.squared_error, dense.squared_error) && near(sparse.gradient_norm, dense.gradient_norm));
     assert!(near(sparse.l1, dense.l1) && sparse.ok);
-    for screen in [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available()) {
+    for screen in
+        [ScreenDtype::Int8, ScreenDtype::Bf16, ScreenDtype::F32].into_iter().filter(|screen| screen.available())
+    {
         let other = Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None }).expect("threads");
-        let mut run = Run::new(&other, planted, planted.shape(AdamMode::Dense));
+        let mut run = Run::new(&other, planted, AdamMode::Dense);
         run.load(&planted.batches[0], planted.batches[0].l0);
         assert!(run.step(Path::Sparse).1 == sparse, "{screen:?} gives the same bits");
     }
@@ -68,15 +70,17 @@ fn main() {
     println!("{peaks:.0?}");
     for (width, features, batch, l0) in SHAPES {
         let planted = Planted::new(width, features, &[(batch, l0)]);
-        let mut run = Run::new(&device, &planted, planted.shape(AdamMode::Dense));
+        let mut run = Run::new(&device, &planted, AdamMode::Dense);
         run.load(&planted.batches[0], l0);
         let report = check(&mut run, threads, &planted);
         println!("D = {width}, F = {features}, B = {batch}, L0 = {:.1}", report.active as f64 / batch as f64);
         print_step(&planted, &report, &peaks, run.time(Path::Sparse, REPEATS));
-        for screen in [Screen::Int8, Screen::Bf16, Screen::F32].into_iter().filter(|screen| screen.available()) {
+        for screen in
+            [ScreenDtype::Int8, ScreenDtype::Bf16, ScreenDtype::F32].into_iter().filter(|screen| screen.available())
+        {
             let other =
                 Cpu::with(Options { threads: Some(threads), screen: Some(screen), isa: None }).expect("threads");
-            let mut run = Run::new(&other, &planted, planted.shape(AdamMode::Dense));
+            let mut run = Run::new(&other, &planted, AdamMode::Dense);
             run.load(&planted.batches[0], l0);
             let encode = run.time(Path::Sparse, 5)[0][1];
             let rate = 2.0 * (batch * width * features) as f64 / encode / 1e6;
@@ -90,7 +94,7 @@ fn main() {
 fn crossover(device: &Cpu, peaks: &Peaks) {
     let (width, features, batch, l0) = SHAPES[0];
     let planted = Planted::new(width, features, &[(batch, l0)]);
-    let mut run = Run::new(device, &planted, planted.shape(AdamMode::Dense));
+    let mut run = Run::new(device, &planted, AdamMode::Dense);
     for density in [0.05, 0.1, 0.2, 0.3, 0.4, 0.5] {
         run.load(&planted.batches[0], (density * features as f64) as usize);
         let [sparse, dense] = [Path::Sparse, Path::Dense].map(|path| run.time(path, 5)[0]);

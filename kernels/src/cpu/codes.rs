@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use super::activation::is_active;
+use crate::ActivePairs;
+
 /// Features of a task: a multiple of the screen's 6; with D = 768 their quantised rows take 74 KB, a tenth of L2.
 pub const TILE: usize = 96;
 
@@ -23,6 +26,14 @@ pub struct TileCodes {
     pub(crate) survivors: usize,
 }
 
+/// Active pairs of a feature.
+#[derive(Clone, Copy)]
+pub struct FeaturePairs<'a> {
+    pub token: &'a [u32],
+    pub a: &'a [f32],
+    pub da: &'a [f32],
+}
+
 impl TileCodes {
     /// Pairs of the tile's feature `local`.
     #[inline(always)]
@@ -30,7 +41,14 @@ impl TileCodes {
         self.start[local] as usize..self.start[local + 1] as usize
     }
 
-    /// Closes the gaps that pairs with `a ≤ 0` leave.
+    /// The same, with what belongs to them, once backward has run.
+    #[inline(always)]
+    pub fn feature(&self, local: usize) -> FeaturePairs<'_> {
+        let pairs = self.pairs(local);
+        FeaturePairs { token: &self.token[pairs.clone()], a: &self.a[pairs.clone()], da: &self.da[pairs] }
+    }
+
+    /// Closes the gaps that pairs leave which are not active.
     pub(crate) fn drop_silent(&mut self) {
         let mut kept = 0;
         for local in 0..TILE {
@@ -38,7 +56,7 @@ impl TileCodes {
             self.start[local] = kept as u32;
             for pair in pairs {
                 (self.token[kept], self.a[kept]) = (self.token[pair], self.a[pair]);
-                kept += usize::from(self.a[pair] > 0.0);
+                kept += usize::from(is_active(self.a[pair]));
             }
         }
         self.start[TILE] = kept as u32;
@@ -65,6 +83,21 @@ impl TileCodes {
         }
         l1
     }
+}
+
+/// The pairs of the tokens of `rows`.
+pub fn active_pairs(tiles: &[TileCodes], rows: Range<usize>) -> ActivePairs {
+    let mut pairs_r = vec![Vec::new(); rows.len()];
+    let inside = rows.start as u32..rows.end as u32;
+    for (tile, codes) in tiles.iter().enumerate() {
+        for local in 0..TILE {
+            for pair in codes.pairs(local).filter(|&pair| inside.contains(&codes.token[pair])) {
+                let row = (codes.token[pair] - inside.start) as usize;
+                pairs_r[row].push(((tile * TILE + local) as u32, codes.a[pair]));
+            }
+        }
+    }
+    ActivePairs::of_rows(pairs_r)
 }
 
 /// Features of tile `tile`.

@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 use super::codes::PAIR_BYTES;
 use super::dictionary::CpuDictionary;
 use super::engine::Engine;
-use super::memory::{Buffer, Memory};
+use super::memory::{Buffer, HostMemory};
 use super::ops::count::Tally;
 use super::ops::dense;
-use super::ops::normalize::Rows;
-use super::screen::Screen;
+use super::ops::normalize::{Normalize, Rows};
+use super::screen::ScreenDtype;
 use super::simd::Isa;
+use super::training::CpuTraining;
 use crate::device::{SUMS_TIMED, rate_of_sums};
 use crate::first_error::FirstError;
 use crate::mesh::Axes;
-use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
+use crate::{AdamMode, Bytes, Device, Error, Purpose, RowDtype, Shape, Sums};
 
 /// The processor.
 pub struct Cpu {
@@ -29,7 +30,7 @@ pub struct Options {
     /// Worker threads; by default one per core that this process may use.
     pub threads: Option<usize>,
     /// How the encoder finds pairs that may be active.
-    pub screen: Option<Screen>,
+    pub screen: Option<ScreenDtype>,
     /// Instruction set of all other operations.
     pub isa: Option<Isa>,
 }
@@ -63,7 +64,7 @@ impl Cpu {
     /// As [`Cpu::with`].
     pub fn among(options: Options, axes: Axes) -> Result<Self, Error> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
-        let screen = options.screen.unwrap_or_else(Screen::detect);
+        let screen = options.screen.unwrap_or_else(ScreenDtype::detect);
         assert!(isa.available() && screen.available(), "{isa:?} and {screen:?} exist on this machine");
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads.unwrap_or(0))
@@ -81,6 +82,7 @@ impl Device for Cpu {
     type Rows = Rows;
     type Tally = Tally;
     type Dictionary = CpuDictionary;
+    type Training = CpuTraining;
 
     fn describe(&self) -> String {
         let Engine { isa, screen, .. } = &*self.engine;
@@ -95,10 +97,15 @@ impl Device for Cpu {
         dense::FASTER_ABOVE
     }
 
-    fn bytes(&self, shape: Shape) -> Bytes {
+    fn bytes(&self, shape: Shape, purpose: Purpose) -> Bytes {
         let Shape { width, features, batch, .. } = shape;
-        let mut bytes = Memory::measure(|memory| {
-            CpuDictionary::new(self.engine.clone(), shape, memory)?;
+        let engine = || self.engine.clone();
+        let mut bytes = HostMemory::measure(|memory| {
+            match purpose {
+                Purpose::Evaluation => drop(CpuDictionary::for_evaluation(engine(), shape, memory)?),
+                // All modes take the same.
+                Purpose::Training => drop(CpuTraining::for_training(engine(), shape, AdamMode::Dense, memory)?),
+            }
             Rows::new(batch, width, memory).map(|_| ())
         });
         bytes.step += (size_of::<u64>() * (width + features)) as u64;
@@ -119,7 +126,7 @@ impl Device for Cpu {
     }
 
     fn rows(&self, batch: usize, width: usize) -> Result<Rows, Error> {
-        Rows::new(batch, width, &mut Memory::taken())
+        Rows::new(batch, width, &mut HostMemory::taken())
     }
 
     fn tally(&self, width: usize, features: usize) -> Result<Tally, Error> {
@@ -127,7 +134,11 @@ impl Device for Cpu {
     }
 
     fn dictionary(&self, shape: Shape) -> Result<CpuDictionary, Error> {
-        CpuDictionary::new(self.engine.clone(), shape, &mut Memory::taken())
+        CpuDictionary::for_evaluation(self.engine.clone(), shape, &mut HostMemory::taken())
+    }
+
+    fn training(&self, shape: Shape, mode: AdamMode) -> Result<CpuTraining, Error> {
+        CpuTraining::for_training(self.engine.clone(), shape, mode, &mut HostMemory::taken())
     }
 
     fn gather(&self, staged: &mut Staging, parts: &[Range<usize>]) -> Result<(), Error> {
@@ -144,7 +155,7 @@ impl Device for Cpu {
     }
 
     fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Rows) {
-        x.fill(&self.engine, &staged.0, dtype, (n, of), scale);
+        Normalize { engine: &self.engine, staged: &staged.0, dtype, n, of, scale }.run(x);
     }
 
     fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {

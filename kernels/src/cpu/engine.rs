@@ -2,7 +2,7 @@
 
 use rayon::ThreadPool;
 
-use super::screen::Screen;
+use super::screen::ScreenDtype;
 use super::simd::{Isa, LANES};
 use crate::Error;
 use crate::first_error::FirstError;
@@ -12,7 +12,7 @@ use crate::mesh::Axes;
 pub(crate) struct Engine {
     pub pool: ThreadPool,
     pub isa: Isa,
-    pub screen: Screen,
+    pub screen: ScreenDtype,
     pub axes: Axes,
     /// Between ranks: told by the next function that can fail.
     pub failure: FirstError,

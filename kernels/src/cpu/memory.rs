@@ -17,21 +17,21 @@ const CACHE_LINE: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Where the buffers of an object come from: adds up what they take.
-pub struct Memory {
+pub struct HostMemory {
     /// Takes nothing: buffers are empty.
     measures: bool,
     bytes: Bytes,
 }
 
-impl Memory {
+impl HostMemory {
     /// Buffers are what was asked for.
     pub fn taken() -> Self {
-        Memory { measures: false, bytes: Bytes::default() }
+        HostMemory { measures: false, bytes: Bytes::default() }
     }
 
     /// What the objects take that `make` makes; they are empty, and only fit to be dropped.
-    pub fn measure(make: impl FnOnce(&mut Memory) -> Result<(), Error>) -> Bytes {
-        let mut memory = Memory { measures: true, bytes: Bytes::default() };
+    pub fn measure(make: impl FnOnce(&mut HostMemory) -> Result<(), Error>) -> Bytes {
+        let mut memory = HostMemory { measures: true, bytes: Bytes::default() };
         make(&mut memory).expect("nothing is taken");
         memory.bytes
     }

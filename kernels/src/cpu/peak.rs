@@ -3,7 +3,7 @@
 use super::device::Cpu;
 use super::gemm::{Matrix, multiply};
 use super::memory::Buffer;
-use super::screen::{Screen, busy_products};
+use super::screen::{ScreenDtype, busy_products};
 use super::simd::{CHAINS, Kernel, LANES, Lanes};
 use std::hint::black_box;
 use std::time::Instant;
@@ -32,7 +32,7 @@ impl Cpu {
     /// When there is no memory for 128 MB a thread.
     pub fn peaks(&self) -> Peaks {
         let steps = 2_000_000;
-        let narrow = |screen: Screen, per_word: usize| {
+        let narrow = |screen: ScreenDtype, per_word: usize| {
             screen.available().then(|| {
                 let ops = steps * CHAINS * LANES * 2 * per_word;
                 self.rate(ops, || (), |()| busy_products(screen, steps))
@@ -52,8 +52,8 @@ impl Cpu {
         };
         Peaks {
             fma_gflops: self.rate(steps * CHAINS * LANES * 2, || (), |()| isa.run(BusyFma { steps })),
-            bf16_gflops: narrow(Screen::Bf16, 2),
-            int8_gops: narrow(Screen::Int8, 4),
+            bf16_gflops: narrow(ScreenDtype::Bf16, 2),
+            int8_gops: narrow(ScreenDtype::Int8, 4),
             gemm_gflops: self.rate(2 * 512 * 1024 * 512, square, gemm),
             copy_gbs: self.rate(2 * bytes, buffers, |[to, from]| to.copy_from_slice(from)),
         }

@@ -1,7 +1,7 @@
 //! Memory of a worker during a task.
 
 use super::codes;
-use super::memory::{Buffer, Memory};
+use super::memory::{Buffer, HostMemory};
 use super::screen::PANEL;
 use crate::{Error, Shape};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,25 +19,29 @@ pub struct Scratch {
     pub dec_d: Buffer<f32>,
 }
 
+/// Values that it has room for.
+#[derive(Clone, Copy)]
+pub struct ScratchSize {
+    /// Of a GEMM, at most.
+    pub gemm: usize,
+    /// Of a padded row.
+    pub row: usize,
+}
+
 /// The scratch of every worker.
 pub struct Workers(Vec<Mutex<Scratch>>);
 
 impl Workers {
-    /// For `threads` workers, GEMMs of at most `GEMM` values, and padded rows of `stride` values.
-    pub fn new(
-        threads: usize,
-        shape: &Shape,
-        (gemm, stride): (usize, usize),
-        memory: &mut Memory,
-    ) -> Result<Self, Error> {
+    /// For `threads` workers.
+    pub fn new(threads: usize, shape: &Shape, size: ScratchSize, memory: &mut HostMemory) -> Result<Self, Error> {
         let what = "scratch of the worker threads";
         let scratch = |_| {
             Ok(Mutex::new(Scratch {
                 marks: memory.step(codes::TILE * shape.batch.div_ceil(PANEL), what)?,
                 next: Vec::with_capacity(codes::TILE),
-                gemm: memory.step(gemm, what)?,
-                enc_d: memory.step(stride, what)?,
-                dec_d: memory.step(stride, what)?,
+                gemm: memory.step(size.gemm, what)?,
+                enc_d: memory.step(size.row, what)?,
+                dec_d: memory.step(size.row, what)?,
             }))
         };
         Ok(Workers((0..threads).map(scratch).collect::<Result<_, Error>>()?))

@@ -1,9 +1,9 @@
 //! The parameters of a dictionary, as the operations read them.
 
 use super::engine::stride;
-use super::memory::{Buffer, Memory, SharedRows};
+use super::memory::{Buffer, HostMemory};
 use super::simd::{Isa, Kernel, Lanes, blocks, dot};
-use crate::{Error, Shape, Slot, Tensor};
+use crate::{Error, Shape, Tensor};
 use std::ops::Range;
 
 /// Arrays with one value a feature are padded to whole tiles of either path.
@@ -22,98 +22,54 @@ pub struct Weights {
     pub norm_f: Buffer<f32>,
 }
 
-/// A parameter that tasks update feature by feature.
-pub struct SharedParameter<'a> {
-    pub value: SharedRows<'a, f32>,
-    pub first: SharedRows<'a, f32>,
-    pub second: SharedRows<'a, f32>,
-    /// The row to which the first moments belong.
-    pub owned_from: usize,
-}
-
-/// A parameter, and the moments of the rows that this rank owns (none in a dictionary that cannot train).
+/// A parameter `[rows, columns]`, its rows `stride` apart.
 pub struct Parameter {
     pub columns: usize,
     pub stride: usize,
     pub value: Buffer<f32>,
-    pub first: Buffer<f32>,
-    pub second: Buffer<f32>,
-    /// Rows that have moments.
-    owned: Range<usize>,
 }
 
 impl Parameter {
-    fn new(
-        rows: usize,
-        columns: usize,
-        stride: usize,
-        owned: Range<usize>,
-        memory: &mut Memory,
-    ) -> Result<Self, Error> {
-        let moments = owned.len() * stride;
-        Ok(Parameter {
-            columns,
-            stride,
-            value: memory.weights(rows * stride)?,
-            first: memory.weights(moments)?,
-            second: memory.weights(moments)?,
-            owned,
-        })
+    fn new(rows: usize, columns: usize, stride: usize, memory: &mut HostMemory) -> Result<Self, Error> {
+        Ok(Parameter { columns, stride, value: memory.weights(rows * stride)? })
     }
 
-    /// Row `f` of the parameter itself, padded.
+    /// Row `f`, padded.
     #[inline(always)]
     pub fn row(&self, f: usize) -> &[f32] {
         &self.value[f * self.stride..(f + 1) * self.stride]
     }
 
-    /// For tasks that update it row by row.
-    pub fn share(&mut self) -> SharedParameter<'_> {
-        let stride = self.stride;
-        let [value, first, second] =
-            [&mut self.value, &mut self.first, &mut self.second].map(|values| SharedRows::new(values, stride));
-        SharedParameter { value, first, second, owned_from: self.owned.start }
-    }
-
-    /// Moments of row `f`.
-    pub fn moments(&self, f: usize) -> (&[f32], &[f32]) {
-        let row = (f - self.owned.start) * self.stride..(f - self.owned.start + 1) * self.stride;
-        (&self.first[row.clone()], &self.second[row])
-    }
-
-    /// The first row of an array, and the array.
-    pub fn slot(&self, slot: Slot) -> (usize, &[f32]) {
-        match slot {
-            Slot::Value => (0, &self.value),
-            Slot::FirstMoment => (self.owned.start, &self.first),
-            Slot::SecondMoment => (self.owned.start, &self.second),
+    /// Copies `rows` to `out`, without the padding.
+    pub fn read(&self, rows: Range<usize>, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.len() * self.columns, "room for the rows");
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.columns)) {
+            out.copy_from_slice(&self.value[row * self.stride..][..self.columns]);
         }
     }
 
-    /// As [`Parameter::slot`].
-    pub fn slot_mut(&mut self, slot: Slot) -> (usize, &mut [f32]) {
-        match slot {
-            Slot::Value => (0, &mut self.value),
-            Slot::FirstMoment => (self.owned.start, &mut self.first),
-            Slot::SecondMoment => (self.owned.start, &mut self.second),
+    /// Sets `rows`.
+    pub fn write(&mut self, rows: Range<usize>, values: &[f32]) {
+        assert_eq!(values.len(), rows.len() * self.columns, "values for the rows");
+        for (row, values) in rows.zip(values.chunks_exact(self.columns)) {
+            self.value[row * self.stride..][..self.columns].copy_from_slice(values);
         }
     }
 }
 
 impl Weights {
-    /// Zeros for a dictionary of `shape` on a rank that owns the features `owned`.
-    pub fn new(shape: &Shape, owned: Range<usize>, memory: &mut Memory) -> Result<Self, Error> {
-        let Shape { width, features, adam, .. } = *shape;
-        let (stride, trains) = (stride(width), adam.is_some());
+    /// Zeros for a dictionary of `shape`.
+    pub fn new(shape: &Shape, memory: &mut HostMemory) -> Result<Self, Error> {
+        let Shape { width, features, .. } = *shape;
+        let stride = stride(width);
         let padded = features.next_multiple_of(FEATURE_PAD);
-        let (owned, shared) = if trains { (owned, 0..1) } else { (0..0, 0..0) };
         Ok(Weights {
             features,
             stride,
-            w_enc: Parameter::new(features, width, stride, owned.clone(), memory)?,
-            b_enc: Parameter::new(padded, 1, 1, owned.clone(), memory)?,
-            w_dec: Parameter::new(features, width, stride, owned, memory)?,
-            b_dec: Parameter::new(1, width, stride, shared, memory)?,
+            w_enc: Parameter::new(features, width, stride, memory)?,
+            b_enc: Parameter::new(padded, 1, 1, memory)?,
+            w_dec: Parameter::new(features, width, stride, memory)?,
+            b_dec: Parameter::new(1, width, stride, memory)?,
             norm_f: memory.weights(padded)?,
         })
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::bf16;
 
-use super::runtime::memory::{Buffer, Memory};
+use super::runtime::memory::{Buffer, GpuMemory};
 use super::runtime::pointer::{Part, Pointer};
 use super::runtime::precision::{Code, Format, SCALE_BLOCK};
 use crate::Error;
@@ -51,7 +51,15 @@ fn scale_of(block: &[f32]) -> f32 {
     if scale < SMALLEST_SCALE { 0.0 } else { scale }
 }
 
-/// An array `[rows, columns]`, its rows `stride` apart.
+/// How an array `[rows, columns]` lies: its rows are `stride` values apart.
+#[derive(Clone, Copy)]
+pub struct MatrixLayout {
+    pub rows: usize,
+    pub columns: usize,
+    pub stride: usize,
+}
+
+/// An array in a format.
 pub struct Array {
     columns: usize,
     stride: usize,
@@ -65,11 +73,8 @@ enum Values {
 }
 
 impl Array {
-    pub fn new(
-        format: Format,
-        (rows, columns, stride): (usize, usize, usize),
-        memory: &mut Memory,
-    ) -> Result<Self, Error> {
+    pub fn new(format: Format, layout: MatrixLayout, memory: &mut GpuMemory) -> Result<Self, Error> {
+        let MatrixLayout { rows, columns, stride } = layout;
         let values = match format {
             Format::F32 => Values::F32(memory.weights(rows * stride)?),
             Format::Bf16 => Values::Bf16(memory.weights(rows * stride)?),

@@ -7,21 +7,23 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::compile::sources::{NAIVE, SOURCES, Source};
+use super::compile::sources::{KernelSource, NAIVE, SOURCES};
 use super::dictionary::{Buffers, CudaDictionary};
 use super::limits;
+use super::moments::MomentArrays;
 use super::ops::count::Tally;
-use super::ops::normalize::Rows;
+use super::ops::normalize::{Normalize, Rows};
 use super::ranks::exchange;
 use super::runtime::engine::Engine;
 use super::runtime::gpu::Gpu;
-use super::runtime::memory::Memory;
-use super::runtime::precision::{Moments, Precision, stride};
+use super::runtime::memory::GpuMemory;
+use super::runtime::precision::{Moments, Precision};
 use super::runtime::staging::Staging;
 use super::runtime::status::AHEAD;
+use super::training::{CudaTraining, OptimizerBuffers};
 use super::weights::Weights;
 use crate::mesh::{Axes, Place};
-use crate::{Bytes, Device, Error, RowDtype, Shape, Sums};
+use crate::{AdamMode, Bytes, Device, Error, Purpose, RowDtype, Shape, Sums};
 
 /// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
 /// about 16·D bytes on the sparse path, and B·F·D·16 operations more are made on the dense one. Not yet measured on a GPU.
@@ -68,7 +70,7 @@ impl Cuda {
         Self::with(gpu, precision, SOURCES, axes)
     }
 
-    fn with(gpu: &Gpu, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
+    fn with(gpu: &Gpu, precision: Precision, sources: &[KernelSource], axes: Axes) -> Result<Self, Error> {
         let description = format!("{}, {}", gpu.describe(), precision.describe());
         Ok(Cuda { engine: Arc::new(Engine::new(gpu, precision, sources, axes)?), description })
     }
@@ -85,15 +87,33 @@ impl Cuda {
 }
 
 /// What the objects of a shape take on the GPU of the rank at `place`: see [`Device::bytes`]. No GPU is needed to know it.
-pub fn bytes(shape: Shape, precision: Precision, place: Place) -> Bytes {
-    let mut memory = Memory::measured();
-    let batches = if shape.adam.is_some() { 1 + AHEAD } else { 1 };
-    let rows = |memory: &mut Memory<'_>| Rows::new(precision, shape.batch, shape.width, memory).map(|_| ());
-    let all = Buffers::new(shape, precision, place, &mut memory)
-        .and_then(|_| Tally::new(shape.width, shape.features, &mut memory))
+pub fn bytes(shape: Shape, purpose: Purpose, precision: Precision, place: Place) -> Bytes {
+    let mut memory = GpuMemory::measured();
+    let batches = match purpose {
+        Purpose::Evaluation => 1,
+        Purpose::Training => 1 + AHEAD,
+    };
+    let rows = |memory: &mut GpuMemory<'_>| Rows::new(precision, shape.batch, shape.width, memory).map(|_| ());
+    let all = Buffers::new(&shape, purpose, precision, place, &mut memory)
+        .and_then(|buffers| match purpose {
+            Purpose::Evaluation => Ok(()),
+            Purpose::Training => OptimizerBuffers::new(&shape, precision, place, &buffers, &mut memory).map(|_| ()),
+        })
+        .and_then(|()| Tally::new(shape.width, shape.features, &mut memory))
         .and_then(|_| (0..batches).try_for_each(|_| rows(&mut memory)));
     // Measuring takes nothing, so it fails only where a length is beyond what can be counted.
-    all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |_| memory.bytes)
+    all.map_or(Bytes { weights: u64::MAX, ..Bytes::default() }, |()| memory.bytes)
+}
+
+/// Bytes of weights and moments alone.
+fn weight_bytes(shape: &Shape, purpose: Purpose, precision: Precision, place: Place) -> u64 {
+    let mut memory = GpuMemory::measured();
+    let owned = place.owned_by(place.data(), shape.features);
+    let all = Weights::new(shape, precision, &mut memory).and_then(|_| match purpose {
+        Purpose::Evaluation => Ok(()),
+        Purpose::Training => MomentArrays::new(shape, &owned, precision, &mut memory).map(|_| ()),
+    });
+    all.map_or(u64::MAX, |()| memory.bytes.weights)
 }
 
 /// That no other rank has this GPU: NCCL would wait for ever. Exchanges what GPUs are called.
@@ -114,6 +134,7 @@ impl Device for Cuda {
     type Rows = Rows;
     type Tally = Tally;
     type Dictionary = CudaDictionary;
+    type Training = CudaTraining;
 
     fn describe(&self) -> String {
         self.description.clone()
@@ -127,23 +148,17 @@ impl Device for Cuda {
         DENSE_ABOVE
     }
 
-    fn bytes(&self, shape: Shape) -> Bytes {
-        bytes(shape, self.engine.precision, self.engine.axes.place)
+    fn bytes(&self, shape: Shape, purpose: Purpose) -> Bytes {
+        bytes(shape, purpose, self.engine.precision, self.engine.axes.place)
     }
 
     fn check(&self, shape: Shape) -> Result<(), Error> {
         limits::check(shape, &self.engine)
     }
 
-    fn lighter(&self, shape: Shape) -> Vec<(&'static str, Bytes)> {
-        let (own, now) = (self.engine.precision, self.bytes(shape));
-        let weights = |precision| {
-            let mut memory = Memory::measured();
-            let size = (shape.width, stride(shape.width), shape.features);
-            let owned = self.engine.axes.owned(shape.features);
-            Weights::new(size, &owned, precision, shape.adam.is_some(), &mut memory)
-                .map_or(u64::MAX, |_| memory.bytes.weights)
-        };
+    fn lighter(&self, shape: Shape, purpose: Purpose) -> Vec<(&'static str, Bytes)> {
+        let (own, now) = (self.engine.precision, self.bytes(shape, purpose));
+        let weights = |precision| weight_bytes(&shape, purpose, precision, self.engine.axes.place);
         // GEMMs take what they took; those of binary32 were asked for, and stay.
         let narrow = if own == Precision::F32 { &[][..] } else { &NARROW[..] };
         let less = |&(keys, precision): &(&'static str, Precision)| {
@@ -167,16 +182,21 @@ impl Device for Cuda {
     }
 
     fn rows(&self, batch: usize, width: usize) -> Result<Rows, Error> {
-        Rows::new(self.engine.precision, batch, width, &mut Memory::of(&self.engine))
+        Rows::new(self.engine.precision, batch, width, &mut GpuMemory::of(&self.engine))
     }
 
     fn tally(&self, width: usize, features: usize) -> Result<Tally, Error> {
-        Tally::new(width, features, &mut Memory::of(&self.engine))
+        Tally::new(width, features, &mut GpuMemory::of(&self.engine))
     }
 
     fn dictionary(&self, shape: Shape) -> Result<CudaDictionary, Error> {
         self.check(shape)?;
-        CudaDictionary::new(self.engine.clone(), shape)
+        CudaDictionary::for_evaluation(self.engine.clone(), shape)
+    }
+
+    fn training(&self, shape: Shape, mode: AdamMode) -> Result<CudaTraining, Error> {
+        self.check(shape)?;
+        CudaTraining::for_training(self.engine.clone(), shape, mode)
     }
 
     fn gather(&self, staged: &mut Staging, parts: &[Range<usize>]) -> Result<(), Error> {
@@ -188,7 +208,7 @@ impl Device for Cuda {
     }
 
     fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Rows) {
-        x.normalize(&self.engine, staged, dtype, (n, of), scale);
+        Normalize { engine: &self.engine, staged, dtype, n, of, scale }.run(x);
     }
 
     fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {

@@ -3,71 +3,59 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::ops::adam::{Adam, UpdateArgument, settle};
-use super::ops::backward::Gradient;
-use super::ops::count::{Counted, Tally};
-use super::ops::decode::decode;
+use super::ops::count::{Count, Tally};
+use super::ops::decode::Decode;
 use super::ops::dense::{Dense, Forward, Operands};
-use super::ops::encode::Lists;
+use super::ops::encode::{Encode, Lists};
 use super::ops::normalize::Rows;
 use super::ops::residual::Residual;
-use super::ops::touched::{RowsAt, TouchedArgument};
-use super::ops::transpose::{Csc, CscArgument};
+use super::ops::transpose::{Csc, Transpose};
 use super::ranks::exchange::{AxisSum, Statuses};
-use super::ranks::owners::{Owners, Rounds, spread_all};
 use super::ranks::slices::Slices;
 use super::runtime::engine::Engine;
-use super::runtime::memory::{Buffer, Memory};
+use super::runtime::memory::{Buffer, GpuMemory};
 use super::runtime::pointer::Pointer;
 use super::runtime::precision::{Precision, stride};
 use super::runtime::status::{Outcome, Outcomes};
 use super::weights::Weights;
-use crate::mesh::{Axes, Place};
-use crate::{AdamMode, AdamUpdate, Clock, Dictionary, Error, Path, Report, Shape, Slot, Tensor};
+use crate::mesh::Place;
+use crate::{ActivePairs, Dictionary, Error, Path, Purpose, Report, Shape, Tensor};
 
-/// A rank's features on a GPU.
-pub struct CudaDictionary {
-    engine: Arc<Engine>,
-    shape: Shape,
-    /// The features that this rank updates.
-    owned: Range<usize>,
-    /// Where its features begin among those of all ranks.
-    first_feature: u32,
+/// A rank's features on a GPU. `T` is what training needs besides ([`Optimizer`](super::training::Optimizer)), and nothing in a
+/// dictionary that is evaluated.
+pub struct CudaDictionary<T = ()> {
+    pub(super) engine: Arc<Engine>,
+    pub(super) shape: Shape,
     pub(super) buffers: Buffers,
+    pub(super) training: T,
 }
 
 /// What ranks need to go through a step together; nothing of it where one has all.
-struct BetweenRanks {
+pub(super) struct BetweenRanks {
     /// What x̂ begins with where another rank adds b_dec.
     zeros_s: Option<Buffer<f32>>,
     /// x̂ over the feature axis.
     x_hat: Option<AxisSum>,
     slices: Slices,
-    statuses: Option<Statuses>,
-    /// Gradients over the data axis.
-    owners: Option<Owners>,
+    pub(super) statuses: Option<Statuses>,
 }
 
 impl BetweenRanks {
-    fn new(place: Place, shape: &Shape, stride: usize, memory: &mut Memory) -> Result<Self, Error> {
-        let Shape { features, batch, adam, dense_bytes, .. } = *shape;
-        let ranks = place.mesh.feature;
+    fn new(place: Place, shape: &Shape, memory: &mut GpuMemory) -> Result<Self, Error> {
+        let (ranks, stride) = (place.mesh.feature, stride(shape.width));
         let zeros = place.feature() > 0;
-        let size = (features, stride);
-        let owners = adam.map(|_| Owners::new(place, size, dense_bytes, memory)).transpose()?.flatten();
         Ok(BetweenRanks {
             zeros_s: zeros.then(|| memory.step(stride, "sums over ranks")).transpose()?,
-            x_hat: AxisSum::new(ranks, (batch * stride).div_ceil(ranks), memory)?,
+            x_hat: AxisSum::new(ranks, (shape.batch * stride).div_ceil(ranks), memory)?,
             slices: Slices::new(memory)?,
             statuses: Statuses::new(place.mesh.ranks(), memory)?,
-            owners,
         })
     }
 }
 
 /// What the operations of a step leave for each other.
 pub(super) struct Batch {
-    path: Path,
+    pub(super) path: Path,
     /// Whether [`Csc`] is that of this batch.
     has_runs: bool,
     pub(super) x_hat_bs: Buffer<f32>,
@@ -77,22 +65,17 @@ pub(super) struct Batch {
     l1_b: Buffer<f64>,
     /// Firings among some tokens.
     some_f: Buffer<u32>,
-    /// In which its gradient goes to the owners.
-    rounds: Rounds,
 }
 
-/// The memory of a dictionary.
+/// The memory of a dictionary, but for that which only training needs.
 pub(super) struct Buffers {
     pub(super) weights: Weights,
-    last_update_f: Buffer<u64>,
-    last_fired_f: Buffer<u64>,
     pub(super) batch: Batch,
     pub(super) outcomes: Outcomes,
     pub(super) lists: Lists,
-    csc: Csc,
-    dense: Dense,
-    pub(super) gradient: Gradient,
-    between_ranks: BetweenRanks,
+    pub(super) csc: Csc,
+    pub(super) dense: Dense,
+    pub(super) between_ranks: BetweenRanks,
 }
 
 impl Buffers {
@@ -100,23 +83,19 @@ impl Buffers {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub(super) fn new(shape: Shape, precision: Precision, place: Place, memory: &mut Memory) -> Result<Self, Error> {
-        let Shape { width, features, batch, adam, dense_bytes } = shape;
+    pub(super) fn new(
+        shape: &Shape,
+        purpose: Purpose,
+        precision: Precision,
+        place: Place,
+        memory: &mut GpuMemory,
+    ) -> Result<Self, Error> {
+        let Shape { width, features, batch, .. } = *shape;
         assert!(width > 0 && features > 0 && batch > 0, "a dictionary has rows, features and a batch");
-        let (stride, trains) = (stride(width), adam.is_some());
-        let what = "a dictionary's batch";
+        let (what, stride) = ("a dictionary's batch", stride(width));
         let lists = Lists::new(batch, features, memory)?;
-        let owns_all = place.mesh.data == 1;
         Ok(Buffers {
-            weights: Weights::new(
-                (width, stride, features),
-                &place.owned_by(place.data(), features),
-                precision,
-                trains,
-                memory,
-            )?,
-            last_update_f: memory.weights(features)?,
-            last_fired_f: memory.weights(features)?,
+            weights: Weights::new(shape, precision, memory)?,
             batch: Batch {
                 path: Path::Sparse,
                 has_runs: false,
@@ -125,43 +104,48 @@ impl Buffers {
                 error_b: memory.step(batch, what)?,
                 l1_b: memory.step(batch, what)?,
                 some_f: memory.step(features, what)?,
-                rounds: Rounds::default(),
             },
             outcomes: Outcomes::new(batch, memory)?,
-            csc: Csc::new((batch, features, stride), lists.capacity, trains, memory)?,
-            dense: Dense::new((batch, features, stride), dense_bytes, (precision, trains, owns_all), memory)?,
-            gradient: Gradient::new(features, stride, memory)?,
-            between_ranks: BetweenRanks::new(place, &shape, stride, memory)?,
+            csc: Csc::new(shape, lists.capacity, memory)?,
+            dense: Dense::new(shape, purpose, precision, place, memory)?,
+            between_ranks: BetweenRanks::new(place, shape, memory)?,
             lists,
         })
     }
 }
 
 impl CudaDictionary {
-    /// Takes memory on the GPU of `engine`.
+    /// Takes memory on the GPU of `engine` for a dictionary that is evaluated.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Cuda`] and [`Error::Peer`].
-    pub(super) fn new(engine: Arc<Engine>, shape: Shape) -> Result<Self, Error> {
-        let buffers = Buffers::new(shape, engine.precision, engine.axes.place, &mut Memory::of(&engine))?;
+    pub(super) fn for_evaluation(engine: Arc<Engine>, shape: Shape) -> Result<Self, Error> {
+        Self::with(engine, shape, Purpose::Evaluation, |_, _| Ok(()))
+    }
+}
+
+impl<T> CudaDictionary<T> {
+    /// Takes memory on the GPU of `engine`; `training` takes that which only training needs.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Cuda`] and [`Error::Peer`].
+    pub(super) fn with(
+        engine: Arc<Engine>,
+        shape: Shape,
+        purpose: Purpose,
+        training: impl FnOnce(&Buffers, &mut GpuMemory) -> Result<T, Error>,
+    ) -> Result<Self, Error> {
+        let memory = &mut GpuMemory::of(&engine);
+        let buffers = Buffers::new(&shape, purpose, engine.precision, engine.axes.place, memory)?;
+        let training = training(&buffers, memory)?;
         buffers.lists.prepare(&engine);
         buffers.csc.prepare(&engine, shape.batch);
         buffers.dense.prepare(&engine);
         engine.check()?;
-        Ok(CudaDictionary {
-            first_feature: first_feature(&engine.axes, shape.features)?,
-            owned: engine.axes.owned(shape.features),
-            engine,
-            shape,
-            buffers,
-        })
+        Ok(CudaDictionary { engine, shape, buffers, training })
     }
 
-    fn csc_of(&self, x: &Rows) -> CscArgument {
-        self.buffers.csc.argument(self.g_bs(), x.operand())
-    }
-
-    fn g_bs(&self) -> Pointer {
+    pub(super) fn g_bs(&self) -> Pointer {
         self.buffers.batch.g_bs.at(0)
     }
 
@@ -174,45 +158,18 @@ impl CudaDictionary {
             .map_or_else(|| self.buffers.weights.b_dec.value.at(0), |zeros| zeros.at(0))
     }
 
-    /// Gradient rows of the touched ones of some features, as this rank's tokens give them.
-    fn make_rows(&self, x: &Rows, (features, touched, to): (Range<usize>, TouchedArgument, RowsAt)) {
-        let (engine, weights) = (&self.engine, &self.buffers.weights);
-        match self.buffers.batch.path {
-            Path::Sparse => {
-                let status = &self.buffers.outcomes.last().status;
-                let of = (self.csc_of(x), weights);
-                self.buffers.gradient.rows_of_runs(engine, of, (features, touched, to), status);
-            }
-            Path::Dense => {
-                self.buffers.dense.gradient_rows(
-                    engine,
-                    Operands { x, weights },
-                    self.g_bs(),
-                    &self.buffers.gradient,
-                    (features, to),
-                );
-            }
-        }
-    }
-
     /// Makes the runs of the batch, once, for the first that needs them: backward, count, or a measurement.
     pub fn need_runs(&mut self) {
         if !self.buffers.batch.has_runs {
-            let outcome = self.buffers.outcomes.last();
-            self.buffers.csc.transpose(&self.engine, &self.buffers.lists, outcome.n, &outcome.status);
-            self.buffers.batch.has_runs = true;
+            let Buffers { lists, csc, outcomes, batch, .. } = &mut self.buffers;
+            let Outcome { n, status, .. } = outcomes.last();
+            Transpose { engine: &self.engine, lists, n: *n, status }.run(csc);
+            batch.has_runs = true;
         }
     }
 }
 
-/// Where this rank's features begin among those of all ranks of the feature axis. Exchanges their numbers.
-fn first_feature(axes: &Axes, features: usize) -> Result<u32, Error> {
-    let counts = axes.feature.gather(&(features as u32).to_le_bytes())?;
-    let before = counts[..axes.feature.index()].iter();
-    Ok(before.filter_map(|count| count.first_chunk()).map(|count| u32::from_le_bytes(*count)).sum())
-}
-
-impl Dictionary for CudaDictionary {
+impl<T: Send> Dictionary for CudaDictionary<T> {
     type Rows = Rows;
     type Tally = Tally;
 
@@ -227,7 +184,7 @@ impl Dictionary for CudaDictionary {
             let (engine, Buffers { lists, weights, outcomes, between_ranks, .. }) = (&self.engine, &mut self.buffers);
             lists.clear();
             let status = &outcomes.last().status;
-            between_ranks.slices.encode(engine, x.n, |tokens| lists.encode(engine, (x, tokens), weights, status));
+            between_ranks.slices.encode(engine, x.n, |tokens| Encode { engine, x, tokens, weights, status }.run(lists));
         }
         (self.buffers.batch.path, self.buffers.batch.has_runs) = (path, false);
     }
@@ -245,12 +202,12 @@ impl Dictionary for CudaDictionary {
         };
         match path {
             Path::Sparse => slices.decode(&self.engine, x.n, |engine, tokens| {
-                decode(engine, (lists, tokens.clone()), (weights, first_s), (x_hat_bs, l1_b));
+                Decode { engine, lists, weights, first_s, tokens: tokens.clone() }.run(x_hat_bs, l1_b);
                 sum(engine, x_hat_bs, tokens);
             }),
             Path::Dense => {
                 let to = Forward { x_hat_bs, l1_b, count_f: &lists.count_f, first_s };
-                dense.forward(&self.engine, Operands { x, weights }, to);
+                dense.forward(Operands { engine: &self.engine, x, weights }, to);
                 sum(&self.engine, x_hat_bs, 0..x.n);
             }
         }
@@ -259,52 +216,13 @@ impl Dictionary for CudaDictionary {
     fn residual(&mut self, x: &Rows) {
         let Batch { x_hat_bs, error_b, l1_b, .. } = &self.buffers.batch;
         let (g_bs, count_f, status) = (self.g_bs(), &self.buffers.lists.count_f, &self.buffers.outcomes.last().status);
-        Residual { x_hat_bs, g_bs, error_b, l1_b, count_f, status }.run(&self.engine, x);
+        Residual { engine: &self.engine, x, x_hat_bs, g_bs, error_b, l1_b, count_f, status }.run();
         if self.buffers.between_ranks.statuses.is_some() && self.buffers.batch.path == Path::Sparse {
             // The last thing for which there may be no room on one rank, of which all must hear.
             self.need_runs();
         }
         if let Some(statuses) = &self.buffers.between_ranks.statuses {
             statuses.combine_sums(&self.engine, &self.buffers.outcomes.last().status);
-        }
-    }
-
-    fn backward(&mut self, x: &Rows, lambda: f32) {
-        self.buffers.gradient.lambda_over_b = lambda / x.of as f32;
-        self.buffers.outcomes.begin_gradient();
-        let g_bs = self.g_bs();
-        if let Some(owners) = &mut self.buffers.between_ranks.owners {
-            let (count_f, status) = (&self.buffers.lists.count_f, &self.buffers.outcomes.last().status);
-            owners.tell(&self.engine, count_f, status, self.buffers.batch.path);
-        }
-        match self.buffers.batch.path {
-            Path::Sparse => {
-                self.need_runs();
-                let csc = self.csc_of(x);
-                let status = &self.buffers.outcomes.last().status;
-                self.buffers.gradient.of_csc(&self.engine, &self.buffers.csc, csc, &self.buffers.weights, status);
-            }
-            // Where rows go to their owners they are made for each of them.
-            Path::Dense if self.buffers.between_ranks.owners.is_some() => {}
-            Path::Dense => {
-                let of = Operands { x, weights: &self.buffers.weights };
-                self.buffers.dense.backward(&self.engine, of, g_bs, &self.buffers.gradient);
-            }
-        }
-        self.buffers.gradient.of_b_dec(&self.engine, g_bs, self.buffers.outcomes.last().n);
-        if let Some(owners) = &self.buffers.between_ranks.owners {
-            let rounds = owners.rounds(&self.engine);
-            let make = |features, touched, to| self.make_rows(x, (features, touched, to));
-            owners.measure(&self.engine, &rounds, (&self.buffers.gradient, &self.buffers.lists.count_f), make);
-            self.buffers.batch.rounds = rounds;
-        }
-        let (gradient, status) = (&self.buffers.gradient, &self.buffers.outcomes.last().status);
-        match &self.buffers.between_ranks.statuses {
-            Some(statuses) => {
-                let of_owned = (&gradient.norm2_f, &self.owned);
-                statuses.combine_norms(&self.engine, of_owned, &gradient.b_dec_s, status);
-            }
-            None => gradient.finish(&self.engine, status),
         }
     }
 
@@ -318,51 +236,19 @@ impl Dictionary for CudaDictionary {
         let (count_f, csc) = match self.buffers.batch.path {
             _ if all => (&self.buffers.lists.count_f, None),
             Path::Dense => {
-                let of = Operands { x, weights: &self.buffers.weights };
-                self.buffers.dense.count(&self.engine, of, tokens.clone(), &self.buffers.batch.some_f);
+                let of = Operands { engine: &self.engine, x, weights: &self.buffers.weights };
+                self.buffers.dense.count(of, tokens.clone(), &self.buffers.batch.some_f);
                 (&self.buffers.batch.some_f, None)
             }
             Path::Sparse => {
                 self.need_runs();
-                (&self.buffers.lists.count_f, Some((self.buffers.csc.run_f.at(0), self.buffers.csc.token_p.at(0))))
+                (&self.buffers.lists.count_f, Some(&self.buffers.csc))
             }
         };
         let Batch { error_b, l1_b, .. } = &self.buffers.batch;
         let Outcome { with_gradient, status, .. } = self.buffers.outcomes.last();
-        let counted =
-            Counted { tokens, error_b, l1_b, count_f, csc, status: status.at(0), with_gradient: *with_gradient };
-        tally.add(&self.engine, x, &counted);
-    }
-
-    fn adam(&mut self, x: &Rows, update: &AdamUpdate) {
-        let Some(mode) = self.shape.adam else { panic!("a dictionary made without Adam does not train") };
-        let (csc, g_bs) = (self.csc_of(x), self.g_bs());
-        let (engine, owners) = (&self.engine, &self.buffers.between_ranks.owners);
-        let over_ranks = owners.as_ref().map(|owners| (&owners.count_f, &owners.bias_f));
-        let (count_f, bias_f) = over_ranks.unwrap_or((&self.buffers.lists.count_f, &self.buffers.gradient.bias_f));
-        let adam = Adam {
-            weights: &self.buffers.weights,
-            last_update_f: &self.buffers.last_update_f,
-            last_fired_f: &self.buffers.last_fired_f,
-            count_f,
-            bias_f,
-            gradient: &self.buffers.gradient,
-            status: &self.buffers.outcomes.last().status,
-            update: UpdateArgument::new(update, mode, self.first_feature),
-        };
-        match (owners, self.buffers.batch.path) {
-            (Some(owners), _) => {
-                let (rounds, count_f) = (&self.buffers.batch.rounds, &self.buffers.lists.count_f);
-                let make = |features, touched, to| self.make_rows(x, (features, touched, to));
-                owners.adam(engine, rounds, (&adam, mode != AdamMode::Dense), count_f, make);
-            }
-            (None, Path::Sparse) => adam.of_csc(engine, csc),
-            (None, Path::Dense) => self.buffers.dense.adam(engine, x, g_bs, &adam),
-        }
-        adam.b_dec(engine);
-        if mode == AdamMode::Dense {
-            spread_all(engine, &mut self.buffers.weights, self.shape.features);
-        }
+        let (engine, with_gradient) = (&self.engine, *with_gradient);
+        Count { engine, x, tokens, error_b, l1_b, count_f, csc, status, with_gradient }.run(tally);
     }
 
     fn errors(&self, rows: Range<usize>, out: &mut [f64]) -> Result<(), Error> {
@@ -378,43 +264,20 @@ impl Dictionary for CudaDictionary {
         self.buffers.outcomes.release();
     }
 
-    fn settle_into(&self, next: &AdamUpdate, into: &mut Self) {
-        assert_eq!((self.shape.width, self.shape.features), (into.shape.width, into.shape.features), "one shape");
-        let mode = self.shape.adam.unwrap_or(AdamMode::Dense);
-        let update = UpdateArgument::new(next, mode, self.first_feature);
-        settle(
-            &self.engine,
-            &self.buffers.weights,
-            &self.buffers.last_update_f,
-            &self.owned,
-            update,
-            &mut into.buffers.weights,
-        );
-        // Who has the moments settles.
-        spread_all(&self.engine, &mut into.buffers.weights, self.shape.features);
-    }
-
-    fn read(&self, tensor: Tensor, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
-        self.buffers.weights.parameter(tensor).read(slot, rows, out)
-    }
-
-    fn write(&mut self, tensor: Tensor, slot: Slot, rows: Range<usize>, values: &[f32]) {
-        self.buffers.weights.write(&self.engine, tensor, slot, rows, values);
-    }
-
-    fn read_clock(&self, clock: Clock, features: Range<usize>, out: &mut [u64]) -> Result<(), Error> {
-        assert_eq!(features.len(), out.len(), "room for the clocks");
-        match clock {
-            Clock::LastUpdate => self.buffers.last_update_f.read(features.start, out),
-            Clock::LastFired => self.buffers.last_fired_f.read(features.start, out),
+    fn active_pairs(&self, x: &Rows, rows: Range<usize>) -> Result<ActivePairs, Error> {
+        assert!(rows.end <= x.n, "rows of the batch");
+        let Buffers { weights, batch, lists, dense, .. } = &self.buffers;
+        match batch.path {
+            Path::Sparse => lists.active_pairs(rows),
+            Path::Dense => dense.active_pairs(Operands { engine: &self.engine, x, weights }, self.shape.features, rows),
         }
     }
 
-    fn write_clock(&mut self, clock: Clock, features: Range<usize>, values: &[u64]) {
-        assert_eq!(features.len(), values.len(), "a clock for each feature");
-        match clock {
-            Clock::LastUpdate => self.buffers.last_update_f.write(features.start, values),
-            Clock::LastFired => self.buffers.last_fired_f.write(features.start, values),
-        }
+    fn read(&self, tensor: Tensor, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+        self.buffers.weights.parameter(tensor).value.read(rows, out)
+    }
+
+    fn write(&mut self, tensor: Tensor, rows: Range<usize>, values: &[f32]) {
+        self.buffers.weights.write(&self.engine, tensor, rows, values);
     }
 }

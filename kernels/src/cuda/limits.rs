@@ -23,11 +23,11 @@ const MOST_BLOCKS: usize = i32::MAX as usize;
 /// [`Error::TooManyRows`].
 pub fn check(shape: Shape, engine: &Engine) -> Result<(), Error> {
     let Shape { width, features, batch, .. } = shape;
-    let most = most_rows((width, features), engine.precision, engine.shared_bytes as usize);
+    let most = most_rows(width, features, engine.precision, engine.shared_bytes as usize);
     if batch <= most { Ok(()) } else { Err(Error::TooManyRows { batch, most, features }) }
 }
 
-fn most_rows((width, features): (usize, usize), precision: Precision, shared_bytes: usize) -> usize {
+fn most_rows(width: usize, features: usize, precision: Precision, shared_bytes: usize) -> usize {
     let side = precision.tile().side;
     // As many tokens as whole tiles of the encoder's GEMM have.
     let by_blocks = MOST_BLOCKS / encode::blocks(1, features, precision).max(1) * side;
@@ -58,7 +58,7 @@ mod tests {
             // 8 bytes of 232,448 for 32 tokens.
             ("the bitmap", (768, 131_072), mixed, 232_448, 929_792),
         ] {
-            assert_eq!(most_rows((width, features), precision, shared_bytes), most, "{of}");
+            assert_eq!(most_rows(width, features, precision, shared_bytes), most, "{of}");
         }
     }
 }

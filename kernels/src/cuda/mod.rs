@@ -8,9 +8,11 @@ mod device;
 mod dictionary;
 mod limits;
 mod measure;
+mod moments;
 mod ops;
 mod ranks;
 mod runtime;
+mod training;
 mod weights;
 
 /// What each operation must move and do: see [`Cost`].
@@ -43,3 +45,4 @@ pub use runtime::gpu;
 pub use runtime::launches::Launch;
 pub use runtime::precision::{Moments, Precision};
 pub use runtime::staging::Staging;
+pub use training::CudaTraining;

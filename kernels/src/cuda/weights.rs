@@ -1,13 +1,13 @@
-//! The parameters of a dictionary on the GPU, their moments, and what follows from them.
+//! The parameters of a dictionary on the GPU, and what follows from them.
 
 use std::ops::Range;
 
-use super::array::Array;
+use super::array::{Array, MatrixLayout};
 use super::runtime::engine::{Argument, Engine, arguments};
-use super::runtime::memory::{Buffer, Memory};
+use super::runtime::memory::{Buffer, GpuMemory};
 use super::runtime::pointer::Pointer;
-use super::runtime::precision::{Format, Precision};
-use crate::{Error, Slot, Tensor};
+use super::runtime::precision::{Format, Precision, stride};
+use crate::{Error, Shape, Tensor};
 
 /// Biases are read in whole tiles of the encoder; past the last feature they are −∞, and nothing there is ever active.
 const BIAS_PAD: usize = 128;
@@ -16,58 +16,43 @@ const BIAS_PAD: usize = 128;
 pub struct Parameter {
     pub stride: usize,
     pub value: Array,
-    /// Moments of the rows that this rank owns; one value where nothing is trained.
-    first: Array,
-    second: Array,
-    owned: Range<usize>,
     /// What GEMMs read, where it is not `value` itself.
     copy: Option<Buffer<u16>>,
-    trains: bool,
 }
 
 /// `Parameter` in parameter.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct ParameterArgument {
-    value: Pointer,
-    first: Pointer,
-    second: Pointer,
-    copy: Pointer,
-    first_scale: Pointer,
-    second_scale: Pointer,
+    pub(super) value: Pointer,
+    pub(super) first: Pointer,
+    pub(super) second: Pointer,
+    pub(super) copy: Pointer,
+    pub(super) first_scale: Pointer,
+    pub(super) second_scale: Pointer,
 }
 // SAFETY: six pointers in the same order.
 unsafe impl Argument for ParameterArgument {}
 
 impl Parameter {
-    fn new(
-        ((rows, columns, stride), owned): ((usize, usize, usize), Range<usize>),
-        (value, [first, second]): (Format, [Format; 2]),
-        has_copy: bool,
-        trains: bool,
-        memory: &mut Memory,
-    ) -> Result<Self, Error> {
-        let moments = (if trains { owned.len() } else { 0 }, columns, stride);
+    fn new(format: Format, layout: MatrixLayout, has_copy: bool, memory: &mut GpuMemory) -> Result<Self, Error> {
+        let MatrixLayout { rows, stride, .. } = layout;
         Ok(Parameter {
             stride,
-            value: Array::new(value, (rows, columns, stride), memory)?,
-            first: Array::new(first, moments, memory)?,
-            second: Array::new(second, moments, memory)?,
-            owned,
+            value: Array::new(format, layout, memory)?,
             copy: has_copy.then(|| memory.weights(rows * stride)).transpose()?,
-            trains,
         })
     }
 
-    /// As kernels take it.
+    /// As kernels take it that look at no moments.
     pub fn argument(&self) -> ParameterArgument {
         ParameterArgument {
             value: self.value.at(0),
-            first: self.first.row_zero(self.owned.start),
-            second: self.second.row_zero(self.owned.start),
+            first: 0,
+            second: 0,
             copy: self.copy.as_ref().map_or(0, |copy| copy.at(0)),
-            first_scale: self.first.scale_zero(self.owned.start),
-            second_scale: self.second.scale_zero(self.owned.start),
+            first_scale: 0,
+            second_scale: 0,
         }
     }
 
@@ -75,35 +60,6 @@ impl Parameter {
     pub fn operand(&self, row: usize) -> Pointer {
         let at = row * self.stride;
         self.copy.as_ref().map_or_else(|| self.value.at(at), |copy| copy.at(at))
-    }
-
-    /// Copies `rows` to `out`, without the padding.
-    pub fn read(&self, slot: Slot, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
-        match slot {
-            Slot::FirstMoment | Slot::SecondMoment if !self.trains => {
-                out.fill(0.0);
-                Ok(())
-            }
-            Slot::Value => self.value.read(rows, out),
-            Slot::FirstMoment => self.first.read(self.own(rows), out),
-            Slot::SecondMoment => self.second.read(self.own(rows), out),
-        }
-    }
-
-    fn write(&mut self, slot: Slot, rows: Range<usize>, values: &[f32]) {
-        assert!(slot == Slot::Value || self.trains, "moments of a dictionary that trains");
-        match slot {
-            Slot::Value => self.value.write(rows, values),
-            Slot::FirstMoment => self.first.write(self.own(rows), values),
-            Slot::SecondMoment => self.second.write(self.own(rows), values),
-        }
-    }
-
-    /// Rows as moments count them.
-    fn own(&self, rows: Range<usize>) -> Range<usize> {
-        let Range { start, end } = self.owned;
-        assert!(start <= rows.start && rows.end <= end, "moments of features that this rank owns");
-        rows.start - start..rows.end - start
     }
 }
 
@@ -119,27 +75,21 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Moments are those of the features `owned`.
+    /// Zeros for a dictionary of `shape`.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(
-        (width, stride, features): (usize, usize, usize),
-        owned: &Range<usize>,
-        precision: Precision,
-        trains: bool,
-        memory: &mut Memory,
-    ) -> Result<Self, Error> {
+    pub fn new(shape: &Shape, precision: Precision, memory: &mut GpuMemory) -> Result<Self, Error> {
+        let Shape { width, features, .. } = *shape;
+        let stride = stride(width);
         let biases = features.next_multiple_of(BIAS_PAD);
-        let formats = (precision.weights(), precision.moments());
         let has_copy = matches!(precision, Precision::Mixed(_));
-        let single = (Format::F32, [Format::F32; 2]);
-        let matrix = || ((features, width, stride), owned.clone());
+        let matrix = MatrixLayout { rows: features, columns: width, stride };
         let mut weights = Weights {
-            w_enc: Parameter::new(matrix(), formats, has_copy, trains, memory)?,
-            b_enc: Parameter::new(((biases, 1, 1), owned.clone()), single, false, trains, memory)?,
-            w_dec: Parameter::new(matrix(), formats, has_copy, trains, memory)?,
-            b_dec: Parameter::new(((1, width, stride), 0..1), single, false, trains, memory)?,
+            w_enc: Parameter::new(precision.weights(), matrix, has_copy, memory)?,
+            b_enc: Parameter::new(Format::F32, MatrixLayout { rows: biases, columns: 1, stride: 1 }, false, memory)?,
+            w_dec: Parameter::new(precision.weights(), matrix, has_copy, memory)?,
+            b_dec: Parameter::new(Format::F32, MatrixLayout { rows: 1, ..matrix }, false, memory)?,
             norm_f: memory.weights(features)?,
             features,
         };
@@ -168,9 +118,9 @@ impl Weights {
     }
 
     /// Sets rows; copies and norms follow.
-    pub fn write(&mut self, engine: &Engine, tensor: Tensor, slot: Slot, rows: Range<usize>, values: &[f32]) {
-        self.parameter_mut(tensor).write(slot, rows.clone(), values);
-        if slot == Slot::Value && matches!(tensor, Tensor::EncoderWeight | Tensor::DecoderWeight) {
+    pub fn write(&mut self, engine: &Engine, tensor: Tensor, rows: Range<usize>, values: &[f32]) {
+        self.parameter_mut(tensor).value.write(rows.clone(), values);
+        if matches!(tensor, Tensor::EncoderWeight | Tensor::DecoderWeight) {
             self.follow(engine, rows);
         }
     }

@@ -4,12 +4,12 @@ mod report;
 
 use kernels::cuda::{Moments, Precision};
 use kernels::mesh::{Axes, Mesh};
-use kernels::{AdamMode, Device, Shape};
+use kernels::{Device, Purpose, Shape};
 use loader::{Dataset, Dtype, OpenOptions, memory};
 use trainer::communication::Traffic;
 use trainer::forecast::{EXPECTED, Floor, IN_A_MACHINE, RankMemory, Workload, fewest};
 use trainer::overhead::COPY;
-use trainer::recipe::{Adam, Recipe};
+use trainer::recipe::Recipe;
 use trainer::rehearsal::rehearse;
 use trainer::room::{Room, Smaller};
 use trainer::{checkpoint, synthesis};
@@ -137,18 +137,13 @@ fn on_the_processor(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }:
     let Opened::Cpu(device) = device::open(DeviceChoice::Cpu, &recipe.train, Axes::alone(), (0, 1))? else {
         return Err(Failure::hardware("the processor was asked for, and something else was opened"));
     };
-    let adam = match recipe.train.adam {
-        Adam::Dense => AdamMode::Dense,
-        Adam::Catchup => AdamMode::Catchup,
-        Adam::Touched => AdamMode::Touched,
-    };
     let batch = recipe.train.batch.min(usize::try_from(rows.rows).unwrap_or(usize::MAX));
     let (width, features, dense_bytes) = (rows.width, recipe.sae.features, recipe.train.dense_bytes as usize);
-    let shape = Shape { width, features, batch, adam: Some(adam), dense_bytes };
-    let (training, looking) = (device.bytes(shape), device.bytes(Shape { adam: None, ..shape }));
+    let shape = Shape { width, features, batch, dense_bytes };
+    let [training, looking] = [Purpose::Training, Purpose::Evaluation].map(|purpose| device.bytes(shape, purpose));
     let available = args.host_memory.or_else(memory::available);
     let there = available.map(Room::given);
-    let fits = there.as_ref().is_none_or(|there| there.fits(&device, shape, None));
+    let fits = there.as_ref().is_none_or(|there| there.fits(&device, shape, false));
     let measured = rehearse(&device, recipe, shape, args.l0)?;
     let row_bytes = (width * rows.stored) as f64;
     let of_recipe = recipe.train.batch as f64 / batch as f64;
@@ -189,7 +184,7 @@ fn on_the_processor(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }:
         ..of_all(&terms, budget)
     };
     let (path, set) = (table::quoted(&args.recipe), set_with_rows(args, recipe));
-    let (room, next) = match there.filter(|_| !fits).map(|there| there.smaller(&device, shape, None)) {
+    let (room, next) = match there.filter(|_| !fits).map(|there| there.smaller(&device, shape, false)) {
         None => ("fits".to_owned(), format!("next: sae train {path}{set} --device cpu")),
         Some(smaller) => match would_fit(smaller) {
             Some(fitting) => {

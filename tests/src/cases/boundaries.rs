@@ -107,7 +107,7 @@ fn check_rows<D: Device>(device: &D, numbers: Numbers, case: &Case, path: Path) 
     // A row's own factor may be a small difference of products: in bf16 that shows whether it is there, and no more.
     let near = if numbers == Numbers::F32 { 3.0 * numbers.moment() } else { 0.3 };
     for (tensor, rows) in [(Tensor::EncoderWeight, &gradient.w_enc), (Tensor::DecoderWeight, &gradient.w_dec)] {
-        let moments = read(&run.dictionary, tensor, Slot::FirstMoment);
+        let moments = read_moment(&run.dictionary, tensor, Moment::First);
         for (f, (row, moments)) in rows.iter().zip(moments.chunks_exact(case.shape.width)).enumerate() {
             let tenth: Vec<f64> = row.iter().map(|g| g * (1.0 - 0.9)).collect();
             let off = distance(moments, &tenth);
@@ -115,7 +115,7 @@ fn check_rows<D: Device>(device: &D, numbers: Numbers, case: &Case, path: Path) 
             assert!(silent || off < near, "{tensor:?} of feature {f} on {path:?}: off by {off:.1e}");
         }
     }
-    let bias = read(&run.dictionary, Tensor::EncoderBias, Slot::FirstMoment);
+    let bias = read_moment(&run.dictionary, Tensor::EncoderBias, Moment::First);
     let size = gradient.b_enc.iter().fold(0.0_f64, |size, g| size.max(g.abs()));
     for (f, (&got, want)) in bias.iter().zip(&gradient.b_enc).enumerate() {
         let off = (f64::from(got) - want * (1.0 - 0.9)).abs();
@@ -195,7 +195,7 @@ fn a_sum_of_exactly_zero_is_silent<D: Device>(device: &D, numbers: Numbers) {
 /// In every dtype, wherever it stands in its row, and when only scaling makes it so; the first 64 of many by name.
 fn rows_that_are_not_finite_are_named<D: Device>(device: &D, _: Numbers) {
     const WIDTH: usize = 131;
-    let shape = Shape { width: WIDTH, features: 3, batch: 70, adam: None, dense_bytes: 0 };
+    let shape = Shape { width: WIDTH, features: 3, batch: 70, dense_bytes: 0 };
     let named = |dtype: RowDtype, bytes: &[u8], scale: f32, path: Path| {
         let rows = bytes.len() / WIDTH / dtype.size();
         let mut staging = device.staging(bytes.len()).expect("memory");
@@ -267,11 +267,11 @@ pub fn scans<D: Device>(device: &D, _: Numbers) {
     const FEATURES: usize = 256 * 2048 + 2050;
     const TOKENS: usize = 40;
     let fires = [0, 2047, 2048, 256 * 2048 - 1, 256 * 2048, 256 * 2048 + 1, 257 * 2048, FEATURES - 1];
-    let shape = Shape { width: 4, features: FEATURES, batch: TOKENS, adam: None, dense_bytes: 0 };
+    let shape = Shape { width: 4, features: FEATURES, batch: TOKENS, dense_bytes: 0 };
     let mut dictionary = device.dictionary(shape).expect("memory");
     let mut bias_f = vec![-1.0; FEATURES];
     fires.iter().for_each(|&f| bias_f[f] = 1.0);
-    dictionary.write(Tensor::EncoderBias, Slot::Value, 0..FEATURES, &bias_f);
+    dictionary.write(Tensor::EncoderBias, 0..FEATURES, &bias_f);
     let (x, tally) = (device.rows(TOKENS, 4).expect("memory"), device.tally(4, FEATURES).expect("memory"));
     let mut run = Run { device, dictionary, x, tally };
     run.load(&vec![vec![1.0; 4]; TOKENS]);
@@ -313,11 +313,12 @@ pub fn rounds_between_ranks<D: Device>(device: &D, case: &Case) {
         [(Tensor::EncoderWeight, &adam.first.w_enc, &p.w_enc), (Tensor::DecoderWeight, &adam.first.w_dec, &p.w_dec)]
     {
         let mut moments = vec![f32::NAN; features.len() * width];
-        run.dictionary.read(tensor, Slot::FirstMoment, features.clone(), &mut moments).expect("a device that works");
+        let of_owned = run.dictionary.read_moment(tensor, Moment::First, features.clone(), &mut moments);
+        of_owned.expect("a device that works");
         let off = distance(&moments, &tenths[features.clone()].concat());
         assert!(off < 2e-5, "{tensor:?} of {features:?}: off by {off:.1e}");
         // Weights came from their owners.
-        let off = distance(&read(&run.dictionary, tensor, Slot::Value), &values.concat());
+        let off = distance(&read(&run.dictionary, tensor), &values.concat());
         assert!(off < 1e-4, "{tensor:?}: off by {off:.1e}");
     }
 }

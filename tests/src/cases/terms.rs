@@ -34,14 +34,13 @@ fn begin<'a, D: Device>(device: &'a D, case: &Case, last_update: &[u64]) -> (Run
     let (first, second) = moments(case, 31);
     let mut run = Run::new(device, case);
     for tensor in TENSORS {
-        for (slot, values) in [(Slot::FirstMoment, &first), (Slot::SecondMoment, &second)] {
+        for (moment, values) in [(Moment::First, &first), (Moment::Second, &second)] {
             let values: Vec<f32> = flat(values, tensor).iter().map(|&v| v as f32).collect();
-            run.dictionary.write(tensor, slot, 0..rows_of(tensor, &case.shape), &values);
+            run.dictionary.write_moment(tensor, moment, 0..rows_of(tensor, &case.shape), &values);
         }
     }
     run.dictionary.write_clock(Clock::LastUpdate, 0..last_update.len(), last_update);
-    let mode = case.shape.adam.expect("a case that trains");
-    (run, reference::Adam { mode, first, second, last_update: last_update.to_vec() })
+    (run, reference::Adam { mode: case.mode, first, second, last_update: last_update.to_vec() })
 }
 
 /// Fails where a row of `columns` values is farther from `want` than a 5,000th, and than what rounding leaves of values as large as `beside`.
@@ -66,13 +65,13 @@ fn less(values: &[f64], before: &[f64]) -> Vec<f64> {
 fn compare<D: Device>(run: &Run<'_, D>, before: &Parameters, p: &Parameters, adam: &reference::Adam, label: &str) {
     for tensor in TENSORS {
         let columns = if tensor == Tensor::EncoderBias { 1 } else { run.dictionary.shape().width };
-        let got = |slot| wide(read(&run.dictionary, tensor, slot));
+        let [value, first, second] = read_arrays(&run.dictionary, tensor).map(wide);
         let (was, now) = (flat(before, tensor), flat(p, tensor));
         let what = |what: &str| format!("{what} of {tensor:?}, {label}");
-        rows_near(&what("step"), columns, &less(&got(Slot::Value), &was), &less(&now, &was), &was);
+        rows_near(&what("step"), columns, &less(&value, &was), &less(&now, &was), &was);
         let zeros = vec![0.0; was.len()];
-        rows_near(&what("m"), columns, &got(Slot::FirstMoment), &flat(&adam.first, tensor), &zeros);
-        rows_near(&what("v"), columns, &got(Slot::SecondMoment), &flat(&adam.second, tensor), &zeros);
+        rows_near(&what("m"), columns, &first, &flat(&adam.first, tensor), &zeros);
+        rows_near(&what("v"), columns, &second, &flat(&adam.second, tensor), &zeros);
     }
 }
 
@@ -148,8 +147,8 @@ fn gaps_of_every_length<D: Device>(device: &D, numbers: Numbers) {
                 let settled = run.settled(&case, next);
                 let want = if mode == AdamMode::Catchup { adam.settled(&p, next, LR) } else { p.clone() };
                 for tensor in [Tensor::EncoderWeight, Tensor::DecoderWeight] {
-                    let (now, was) = (wide(read(&run.dictionary, tensor, Slot::Value)), flat(&p, tensor));
-                    let moved = less(&wide(read(&settled.dictionary, tensor, Slot::Value)), &now);
+                    let (now, was) = (wide(read(&run.dictionary, tensor)), flat(&p, tensor));
+                    let moved = less(&wide(read(&settled.dictionary, tensor)), &now);
                     let what = format!("{tensor:?} settled at {next}, {label}");
                     rows_near(&what, 9, &moved, &less(&flat(&want, tensor), &was), &was);
                 }
@@ -171,14 +170,14 @@ fn a_second_moment_above_zero_stays_so<D: Device>(device: &D, numbers: Numbers) 
         case.p.b_enc = vec![1.0; features];
         for path in PATHS {
             let mut run = Run::new(device, &case);
-            let mut before = read(&run.dictionary, Tensor::DecoderWeight, Slot::Value);
+            let mut before = read(&run.dictionary, Tensor::DecoderWeight);
             let report = run.step(path, 0.0, &AdamUpdate { clip: f32::INFINITY, ..update(0) });
             assert!(report.ok && report.active == features as u64, "{report:?}");
-            let second = read(&run.dictionary, Tensor::DecoderWeight, Slot::SecondMoment);
+            let second = read_moment(&run.dictionary, Tensor::DecoderWeight, Moment::Second);
             let zeros = second.iter().filter(|&&v| v <= 0.0).count();
             assert_eq!(zeros, 0, "second moments that became 0 at width {width} on {path:?}");
             for step in 1..4 {
-                let now = read(&run.dictionary, Tensor::DecoderWeight, Slot::Value);
+                let now = read(&run.dictionary, Tensor::DecoderWeight);
                 let most = now.iter().zip(&before).map(|(now, before)| (now - before).abs()).fold(0.0, f32::max);
                 assert!(most < 20.0 * 1e-3, "a weight moves by {most} at step {step}, width {width}, {path:?}");
                 before = now;

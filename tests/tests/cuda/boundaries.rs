@@ -82,7 +82,7 @@ const CONTROLS: [(Control, &str); 5] = [
         Control {
             name: "encode: a sum of 0 is a hit",
             file: "encode.cu",
-            find: "if (sum > 0) list[at++] =",
+            find: "if (is_active(sum)) list[at++] =",
             replace: "if (sum >= 0) list[at++] =",
             caught_by: &[Variant::Plain],
         },

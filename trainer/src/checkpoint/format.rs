@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use kernels::{Slot, Sums, Tensor};
+use kernels::{Moment, Sums, Tensor};
 use loader::Cursor;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
@@ -217,30 +217,31 @@ pub(super) fn folder(step: u64, attempt: u32) -> String {
 pub(super) struct Entry {
     pub(super) name: &'static str,
     pub(super) tensor: Tensor,
-    pub(super) slot: Slot,
+    /// Which of its moments; `None` is the tensor itself.
+    pub(super) moment: Option<Moment>,
     pub(super) per_feature: usize,
 }
 
 pub(super) fn entries(holds: Holds, width: usize) -> Vec<Entry> {
-    let entry = |name, tensor, slot, per_feature| Entry { name, tensor, slot, per_feature };
+    let entry = |name, tensor, moment, per_feature| Entry { name, tensor, moment, per_feature };
     match holds {
         Holds::Weights => vec![
-            entry("W_dec", Tensor::DecoderWeight, Slot::Value, width),
-            entry("W_enc", Tensor::EncoderWeight, Slot::Value, width),
-            entry("b_enc", Tensor::EncoderBias, Slot::Value, 1),
+            entry("W_dec", Tensor::DecoderWeight, None, width),
+            entry("W_enc", Tensor::EncoderWeight, None, width),
+            entry("b_enc", Tensor::EncoderBias, None, 1),
         ],
         Holds::Optimizer => vec![
-            entry("W_dec.m", Tensor::DecoderWeight, Slot::FirstMoment, width),
-            entry("W_dec.v", Tensor::DecoderWeight, Slot::SecondMoment, width),
-            entry("W_enc.m", Tensor::EncoderWeight, Slot::FirstMoment, width),
-            entry("W_enc.v", Tensor::EncoderWeight, Slot::SecondMoment, width),
-            entry("b_enc.m", Tensor::EncoderBias, Slot::FirstMoment, 1),
-            entry("b_enc.v", Tensor::EncoderBias, Slot::SecondMoment, 1),
+            entry("W_dec.m", Tensor::DecoderWeight, Some(Moment::First), width),
+            entry("W_dec.v", Tensor::DecoderWeight, Some(Moment::Second), width),
+            entry("W_enc.m", Tensor::EncoderWeight, Some(Moment::First), width),
+            entry("W_enc.v", Tensor::EncoderWeight, Some(Moment::Second), width),
+            entry("b_enc.m", Tensor::EncoderBias, Some(Moment::First), 1),
+            entry("b_enc.v", Tensor::EncoderBias, Some(Moment::Second), 1),
         ],
         Holds::Shared => vec![
-            entry("b_dec", Tensor::DecoderBias, Slot::Value, width),
-            entry("b_dec.m", Tensor::DecoderBias, Slot::FirstMoment, width),
-            entry("b_dec.v", Tensor::DecoderBias, Slot::SecondMoment, width),
+            entry("b_dec", Tensor::DecoderBias, None, width),
+            entry("b_dec.m", Tensor::DecoderBias, Some(Moment::First), width),
+            entry("b_dec.v", Tensor::DecoderBias, Some(Moment::Second), width),
         ],
     }
 }

@@ -6,7 +6,7 @@ use std::thread::{self, ScopedJoinHandle};
 
 use bytes::Bytes;
 use kernels::mesh::Axes;
-use kernels::{Dictionary, Sums};
+use kernels::{Dictionary, Sums, Training};
 use loader::Store;
 use safetensors::{Dtype, SafeTensors};
 
@@ -35,7 +35,7 @@ pub fn verify(store: &Store, found: &Found) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names the damaged file; the dictionary may hold a part then.
-pub fn load(store: &Store, found: &Found, axes: &Axes, dictionary: &mut impl Dictionary) -> Result<State, Error> {
+pub fn load(store: &Store, found: &Found, axes: &Axes, dictionary: &mut impl Training) -> Result<State, Error> {
     let features = found.manifest.features;
     let (shard, owned) = (axes.place.shard(features), axes.place.owned(features));
     let mut state = None;
@@ -44,7 +44,8 @@ pub fn load(store: &Store, found: &Found, axes: &Axes, dictionary: &mut impl Dic
     let files = files.filter(|(_, wanted)| !wanted.is_empty()).collect();
     for_each_file(store, found, files, |file, wanted, bytes| {
         let tensors = parse(store, found, file, bytes)?;
-        fill(store, found, file, &tensors, (dictionary, shard.start), wanted.clone(), true)?;
+        let rows = Rows { store, found, file, tensors: &tensors, held_from: shard.start, wanted: wanted.clone() };
+        rows.to_training(dictionary)?;
         if file.holds == Holds::Shared {
             state = Some(host_state(store, found, file, &tensors)?);
         }
@@ -78,8 +79,7 @@ fn wanted(file: &File, shard: &Range<usize>, owned: &Range<usize>) -> Range<usiz
     file.first_feature.max(of.start)..(file.first_feature + file.features).min(of.end)
 }
 
-/// Fills the weights of a fresh dictionary, which holds the given features, and `b_dec`; with `optimizer` its moments and clocks
-/// too.
+/// Fills the weights of a fresh dictionary, which holds the given features, and `b_dec`.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names the damaged file.
@@ -88,13 +88,37 @@ pub fn load_weights(
     found: &Found,
     features: Range<usize>,
     dictionary: &mut impl Dictionary,
-    optimizer: bool,
 ) -> Result<(), Error> {
-    let files = found.manifest.files.iter().filter(|file| optimizer || file.holds != Holds::Optimizer);
+    let files = found.manifest.files.iter().filter(|file| file.holds != Holds::Optimizer);
+    for_each_rows(store, found, files, features, |rows| rows.to_weights(dictionary))
+}
+
+/// As [`load_weights`], with the moments and clocks of all of them.
+///
+/// # Errors
+/// Those of [`load_weights`].
+pub fn load_training(
+    store: &Store,
+    found: &Found,
+    features: Range<usize>,
+    dictionary: &mut impl Training,
+) -> Result<(), Error> {
+    for_each_rows(store, found, found.manifest.files.iter(), features, |rows| rows.to_training(dictionary))
+}
+
+/// Hands on what the `files` have of some features.
+fn for_each_rows<'a>(
+    store: &Store,
+    found: &Found,
+    files: impl Iterator<Item = &'a File>,
+    features: Range<usize>,
+    mut take: impl FnMut(Rows<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
     let files = files.map(|file| (file, wanted(file, &features, &features)));
     let files = files.filter(|(_, wanted)| !wanted.is_empty()).collect();
-    for_each_file(store, found, files, |file, rows, bytes| {
-        fill(store, found, file, &parse(store, found, file, bytes)?, (dictionary, features.start), rows, optimizer)
+    for_each_file(store, found, files, |file, wanted, bytes| {
+        let tensors = parse(store, found, file, bytes)?;
+        take(Rows { store, found, file, tensors: &tensors, held_from: features.start, wanted })
     })
 }
 
@@ -125,35 +149,68 @@ fn joined(thread: io::Result<ScopedJoinHandle<'_, Result<Bytes, Error>>>) -> Res
     thread.join().unwrap_or_else(|_| Err(Error::Internal("a thread that reads a checkpoint has panicked".into())))
 }
 
-/// Writes the rows `wanted` of a file to a dictionary whose first feature is `held_from`.
-fn fill(
-    store: &Store,
-    found: &Found,
-    file: &File,
-    tensors: &SafeTensors<'_>,
-    (dictionary, held_from): (&mut impl Dictionary, usize),
+/// Rows of a file for a dictionary.
+struct Rows<'a> {
+    store: &'a Store,
+    found: &'a Found,
+    file: &'a File,
+    tensors: &'a SafeTensors<'a>,
+    /// The first feature of the dictionary.
+    held_from: usize,
+    /// Features of the file.
     wanted: Range<usize>,
-    optimizer: bool,
-) -> Result<(), Error> {
-    let (all, from, held_from) = match file.holds {
-        Holds::Shared => (1, 0, 0),
-        _ => (file.features, file.first_feature, held_from),
-    };
-    let (inside, rows) = (wanted.start - from..wanted.end - from, wanted.start - held_from..wanted.end - held_from);
-    for Entry { name, tensor, slot, per_feature } in entries(file.holds, found.manifest.width) {
-        if slot != kernels::Slot::Value && !optimizer {
-            continue;
-        }
-        let values: Vec<f32> = typed(store, found, file, tensors, name, Dtype::F32, all * per_feature)?;
-        dictionary.write(tensor, slot, rows.clone(), &values[inside.start * per_feature..inside.end * per_feature]);
+}
+
+impl Rows<'_> {
+    /// How many rows the file has, where those wanted lie in it, and where in the dictionary.
+    fn places(&self) -> (usize, Range<usize>, Range<usize>) {
+        let (all, from, held_from) = match self.file.holds {
+            Holds::Shared => (1, 0, 0),
+            _ => (self.file.features, self.file.first_feature, self.held_from),
+        };
+        let Range { start, end } = self.wanted;
+        (all, start - from..end - from, start - held_from..end - held_from)
     }
-    if file.holds == Holds::Optimizer {
-        for (name, clock) in CLOCKS {
-            let values: Vec<u64> = typed(store, found, file, tensors, name, Dtype::U64, file.features)?;
-            dictionary.write_clock(clock, rows.clone(), &values[inside.clone()]);
+
+    /// Hands on the values of each entry that `is_taken` says, and the rows that they belong to.
+    fn each(
+        &self,
+        is_taken: impl Fn(&Entry) -> bool,
+        mut take: impl FnMut(&Entry, Range<usize>, &[f32]),
+    ) -> Result<(), Error> {
+        let (all, inside, rows) = self.places();
+        for entry in entries(self.file.holds, self.found.manifest.width).iter().filter(|entry| is_taken(entry)) {
+            let Entry { name, per_feature, .. } = *entry;
+            let values: Vec<f32> =
+                typed(self.store, self.found, self.file, self.tensors, name, Dtype::F32, all * per_feature)?;
+            take(entry, rows.clone(), &values[inside.start * per_feature..inside.end * per_feature]);
         }
+        Ok(())
     }
-    Ok(())
+
+    fn to_weights(&self, dictionary: &mut impl Dictionary) -> Result<(), Error> {
+        let is_value = |entry: &Entry| entry.moment.is_none();
+        self.each(is_value, |entry, rows, values| dictionary.write(entry.tensor, rows, values))
+    }
+
+    fn to_training(&self, dictionary: &mut impl Training) -> Result<(), Error> {
+        self.each(
+            |_| true,
+            |entry, rows, values| match entry.moment {
+                None => dictionary.write(entry.tensor, rows, values),
+                Some(moment) => dictionary.write_moment(entry.tensor, moment, rows, values),
+            },
+        )?;
+        if self.file.holds == Holds::Optimizer {
+            let (_, inside, rows) = self.places();
+            for (name, clock) in CLOCKS {
+                let values: Vec<u64> =
+                    typed(self.store, self.found, self.file, self.tensors, name, Dtype::U64, self.file.features)?;
+                dictionary.write_clock(clock, rows.clone(), &values[inside.clone()]);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// When each feature fired last, as [`kernels::Clock::LastFired`] counts.

@@ -24,7 +24,7 @@ pub use find::{newest, newest_with};
 pub use format::{
     FORMAT, File, Found, Hash, Holds, LeftOut, Manifest, State, TILE, bytes, features_at_once, spare_bytes,
 };
-pub use load::{load, load_clocks, load_weights, verify};
+pub use load::{load, load_clocks, load_training, load_weights, verify};
 pub use named::{Which, named, open, open_which};
 pub use retain::{Known, retain};
 pub use save::{Committed, Progress, Saving, Snapshot, save, staging_bytes};

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kernels::Dictionary;
+use kernels::Training;
 use kernels::mesh::Axes;
 use loader::{Cursor, Store};
 
@@ -109,7 +109,7 @@ impl Saving {
     pub fn begin(
         store: &Store,
         axes: &Axes,
-        of: &Snapshot<'_, impl Dictionary>,
+        of: &Snapshot<'_, impl Training>,
         known: &Known,
         buffer_bytes: u64,
     ) -> Result<Saving, Error> {
@@ -218,7 +218,7 @@ impl Saving {
 ///
 /// # Errors
 /// Theirs.
-pub fn save(store: &Store, axes: &Axes, of: &Snapshot<'_, impl Dictionary>) -> Result<String, Error> {
+pub fn save(store: &Store, axes: &Axes, of: &Snapshot<'_, impl Training>) -> Result<String, Error> {
     let saving = Saving::begin(store, axes, of, &Known::default(), 0)?;
     let folder = saving.folder().to_owned();
     saving.finish(axes).map(|_| folder)
@@ -238,7 +238,7 @@ fn store_features(
     store: &Store,
     folder: &str,
     axes: &Axes,
-    (of, buffer_bytes): (&Snapshot<'_, impl Dictionary>, u64),
+    (of, buffer_bytes): (&Snapshot<'_, impl Training>, u64),
 ) -> Result<Vec<Thread<Stored>>, Error> {
     let (shard, owned) = (axes.place.shard(of.recipe.sae.features), axes.place.owned(of.recipe.sae.features));
     let width = of.dictionary.shape().width;
@@ -307,7 +307,7 @@ fn store_file(store: &Store, folder: &str, file: Unwritten) -> Result<File, Erro
 }
 
 impl Seal {
-    fn new(of: &Snapshot<'_, impl Dictionary>, attempt: u32, known: Known) -> Result<Seal, Error> {
+    fn new(of: &Snapshot<'_, impl Training>, attempt: u32, known: Known) -> Result<Seal, Error> {
         let Snapshot { dictionary, state, cursor, recipe, commit } = *of;
         let width = dictionary.shape().width;
         let manifest = Manifest {

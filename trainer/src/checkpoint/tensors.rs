@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels::Dictionary;
+use kernels::{Moment, Tensor, Training};
 use safetensors::tensor::{Dtype, TensorView};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -21,15 +21,15 @@ pub(super) struct Named {
 }
 
 pub(super) fn feature_tensors(
-    dictionary: &impl Dictionary,
+    dictionary: &impl Training,
     holds: Holds,
     width: usize,
     features: Range<usize>,
 ) -> Result<Vec<Named>, kernels::Error> {
     let n = features.len();
-    let read = |Entry { name, tensor, slot, per_feature }: Entry| {
+    let read = |Entry { name, tensor, moment, per_feature }: Entry| {
         let mut values = vec![0.0f32; n * per_feature];
-        dictionary.read(tensor, slot, features.clone(), &mut values)?;
+        read_rows(dictionary, (tensor, moment), features.clone(), &mut values)?;
         let shape = if per_feature == 1 { vec![n] } else { vec![n, per_feature] };
         Ok(Named { name: name.into(), dtype: Dtype::F32, shape, bytes: bytemuck::cast_slice(&values).to_vec() })
     };
@@ -45,6 +45,19 @@ pub(super) fn feature_tensors(
     Ok(tensors)
 }
 
+/// Rows of a tensor, or of one of its moments.
+fn read_rows(
+    dictionary: &impl Training,
+    (tensor, moment): (Tensor, Option<Moment>),
+    rows: Range<usize>,
+    out: &mut [f32],
+) -> Result<(), kernels::Error> {
+    match moment {
+        None => dictionary.read(tensor, rows, out),
+        Some(moment) => dictionary.read_moment(tensor, moment, rows, out),
+    }
+}
+
 /// On how many rows of each sum features fired; `own` counts from the first that the rank owns.
 pub(super) fn fired_tensors(state: &State, own: Range<usize>) -> impl Iterator<Item = Named> {
     SUMS.into_iter().zip(state.sums()).map(move |(of, sums)| {
@@ -54,15 +67,15 @@ pub(super) fn fired_tensors(state: &State, own: Range<usize>) -> impl Iterator<I
 }
 
 pub(super) fn shared_tensors(
-    dictionary: &impl Dictionary,
+    dictionary: &impl Training,
     width: usize,
     state: &State,
 ) -> Result<Vec<Named>, kernels::Error> {
     let mut tensors: Vec<Named> = entries(Holds::Shared, width)
         .into_iter()
-        .map(|Entry { name, tensor, slot, per_feature }| {
+        .map(|Entry { name, tensor, moment, per_feature }| {
             let mut values = vec![0.0f32; per_feature];
-            dictionary.read(tensor, slot, 0..1, &mut values)?;
+            read_rows(dictionary, (tensor, moment), 0..1, &mut values)?;
             let bytes = bytemuck::cast_slice(&values).to_vec();
             Ok(Named { name: name.into(), dtype: Dtype::F32, shape: vec![width], bytes })
         })

@@ -4,7 +4,7 @@
 //! sampled rows. Where that share is less than ten rows of the sample, the quantile is taken from the normal
 //! distribution of the same mean and variance instead: the extreme rows of a sample say little.
 
-use kernels::{Dictionary, Slot, Tensor};
+use kernels::{Dictionary, Tensor};
 use loader::{RowFilter, sample};
 use rayon::prelude::*;
 
@@ -46,7 +46,7 @@ pub fn calibrate(
     for first in (0..features).step_by(BLOCK) {
         let rows = first..(first + BLOCK).min(features);
         let mut w_enc_fd = vec![0.0f32; rows.len() * width];
-        sae.read(Tensor::EncoderWeight, Slot::Value, rows.clone(), &mut w_enc_fd)?;
+        sae.read(Tensor::EncoderWeight, rows.clone(), &mut w_enc_fd)?;
         let bias_f: Vec<f32> = w_enc_fd
             .par_chunks_exact(width)
             .map(|row_d| {
@@ -54,7 +54,7 @@ pub fn calibrate(
                 -exceeded_by(&mut pre, share)
             })
             .collect();
-        sae.write(Tensor::EncoderBias, Slot::Value, rows, &bias_f);
+        sae.write(Tensor::EncoderBias, rows, &bias_f);
     }
     Ok(())
 }

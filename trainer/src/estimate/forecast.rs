@@ -24,7 +24,7 @@
 
 use kernels::cuda::{self, Precision};
 use kernels::mesh::{Mesh, Place};
-use kernels::{AdamMode, Bytes, Shape};
+use kernels::{Bytes, Purpose, Shape};
 
 use crate::ranks::communication::{Traffic, touched_share};
 use crate::recipe::{Adam, Recipe};
@@ -96,11 +96,10 @@ impl RankMemory {
             width,
             features: place.shard(recipe.sae.features).len().max(1),
             batch: recipe.train.batch.div_ceil(mesh.data),
-            adam: Some(AdamMode::Dense),
             dense_bytes: recipe.train.dense_bytes as usize,
         };
-        let bytes = |adam| cuda::bytes(Shape { adam, ..shape }, precision, place);
-        let (training, looking) = (bytes(shape.adam), bytes(None));
+        let bytes = |purpose| cuda::bytes(shape, purpose, precision, place);
+        let (training, looking) = (bytes(Purpose::Training), bytes(Purpose::Evaluation));
         let moments = training.weights.saturating_sub(looking.weights);
         RankMemory { weights: looking.weights, moments, step: Bytes { weights: 0, ..training }.total() }
     }

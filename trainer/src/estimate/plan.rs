@@ -2,7 +2,7 @@
 //! lists of what is active.
 
 use kernels::mesh::Place;
-use kernels::{AdamMode, Device, Shape};
+use kernels::{AdamMode, Bytes, Device, Purpose, Shape};
 use loader::synth::Spec;
 use loader::{Order, Stream, memory};
 
@@ -117,8 +117,9 @@ impl Plan {
         let place = device.axes().place;
         check_fits(device, recipe, rows, place, host_ranks)?;
         let shape = shape(recipe, extent, place);
-        let settled = settled(shape, rows.looked_at()).map(|shape| device.bytes(shape)).unwrap_or_default();
-        let training = device.bytes(shape);
+        let settles = settles(recipe, rows.looked_at());
+        let settled = if settles { device.bytes(shape, Purpose::Evaluation) } else { Bytes::default() };
+        let training = device.bytes(shape, Purpose::Training);
         let staged = ((1 + D::AHEAD) * shape.batch * extent.row_bytes()) as u64;
         let weight_bytes = training.weights + settled.weights;
         let step_bytes = training.step + training.lists + settled.step + settled.lists + staged;
@@ -165,26 +166,29 @@ fn looking_bytes(recipe: &Recipe, rows: &DataSize, place: Place) -> Result<u64, 
     Ok(sample.max(evaluation_bytes).max(recipe.train.init_from.as_ref().map_or(0, of_shard)))
 }
 
-/// What the dictionary of a recipe needs on the rank at `place`.
+/// The sizes of the dictionary of a recipe on the rank at `place`.
 pub fn shape(recipe: &Recipe, extent: Extent, place: Place) -> Shape {
-    let adam = match recipe.train.adam {
-        Adam::Dense => AdamMode::Dense,
-        Adam::Catchup => AdamMode::Catchup,
-        Adam::Touched => AdamMode::Touched,
-    };
     Shape {
         width: extent.width,
         features: place.shard(recipe.sae.features).len(),
         batch: most_rows(place, extent.largest_batch()) * place.mesh.feature,
-        adam: Some(adam),
         dense_bytes: recipe.train.dense_bytes as usize,
     }
 }
 
-/// What a second dictionary needs in which weights settle, when the mode of `shape` owes updates and somebody `looks` at the
-/// weights.
-pub(crate) fn settled(shape: Shape, looks: bool) -> Option<Shape> {
-    (shape.adam == Some(AdamMode::Catchup) && looks).then_some(Shape { adam: None, ..shape })
+/// Which rows Adam updates.
+pub fn adam_mode(recipe: &Recipe) -> AdamMode {
+    match recipe.train.adam {
+        Adam::Dense => AdamMode::Dense,
+        Adam::Catchup => AdamMode::Catchup,
+        Adam::Touched => AdamMode::Touched,
+    }
+}
+
+/// Whether there is a second dictionary of the same shape in which weights settle: where the recipe's mode owes updates and somebody
+/// `looks` at the weights.
+pub(crate) fn settles(recipe: &Recipe, looks: bool) -> bool {
+    recipe.train.adam == Adam::Catchup && looks
 }
 
 /// Refuses a mesh that leaves ranks without features or rows, and a dictionary that does not fit into the memory of the device, or of this
@@ -202,6 +206,6 @@ pub fn check_fits(
     communication::check(recipe, place.mesh)?;
     let shape = shape(recipe, rows.extent, place);
     device.check(shape)?;
-    let settled = settled(shape, rows.looked_at());
-    Room::of(device, host_ranks).iter().try_for_each(|room| room.check(device, shape, settled))
+    let settles = settles(recipe, rows.looked_at());
+    Room::of(device, host_ranks).iter().try_for_each(|room| room.check(device, shape, settles))
 }

@@ -7,12 +7,13 @@
 use std::time::{Duration, Instant};
 
 use kernels::mesh::TILE;
-use kernels::{AdamUpdate, Device, Dictionary, Path, RowDtype, Shape, Slot, Tensor};
+use kernels::{AdamUpdate, Device, Dictionary, Path, Purpose, RowDtype, Shape, Tensor};
 use loader::memory;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::plan;
 use crate::data::calibrate::normal_upper_quantile;
 use crate::recipe::Recipe;
 use crate::schedule::Schedule;
@@ -49,11 +50,11 @@ pub struct Measured {
 pub fn rehearse<D: Device>(device: &D, recipe: &Recipe, shape: Shape, l0: f64) -> Result<Measured, Error> {
     let features = bearable(device, shape);
     let small = Shape { features, ..shape };
-    let mut sae = device.dictionary(small)?;
+    let mut sae = device.training(small, plan::adam_mode(recipe))?;
     init::random(&mut sae, 0..features, recipe.train.seed, recipe.sae.decoder_norm);
     let share = (l0 / shape.features as f64).min(0.5);
     let bias = -(f64::from(recipe.sae.decoder_norm) * normal_upper_quantile(share)) as f32;
-    sae.write(Tensor::EncoderBias, Slot::Value, 0..features, &vec![bias; features]);
+    sae.write(Tensor::EncoderBias, 0..features, &vec![bias; features]);
     let mut x = device.rows(small.batch, small.width)?;
     let mut tally = device.tally(small.width, features)?;
     let mut staging = device.staging(small.batch * small.width * size_of::<f32>())?;
@@ -88,8 +89,7 @@ pub fn rehearse<D: Device>(device: &D, recipe: &Recipe, shape: Shape, l0: f64) -
         Ok(report.ok)
     })?;
     let mut w_dec_fd = vec![0.0f32; features * small.width];
-    let copy_s =
-        seconds(|| Ok(sae.read(Tensor::DecoderWeight, Slot::Value, 0..features, &mut w_dec_fd).map(|()| true)?))?;
+    let copy_s = seconds(|| Ok(sae.read(Tensor::DecoderWeight, 0..features, &mut w_dec_fd).map(|()| true)?))?;
     let more = shape.features as f64 / features as f64;
     let copy = (size_of::<f32>() * w_dec_fd.len()) as f64 / copy_s;
     Ok(Measured { step_s: more * step_s, forward_s: more * forward_s, copy, features })
@@ -100,7 +100,7 @@ fn bearable(device: &impl Device, shape: Shape) -> usize {
     let in_time = MOST_FLOPS / (2.0 * shape.batch as f64 * shape.width as f64);
     let mut features = shape.features.min(((in_time / TILE as f64) as usize).max(1) * TILE);
     let most = memory::available().map_or(u64::MAX, |bytes| bytes / MOST_MEMORY);
-    while features > TILE && device.bytes(Shape { features, ..shape }).total() > most {
+    while features > TILE && device.bytes(Shape { features, ..shape }, Purpose::Training).total() > most {
         features = (features / 2).next_multiple_of(TILE);
     }
     features
@@ -127,7 +127,6 @@ fn seconds(mut work: impl FnMut() -> Result<bool, Error>) -> Result<f64, Error> 
 
 #[cfg(test)]
 mod tests {
-    use kernels::AdamMode;
     use kernels::cpu::Cpu;
 
     use super::*;
@@ -137,7 +136,7 @@ mod tests {
         let recipe: Recipe =
             toml::from_str("[data]\ntrain = 'x'\n[sae]\nfeatures = 512\n[run]\ndir = 'y'\n").expect("a recipe");
         let device = Cpu::new(Some(1)).expect("threads");
-        let shape = Shape { width: 32, features: 512, batch: 64, adam: Some(AdamMode::Dense), dense_bytes: 1 << 20 };
+        let shape = Shape { width: 32, features: 512, batch: 64, dense_bytes: 1 << 20 };
         let measured = rehearse(&device, &recipe, shape, 20.0).expect("steps are made");
         assert_eq!(measured.features, 512);
         assert!(measured.step_s > 0.0 && measured.forward_s > 0.0 && measured.copy > 0.0, "{measured:?}");

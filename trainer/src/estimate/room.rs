@@ -1,6 +1,6 @@
 //! Whether a dictionary fits into memory, and what would.
 
-use kernels::{Bytes, Device, Shape};
+use kernels::{Bytes, Device, Purpose, Shape};
 use loader::memory;
 
 use crate::Error;
@@ -52,16 +52,16 @@ impl Room {
         Room { bytes, whose: "the memory of this machine".to_owned(), counted: Bytes::total }
     }
 
-    /// Refuses a dictionary of `shape`, and the second one if there is to be one, that does not fit.
+    /// Refuses a dictionary of `shape` to be trained, and where it `settles` a second one that is evaluated, that do not fit.
     ///
     /// # Errors
     /// [`Error::Recipe`] with what would fit.
-    pub fn check(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> Result<(), Error> {
-        let needed = self.needed(device, shape, settled);
+    pub fn check(&self, device: &impl Device, shape: Shape, settles: bool) -> Result<(), Error> {
+        let needed = self.needed(device, shape, settles);
         if needed <= self.bytes {
             return Ok(());
         }
-        let remedy = match self.smaller(device, shape, settled) {
+        let remedy = match self.smaller(device, shape, settles) {
             Smaller { features: None, batch: None } => {
                 "neither fewer sae.features nor a smaller train.batch alone would fit: lower both".to_owned()
             }
@@ -75,7 +75,7 @@ impl Room {
                 format!("sae.features = {features} would fit, and so would train.batch = {batch}")
             }
         };
-        let lighter = self.lighter(device, shape, settled).map_or(String::new(), |keys| format!("; {keys} would fit"));
+        let lighter = self.lighter(device, shape, settles).map_or(String::new(), |keys| format!("; {keys} would fit"));
         Err(Error::Recipe(format!(
             "the dictionary does not fit into {}: a rank needs {}, and {} are free: {remedy}{lighter}",
             self.whose,
@@ -84,17 +84,14 @@ impl Room {
         )))
     }
 
-    /// Whether such a dictionary fits.
-    pub fn fits(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> bool {
-        self.needed(device, shape, settled) <= self.bytes
+    /// Whether they fit.
+    pub fn fits(&self, device: &impl Device, shape: Shape, settles: bool) -> bool {
+        self.needed(device, shape, settles) <= self.bytes
     }
 
     /// What would fit.
-    pub fn smaller(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> Smaller {
-        let fits = |features, batch| {
-            let second = settled.map(|second| Shape { features, batch, ..second });
-            self.fits(device, Shape { features, batch, ..shape }, second)
-        };
+    pub fn smaller(&self, device: &impl Device, shape: Shape, settles: bool) -> Smaller {
+        let fits = |features, batch| self.fits(device, Shape { features, batch, ..shape }, settles);
         let batch = |batch| fits(shape.features, batch);
         Smaller {
             features: largest(shape.features, 128, |features| fits(features, shape.batch)),
@@ -103,21 +100,23 @@ impl Room {
         }
     }
 
-    fn needed(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> u64 {
-        let counted = |shape| (self.counted)(device.bytes(shape));
-        counted(shape).saturating_add(settled.map_or(0, counted))
+    fn needed(&self, device: &impl Device, shape: Shape, settles: bool) -> u64 {
+        let counted = |purpose| (self.counted)(device.bytes(shape, purpose));
+        counted(Purpose::Training).saturating_add(if settles { counted(Purpose::Evaluation) } else { 0 })
     }
 
     /// The keys with which it fits as large as it is.
-    fn lighter(&self, device: &impl Device, shape: Shape, settled: Option<Shape>) -> Option<&'static str> {
+    fn lighter(&self, device: &impl Device, shape: Shape, settles: bool) -> Option<&'static str> {
         let second = |keys: &str| {
-            let Some(shape) = settled else { return 0 };
-            let lighter = device.lighter(shape).into_iter().find(|(other, _)| *other == keys);
-            (self.counted)(lighter.map_or_else(|| device.bytes(shape), |(_, bytes)| bytes))
+            if !settles {
+                return 0;
+            }
+            let lighter = device.lighter(shape, Purpose::Evaluation).into_iter().find(|(other, _)| *other == keys);
+            (self.counted)(lighter.map_or_else(|| device.bytes(shape, Purpose::Evaluation), |(_, bytes)| bytes))
         };
         let fits =
             |&(keys, bytes): &(&'static str, Bytes)| (self.counted)(bytes).saturating_add(second(keys)) <= self.bytes;
-        device.lighter(shape).into_iter().find(fits).map(|(keys, _)| keys)
+        device.lighter(shape, Purpose::Training).into_iter().find(fits).map(|(keys, _)| keys)
     }
 }
 
@@ -141,7 +140,6 @@ fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kernels::AdamMode;
     use kernels::cpu::Cpu;
 
     use super::*;
@@ -150,23 +148,22 @@ mod tests {
     #[test]
     fn as_many_features_fit_as_a_sum_says() {
         let device = Cpu::new(Some(1)).expect("threads");
-        let shape =
-            Shape { width: 64, features: 1 << 20, batch: 256, adam: Some(AdamMode::Dense), dense_bytes: 1 << 20 };
+        let shape = Shape { width: 64, features: 1 << 20, batch: 256, dense_bytes: 1 << 20 };
         let each = 12 * (2 * 64 + 1);
         let room = |bytes| Room { bytes, whose: "a test".to_owned(), counted: |bytes| bytes.weights };
         let least = each * shape.features as u64;
-        assert!(room(least).check(&device, shape, None).is_err(), "the clocks and b_dec need room too");
+        assert!(room(least).check(&device, shape, false).is_err(), "the clocks and b_dec need room too");
         // What the encoder's screen keeps of a row besides depends on the processor: a tenth with bf16.
-        assert!(room(least + least / 5).check(&device, shape, None).is_ok());
+        assert!(room(least + least / 5).check(&device, shape, false).is_ok());
         let half = room(least / 2);
-        let Smaller { features, batch } = half.smaller(&device, shape, None);
+        let Smaller { features, batch } = half.smaller(&device, shape, false);
         let features = features.expect("some fit");
         assert!((0.8..1.0).contains(&(features as f64 / f64::from(1 << 19))), "{features}");
         assert_eq!(batch, None, "weights do not depend on the batch");
-        let told = half.check(&device, shape, None).expect_err("it does not fit").to_string();
+        let told = half.check(&device, shape, false).expect_err("it does not fit").to_string();
         assert!(told.contains(&format!("sae.features = {features} would fit; a smaller train.batch")), "{told}");
-        assert!(half.fits(&device, Shape { features, ..shape }, None));
-        assert!(!half.fits(&device, Shape { features: features + 128, ..shape }, None));
+        assert!(half.fits(&device, Shape { features, ..shape }, false));
+        assert!(!half.fits(&device, Shape { features: features + 128, ..shape }, false));
     }
 
     #[test]

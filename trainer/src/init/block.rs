@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use kernels::cpu::Cpu;
-use kernels::{Dictionary, Slot, Tensor};
+use kernels::{Dictionary, Tensor};
 use loader::Store;
 use rayon::prelude::*;
 
@@ -31,9 +31,9 @@ impl Block {
         let sae = evaluate::load_features(device, store, found, features, 1)?;
         let mut block =
             Block { w_enc_fd: vec![0.0; count * width], b_enc_f: vec![0.0; count], w_dec_fd: vec![0.0; count * width] };
-        sae.read(Tensor::EncoderWeight, Slot::Value, 0..count, &mut block.w_enc_fd)?;
-        sae.read(Tensor::EncoderBias, Slot::Value, 0..count, &mut block.b_enc_f)?;
-        sae.read(Tensor::DecoderWeight, Slot::Value, 0..count, &mut block.w_dec_fd)?;
+        sae.read(Tensor::EncoderWeight, 0..count, &mut block.w_enc_fd)?;
+        sae.read(Tensor::EncoderBias, 0..count, &mut block.b_enc_f)?;
+        sae.read(Tensor::DecoderWeight, 0..count, &mut block.w_dec_fd)?;
         Ok(block)
     }
 }

@@ -1,7 +1,7 @@
 //! How many of the directions behind synthetic data a dictionary has found.
 
 use kernels::ranks::Group;
-use kernels::{Dictionary, Slot, Tensor};
+use kernels::{Dictionary, Tensor};
 use loader::Location;
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
@@ -78,7 +78,7 @@ pub struct Recovery {
 pub fn recovery(
     truth: &Truth,
     seen: f64,
-    sae: &impl Dictionary,
+    sae: &(impl Dictionary + ?Sized),
     ranks: &Group,
 ) -> Result<Option<Recovery>, kernels::Error> {
     const BLOCK: usize = 1024;
@@ -98,7 +98,7 @@ pub fn recovery(
     for first in (0..features).step_by(BLOCK) {
         let rows = first..(first + BLOCK).min(features);
         let block_fd = &mut decoder_fd[..rows.len() * width];
-        sae.read(Tensor::DecoderWeight, Slot::Value, rows, block_fd)?;
+        sae.read(Tensor::DecoderWeight, rows, block_fd)?;
         best.par_iter_mut().zip(&often).for_each(|(best, direction_d)| {
             let norm = dot(direction_d, direction_d).sqrt();
             for row_d in block_fd.chunks_exact(width) {

@@ -1,6 +1,6 @@
 //! The end of a run: its closing metrics, its last checkpoint, its summary.
 
-use kernels::{Device, Dictionary};
+use kernels::{Device, Dictionary, Training};
 
 use super::run::{Run, Scribe};
 use crate::Error;

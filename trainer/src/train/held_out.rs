@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use kernels::{Device, Dictionary};
+use kernels::{Device, Dictionary, Training};
 
 use super::run::{Event, Run, is_due};
 use crate::Error;
@@ -93,7 +93,10 @@ impl<D: Device> Run<'_, D> {
         let measured = centre.and_then(|centre| {
             let (_, centre) = self.evaluation.centre.insert((rows, centre));
             let pass = Pass { dataset, features: self.recipe.sae.features, scale: self.state.scale, centre };
-            let sae = self.evaluation.settled.as_mut().unwrap_or(&mut self.sae);
+            let sae: &mut dyn Dictionary<Rows = D::Rows, Tally = D::Tally> = match &mut self.evaluation.settled {
+                Some(settled) => settled,
+                None => &mut self.sae,
+            };
             let progress = |done, stop| heard(before + done, stop);
             let mut stream = stream()?;
             let since = Instant::now();
@@ -139,6 +142,10 @@ impl<D: Device> Run<'_, D> {
         self.settle();
         let Evaluation { settled, truth: Some(truth), .. } = &self.evaluation else { return Ok(None) };
         let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
-        Ok(recovery(truth, seen, settled.as_ref().unwrap_or(&self.sae), &self.device.axes().all)?)
+        let sae: &dyn Dictionary<Rows = D::Rows, Tally = D::Tally> = match settled {
+            Some(settled) => settled,
+            None => &self.sae,
+        };
+        Ok(recovery(truth, seen, sae, &self.device.axes().all)?)
     }
 }

@@ -1,7 +1,7 @@
 //! Lines of metrics: means over the rows since the line before, and how fast they came.
 
 use kernels::ranks::Group;
-use kernels::{Clock, Device, Dictionary, Sums};
+use kernels::{Clock, Device, Dictionary, Sums, Training};
 
 use super::clocks::Span;
 use super::run::{Event, Run, is_due};

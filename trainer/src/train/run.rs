@@ -77,7 +77,7 @@ pub(super) struct Run<'a, D: Device> {
     pub(super) data: &'a Data,
     pub(super) start: Start<'a>,
     pub(super) schedule: Schedule,
-    pub(super) sae: D::Dictionary,
+    pub(super) sae: D::Training,
     pub(super) tally: D::Tally,
     /// After the last step that was retired.
     pub(super) state: checkpoint::State,

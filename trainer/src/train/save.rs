@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kernels::mesh::Axes;
-use kernels::{Device, Dictionary};
+use kernels::{Device, Training};
 use loader::{Store, memory};
 
 use super::run::{Event, Run, Scribe, is_due};
@@ -109,7 +109,7 @@ impl Saver {
         &mut self,
         store: &Store,
         axes: &Axes,
-        of: &Snapshot<'_, impl Dictionary>,
+        of: &Snapshot<'_, impl Training>,
         buffer_bytes: u64,
         started: Instant,
     ) -> Result<String, Error> {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use kernels::mesh::{Axes, Place};
-use kernels::{Device, Dictionary, Sums};
+use kernels::{Device, Dictionary, Sums, Training};
 use loader::{Cursor, Store, Stream};
 
 use super::check::{check_eval, warn_of_few_steps};
@@ -44,9 +44,9 @@ impl<'a, D: Device> Run<'a, D> {
         let schedule = data.schedule(&recipe.train);
         let shape = plan::shape(recipe, data.extent(), axes.place);
         let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
-        let settled = plan::settled(shape, data.eval.is_some() || truth.is_some());
-        let mut sae = device.dictionary(shape)?;
-        let settled = settled.map(|shape| device.dictionary(shape)).transpose()?;
+        let settles = plan::settles(recipe, data.eval.is_some() || truth.is_some());
+        let mut sae = device.training(shape, plan::adam_mode(recipe))?;
+        let settled = settles.then(|| device.dictionary(shape)).transpose()?;
         let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
         let batch = data.extent().largest_batch();
         let buffers = || Buffers::new(device, batch, width, value_bytes);
@@ -180,7 +180,7 @@ fn resume(
     data: &Data,
     store: &Store,
     axes: &Axes,
-    sae: &mut impl Dictionary,
+    sae: &mut impl Training,
 ) -> Result<Option<Resumed>, Error> {
     let resumed = checkpoint::newest_with(store, |found| {
         // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.

@@ -12,14 +12,14 @@
 //! Plan: a task is a tile of 96 features; for each feature both gradient rows are made or read, both rows are updated,
 //! and while they are in L1 the screen's copy, its bounds and the decoder norm follow.
 
-use super::backward::Operands;
+use super::backward::{DecoderRow, Operands, RowsTo};
 use crate::cpu::codes::{TILE, TileCodes, tile_features};
 use crate::cpu::engine::Engine;
 use crate::cpu::memory::SharedRows;
+use crate::cpu::moments::SharedParameter;
 use crate::cpu::scratch::{Scratch, Workers};
 use crate::cpu::screen::RowWriter;
 use crate::cpu::simd::{Block, Kernel, LANES, Lanes, blocks, blocks_mut, dot};
-use crate::cpu::weights::SharedParameter;
 use crate::device::{BETA1, BETA2, EPSILON, corrections};
 use crate::{AdamMode, AdamUpdate};
 use rayon::prelude::*;
@@ -175,7 +175,7 @@ impl SharedParameter<'_> {
 
 /// Where the gradient rows come from.
 #[derive(Clone, Copy)]
-pub enum GradientRows<'a> {
+pub enum GradientSource<'a> {
     /// Made again from the lists.
     Lists { operands: Operands<'a>, tiles: &'a [TileCodes] },
     /// Those that the dense path has stored.
@@ -188,7 +188,7 @@ pub struct Features<'a> {
     pub mode: AdamMode,
     pub update: &'a AdamUpdate,
     pub coefficients: Coefficients,
-    pub rows: GradientRows<'a>,
+    pub rows: GradientSource<'a>,
     pub bias_gradient_f: &'a [f32],
     /// Tokens on which each feature fired.
     pub count_f: &'a [u32],
@@ -246,12 +246,12 @@ impl Features<'_> {
         };
         let Scratch { dec_d, enc_d, .. } = scratch;
         let gradient = fired.then(|| match self.rows {
-            GradientRows::Lists { operands, tiles } => {
-                let codes = (&tiles[f / TILE], f % TILE);
-                operands.rows(l, codes, (w_dec.value, norm[0]), [&mut *dec_d, &mut *enc_d]);
+            GradientSource::Lists { operands, tiles } => {
+                let (pairs, of) = (tiles[f / TILE].feature(f % TILE), DecoderRow { w: w_dec.value, norm: norm[0] });
+                operands.rows(l, pairs, of, RowsTo { dec_d, enc_d });
                 (&dec_d[..], &enc_d[..])
             }
-            GradientRows::Stored { dec_fd, enc_fd, stride } => {
+            GradientSource::Stored { dec_fd, enc_fd, stride } => {
                 let row = f * stride..(f + 1) * stride;
                 (&dec_fd[row.clone()], &enc_fd[row])
             }

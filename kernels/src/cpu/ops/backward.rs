@@ -16,7 +16,7 @@
 //! blocks of columns in registers instead of four (no difference beyond the noise of a machine under load).
 
 use crate::cpu::codes::tile_features;
-use crate::cpu::codes::{TILE, TileCodes};
+use crate::cpu::codes::{FeaturePairs, TILE, TileCodes};
 use crate::cpu::engine::Engine;
 use crate::cpu::memory::SharedRows;
 use crate::cpu::scratch::Workers;
@@ -42,6 +42,32 @@ pub fn pull(lambda_over_b: f32, sum_a: f32, norm: f32) -> f32 {
     if norm > 0.0 { lambda_over_b * sum_a / norm } else { 0.0 }
 }
 
+/// A row of W_dec and its norm.
+#[derive(Clone, Copy)]
+pub struct DecoderRow<'a> {
+    pub w: &'a [f32],
+    pub norm: f32,
+}
+
+/// Where the gradient rows of a feature go: W_dec's, W_enc's.
+pub struct RowsTo<'a> {
+    pub dec_d: &'a mut [f32],
+    pub enc_d: &'a mut [f32],
+}
+
+/// The same in blocks of columns.
+struct BlocksTo<'a> {
+    dec_d: &'a mut [Block],
+    enc_d: &'a mut [Block],
+}
+
+/// What a decoder row adds to its own gradient.
+#[derive(Clone, Copy)]
+struct Pulled<'a, V> {
+    pull: V,
+    w: &'a [Block],
+}
+
 impl<'a> Operands<'a> {
     /// Row `t` of x or g.
     #[inline(always)]
@@ -49,27 +75,20 @@ impl<'a> Operands<'a> {
         blocks(&of[t as usize * self.stride..(t as usize + 1) * self.stride])
     }
 
-    /// The gradient rows of the tile's feature `local`, whose decoder row is `w` with norm `norm`.
+    /// The gradient rows of a feature.
     #[inline(always)]
-    pub fn rows<L: Lanes>(
-        &self,
-        l: L,
-        (codes, local): (&TileCodes, usize),
-        (w, norm): (&[f32], f32),
-        [dec_d, enc_d]: [&mut [f32]; 2],
-    ) {
-        let pairs = codes.pairs(local);
-        let (token, a, da) = (&codes.token[pairs.clone()], &codes.a[pairs.clone()], &codes.da[pairs]);
-        let w = blocks(w);
-        let pull = l.splat(pull(self.lambda_over_b, a.iter().sum(), norm));
-        let (dec_d, enc_d) = (blocks_mut(dec_d), blocks_mut(enc_d));
+    pub fn rows<L: Lanes>(&self, l: L, pairs: FeaturePairs<'_>, of: DecoderRow<'_>, to: RowsTo<'_>) {
+        let w = blocks(of.w);
+        let pull = l.splat(pull(self.lambda_over_b, pairs.a.iter().sum(), of.norm));
+        let pulled = Pulled { pull, w };
+        let mut to = BlocksTo { dec_d: blocks_mut(to.dec_d), enc_d: blocks_mut(to.enc_d) };
         let mut first = 0;
         while first + 4 <= w.len() {
-            self.columns::<L, 4>(l, first, (token, a, da), (pull, w), (dec_d, enc_d));
+            self.columns::<L, 4>(l, first, pairs, pulled, &mut to);
             first += 4;
         }
         while first < w.len() {
-            self.columns::<L, 1>(l, first, (token, a, da), (pull, w), (dec_d, enc_d));
+            self.columns::<L, 1>(l, first, pairs, pulled, &mut to);
             first += 1;
         }
     }
@@ -80,9 +99,9 @@ impl<'a> Operands<'a> {
         &self,
         l: L,
         first: usize,
-        (token, a, da): (&[u32], &[f32], &[f32]),
-        (pull, w): (L::V, &[Block]),
-        (dec_d, enc_d): (&mut [Block], &mut [Block]),
+        FeaturePairs { token, a, da }: FeaturePairs<'_>,
+        Pulled { pull, w }: Pulled<'_, L::V>,
+        to: &mut BlocksTo<'_>,
     ) {
         let mut dec: [L::V; N] = std::array::from_fn(|i| l.mul(pull, l.load(&w[first + i])));
         let mut enc = [l.splat(0.0); N];
@@ -95,8 +114,8 @@ impl<'a> Operands<'a> {
             }
         }
         for i in 0..N {
-            l.store(&mut dec_d[first + i], dec[i]);
-            l.store(&mut enc_d[first + i], enc[i]);
+            l.store(&mut to.dec_d[first + i], dec[i]);
+            l.store(&mut to.enc_d[first + i], enc[i]);
         }
     }
 }
@@ -176,7 +195,7 @@ impl Kernel for Feature<'_> {
             codes.da[pair] = da;
             bias += da;
         }
-        operands.rows(l, (codes, f % TILE), (w, norm), [&mut *dec_d, &mut *enc_d]);
+        operands.rows(l, codes.feature(f % TILE), DecoderRow { w, norm }, RowsTo { dec_d, enc_d });
         (bias, norm2(l, dec_d) + norm2(l, enc_d) + f64::from(bias) * f64::from(bias))
     }
 }

@@ -13,13 +13,14 @@
 
 use super::backward::{Gradient, norm2, pull};
 use super::normalize::Rows;
+use crate::cpu::activation::{activate, is_active, where_active};
 use crate::cpu::engine::Engine;
 use crate::cpu::gemm::{Matrix, multiply};
-use crate::cpu::memory::{Buffer, Memory, SharedRows};
+use crate::cpu::memory::{Buffer, HostMemory, SharedRows};
 use crate::cpu::scratch::Workers;
 use crate::cpu::simd::{Kernel, Lanes, blocks, blocks_mut};
 use crate::cpu::weights::Weights;
-use crate::{Error, Shape};
+use crate::{ActivePairs, Error, Purpose, Shape};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -59,13 +60,14 @@ pub struct Operands<'a> {
 type Outputs<'a> = ((&'a mut [f32], &'a mut [f32]), &'a mut [f64]);
 
 impl Dense {
-    pub fn new(shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
+    /// For batches of `shape`; only a dictionary that is trained keeps A.
+    pub fn new(shape: &Shape, purpose: Purpose, memory: &mut HostMemory) -> Result<Self, Error> {
         let what = "the dense path";
         let tokens = shape.batch.div_ceil(8).next_multiple_of(64).clamp(64, TOKENS_MAX);
         let tiles = shape.features.div_ceil(TILE);
         let token_blocks = shape.batch.div_ceil(tokens);
         // Only backward looks at A again.
-        let keep = shape.adam.is_some() && 4 * shape.batch * shape.features <= shape.dense_bytes;
+        let keep = purpose == Purpose::Training && 4 * shape.batch * shape.features <= shape.dense_bytes;
         Ok(Dense {
             tokens,
             tiles,
@@ -98,7 +100,7 @@ impl Dense {
                 let a = kept.unwrap_or_else(|| &mut scratch.gemm[..tokens * TILE]);
                 of.activations(range.clone(), tile, a);
                 let count = &mut counts[tile * TILE..][..TILE];
-                of.engine.isa.run(Count { a, tokens: range.len(), norm: of.norms(tile), count, l1 });
+                of.engine.isa.run(CountTile { a, tokens: range.len(), norm: of.norms(tile), count, l1 });
                 let features = of.features_of(tile);
                 let w_dec =
                     Matrix::new(&of.weights.w_dec.value[features.start * stride..], features.len(), stride, stride);
@@ -133,11 +135,33 @@ impl Dense {
                 let a = self.activations(of, block, tile, &mut scratch.gemm);
                 for t in inside {
                     let a = &a[(t - tokens.start) * TILE..];
-                    count_f.iter_mut().zip(a).for_each(|(sum, &a)| *sum += u32::from(a > 0.0));
+                    count_f.iter_mut().zip(a).for_each(|(sum, &a)| *sum += u32::from(is_active(a)));
                 }
             }
         };
         of.engine.pool.install(|| count_f.par_chunks_mut(TILE).enumerate().for_each(count_tile));
+    }
+
+    /// The active pairs of the tokens of `rows`, of a batch that was decoded.
+    pub fn active_pairs(&self, of: Operands<'_>, rows: Range<usize>) -> ActivePairs {
+        let pairs_of_block = |block: usize| {
+            let first = block * self.tokens;
+            let inside = rows.start.max(first)..rows.end.min(first + self.tokens);
+            let mut pairs_r = vec![Vec::new(); inside.len()];
+            let scratch = &mut *of.workers.scratch();
+            for tile in 0..self.tiles {
+                let a = self.activations(of, block, tile, &mut scratch.gemm);
+                for (t, pairs) in inside.clone().zip(&mut pairs_r) {
+                    let a = a[(t - first) * TILE..][..TILE].iter().enumerate();
+                    let active = a.filter(|&(_, &a)| is_active(a));
+                    pairs.extend(active.map(|(local, &a)| ((tile * TILE + local) as u32, a)));
+                }
+            }
+            pairs_r
+        };
+        let blocks = rows.start / self.tokens..rows.end.div_ceil(self.tokens);
+        let pairs_r = of.engine.pool.install(|| blocks.into_par_iter().flat_map(pairs_of_block).collect::<Vec<_>>());
+        ActivePairs::of_rows(pairs_r)
     }
 
     /// A of a block of tokens and a tile of features, as kept or made again.
@@ -226,29 +250,30 @@ impl<'a> Operands<'a> {
         let w_enc = Matrix::new(&self.weights.w_enc.value[features.start * stride..], features.len(), stride, stride);
         multiply(a, TILE, false, x, w_enc.t());
         let bias = &self.weights.b_enc.value[tile * TILE..][..TILE];
-        self.engine.isa.run(BiasRelu { a: &mut a[..range.len() * TILE], bias });
+        self.engine.isa.run(Activate { a: &mut a[..range.len() * TILE], bias });
     }
 }
 
-struct BiasRelu<'a> {
+/// A from products: the bias, and the activation function.
+struct Activate<'a> {
     a: &'a mut [f32],
     bias: &'a [f32],
 }
 
-impl Kernel for BiasRelu<'_> {
+impl Kernel for Activate<'_> {
     type Out = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         for row in self.a.chunks_exact_mut(TILE) {
             for (a, bias) in blocks_mut(row).iter_mut().zip(blocks(self.bias)) {
                 let pre = l.add(l.load(a), l.load(bias));
-                l.store(a, l.where_positive(pre, pre));
+                l.store(a, activate(l, pre));
             }
         }
     }
 }
 
-struct Count<'a> {
+struct CountTile<'a> {
     a: &'a [f32],
     tokens: usize,
     norm: &'a [f32],
@@ -256,18 +281,18 @@ struct Count<'a> {
     l1: &'a mut [f64],
 }
 
-impl Kernel for Count<'_> {
+impl Kernel for CountTile<'_> {
     type Out = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let Count { a, tokens, norm, count, l1 } = self;
+        let CountTile { a, tokens, norm, count, l1 } = self;
         let one = l.splat(1.0);
         for (t, row) in a.chunks_exact(TILE).take(tokens).enumerate() {
             let mut sum = l.splat(0.0);
             for ((a, norm), count) in blocks(row).iter().zip(blocks(norm)).zip(blocks_mut(count)) {
                 let a = l.load(a);
                 sum = l.fma(a, l.load(norm), sum);
-                l.store(count, l.add(l.load(count), l.where_positive(a, one)));
+                l.store(count, l.add(l.load(count), where_active(l, a, one)));
             }
             l1[t] += f64::from(l.sum(sum));
         }
@@ -295,7 +320,7 @@ impl Kernel for Mask<'_> {
             let sums = blocks_mut(self.sum_a).iter_mut().zip(blocks_mut(self.sum_da));
             for (((a, da), norm), (sum_a, sum_da)) in rows.zip(sums) {
                 let a = l.load(a);
-                let masked = l.where_positive(a, l.fma(lambda_over_b, l.load(norm), l.load(da)));
+                let masked = where_active(l, a, l.fma(lambda_over_b, l.load(norm), l.load(da)));
                 l.store(da, masked);
                 l.store(sum_a, l.add(l.load(sum_a), a));
                 l.store(sum_da, l.add(l.load(sum_da), masked));

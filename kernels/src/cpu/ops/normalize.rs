@@ -9,7 +9,7 @@
 
 use crate::cpu::engine::Engine;
 use crate::cpu::engine::stride;
-use crate::cpu::memory::{Buffer, Memory, SharedRows};
+use crate::cpu::memory::{Buffer, HostMemory, SharedRows};
 use crate::cpu::simd::{Kernel, Lanes, blocks_mut};
 use crate::{Error, RowDtype};
 use half::slice::HalfFloatSliceExt;
@@ -20,7 +20,7 @@ const ROWS: usize = 64;
 /// Rows that a report names at most.
 const NAMED: usize = 64;
 
-/// A batch, scaled: `x [B, D]`.
+/// A batch, scaled: `x [B, D]`. What `cuda::Rows` is on a GPU.
 pub struct Rows {
     pub(crate) width: usize,
     pub(crate) stride: usize,
@@ -38,7 +38,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub(crate) fn new(batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub(crate) fn new(batch: usize, width: usize, memory: &mut HostMemory) -> Result<Self, Error> {
         let what = "a batch of rows";
         let stride = stride(width);
         Ok(Rows {
@@ -58,21 +58,30 @@ impl Rows {
     pub(crate) fn row(&self, t: usize) -> &[f32] {
         &self.x_bd[t * self.stride..(t + 1) * self.stride]
     }
+}
 
-    pub(crate) fn fill(
-        &mut self,
-        engine: &Engine,
-        staged: &[u8],
-        dtype: RowDtype,
-        (n, of): (usize, usize),
-        scale: f32,
-    ) {
-        let row_bytes = self.width * dtype.size();
-        assert!(n <= self.norm2_b.len() && n * row_bytes <= staged.len(), "{n} rows fit the batch and are staged");
-        (self.n, self.of) = (n, of);
-        let (width, stride) = (self.width, self.stride);
-        let norms = SharedRows::new(&mut self.norm2_b, 1);
-        let bad = SharedRows::new(&mut self.bad_b, 1);
+/// The operands.
+pub struct Normalize<'a> {
+    pub engine: &'a Engine,
+    /// The stored rows, one after the other.
+    pub staged: &'a [u8],
+    pub dtype: RowDtype,
+    /// Rows of the batch here, and over all ranks of the data axis.
+    pub n: usize,
+    pub of: usize,
+    pub scale: f32,
+}
+
+impl Normalize<'_> {
+    /// `x = scale · rows`.
+    pub fn run(&self, x: &mut Rows) {
+        let Normalize { engine, staged, dtype, n, of, scale } = *self;
+        let row_bytes = x.width * dtype.size();
+        assert!(n <= x.norm2_b.len() && n * row_bytes <= staged.len(), "{n} rows fit the batch and are staged");
+        (x.n, x.of) = (n, of);
+        let (width, stride) = (x.width, x.stride);
+        let norms = SharedRows::new(&mut x.norm2_b, 1);
+        let bad = SharedRows::new(&mut x.bad_b, 1);
         let convert_rows = |(task, rows): (usize, &mut [f32])| {
             for (i, row) in rows.chunks_exact_mut(stride).enumerate() {
                 let t = task * ROWS + i;
@@ -86,10 +95,10 @@ impl Rows {
                 }
             }
         };
-        let rows = &mut self.x_bd[..n * stride];
+        let rows = &mut x.x_bd[..n * stride];
         engine.pool.install(|| rows.par_chunks_mut(ROWS * stride).enumerate().for_each(convert_rows));
-        self.non_finite.clear();
-        self.non_finite.extend((0..n).filter(|&t| self.bad_b[t] != 0).take(NAMED));
+        x.non_finite.clear();
+        x.non_finite.extend((0..n).filter(|&t| x.bad_b[t] != 0).take(NAMED));
     }
 }
 

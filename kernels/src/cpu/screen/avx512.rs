@@ -8,7 +8,7 @@
 //! The epilogue adds the bounds (3 fma for 16 pairs), compares, and stores one word of marks a feature: no branch.
 
 use super::bounds::{FeatureBound, PANEL, RANGE, Screener, raised};
-use super::dtype::Screen;
+use super::dtype::ScreenDtype;
 use crate::cpu::ops::normalize::Rows;
 use crate::cpu::simd::CHAINS;
 use std::arch::x86_64::*;
@@ -20,7 +20,7 @@ const GROUP: usize = 6;
 const REGISTERS: usize = PANEL / 16;
 
 /// Marks the pairs of `features`.
-pub fn mark(of: &Screener, screen: Screen, features: Range<usize>, n: usize, marks: &mut [u64]) {
+pub fn mark(of: &Screener, screen: ScreenDtype, features: Range<usize>, n: usize, marks: &mut [u64]) {
     let panels = n.div_ceil(PANEL);
     let words = screen.words(of.stride);
     assert!(of.w_words.len() >= features.end.next_multiple_of(GROUP) * words && features.start.is_multiple_of(GROUP));
@@ -39,7 +39,7 @@ pub fn mark(of: &Screener, screen: Screen, features: Range<usize>, n: usize, mar
             let bounds = &of.bounds_f[f..][..GROUP];
             let group_marks = match screen {
                 // SAFETY: `Cpu::with` has checked that the screen's instructions exist.
-                Screen::Int8 => unsafe { mark_int8(&tokens, rows, bounds) },
+                ScreenDtype::Int8 => unsafe { mark_int8(&tokens, rows, bounds) },
                 // SAFETY: as above.
                 _ => unsafe { mark_bf16(&tokens, rows, bounds) },
             };
@@ -153,6 +153,7 @@ unsafe fn mark_group<W: Words>(tokens: &PanelOfTokens<'_>, rows: &[u32], bounds:
                 let sum = _mm512_fmadd_ps(alpha, _mm512_set1_ps(p), W::to_f32(acc[i]));
                 let sum = _mm512_fmadd_ps(beta, _mm512_set1_ps(q), sum);
                 let sum = _mm512_fmadd_ps(gamma, _mm512_set1_ps(r), sum);
+                // `activation::may_be_active`.
                 let lanes = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(sum, _mm512_setzero_ps());
                 *mark |= u64::from(lanes) << (i * 16);
             }
@@ -162,13 +163,13 @@ unsafe fn mark_group<W: Words>(tokens: &PanelOfTokens<'_>, rows: &[u32], bounds:
 }
 
 /// Packs the tokens of `panel` and their side of the bound: `[alpha, beta, gamma]`.
-pub fn pack_panel(screen: Screen, x: &Rows, panel: usize, kappa: f32, words: &mut [u32], bound: [&mut [f32]; 3]) {
+pub fn pack_panel(screen: ScreenDtype, x: &Rows, panel: usize, kappa: f32, words: &mut [u32], bound: [&mut [f32]; 3]) {
     let [alpha, beta, gamma] = bound;
     let mut row_words = vec![0; words.len() / PANEL];
     for lane in 0..PANEL.min(x.n - panel * PANEL) {
         let row = x.row(panel * PANEL + lane);
         let narrow = narrow_row(screen, row, &mut row_words);
-        let to_unsigned = if screen == Screen::Int8 { 0x8080_8080 } else { 0 };
+        let to_unsigned = if screen == ScreenDtype::Int8 { 0x8080_8080 } else { 0 };
         for (k, word) in row_words.iter().enumerate() {
             words[k * PANEL + lane] = word ^ to_unsigned;
         }
@@ -180,7 +181,7 @@ pub fn pack_panel(screen: Screen, x: &Rows, panel: usize, kappa: f32, words: &mu
 }
 
 /// Packs a row of W_enc; its side of the bound.
-pub fn pack_row(screen: Screen, w: &[f32], bias: f32, kappa: f32, words: &mut [u32]) -> FeatureBound {
+pub fn pack_row(screen: ScreenDtype, w: &[f32], bias: f32, kappa: f32, words: &mut [u32]) -> FeatureBound {
     let narrow = narrow_row(screen, w, words);
     let inverse = if narrow.in_range { 1.0 / narrow.scale } else { f32::NAN };
     FeatureBound {
@@ -206,10 +207,10 @@ struct Narrow {
     in_range: bool,
 }
 
-fn narrow_row(screen: Screen, row: &[f32], words: &mut [u32]) -> Narrow {
+fn narrow_row(screen: ScreenDtype, row: &[f32], words: &mut [u32]) -> Narrow {
     assert_eq!(words.len(), screen.words(row.len()));
-    // SAFETY: a narrow screen exists only where `Screen::available` has seen AVX-512F.
-    unsafe { if screen == Screen::Int8 { narrow_int8(row, words) } else { narrow_bf16(row, words) } }
+    // SAFETY: a narrow screen exists only where `ScreenDtype::available` has seen AVX-512F.
+    unsafe { if screen == ScreenDtype::Int8 { narrow_int8(row, words) } else { narrow_bf16(row, words) } }
 }
 
 #[target_feature(enable = "avx512f")]
@@ -269,9 +270,9 @@ fn narrow_bf16(row: &[f32], words: &mut [u32]) -> Narrow {
 }
 
 /// Nothing but products, `steps` times in independent chains.
-pub fn busy_products(screen: Screen, steps: usize) {
-    // SAFETY: the callers have asked `Screen::available`.
-    unsafe { if screen == Screen::Int8 { busy_int8(steps) } else { busy_bf16(steps) } }
+pub fn busy_products(screen: ScreenDtype, steps: usize) {
+    // SAFETY: the callers have asked `ScreenDtype::available`.
+    unsafe { if screen == ScreenDtype::Int8 { busy_int8(steps) } else { busy_bf16(steps) } }
 }
 
 #[target_feature(enable = "avx512f,avx512vnni")]
@@ -308,15 +309,15 @@ mod tests {
     use super::*;
 
     /// A word's values as the products take them: four of 8 bits, or two of bf16.
-    fn values(screen: Screen, word: u32) -> Vec<f64> {
+    fn values(screen: ScreenDtype, word: u32) -> Vec<f64> {
         match screen {
-            Screen::Int8 => word.to_le_bytes().map(|byte| f64::from(byte.cast_signed())).to_vec(),
+            ScreenDtype::Int8 => word.to_le_bytes().map(|byte| f64::from(byte.cast_signed())).to_vec(),
             _ => [word << 16, word & 0xffff_0000].map(|bits| f64::from(f32::from_bits(bits))).to_vec(),
         }
     }
 
     /// `x̂·ŵ` and the bound on its distance from `x·w`, in double precision, from what is packed.
-    fn bounded(screen: Screen, [x, w]: [&[f32]; 2]) -> (f64, f64) {
+    fn bounded(screen: ScreenDtype, [x, w]: [&[f32]; 2]) -> (f64, f64) {
         let mut packed = [x, w].map(|row| (vec![0; screen.words(row.len())], row));
         let [x, w] = packed.each_mut().map(|(words, row)| (narrow_row(screen, row, words), &*words));
         let values_of = |words: &[u32]| words.iter().flat_map(|&word| values(screen, word)).collect::<Vec<f64>>();
@@ -345,7 +346,7 @@ mod tests {
         });
         let bf16 = row(&|d| if d < 64 { 1.0 + sign(d) / 1024.0 } else { 0.0 });
         let signs = row(&|d| if d < 64 { 127.0 * sign(d) } else { 0.0 });
-        for (screen, rounded) in [(Screen::Int8, &int8), (Screen::Bf16, &bf16)] {
+        for (screen, rounded) in [(ScreenDtype::Int8, &int8), (ScreenDtype::Bf16, &bf16)] {
             for rows in [[&rounded[..], &signs], [&signs, &rounded[..]]] {
                 let exact: f64 = rows[0].iter().zip(rows[1]).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
                 let (narrow, bound) = bounded(screen, rows);
@@ -374,7 +375,7 @@ mod tests {
         }
         let kappa = 1e-5;
         let w: Vec<f32> = (0..32).map(|d| (d as f32 - 11.3) / 7.0).collect();
-        for screen in [Screen::Int8, Screen::Bf16] {
+        for screen in [ScreenDtype::Int8, ScreenDtype::Bf16] {
             let mut words = vec![0; screen.words(32)];
             let narrow = narrow_row(screen, &w, &mut words);
             let bound = pack_row(screen, &w, 0.5, kappa, &mut words);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::dtype::Screen;
+use super::dtype::ScreenDtype;
 use crate::cpu::memory::Buffer;
 
 /// Tokens whose marks make one word.
@@ -26,7 +26,7 @@ pub struct FeatureBound {
 
 /// Narrow copies of W_enc and of the batch, with their bounds.
 pub struct Screener {
-    pub(super) screen: Screen,
+    pub(super) screen: ScreenDtype,
     pub(super) width: usize,
     pub(super) stride: usize,
     /// Narrow rows of W_enc `[F, words]`, F padded to whole groups of the GEMM.

@@ -20,13 +20,13 @@ mod dtype;
 mod plain;
 
 pub use bounds::{GEMM_TOKENS, PANEL, Screener};
-pub use dtype::Screen;
+pub use dtype::ScreenDtype;
 
 use bounds::{FeatureBound, RANGE, raised};
 
 use super::codes::TILE;
 use super::engine::{Engine, stride};
-use super::memory::{Memory, SharedRows};
+use super::memory::{HostMemory, SharedRows};
 use super::ops::normalize::Rows;
 use super::simd::dot_error;
 use crate::{Error, Shape};
@@ -41,24 +41,25 @@ const INT8_WASTE_MAX: f64 = 0.1;
 
 /// A feature's row as Adam rewrites it, from several tasks at once.
 pub struct RowWriter<'a> {
-    screen: Screen,
+    screen: ScreenDtype,
     kappa: f32,
     w_words: SharedRows<'a, u32>,
     bounds_f: SharedRows<'a, FeatureBound>,
 }
 
 impl Screener {
-    pub fn new(engine: &Engine, shape: &Shape, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(engine: &Engine, shape: &Shape, memory: &mut HostMemory) -> Result<Self, Error> {
         let Shape { width, features, batch, .. } = *shape;
         let what = "the encoder's screen";
         let stride = stride(width);
         let screen = match engine.screen {
-            Screen::Int8 if width > INT8_WIDTH_MAX => Screen::F32,
+            ScreenDtype::Int8 if width > INT8_WIDTH_MAX => ScreenDtype::F32,
             screen => screen,
         };
         // An int8 screen may go over to bf16: both fit.
         let words =
-            if screen == Screen::Int8 && Screen::Bf16.available() { Screen::Bf16 } else { screen }.words(stride);
+            if screen == ScreenDtype::Int8 && ScreenDtype::Bf16.available() { ScreenDtype::Bf16 } else { screen }
+                .words(stride);
         let features = features.next_multiple_of(TILE);
         let batch = batch.next_multiple_of(PANEL);
         Ok(Screener {
@@ -98,7 +99,7 @@ impl Screener {
         let panels = x.n.div_ceil(PANEL);
         let words = self.screen.words(self.stride);
         match self.screen {
-            Screen::F32 => {
+            ScreenDtype::F32 => {
                 let kappa = self.kappa();
                 for t in 0..x.n {
                     let norm = x.norm2_b[t].sqrt();
@@ -124,7 +125,7 @@ impl Screener {
     /// Marks the pairs of `features` that may be active: bit `t % 64` of word `local · panels + t / 64`.
     pub fn mark(&self, features: Range<usize>, w_enc_fd: &[f32], x: &Rows, gemm: &mut [f32], marks: &mut [u64]) {
         match self.screen {
-            Screen::F32 => plain::mark(self, features, w_enc_fd, x, gemm, marks),
+            ScreenDtype::F32 => plain::mark(self, features, w_enc_fd, x, gemm, marks),
             screen => avx512::mark(self, screen, features, x.n, marks),
         }
         let panels = x.n.div_ceil(PANEL);
@@ -137,9 +138,9 @@ impl Screener {
     /// Goes over to bf16 when int8 marked too much in vain; true if every row must be written again.
     pub fn reconsider(&mut self, pairs: usize, survivors: usize, active: usize) -> bool {
         let wasted = survivors.saturating_sub(active) as f64 > INT8_WASTE_MAX * pairs as f64;
-        let change = wasted && self.screen == Screen::Int8 && Screen::Bf16.available();
+        let change = wasted && self.screen == ScreenDtype::Int8 && ScreenDtype::Bf16.available();
         if change {
-            self.screen = Screen::Bf16;
+            self.screen = ScreenDtype::Bf16;
         }
         change
     }
@@ -154,7 +155,7 @@ impl RowWriter<'_> {
         // SAFETY: the caller's promise.
         let bound = unsafe { &mut self.bounds_f.row(f)[0] };
         match self.screen {
-            Screen::F32 => {
+            ScreenDtype::F32 => {
                 let norm = plain::norm(w_row);
                 let q = if RANGE.contains(&norm) { norm * (1.0 + self.kappa) } else { f32::NAN };
                 *bound = FeatureBound { start: 0, p: raised(bias), q, r: 0.0 };
@@ -169,8 +170,8 @@ impl RowWriter<'_> {
 }
 
 /// Nothing but the GEMMs of a narrow screen, for measuring their peak rate.
-pub fn busy_products(screen: Screen, steps: usize) {
-    assert!(screen.available() && screen != Screen::F32, "a narrow screen of this machine");
+pub fn busy_products(screen: ScreenDtype, steps: usize) {
+    assert!(screen.available() && screen != ScreenDtype::F32, "a narrow screen of this machine");
     avx512::busy_products(screen, steps);
 }
 
@@ -183,11 +184,11 @@ mod tests {
     /// once, to 24 bits.
     #[test]
     fn the_sides_of_the_f32_bound_make_it_up() {
-        let options = Options { threads: Some(1), screen: Some(Screen::F32), isa: None };
+        let options = Options { threads: Some(1), screen: Some(ScreenDtype::F32), isa: None };
         let cpu = Cpu::with(options).expect("threads");
         for width in [20, 3000] {
-            let shape = Shape { width, features: 2, batch: 3, adam: None, dense_bytes: 0 };
-            let mut memory = Memory::taken();
+            let shape = Shape { width, features: 2, batch: 3, dense_bytes: 0 };
+            let mut memory = HostMemory::taken();
             let mut screener = Screener::new(&cpu.engine, &shape, &mut memory).expect("memory");
             let mut x = Rows::new(3, width, &mut memory).expect("memory");
             x.n = 3;

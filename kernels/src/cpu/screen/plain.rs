@@ -1,6 +1,7 @@
 //! The screen without narrow dtypes: f32 GEMMs of `gemm`, 512 tokens at a time, marked while they are in L2.
 
 use super::bounds::{GEMM_TOKENS as TOKENS, PANEL, Screener};
+use crate::cpu::activation::may_be_active;
 use crate::cpu::gemm::{Matrix, multiply};
 use crate::cpu::ops::normalize::Rows;
 use std::ops::Range;
@@ -18,7 +19,7 @@ pub fn mark(of: &Screener, features: Range<usize>, w_enc_fd: &[f32], x: &Rows, g
                 let beta = &of.beta_b[first + i * PANEL..][..panel.len()];
                 let mark = panel.iter().zip(beta).enumerate().fold(0, |mark, (lane, (&acc, &beta))| {
                     let sum = acc + bound.p + beta * bound.q;
-                    mark | (u64::from(sum > 0.0 || sum.is_nan()) << lane)
+                    mark | (u64::from(may_be_active(sum)) << lane)
                 });
                 marks[local * panels + first / PANEL + i] = mark;
             }

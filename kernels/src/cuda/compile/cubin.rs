@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::sources::Source;
+use super::sources::KernelSource;
 
 /// The first word of a file. Another layout gets another number.
 const MAGIC: &str = "sae-cubin-1";
@@ -26,7 +26,7 @@ pub struct Label {
 
 impl Label {
     /// Of a source, compiled for an architecture by a version of the compiler.
-    pub fn new(source: &Source, arch: impl Display, nvrtc: impl Display) -> Self {
+    pub fn new(source: &KernelSource, arch: impl Display, nvrtc: impl Display) -> Self {
         Label { name: source.name().to_owned(), arch: arch.to_string(), nvrtc: nvrtc.to_string(), hash: source.hash() }
     }
 

@@ -18,7 +18,7 @@ use super::cache::Cache;
 use super::cubin::Label;
 use super::embedded;
 use super::nvrtc::Nvrtc;
-use super::sources::Source;
+use super::sources::KernelSource;
 use crate::Error;
 
 /// Where a cubin came from, in the order in which it is looked for.
@@ -62,7 +62,12 @@ impl Kernels {
     ///
     /// # Errors
     /// [`Error::NoCompiler`], [`Error::UnknownArch`] or [`Error::Compile`], when it must be compiled.
-    pub fn cubin(&self, source: &Source, arch: Arch, refused: Option<Origin>) -> Result<(Vec<u8>, Origin), Error> {
+    pub fn cubin(
+        &self,
+        source: &KernelSource,
+        arch: Arch,
+        refused: Option<Origin>,
+    ) -> Result<(Vec<u8>, Origin), Error> {
         if refused.is_none()
             && let Some(image) = embedded::find(source, arch)
         {
@@ -93,9 +98,13 @@ impl Kernels {
     ///
     /// # Errors
     /// Those of [`Kernels::cubin`].
-    pub fn cubins(&self, sources: &[(Source, Option<Origin>)], arch: Arch) -> Result<Vec<(Vec<u8>, Origin)>, Error> {
+    pub fn cubins(
+        &self,
+        sources: &[(KernelSource, Option<Origin>)],
+        arch: Arch,
+    ) -> Result<Vec<(Vec<u8>, Origin)>, Error> {
         let started = std::time::Instant::now();
-        let cubin = |(source, refused): &(Source, Option<Origin>)| self.cubin(source, arch, *refused);
+        let cubin = |(source, refused): &(KernelSource, Option<Origin>)| self.cubin(source, arch, *refused);
         let found: Vec<(Vec<u8>, Origin)> = sources.par_iter().map(cubin).collect::<Result<_, _>>()?;
         let compiled = found.iter().filter(|(_, origin)| *origin == Origin::Compiled).count();
         if compiled > 0 {

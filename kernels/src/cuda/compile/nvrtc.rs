@@ -14,7 +14,7 @@ use libloading::Library;
 
 use super::arch::Arch;
 use super::resources::{self, Resources};
-use super::sources::{FLAGS, HEADERS, Source};
+use super::sources::{FLAGS, HEADERS, KernelSource};
 use crate::Error;
 
 /// The oldest version whose cubins and flags are known to be right, and that of the oldest driver.
@@ -124,7 +124,7 @@ impl Nvrtc {
     ///
     /// # Panics
     /// When a source holds a NUL character.
-    pub fn compile(&self, source: &Source, arch: Arch) -> Result<Compiled, Error> {
+    pub fn compile(&self, source: &KernelSource, arch: Arch) -> Result<Compiled, Error> {
         self.knows(arch)?;
         let program = OpenProgram::new(self, source).map_err(|log| self.failed(source, arch, log))?;
         let image = program.compile(arch).map_err(|log| self.failed(source, arch, log))?;
@@ -133,7 +133,7 @@ impl Nvrtc {
         Ok(Compiled { image, log, resources })
     }
 
-    fn failed(&self, source: &Source, arch: Arch, log: String) -> Error {
+    fn failed(&self, source: &KernelSource, arch: Arch, log: String) -> Error {
         Error::Compile { source_file: source.file, arch: arch.to_string(), nvrtc: self.version.to_string(), log }
     }
 
@@ -165,7 +165,7 @@ struct OpenProgram<'a> {
 }
 
 impl<'a> OpenProgram<'a> {
-    fn new(nvrtc: &'a Nvrtc, source: &Source) -> Result<Self, String> {
+    fn new(nvrtc: &'a Nvrtc, source: &KernelSource) -> Result<Self, String> {
         let texts: Vec<CString> = HEADERS.iter().map(|header| text(header.text)).collect();
         let names: Vec<CString> = HEADERS.iter().map(|header| text(header.file)).collect();
         let (texts, names) = (pointers(&texts), pointers(&names));

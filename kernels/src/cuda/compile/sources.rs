@@ -1,7 +1,7 @@
 //! The device sources, as they lie in `kernels/cuda/`, inside the binary, and the flags they are compiled with.
 //!
 //! A new file is one line in [`SOURCES`]. An entry point is written in one form,
-//! `extern "C" __global__ void __launch_bounds__(THREADS) name(`; a test holds [`Source::kernels`] against what the
+//! `extern "C" __global__ void __launch_bounds__(THREADS) name(`; a test holds [`KernelSource::kernels`] against what the
 //! compiler saw. The build script compiles this file too, to know stale cubins.
 
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// A file of device code.
 #[derive(Clone, Copy, Debug)]
-pub struct Source {
+pub struct KernelSource {
     /// Its name, with the extension.
     pub file: &'static str,
     /// What it holds.
@@ -28,12 +28,12 @@ pub struct EntryPoint {
 
 macro_rules! source {
     ($file:literal) => {
-        Source { file: $file, text: include_str!(concat!("../../../cuda/", $file)) }
+        KernelSource { file: $file, text: include_str!(concat!("../../../cuda/", $file)) }
     };
 }
 
 /// What is compiled, each into one cubin.
-pub const SOURCES: &[Source] = &[
+pub const SOURCES: &[KernelSource] = &[
     source!("adam.cu"),
     source!("backward.cu"),
     source!("count.cu"),
@@ -48,10 +48,11 @@ pub const SOURCES: &[Source] = &[
 ];
 
 /// What benchmarks load besides: see [`crate::cuda::measure::naive`].
-pub const NAIVE: &[Source] = &[source!("naive.cu")];
+pub const NAIVE: &[KernelSource] = &[source!("naive.cu")];
 
 /// What sources may include; nothing else is found, so that a cubin depends on nothing outside the binary.
-pub const HEADERS: &[Source] = &[
+pub const HEADERS: &[KernelSource] = &[
+    source!("activation.cuh"),
     source!("columns.cuh"),
     source!("device.cuh"),
     source!("gradient.cuh"),
@@ -78,7 +79,7 @@ pub const FLAGS: &[&str] = &[
     "--no-cache",
 ];
 
-impl Source {
+impl KernelSource {
     /// The file's name without its extension: the name of the operation.
     pub fn name(&self) -> &'static str {
         self.file.split('.').next().unwrap_or(self.file)
@@ -102,9 +103,9 @@ impl Source {
     }
 }
 
-fn hash(source: &Source, headers: &[Source], flags: &[&str]) -> u128 {
+fn hash(source: &KernelSource, headers: &[KernelSource], flags: &[&str]) -> u128 {
     let mut all = String::new();
-    for Source { file, text } in headers.iter().chain([source]) {
+    for KernelSource { file, text } in headers.iter().chain([source]) {
         // Lengths keep two different sets of files from reading the same.
         let _ = write!(all, "{file} {}\n{text}", text.len());
     }
@@ -118,7 +119,7 @@ fn hash(source: &Source, headers: &[Source], flags: &[&str]) -> u128 {
 mod tests {
     use super::*;
 
-    const SOURCE: Source = Source {
+    const SOURCE: KernelSource = KernelSource {
         file: "two.cu",
         text: "extern \"C\" __global__ void __launch_bounds__(256, 2) first(float* x) {}\n\
                template <int N> __global__ void no_entry() {}\n\
@@ -133,15 +134,15 @@ mod tests {
 
     #[test]
     fn the_hash_knows_everything_that_a_cubin_is_made_from() {
-        let header = Source { file: "a.cuh", text: "int a;" };
-        let other = Source { text: "int b;", ..header };
-        let renamed = Source { file: "b.cuh", ..header };
+        let header = KernelSource { file: "a.cuh", text: "int a;" };
+        let other = KernelSource { text: "int b;", ..header };
+        let renamed = KernelSource { file: "b.cuh", ..header };
         let hashes = [
             hash(&SOURCE, &[header], &["-a", "-b"]),
             hash(&SOURCE, &[header], &["-a"]),
             hash(&SOURCE, &[other], &["-a", "-b"]),
             hash(&SOURCE, &[renamed], &["-a", "-b"]),
-            hash(&Source { text: "", ..SOURCE }, &[header], &["-a", "-b"]),
+            hash(&KernelSource { text: "", ..SOURCE }, &[header], &["-a", "-b"]),
         ];
         for (at, hash) in hashes.iter().enumerate() {
             assert!(!hashes[..at].contains(hash), "{at}");

@@ -12,7 +12,7 @@ use crate::cuda::compile::nvrtc::usual_folders;
 use crate::cuda::device::Cuda;
 use crate::cuda::dictionary::CudaDictionary;
 use crate::cuda::ops::normalize::Rows;
-use crate::cuda::runtime::memory::Memory;
+use crate::cuda::runtime::memory::GpuMemory;
 use crate::cuda::runtime::precision::Precision;
 use crate::{Dictionary, Error};
 
@@ -147,7 +147,13 @@ impl Cublas {
     ///
     /// # Errors
     /// In words: those of the library, [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn gemm_gflops(&self, device: &Cuda, of: &CudaDictionary, x: &Rows, small: bool) -> Result<f64, String> {
+    pub fn gemm_gflops<T: Send>(
+        &self,
+        device: &Cuda,
+        of: &CudaDictionary<T>,
+        x: &Rows,
+        small: bool,
+    ) -> Result<f64, String> {
         let words = |error: Error| error.to_string();
         let engine = device.engine();
         let (width, n) = (of.shape().width, x.n);
@@ -157,7 +163,7 @@ impl Cublas {
             Precision::F32 => (numbers::F32, 4),
             Precision::Mixed(_) | Precision::Bf16Sr(_) => (numbers::BF16, 2),
         };
-        let result_bf = Memory::of(engine).step::<u8>(n * features * bytes, "a GEMM of cuBLAS").map_err(words)?;
+        let result_bf = GpuMemory::of(engine).step::<u8>(n * features * bytes, "a GEMM of cuBLAS").map_err(words)?;
         let (one, zero) = (1.0_f32, 0.0_f32);
         let [m, columns, k, lead] = [features, n, width, stride].map(|number| number as c_int);
         let mut status = 0;

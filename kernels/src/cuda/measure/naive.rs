@@ -7,14 +7,14 @@
 use std::sync::Arc;
 
 use crate::cuda::device::Cuda;
-use crate::cuda::dictionary::CudaDictionary;
 use crate::cuda::ops::normalize::Rows;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::precision::{Moments, Precision, stride};
 use crate::cuda::runtime::status::Status;
-use crate::cuda::weights::Parameter;
+use crate::cuda::training::CudaTraining;
+use crate::cuda::weights::ParameterArgument;
 use crate::{AdamUpdate, Error, Shape};
 
 const THREADS: usize = 256;
@@ -52,7 +52,7 @@ impl Naive {
         assert_eq!(engine.precision, Precision::Mixed(Moments::F32), "the only precision of naive.cu");
         let Shape { width, features, batch, .. } = shape;
         let (what, stride) = ("naive operations", stride(width));
-        let mut memory = Memory::of(&engine);
+        let mut memory = GpuMemory::of(&engine);
         Ok(Naive {
             features,
             stride,
@@ -74,7 +74,7 @@ impl Naive {
     }
 
     /// The activations of the first tokens of `x`, zeros included.
-    pub fn encode(&mut self, of: &CudaDictionary, x: &Rows) {
+    pub fn encode(&mut self, of: &CudaTraining, x: &Rows) {
         let (w_enc, b_enc) = (of.buffers.weights.w_enc.operand(0), of.buffers.weights.b_enc.value.at(0));
         let arguments =
             arguments![x.operand(), w_enc, b_enc, self.a_tf.at(0), self.features as u32, self.stride as u32];
@@ -84,7 +84,7 @@ impl Naive {
     }
 
     /// x̂ of the lists of `x`.
-    pub fn decode(&mut self, of: &CudaDictionary, x: &Rows) {
+    pub fn decode(&mut self, of: &CudaTraining, x: &Rows) {
         let (pairs_bc, count_b, capacity) =
             (of.buffers.lists.pairs_bc.at(0), of.buffers.lists.count_b.at(0), of.buffers.lists.capacity as u32);
         let (w_dec, b_dec) = (of.buffers.weights.w_dec.operand(0), of.buffers.weights.b_dec.value.at(0));
@@ -94,7 +94,7 @@ impl Naive {
     }
 
     /// The gradient and its norm. That of b_dec is the dictionary's: it is small and made the same way.
-    pub fn backward(&mut self, of: &CudaDictionary, x: &Rows) {
+    pub fn backward(&mut self, of: &CudaTraining, x: &Rows) {
         [&mut self.dec_fs, &mut self.enc_fs, &mut self.bias_f].into_iter().for_each(Buffer::clear);
         self.norm2.clear();
         let (pairs_bc, count_b, capacity) =
@@ -102,7 +102,7 @@ impl Naive {
         let (w_dec, norm_f, g_bs) =
             (of.buffers.weights.w_dec.operand(0), of.buffers.weights.norm_f.at(0), of.buffers.batch.g_bs.at(0));
         let (dec_fs, enc_fs, bias_f) = (self.dec_fs.at(0), self.enc_fs.at(0), self.bias_f.at(0));
-        let (stride, lambda_over_b) = (self.stride as u32, of.buffers.gradient.lambda_over_b);
+        let (stride, lambda_over_b) = (self.stride as u32, of.training.buffers.gradient.lambda_over_b);
         let pairs = arguments![
             pairs_bc,
             count_b,
@@ -119,7 +119,7 @@ impl Naive {
         ];
         // SAFETY: lists name features of the dictionary; gradients are as long as its weights.
         unsafe { self.engine.enqueue("naive_backward", x.n, 0, pairs) };
-        let b_dec = &of.buffers.gradient.b_dec_s;
+        let b_dec = &of.training.buffers.gradient.b_dec_s;
         for (values, len) in [&self.dec_fs, &self.enc_fs, &self.bias_f, b_dec].map(|of| (of.at(0), of.len())) {
             // SAFETY: `len` values.
             unsafe {
@@ -129,19 +129,19 @@ impl Naive {
     }
 
     /// Dense Adam from these gradients on the dictionary's weights, b_dec aside.
-    pub fn adam(&mut self, of: &mut CudaDictionary, update: &AdamUpdate) {
+    pub fn adam(&mut self, of: &mut CudaTraining, update: &AdamUpdate) {
         let weights = &of.buffers.weights;
-        let tensor = |parameter: &Parameter, gradient: Pointer, len: usize| {
+        let moments = &of.training.buffers.moments;
+        let tensor = |to: ParameterArgument, gradient: Pointer, len: usize| {
             let (factor, root) = update.factors();
-            let to = parameter.argument();
             let arguments = arguments![to, gradient, self.norm2.at(0), len as u64, update.clip, factor, root];
             // SAFETY: the parameter, its moments and its gradient have `len` values.
             unsafe { self.engine.enqueue("naive_adam", blocks(len), 0, arguments) };
         };
         let len = self.features * self.stride;
-        tensor(&weights.w_enc, self.enc_fs.at(0), len);
-        tensor(&weights.w_dec, self.dec_fs.at(0), len);
-        tensor(&weights.b_enc, self.bias_f.at(0), self.features);
+        tensor(moments.w_enc.argument(&weights.w_enc), self.enc_fs.at(0), len);
+        tensor(moments.w_dec.argument(&weights.w_dec), self.dec_fs.at(0), len);
+        tensor(moments.b_enc.argument(&weights.b_enc), self.bias_f.at(0), self.features);
         for parameter in [&weights.w_enc, &weights.w_dec] {
             // SAFETY: a copy is as long as its weights.
             unsafe { self.engine.enqueue("naive_copy", blocks(len), 0, arguments![parameter.argument(), len as u64]) };
@@ -155,7 +155,7 @@ impl Naive {
     ///
     /// # Errors
     /// [`Error::Cuda`].
-    pub fn differs_in_encode(&self, of: &CudaDictionary, tokens: usize) -> Result<f64, Error> {
+    pub fn differs_in_encode(&self, of: &CudaTraining, tokens: usize) -> Result<f64, Error> {
         let (features, capacity) = (self.features, of.buffers.lists.capacity);
         let mut count_b = vec![0; tokens];
         of.buffers.lists.count_b.read(0, &mut count_b)?;
@@ -177,7 +177,7 @@ impl Naive {
     ///
     /// # Errors
     /// [`Error::Cuda`].
-    pub fn differs_in_decode(&self, of: &CudaDictionary, tokens: usize) -> Result<f64, Error> {
+    pub fn differs_in_decode(&self, of: &CudaTraining, tokens: usize) -> Result<f64, Error> {
         let (mut naive, mut own) = (vec![0.0; tokens * self.stride], vec![0.0; tokens * self.stride]);
         self.x_hat_bs.read(0, &mut naive)?;
         of.buffers.batch.x_hat_bs.read(0, &mut own)?;
@@ -190,10 +190,10 @@ impl Naive {
     ///
     /// # Errors
     /// [`Error::Cuda`].
-    pub fn differs_in_backward(&self, of: &CudaDictionary) -> Result<f64, Error> {
+    pub fn differs_in_backward(&self, of: &CudaTraining) -> Result<f64, Error> {
         let (mut naive_f, mut own_f) = (vec![0.0; self.features], vec![0.0; self.features]);
         self.bias_f.read(0, &mut naive_f)?;
-        of.buffers.gradient.bias_f.read(0, &mut own_f)?;
+        of.training.buffers.gradient.bias_f.read(0, &mut own_f)?;
         let mut difference = Difference::default();
         difference.add(&naive_f, &own_f);
         let (mut norm2, mut status) = ([0.0], [Status::default()]);

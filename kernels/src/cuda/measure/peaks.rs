@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::Error;
 use crate::cuda::device::Cuda;
 use crate::cuda::runtime::engine::Engine;
-use crate::cuda::runtime::memory::Memory;
+use crate::cuda::runtime::memory::GpuMemory;
 
 const REPEATS: usize = 5;
 
@@ -17,7 +17,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
     pub fn copy_gbs(&self, small: bool) -> Result<f64, Error> {
-        let mut memory = Memory::of(self.engine());
+        let mut memory = GpuMemory::of(self.engine());
         let what = "the measurement of a copy";
         let len = if small { 1 << 10 } else { 1 << 28 };
         let (from, mut to) = (memory.step::<f32>(len, what)?, memory.step::<f32>(len, what)?);

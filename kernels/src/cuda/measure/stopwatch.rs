@@ -11,7 +11,7 @@ use crate::Error;
 use crate::cuda::device::Cuda;
 use crate::cuda::runtime::engine::Engine;
 use crate::cuda::runtime::gpu::failed;
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 
 /// Twice the L2 cache of the largest GPU known (126 MB).
 const FLUSH_BYTES: usize = 256 << 20;
@@ -33,7 +33,7 @@ impl Stopwatch {
     pub fn new(device: &Cuda, small: bool) -> Result<Self, Error> {
         let engine = device.engine().clone();
         let bytes = if small { SMALL_FLUSH_BYTES } else { FLUSH_BYTES };
-        let flush = Memory::of(&engine).step(bytes, "what flushes a cache")?;
+        let flush = GpuMemory::of(&engine).step(bytes, "what flushes a cache")?;
         Ok(Stopwatch { engine, flush, spans: Vec::new() })
     }
 

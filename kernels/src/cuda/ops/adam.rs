@@ -6,6 +6,7 @@ use super::Cost;
 use super::backward::Gradient;
 use super::touched::{RowsAt, TouchedArgument};
 use super::transpose::CscArgument;
+use crate::cuda::moments::MomentArrays;
 use crate::cuda::runtime::engine::{Argument, Engine, arguments};
 use crate::cuda::runtime::memory::Buffer;
 use crate::cuda::runtime::pointer::Pointer;
@@ -95,9 +96,11 @@ pub struct DictionaryArgument {
 // SAFETY: pointers in the same order.
 unsafe impl Argument for DictionaryArgument {}
 
-/// What Adam changes.
+/// The update of what a rank owns.
 pub struct Adam<'a> {
+    pub engine: &'a Engine,
     pub weights: &'a Weights,
+    pub moments: &'a MomentArrays,
     pub last_update_f: &'a Buffer<u64>,
     pub last_fired_f: &'a Buffer<u64>,
     /// Firings and `∂b_enc`, over all ranks.
@@ -111,9 +114,9 @@ pub struct Adam<'a> {
 impl Adam<'_> {
     fn dictionary(&self) -> DictionaryArgument {
         DictionaryArgument {
-            w_enc: self.weights.w_enc.argument(),
-            b_enc: self.weights.b_enc.argument(),
-            w_dec: self.weights.w_dec.argument(),
+            w_enc: self.moments.w_enc.argument(&self.weights.w_enc),
+            b_enc: self.moments.b_enc.argument(&self.weights.b_enc),
+            w_dec: self.moments.w_dec.argument(&self.weights.w_dec),
             norm_f: self.weights.norm_f.at(0),
             last_update_f: self.last_update_f.at(0),
             last_fired_f: self.last_fired_f.at(0),
@@ -122,58 +125,70 @@ impl Adam<'_> {
     }
 
     /// Every feature, its gradient from its run.
-    pub fn of_csc(&self, engine: &Engine, csc: CscArgument) {
-        let kernel = Kernels::of(engine.precision).csc;
+    pub fn of_csc(&self, csc: CscArgument) {
+        let kernel = Kernels::of(self.engine.precision).csc;
         let (w_dec, gradient) = (self.weights.w_dec.operand(0), self.gradient);
         let (bias_f, activation_f) = (self.bias_f.at(0), gradient.activation_f.at(0));
         let (status, lambda_over_b) = (self.status.at(0), gradient.lambda_over_b);
         let arguments =
             arguments![self.dictionary(), self.update, csc, w_dec, bias_f, activation_f, status, lambda_over_b];
         // SAFETY: runs and arrays are those of the dictionary.
-        unsafe { engine.enqueue(kernel, self.count_f.len(), 0, arguments) };
+        unsafe { self.engine.enqueue(kernel, self.count_f.len(), 0, arguments) };
     }
 
     /// `count` features from the first of `touched` on, their gradient from rows of those that are.
-    pub fn of_rows(&self, engine: &Engine, (dec_ts, enc_ts): RowsAt, touched: TouchedArgument, count: usize) {
+    pub fn of_rows(&self, rows: RowsAt, touched: TouchedArgument, count: usize) {
+        let RowsAt { dec_ts, enc_ts } = rows;
         let (bias_f, status, stride) = (self.bias_f.at(0), self.status.at(0), self.weights.w_dec.stride as u32);
         let arguments = arguments![self.dictionary(), self.update, dec_ts, enc_ts, bias_f, status, touched, stride];
         // SAFETY: the touched features have rows, and there are `count` from the first on.
-        unsafe { engine.enqueue(Kernels::of(engine.precision).rows, count, 0, arguments) };
+        unsafe { self.engine.enqueue(Kernels::of(self.engine.precision).rows, count, 0, arguments) };
     }
 
     /// b_dec.
-    pub fn b_dec(&self, engine: &Engine) {
+    pub fn b_dec(&self) {
         let stride = self.weights.b_dec.stride;
-        let (b_dec, status) = (self.weights.b_dec.argument(), self.status.at(0));
+        let (b_dec, status) = (self.moments.b_dec.argument(&self.weights.b_dec), self.status.at(0));
         let arguments = arguments![b_dec, self.update, self.gradient.b_dec_s.at(0), status, stride as u32];
         // SAFETY: all have one value a column.
-        unsafe { engine.enqueue("adam_b_dec", stride.div_ceil(512), 0, arguments) };
+        unsafe { self.engine.enqueue("adam_b_dec", stride.div_ceil(512), 0, arguments) };
     }
 }
 
-/// Copies the weights of the features `owned` and b_dec of `from` to `into` with every update made that is owed before `update`.
-pub fn settle(
-    engine: &Engine,
-    from: &Weights,
-    last_update_f: &Buffer<u64>,
-    owned: &Range<usize>,
-    update: UpdateArgument,
-    into: &mut Weights,
-) {
-    let (first, features) = (owned.start as u32, owned.len());
-    let (last_update_f, stride) = (last_update_f.at(0), from.w_dec.stride as u32);
-    for (parameter, to) in [(&from.w_enc, &into.w_enc), (&from.w_dec, &into.w_dec)] {
-        let arguments = arguments![parameter.argument(), update, last_update_f, to.value.at(0), first, stride];
-        // SAFETY: both have the rows of `stride` values, in the engine's format, and `from` their moments.
-        unsafe { engine.enqueue(Kernels::of(engine.precision).settle, features, 0, arguments) };
+/// What weights settle from: with every update made that is owed before `update`.
+pub struct Settle<'a> {
+    pub engine: &'a Engine,
+    pub weights: &'a Weights,
+    pub moments: &'a MomentArrays,
+    pub last_update_f: &'a Buffer<u64>,
+    /// The features that this rank owns.
+    pub owned: &'a Range<usize>,
+    pub update: UpdateArgument,
+}
+
+impl Settle<'_> {
+    /// Copies the settled weights of the owned features, and b_dec, to `into`.
+    pub fn run(&self, into: &mut Weights) {
+        let Settle { engine, weights, moments, update, .. } = *self;
+        let (first, features) = (self.owned.start as u32, self.owned.len());
+        let (last_update_f, stride) = (self.last_update_f.at(0), weights.w_dec.stride as u32);
+        let kernel = Kernels::of(engine.precision).settle;
+        for (parameter, to) in [
+            (moments.w_enc.argument(&weights.w_enc), &into.w_enc),
+            (moments.w_dec.argument(&weights.w_dec), &into.w_dec),
+        ] {
+            let arguments = arguments![parameter, update, last_update_f, to.value.at(0), first, stride];
+            // SAFETY: both have the rows of `stride` values, in the engine's format, and these their moments.
+            unsafe { engine.enqueue(kernel, features, 0, arguments) };
+        }
+        let (b_enc, b_dec) = (moments.b_enc.argument(&weights.b_enc), weights.b_dec.value.at(0));
+        let (to_b_enc, to_b_dec) = (into.b_enc.value.at(0), into.b_dec.value.at(0));
+        let count = features as u32;
+        let arguments = arguments![b_enc, update, last_update_f, to_b_enc, first, count, b_dec, to_b_dec, stride];
+        // SAFETY: both have one value a feature and a column.
+        unsafe { engine.enqueue("settle_biases", (features + stride as usize).div_ceil(128), 0, arguments) };
+        into.follow(engine, self.owned.clone());
     }
-    let (b_enc, b_dec) = (from.b_enc.argument(), from.b_dec.value.at(0));
-    let (to_b_enc, to_b_dec) = (into.b_enc.value.at(0), into.b_dec.value.at(0));
-    let count = features as u32;
-    let arguments = arguments![b_enc, update, last_update_f, to_b_enc, first, count, b_dec, to_b_dec, stride];
-    // SAFETY: both have one value a feature and a column.
-    unsafe { engine.enqueue("settle_biases", (features + stride as usize).div_ceil(128), 0, arguments) };
-    into.follow(engine, owned.clone());
 }
 
 /// Weights, moments and copies of two rows a touched feature: what is kept is read and written, a copy only written.

@@ -6,10 +6,11 @@ use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::Cost;
 use super::normalize::Rows;
+use super::transpose::Csc;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
-use crate::cuda::runtime::pointer::Pointer;
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::precision::stride;
+use crate::cuda::runtime::status::Status;
 use crate::{Error, Sums};
 
 /// `Tally` in count.cu.
@@ -35,22 +36,25 @@ pub struct Tally {
     fired_f: Buffer<u64>,
 }
 
-/// What is counted of a batch.
-pub struct Counted<'a> {
+/// The operands.
+pub struct Count<'a> {
+    pub engine: &'a Engine,
+    pub x: &'a Rows,
+    /// Those that are counted.
     pub tokens: Range<usize>,
     pub error_b: &'a Buffer<f64>,
     pub l1_b: &'a Buffer<f64>,
     /// Firings: of all tokens, or of those counted when the pairs are not given.
     pub count_f: &'a Buffer<u32>,
-    /// `run_f` and `token_p` of the CSC, to find the firings of some tokens.
-    pub csc: Option<(Pointer, Pointer)>,
-    pub status: Pointer,
+    /// The pairs, to find the firings of some tokens.
+    pub csc: Option<&'a Csc>,
+    pub status: &'a Buffer<Status>,
     /// Whether the gradient's norm is known.
     pub with_gradient: bool,
 }
 
 impl Tally {
-    pub(crate) fn new(width: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub(crate) fn new(width: usize, features: usize, memory: &mut GpuMemory) -> Result<Self, Error> {
         let what = "sums over rows";
         let totals = memory.step(1, what)?;
         Ok(Tally { width, totals, x_s: memory.step(stride(width), what)?, fired_f: memory.step(features, what)? })
@@ -58,27 +62,6 @@ impl Tally {
 
     pub(crate) fn features(&self) -> usize {
         self.fired_f.len()
-    }
-
-    /// Adds tokens of a batch.
-    pub(crate) fn add(&mut self, engine: &Engine, x: &Rows, counted: &Counted<'_>) {
-        let (from, to) = (counted.tokens.start as u32, counted.tokens.end as u32);
-        let (stride, features) = (x.stride as u32, counted.count_f.len());
-        let (status, with_gradient) = (counted.status, u32::from(counted.with_gradient));
-        let (run_f, token_p) = counted.csc.unwrap_or((0, 0));
-        let totals = self.totals.at(0);
-        // SAFETY: the tokens are among the batch's; the sums have a value a column and a feature.
-        unsafe {
-            let (norm2_b, error_b, l1_b) = (x.norm2_b.at(0), counted.error_b.at(0), counted.l1_b.at(0));
-            let arguments = arguments![norm2_b, error_b, l1_b, totals, status, from, to, with_gradient];
-            engine.enqueue("count_tokens", 1, 0, arguments);
-            let arguments = arguments![x.x_bs.at(0), self.x_s.at(0), status, from, to, stride, with_gradient];
-            engine.enqueue("count_columns", x.stride.div_ceil(32), 0, arguments);
-            let (count_f, fired_f) = (counted.count_f.at(0), self.fired_f.at(0));
-            let arguments =
-                arguments![count_f, run_f, token_p, fired_f, totals, status, from, to, features as u32, with_gradient];
-            engine.enqueue("count_features", features.div_ceil(256), 0, arguments);
-        }
     }
 
     /// Reads the sums and begins again at 0.
@@ -105,6 +88,30 @@ impl Tally {
         self.x_s.clear();
         self.x_s.write(0, &sums.x_d);
         self.fired_f.write(0, &sums.fired_f);
+    }
+}
+
+impl Count<'_> {
+    /// Adds the tokens to `to`.
+    pub(crate) fn run(&self, to: &mut Tally) {
+        let Count { engine, x, status, .. } = *self;
+        let (first, end, with_gradient) =
+            (self.tokens.start as u32, self.tokens.end as u32, u32::from(self.with_gradient));
+        let (stride, features) = (x.stride as u32, self.count_f.len());
+        let (run_f, token_p) = self.csc.map_or((0, 0), |csc| (csc.run_f.at(0), csc.token_p.at(0)));
+        let (totals, status) = (to.totals.at(0), status.at(0));
+        // SAFETY: the tokens are among the batch's; the sums have a value a column and a feature.
+        unsafe {
+            let (norm2_b, error_b, l1_b) = (x.norm2_b.at(0), self.error_b.at(0), self.l1_b.at(0));
+            let arguments = arguments![norm2_b, error_b, l1_b, totals, status, first, end, with_gradient];
+            engine.enqueue("count_tokens", 1, 0, arguments);
+            let arguments = arguments![x.x_bs.at(0), to.x_s.at(0), status, first, end, stride, with_gradient];
+            engine.enqueue("count_columns", x.stride.div_ceil(32), 0, arguments);
+            let (count_f, fired_f, count) = (self.count_f.at(0), to.fired_f.at(0), features as u32);
+            let arguments =
+                arguments![count_f, run_f, token_p, fired_f, totals, status, first, end, count, with_gradient];
+            engine.enqueue("count_features", features.div_ceil(256), 0, arguments);
+        }
     }
 }
 

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use super::Cost;
 use super::normalize::Rows;
-use crate::Error;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::precision::Precision;
 use crate::cuda::runtime::status::Status;
 use crate::cuda::weights::Weights;
+use crate::{ActivePairs, Error};
 
 /// Most active features of a token for which there is room; a batch with more takes the dense path.
 const CAPACITY: usize = 4096;
@@ -38,7 +38,7 @@ pub struct Lists {
 }
 
 impl Lists {
-    pub fn new(batch: usize, features: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(batch: usize, features: usize, memory: &mut GpuMemory) -> Result<Self, Error> {
         let what = "lists of active features";
         let capacity = capacity(features);
         Ok(Lists {
@@ -66,38 +66,52 @@ impl Lists {
         self.count_f.clear();
     }
 
-    /// Makes the lists of some tokens of `x`, from the first of a tile on; `status` learns of a list without room.
-    pub fn encode(
-        &self,
-        engine: &Engine,
-        (x, tokens): (&Rows, Range<usize>),
-        weights: &Weights,
-        status: &Buffer<Status>,
-    ) {
+    /// The pairs of the tokens of `rows`, of a batch that had room.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn active_pairs(&self, rows: Range<usize>) -> Result<ActivePairs, Error> {
+        let mut count_r = vec![0; rows.len()];
+        self.count_b.read(rows.start, &mut count_r)?;
+        let pairs_of = |(token, count): (usize, u32)| {
+            let mut pairs = vec![0; count as usize];
+            self.pairs_bc.read(token * self.capacity, &mut pairs)?;
+            Ok(pairs.into_iter().map(|pair| ((pair >> 32) as u32, f32::from_bits(pair as u32))).collect())
+        };
+        let pairs_r = rows.zip(count_r).map(pairs_of).collect::<Result<_, Error>>()?;
+        Ok(ActivePairs::of_rows(pairs_r))
+    }
+}
+
+/// The operands.
+pub struct Encode<'a> {
+    pub engine: &'a Engine,
+    pub x: &'a Rows,
+    /// Those whose lists are made, from the first of a tile on.
+    pub tokens: Range<usize>,
+    pub weights: &'a Weights,
+    /// Learns of a list without room.
+    pub status: &'a Buffer<Status>,
+}
+
+impl Encode<'_> {
+    /// Makes the lists, and counts firings.
+    pub fn run(&self, to: &Lists) {
+        let Encode { engine, x, weights, status, .. } = *self;
         let tile = engine.precision.tile();
         let kernel = engine.precision.pick("encode_f32", "encode_bf16");
-        let (n, first) = (tokens.len(), tokens.start);
-        let blocks = blocks(n, self.features, engine.precision);
+        let (n, first) = (self.tokens.len(), self.tokens.start);
+        let blocks = blocks(n, to.features, engine.precision);
         let (w_enc, b_enc) = (weights.w_enc.operand(0), weights.b_enc.value.at(0));
-        let (features, stride, capacity) = (self.features as u32, x.stride as u32, self.capacity as u32);
-        let (pairs_bc, count_b) = (self.pairs_bc.at(first * self.capacity), self.count_b.at(first));
-        let count_f = self.count_f.at(0);
+        let (features, stride, capacity) = (to.features as u32, x.stride as u32, to.capacity as u32);
+        let (pairs_bc, count_b) = (to.pairs_bc.at(first * to.capacity), to.count_b.at(first));
+        let (x_bs, count_f, rows) = (x.operand_from(first), to.count_f.at(0), n as u32);
         // SAFETY: x has n rows from there on and W_enc `features`, `stride` apart; biases fill whole tiles; a list has `capacity` places.
         unsafe {
-            let arguments = arguments![
-                x.operand_from(first),
-                w_enc,
-                b_enc,
-                pairs_bc,
-                count_b,
-                n as u32,
-                features,
-                stride,
-                capacity
-            ];
+            let arguments = arguments![x_bs, w_enc, b_enc, pairs_bc, count_b, rows, features, stride, capacity];
             engine.enqueue(kernel, blocks, tile.shared, arguments);
             let arguments = arguments![pairs_bc, count_b, count_f, status.at(0), capacity];
-            engine.enqueue("sort_lists", n, self.sort_bytes(), arguments);
+            engine.enqueue("sort_lists", n, to.sort_bytes(), arguments);
         }
     }
 }

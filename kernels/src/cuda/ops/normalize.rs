@@ -2,13 +2,13 @@
 
 use super::Cost;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::precision::{Precision, stride};
 use crate::cuda::runtime::staging::{Staging, Stored};
 use crate::{Error, RowDtype};
 
-/// A batch on the GPU, scaled.
+/// A batch on the GPU, scaled. What `cpu::Rows` is on a processor.
 pub struct Rows {
     pub(crate) n: usize,
     /// Rows of the batch over all ranks of the data axis.
@@ -29,7 +29,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub(crate) fn new(precision: Precision, batch: usize, width: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub(crate) fn new(precision: Precision, batch: usize, width: usize, memory: &mut GpuMemory) -> Result<Self, Error> {
         let what = "a batch of rows";
         let stride = stride(width);
         let copy = precision != Precision::F32;
@@ -57,32 +57,39 @@ impl Rows {
         let first = row * self.stride;
         self.copy_bs.as_ref().map_or(self.x_bs.at(first), |copy| copy.at(first))
     }
+}
 
-    /// `x = scale · rows` for the first `n` staged rows, of `of` over the data axis.
-    pub(crate) fn normalize(
-        &mut self,
-        engine: &Engine,
-        staged: &Staging,
-        dtype: RowDtype,
-        (n, of): (usize, usize),
-        scale: f32,
-    ) {
-        (self.n, self.of) = (n, of);
-        self.stored.fill(engine, staged, n * self.width * dtype.size());
-        self.bad_rows.clear();
+/// The operands.
+pub struct Normalize<'a> {
+    pub engine: &'a Engine,
+    /// With the stored rows, one after the other.
+    pub staged: &'a Staging,
+    pub dtype: RowDtype,
+    /// Rows of the batch here, and over all ranks of the data axis.
+    pub n: usize,
+    pub of: usize,
+    pub scale: f32,
+}
+
+impl Normalize<'_> {
+    /// `x = scale · rows`.
+    pub(crate) fn run(&self, x: &mut Rows) {
+        let Normalize { engine, staged, dtype, n, of, scale } = *self;
+        (x.n, x.of) = (n, of);
+        x.stored.fill(engine, staged, n * x.width * dtype.size());
+        x.bad_rows.clear();
         let kernel = match dtype {
             RowDtype::F32 => "normalize_f32",
             RowDtype::F16 => "normalize_f16",
             RowDtype::Bf16 => "normalize_bf16",
         };
-        let copy = self.copy_bs.as_ref().map_or(0, |copy| copy.at(0));
-        let (norm2_b, bad_b, bad_rows) = (self.norm2_b.at(0), self.bad_b.at(0), self.bad_rows.at(0));
-        let (width, stride) = (self.width as u32, self.stride as u32);
-        let arguments =
-            arguments![self.stored.at(), self.x_bs.at(0), copy, norm2_b, bad_b, bad_rows, width, stride, scale];
+        let copy = x.copy_bs.as_ref().map_or(0, |copy| copy.at(0));
+        let (norm2_b, bad_b, bad_rows) = (x.norm2_b.at(0), x.bad_b.at(0), x.bad_rows.at(0));
+        let (width, stride) = (x.width as u32, x.stride as u32);
+        let arguments = arguments![x.stored.at(), x.x_bs.at(0), copy, norm2_b, bad_b, bad_rows, width, stride, scale];
         // SAFETY: n rows of `width` values lie in `stored`; the others have room for n rows.
         unsafe { engine.enqueue(kernel, n, 0, arguments) };
-        self.stored.release(engine);
+        x.stored.release(engine);
     }
 }
 

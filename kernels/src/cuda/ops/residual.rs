@@ -8,8 +8,10 @@ use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::precision::Precision;
 use crate::cuda::runtime::status::Status;
 
-/// What residual reads and writes besides x.
+/// The operands, and where results go.
 pub struct Residual<'a> {
+    pub engine: &'a Engine,
+    pub x: &'a Rows,
     pub x_hat_bs: &'a Buffer<f32>,
     /// In the format that GEMMs read.
     pub g_bs: Pointer,
@@ -21,7 +23,8 @@ pub struct Residual<'a> {
 
 impl Residual<'_> {
     /// g and the sums of the report.
-    pub fn run(&self, engine: &Engine, x: &Rows) {
+    pub fn run(&self) {
+        let Residual { engine, x, .. } = *self;
         let kernel = engine.precision.pick("residual_f32", "residual_bf16");
         let (n, of, stride, features) = (x.n as u32, x.of as u32, x.stride as u32, self.count_f.len() as u32);
         let (error_b, l1_b, status) = (self.error_b.at(0), self.l1_b.at(0), self.status.at(0));

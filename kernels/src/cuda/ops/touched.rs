@@ -1,10 +1,24 @@
 //! Which features of a batch have a gradient row, and where it lies: `touched.cuh`.
 
+use std::ops::Range;
+
 use crate::cuda::runtime::engine::Argument;
 use crate::cuda::runtime::pointer::Pointer;
 
-/// Where rows lie: those of W_dec, and those of W_enc.
-pub type RowsAt = (Pointer, Pointer);
+/// Where gradient rows lie: those of W_dec, and those of W_enc.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RowsAt {
+    pub dec_ts: Pointer,
+    pub enc_ts: Pointer,
+}
+
+/// Gradient rows to be made: those of the touched ones among some features.
+pub struct WantedRows {
+    pub features: Range<usize>,
+    pub touched: TouchedArgument,
+    pub to: RowsAt,
+}
 
 /// `Touched` in touched.cuh.
 #[repr(C)]

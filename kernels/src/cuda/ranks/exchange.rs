@@ -17,8 +17,9 @@ use std::time::Instant;
 
 use super::communicator::Message;
 use crate::Error;
+use crate::cuda::ops::backward::Gradient;
 use crate::cuda::runtime::engine::{Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory};
 use crate::cuda::runtime::pointer::Pointer;
 use crate::cuda::runtime::status::Status;
 use crate::device::{SUMS_TIMED, rate_of_sums};
@@ -36,7 +37,7 @@ impl AxisSum {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(ranks: usize, pitch: usize, memory: &mut Memory) -> Result<Option<Self>, Error> {
+    pub fn new(ranks: usize, pitch: usize, memory: &mut GpuMemory) -> Result<Option<Self>, Error> {
         let new = || Ok(AxisSum { parts_rp: memory.step(ranks * pitch, "sums over ranks")?, pitch });
         (ranks > 1).then(new).transpose()
     }
@@ -57,8 +58,7 @@ impl AxisSum {
         let messages: Vec<Message> = (0..size).map(to_sum).collect();
         // SAFETY: the parts are those of buffers of this engine, and apart from each other.
         unsafe { engine.exchange(axis, &messages) };
-        let place = values.at(mine.start);
-        sum_parts(engine, axis, "sum_parts_f32", place, (self.parts_rp.at(0), self.pitch), place, mine.len());
+        self.sum(engine, axis, values.at(mine.start), mine.len());
         let summed = |member| Message { member, sent: of_values(mine.clone()), received: of_values(piece(member)) };
         let messages: Vec<Message> = (0..size).map(summed).collect();
         // SAFETY: as above.
@@ -77,8 +77,13 @@ impl AxisSum {
         let messages: Vec<Message> = (0..axis.size()).map(message).collect();
         // SAFETY: the parts are those of buffers of this engine, and apart from each other.
         unsafe { engine.exchange(axis, &messages) };
-        let place = values.at(0);
-        sum_parts(engine, axis, "sum_parts_f32", place, (self.parts_rp.at(0), self.pitch), place, len);
+        self.sum(engine, axis, values.at(0), len);
+    }
+
+    /// Sums the parts that the others have sent to the `len` values at `place`.
+    fn sum(&self, engine: &Engine, axis: &Group, place: Pointer, len: usize) {
+        let (parts, pitch) = (self.parts_rp.at(0), self.pitch);
+        SumParts { engine, axis, kernel: "sum_parts_f32", own: place, parts, pitch, len }.run(place);
     }
 }
 
@@ -88,7 +93,7 @@ impl AxisSum {
 /// Those of [`Device::exchange_rate`](crate::Device::exchange_rate).
 pub fn rate(engine: &Arc<Engine>, values: usize) -> Result<f64, Error> {
     let all = &engine.axes.all;
-    let mut memory = Memory::of(engine);
+    let mut memory = GpuMemory::of(engine);
     let Some(sum) = AxisSum::new(all.size(), values.div_ceil(all.size()), &mut memory)? else { return Ok(0.0) };
     let summed = memory.step(values, "sums over ranks")?;
     let times = |n: usize| {
@@ -101,20 +106,28 @@ pub fn rate(engine: &Arc<Engine>, values: usize) -> Result<f64, Error> {
     Ok(rate_of_sums(values, all.size(), started.elapsed()))
 }
 
-/// Sums `len` values at `own` and those of the other members, `pitch` apart at `parts`, to `sum`, in the order of the members.
-pub fn sum_parts(
-    engine: &Engine,
-    axis: &Group,
-    kernel: &'static str,
-    own: Pointer,
-    (parts, pitch): (Pointer, usize),
-    sum: Pointer,
-    len: usize,
-) {
-    let (me, ranks) = (axis.index() as u32, axis.size() as u32);
-    let arguments = arguments![own, parts, sum, me, ranks, pitch as u32, len as u32];
-    // SAFETY: the caller has received `len` values of every other member to `parts`.
-    unsafe { engine.enqueue(kernel, len.div_ceil(256), 0, arguments) };
+/// Parts of the members of an axis that are to be summed, each of `len` values.
+pub struct SumParts<'a> {
+    pub engine: &'a Engine,
+    pub axis: &'a Group,
+    pub kernel: &'static str,
+    /// This rank's.
+    pub own: Pointer,
+    /// Those of the members, `pitch` values apart; what stands at this rank's own place is not looked at.
+    pub parts: Pointer,
+    pub pitch: usize,
+    pub len: usize,
+}
+
+impl SumParts<'_> {
+    /// Sums them to `sum`, in the order of the members.
+    pub fn run(&self, sum: Pointer) {
+        let SumParts { engine, axis, kernel, own, parts, pitch, len } = *self;
+        let (me, ranks) = (axis.index() as u32, axis.size() as u32);
+        let arguments = arguments![own, parts, sum, me, ranks, pitch as u32, len as u32];
+        // SAFETY: the caller has received `len` values of every other member to `parts`.
+        unsafe { engine.enqueue(kernel, len.div_ceil(256), 0, arguments) };
+    }
 }
 
 /// The status of every rank, so that all come to the same one.
@@ -127,7 +140,7 @@ impl Statuses {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(ranks: usize, memory: &mut Memory) -> Result<Option<Self>, Error> {
+    pub fn new(ranks: usize, memory: &mut GpuMemory) -> Result<Option<Self>, Error> {
         let new = || Ok(Statuses { statuses_r: memory.step(ranks, "sums over ranks")? });
         (ranks > 1).then(new).transpose()
     }
@@ -153,14 +166,9 @@ impl Statuses {
         unsafe { engine.enqueue("combine_sums", 1, 0, arguments) };
     }
 
-    /// The norm of all gradients: `norm2_f` of the features `owned` here, of those of the other ranks, and of `∂b_dec`.
-    pub fn combine_norms(
-        &self,
-        engine: &Engine,
-        (norm2_f, owned): (&Buffer<f32>, &Range<usize>),
-        b_dec_s: &Buffer<f32>,
-        status: &Buffer<Status>,
-    ) {
+    /// The norm of all gradients: of the features `owned` here, of those of the other ranks, and of `∂b_dec`.
+    pub fn combine_norms(&self, engine: &Engine, gradient: &Gradient, owned: &Range<usize>, status: &Buffer<Status>) {
+        let (norm2_f, b_dec_s) = (&gradient.norm2_f, &gradient.b_dec_s);
         let arguments = arguments![norm2_f.at(owned.start), status.at(0), owned.len() as u32];
         // SAFETY: there is a value for every owned feature.
         unsafe { engine.enqueue("sum_norms", 1, 0, arguments) };

@@ -18,19 +18,19 @@
 use std::ops::Range;
 
 use super::communicator::Message;
-use super::exchange::{AxisSum, sum_parts};
+use super::exchange::{AxisSum, SumParts};
 use crate::cuda::ops::adam::Adam;
 use crate::cuda::ops::backward::Gradient;
-use crate::cuda::ops::touched::{RowsAt, TouchedArgument};
+use crate::cuda::ops::touched::{RowsAt, TouchedArgument, WantedRows};
 use crate::cuda::runtime::engine::{Argument, Engine, arguments};
-use crate::cuda::runtime::memory::{Buffer, Memory, Readback};
+use crate::cuda::runtime::memory::{Buffer, GpuMemory, Readback};
 use crate::cuda::runtime::pointer::Part;
 use crate::cuda::runtime::pointer::Pointer;
-use crate::cuda::runtime::precision::Precision;
+use crate::cuda::runtime::precision::{Precision, stride};
 use crate::cuda::runtime::status::Status;
 use crate::cuda::weights::{Parameter, Weights};
 use crate::mesh::{Place, TILE};
-use crate::{Error, Path};
+use crate::{Error, Path, Shape};
 
 /// `Parts` in owners.cu.
 #[repr(C)]
@@ -38,8 +38,8 @@ use crate::{Error, Path};
 struct PartsArgument {
     touched_rw: Pointer,
     before_rw: Pointer,
-    own: RowsAtArgument,
-    others: RowsAtArgument,
+    own: RowsAt,
+    others: RowsAt,
     pitch: u64,
     words: u32,
     ranks: u32,
@@ -49,10 +49,6 @@ struct PartsArgument {
 }
 // SAFETY: the same fields in the same order.
 unsafe impl Argument for PartsArgument {}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct RowsAtArgument(Pointer, Pointer);
 
 /// Touched rows of an owner for which `bytes` have room among so many ranks of the data axis: those to send, and those received.
 pub fn rows_in_a_round(ranks: usize, stride: usize, bytes: usize) -> usize {
@@ -136,25 +132,32 @@ pub struct Owners {
     b_dec: Option<AxisSum>,
 }
 
+/// A batch's gradient as this rank's own tokens give it.
+pub struct Local<'a, M> {
+    pub engine: &'a Engine,
+    pub gradient: &'a Gradient,
+    /// Firings.
+    pub count_f: &'a Buffer<u32>,
+    /// Makes rows, when `∂b_enc` of their features stands in `gradient`.
+    pub make: M,
+}
+
 impl Owners {
-    /// There is room for as many rows as `bytes` allow, and at least for those of a tile. `None` where one rank owns all.
+    /// There is room for as many rows as the `dense_bytes` of `shape` allow, and at least for those of a tile. `None` where one rank owns
+    /// all.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(
-        place: Place,
-        (features, stride): (usize, usize),
-        bytes: usize,
-        memory: &mut Memory,
-    ) -> Result<Option<Self>, Error> {
-        let ranks = place.mesh.data;
+    pub fn new(place: Place, shape: &Shape, memory: &mut GpuMemory) -> Result<Option<Self>, Error> {
+        let Shape { width, features, dense_bytes, .. } = *shape;
+        let (ranks, stride) = (place.mesh.data, stride(width));
         if ranks == 1 {
             return Ok(None);
         }
         let what = "gradient rows between ranks";
         let owned: Vec<_> = (0..ranks).map(|member| place.owned_by(member, features)).collect();
         let most = owned.iter().map(Range::len).max().unwrap_or(0);
-        let room = rows_in_a_round(ranks, stride, bytes).min(most);
+        let room = rows_in_a_round(ranks, stride, dense_bytes).min(most);
         let (rows, words) = (ranks * 2 * room * stride, (ranks + 1) * features.div_ceil(32));
         let tiles = (ranks + 1) * (features.div_ceil(TILE) + 1);
         Ok(Some(Owners {
@@ -205,7 +208,7 @@ impl Owners {
     /// Where the rows for a member are written; at this rank's own place lie the sums of the last round.
     fn rows_of(&self, member: usize) -> RowsAt {
         let [dec, enc] = self.places(member);
-        (self.sent.at(dec), self.sent.at(enc))
+        RowsAt { dec_ts: self.sent.at(dec), enc_ts: self.sent.at(enc) }
     }
 
     /// Tells all ranks what the batch has touched here, and the host what it has touched everywhere. On the dense path that is all.
@@ -234,21 +237,16 @@ impl Owners {
         Rounds::new(tiles_rt.to_vec(), self.features.div_ceil(TILE), &self.owned, self.room)
     }
 
-    /// Sums a round's rows over the data axis, and gives this rank's features of it. `make` writes touched rows of some features as its
-    /// own tokens give them, when `∂b_enc` of those stands in `gradient`.
-    fn sum(
-        &self,
-        engine: &Engine,
-        (rounds, round): (&Rounds, &Round),
-        (gradient, count_f): (&Gradient, &Buffer<u32>),
-        make: impl Fn(Range<usize>, TouchedArgument, RowsAt),
-    ) {
+    /// Sums a round's rows over the data axis, and gives this rank's features of it.
+    fn sum(&self, local: &Local<'_, impl Fn(WantedRows)>, rounds: &Rounds, round: &Round) {
+        let Local { engine, gradient, count_f, make } = local;
         let axis = &engine.axes.data;
         let own = &round[self.own];
         let mut messages = Vec::new();
         for (member, features) in round.iter().enumerate() {
             let rank = if member == self.own { self.any() } else { self.own };
-            make(features.clone(), self.touched(rank, features), self.rows_of(member));
+            let (touched, to) = (self.touched(rank, features), self.rows_of(member));
+            make(WantedRows { features: features.clone(), touched, to });
             let rows = [rounds.rows(self.own, features), rounds.rows(member, own)];
             let [values, own_values] = rows.map(|rows| rows * self.stride);
             for place in self.places(member) {
@@ -263,17 +261,18 @@ impl Owners {
         // SAFETY: the parts are those of buffers of this engine, and apart from each other.
         unsafe { engine.exchange(axis, &messages) };
         let (bias, count) = (gradient.bias_f.at(own.start), count_f.at(own.start));
-        let (parts, sums) = ((self.bias_rt.at(0), self.most), self.bias_f.at(own.start));
-        sum_parts(engine, axis, "sum_parts_f32", bias, parts, sums, own.len());
-        let (parts, sums) = ((self.count_rt.at(0), self.most), self.count_f.at(own.start));
-        sum_parts(engine, axis, "sum_parts_u32", count, parts, sums, own.len());
-        let (dec_ts, enc_ts) = self.rows_of(self.own);
+        let (pitch, len) = (self.most, own.len());
+        let parts = self.bias_rt.at(0);
+        SumParts { engine, axis, kernel: "sum_parts_f32", own: bias, parts, pitch, len }.run(self.bias_f.at(own.start));
+        let parts = self.count_rt.at(0);
+        let sum = self.count_f.at(own.start);
+        SumParts { engine, axis, kernel: "sum_parts_u32", own: count, parts, pitch, len }.run(sum);
         let [dec, enc] = self.places(0);
         let parts = PartsArgument {
             touched_rw: self.touched_rw.at(0),
             before_rw: self.before_rw.at(0),
-            own: RowsAtArgument(dec_ts, enc_ts),
-            others: RowsAtArgument(self.received.at(dec), self.received.at(enc)),
+            own: self.rows_of(self.own),
+            others: RowsAt { dec_ts: self.received.at(dec), enc_ts: self.received.at(enc) },
             pitch: (2 * self.room * self.stride) as u64,
             words: self.words() as u32,
             ranks: axis.size() as u32,
@@ -287,46 +286,33 @@ impl Owners {
     }
 
     /// The squared norms of the gradients of this rank's own features, and `∂b_dec`, over the data axis.
-    pub fn measure(
-        &self,
-        engine: &Engine,
-        rounds: &Rounds,
-        (gradient, count_f): (&Gradient, &Buffer<u32>),
-        make: impl Fn(Range<usize>, TouchedArgument, RowsAt),
-    ) {
+    pub fn measure(&self, local: &Local<'_, impl Fn(WantedRows)>, rounds: &Rounds) {
         for round in &rounds.of {
-            self.sum(engine, (rounds, round), (gradient, count_f), &make);
+            self.sum(local, rounds, round);
         }
         if let Some(parts) = &self.b_dec {
-            parts.sum_few(engine, &engine.axes.data, &gradient.b_dec_s);
+            parts.sum_few(local.engine, &local.engine.axes.data, &local.gradient.b_dec_s);
         }
     }
 
     /// The update of this rank's own features, and where `spreads`, the weights of touched ones to all. With several rounds their
     /// gradients are made again, from weights before the update: those of other features do not enter them.
-    pub fn adam(
-        &self,
-        engine: &Engine,
-        rounds: &Rounds,
-        (adam, spreads): (&Adam<'_>, bool),
-        count_f: &Buffer<u32>,
-        make: impl Fn(Range<usize>, TouchedArgument, RowsAt),
-    ) {
+    pub fn adam(&self, local: &Local<'_, impl Fn(WantedRows)>, rounds: &Rounds, adam: &Adam<'_>, spreads: bool) {
         for round in &rounds.of {
             if rounds.of.len() > 1 {
-                self.sum(engine, (rounds, round), (adam.gradient, count_f), &make);
+                self.sum(local, rounds, round);
             }
             let own = &round[self.own];
-            adam.of_rows(engine, self.rows_of(self.own), self.touched(self.any(), own), own.len());
+            adam.of_rows(self.rows_of(self.own), self.touched(self.any(), own), own.len());
             if spreads {
-                self.spread(engine, (rounds, round), adam.weights);
+                self.spread(local.engine, rounds, round, adam.weights);
             }
         }
     }
 
     /// Sends the weights of this rank's own touched features of a round to the others of the data axis, and takes theirs. They lie where
     /// gradient rows have lain, which are of no use any more.
-    fn spread(&self, engine: &Engine, (rounds, round): (&Rounds, &Round), weights: &Weights) {
+    fn spread(&self, engine: &Engine, rounds: &Rounds, round: &Round, weights: &Weights) {
         let axis = &engine.axes.data;
         let (pack, unpack) = match engine.precision {
             Precision::F32 | Precision::Mixed(_) => ("pack_rows_f32", "unpack_rows_f32"),

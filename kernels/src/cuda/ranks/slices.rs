@@ -30,7 +30,7 @@ use cudarc::driver::CudaEvent;
 
 use crate::Error;
 use crate::cuda::runtime::engine::Engine;
-use crate::cuda::runtime::memory::Memory;
+use crate::cuda::runtime::memory::GpuMemory;
 
 /// Slices of a large batch.
 const MOST: usize = 4;
@@ -56,10 +56,10 @@ fn cut(n: usize, side: usize, slices: usize) -> Vec<Range<usize>> {
 }
 
 /// Takes batches in slices; in one where there is nothing to sum.
-pub struct Slices(Option<Sums>);
+pub struct Slices(Option<SumStream>);
 
 /// Where x̂ is made and summed.
-struct Sums {
+struct SumStream {
     /// With the stream of sums.
     engine: Engine,
     /// As [`SLICES`] says; what is no number says nothing.
@@ -77,14 +77,14 @@ impl Slices {
     ///
     /// # Errors
     /// [`Error::Cuda`] and [`Error::Peer`].
-    pub fn new(memory: &Memory) -> Result<Self, Error> {
+    pub fn new(memory: &GpuMemory) -> Result<Self, Error> {
         let Some(engine) = memory.engine().and_then(|engine| engine.of_sums()) else { return Ok(Slices(None)) };
         let asked = std::env::var(SLICES).ok().and_then(|slices| slices.parse::<u32>().ok()).unwrap_or(0);
         let asked = engine.axes.feature.gather(&asked.to_le_bytes())?.swap_remove(0);
         let asked = asked.first_chunk().map(|asked| u32::from_le_bytes(*asked) as usize).filter(|&asked| asked > 0);
         let asked = asked.map(|asked| asked.min(MOST_ASKED));
         let encoded = (0..asked.unwrap_or(MOST)).map(|_| engine.event()).collect::<Result<_, _>>()?;
-        Ok(Slices(Some(Sums { summed: engine.event()?, asked, tokens: Vec::new(), encoded, engine })))
+        Ok(Slices(Some(SumStream { summed: engine.event()?, asked, tokens: Vec::new(), encoded, engine })))
     }
 
     /// Enqueues `encode` for the tokens of each slice of `n`.

@@ -16,7 +16,7 @@ use super::gpu::{Gpu, failed, noted};
 use super::launches::Launches;
 use super::precision::Precision;
 use crate::Error;
-use crate::cuda::compile::sources::{EntryPoint, Source};
+use crate::cuda::compile::sources::{EntryPoint, KernelSource};
 use crate::cuda::ranks::communicator::{Communicator, Message};
 use crate::first_error::FirstError;
 use crate::mesh::Axes;
@@ -60,7 +60,7 @@ impl Engine {
     ///
     /// # Errors
     /// Those of [`Gpu::load`] and [`Communicator::new`]; [`Error::Cuda`].
-    pub fn new(gpu: &Gpu, precision: Precision, sources: &[Source], axes: Axes) -> Result<Self, Error> {
+    pub fn new(gpu: &Gpu, precision: Precision, sources: &[KernelSource], axes: Axes) -> Result<Self, Error> {
         let context = gpu.context();
         // SAFETY: all memory is used on one stream, in order, but for that of stored rows and what x̂ is made of and from, where
         // events keep uses apart.

@@ -19,7 +19,7 @@ use crate::Error;
 use crate::cuda::compile::arch::Arch;
 use crate::cuda::compile::cache::Cache;
 use crate::cuda::compile::kernels::{Kernels, Origin};
-use crate::cuda::compile::sources::Source;
+use crate::cuda::compile::sources::KernelSource;
 use crate::first_error::FirstError;
 
 /// The CUDA version that cudarc's functions belong to, as drivers write it.
@@ -193,7 +193,7 @@ impl Gpu {
     ///
     /// # Errors
     /// Those of [`Kernels::cubin`]; [`Error::RefusedKernels`] when the driver takes none that could be had; [`Error::Cuda`].
-    pub fn load(&self, sources: &[Source]) -> Result<Vec<Arc<CudaModule>>, Error> {
+    pub fn load(&self, sources: &[KernelSource]) -> Result<Vec<Arc<CudaModule>>, Error> {
         let mut modules = vec![None; sources.len()];
         let mut missing: Vec<(usize, Option<Origin>)> = (0..sources.len()).map(|index| (index, None)).collect();
         let mut refusal: Option<Refusal> = None;

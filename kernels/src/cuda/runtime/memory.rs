@@ -22,19 +22,19 @@ use super::pointer::{Part, Pointer};
 use crate::{Bytes, Error};
 
 /// Takes memory, or adds up what would be taken.
-pub struct Memory<'a> {
+pub struct GpuMemory<'a> {
     /// `None`: nothing is taken.
     from: Option<&'a Arc<Engine>>,
     pub bytes: Bytes,
 }
 
-impl<'a> Memory<'a> {
+impl<'a> GpuMemory<'a> {
     pub fn of(engine: &'a Arc<Engine>) -> Self {
-        Memory { from: Some(engine), bytes: Bytes::default() }
+        GpuMemory { from: Some(engine), bytes: Bytes::default() }
     }
 
     pub fn measured() -> Self {
-        Memory { from: None, bytes: Bytes::default() }
+        GpuMemory { from: None, bytes: Bytes::default() }
     }
 
     /// Whether memory is taken.
@@ -244,7 +244,9 @@ impl<T: DeviceRepr + ValidAsZeroBits + Copy> Buffer<T> {
         let (engine, slice) = self.slice.as_ref().expect("memory that was taken, not measured");
         let len = out.len();
         engine.check()?;
-        engine.note("a copy from the GPU", engine.stream.memcpy_dtoh(&slice.slice(first..first + len), out));
+        if len > 0 {
+            engine.note("a copy from the GPU", engine.stream.memcpy_dtoh(&slice.slice(first..first + len), out));
+        }
         engine.wait()
     }
 

@@ -9,7 +9,7 @@ use cudarc::driver::CudaEvent;
 use cudarc::driver::result::memcpy_htod_async;
 
 use super::engine::Engine;
-use super::memory::{Buffer, Memory, Pinned};
+use super::memory::{Buffer, GpuMemory, Pinned};
 use super::pointer::Pointer;
 use crate::Error;
 use crate::cuda::ranks::communicator::Message;
@@ -44,7 +44,7 @@ pub struct Stored {
 impl Stored {
     /// # Errors
     /// [`Error::OutOfMemory`] and [`Error::Cuda`].
-    pub fn new(bytes: usize, what: &'static str, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(bytes: usize, what: &'static str, memory: &mut GpuMemory) -> Result<Self, Error> {
         let rows = memory.step(bytes, what)?;
         let was_read = memory.engine().map(|engine| engine.event()).transpose()?;
         let stored = Stored { rows, was_read };

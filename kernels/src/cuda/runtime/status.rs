@@ -8,7 +8,7 @@
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::engine::{Engine, arguments};
-use super::memory::{Buffer, Memory, Readback};
+use super::memory::{Buffer, GpuMemory, Readback};
 use crate::cuda::ops::normalize::Rows;
 use crate::{Error, Report};
 
@@ -58,7 +58,7 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    pub fn new(batch: usize, memory: &mut Memory) -> Result<Self, Error> {
+    pub fn new(batch: usize, memory: &mut GpuMemory) -> Result<Self, Error> {
         let what = "a dictionary's batch";
         let mut outcome = || {
             let (status, readback) = (memory.step(1, what)?, memory.readback(1, what)?);
