@@ -18,4 +18,4 @@ pub use device::{
     AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Slot, Sums,
     Tensor,
 };
-pub use error::Error;
+pub use error::{Error, System};

@@ -30,7 +30,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload}
 use crate::store::backend::{Backend, Lists};
 use crate::store::environment::no_credentials;
 use crate::store::listing::Listing;
-use crate::store::redact::redact;
+use crate::store::redact::Redacted;
 use crate::{Entry, Error, Result};
 
 /// A folder in a store. Cheap to clone. Keys are relative, with `/` between parts.
@@ -151,7 +151,7 @@ impl Store {
     /// The whole object.
     pub fn get(&self, key: &str) -> Result<Bytes> {
         match self.target(key)? {
-            Target::Local(path) => std::fs::read(&path).map(Bytes::from).map_err(|e| local::read_error(&path, &e)),
+            Target::Local(path) => std::fs::read(&path).map(Bytes::from).map_err(|e| local::read_error(&path, e)),
             Target::Remote(store, path) => {
                 let url = self.url_of(key);
                 io::wait(async move {
@@ -170,12 +170,10 @@ impl Store {
         match self.target(key)? {
             Target::Local(path) => {
                 let file = local::open(&path)?;
-                let size = file.metadata().map_err(|e| local::read_error(&path, &e))?.len();
+                let size = file.metadata().map_err(|e| local::read_error(&path, e))?.len();
                 if range.end > size || range.start > range.end {
-                    return Err(Error::Changed {
-                        location: path.display().to_string(),
-                        problem: format!("bytes {}..{} asked of a file of {size}", range.start, range.end),
-                    });
+                    let problem = format!("bytes {}..{} asked of a file of {size}", range.start, range.end);
+                    return Err(Error::changed(path.display().to_string(), problem));
                 }
                 let mut out = vec![0; (range.end - range.start) as usize];
                 local::read_at(&file, &path, range.start, &mut out)?;
@@ -269,7 +267,7 @@ impl Store {
     pub fn delete(&self, key: &str) -> Result<()> {
         match self.target(key)? {
             Target::Local(path) => match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(local::write_error(&path, &e)),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(local::write_error(&path, e)),
                 _ => {
                     let inside = |folder: &&Path| self.local_path().is_some_and(|root| *folder != root);
                     // A folder that is not empty cannot be removed, and ends the walk.
@@ -300,7 +298,8 @@ fn assert_length(url: &str, got: u64, asked: u64) -> Result<()> {
     if got == asked {
         Ok(())
     } else {
-        Err(Error::Unreachable { location: url.into(), problem: format!("{got} bytes came where {asked} were asked") })
+        let problem = format!("{got} bytes came where {asked} were asked");
+        Err(Error::Unreachable { location: url.into(), problem, source: None })
     }
 }
 
@@ -352,7 +351,7 @@ async fn collect(result: object_store::GetResult, asked: usize) -> object_store:
 fn check_tag(url: &str, known: Option<&str>, now: Option<&str>) -> Result<()> {
     match (known, now) {
         (Some(known), Some(now)) if known != now => {
-            Err(Error::Changed { location: url.into(), problem: "its ETag differs: the object was replaced".into() })
+            Err(Error::changed(url, "its ETag differs: the object was replaced"))
         }
         _ => Ok(()),
     }
@@ -361,44 +360,46 @@ fn check_tag(url: &str, known: Option<&str>, now: Option<&str>) -> Result<()> {
 /// A store's error while reading.
 pub(crate) fn read_error(url: &str, e: object_store::Error) -> Error {
     use object_store::Error as E;
-    let (location, text) = (url.to_string(), redact(&chain(&e)));
-    match e {
+    let given_up = patience::given_up(&e);
+    let e = Redacted::from(e);
+    let (location, text) = (url.to_string(), e.to_string());
+    let address = |problem: String, e: Redacted| Error::address(url, problem, e);
+    match e.get() {
         _ if text.contains("NoSuchBucket") => {
-            Error::Arguments(format!("{location}: the bucket does not exist (or lies at another endpoint or region)"))
+            address("the bucket does not exist (or lies at another endpoint or region)".into(), e)
         }
         // The machine is no cloud instance, or one without a role.
         _ if ["169.254.169.254", "metadata.google.internal"].iter().any(|service| text.contains(service)) => {
             let problem = no_credentials(&location);
-            Error::Denied { location, problem }
+            Error::Denied { location, problem, source: Some(e.into()) }
         }
-        _ if text.contains("ExpiredToken") => Error::Denied {
-            location,
-            problem:
-                "the credentials in the environment have expired: put new ones there, and go on with --resume-or-start"
-                    .into(),
-        },
-        E::NotFound { .. } => Error::NotFound { location, hint: String::new() },
+        _ if e.is_expired() => {
+            let problem = "the credentials in the environment have expired: put new ones there".into();
+            Error::Denied { location, problem, source: Some(e.into()) }
+        }
+        E::NotFound { .. } => Error::NotFound { location, hint: String::new(), source: Some(e.into()) },
         // Listings report a refusal without its type.
-        _ if matches!(e, E::PermissionDenied { .. } | E::Unauthenticated { .. }) || is_refusal(&text) => {
-            Error::Denied {
-                location,
-                problem: format!(
-                    "check the credentials in the environment and the bucket's policy; the store says: {}",
-                    brief(&text)
-                ),
-            }
+        refusal if matches!(refusal, E::PermissionDenied { .. } | E::Unauthenticated { .. }) || is_refusal(&text) => {
+            let problem = format!(
+                "check the credentials in the environment and the bucket's policy; the store says: {}",
+                brief(&text)
+            );
+            Error::Denied { location, problem, source: Some(e.into()) }
         }
         E::NotSupported { .. }
         | E::NotImplemented { .. }
         | E::InvalidPath { .. }
-        | E::UnknownConfigurationKey { .. } => Error::Arguments(format!("{location}: {text}")),
+        | E::UnknownConfigurationKey { .. } => address(text, e),
         _ if text.contains("redirect without LOCATION") => {
-            Error::Arguments(format!("{location}: the bucket lies in another region: set AWS_REGION"))
+            address("the bucket lies in another region: set AWS_REGION".into(), e)
         }
-        _ if text.contains("URL scheme is not allowed") => Error::Arguments(format!(
-            "{location}: the endpoint is plain http: set AWS_ALLOW_HTTP=true if that is meant"
-        )),
-        e => Error::Unreachable { location, problem: patience::given_up(&e).unwrap_or_else(|| brief(&text)) },
+        _ if text.contains("URL scheme is not allowed") => {
+            address("the endpoint is plain http: set AWS_ALLOW_HTTP=true if that is meant".into(), e)
+        }
+        _ => {
+            let problem = given_up.unwrap_or_else(|| brief(&text));
+            Error::Unreachable { location, problem, source: Some(e.into()) }
+        }
     }
 }
 
@@ -409,26 +410,12 @@ fn is_refusal(text: &str) -> bool {
 /// A store's error while writing: refusals mean that writing is impossible there.
 pub(crate) fn write_error(url: &str, e: object_store::Error) -> Error {
     match read_error(url, e) {
-        Error::Denied { location, problem } => Error::CannotWrite { location, problem },
-        Error::NotFound { location, .. } => {
-            Error::CannotWrite { location, problem: "the target does not exist".into() }
+        Error::Denied { location, problem, source } => Error::CannotWrite { location, problem, source },
+        Error::NotFound { location, source, .. } => {
+            Error::CannotWrite { location, problem: "the target does not exist".into(), source }
         }
         other => other,
     }
-}
-
-/// An error with its causes, each once.
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut cause = e.source();
-    while let Some(c) = cause {
-        let next = c.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = c.source();
-    }
-    text
 }
 
 /// The first line, of bounded length: servers answer with whole XML documents.

@@ -1,6 +1,12 @@
 //! What can go wrong in training, by what the caller can do about it.
+//!
+//! A text says what was met, whole, with what it came from and what the recipe can do; what the command line can do is added by the program that
+//! has one. So the chain of sources is for programs that want to know more of a cause, and is not printed behind a text.
 
 use kernels::ranks::Failure;
+
+use crate::exit::Exit;
+use crate::remedy;
 
 /// The crate's error. Each text names the thing and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +33,7 @@ pub enum Error {
     #[error("{0}")]
     Divergence(String),
     /// Somebody asked the run to stop, and it did after saving.
-    #[error("stopped at step {step} after saving {checkpoint}: continue with --resume")]
+    #[error("stopped at step {step} after saving {checkpoint}")]
     Interrupted {
         /// Steps done.
         step: u64,
@@ -43,10 +49,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Data or storage.
-    #[error(transparent)]
+    #[error("{0}{remedy}", remedy = remedy::of_loader(.0))]
     Loader(#[from] loader::Error),
     /// The device.
-    #[error(transparent)]
+    #[error("{0}{remedy}", remedy = remedy::of_device(.0))]
     Device(#[from] kernels::Error),
     /// A bug of this program.
     #[error("internal error, please report it: {0}")]
@@ -54,17 +60,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code: 0 is done, 64 recipe or arguments, 65 data, 69 storage unreachable, 70 divergence, 71 hardware or another
-    /// rank, 73 cannot write, 75 interrupted after a checkpoint.
-    pub fn exit_code(&self) -> u8 {
+    /// What a process that it ends tells its launcher.
+    pub fn exit(&self) -> Exit {
         match self {
-            Error::Recipe(_) | Error::Weights(_) | Error::RunDir(_) | Error::OtherFormat(_) => 64,
-            Error::Device(error) => device_exit_code(error),
-            Error::Data(_) | Error::Checkpoint(_) => 65,
-            Error::Divergence(_) | Error::Internal(_) => 70,
-            Error::CannotWrite { .. } => 73,
-            Error::Interrupted { .. } => 75,
-            Error::Loader(error) => error.exit_code(),
+            Error::Recipe(_) | Error::Weights(_) | Error::RunDir(_) | Error::OtherFormat(_) => Exit::Arguments,
+            Error::Data(_) | Error::Checkpoint(_) => Exit::Data,
+            Error::Divergence(_) | Error::Internal(_) => Exit::Divergence,
+            Error::CannotWrite { .. } => Exit::CannotWrite,
+            Error::Interrupted { .. } => Exit::Interrupted,
+            Error::Loader(error) => of_loader(error),
+            Error::Device(error) => of_device(error),
         }
     }
 
@@ -75,12 +80,29 @@ impl Error {
             Error::Device(kernels::Error::Peer { rank, reason, code, .. }) => {
                 Failure { rank: *rank, code: *code, reason: reason.clone() }
             }
-            own => Failure { rank, code: Some(own.exit_code()), reason: own.to_string() },
+            own => Failure { rank, code: Some(own.exit().code()), reason: own.to_string() },
         }
     }
 }
 
-fn device_exit_code(error: &kernels::Error) -> u8 {
+fn of_loader(error: &loader::Error) -> Exit {
+    use loader::Error as Loader;
+    match error {
+        Loader::Arguments(_)
+        | Loader::Address { .. }
+        | Loader::Unexpanded(_)
+        | Loader::Memory { .. }
+        | Loader::Cursor { .. }
+        | Loader::Denied { .. } => Exit::Arguments,
+        Loader::NotFound { .. } | Loader::Data { .. } | Loader::Changed { .. } => Exit::Data,
+        Loader::Unreachable { .. } => Exit::Storage,
+        // Other processes may hold them for now.
+        Loader::Threads(_) => Exit::Hardware,
+        Loader::CannotWrite { .. } => Exit::CannotWrite,
+    }
+}
+
+fn of_device(error: &kernels::Error) -> Exit {
     use kernels::Error as Device;
     match error {
         // What does not fit into this machine, or is not there, will not be after a restart.
@@ -96,12 +118,14 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         | Device::NoNccl { .. }
         | Device::SharedGpu { .. }
         | Device::UnknownArch { .. }
-        | Device::Listen { .. } => 64,
-        Device::Compile { .. } => 70,
+        | Device::Listen { .. } => Exit::Arguments,
+        Device::Compile { .. } => Exit::Divergence,
         // A launcher may see one code only: what another start would not change is said by all ranks.
-        Device::Peer { code: Some(code @ (64 | 65 | 70 | 73)), .. } => *code,
+        Device::Peer { code, .. } => {
+            code.and_then(Exit::of).filter(|exit| !exit.restart_helps()).unwrap_or(Exit::Hardware)
+        }
         // Threads: other processes may hold them for now.
-        Device::Cuda { .. } | Device::Nccl { .. } | Device::Threads { .. } | Device::Peer { .. } => 71,
+        Device::Cuda { .. } | Device::Nccl { .. } | Device::Threads { .. } => Exit::Hardware,
     }
 }
 
@@ -127,15 +151,18 @@ mod tests {
             (Error::Interrupted { step: 1, checkpoint: text() }, 75),
             (loader::Error::Arguments(text()).into(), 64),
             (loader::Error::Cursor { difference: text() }.into(), 64),
-            (loader::Error::Data { location: text(), problem: text() }.into(), 65),
-            (loader::Error::Denied { location: text(), problem: text() }.into(), 64),
-            (loader::Error::NotFound { location: text(), hint: text() }.into(), 65),
-            (loader::Error::Changed { location: text(), problem: text() }.into(), 65),
-            (loader::Error::Unreachable { location: text(), problem: text() }.into(), 69),
-            (loader::Error::CannotWrite { location: text(), problem: text() }.into(), 73),
-            (loader::Error::Threads(text()).into(), 71),
+            (loader::Error::Address { location: text(), problem: text(), source: None }.into(), 64),
+            (loader::Error::Unexpanded(loader::Unexpanded { path: text(), variable: text() }).into(), 64),
+            (loader::Error::Memory { problem: text(), needed: 1 }.into(), 64),
+            (loader::Error::Data { location: text(), problem: text(), source: None, help: None }.into(), 65),
+            (loader::Error::Denied { location: text(), problem: text(), source: None }.into(), 64),
+            (loader::Error::NotFound { location: text(), hint: text(), source: None }.into(), 65),
+            (loader::Error::Changed { location: text(), problem: text(), source: None, help: None }.into(), 65),
+            (loader::Error::Unreachable { location: text(), problem: text(), source: None }.into(), 69),
+            (loader::Error::CannotWrite { location: text(), problem: text(), source: None }.into(), 73),
+            (loader::Error::Threads(io().into()).into(), 71),
         ] {
-            assert_eq!(error.exit_code(), code, "{error:?}");
+            assert_eq!(error.exit().code(), code, "{error:?}");
         }
         let (call, address) = ("x", std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
         for (error, code) in [
@@ -151,20 +178,20 @@ mod tests {
             (kernels::Error::NoNccl { looked: text() }, 64),
             (kernels::Error::SharedGpu { rank: 1, other: 2, name: text() }, 64),
             (kernels::Error::UnknownArch { arch: text(), known: text() }, 64),
-            (kernels::Error::Listen { address, reason: text() }, 64),
+            (kernels::Error::Listen { address, source: io().into() }, 64),
             (kernels::Error::Compile { source_file: "x", arch: text(), nvrtc: text(), log: text() }, 70),
             (kernels::Error::Cuda { call, reason: text() }, 71),
             (kernels::Error::Nccl { call, reason: text() }, 71),
-            (kernels::Error::Threads { reason: text() }, 71),
+            (kernels::Error::Threads { purpose: "x", source: io().into() }, 71),
         ] {
-            assert_eq!(Error::from(error.clone()).exit_code(), code, "{error:?}");
+            assert_eq!(Error::from(error.clone()).exit().code(), code, "{error:?}");
         }
         // What another rank failed of, where it said so and another start changes nothing.
         let peer = |code| Error::from(kernels::Error::Peer { rank: 3, operation: "x", reason: text(), code });
         for code in 64..=75 {
             let expected = if [64, 65, 70, 73].contains(&code) { code } else { 71 };
-            assert_eq!(peer(Some(code)).exit_code(), expected, "{code}");
+            assert_eq!(peer(Some(code)).exit().code(), expected, "{code}");
         }
-        assert_eq!(peer(None).exit_code(), 71);
+        assert_eq!(peer(None).exit().code(), 71);
     }
 }

@@ -18,12 +18,15 @@ pub mod train;
 
 mod error;
 mod estimate;
+mod exit;
 mod ranks;
+mod remedy;
 mod report;
 
 pub use data::{filter, survey, synthesis};
 pub use error::Error;
 pub use estimate::{forecast, overhead, plan, rehearsal, room};
+pub use exit::Exit;
 pub use ranks::{communication, meeting, note, roll_call};
 pub use report::journal::{EvalLine, Together, TrainLine};
 pub use report::{account, centre, metrics, recovery, summary};

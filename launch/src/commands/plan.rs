@@ -19,7 +19,7 @@ use crate::args::{LEAST_SAVE_S, Plan};
 use crate::budget::{Budget, Terms};
 use crate::device::{self, DeviceChoice, Opened, on_a_gpu};
 use crate::failure::Failure;
-use crate::{job, recipes, table};
+use crate::{job, recipes, remedy, table};
 
 /// The ways to keep weights and moments, as a recipe says them, from the most memory to the least.
 const MODES: [(&str, Precision); 4] = [
@@ -329,7 +329,8 @@ fn known(args: &Plan, recipe: &Recipe) -> Result<Known, Failure> {
     let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
     let train = Dataset::open(&recipe.data.train, &options).map_err(|error| {
         Failure::arguments(format!(
-            "{error}; where there are no rows yet, say what they would be with --width and --rows"
+            "{}; where there are no rows yet, say what they would be with --width and --rows",
+            remedy::words(&error.into())
         ))
     })?;
     let eval_rows = match recipe.data.eval.is_empty() {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::error::Flaw;
 use crate::{Entry, Error, Result};
 
 /// Files being written carry this in their name; listings leave them out.
@@ -14,23 +15,27 @@ const TEMPORARY: &str = ".loader-tmp-";
 /// A temporary file that nobody wrote to for so long belongs to a writer that was killed.
 const LEFTOVER: Duration = Duration::from_secs(3600);
 
-pub(crate) fn read_error(path: &Path, e: &std::io::Error) -> Error {
+pub(crate) fn read_error(path: &Path, e: std::io::Error) -> Error {
     let location = path.display().to_string();
     match e.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => Error::NotFound { location, hint: String::new() },
-        ErrorKind::PermissionDenied => Error::Denied { location, problem: "no permission to read".into() },
-        ErrorKind::UnexpectedEof => Error::Changed { location, problem: "the file became shorter".into() },
-        _ => Error::Unreachable { location, problem: e.to_string() },
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            Error::NotFound { location, hint: String::new(), source: Some(e.into()) }
+        }
+        ErrorKind::PermissionDenied => {
+            Error::Denied { location, problem: "no permission to read".into(), source: Some(e.into()) }
+        }
+        ErrorKind::UnexpectedEof => Error::changed(location, Flaw::of("the file became shorter".into(), e)),
+        _ => Error::Unreachable { location, problem: e.to_string(), source: Some(e.into()) },
     }
 }
 
-pub(crate) fn write_error(path: &Path, e: &std::io::Error) -> Error {
+pub(crate) fn write_error(path: &Path, e: std::io::Error) -> Error {
     let problem = match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full".to_string(),
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "no permission to write there".to_string(),
         _ => e.to_string(),
     };
-    Error::CannotWrite { location: path.display().to_string(), problem }
+    Error::CannotWrite { location: path.display().to_string(), problem, source: Some(e.into()) }
 }
 
 /// A file on its way to its final name, removed again unless it is committed.
@@ -49,24 +54,24 @@ impl Pending {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let path = root.join(key);
         let folder = path.parent().unwrap_or(root);
-        fs::create_dir_all(folder).map_err(|e| write_error(folder, &e))?;
+        fs::create_dir_all(folder).map_err(|e| write_error(folder, e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // A folder below may be a link to another disk, and renaming stays on one.
         let place = if is_same_disk(root, folder) { root } else { folder };
         remove_leftovers(place);
         let unique = format!("{TEMPORARY}{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let temporary = place.join(unique);
-        let file = File::create(&temporary).map_err(|e| write_error(&path, &e))?;
+        let file = File::create(&temporary).map_err(|e| write_error(&path, e))?;
         Ok(Pending { file, temporary, path, committed: false })
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| write_error(&self.path, &e))
+        self.file.write_all(bytes).map_err(|e| write_error(&self.path, e))
     }
 
     /// Makes the file visible under its name, whole and on disk. With `exclusive`, false if the name was taken.
     pub(crate) fn commit(mut self, exclusive: bool) -> Result<bool> {
-        let fail = |e: std::io::Error| write_error(&self.path, &e);
+        let fail = |e: std::io::Error| write_error(&self.path, e);
         self.file.sync_all().map_err(fail)?;
         if exclusive {
             // A hard link fails if the name exists: the atomic form of create-if-absent.
@@ -80,7 +85,7 @@ impl Pending {
             self.committed = true;
         }
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        File::open(folder).and_then(|f| f.sync_all()).map_err(|e| write_error(folder, &e))?;
+        File::open(folder).and_then(|f| f.sync_all()).map_err(|e| write_error(folder, e))?;
         Ok(true)
     }
 }
@@ -110,7 +115,7 @@ pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
             let path = entry.path();
-            fs::remove_file(&path).map_err(|e| write_error(&path, &e))?;
+            fs::remove_file(&path).map_err(|e| write_error(&path, e))?;
         }
     }
     Ok(())
@@ -133,11 +138,11 @@ pub(crate) fn put(root: &Path, key: &str, bytes: &[u8], exclusive: bool) -> Resu
 
 /// Fills `out` from `offset`.
 pub(crate) fn read_at(file: &File, path: &Path, offset: u64, out: &mut [u8]) -> Result<()> {
-    file.read_exact_at(out, offset).map_err(|e| read_error(path, &e))
+    file.read_exact_at(out, offset).map_err(|e| read_error(path, e))
 }
 
 pub(crate) fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|e| read_error(path, &e))
+    File::open(path).map_err(|e| read_error(path, e))
 }
 
 /// Size and a tag that changes when the file does.
@@ -146,7 +151,7 @@ pub(crate) fn stat(path: &Path) -> Result<Option<(u64, String)>> {
         Ok(m) if m.is_file() => Ok(Some((m.len(), tag(&m)))),
         Ok(_) => Ok(None),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(e) => Err(read_error(path, &e)),
+        Err(e) => Err(read_error(path, e)),
     }
 }
 
@@ -162,10 +167,10 @@ pub(crate) fn list(root: &Path, folder: &Path, out: &mut Vec<Entry>) -> Result<(
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
-            Err(e) => return Err(read_error(&folder, &e)),
+            Err(e) => return Err(read_error(&folder, e)),
         };
         for entry in entries {
-            let path = entry.map_err(|e| read_error(&folder, &e))?.path();
+            let path = entry.map_err(|e| read_error(&folder, e))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
             // Links are followed for files (a model hub's cache consists of them), not for folders: those can form circles.
             let is_link = path.is_symlink();
@@ -185,8 +190,8 @@ pub(crate) fn list(root: &Path, folder: &Path, out: &mut Vec<Entry>) -> Result<(
 
 /// Refuses a file that is no longer the one the dataset was opened with.
 pub(crate) fn check_unchanged(file: &File, path: &Path, size: u64, etag: Option<&str>) -> Result<()> {
-    let m = file.metadata().map_err(|e| read_error(path, &e))?;
-    let changed = |problem: String| Err(Error::Changed { location: path.display().to_string(), problem });
+    let m = file.metadata().map_err(|e| read_error(path, e))?;
+    let changed = |problem: String| Err(Error::changed(path.display().to_string(), problem));
     if m.len() != size {
         return changed(format!("{} bytes now, {size} before", m.len()));
     }

@@ -155,14 +155,13 @@ fn budget_within(dataset: &Dataset, plan: &Plan, streams: u64, asked: u64, avail
         (asked, _) => (asked, format!("{} are allowed", size(asked))),
     };
     if needed > most {
-        return Err(Error::Arguments(format!(
-            "the order needs {} in memory ({streams} windows of {} and a unit of reading of {} for each), {but}: \
-             lower data.window_bytes, raise data.prefetch_bytes to {needed} if the memory is there, or shuffle the data once \
-             and read it in sequence",
+        let problem = format!(
+            "the order needs {} in memory ({streams} windows of {} and a unit of reading of {} for each), {but}",
             size(needed),
             size(window),
             size(largest),
-        )));
+        );
+        return Err(Error::Memory { problem, needed });
     }
     Ok(if asked == 0 { needed + AHEAD } else { asked })
 }
@@ -234,7 +233,7 @@ impl Feed {
         for i in 0..options.threads.max(1) {
             let shared = feed.shared.clone();
             let thread = std::thread::Builder::new().name(format!("loader-{i}")).spawn(move || shared.serve());
-            feed.threads.push(thread.map_err(|e| Error::Threads(e.to_string()))?);
+            feed.threads.push(thread.map_err(Error::threads)?);
         }
         feed.top_up(step);
         Ok(feed)
@@ -463,7 +462,7 @@ pub(crate) struct FeedOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dtype, OpenOptions, Order, ShardWriter, Store, WriteOptions};
+    use crate::{Dtype, Help, OpenOptions, Order, ShardWriter, Store, WriteOptions};
 
     #[test]
     fn what_the_memory_cannot_hold_is_refused_unless_it_was_asked_for() {
@@ -482,11 +481,8 @@ mod tests {
         assert_eq!(of(0, None).unwrap(), needed + AHEAD, "no word of the system, no cap");
         assert_eq!(of(0, Some(2 * needed)).unwrap(), needed + AHEAD);
         let error = of(0, Some(2 * needed - 2)).unwrap_err();
-        assert_eq!(error.exit_code(), 64);
-        let remedy = format!("raise data.prefetch_bytes to {needed} if the memory is there");
-        for says in
-            ["needs 8.0 MiB", "half of the 16.0 MiB", "lower data.window_bytes", "shuffle the data once", &remedy]
-        {
+        assert_eq!(error.help(), Some(Help::Prefetch(needed)));
+        for says in ["needs 8.0 MiB", "half of the 16.0 MiB"] {
             assert!(error.to_string().contains(says), "{says}: {error}");
         }
         assert_eq!(of(needed, Some(1)).unwrap(), needed, "who asks for it gets it");

@@ -121,7 +121,7 @@ fn for_each_file(
 }
 
 fn joined(thread: io::Result<ScopedJoinHandle<'_, Result<Bytes, Error>>>) -> Result<Bytes, Error> {
-    let thread = thread.map_err(|error| kernels::Error::Threads { reason: error.to_string() })?;
+    let thread = thread.map_err(kernels::Error::threads)?;
     thread.join().unwrap_or_else(|_| Err(Error::Internal("a thread that reads a checkpoint has panicked".into())))
 }
 

@@ -4,6 +4,7 @@
 //! while there is more to read than the buffer has room for. When all ranks have stored theirs, the first one commits. Whether all
 //! have is asked at roll calls, so that nobody waits for anybody.
 
+use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -360,7 +361,9 @@ pub(super) fn files_in(bytes: u64) -> usize {
 
 fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<Thread<T>, Error> {
     let spawned = thread::Builder::new().name("checkpoint".into()).spawn(work);
-    spawned.map_err(|error| kernels::Error::Threads { reason: format!("to store a checkpoint: {error}") }.into())
+    let refused =
+        |error: io::Error| kernels::Error::Threads { purpose: "to store a checkpoint: ", source: error.into() };
+    spawned.map_err(|error| refused(error).into())
 }
 
 fn joined<T>(thread: Thread<T>) -> Result<T, Error> {

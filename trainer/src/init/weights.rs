@@ -223,6 +223,7 @@ impl File {
         let entry = store.head(key)?.ok_or_else(|| loader::Error::NotFound {
             location: store.url_of(key),
             hint: ": train.init_from names it".into(),
+            source: None,
         })?;
         let whole = (entry.size <= WHOLE_BYTES).then(|| store.get(key)).transpose()?;
         let size = whole.as_ref().map_or(entry.size, |bytes| bytes.len() as u64);

@@ -40,7 +40,7 @@ impl Note {
             time: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             step,
             operation: operation.to_owned(),
-            exit_code: error.exit_code(),
+            exit_code: error.exit().code(),
             error: error.to_string(),
             peer: peer.filter(|peer| *peer != rank),
         }
