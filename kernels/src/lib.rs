@@ -15,7 +15,7 @@ pub mod mesh;
 pub mod ranks;
 
 pub use device::{
-    AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, LearningRate, Path, Report, RowDtype, Shape, Slot, Sums,
-    Tensor,
+    AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, Formats, LearningRate, Path, Report, RowDtype, Shape, Slot,
+    Sums, Tensor,
 };
 pub use error::{Error, System};

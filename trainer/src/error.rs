@@ -6,7 +6,11 @@
 use kernels::ranks::Failure;
 
 use crate::exit::Exit;
+use crate::message::Message;
 use crate::remedy;
+
+/// What helps a new run against rows that are not finite.
+pub const OR_FILTER: &str = "a new run with data.filter.finite = true leaves out all such rows";
 
 /// The crate's error. Each text names the thing and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -15,23 +19,80 @@ pub enum Error {
     #[error("{0}")]
     Recipe(String),
     /// `train.init_from`, or weights to export, cannot be used.
-    #[error("{0}")]
-    Weights(String),
+    #[error(transparent)]
+    Weights(Message),
     /// The run's folder is in use or holds something else.
-    #[error("{0}")]
-    RunDir(String),
+    #[error(transparent)]
+    RunDir(Message),
+    /// The run's folder holds no run that could be resumed.
+    #[error("{place} holds no run to resume")]
+    NoRun {
+        /// The folder.
+        place: String,
+    },
+    /// The run's folder holds a run, and another was to begin there.
+    #[error("{place} already holds a run")]
+    HoldsRun {
+        /// The folder.
+        place: String,
+    },
+    /// A rank has come to a meeting of ranks where one of its number had come before.
+    #[error(
+        "another rank {rank} has come to the attempt {attempt} in {place}: give every start of a job an attempt of its own, and every \
+         process a rank of its own"
+    )]
+    UsedAttempt {
+        /// The number of both.
+        rank: usize,
+        /// The attempt id.
+        attempt: String,
+        /// The run's folder.
+        place: String,
+    },
+    /// The run was to be resumed with other held-out rows.
+    #[error("{problem}{if_copied}")]
+    OtherHeldOut {
+        /// The rows that it has, and those that it was given.
+        problem: String,
+        /// What to do where they are a copy; empty, or behind a separator.
+        if_copied: String,
+    },
+    /// A file of weights would be larger than any that can be written.
+    #[error("the weights take {bytes} bytes, and one file of at most {most} can be written from here")]
+    FileTooLarge {
+        /// What the weights take.
+        bytes: u64,
+        /// The most that a file may have.
+        most: u64,
+    },
+    /// A part of an export may have fewer bytes than a feature takes.
+    #[error("{most} bytes hold no feature, which takes {least} here with b_dec and the file's header")]
+    PartTooSmall {
+        /// Bytes that a part may have.
+        most: u64,
+        /// Bytes that a part has at least.
+        least: u64,
+    },
     /// The data as a whole cannot be trained on.
     #[error("{0}")]
     Data(String),
     /// A checkpoint is damaged or missing.
-    #[error("{0}")]
-    Checkpoint(String),
+    #[error(transparent)]
+    Checkpoint(Message),
     /// A checkpoint of another version of this program.
     #[error("{0}")]
     OtherFormat(String),
     /// NaN or infinity: the update was refused, the weights are those before the step.
     #[error("{0}")]
     Divergence(String),
+    /// Rows that hold NaN or infinity: the update was refused, the weights are those before the step.
+    #[error("{problem}. Leave the rows out and go on: {skip}; {OR_FILTER}")]
+    BadRows {
+        /// The step, how many rows there are, and where the weights are.
+        problem: String,
+        /// The key of the recipe that leaves them out, with its value.
+        skip: String,
+    },
     /// Somebody asked the run to stop, and it did after saving.
     #[error("stopped at step {step} after saving {checkpoint}")]
     Interrupted {
@@ -56,16 +117,25 @@ pub enum Error {
     Device(#[from] kernels::Error),
     /// A bug of this program.
     #[error("internal error, please report it: {0}")]
-    Internal(String),
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Error {
     /// What a process that it ends tells its launcher.
     pub fn exit(&self) -> Exit {
         match self {
-            Error::Recipe(_) | Error::Weights(_) | Error::RunDir(_) | Error::OtherFormat(_) => Exit::Arguments,
+            Error::Recipe(_)
+            | Error::Weights(_)
+            | Error::RunDir(_)
+            | Error::NoRun { .. }
+            | Error::HoldsRun { .. }
+            | Error::UsedAttempt { .. }
+            | Error::OtherHeldOut { .. }
+            | Error::FileTooLarge { .. }
+            | Error::PartTooSmall { .. }
+            | Error::OtherFormat(_) => Exit::Arguments,
             Error::Data(_) | Error::Checkpoint(_) => Exit::Data,
-            Error::Divergence(_) | Error::Internal(_) => Exit::Divergence,
+            Error::Divergence(_) | Error::BadRows { .. } | Error::Internal(_) => Exit::Divergence,
             Error::CannotWrite { .. } => Exit::CannotWrite,
             Error::Interrupted { .. } => Exit::Interrupted,
             Error::Loader(error) => of_loader(error),
@@ -131,7 +201,34 @@ fn of_device(error: &kernels::Error) -> Exit {
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error as _;
+
     use super::*;
+
+    /// A text says what its source says, and the source is there for programs.
+    #[test]
+    fn errors_keep_their_source() {
+        let json = || serde_json::from_str::<u64>("{").expect_err("no number");
+        let io = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let is_json = |error: &Error| error.source().is_some_and(|source| source.is::<serde_json::Error>());
+        let is_io = |error: &Error| error.source().is_some_and(|source| source.is::<std::io::Error>());
+        let message = || Message::of(format!("manifest.json: {}", json()), json());
+        for error in [Error::Checkpoint(message()), Error::Weights(message()), Error::RunDir(message())] {
+            assert!(is_json(&error) && error.to_string() == format!("manifest.json: {}", json()), "{error:?}");
+        }
+        let later = Error::Checkpoint(message().said(|text| format!("none is left: {text}")));
+        assert!(is_json(&later) && later.to_string().starts_with("none is left: manifest.json: "), "{later:?}");
+        assert!(is_json(&Error::Internal(json().into())));
+        assert!(is_io(&Error::CannotWrite { path: String::new(), source: io() }));
+        assert!(Error::Checkpoint("damaged".to_owned().into()).source().is_none());
+        // Those of the crates below are the source, and keep theirs.
+        let below = Error::from(loader::Error::Threads(io().into()));
+        let source = below.source().expect("the loader's").downcast_ref::<loader::Error>().expect("the loader's");
+        assert!(source.source().is_some_and(|source| source.is::<std::io::Error>()), "{below:?}");
+        let below = Error::from(kernels::Error::threads(io()));
+        let source = below.source().expect("the device's").downcast_ref::<kernels::Error>().expect("the device's");
+        assert!(source.source().is_some_and(|source| source.is::<std::io::Error>()), "{below:?}");
+    }
 
     /// The whole table: what a launcher starts again, and what it does not.
     #[test]
@@ -140,13 +237,20 @@ mod tests {
         let io = || std::io::Error::other("x");
         for (error, code) in [
             (Error::Recipe(text()), 64),
-            (Error::Weights(text()), 64),
-            (Error::RunDir(text()), 64),
+            (Error::Weights(text().into()), 64),
+            (Error::RunDir(text().into()), 64),
+            (Error::NoRun { place: text() }, 64),
+            (Error::HoldsRun { place: text() }, 64),
+            (Error::UsedAttempt { rank: 1, attempt: text(), place: text() }, 64),
+            (Error::OtherHeldOut { problem: text(), if_copied: text() }, 64),
+            (Error::FileTooLarge { bytes: 1, most: 1 }, 64),
+            (Error::PartTooSmall { most: 1, least: 1 }, 64),
             (Error::OtherFormat(text()), 64),
             (Error::Data(text()), 65),
-            (Error::Checkpoint(text()), 65),
+            (Error::Checkpoint(text().into()), 65),
             (Error::Divergence(text()), 70),
-            (Error::Internal(text()), 70),
+            (Error::BadRows { problem: text(), skip: text() }, 70),
+            (Error::Internal(text().into()), 70),
             (Error::CannotWrite { path: text(), source: io() }, 73),
             (Error::Interrupted { step: 1, checkpoint: text() }, 75),
             (loader::Error::Arguments(text()).into(), 64),

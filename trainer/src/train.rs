@@ -135,7 +135,7 @@ impl<D: Device> Run<'_, D> {
             self.save_what_is_done(error);
         }
         let seen = next?.ok_or_else(|| {
-            Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()))
+            Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()).into())
         })?;
         if seen.call.saved {
             self.go_on_saving()?;

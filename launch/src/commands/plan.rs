@@ -51,7 +51,7 @@ pub fn run(args: &Plan) -> Result<(), Failure> {
     };
     if args.json {
         let json = serde_json::to_string_pretty(&report);
-        table::say(json.map_err(|error| trainer::Error::Internal(error.to_string()))?);
+        table::say(json.map_err(|error| trainer::Error::Internal(error.into()))?);
         return Ok(());
     }
     report.print(&room);

@@ -341,7 +341,7 @@ impl Seal {
         let bytes = encode(&shared)?;
         manifest.files.push(describe("shared.safetensors".into(), Holds::Shared, 0..0, &bytes)?);
         store.put(&format!("{folder}/shared.safetensors"), bytes)?;
-        let json = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Internal(error.to_string()))?;
+        let json = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Internal(error.into()))?;
         let seal = Hash::of(&json);
         store.put(&format!("{folder}/manifest.json"), json)?;
         store.put(&format!("{folder}/COMMIT"), format!("{seal}\n").into_bytes())?;
