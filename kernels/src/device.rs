@@ -196,6 +196,15 @@ pub struct Report {
     pub gradient_norm: f64,
 }
 
+/// Names of the formats that weights and moments are kept in; `None` where one stays what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Formats {
+    /// Of the weights: `bf16-sr`.
+    pub weights: Option<&'static str>,
+    /// Of Adam's moments: `bf16` or `int8`.
+    pub moments: Option<&'static str>,
+}
+
 /// What the objects of a [`Shape`] take of a device's memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bytes {
@@ -255,9 +264,9 @@ pub trait Device: Sync {
         Ok(())
     }
 
-    /// Other ways to keep weights and moments here that take less memory, widest first: as keys of a recipe, each with what
-    /// a dictionary of `shape` for `purpose` takes then. None where there is one way only.
-    fn lighter(&self, _shape: Shape, _purpose: Purpose) -> Vec<(&'static str, Bytes)> {
+    /// Other ways to keep weights and moments here that take less memory, widest first, each with what a dictionary of `shape` for
+    /// `purpose` takes then. None where there is one way only.
+    fn lighter(&self, _shape: Shape, _purpose: Purpose) -> Vec<(Formats, Bytes)> {
         Vec::new()
     }
 

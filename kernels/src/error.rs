@@ -1,10 +1,37 @@
 //! What can go wrong on a device or between ranks, by what the caller can do about it.
+//!
+//! A text states what was met and what the machine's owner can do; which setting of the caller's would help, only the caller knows. An error is
+//! remembered by the device and told to every function that can fail after it, so it can be cloned: what it came from is shared where it is an
+//! error of the system. Codes of CUDA, NVRTC and NCCL become words where they are met, since only the library that returned one can say what it
+//! means, and so do failures of other ranks, of which nothing but words comes over the wire.
+
+use std::io;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// An error of the system, shared by the clones of an [`Error`].
+#[derive(Clone, Debug)]
+pub struct System(Arc<io::Error>);
+
+impl From<io::Error> for System {
+    fn from(error: io::Error) -> Self {
+        System(Arc::new(error))
+    }
+}
+
+/// The error itself is what [`std::error::Error::source`] gives.
+impl Deref for System {
+    type Target = io::Error;
+    fn deref(&self) -> &io::Error {
+        &self.0
+    }
+}
 
 /// Why a device could not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// Memory for an object could not be had.
-    #[error("{what} needs {} of memory, more than this machine gives{said}: {}", size(*bytes), remedy(what))]
+    #[error("{what} needs {} of memory, more than this machine gives{said}", size(*bytes))]
     OutOfMemory {
         /// What was being made.
         what: &'static str,
@@ -15,8 +42,7 @@ pub enum Error {
     },
     /// A batch is larger than the numbers in which kernels count.
     #[error(
-        "a batch of {batch} rows on one GPU is more than its kernels can count: at most {most} with {features} features: lower \
-         train.batch, or share it between more ranks"
+        "a batch of {batch} rows on one GPU is more than its kernels can count: at most {most} with {features} features"
     )]
     TooManyRows {
         /// Rows that one GPU was to take.
@@ -27,21 +53,22 @@ pub enum Error {
         features: usize,
     },
     /// The system gave too few threads.
-    #[error("no worker threads for the cpu device: {reason}: lower train.threads, or let this user have more of them")]
+    #[error("no worker threads for the cpu device: {purpose}{}", **source)]
     Threads {
+        /// What they were wanted for, with a colon and a space behind it; empty for work of the device.
+        purpose: &'static str,
         /// What the system said.
-        reason: String,
+        source: System,
     },
     /// There is no CUDA driver, or what was named as one is none.
-    #[error("no CUDA driver: {looked}: install NVIDIA's driver, or compute with --device cpu")]
+    #[error("no CUDA driver: {looked}: install NVIDIA's driver")]
     NoDriver {
         /// Where it was looked for, and what was said there.
         looked: String,
     },
     /// The driver knows only older versions of CUDA.
     #[error(
-        "the NVIDIA driver supports CUDA {major}.{minor}, and this program needs 13.0: update it to version 580 or newer, or \
-         compute with --device cpu"
+        "the NVIDIA driver supports CUDA {major}.{minor}, and this program needs 13.0: update it to version 580 or newer"
     )]
     DriverTooOld {
         /// The newest version of CUDA that the driver supports.
@@ -50,9 +77,7 @@ pub enum Error {
         minor: u32,
     },
     /// The driver sees no GPU.
-    #[error(
-        "the NVIDIA driver sees no GPU: look at nvidia-smi and at CUDA_VISIBLE_DEVICES, or compute with --device cpu"
-    )]
+    #[error("the NVIDIA driver sees no GPU: look at nvidia-smi and at CUDA_VISIBLE_DEVICES")]
     NoGpu,
     /// There are GPUs, but not this one.
     #[error("there is no GPU {ordinal}: {count} can be seen, counted from 0; CUDA_VISIBLE_DEVICES may hide some")]
@@ -63,10 +88,7 @@ pub enum Error {
         count: usize,
     },
     /// The GPU lacks instructions that the kernels use.
-    #[error(
-        "{name} has compute capability {major}.{minor}, and the kernels need 8.0 (A100) or higher: choose another GPU with \
-         --device cuda:N, or compute with --device cpu"
-    )]
+    #[error("{name} has compute capability {major}.{minor}, and the kernels need 8.0 (A100) or higher")]
     GpuTooOld {
         /// The GPU's name.
         name: String,
@@ -116,9 +138,7 @@ pub enum Error {
         looked: String,
     },
     /// NCCL failed: usually because another rank did.
-    #[error(
-        "NCCL failed: {call}: {reason}: start the job again with --resume; if it stays, NCCL_DEBUG=INFO makes NCCL say more"
-    )]
+    #[error("NCCL failed: {call}: {reason}")]
     Nccl {
         /// What was called.
         call: &'static str,
@@ -153,12 +173,12 @@ pub enum Error {
         log: String,
     },
     /// No other rank could reach this one.
-    #[error("cannot listen at {address}: {reason}: choose an address of this machine, and port 0 for a free one")]
+    #[error("cannot listen at {address}: {}: choose an address of this machine, and port 0 for a free one", **source)]
     Listen {
         /// Where it was to listen.
         address: std::net::SocketAddr,
         /// What the system said.
-        reason: String,
+        source: System,
     },
     /// A rank of the job failed, or this one did.
     #[error("rank {rank}: {reason} (during {operation})")]
@@ -187,6 +207,11 @@ impl Error {
     pub(crate) fn out_of_memory(what: &'static str, bytes: usize) -> Error {
         Error::OutOfMemory { what, bytes, said: String::new() }
     }
+
+    /// Threads for work of the device could not be had.
+    pub fn threads(error: io::Error) -> Error {
+        Error::Threads { purpose: "", source: error.into() }
+    }
 }
 
 /// Bytes as a person says them.
@@ -197,7 +222,22 @@ fn size(bytes: usize) -> String {
     }
 }
 
-/// What makes less of it: weights do not depend on the batch.
-fn remedy(what: &str) -> &'static str {
-    if what.contains("weights") { "lower sae.features" } else { "lower train.batch or sae.features" }
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_are_kept_and_said_once() {
+        let refused = || io::Error::from(io::ErrorKind::WouldBlock);
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        for error in [Error::threads(refused()), Error::Listen { address, source: refused().into() }] {
+            let clone = error.clone();
+            let source = clone.source().and_then(|source| source.downcast_ref::<io::Error>()).expect("a source");
+            assert_eq!(source.kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(error.to_string().matches(&source.to_string()).count(), 1, "{error}");
+        }
+        assert!(Error::NoGpu.source().is_none());
+    }
 }

@@ -16,8 +16,8 @@ pub mod ranks;
 mod sums;
 
 pub use device::{
-    ActivePairs, AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, LearningRate, Moment, Path, Purpose, Report,
-    RowDtype, Shape, Tensor, Training,
+    ActivePairs, AdamMode, AdamUpdate, Bytes, Clock, Device, Dictionary, Formats, LearningRate, Moment, Path, Purpose,
+    Report, RowDtype, Shape, Tensor, Training,
 };
-pub use error::Error;
+pub use error::{Error, System};
 pub use sums::Sums;

@@ -16,6 +16,7 @@ pub use self::export::{Export, Format};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
 use crate::device::DeviceChoice;
+use crate::remedy;
 
 /// The commit that this program was built from; build.rs says how it is known.
 pub const COMMIT: &str = env!("SAE_COMMIT");
@@ -158,7 +159,7 @@ fn rows(text: &str) -> Result<u64, &'static str> {
 
 /// A path on this machine.
 fn local(text: &str) -> Result<PathBuf, String> {
-    loader::unexpanded(text).map_or_else(|| Ok(text.into()), Err)
+    loader::check_expanded(text).map(|()| text.into()).map_err(|error| remedy::unexpanded(&error))
 }
 
 /// Look at activation shards: schema, statistics, bad values; write or verify their manifest.

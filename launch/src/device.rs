@@ -11,6 +11,7 @@ use kernels::mesh::Axes;
 use trainer::recipe::{Moments, Precision, Train};
 
 use crate::failure::Failure;
+use crate::remedy;
 
 /// `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,7 +133,7 @@ fn gpu_if_usable(local_rank: usize) -> Option<Gpu> {
         // Most machines without a GPU: nothing to wonder about.
         Err(Error::NoDriver { .. }) => None,
         Err(error) => {
-            tracing::info!("computing on the processor: {error}");
+            tracing::info!("computing on the processor: {}", remedy::words(&error.into()));
             None
         }
     }

@@ -2,37 +2,51 @@
 
 use std::process::ExitCode;
 
+use trainer::Exit;
+
+use crate::remedy;
+
 /// A message and its exit code.
 #[derive(Debug)]
 pub struct Failure {
     message: String,
+    /// One of [`Exit`]; or what a rank ended with, which may be anything, or 128 and the number of a signal.
     code: u8,
 }
 
 impl Failure {
+    fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Failure { message: message.into(), code: exit.code() }
+    }
+
     /// A wrong argument or recipe.
     pub fn arguments(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), code: 64 }
+        Failure::new(Exit::Arguments, message)
     }
 
     /// Data that cannot be used.
     pub fn data(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), code: 65 }
+        Failure::new(Exit::Data, message)
     }
 
     /// A file that cannot be written.
     pub fn cannot_write(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), code: 73 }
+        Failure::new(Exit::CannotWrite, message)
     }
 
     /// Whether a run did what it was asked and stopped after a checkpoint: that is no error.
     pub fn is_interruption(&self) -> bool {
-        self.code == 75
+        self.code == Exit::Interrupted.code()
     }
 
     /// What the system does not give, or gives up.
     pub fn hardware(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), code: 71 }
+        Failure::new(Exit::Hardware, message)
+    }
+
+    /// A stop before there was a run that could save, which another start makes up for.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Failure::new(Exit::Interrupted, message)
     }
 
     /// What a rank came to, with its exit code.
@@ -58,16 +72,10 @@ impl Failure {
 
     /// The kind of failure, in a word for programs.
     fn cause(&self) -> &'static str {
-        match self.code {
-            64 => "arguments",
-            65 => "data",
-            69 => "storage",
-            70 => "divergence",
-            71 => "hardware",
-            73 => "cannot_write",
-            75 => "interrupted",
-            129.. => "signal",
-            _ => "other",
+        match Exit::of(self.code) {
+            Some(exit) => exit.cause(),
+            None if self.code > 128 => "signal",
+            None => "other",
         }
     }
 
@@ -84,15 +92,7 @@ impl Failure {
 
 impl From<trainer::Error> for Failure {
     fn from(error: trainer::Error) -> Self {
-        let code = error.exit_code();
-        // Another start helps where it was not what the ranks were started with.
-        let remedy = match error {
-            trainer::Error::Device(kernels::Error::Peer { .. }) if code == 71 => {
-                ": start the job again with --resume-or-start once that rank can run"
-            }
-            _ => "",
-        };
-        Failure { code, message: format!("{error}{remedy}") }
+        Failure::new(error.exit(), remedy::words(&error))
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_cause_is_the_word_for_a_code() {
-        let failure = |code| Failure { message: String::new(), code };
+        let failure = |code| Failure::of_rank(String::new(), code);
         for (code, cause) in [
             (64, "arguments"),
             (65, "data"),
@@ -124,6 +124,7 @@ mod tests {
             (73, "cannot_write"),
             (75, "interrupted"),
             (1, "other"),
+            (128, "other"),
         ] {
             assert_eq!(failure(code).cause(), cause, "{code}");
         }

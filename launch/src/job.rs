@@ -11,6 +11,7 @@ use trainer::{checkpoint, communication, synthesis};
 
 use crate::args::{LEAST_SAVE_S, SaveTime};
 use crate::failure::Failure;
+use crate::remedy;
 use crate::world::World;
 
 /// Ranks that train wait so long for each other to come, through queues of a cluster.
@@ -95,8 +96,9 @@ pub fn save_time(asked: SaveTime, recipe: &Recipe) -> Result<u32, Failure> {
                 // The job may see what this machine does not.
                 Err(error) => {
                     tracing::warn!(
-                        "{error}; so the time that a checkpoint takes is not known, and the run gets {LEAST_SAVE_S} s to save: \
-                         sae plan says what --save-s should be"
+                        "{}; so the time that a checkpoint takes is not known, and the run gets {LEAST_SAVE_S} s to save: \
+                         sae plan says what --save-s should be",
+                        remedy::words(&error.into())
                     );
                     return Ok(LEAST_SAVE_S);
                 }

@@ -14,6 +14,7 @@ mod parent;
 mod progress;
 mod ranks;
 mod recipes;
+mod remedy;
 mod signals;
 mod table;
 mod template;
@@ -26,13 +27,14 @@ use std::time::Duration;
 use args::{Args, Command};
 use clap::Parser;
 use loader::patience;
+use trainer::Exit;
 
 /// Runs the command and turns its failure into a message and an exit code.
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
-            let code = if error.use_stderr() { 64 } else { 0 };
+            let code = if error.use_stderr() { Exit::Arguments.code() } else { 0 };
             // That help cannot be printed leaves nothing to tell and nobody to tell it to.
             let _ = error.print();
             return ExitCode::from(code);
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     };
     logging::start(args.log);
     signals::leave_file_sizes_to_writers();
+    patience::set_name("--patience");
     if let Some(seconds) = args.patience {
         patience::set(Duration::from_secs(seconds.into()));
     }

@@ -12,7 +12,7 @@ pub const LAUNCHER: &str = "SAE_LAUNCHER";
 /// ended then too, and their common folder must be free for the next start.
 ///
 /// # Errors
-/// Exit code 64 when the launcher that the environment names is not the parent: it ended before this call, or the variable is
+/// [`trainer::Exit::Arguments`] when the launcher that the environment names is not the parent: it ended before this call, or the variable is
 /// left over.
 pub fn bind() -> Result<bool, Failure> {
     let Ok(launcher) = std::env::var(LAUNCHER) else { return Ok(false) };

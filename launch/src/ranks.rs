@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
+use trainer::Exit;
 
 use crate::args::Log;
 use crate::failure::Failure;
@@ -35,7 +36,7 @@ impl Passed {
     /// Begins to listen.
     ///
     /// # Errors
-    /// Exit code 64 when signals cannot be handled.
+    /// [`Exit::Arguments`] when signals cannot be handled.
     pub fn listen() -> Result<Self, Failure> {
         let signals = Signals::new(signals::that_stop())
             .map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
@@ -64,13 +65,14 @@ impl Ended {
     /// The exit code; a rank that a signal ended counts as hardware that failed, which it mostly is: memory ran out, a node was
     /// taken away.
     pub fn code(&self) -> u8 {
-        self.status.code().map_or(71, |code| u8::try_from(code).unwrap_or(71))
+        self.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::Hardware.code())
     }
 
     /// Whether another start may go better.
     pub fn restart_helps(&self) -> bool {
+        let code = self.code();
         // Above 128 is how shells, and this program after a second signal, tell of a signal.
-        matches!(self.code(), 69 | 71 | 75 | 129..)
+        code > 128 || Exit::of(code).is_some_and(Exit::restart_helps)
     }
 }
 
@@ -90,7 +92,7 @@ impl Ranks {
     /// Starts `sae WORDS` as each of the ranks `local`, of `ranks` altogether.
     ///
     /// # Errors
-    /// Exit code 71 when the system gives no more processes.
+    /// [`Exit::Hardware`] when the system gives no more processes.
     pub fn start(words: &[&str], local: Range<usize>, ranks: usize, attempt: &str, log: Log) -> Result<Ranks, Failure> {
         let cannot = |error| Failure::hardware(format!("a rank cannot be started: {error}: see ulimit -u"));
         let program = std::env::current_exe().map_err(cannot)?;
@@ -202,7 +204,7 @@ impl Drop for Ranks {
 }
 
 /// The ranks that failed, first those that a restart would not help, then those that could not say why, then in the order in which
-/// they ended: the others failed because one of them did, and most say 71.
+/// they ended: the others failed because one of them did, and most say that another rank failed.
 fn failed(ended: &[Ended]) -> Vec<Ended> {
     let mut failed: Vec<Ended> = ended.iter().filter(|ended| !ended.status.success()).copied().collect();
     failed.sort_by_key(|ended| (ended.restart_helps(), ended.status.code().is_some()));

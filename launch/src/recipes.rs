@@ -14,10 +14,8 @@ use crate::failure::Failure;
 /// Reads a recipe; later `sets` win over earlier ones and over the file.
 pub fn read(path: &str, sets: &[String]) -> Result<Recipe, Failure> {
     if !std::path::Path::new(path).is_file() {
-        let said = loader::unexpanded(path);
-        return Err(Failure::arguments(
-            said.unwrap_or_else(|| format!("{path}: no such recipe; launch/recipes/ has some to start from")),
-        ));
+        loader::check_expanded(path).map_err(loader::Error::from)?;
+        return Err(Failure::arguments(format!("{path}: no such recipe; launch/recipes/ has some to start from")));
     }
     let text = std::fs::read_to_string(path).map_err(|error| Failure::arguments(format!("{path}: {error}")))?;
     let file: toml::Table = text.parse().map_err(|error| Failure::arguments(format!("{path}: {error}")))?;

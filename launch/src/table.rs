@@ -6,13 +6,14 @@ use std::io::{self, Write};
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use rustix::io::Errno;
+use trainer::Exit;
 
 /// Writes a line to standard output. When nobody reads on (`sae eval … | head`, a terminal that is closed), the rest is not said.
 pub fn say(line: impl Display) {
     if let Err(error) = writeln!(io::stdout(), "{line}") {
         let is_left =
             error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(Errno::IO.raw_os_error());
-        std::process::exit(if is_left { 0 } else { 73 });
+        std::process::exit(if is_left { 0 } else { Exit::CannotWrite.code().into() });
     }
 }
 

@@ -55,7 +55,7 @@ impl World {
     /// Reads flags and environment.
     ///
     /// # Errors
-    /// Exit code 64 when a launcher's variables are incomplete or impossible, two launchers contradict each other, or several
+    /// [`trainer::Exit::Arguments`] when a launcher's variables are incomplete or impossible, two launchers contradict each other, or several
     /// ranks have no attempt id in common.
     pub fn new(flags: &WorldArgs, variables: &Variables) -> Result<World, Failure> {
         let mut places = launchers::places(variables)?.into_iter();

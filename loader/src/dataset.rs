@@ -297,7 +297,7 @@ impl Dataset {
                 && footer.column.as_ref().is_some_and(|column| column.dtype == self.dtype()));
         if !same || !footer.has(&s.row_groups) {
             let problem = "the file's footer does not fit the manifest".to_string();
-            return Err(Error::Changed { location: store.url_of(key), problem });
+            return Err(Error::changed(store.url_of(key), problem));
         }
         Ok(cell.get_or_init(|| Arc::new(footer)).clone())
     }
@@ -320,7 +320,7 @@ impl Dataset {
             let first: u64 = s.row_groups[..group as usize].iter().map(|g| g.rows).sum();
             let name = self.row_name(RowId { shard, row: first + row });
             tracing::warn!(
-                "{name}: {number:e} is more than float32 holds and becomes infinite: data.filter.finite = true leaves such rows out"
+                "{name}: {number:e} is more than float32 holds and becomes infinite: the filter `finite` leaves such rows out"
             );
         }
     }

@@ -139,7 +139,7 @@ fn a_flipped_byte_is_noticed_in_every_piece() {
             store.put(name, damaged).unwrap();
             for order in ORDERS {
                 let error = read(&open(&url), order).unwrap_err();
-                assert_eq!(error.exit_code(), 65, "{error}");
+                assert!(matches!(error, Error::Data { .. }), "{error}");
                 assert!(
                     error.to_string().contains("row group 0: damaged: the checksum differs"),
                     "{i} {order:?}: {error}"

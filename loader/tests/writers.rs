@@ -302,8 +302,7 @@ fn lists_in_structs_are_read_with_every_codec() {
         Dataset::open(std::slice::from_ref(&url), &options)
     };
     let several = opened(None).unwrap_err().to_string();
-    let says =
-        "several columns could be the activations (activation.layer3, activation.layer9): name one in data.column";
+    let says = "several columns could be the activations (activation.layer3, activation.layer9)";
     assert!(several.ends_with(says), "{several}");
     let several = opened(Some("activation")).unwrap_err().to_string();
     assert!(
@@ -415,7 +414,7 @@ fn filter_refusal(url: &str) -> String {
     let error = Stream::start(&dataset, options, Cursor::default())
         .and_then(|mut stream| stream.next(&mut vec![0; stream.max_rows() * dataset.row_bytes()]));
     let error = error.unwrap_err();
-    assert_eq!(error.exit_code(), 65, "{error}");
+    assert!(matches!(error, Error::Data { .. }), "{error}");
     error.to_string()
 }
 
@@ -484,7 +483,7 @@ fn the_columns_of_filters_are_looked_at_in_all_shards_at_once() {
         let options = StreamOptions { filter: filter.clone(), batch: 8, ..StreamOptions::default() };
         let start = |options: &StreamOptions| Stream::start(&open(&url), options.clone(), Cursor::default());
         let error = start(&options).map(drop).unwrap_err();
-        assert!(error.to_string().ends_with(says) && error.exit_code() == 65, "{error}");
+        assert!(error.to_string().ends_with(says) && matches!(error, Error::Data { .. }), "{error}");
         assert!(loader::sample(&open(&url), 10, 0, &SkipList::default(), &filter).is_err());
         let report = inspect(std::slice::from_ref(&url), InspectOptions { write_manifest: true, ..Default::default() });
         let columns = report.unwrap().token_columns;

@@ -10,10 +10,10 @@ use tests::checkpoints;
 use tests::fixture::{Fixture, json_lines};
 use tests::mesh::{load, on_mesh, save_again, shape_of, tiles, train_on};
 use tests::processes::wait_for;
-use trainer::Error;
 use trainer::checkpoint::{self, Known, Progress, Saving, Snapshot};
 use trainer::communication::Traffic;
 use trainer::recipe::{Adam, Every, Recipe};
+use trainer::{Error, Exit};
 
 /// 240 steps of 64 rows and one of 41, four tiles of features, a line a step, the rows of each step.
 fn recipe(fixture: &Fixture, run: &str) -> Recipe {
@@ -138,7 +138,7 @@ fn a_mesh_that_has_more_ranks_than_tiles_is_refused() {
         assert!(error.to_string().contains("has more ranks on its feature axis than sae.features = 512"), "{error}");
     }
     // Ranks that hear of it from another before they look themselves say that a peer has failed.
-    assert!(errors.iter().any(|error| error.exit_code() == 64), "{errors:?}");
+    assert!(errors.iter().any(|error| error.exit() == Exit::Arguments), "{errors:?}");
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn a_row_that_is_not_finite_is_named_by_all_ranks() {
     for rank in train_on(mesh("2x2"), &recipe, false, None) {
         let error = rank.expect_err("a NaN");
         assert!(error.to_string().contains("data.skip=[\"shard-00001.parquet:377\"]"), "{error}");
-        assert_eq!(error.exit_code(), 70);
+        assert_eq!(error.exit(), Exit::Divergence);
     }
     recipe.data.skip = vec!["shard-00001.parquet:377".into()];
     for rank in train_on(mesh("4x1"), &recipe, true, None) {

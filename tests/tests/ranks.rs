@@ -15,6 +15,7 @@ use kernels::ranks::tcp::{Limits, Listening};
 use kernels::ranks::{Failure, Group, Ranks, threads, threads_within};
 use tests::need;
 use tests::ranks::{TOKEN, behave, each, tcp};
+use trainer::Exit;
 
 /// Of processes that are as good as dead.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -90,7 +91,7 @@ fn a_rank_that_does_not_come_leaves_or_aborts_is_named_by_all() {
             }
             let error = group.gather(b"").expect_err("an abort");
             assert!(matches!(error, Error::Peer { rank: 2, code: Some(65), .. }), "{error:?}");
-            assert_eq!(trainer::Error::from(error.clone()).exit_code(), 65);
+            assert_eq!(trainer::Error::from(error.clone()).exit(), Exit::Data);
             error.to_string()
         });
         // A restart would not help, so none is proposed.
@@ -110,7 +111,7 @@ fn a_panic_is_told() {
         });
         let error = Group::of(ranks.remove(0), vec![0, 1]).gather(b"").expect_err("a panic");
         assert!(error.to_string().starts_with("rank 1: panicked"), "{error}");
-        assert_eq!(trainer::Error::from(error).exit_code(), 71, "a restart may help");
+        assert_eq!(trainer::Error::from(error).exit(), Exit::Hardware, "a restart may help");
         assert!(panicking.join().is_err());
     }
 }
@@ -462,7 +463,7 @@ fn nccl_is_found_or_asked_for() {
     let error = Nccl::find(Some(empty.path())).expect_err("an empty folder");
     let words = error.to_string();
     assert!(words.contains("libnccl.so.2") && words.contains("SAE_NCCL") && words.contains("pip install"), "{words}");
-    assert_eq!(trainer::Error::from(error).exit_code(), 64, "a restart would not help");
+    assert_eq!(trainer::Error::from(error).exit(), Exit::Arguments, "a restart would not help");
     let Some(folder) = need::nccl() else { return };
     let nccl = Nccl::find(Some(&folder)).expect("NCCL");
     assert!(nccl.version().starts_with("2."), "{}", nccl.version());

@@ -248,6 +248,39 @@ fn files_use_each_other_in_one_direction() {
     }
 }
 
+/// What is named for a recipe or a command line is theirs: below them a fact is stated, and they add how it is said.
+#[test]
+fn lower_crates_name_no_key_and_no_flag() {
+    let keys: Vec<String> = recipe_keys().into_iter().filter(|key| key.contains('.')).collect();
+    let mut flags: BTreeSet<String> = BTreeSet::new();
+    for path in sources().filter(|path| path.starts_with(root().join("launch/src"))) {
+        let text = read(&path);
+        let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '-'));
+        flags.extend(words.filter(|word| word.len() > 4 && word.starts_with("--")).map(str::to_owned));
+    }
+    assert!(flags.contains("--resume") && keys.iter().any(|key| key == "train.batch"), "{flags:?}, {keys:?}");
+    let mut found = Vec::new();
+    for path in sources() {
+        let of = |name: &str| path.starts_with(root().join(name).join("src"));
+        let (no_keys, no_flags) = (of("kernels") || of("loader"), of("kernels") || of("loader") || of("trainer"));
+        let text = read(&path);
+        let lines = text.lines().take_while(|line| line.trim() != "mod tests {").enumerate();
+        for (at, line) in lines.filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let names = |word: &str| {
+                let inside = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                line.match_indices(word).any(|(start, _)| {
+                    !line[..start].ends_with(inside) && !line[start + word.len()..].starts_with(inside)
+                })
+            };
+            let named_key = no_keys && keys.iter().any(|key| names(key));
+            if named_key || (no_flags && flags.iter().any(|flag| names(flag))) {
+                found.push(format!("{}:{}: {}", path.display(), at + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
+
 #[test]
 fn the_changelog_knows_this_version() {
     let version = env!("CARGO_PKG_VERSION");

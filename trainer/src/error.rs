@@ -1,6 +1,16 @@
 //! What can go wrong in training, by what the caller can do about it.
+//!
+//! A text says what was met, whole, with what it came from and what the recipe can do; what the command line can do is added by the program that
+//! has one. So the chain of sources is for programs that want to know more of a cause, and is not printed behind a text.
 
 use kernels::ranks::Failure;
+
+use crate::exit::Exit;
+use crate::message::Message;
+use crate::remedy;
+
+/// What helps a new run against rows that are not finite.
+pub const OR_FILTER: &str = "a new run with data.filter.finite = true leaves out all such rows";
 
 /// The crate's error. Each text names the thing and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -9,25 +19,82 @@ pub enum Error {
     #[error("{0}")]
     Recipe(String),
     /// `train.init_from`, or weights to export, cannot be used.
-    #[error("{0}")]
-    Weights(String),
+    #[error(transparent)]
+    Weights(Message),
     /// The run's folder is in use or holds something else.
-    #[error("{0}")]
-    RunDir(String),
+    #[error(transparent)]
+    RunDir(Message),
+    /// The run's folder holds no run that could be resumed.
+    #[error("{place} holds no run to resume")]
+    NoRun {
+        /// The folder.
+        place: String,
+    },
+    /// The run's folder holds a run, and another was to begin there.
+    #[error("{place} already holds a run")]
+    HoldsRun {
+        /// The folder.
+        place: String,
+    },
+    /// A rank has come to a meeting of ranks where one of its number had come before.
+    #[error(
+        "another rank {rank} has come to the attempt {attempt} in {place}: give every start of a job an attempt of its own, and every \
+         process a rank of its own"
+    )]
+    UsedAttempt {
+        /// The number of both.
+        rank: usize,
+        /// The attempt id.
+        attempt: String,
+        /// The run's folder.
+        place: String,
+    },
+    /// The run was to be resumed with other held-out rows.
+    #[error("{problem}{if_copied}")]
+    OtherHeldOut {
+        /// The rows that it has, and those that it was given.
+        problem: String,
+        /// What to do where they are a copy; empty, or behind a separator.
+        if_copied: String,
+    },
+    /// A file of weights would be larger than any that can be written.
+    #[error("the weights take {bytes} bytes, and one file of at most {most} can be written from here")]
+    FileTooLarge {
+        /// What the weights take.
+        bytes: u64,
+        /// The most that a file may have.
+        most: u64,
+    },
+    /// A part of an export may have fewer bytes than a feature takes.
+    #[error("{most} bytes hold no feature, which takes {least} here with b_dec and the file's header")]
+    PartTooSmall {
+        /// Bytes that a part may have.
+        most: u64,
+        /// Bytes that a part has at least.
+        least: u64,
+    },
     /// The data as a whole cannot be trained on.
     #[error("{0}")]
     Data(String),
     /// A checkpoint is damaged or missing.
-    #[error("{0}")]
-    Checkpoint(String),
+    #[error(transparent)]
+    Checkpoint(Message),
     /// A checkpoint of another version of this program.
     #[error("{0}")]
     OtherFormat(String),
     /// NaN or infinity: the update was refused, the weights are those before the step.
     #[error("{0}")]
     Divergence(String),
+    /// Rows that hold NaN or infinity: the update was refused, the weights are those before the step.
+    #[error("{problem}. Leave the rows out and go on: {skip}; {OR_FILTER}")]
+    BadRows {
+        /// The step, how many rows there are, and where the weights are.
+        problem: String,
+        /// The key of the recipe that leaves them out, with its value.
+        skip: String,
+    },
     /// Somebody asked the run to stop, and it did after saving.
-    #[error("stopped at step {step} after saving {checkpoint}: continue with --resume")]
+    #[error("stopped at step {step} after saving {checkpoint}")]
     Interrupted {
         /// Steps done.
         step: u64,
@@ -43,28 +110,36 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Data or storage.
-    #[error(transparent)]
+    #[error("{0}{remedy}", remedy = remedy::of_loader(.0))]
     Loader(#[from] loader::Error),
     /// The device.
-    #[error(transparent)]
+    #[error("{0}{remedy}", remedy = remedy::of_device(.0))]
     Device(#[from] kernels::Error),
     /// A bug of this program.
     #[error("internal error, please report it: {0}")]
-    Internal(String),
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Error {
-    /// The exit code: 0 is done, 64 recipe or arguments, 65 data, 69 storage unreachable, 70 divergence, 71 hardware or another
-    /// rank, 73 cannot write, 75 interrupted after a checkpoint.
-    pub fn exit_code(&self) -> u8 {
+    /// What a process that it ends tells its launcher.
+    pub fn exit(&self) -> Exit {
         match self {
-            Error::Recipe(_) | Error::Weights(_) | Error::RunDir(_) | Error::OtherFormat(_) => 64,
-            Error::Device(error) => device_exit_code(error),
-            Error::Data(_) | Error::Checkpoint(_) => 65,
-            Error::Divergence(_) | Error::Internal(_) => 70,
-            Error::CannotWrite { .. } => 73,
-            Error::Interrupted { .. } => 75,
-            Error::Loader(error) => error.exit_code(),
+            Error::Recipe(_)
+            | Error::Weights(_)
+            | Error::RunDir(_)
+            | Error::NoRun { .. }
+            | Error::HoldsRun { .. }
+            | Error::UsedAttempt { .. }
+            | Error::OtherHeldOut { .. }
+            | Error::FileTooLarge { .. }
+            | Error::PartTooSmall { .. }
+            | Error::OtherFormat(_) => Exit::Arguments,
+            Error::Data(_) | Error::Checkpoint(_) => Exit::Data,
+            Error::Divergence(_) | Error::BadRows { .. } | Error::Internal(_) => Exit::Divergence,
+            Error::CannotWrite { .. } => Exit::CannotWrite,
+            Error::Interrupted { .. } => Exit::Interrupted,
+            Error::Loader(error) => of_loader(error),
+            Error::Device(error) => of_device(error),
         }
     }
 
@@ -75,12 +150,29 @@ impl Error {
             Error::Device(kernels::Error::Peer { rank, reason, code, .. }) => {
                 Failure { rank: *rank, code: *code, reason: reason.clone() }
             }
-            own => Failure { rank, code: Some(own.exit_code()), reason: own.to_string() },
+            own => Failure { rank, code: Some(own.exit().code()), reason: own.to_string() },
         }
     }
 }
 
-fn device_exit_code(error: &kernels::Error) -> u8 {
+fn of_loader(error: &loader::Error) -> Exit {
+    use loader::Error as Loader;
+    match error {
+        Loader::Arguments(_)
+        | Loader::Address { .. }
+        | Loader::Unexpanded(_)
+        | Loader::Memory { .. }
+        | Loader::Cursor { .. }
+        | Loader::Denied { .. } => Exit::Arguments,
+        Loader::NotFound { .. } | Loader::Data { .. } | Loader::Changed { .. } => Exit::Data,
+        Loader::Unreachable { .. } => Exit::Storage,
+        // Other processes may hold them for now.
+        Loader::Threads(_) => Exit::Hardware,
+        Loader::CannotWrite { .. } => Exit::CannotWrite,
+    }
+}
+
+fn of_device(error: &kernels::Error) -> Exit {
     use kernels::Error as Device;
     match error {
         // What does not fit into this machine, or is not there, will not be after a restart.
@@ -96,18 +188,47 @@ fn device_exit_code(error: &kernels::Error) -> u8 {
         | Device::NoNccl { .. }
         | Device::SharedGpu { .. }
         | Device::UnknownArch { .. }
-        | Device::Listen { .. } => 64,
-        Device::Compile { .. } => 70,
+        | Device::Listen { .. } => Exit::Arguments,
+        Device::Compile { .. } => Exit::Divergence,
         // A launcher may see one code only: what another start would not change is said by all ranks.
-        Device::Peer { code: Some(code @ (64 | 65 | 70 | 73)), .. } => *code,
+        Device::Peer { code, .. } => {
+            code.and_then(Exit::of).filter(|exit| !exit.restart_helps()).unwrap_or(Exit::Hardware)
+        }
         // Threads: other processes may hold them for now.
-        Device::Cuda { .. } | Device::Nccl { .. } | Device::Threads { .. } | Device::Peer { .. } => 71,
+        Device::Cuda { .. } | Device::Nccl { .. } | Device::Threads { .. } => Exit::Hardware,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error as _;
+
     use super::*;
+
+    /// A text says what its source says, and the source is there for programs.
+    #[test]
+    fn errors_keep_their_source() {
+        let json = || serde_json::from_str::<u64>("{").expect_err("no number");
+        let io = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let is_json = |error: &Error| error.source().is_some_and(|source| source.is::<serde_json::Error>());
+        let is_io = |error: &Error| error.source().is_some_and(|source| source.is::<std::io::Error>());
+        let message = || Message::of(format!("manifest.json: {}", json()), json());
+        for error in [Error::Checkpoint(message()), Error::Weights(message()), Error::RunDir(message())] {
+            assert!(is_json(&error) && error.to_string() == format!("manifest.json: {}", json()), "{error:?}");
+        }
+        let later = Error::Checkpoint(message().said(|text| format!("none is left: {text}")));
+        assert!(is_json(&later) && later.to_string().starts_with("none is left: manifest.json: "), "{later:?}");
+        assert!(is_json(&Error::Internal(json().into())));
+        assert!(is_io(&Error::CannotWrite { path: String::new(), source: io() }));
+        assert!(Error::Checkpoint("damaged".to_owned().into()).source().is_none());
+        // Those of the crates below are the source, and keep theirs.
+        let below = Error::from(loader::Error::Threads(io().into()));
+        let source = below.source().expect("the loader's").downcast_ref::<loader::Error>().expect("the loader's");
+        assert!(source.source().is_some_and(|source| source.is::<std::io::Error>()), "{below:?}");
+        let below = Error::from(kernels::Error::threads(io()));
+        let source = below.source().expect("the device's").downcast_ref::<kernels::Error>().expect("the device's");
+        assert!(source.source().is_some_and(|source| source.is::<std::io::Error>()), "{below:?}");
+    }
 
     /// The whole table: what a launcher starts again, and what it does not.
     #[test]
@@ -116,26 +237,36 @@ mod tests {
         let io = || std::io::Error::other("x");
         for (error, code) in [
             (Error::Recipe(text()), 64),
-            (Error::Weights(text()), 64),
-            (Error::RunDir(text()), 64),
+            (Error::Weights(text().into()), 64),
+            (Error::RunDir(text().into()), 64),
+            (Error::NoRun { place: text() }, 64),
+            (Error::HoldsRun { place: text() }, 64),
+            (Error::UsedAttempt { rank: 1, attempt: text(), place: text() }, 64),
+            (Error::OtherHeldOut { problem: text(), if_copied: text() }, 64),
+            (Error::FileTooLarge { bytes: 1, most: 1 }, 64),
+            (Error::PartTooSmall { most: 1, least: 1 }, 64),
             (Error::OtherFormat(text()), 64),
             (Error::Data(text()), 65),
-            (Error::Checkpoint(text()), 65),
+            (Error::Checkpoint(text().into()), 65),
             (Error::Divergence(text()), 70),
-            (Error::Internal(text()), 70),
+            (Error::BadRows { problem: text(), skip: text() }, 70),
+            (Error::Internal(text().into()), 70),
             (Error::CannotWrite { path: text(), source: io() }, 73),
             (Error::Interrupted { step: 1, checkpoint: text() }, 75),
             (loader::Error::Arguments(text()).into(), 64),
             (loader::Error::Cursor { difference: text() }.into(), 64),
-            (loader::Error::Data { location: text(), problem: text() }.into(), 65),
-            (loader::Error::Denied { location: text(), problem: text() }.into(), 64),
-            (loader::Error::NotFound { location: text(), hint: text() }.into(), 65),
-            (loader::Error::Changed { location: text(), problem: text() }.into(), 65),
-            (loader::Error::Unreachable { location: text(), problem: text() }.into(), 69),
-            (loader::Error::CannotWrite { location: text(), problem: text() }.into(), 73),
-            (loader::Error::Threads(text()).into(), 71),
+            (loader::Error::Address { location: text(), problem: text(), source: None }.into(), 64),
+            (loader::Error::Unexpanded(loader::Unexpanded { path: text(), variable: text() }).into(), 64),
+            (loader::Error::Memory { problem: text(), needed: 1 }.into(), 64),
+            (loader::Error::Data { location: text(), problem: text(), source: None, help: None }.into(), 65),
+            (loader::Error::Denied { location: text(), problem: text(), source: None }.into(), 64),
+            (loader::Error::NotFound { location: text(), hint: text(), source: None }.into(), 65),
+            (loader::Error::Changed { location: text(), problem: text(), source: None, help: None }.into(), 65),
+            (loader::Error::Unreachable { location: text(), problem: text(), source: None }.into(), 69),
+            (loader::Error::CannotWrite { location: text(), problem: text(), source: None }.into(), 73),
+            (loader::Error::Threads(io().into()).into(), 71),
         ] {
-            assert_eq!(error.exit_code(), code, "{error:?}");
+            assert_eq!(error.exit().code(), code, "{error:?}");
         }
         let (call, address) = ("x", std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
         for (error, code) in [
@@ -151,20 +282,20 @@ mod tests {
             (kernels::Error::NoNccl { looked: text() }, 64),
             (kernels::Error::SharedGpu { rank: 1, other: 2, name: text() }, 64),
             (kernels::Error::UnknownArch { arch: text(), known: text() }, 64),
-            (kernels::Error::Listen { address, reason: text() }, 64),
+            (kernels::Error::Listen { address, source: io().into() }, 64),
             (kernels::Error::Compile { source_file: "x", arch: text(), nvrtc: text(), log: text() }, 70),
             (kernels::Error::Cuda { call, reason: text() }, 71),
             (kernels::Error::Nccl { call, reason: text() }, 71),
-            (kernels::Error::Threads { reason: text() }, 71),
+            (kernels::Error::Threads { purpose: "x", source: io().into() }, 71),
         ] {
-            assert_eq!(Error::from(error.clone()).exit_code(), code, "{error:?}");
+            assert_eq!(Error::from(error.clone()).exit().code(), code, "{error:?}");
         }
         // What another rank failed of, where it said so and another start changes nothing.
         let peer = |code| Error::from(kernels::Error::Peer { rank: 3, operation: "x", reason: text(), code });
         for code in 64..=75 {
             let expected = if [64, 65, 70, 73].contains(&code) { code } else { 71 };
-            assert_eq!(peer(Some(code)).exit_code(), expected, "{code}");
+            assert_eq!(peer(Some(code)).exit().code(), expected, "{code}");
         }
-        assert_eq!(peer(None).exit_code(), 71);
+        assert_eq!(peer(None).exit().code(), 71);
     }
 }

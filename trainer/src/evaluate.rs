@@ -94,6 +94,8 @@ impl Pass<'_> {
                     problem: "it holds a value that is NaN or infinite: mend the data, or leave the row out (data.eval_skip, which may \
                               grow when a run is resumed; data.filter.finite in a new run)"
                         .into(),
+                    source: None,
+                    help: None,
                 }
                 .into());
             }

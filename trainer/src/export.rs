@@ -180,7 +180,7 @@ pub fn saelens(
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec_pretty(value).map_err(|error| Error::Internal(error.to_string()))
+    serde_json::to_vec_pretty(value).map_err(|error| Error::Internal(error.into()))
 }
 
 struct Export<'a> {
@@ -207,20 +207,14 @@ impl Export<'_> {
             let most = if out.local_path().is_some() { room } else { room.min(MOST_IN_A_STORE) };
             return match whole <= most {
                 true => Ok(count.max(1)),
-                false => Err(Error::Recipe(format!(
-                    "the weights take {whole} bytes, and one file of at most {most} can be written from here: write parts with \
-                     --max-shard-size, such as 4GB, halve them with --dtype bf16, or leave out what is dead with --alive-only"
-                ))),
+                false => Err(Error::FileTooLarge { bytes: whole, most }),
             };
         };
         let per_feature = self.bytes(1) - self.bytes(0);
         let beside = self.bytes(0) + HEADER_BYTES;
         let fit = usize::try_from(most.saturating_sub(beside) / per_feature).unwrap_or(usize::MAX);
         match fit {
-            0 => Err(Error::Recipe(format!(
-                "--max-shard-size: {most} bytes hold no feature, which takes {} here with b_dec and the file's header",
-                beside + per_feature
-            ))),
+            0 => Err(Error::PartTooSmall { most, least: beside + per_feature }),
             fit => Ok(fit.min(count.max(1))),
         }
     }
@@ -354,7 +348,7 @@ impl Part {
 
     fn serialized(&self) -> Result<Vec<u8>, Error> {
         use safetensors::Dtype as Stored;
-        let internal = |error: safetensors::SafeTensorError| Error::Internal(error.to_string());
+        let internal = |error: safetensors::SafeTensorError| Error::Internal(error.into());
         let dtype = match self.dtype {
             Dtype::F32 => Stored::F32,
             Dtype::F16 => Stored::F16,

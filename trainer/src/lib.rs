@@ -18,12 +18,17 @@ pub mod train;
 
 mod error;
 mod estimate;
+mod exit;
+mod message;
 mod ranks;
+mod remedy;
 mod report;
 
 pub use data::{filter, survey, synthesis};
-pub use error::Error;
+pub use error::{Error, OR_FILTER};
 pub use estimate::{forecast, overhead, plan, rehearsal, room};
+pub use exit::Exit;
+pub use message::Message;
 pub use ranks::{communication, meeting, note, roll_call};
 pub use report::journal::{EvalLine, Together, TrainLine};
 pub use report::{account, centre, metrics, recovery, summary};

@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use loader::Store;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::Error;
 use crate::ranks::note;
 use crate::recipe::Recipe;
+use crate::{Error, Message};
 
 /// The recipe of the first start: a folder that has it holds a run.
 const CONFIG: &str = "config.toml";
@@ -56,10 +56,9 @@ impl RunDir {
         fs::create_dir_all(&local).map_err(cannot_write)?;
         let lock = File::create(local.join("lock")).map_err(cannot_write)?;
         if lock.try_lock().is_err() {
-            return Err(Error::RunDir(format!(
-                "{} is in use by another process: wait for it, or choose another run.dir",
-                store.url()
-            )));
+            return Err(Error::RunDir(
+                format!("{} is in use by another process: wait for it, or choose another run.dir", store.url()).into(),
+            ));
         }
         // Looked at under the lock: what another process began before it let go of the folder is seen.
         check(store, recipe, resume)?;
@@ -164,10 +163,7 @@ pub fn check(store: &Store, recipe: &Recipe, resume: bool) -> Result<(), Error> 
     };
     match (&saved, resume) {
         (None, false) => Ok(()),
-        (None, true) => Err(Error::RunDir(format!(
-            "{} holds no run to resume: leave out --resume to start one there (--resume-or-start does whichever fits)",
-            store.url()
-        ))),
+        (None, true) => Err(Error::NoRun { place: store.url().to_owned() }),
         (Some(_), false) => Err(already_holds_a_run(store)),
         (Some(bytes), true) => recipe.check_resumes(&parse(bytes, store.url())?),
     }
@@ -180,11 +176,14 @@ fn check_links(store: &Store) -> Result<(), Error> {
         return Ok(());
     };
     let target = fs::read_link(link).unwrap_or_default();
-    Err(Error::RunDir(format!(
-        "run.dir: {} is a link to {}, which does not exist: mount or make that folder, or remove the link",
-        link.display(),
-        target.display()
-    )))
+    Err(Error::RunDir(
+        format!(
+            "run.dir: {} is a link to {}, which does not exist: mount or make that folder, or remove the link",
+            link.display(),
+            target.display()
+        )
+        .into(),
+    ))
 }
 
 /// That a run could write to the folder, and to the one for files that grow. A file without a name, which the system removes
@@ -221,15 +220,13 @@ pub fn holds_a_run(store: &Store) -> Result<bool, Error> {
 }
 
 fn already_holds_a_run(store: &Store) -> Error {
-    Error::RunDir(format!(
-        "{} already holds a run: continue it with --resume, or choose another run.dir (--set run.dir=…)",
-        store.url()
-    ))
+    Error::HoldsRun { place: store.url().to_owned() }
 }
 
 fn parse(bytes: &[u8], place: &str) -> Result<Recipe, Error> {
     toml::from_slice(bytes).map_err(|error| {
-        Error::RunDir(format!("{place}/{CONFIG} cannot be read, by this version at least: {}", error.message()))
+        let text = format!("{place}/{CONFIG} cannot be read, by this version at least: {}", error.message());
+        Error::RunDir(Message::of(text, error))
     })
 }
 

@@ -11,6 +11,7 @@ mod run;
 mod save;
 mod start;
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -39,12 +40,12 @@ use run::{Run, is_due};
 /// Trains `recipe` on `device` to its end and writes everything into its folder.
 ///
 /// # Errors
-/// Every variant of [`Error`]; its text says what to do, and [`Error::exit_code`] what a launcher should do.
+/// Every variant of [`Error`]; its text says what to do, and [`Error::exit`] what a launcher should do.
 pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     recipe.validate()?;
     // Work outside the device's operations would else spread over all cores, whatever the recipe says.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(recipe.train.threads.unwrap_or(0)).build();
-    let pool = pool.map_err(|error| kernels::Error::Threads { reason: error.to_string() })?;
+    let pool = pool.map_err(|error| kernels::Error::threads(io::Error::other(error)))?;
     pool.install(|| claim_and_run(device, recipe, start))
 }
 
@@ -136,7 +137,7 @@ impl<D: Device> Run<'_, D> {
             self.save_what_is_done(error);
         }
         let batch = read?.ok_or_else(|| {
-            Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()))
+            Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()).into())
         })?;
         let call = &batch.seen.call;
         if call.saved {

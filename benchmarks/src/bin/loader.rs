@@ -151,18 +151,18 @@ fn run(a: &Arguments, dir: &Path) -> Result<(), loader::Error> {
 }
 
 fn main() -> std::process::ExitCode {
-    let outcome = arguments().map_err(|e| (64, e)).and_then(|a| {
+    let outcome = arguments().and_then(|a| {
         let temporary = std::env::temp_dir().join(format!("loader-benchmark-{}", std::process::id()));
-        let ran = run(&a, a.dir.as_deref().unwrap_or(&temporary)).map_err(|e| (e.exit_code(), e.to_string()));
+        let ran = run(&a, a.dir.as_deref().unwrap_or(&temporary)).map_err(|e| e.to_string());
         // Best effort, and only our own folder.
         let _ = std::fs::remove_dir_all(&temporary);
         ran
     });
     match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,
-        Err((code, text)) => {
+        Err(text) => {
             eprintln!("{text}");
-            code.into()
+            std::process::ExitCode::FAILURE
         }
     }
 }

@@ -70,7 +70,7 @@ impl Cpu {
             .num_threads(options.threads.unwrap_or(0))
             .thread_name(|index| format!("kernels-{index}"))
             .build()
-            .map_err(|error| Error::Threads { reason: error.to_string() })?;
+            .map_err(|error| Error::threads(std::io::Error::other(error)))?;
         Ok(Cpu { engine: Arc::new(Engine { pool, isa, screen, axes, failure: FirstError::default() }) })
     }
 }

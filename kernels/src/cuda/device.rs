@@ -23,19 +23,19 @@ use super::runtime::status::AHEAD;
 use super::training::{CudaTraining, OptimizerBuffers};
 use super::weights::Weights;
 use crate::mesh::{Axes, Place};
-use crate::{AdamMode, Bytes, Device, Error, Purpose, RowDtype, Shape, Sums};
+use crate::{AdamMode, Bytes, Device, Error, Formats, Purpose, RowDtype, Shape, Sums};
 
 /// Share of active pairs above which the dense path is the faster one, from the counts of bytes and operations: a pair costs
 /// about 16·D bytes on the sparse path, and B·F·D·16 operations more are made on the dense one. Not yet measured on a GPU.
 const DENSE_ABOVE: f64 = 0.01;
 
-/// What takes less than [`Precision::Mixed`] with moments in binary32, as a recipe asks for it.
-const NARROW: [(&str, Precision); 5] = [
-    ("train.moments = \"bf16\"", Precision::Mixed(Moments::Bf16)),
-    ("train.precision = \"bf16-sr\"", Precision::Bf16Sr(Moments::F32)),
-    ("train.moments = \"int8\"", Precision::Mixed(Moments::Int8)),
-    ("train.precision = \"bf16-sr\" with train.moments = \"bf16\"", Precision::Bf16Sr(Moments::Bf16)),
-    ("train.precision = \"bf16-sr\" with train.moments = \"int8\"", Precision::Bf16Sr(Moments::Int8)),
+/// What takes less than [`Precision::Mixed`] with moments in binary32: the weights' format, if it is another, and that of the moments.
+const NARROW: [(Formats, Precision); 5] = [
+    (Formats { weights: None, moments: Some("bf16") }, Precision::Mixed(Moments::Bf16)),
+    (Formats { weights: Some("bf16-sr"), moments: None }, Precision::Bf16Sr(Moments::F32)),
+    (Formats { weights: None, moments: Some("int8") }, Precision::Mixed(Moments::Int8)),
+    (Formats { weights: Some("bf16-sr"), moments: Some("bf16") }, Precision::Bf16Sr(Moments::Bf16)),
+    (Formats { weights: Some("bf16-sr"), moments: Some("int8") }, Precision::Bf16Sr(Moments::Int8)),
 ];
 
 /// A GPU with its kernels loaded.
@@ -156,14 +156,14 @@ impl Device for Cuda {
         limits::check(shape, &self.engine)
     }
 
-    fn lighter(&self, shape: Shape, purpose: Purpose) -> Vec<(&'static str, Bytes)> {
+    fn lighter(&self, shape: Shape, purpose: Purpose) -> Vec<(Formats, Bytes)> {
         let (own, now) = (self.engine.precision, self.bytes(shape, purpose));
         let weights = |precision| weight_bytes(&shape, purpose, precision, self.engine.axes.place);
         // GEMMs take what they took; those of binary32 were asked for, and stay.
         let narrow = if own == Precision::F32 { &[][..] } else { &NARROW[..] };
-        let less = |&(keys, precision): &(&'static str, Precision)| {
+        let less = |&(formats, precision): &(Formats, Precision)| {
             let saved = weights(own).checked_sub(weights(precision)).filter(|&saved| saved > 0)?;
-            Some((keys, Bytes { weights: now.weights.saturating_sub(saved), ..now }))
+            Some((formats, Bytes { weights: now.weights.saturating_sub(saved), ..now }))
         };
         narrow.iter().filter_map(less).collect()
     }

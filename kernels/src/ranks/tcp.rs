@@ -117,15 +117,17 @@ impl Tcp {
             started: Instant::now(),
         });
         let mut tcp = Tcp { shared: shared.clone(), readers: Vec::new(), watch: None };
-        let refused = |error: std::io::Error| Error::Threads { reason: error.to_string() };
         for (from, link) in shared.links().filter(|(from, _)| *from != rank) {
-            link.stream.set_read_timeout(None).and(link.stream.set_write_timeout(Some(ROOM))).map_err(refused)?;
+            link.stream
+                .set_read_timeout(None)
+                .and(link.stream.set_write_timeout(Some(ROOM)))
+                .map_err(Error::threads)?;
             let (shared, name) = (shared.clone(), format!("from-rank-{from}"));
             let reader = thread::Builder::new().name(name).spawn(move || shared.receive(from));
-            tcp.readers.push(reader.map_err(refused)?);
+            tcp.readers.push(reader.map_err(Error::threads)?);
         }
         let watch = thread::Builder::new().name("ranks".to_owned()).spawn(move || shared.watch(&received));
-        tcp.watch = Some(watch.map_err(refused)?);
+        tcp.watch = Some(watch.map_err(Error::threads)?);
         Ok(tcp)
     }
 }
@@ -263,7 +265,8 @@ impl Ranks for Tcp {
         assert_eq!(with.len(), messages.len(), "one message for each rank");
         let (shared, since) = (&*self.shared, Instant::now());
         if let Some(message) = messages.iter().find(|message| message.len() as u64 > MOST) {
-            let reason = format!("has {} bytes for one rank, and {MOST} can be sent: lower train.batch", message.len());
+            let reason =
+                format!("has {} bytes for one rank, and {MOST} can be sent: make batches smaller", message.len());
             let failure = Failure::seen(shared.rank, reason);
             self.abort(failure.clone());
             return Err(failure.during("exchange"));

@@ -20,7 +20,7 @@ use crate::args::{Doctor, WorldArgs};
 use crate::device::{self, DeviceChoice, Opened};
 use crate::failure::Failure;
 use crate::world::{self, World};
-use crate::{disk, job, recipes, table};
+use crate::{disk, job, recipes, remedy, table};
 
 /// Bytes written and read back to see how fast a place is: more than the caches of controllers hide, and no long wait.
 const PROBE_BYTES: usize = 64 << 20;
@@ -53,17 +53,18 @@ impl From<Failure> for Finding {
 /// What is wrong with the place that `key` names.
 fn no_place(key: &str, error: trainer::Error) -> Finding {
     use loader::Error;
-    let trainer::Error::Loader(error) = error else { return Failure::from(error).into() };
+    let words = remedy::words(&error);
+    let trainer::Error::Loader(error) = error else { return Finding::Failed(words) };
     Finding::Failed(match &error {
         Error::NotFound { location, .. } => {
             format!("nothing to read at {location}: correct {key}, or put shards there (sae synth makes some)")
         }
-        Error::Unreachable { .. } => format!("{error}: look at this machine's network and the store's address"),
+        Error::Unreachable { .. } => format!("{words}: look at this machine's network and the store's address"),
         // A store says by itself what it wants.
         Error::CannotWrite { location, .. } if !location.contains("://") => {
-            format!("{error}: free some space, fix the permissions, or choose another {key}")
+            format!("{words}: free some space, fix the permissions, or choose another {key}")
         }
-        _ => error.to_string(),
+        _ => words,
     })
 }
 
@@ -105,7 +106,7 @@ fn device(flags: &WorldArgs) -> Finding {
             if reached < others { Finding::Warning(found) } else { Finding::Ok(found) }
         }
         Err(kernels::Error::NoDriver { .. }) => Finding::Ok("the processor: there is no NVIDIA driver".to_owned()),
-        Err(error) => Finding::Warning(format!("computing on the processor: {error}")),
+        Err(error) => Finding::Warning(format!("computing on the processor: {}", remedy::words(&error.into()))),
     }
 }
 

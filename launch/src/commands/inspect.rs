@@ -6,7 +6,7 @@ use loader::{InspectOptions, InspectProgress, Inspection, ManifestState, NormQua
 use crate::args::Inspect;
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{contents, table};
+use crate::{contents, remedy, table};
 
 /// Reads the data once and reports on it. Damage makes it fail, after the report.
 pub fn run(args: &Inspect) -> Result<(), Failure> {
@@ -19,8 +19,10 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
         sample: args.rows,
         progress: Some(&mut watch),
         write_manifest: !args.no_write,
+        words: Some(&|error| remedy::words(&error.clone().into())),
     };
-    let found = loader::inspect(&args.data, options)?;
+    let mut found = loader::inspect(&args.data, options)?;
+    found.heavy = found.heavy.map(|heavy| heavy.under("data.filter"));
     if let Some(bar) = bar {
         bar.finish();
     }

@@ -19,7 +19,7 @@ use crate::args::{LEAST_SAVE_S, PlanArgs};
 use crate::budget::{Budget, Terms};
 use crate::device::{self, DeviceChoice, Opened, on_a_gpu};
 use crate::failure::Failure;
-use crate::{job, recipes, table};
+use crate::{job, recipes, remedy, table};
 
 /// The ways to keep weights and moments, as a recipe says them, from the most memory to the least.
 const MODES: [(&str, Precision); 4] = [
@@ -51,7 +51,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     };
     if args.json {
         let json = serde_json::to_string_pretty(&report);
-        table::say(json.map_err(|error| trainer::Error::Internal(error.to_string()))?);
+        table::say(json.map_err(|error| trainer::Error::Internal(error.into()))?);
         return Ok(());
     }
     report.print(&room);
@@ -324,7 +324,8 @@ fn known(args: &PlanArgs, recipe: &Recipe) -> Result<Known, Failure> {
     let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
     let train = Dataset::open(&recipe.data.train, &options).map_err(|error| {
         Failure::arguments(format!(
-            "{error}; where there are no rows yet, say what they would be with --width and --rows"
+            "{}; where there are no rows yet, say what they would be with --width and --rows",
+            remedy::words(&error.into())
         ))
     })?;
     let eval_rows = match recipe.data.eval.is_empty() {

@@ -11,6 +11,7 @@ use indicatif::HumanCount;
 use kernels::Device;
 use kernels::mesh::Axes;
 use loader::{Store, patience};
+use trainer::Exit;
 use trainer::meeting;
 use trainer::metrics::Metrics;
 use trainer::recipe::Recipe;
@@ -128,7 +129,7 @@ fn stop_on_signals(launched: bool) -> Result<Arc<AtomicBool>, Failure> {
     let (stop, interrupted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let handle = || {
         if !launched {
-            // Without a checkpoint it must not look like 75 to a launcher.
+            // Without a checkpoint it must not look like an interrupted run to a launcher.
             register_conditional_shutdown(SIGINT, 128 + SIGINT, Arc::clone(&interrupted))?;
             register(SIGINT, Arc::clone(&interrupted))?;
         }
@@ -145,13 +146,13 @@ fn leave_before_the_start(stop: &Arc<AtomicBool>, begun: &Arc<AtomicBool>) -> Re
         while !begun.load(Ordering::Relaxed) {
             if stop.load(Ordering::Relaxed) {
                 tracing::warn!("stopped before the run began: start again in the same way, or with --resume-or-start");
-                std::process::exit(75);
+                std::process::exit(Exit::Interrupted.code().into());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     };
     let thread = std::thread::Builder::new().name("start".to_owned()).spawn(watch);
-    thread.map(|_| ()).map_err(|error| kernels::Error::Threads { reason: error.to_string() }.into())
+    thread.map(|_| ()).map_err(|error| kernels::Error::threads(error).into())
 }
 
 fn synthesize(recipe: &Recipe, making: &[Making<'_>], stop: &AtomicBool) -> Result<(), Failure> {
@@ -159,14 +160,14 @@ fn synthesize(recipe: &Recipe, making: &[Making<'_>], stop: &AtomicBool) -> Resu
     synthesis::make(recipe, making, &mut |key, rows, total| {
         if stop.load(Ordering::Relaxed) {
             // The writer knows no stopping. Whole shards that it leaves behind are removed by the next start, which makes them again. It
-            // is 75 although there is no checkpoint: the same command with --resume-or-start goes on.
+            // counts as interrupted although there is no checkpoint: the same command with --resume-or-start goes on.
             if let Err(error) = synthesis::forget_unfinished(making) {
                 tracing::warn!("{error}");
             }
             tracing::warn!(
                 "stopped while making synthetic shards, before the run began: start again in the same way, or with --resume-or-start"
             );
-            std::process::exit(75);
+            std::process::exit(Exit::Interrupted.code().into());
         }
         if bar.as_ref().is_none_or(|(of, _)| *of != key) {
             let what = if key == "data.eval" { "making held-out shards" } else { "making shards" };

@@ -43,8 +43,9 @@ pub(super) fn read(store: &Store) -> Result<Option<Manifest>> {
             Ok(None)
         }
         // Going on without it would give up its checksums, and a run its identity.
-        Err(Error::Data { location, problem }) => {
-            Err(Error::data(location, format!("{problem}: bring the earlier file back, or {REDO}")))
+        Err(Error::Data { location, problem, source, help }) => {
+            let problem = format!("{problem}: bring the earlier file back, or {REDO}");
+            Err(Error::Data { location, problem, source, help })
         }
         Err(e) => Err(e),
     }
@@ -120,5 +121,5 @@ pub(super) fn check_against(place: &Place, m: &Manifest) -> Result<()> {
 
 fn changed(location: String, now: u64, before: u64) -> Error {
     let problem = format!("{now} bytes, the manifest says {before}: if the change is meant, {REDO}");
-    Error::Changed { location, problem }
+    Error::changed(location, problem)
 }

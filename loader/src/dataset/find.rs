@@ -33,7 +33,7 @@ pub(super) fn find(url: &str, column: Option<&str>) -> Result<Place> {
         None => unlisted(location.store())?,
     };
     if place.shards.is_empty() {
-        return Err(Error::NotFound { location: url.into(), hint: hint(&location, &place) });
+        return Err(Error::NotFound { location: url.into(), hint: hint(&location, &place), source: None });
     }
     if let Some(m) = place.manifest.take() {
         // Without listing, the manifest itself says what there is: whether it is so, the first shard has to tell.
@@ -122,7 +122,7 @@ fn is_folder(entry: &Entry, entries: &[Entry]) -> bool {
 fn unlisted(store: Store) -> Result<Place> {
     let Some(manifest) = beside::read(&store)? else {
         let hint = ": plain HTTP has no listing: name the .parquet files, or put a manifest.json beside them".into();
-        return Err(Error::NotFound { location: store.url().into(), hint });
+        return Err(Error::NotFound { location: store.url().into(), hint, source: None });
     };
     let rule = Rule::new(None);
     let (mut shards, mut left_out) = (Vec::new(), Vec::new());

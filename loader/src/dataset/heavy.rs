@@ -55,13 +55,22 @@ pub struct HeavyAt {
     pub rows: u64,
 }
 
-/// A filter of a recipe, and what it would do.
+/// A filter, and what it would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Remedy {
-    /// As it is written in a recipe.
+    /// As [`RowFilter`] calls it, with its value as TOML; see [`Heavy::under`].
     pub filter: String,
     /// Rows of the sample that it leaves out.
     pub rows: u64,
+}
+
+impl Heavy {
+    /// The same with its filters as they stand in a recipe that has them under `key`.
+    #[must_use]
+    pub fn under(mut self, key: &str) -> Heavy {
+        self.filters.iter_mut().for_each(|remedy| remedy.filter.insert_str(0, &format!("{key}.")));
+        self
+    }
 }
 
 /// The heavy rows of a sample of `dataset`, given by their norms; `None` where the largest 1 % carry no more than a fifth of E‖x‖².
@@ -78,7 +87,7 @@ pub fn heavy(dataset: &Dataset, ids: &[RowId], row_norms: &[f64]) -> Option<Heav
     let is_heavy: Vec<bool> = row_norms.iter().map(|norm| norm.is_finite() && *norm > limit).collect();
     let rows = is_heavy.iter().filter(|&&heavy| heavy).count() as u64;
     let mut found = Heavy { top1_share, sampled: norms.rows(), times, rows, at: Vec::new(), filters: Vec::new() };
-    for (column, key) in [("pos", "data.filter.positions"), ("token_id", "data.filter.token_ids")] {
+    for (column, key) in [("pos", "positions"), ("token_id", "token_ids")] {
         // Naming them is a courtesy: a column that cannot be read is reported where it is needed.
         let Ok(Some(values)) = values(dataset, ids, column) else { continue };
         let at = values_of(column, &values, &is_heavy);
@@ -91,7 +100,7 @@ pub fn heavy(dataset: &Dataset, ids: &[RowId], row_norms: &[f64]) -> Option<Heav
         found.at.extend(at);
     }
     if let Some(times) = times {
-        found.filters.push(Remedy { filter: format!("data.filter.norm_max = \"{times}x\""), rows });
+        found.filters.push(Remedy { filter: format!("norm_max = \"{times}x\""), rows });
     }
     Some(found)
 }

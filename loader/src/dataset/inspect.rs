@@ -38,6 +38,9 @@ pub struct InspectOptions<'a> {
     pub progress: Option<&'a mut dyn FnMut(InspectProgress)>,
     /// Write the manifest beside the data if it is absent.
     pub write_manifest: bool,
+    /// How an error is said in [`Inspection::mismatches`]: the caller knows what its settings are called ([`Error::help`]). By default as it
+    /// says itself.
+    pub words: Option<&'a dyn Fn(&Error) -> String>,
 }
 
 /// How far an inspection is.
@@ -192,8 +195,10 @@ pub fn inspect(urls: &[String], mut options: InspectOptions<'_>) -> Result<Inspe
     let schema = Footer::read(store, key, dataset.shards()[0].size, options.open.column.as_deref())?.schema;
     let token_columns = tokens::report(&dataset)?;
     let units = units(&dataset, options.sample);
-    let (total, norms, mut mismatches) = pass(&dataset, &units, &mut options.progress)?;
-    mismatches.extend(dataset.doubled().map(|e| e.to_string()));
+    let (total, norms, mut damage) = pass(&dataset, &units, &mut options.progress)?;
+    damage.extend(dataset.doubled());
+    let words = |e: &Error| options.words.map_or_else(|| e.to_string(), |words| words(e));
+    let mismatches: Vec<String> = damage.iter().map(|e| with_remedy(e, words(e))).collect();
     let groups = || dataset.shards().iter().flat_map(|s| &s.row_groups).filter(|g| g.rows > 0);
     let bytes = groups().map(|g| g.length).sum();
     let is_new = dataset.as_opened().shards.iter().flat_map(|s| &s.row_groups).all(|g| g.pieces.is_empty());
@@ -277,7 +282,7 @@ fn pass(
     dataset: &Dataset,
     units: &[Extent],
     progress: &mut Option<&mut dyn FnMut(InspectProgress)>,
-) -> Result<(Sums, Norms, Vec<String>)> {
+) -> Result<(Sums, Norms, Vec<Error>)> {
     let loader = Loader::new(dataset, SkipList::default(), RowFilter::default())?;
     let total_rows = units.iter().map(|unit| unit.row_count() as u64).sum();
     let next = AtomicUsize::new(0);
@@ -319,25 +324,25 @@ fn pass(
             results[i] = Some(sums);
         }
     });
-    let (mut total, mut mismatches) = (Sums::default(), Vec::new());
+    let (mut total, mut damage) = (Sums::default(), Vec::new());
     for result in results.into_iter().flatten() {
         match result {
             Ok(s) => total.add(s),
-            Err(e) if is_damage(&e) => mismatches.push(with_remedy(&e)),
+            Err(e) if is_damage(&e) => damage.push(e),
             Err(e) => return Err(e),
         }
     }
-    Ok((total, norms, mismatches))
+    Ok((total, norms, damage))
 }
 
-/// An error of the data, with what helps against damage. Other words hold a remedy themselves: what cannot be read as it is would come
+/// An error of the data in its words, with what helps against damage. Other words hold a remedy themselves: what cannot be read as it is would come
 /// the same again.
-fn with_remedy(e: &Error) -> String {
+fn with_remedy(e: &Error, words: String) -> String {
     match e {
         Error::Data { problem, .. } if problem.starts_with("damaged: ") && !problem.contains(" again") => {
-            format!("{e}: fetch or make the file again")
+            format!("{words}: fetch or make the file again")
         }
-        _ => e.to_string(),
+        _ => words,
     }
 }
 

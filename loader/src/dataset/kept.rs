@@ -13,8 +13,9 @@ pub(super) fn read(options: &OpenOptions) -> Result<Option<Manifest>> {
     let (store, name) = Store::open_file(url)?;
     match store.get(&name) {
         Ok(json) => Manifest::from_json(&json, url).map(Some).map_err(|e| match e {
-            Error::Data { location, problem } => {
-                Error::data(location, format!("{problem}: delete it: its checksums are collected again"))
+            Error::Data { location, problem, source, help } => {
+                let problem = format!("{problem}: delete it: its checksums are collected again");
+                Error::Data { location, problem, source, help }
             }
             other => other,
         }),
@@ -35,7 +36,7 @@ pub(super) fn check_shape(
     let before: HashMap<&str, &Shard> = kept.shards.iter().map(|s| (s.path.as_str(), s)).collect();
     let changed = |location: String, what: String| {
         let problem = format!("{what} ({url}): bring the earlier data back, or start a new run");
-        Err(Error::Changed { location, problem })
+        Err(Error::changed(location, problem))
     };
     for f in found {
         let location = f.store.url_of(&f.key);

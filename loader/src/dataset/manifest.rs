@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::error::Flaw;
 use crate::parquet::chunks::Chunk;
 use crate::{Dtype, Error, Result};
 
@@ -195,7 +196,7 @@ impl Manifest {
     /// Reads and validates a manifest. `location` is named in errors.
     pub fn from_json(json: &[u8], location: &str) -> Result<Self> {
         let manifest: Manifest = serde_json::from_slice(json)
-            .map_err(|e| Error::data(location, format!("is not a manifest of activation shards: {e}")))?;
+            .map_err(|e| Error::data(location, Flaw::of(format!("is not a manifest of activation shards: {e}"), e)))?;
         manifest.validate(location)?;
         Ok(manifest)
     }

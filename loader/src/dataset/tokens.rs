@@ -7,6 +7,7 @@ use parquet::basic::{ConvertedType, LogicalType, Type};
 use parquet::schema::types::ColumnDescriptor;
 use serde::Serialize;
 
+use crate::error::Flaw;
 use crate::parquet::column::{TOKENS, leaves};
 use crate::parquet::footer::Footer;
 use crate::parquet::footers;
@@ -36,16 +37,16 @@ fn is_integer(c: &ColumnDescriptor) -> bool {
 }
 
 /// The leaf of a column in a file, if it has it; an error says why it cannot be used.
-pub(crate) fn leaf(footer: &Footer, name: &str) -> std::result::Result<Option<usize>, String> {
+pub(crate) fn leaf(footer: &Footer, name: &str) -> std::result::Result<Option<usize>, Flaw> {
     let leaf = match leaves(&footer.metadata, name).as_slice() {
         [] => return Ok(None),
         [leaf] => *leaf,
-        _ => return Err(format!("column {name} has several fields: one integer for each row is needed")),
+        _ => return Err(format!("column {name} has several fields: one integer for each row is needed").into()),
     };
     let descriptor = footer.metadata.file_metadata().schema_descr().column(leaf);
     if !is_integer(&descriptor) {
         let logical = descriptor.logical_type_ref().map(|l| format!(" ({l:?})")).unwrap_or_default();
-        return Err(format!("column {name} is {}{logical}: integers are needed", descriptor.physical_type()));
+        return Err(format!("column {name} is {}{logical}: integers are needed", descriptor.physical_type()).into());
     }
     let (lists, outer) = (descriptor.max_rep_level() as usize, footer.activations()?.outer);
     if lists != outer {
@@ -54,11 +55,11 @@ pub(crate) fn leaf(footer: &Footer, name: &str) -> std::result::Result<Option<us
             1 => "in lists".to_string(),
             n => format!("in lists inside lists, {n} deep"),
         };
-        return Err(format!(
+        return Err(Flaw::from(format!(
             "column {name} has integers {}, and the rows of activations are {}: one integer for each row is needed, nested as they are",
             inside(lists),
             inside(outer)
-        ));
+        )));
     }
     for (i, group) in groups_with_rows(&footer.metadata) {
         let chunk = group.column(leaf);
@@ -66,7 +67,7 @@ pub(crate) fn leaf(footer: &Footer, name: &str) -> std::result::Result<Option<us
         // Of lists, empty ones may count as well.
         let nulls = chunk.statistics().and_then(|s| s.null_count_opt()).unwrap_or(0);
         if nulls > 0 && lists == 0 {
-            return Err(format!("row group {i}: column {name}: {nulls} null values: every row needs one"));
+            return Err(format!("row group {i}: column {name}: {nulls} null values: every row needs one").into());
         }
     }
     Ok(Some(leaf))
@@ -86,11 +87,9 @@ impl Dataset {
                 match found {
                     Ok(Some(_)) => {}
                     Ok(None) => return Err(Error::data(store.url_of(key), absent(name))),
-                    Err(problem) => {
-                        return Err(Error::data(
-                            store.url_of(key),
-                            format!("{problem} (the row filter needs the column)"),
-                        ));
+                    Err(flaw) => {
+                        let flaw = flaw.said(|text| format!("{text} (the row filter needs the column)"));
+                        return Err(Error::data(store.url_of(key), flaw));
                     }
                 }
             }
@@ -119,7 +118,7 @@ pub(crate) fn report(dataset: &Dataset) -> Result<Vec<TokenColumn>> {
                     continue;
                 }
                 Ok(None) => format!("has no column {name}"),
-                Err(problem) => problem,
+                Err(flaw) => flaw.to_string(),
             };
             let path = &dataset.shards()[shard as usize].path;
             column.problem.get_or_insert_with(|| format!("{path}: {problem}"));

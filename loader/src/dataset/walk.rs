@@ -51,7 +51,7 @@ pub(super) fn walk(root: &Path, rule: &Rule) -> Result<Walked> {
         Ok(_) => {}
         Err(e) if root.is_symlink() => return Err(broken_link(root, &e)),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
-        Err(e) => return Err(local::read_error(root, &e)),
+        Err(e) => return Err(local::read_error(root, e)),
     }
     Ok(walk.found)
 }
@@ -63,7 +63,7 @@ impl Walk<'_> {
         self.entered.insert(id, key.to_string());
         let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
         let mut names: Vec<_> =
-            entries.map_err(|e| local::read_error(folder, &e))?.iter().map(fs::DirEntry::file_name).collect();
+            entries.map_err(|e| local::read_error(folder, e))?.iter().map(fs::DirEntry::file_name).collect();
         // The way by which a folder is met first must not be the file system's choice.
         names.sort();
         for name in names {
@@ -83,7 +83,7 @@ impl Walk<'_> {
             Err(_) if path.is_symlink() => return Ok(()),
             // Gone since the folder was read.
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(local::read_error(path, &e)),
+            Err(e) => return Err(local::read_error(path, e)),
         };
         let verdict = if m.is_dir() { self.rule.folder(&key) } else { self.rule.file(&key) };
         match verdict {

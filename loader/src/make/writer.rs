@@ -207,7 +207,7 @@ impl ShardWriter {
         };
         let rows = self.rows.len() / self.row_bytes;
         let bytes = Bytes::from(std::mem::take(&mut self.rows));
-        let fail = |e: ParquetError| Error::CannotWrite { location: open.name.clone(), problem: e.to_string() };
+        let fail = |e: ParquetError| Error::cannot_write(open.name.clone(), e);
         let Chunk { offset, length } = self.write_group(&mut open.parquet, &bytes).map_err(fail)?;
         // The Vec behind `bytes` comes back: nothing else holds it once the row group is closed.
         self.rows = bytes.try_into_mut().map(Vec::from).unwrap_or_default();
@@ -260,7 +260,7 @@ impl ShardWriter {
     fn open_shard(&self) -> Result<OpenShard> {
         let name = format!("{}-{:05}.parquet", self.options.prefix, self.shards.len());
         let upload = self.store.upload(&name)?;
-        let fail = |e: ParquetError| Error::CannotWrite { location: self.store.url_of(&name), problem: e.to_string() };
+        let fail = |e: ParquetError| Error::cannot_write(self.store.url_of(&name), e);
         let parquet = SerializedFileWriter::new(Vec::new(), self.schema().map_err(fail)?, Arc::new(self.properties()))
             .map_err(fail)?;
         Ok(OpenShard { name, parquet, upload, written: 0, row_groups: Vec::new() })
@@ -319,7 +319,7 @@ impl ShardWriter {
     /// Ends the open shard.
     fn close(&mut self) -> Result<()> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
-        let fail = |e: ParquetError| Error::CannotWrite { location: open.name.clone(), problem: e.to_string() };
+        let fail = |e: ParquetError| Error::cannot_write(open.name.clone(), e);
         open.parquet.finish().map_err(fail)?;
         let rest = std::mem::take(open.parquet.inner_mut());
         let size = open.written + rest.len() as u64;

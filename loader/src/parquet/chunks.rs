@@ -15,6 +15,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 
 use crate::Result;
+use crate::error::Flaw;
 use crate::parquet::pages::Page;
 
 /// First byte of a file that may belong to a column.
@@ -56,7 +57,7 @@ fn uses_dictionary(column: &ColumnChunkMetaData) -> bool {
 /// What is wrong with a footer, or with reading on.
 #[derive(Debug)]
 pub(crate) enum Problem {
-    Footer(String),
+    Footer(Flaw),
     Store(crate::Error),
 }
 
@@ -92,7 +93,7 @@ pub(crate) fn settle(
     for (g, group) in metadata.row_groups().iter().enumerate().filter(|(_, group)| group.num_rows() > 0) {
         for (c, column) in group.columns().iter().enumerate() {
             let (start, length) =
-                stated(column, data_end).map_err(|e| Problem::Footer(format!("row group {g}: {e}")))?;
+                stated(column, data_end).map_err(|e| Problem::Footer(format!("row group {g}: {e}").into()))?;
             chunks.push(Stated { start, length, group: g, column: c });
         }
     }
@@ -107,14 +108,14 @@ pub(crate) fn settle(
         // A column that is not read may begin before that.
         let Start::At(start) = start else { continue };
         if start.checked_add(length).is_none_or(|end| end > data_end) {
-            return Err(Problem::Footer(format!("row group {g}: {}", outside(column))));
+            return Err(Problem::Footer(format!("row group {g}: {}", outside(column)).into()));
         }
         let dictionary = (start < column.data_page_offset() as u64).then_some(start as i64);
         if is_needed(c) && column.dictionary_page_offset() != dictionary {
             starts[g].push((c, dictionary));
         }
     }
-    rewrite(metadata, &starts).map_err(|e| Problem::Footer(format!("damaged: {e}")))
+    rewrite(metadata, &starts).map_err(|e| Problem::Footer(Flaw::of(format!("damaged: {e}"), e)))
 }
 
 fn outside(column: &ColumnChunkMetaData) -> String {

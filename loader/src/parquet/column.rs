@@ -5,13 +5,14 @@ use parquet::basic::{ConvertedType, LogicalType, Repetition, Type};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
-use crate::Dtype;
+use crate::error::Flaw;
 use crate::parquet::metadata::{guarded, key_value, schema_text};
+use crate::{Dtype, Help};
 
 /// Columns of integers that are known beside the activations.
 pub(crate) const TOKENS: [&str; 3] = ["token_id", "doc_id", "pos"];
 
-type Outcome<T> = std::result::Result<T, String>;
+type Outcome<T> = std::result::Result<T, Flaw>;
 
 /// The activation column of a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,21 +81,23 @@ pub(crate) fn find(metadata: &ParquetMetaData, wanted: Option<&str>) -> Outcome<
                     return Err(format!(
                         "no activation column named {wanted}: FixedSizeBinary or lists of float16/float32/float64 here are: [{}]",
                         names(&fitting)
-                    ));
+                    ).into());
                 }
                 several => {
-                    return Err(format!("several columns lie under {wanted} ({}): name one in data.column", names(several)));
+                    let text = format!("several columns lie under {wanted} ({})", names(several));
+                    return Err(Flaw::from(text).with(Help::Column));
                 }
             }
         }
         None => choose(schema, &fitting).ok_or_else(|| {
             if fitting.is_empty() {
-                format!(
+                Flaw::from(format!(
                     "no activation column: FixedSizeBinary or a list of float16/float32/float64 is needed; the file has: {}",
                     schema_text(metadata).replace('\n', ", ")
-                )
+                ))
             } else {
-                format!("several columns could be the activations ({}): name one in data.column", names(&fitting))
+                let text = format!("several columns could be the activations ({})", names(&fitting));
+                Flaw::from(text).with(Help::Column)
             }
         })?,
     };
@@ -110,7 +113,7 @@ pub(crate) fn find(metadata: &ParquetMetaData, wanted: Option<&str>) -> Outcome<
         Some(Form::Lists(dtype, is_double)) => {
             Ok(Column { leaf, name, dtype, is_double, outer: lists - 1, width: None })
         }
-        None => Err(format!("column {name} holds no activations")),
+        None => Err(format!("column {name} holds no activations").into()),
     }
 }
 
@@ -160,7 +163,8 @@ fn binary_shape(metadata: &ParquetMetaData, root: &str, bytes: i32) -> Outcome<(
         return Err(format!(
             "column {root} is FixedSizeBinary({bytes}) and nothing says what the bytes are: add the metadata sae.dtype \
              (f32, f16 or bf16) and sae.width to the file or the field"
-        ));
+        )
+        .into());
     };
     let is_double = matches!(name.to_ascii_lowercase().as_str(), "f64" | "float64" | "double");
     let dtype = if is_double { Some(Dtype::F32) } else { Dtype::parse(&name) };
@@ -173,7 +177,8 @@ fn binary_shape(metadata: &ParquetMetaData, root: &str, bytes: i32) -> Outcome<(
             "column {root} has {bytes} bytes a row, which are not {} numbers of {}",
             stated.unwrap_or_else(|| "whole".into()),
             if is_double { "f64" } else { dtype.name() }
-        ));
+        )
+        .into());
     }
     Ok((dtype, is_double, width))
 }
@@ -183,7 +188,8 @@ fn annotation(metadata: &ParquetMetaData, root: &str, key: &str) -> Option<Strin
     key_value(metadata, key).or_else(|| {
         let file = metadata.file_metadata();
         let schema = guarded(|| {
-            parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()).map_err(|e| e.to_string())
+            parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
+                .map_err(|e| Flaw::of(e.to_string(), e))
         });
         schema.ok()?.field_with_name(root).ok()?.metadata().get(key).cloned()
     })

@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Piece;
 use crate::dataset::manifest;
+use crate::error::Flaw;
 use crate::parquet::chunks;
 use crate::parquet::column::Column;
 use crate::parquet::footer::{Footer, Layout};
@@ -25,7 +26,7 @@ use crate::parquet::metadata::{NULLS, guarded};
 use crate::parquet::pages::{self, Run};
 use crate::stream::pool::Pooled;
 
-type Outcome<T> = std::result::Result<T, String>;
+type Outcome<T> = std::result::Result<T, Flaw>;
 
 /// Bytes of a piece of the manifest at least: what can be fetched and verified alone. Below 4 MiB, so that a page of about
 /// 4 MiB is one piece and not half of one.
@@ -154,11 +155,11 @@ fn general(footer: &Footer, group: usize, chunk: Buffer, rows: usize, row_bytes:
     let mut sink = Sink { row_bytes, stored_bytes, out: Vec::new(), outer, beyond: None };
     // Sizes are the file's word: they may not end the process. What a dictionary repeats beyond the pages' bytes grows as it comes.
     let reserved = sink.out.try_reserve_exact(held.min(rows.saturating_mul(row_bytes)));
-    reserved.map_err(|_| format!("{rows} rows are declared, more than memory can hold"))?;
+    reserved.map_err(|e| Flaw::of(format!("{rows} rows are declared, more than memory can hold"), e))?;
     let batch = records(footer, group, rows, 1024);
     each_batch(footer, column.leaf, group, chunk, batch, |array| sink.append(array).map(ControlFlow::Continue))?;
     if sink.out.len() != rows * row_bytes {
-        return Err(format!("damaged: {} rows where {rows} were declared", sink.out.len() / row_bytes));
+        return Err(format!("damaged: {} rows where {rows} were declared", sink.out.len() / row_bytes).into());
     }
     Ok(sink)
 }
@@ -195,7 +196,7 @@ fn check_pages(chunk: &[u8], codec: Compression, limit: u64, least: u64) -> Outc
     }
     // A list that is null or empty counts as one value too.
     if values < least {
-        return Err(format!("damaged: {least} rows are declared, and {values} values in the pages"));
+        return Err(format!("damaged: {least} rows are declared, and {values} values in the pages").into());
     }
     Ok(data().map(|p| p.uncompressed as usize).sum())
 }
@@ -227,13 +228,13 @@ pub(crate) fn int_column(
     })?;
     for (lengths, of_rows) in lengths.iter().zip(outer.into_iter().flatten()) {
         if lengths.len() != of_rows.len() {
-            return Err(format!("{} lists, and {} of activations", lengths.len(), of_rows.len()));
+            return Err(format!("{} lists, and {} of activations", lengths.len(), of_rows.len()).into());
         }
         if let Some(i) = lengths.iter().zip(of_rows).position(|(a, b)| a != b) {
-            return Err(format!("list {i} has {} values, and {} rows of activations", lengths[i], of_rows[i]));
+            return Err(format!("list {i} has {} values, and {} rows of activations", lengths[i], of_rows[i]).into());
         }
     }
-    if out.len() != rows { Err(format!("{} values for {rows} rows", out.len())) } else { Ok(out) }
+    if out.len() != rows { Err(format!("{} values for {rows} rows", out.len()).into()) } else { Ok(out) }
 }
 
 fn append_integers(values: &ArrayRef, out: &mut Vec<i64>) -> Outcome<()> {
@@ -249,7 +250,7 @@ fn append_integers(values: &ArrayRef, out: &mut Vec<i64>) -> Outcome<()> {
         DataType::UInt16 => widen::<UInt16Type>(values, out),
         DataType::UInt32 => widen::<UInt32Type>(values, out),
         DataType::UInt64 => widen::<UInt64Type>(values, out),
-        other => return Err(format!("is {other}: integers are needed")),
+        other => return Err(format!("is {other}: integers are needed").into()),
     }
     Ok(())
 }
@@ -274,8 +275,8 @@ pub(crate) fn count_rows(footer: &Footer, group: usize, chunk: Bytes, width: usi
     Ok(rows)
 }
 
-fn ragged(one: impl Display, another: impl Display) -> String {
-    format!("lists of {one} and of {another} values: every row needs the same width")
+fn ragged(one: impl Display, another: impl Display) -> Flaw {
+    format!("lists of {one} and of {another} values: every row needs the same width").into()
 }
 
 /// Calls `take` with the length of each row inside nested lists.
@@ -331,16 +332,17 @@ fn each_batch(
     guarded(|| {
         // Without the embedded arrow schema: it is one more thing that can lie, and Parquet's own types say enough.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let metadata = ArrowReaderMetadata::try_new(footer.metadata.clone(), options).map_err(|e| e.to_string())?;
+        let metadata =
+            ArrowReaderMetadata::try_new(footer.metadata.clone(), options).map_err(|e| Flaw::of(e.to_string(), e))?;
         let mask = ProjectionMask::leaves(footer.metadata.file_metadata().schema_descr(), [leaf]);
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(Region { start, bytes }, metadata)
             .with_row_groups(vec![group])
             .with_projection(mask)
             .with_batch_size(batch)
             .build()
-            .map_err(|e| broken(&e))?;
+            .map_err(broken)?;
         for batch in reader {
-            let batch = batch.map_err(|e| broken(&e))?;
+            let batch = batch.map_err(broken)?;
             if take(batch.column(0).clone())?.is_break() {
                 break;
             }
@@ -371,11 +373,12 @@ fn inside(mut array: ArrayRef, outer: &mut [Vec<u32>]) -> Outcome<ArrayRef> {
 }
 
 /// What a reader could not make of a chunk. What it does not know is no damage, and comes the same again.
-fn broken(e: &dyn std::fmt::Display) -> String {
-    match e.to_string() {
+fn broken(e: impl std::error::Error + Send + Sync + 'static) -> Flaw {
+    let text = match e.to_string() {
         text if text.contains("NYI") => format!("cannot be read ({text}): write the file with another encoding"),
         text => format!("damaged: {text}"),
-    }
+    };
+    Flaw::of(text, e)
 }
 
 fn lengths(list: &ListArray) -> impl Iterator<Item = u32> + '_ {
@@ -425,12 +428,12 @@ impl Sink {
                 self.append_numbers(&values)?;
                 match width {
                     Some(width) if (self.out.len() - before) != list.len() * self.row_bytes => {
-                        Err(format!("a list of {width} values: another width"))
+                        Err(format!("a list of {width} values: another width").into())
                     }
                     _ => Ok(()),
                 }
             }
-            other => Err(format!("cannot read activations of type {other}: {AS_LISTS}")),
+            other => Err(format!("cannot read activations of type {other}: {AS_LISTS}").into()),
         }
     }
 
@@ -443,7 +446,7 @@ impl Sink {
                 self.out.extend_from_slice(bytemuck::cast_slice(values.as_primitive::<Float32Type>().values()));
             }
             DataType::Float64 => self.narrow(values.as_primitive::<Float64Type>().values().iter().copied()),
-            other => return Err(format!("cannot read numbers of type {other}: {AS_LISTS}")),
+            other => return Err(format!("cannot read numbers of type {other}: {AS_LISTS}").into()),
         }
         Ok(())
     }
@@ -517,15 +520,16 @@ mod tests {
     #[test]
     fn pages_that_declare_the_impossible_are_refused() {
         let check = |page: &[u8], codec, rows: u64| check_pages(page, codec, rows * 216 + MORE, rows);
-        let says = |outcome: Outcome<usize>, text: &str| assert!(outcome.unwrap_err().contains(text));
+        let says = |outcome: Outcome<usize>, text: &str| assert!(outcome.unwrap_err().to_string().contains(text));
         let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
-        assert_eq!(check(&page(10, 1000, 1000), Compression::UNCOMPRESSED, 10), Ok(1000));
-        assert_eq!(check(&page(10, 1000, 60), Compression::SNAPPY, 10), Ok(1000));
+        assert_eq!(check(&page(10, 1000, 1000), Compression::UNCOMPRESSED, 10).unwrap(), 1000);
+        assert_eq!(check(&page(10, 1000, 60), Compression::SNAPPY, 10).unwrap(), 1000);
         says(check(&page(10, 1000, 1000), Compression::UNCOMPRESSED, 11), "11 rows are declared, and 10 values");
         let (rows, lie) = (1 << 30, 1 << 30);
         says(check(&page(rows, lie, 1000), Compression::UNCOMPRESSED, 1 << 30), "more data than its bytes can hold");
         says(check(&page(rows, lie, 1000), Compression::LZ4_RAW, 1 << 30), "more data than its bytes can hold");
         says(check(&page(rows, lie, 1000), zstd, 1 << 30), "more data than its bytes can hold");
-        assert_eq!(check(&page(rows, 1 << 20, 1000), zstd, 1 << 30), Ok(1 << 20), "no more than this is reserved");
+        let held = check(&page(rows, 1 << 20, 1000), zstd, 1 << 30).unwrap();
+        assert_eq!(held, 1 << 20, "no more than this is reserved");
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use parquet::basic::Compression;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 
+use crate::error::Flaw;
 use crate::parquet::chunks::{self, Chunk, Problem};
 use crate::parquet::column::{self, Column};
 use crate::parquet::metadata::{
@@ -56,14 +57,14 @@ impl Footer {
             return Err(Error::data(name, format!("not a Parquet file: only {size} bytes")));
         }
         let tail = store.get_range(key, size - size.min(TAIL)..size)?;
-        let fail = |problem: String| Error::data(name.clone(), problem);
+        let fail = |problem: Flaw| Error::data(name.clone(), problem);
         let end = &tail[tail.len() - 8..];
         if &end[4..] != b"PAR1" {
             return Err(fail("not a Parquet file (or cut off): it does not end in PAR1".into()));
         }
         let length = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]]));
         if length > MAX_FOOTER || length + 12 > size {
-            return Err(fail(format!("damaged: claims a footer of {length} bytes in a file of {size}")));
+            return Err(fail(format!("damaged: claims a footer of {length} bytes in a file of {size}").into()));
         }
         let bytes = if length + 8 <= tail.len() as u64 {
             tail.slice(tail.len() - 8 - length as usize..tail.len() - 8)
@@ -101,7 +102,7 @@ impl Footer {
         Footer::of(metadata, column, data_end).map_err(Problem::Footer)
     }
 
-    fn of(metadata: ParquetMetaData, column: Option<Column>, data_end: u64) -> std::result::Result<Self, String> {
+    fn of(metadata: ParquetMetaData, column: Option<Column>, data_end: u64) -> std::result::Result<Self, Flaw> {
         let prepared = key_value(&metadata, "sae.order").is_some_and(|v| v == "shuffled");
         let schema = schema_text(&metadata);
         let (mut width, mut of_layout) = (None, Layout::General);
@@ -114,7 +115,7 @@ impl Footer {
                 width => width,
             };
             if width.is_some_and(|width| width == 0 || width > MAX_WIDTH) {
-                return Err(format!("impossible width {}", width.unwrap_or_default()));
+                return Err(format!("impossible width {}", width.unwrap_or_default()).into());
             }
             of_layout = layout(&metadata, column, width);
         }
@@ -122,7 +123,7 @@ impl Footer {
     }
 
     /// The activation column, which every file with rows has.
-    pub(crate) fn activations(&self) -> std::result::Result<&Column, String> {
+    pub(crate) fn activations(&self) -> std::result::Result<&Column, Flaw> {
         self.column.as_ref().ok_or_else(|| "no activation column: the file has no rows".into())
     }
 
@@ -152,24 +153,24 @@ impl Footer {
 }
 
 /// The metadata in a footer's bytes, with row groups that may be.
-fn decoded(bytes: &Bytes) -> std::result::Result<ParquetMetaData, String> {
+fn decoded(bytes: &Bytes) -> std::result::Result<ParquetMetaData, Flaw> {
     thrift::validate(bytes).map_err(|e| format!("damaged footer: it {e}"))?;
-    let parsed = guarded(|| ParquetMetaDataReader::decode_metadata(bytes).map_err(|e| e.to_string()));
-    let metadata = parsed.map_err(|e| format!("damaged footer: {e}"))?;
+    let parsed = guarded(|| ParquetMetaDataReader::decode_metadata(bytes).map_err(|e| Flaw::of(e.to_string(), e)));
+    let metadata = parsed.map_err(|flaw| flaw.said(|text| format!("damaged footer: {text}")))?;
     let columns = metadata.file_metadata().schema_descr().num_columns();
     for (i, group) in metadata.row_groups().iter().enumerate() {
         if group.num_rows() < 0 || group.num_rows() as u64 > MAX_GROUP_ROWS {
-            return Err(format!("row group {i}: damaged: claims {} rows", group.num_rows()));
+            return Err(format!("row group {i}: damaged: claims {} rows", group.num_rows()).into());
         }
         if group.num_columns() != columns {
-            return Err(format!("row group {i}: damaged: {} columns of {columns}", group.num_columns()));
+            return Err(format!("row group {i}: damaged: {} columns of {columns}", group.num_columns()).into());
         }
     }
     Ok(metadata)
 }
 
 /// The one width of a list column, from the counts; levels are checked when rows are read. `None` without rows.
-fn list_width(metadata: &ParquetMetaData, leaf: usize) -> std::result::Result<Option<usize>, String> {
+fn list_width(metadata: &ParquetMetaData, leaf: usize) -> std::result::Result<Option<usize>, Flaw> {
     let mut width = None;
     for (i, group) in groups_with_rows(metadata) {
         let (values, rows) = (group.column(leaf).num_values() as u64, group.num_rows() as u64);
@@ -178,13 +179,13 @@ fn list_width(metadata: &ParquetMetaData, leaf: usize) -> std::result::Result<Op
             // A null row counts as one value. Only statistics, where there are some, tell it from a shorter list.
             let nulls = group.column(leaf).statistics().and_then(|s| s.null_count_opt());
             if nulls.is_some_and(|n| n > 0) {
-                return Err(format!("row group {i}: {NULLS}"));
+                return Err(format!("row group {i}: {NULLS}").into());
             }
             let nulls = metadata.file_metadata().schema_descr().column(leaf).max_def_level() > 1 && nulls.is_none();
             let or_nulls = if nulls { ", and none may be null" } else { "" };
-            return Err(format!(
-                "row group {i}: {values} values in {rows} rows: every row needs the same width{or_nulls}"
-            ));
+            let text =
+                format!("row group {i}: {values} values in {rows} rows: every row needs the same width{or_nulls}");
+            return Err(text.into());
         }
     }
     width.map(|width| usize::try_from(width).map_err(|_| "impossible width".into())).transpose()

@@ -30,7 +30,7 @@ pub(crate) fn look_at<S: Sync, T: Send + Sync>(
     };
     std::thread::scope(|scope| {
         let start = |_| Builder::new().spawn_scoped(scope, work).map(drop);
-        (0..footers.clamp(1, THREADS)).try_for_each(start).map_err(|e| Error::Threads(e.to_string()))
+        (0..footers.clamp(1, THREADS)).try_for_each(start).map_err(Error::threads)
     })?;
     let died = || Error::Arguments("a thread that reads footers died".into());
     cells.into_iter().map(|cell| cell.into_inner().unwrap_or_else(|| Err(died()))).collect()

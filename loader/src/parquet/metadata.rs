@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use parquet::basic::{Compression, Type};
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 
+use crate::error::Flaw;
+
 /// Widest rows that are believed.
 pub(crate) const MAX_WIDTH: usize = 1 << 20;
 /// Most rows of a row group that are believed.
@@ -18,7 +20,7 @@ pub(crate) fn groups_with_rows(metadata: &ParquetMetaData) -> impl Iterator<Item
 }
 
 /// Runs third-party code that may panic on hostile input.
-pub(crate) fn guarded<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> std::result::Result<T, Flaw>) -> std::result::Result<T, Flaw> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the Parquet reader gave up on it".into()))
 }
 

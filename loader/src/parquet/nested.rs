@@ -17,6 +17,7 @@ use std::sync::Once;
 use bytes::Bytes;
 use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 
+use crate::error::Flaw;
 use crate::parquet::chunks::{self, Chunk};
 use crate::parquet::column::Column;
 use crate::parquet::decode;
@@ -48,8 +49,7 @@ impl Footer {
 
 /// Numbers per row, if there are rows, and the rows of every row group.
 fn count(footer: &Footer, column: &Column, store: &Store, key: &str) -> Result<(Option<usize>, Vec<u64>)> {
-    let fail =
-        |group: usize, problem: String| Error::data(format!("{}, row group {group}", store.url_of(key)), problem);
+    let fail = |group: usize, problem: Flaw| Error::data(format!("{}, row group {group}", store.url_of(key)), problem);
     let mut rows = vec![0; footer.metadata.num_row_groups()];
     // FixedSizeBinary has one value a row, and says the width itself.
     let mut per_row = column.width.map(|_| 1);
@@ -62,7 +62,7 @@ fn count(footer: &Footer, column: &Column, store: &Store, key: &str) -> Result<(
                 None => first_width(footer, i, store, key)?.map_err(|problem| fail(i, problem))?,
             };
             if width.is_some_and(|width| width == 0 || width > MAX_WIDTH) {
-                return Err(fail(i, format!("impossible width {}", width.unwrap_or_default())));
+                return Err(fail(i, format!("impossible width {}", width.unwrap_or_default()).into()));
             }
             per_row = width.map(|width| width as u64);
         }
@@ -77,7 +77,7 @@ fn count(footer: &Footer, column: &Column, store: &Store, key: &str) -> Result<(
             }
         };
         if rows[i] > MAX_GROUP_ROWS {
-            return Err(fail(i, format!("damaged: claims {} rows", rows[i])));
+            return Err(fail(i, format!("damaged: claims {} rows", rows[i]).into()));
         }
     }
     Ok((width, rows))
@@ -126,7 +126,7 @@ fn first_width(
     group: usize,
     store: &Store,
     key: &str,
-) -> Result<std::result::Result<Option<usize>, String>> {
+) -> Result<std::result::Result<Option<usize>, Flaw>> {
     for limit in STARTS.into_iter().chain([u64::MAX]) {
         let bytes = read(footer, group, store, key, limit)?;
         let whole = bytes.len() as u64 == chunk(footer, group).length;

@@ -102,7 +102,7 @@ pub(crate) fn typed(url: &str, key: &str) -> String {
 /// What a part of a percent-encoded URL means.
 pub(crate) fn decode(part: &str, url: &str) -> Result<String> {
     let text = percent_decode_str(part).decode_utf8();
-    text.map(String::from).map_err(|_| Error::Arguments(format!("{url}: {part} is not percent-encoded UTF-8")))
+    text.map(String::from).map_err(|e| Error::address(url, format!("{part} is not percent-encoded UTF-8"), e))
 }
 
 #[cfg(test)]
@@ -138,7 +138,7 @@ mod tests {
             ("a\nb/c", "control"),
         ] {
             let error = key(text).unwrap_err();
-            assert_eq!(error.exit_code(), 64);
+            assert!(matches!(error, Error::Arguments(_)), "{error:?}");
             let said = error.to_string();
             assert!(said.contains(word) && said.contains(REMEDY) && !said.contains('\n'), "{said}");
         }

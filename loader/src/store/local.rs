@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::error::Flaw;
 use crate::{Entry, Error, Result};
 
 /// Files being written carry this in their name; listings leave them out.
@@ -17,23 +18,27 @@ const TEMPORARY: &str = ".loader-tmp-";
 /// A temporary file that nobody wrote to for so long belongs to a writer that was killed.
 const LEFTOVER: Duration = Duration::from_secs(3600);
 
-pub(crate) fn read_error(path: &Path, e: &std::io::Error) -> Error {
+pub(crate) fn read_error(path: &Path, e: std::io::Error) -> Error {
     let location = path.display().to_string();
     match e.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => Error::NotFound { location, hint: String::new() },
-        ErrorKind::PermissionDenied => Error::Denied { location, problem: "no permission to read".into() },
-        ErrorKind::UnexpectedEof => Error::Changed { location, problem: "the file became shorter".into() },
-        _ => Error::Unreachable { location, problem: e.to_string() },
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            Error::NotFound { location, hint: String::new(), source: Some(e.into()) }
+        }
+        ErrorKind::PermissionDenied => {
+            Error::Denied { location, problem: "no permission to read".into(), source: Some(e.into()) }
+        }
+        ErrorKind::UnexpectedEof => Error::changed(location, Flaw::of("the file became shorter".into(), e)),
+        _ => Error::Unreachable { location, problem: e.to_string(), source: Some(e.into()) },
     }
 }
 
-pub(crate) fn write_error(path: &Path, e: &std::io::Error) -> Error {
+pub(crate) fn write_error(path: &Path, e: std::io::Error) -> Error {
     let problem = match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full".to_string(),
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "no permission to write there".to_string(),
         _ => e.to_string(),
     };
-    Error::CannotWrite { location: path.display().to_string(), problem }
+    Error::CannotWrite { location: path.display().to_string(), problem, source: Some(e.into()) }
 }
 
 /// A file on its way to its final name, removed again unless it is committed.
@@ -52,24 +57,24 @@ impl Pending {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let path = root.join(key);
         let folder = path.parent().unwrap_or(root);
-        fs::create_dir_all(folder).map_err(|e| write_error(folder, &e))?;
+        fs::create_dir_all(folder).map_err(|e| write_error(folder, e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // A folder below may be a link to another disk, and renaming stays on one.
         let place = if is_same_disk(root, folder) { root } else { folder };
         remove_leftovers(place);
         let unique = format!("{TEMPORARY}{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let temporary = place.join(unique);
-        let file = File::create(&temporary).map_err(|e| write_error(&path, &e))?;
+        let file = File::create(&temporary).map_err(|e| write_error(&path, e))?;
         Ok(Pending { file, temporary, path, committed: false })
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| write_error(&self.path, &e))
+        self.file.write_all(bytes).map_err(|e| write_error(&self.path, e))
     }
 
     /// Makes the file visible under its name, whole and on disk. With `exclusive`, false if the name was taken.
     pub(crate) fn commit(mut self, exclusive: bool) -> Result<bool> {
-        let fail = |e: std::io::Error| write_error(&self.path, &e);
+        let fail = |e: std::io::Error| write_error(&self.path, e);
         self.file.sync_all().map_err(fail)?;
         if exclusive {
             // A hard link fails if the name exists: the atomic form of create-if-absent.
@@ -83,7 +88,7 @@ impl Pending {
             self.committed = true;
         }
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        File::open(folder).and_then(|f| f.sync_all()).map_err(|e| write_error(folder, &e))?;
+        File::open(folder).and_then(|f| f.sync_all()).map_err(|e| write_error(folder, e))?;
         Ok(true)
     }
 }
@@ -113,7 +118,7 @@ pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
             let path = entry.path();
-            fs::remove_file(&path).map_err(|e| write_error(&path, &e))?;
+            fs::remove_file(&path).map_err(|e| write_error(&path, e))?;
         }
     }
     Ok(())
@@ -143,23 +148,23 @@ pub(crate) struct OpenFile {
 
 impl OpenFile {
     pub(crate) fn open(path: PathBuf) -> Result<Self> {
-        let file = File::open(&path).map_err(|e| read_error(&path, &e))?;
+        let file = File::open(&path).map_err(|e| read_error(&path, e))?;
         Ok(OpenFile { file, path })
     }
 
     /// Fills `out` from `offset`.
     pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(out, offset).map_err(|e| read_error(&self.path, &e))
+        self.file.read_exact_at(out, offset).map_err(|e| read_error(&self.path, e))
     }
 
     fn metadata(&self) -> Result<fs::Metadata> {
-        self.file.metadata().map_err(|e| read_error(&self.path, &e))
+        self.file.metadata().map_err(|e| read_error(&self.path, e))
     }
 
     /// Refuses a file that is no longer the one the dataset was opened with.
     pub(crate) fn check_unchanged(&self, size: u64, etag: Option<&str>) -> Result<()> {
         let m = self.metadata()?;
-        let changed = |problem: String| Err(Error::Changed { location: self.path.display().to_string(), problem });
+        let changed = |problem: String| Err(Error::changed(self.path.display().to_string(), problem));
         if m.len() != size {
             return changed(format!("{} bytes now, {size} before", m.len()));
         }
@@ -172,7 +177,7 @@ impl OpenFile {
 
 /// The whole file.
 pub(crate) fn read(path: &Path) -> Result<Bytes> {
-    fs::read(path).map(Bytes::from).map_err(|e| read_error(path, &e))
+    fs::read(path).map(Bytes::from).map_err(|e| read_error(path, e))
 }
 
 /// A part of a file, of exactly the asked length.
@@ -180,10 +185,8 @@ pub(crate) fn read_range(path: PathBuf, range: Range<u64>) -> Result<Bytes> {
     let file = OpenFile::open(path)?;
     let size = file.metadata()?.len();
     if range.end > size || range.start > range.end {
-        return Err(Error::Changed {
-            location: file.path.display().to_string(),
-            problem: format!("bytes {}..{} asked of a file of {size}", range.start, range.end),
-        });
+        let problem = format!("bytes {}..{} asked of a file of {size}", range.start, range.end);
+        return Err(Error::changed(file.path.display().to_string(), problem));
     }
     let mut out = vec![0; (range.end - range.start) as usize];
     file.read_at(range.start, &mut out)?;
@@ -194,7 +197,7 @@ pub(crate) fn read_range(path: PathBuf, range: Range<u64>) -> Result<Bytes> {
 pub(crate) fn delete(root: &Path, key: &str) -> Result<()> {
     let path = root.join(key);
     match fs::remove_file(&path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(write_error(&path, &e)),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(write_error(&path, e)),
         _ => {
             // A folder that is not empty cannot be removed, and ends the walk.
             let _ = path.ancestors().skip(1).take_while(|folder| *folder != root).try_for_each(fs::remove_dir);
@@ -209,7 +212,7 @@ pub(crate) fn entry_of(path: &Path, key: String) -> Result<Option<Entry>> {
         Ok(m) if m.is_file() => Ok(Some(Entry { key, size: m.len(), etag: Some(tag(&m)) })),
         Ok(_) => Ok(None),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(e) => Err(read_error(path, &e)),
+        Err(e) => Err(read_error(path, e)),
     }
 }
 
@@ -225,10 +228,10 @@ pub(crate) fn list(root: &Path, folder: &str) -> Result<Vec<Entry>> {
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
-            Err(e) => return Err(read_error(&folder, &e)),
+            Err(e) => return Err(read_error(&folder, e)),
         };
         for entry in entries {
-            let path = entry.map_err(|e| read_error(&folder, &e))?.path();
+            let path = entry.map_err(|e| read_error(&folder, e))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
             // Links are followed for files (a model hub's cache consists of them), not for folders: those can form circles.
             let is_link = path.is_symlink();

@@ -26,9 +26,9 @@ use crate::store::address::{AZURE, Address};
 use crate::store::environment;
 use crate::store::key;
 use crate::store::patience::{self, Patient};
-use crate::store::redact::redact;
+use crate::store::redact::{Redacted, redact};
 use crate::store::remote::{Lists, Remote};
-use crate::{Error, Result, Store, unexpanded};
+use crate::{Error, Result, Store, check_expanded};
 
 /// Where data lies: a store, a prefix (a folder or one file) and perhaps a glob below it.
 #[derive(Clone)]
@@ -60,7 +60,8 @@ impl Location {
             if !Self::at(&address, at + 1)?.store().exists()? {
                 let pattern = address.pattern(at)?;
                 let pattern = glob::Pattern::new(&pattern).map_err(|e| {
-                    Error::Arguments(format!("{text}: names nothing that is there, and is not a pattern either: {e}"))
+                    let problem = format!("names nothing that is there, and is not a pattern either: {e}");
+                    Error::address(text, problem, e)
                 })?;
                 return Ok(Location { pattern: Some(pattern), ..Self::at(&address, at)? });
             }
@@ -110,7 +111,7 @@ impl Location {
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(|e| Error::Arguments(format!("{}: {e}", path.display())))
+    std::path::absolute(path).map_err(|e| Error::address(path.display().to_string(), e.to_string(), e))
 }
 
 /// The store of an address with its first `parts` parts as the prefix; `url` is what messages call it.
@@ -118,13 +119,11 @@ fn store(address: &Address<'_>, parts: usize, url: &str) -> Result<Store> {
     static MEMORY: LazyLock<Arc<InMemory>> = LazyLock::new(|| Arc::new(InMemory::new()));
     let (names, folder_url) = (address.names(parts)?, url.trim_end_matches('/').to_string());
     if address.scheme.is_empty() || address.scheme == "file" {
-        if let Some(said) = unexpanded(&names) {
-            return Err(Error::Arguments(said));
-        }
+        check_expanded(&names)?;
         return Ok(Store::local(absolute(Path::new(&names))?, folder_url));
     }
     let bucket = address.authority;
-    let fail = |e: object_store::Error| Error::Arguments(format!("{}: {}", redact(url), redact(&e.to_string())));
+    let fail = |e: object_store::Error| Error::address(redact(url), redact(&e.to_string()), Redacted::from(e));
     // There is one memory, so its buckets are folders in it.
     let in_memory = [bucket, &names].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
     let names = if address.scheme == "memory" { in_memory } else { names };
@@ -191,9 +190,13 @@ fn s3(bucket: &str, url: &str) -> Result<Arc<AmazonS3>> {
     // Without credentials the client asks the cloud's metadata address for three minutes: look first whether it is there. It would give
     // those of the machine where a profile asks for others.
     if !skips && !named && (environment::named_profile().is_some() || !metadata_service_answers()) {
-        return Err(Error::Denied { location: url.to_string(), problem: environment::no_credentials(url) });
+        return Err(Error::Denied {
+            location: url.to_string(),
+            problem: environment::no_credentials(url),
+            source: None,
+        });
     }
-    let store = builder.build().map_err(|e| Error::Arguments(format!("{url}: {}", redact(&e.to_string()))))?;
+    let store = builder.build().map_err(|e| Error::address(url, redact(&e.to_string()), Redacted::from(e)))?;
     Ok(Arc::new(store))
 }
 

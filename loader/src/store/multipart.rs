@@ -67,8 +67,11 @@ impl Multipart {
             let Some(part) = self.parts.pop_front() else { break };
             let url = self.url.clone();
             io::wait(async move {
-                let died =
-                    |e: tokio::task::JoinError| Error::Unreachable { location: url.clone(), problem: e.to_string() };
+                let died = |e: tokio::task::JoinError| Error::Unreachable {
+                    location: url.clone(),
+                    problem: e.to_string(),
+                    source: Some(e.into()),
+                };
                 part.await.map_err(died)?.map_err(|e| write_error(&url, e))
             })?;
         }

@@ -2,7 +2,7 @@
 //! outage with its length. One line each for a host, however many requests meet it.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// An outage that follows another within this is reported once it has lasted [`LONG`]: a store that throttles fails now and then for
@@ -12,6 +12,14 @@ const LONG: Duration = Duration::from_secs(5);
 
 /// The outages of the process, by host.
 static OUTAGES: Mutex<BTreeMap<String, Outage>> = Mutex::new(BTreeMap::new());
+
+/// What users call the setting of the patience.
+pub(crate) static NAME: OnceLock<&str> = OnceLock::new();
+
+/// The name in parentheses, behind a space; empty without one.
+pub(crate) fn name() -> String {
+    NAME.get().map_or_else(String::new, |name| format!(" ({name})"))
+}
 
 /// Failures so far apart are none of the same outage: nobody has asked in between.
 const APART: Duration = Duration::from_secs(60);
@@ -62,7 +70,8 @@ pub(crate) fn failed(host: &str, since: Instant, what: &str, patience: Duration)
         let patience_s = patience.as_secs();
         tracing::warn!(
             patience_s,
-            "{host}: {what}: tried again until {until}, for {patience_s} s altogether (--patience)"
+            "{host}: {what}: tried again until {until}, for {patience_s} s altogether{}",
+            name()
         );
     }
     since.elapsed()

@@ -58,6 +58,12 @@ pub fn set(patience: Duration) {
     PATIENCE_MS.store(patience.as_millis() as u64, Ordering::Relaxed);
 }
 
+/// Lets messages about patience name the setting that changes it. The first name stays.
+pub fn set_name(name: &'static str) {
+    // One that is there already stays.
+    let _ = outage::NAME.set(name);
+}
+
 /// How long requests that fail are made again.
 pub fn now() -> Duration {
     Duration::from_millis(PATIENCE_MS.load(Ordering::Relaxed))
@@ -109,7 +115,7 @@ impl HttpService for Service {
             let lasts = outage::failed(&host, started, &failed, now());
             let left = now().saturating_sub(lasts);
             if left.is_zero() {
-                let problem = format!("{failed}: given up after {} s (--patience)", lasts.as_secs());
+                let problem = format!("{failed}: given up after {} s{}", lasts.as_secs(), outage::name());
                 return Err(HttpError::new(HttpErrorKind::Unknown, GivenUp(problem)));
             }
             tokio::time::sleep(shortened(pause).min(left)).await;

@@ -1,5 +1,58 @@
 //! Secrets stay out of messages.
 
+use std::error::Error;
+use std::fmt;
+
+/// An error of a store's client, shown without the credentials that its texts may hold. It has no source: the causes of a client's error are
+/// in its text, and would show on their own what it hides.
+pub struct Redacted(object_store::Error);
+
+impl Redacted {
+    /// The client's error, whose texts must not be shown.
+    pub fn get(&self) -> &object_store::Error {
+        &self.0
+    }
+
+    /// Whether the store said that the credentials are no longer valid.
+    pub fn is_expired(&self) -> bool {
+        chain(&self.0).contains("ExpiredToken")
+    }
+}
+
+impl From<object_store::Error> for Redacted {
+    fn from(error: object_store::Error) -> Self {
+        Redacted(error)
+    }
+}
+
+impl fmt::Display for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&redact(&chain(&self.0)))
+    }
+}
+
+impl fmt::Debug for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Redacted({self})")
+    }
+}
+
+impl Error for Redacted {}
+
+/// An error with its causes, each once.
+fn chain(e: &dyn Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(c) = cause {
+        let next = c.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = c.source();
+    }
+    text
+}
+
 /// Cuts user names, passwords and queries (signatures, tokens) out of URLs in a text.
 pub(crate) fn redact(text: &str) -> String {
     let service = std::env::var("AWS_CONTAINER_CREDENTIALS_FULL_URI").ok();
@@ -33,6 +86,16 @@ fn is_host_of(url: &str, authority: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_of_a_client_hides_its_credentials_whoever_shows_it() {
+        let source = "GET https://key:c4n4ry@host/a?sig=c4n4ry failed".into();
+        let error = Redacted::from(object_store::Error::Generic { store: "S3", source });
+        for said in [error.to_string(), format!("{error:?}")] {
+            assert!(said.contains("https://host/a") && !said.contains("c4n4ry"), "{said}");
+        }
+        assert!(error.source().is_none() && matches!(error.get(), object_store::Error::Generic { .. }));
+    }
 
     #[test]
     fn credentials_are_cut_out() {

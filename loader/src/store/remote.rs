@@ -184,7 +184,8 @@ fn assert_length(url: &str, got: u64, asked: u64) -> Result<()> {
     if got == asked {
         Ok(())
     } else {
-        Err(Error::Unreachable { location: url.into(), problem: format!("{got} bytes came where {asked} were asked") })
+        let problem = format!("{got} bytes came where {asked} were asked");
+        Err(Error::Unreachable { location: url.into(), problem, source: None })
     }
 }
 
@@ -209,7 +210,7 @@ async fn collect(result: object_store::GetResult, asked: usize) -> object_store:
 fn check_tag(url: &str, known: Option<&str>, now: Option<&str>) -> Result<()> {
     match (known, now) {
         (Some(known), Some(now)) if known != now => {
-            Err(Error::Changed { location: url.into(), problem: "its ETag differs: the object was replaced".into() })
+            Err(Error::changed(url, "its ETag differs: the object was replaced"))
         }
         _ => Ok(()),
     }

@@ -36,14 +36,13 @@ fn budget_within(dataset: &Dataset, order: &RowOrder, streams: u64, asked: u64, 
         (asked, _) => (asked, format!("{} are allowed", size(asked))),
     };
     if needed > limit {
-        return Err(Error::Arguments(format!(
-            "the order needs {} in memory ({streams} windows of {} and a unit of reading of {} for each), {but}: \
-             lower data.window_bytes, raise data.prefetch_bytes to {needed} if the memory is there, or shuffle the data once \
-             and read it in sequence",
+        let problem = format!(
+            "the order needs {} in memory ({streams} windows of {} and a unit of reading of {} for each), {but}",
             size(needed),
             size(window),
             size(largest),
-        )));
+        );
+        return Err(Error::Memory { problem, needed });
     }
     Ok(if asked == 0 { needed + AHEAD } else { asked })
 }
@@ -72,7 +71,7 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dtype, OpenOptions, ShardWriter, Store, WriteOptions};
+    use crate::{Dtype, Help, OpenOptions, ShardWriter, Store, WriteOptions};
 
     #[test]
     fn what_the_memory_cannot_hold_is_refused_unless_it_was_asked_for() {
@@ -91,11 +90,8 @@ mod tests {
         assert_eq!(within(0, None).unwrap(), needed + AHEAD, "no word of the system, no cap");
         assert_eq!(within(0, Some(2 * needed)).unwrap(), needed + AHEAD);
         let error = within(0, Some(2 * needed - 2)).unwrap_err();
-        assert_eq!(error.exit_code(), 64);
-        let remedy = format!("raise data.prefetch_bytes to {needed} if the memory is there");
-        for says in
-            ["needs 8.0 MiB", "half of the 16.0 MiB", "lower data.window_bytes", "shuffle the data once", &remedy]
-        {
+        assert_eq!(error.help(), Some(Help::Prefetch(needed)));
+        for says in ["needs 8.0 MiB", "half of the 16.0 MiB"] {
             assert!(error.to_string().contains(says), "{says}: {error}");
         }
         assert_eq!(within(needed, Some(1)).unwrap(), needed, "who asks for it gets it");

@@ -203,7 +203,7 @@ impl Feed {
         for i in 0..options.threads.max(1) {
             let shared = feed.shared.clone();
             let thread = std::thread::Builder::new().name(format!("loader-{i}")).spawn(move || shared.serve());
-            feed.threads.push(thread.map_err(|e| Error::Threads(e.to_string()))?);
+            feed.threads.push(thread.map_err(Error::threads)?);
         }
         feed.top_up(step);
         Ok(feed)

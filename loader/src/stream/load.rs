@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::dataset::manifest;
 use crate::dataset::tokens;
+use crate::error::Flaw;
 use crate::parquet::chunks::{self, Chunk};
 use crate::parquet::decode::{self, Beside, Beyond, Buffer, Decoded, Outer};
 use crate::parquet::pages;
@@ -16,7 +17,7 @@ use crate::store::io;
 use crate::store::local::OpenFile;
 use crate::stream::pool::{Pool, Pooled};
 use crate::stream::unit::{Extent, FILTERED, Loaded, SKIPPED};
-use crate::{Dataset, Error, Piece, Result, RowFilter, RowGroup, SkipList};
+use crate::{Dataset, Error, Help, Piece, Result, RowFilter, RowGroup, SkipList};
 
 /// Bytes that are read and hashed before the next ones are read: stays in the L2 cache.
 const BLOCK: usize = 256 << 10;
@@ -84,7 +85,7 @@ impl Loader {
     pub(crate) fn finish(&self, extent: &Extent, buffer: Buffer, verified: bool) -> Result<Loaded> {
         self.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         let name = || self.dataset.group_name(extent.shard, extent.group);
-        let fail = |problem: String| Error::data(name(), problem);
+        let fail = |problem: Flaw| Error::data(name(), problem);
         let known = self.known_pieces(extent);
         if !verified && !decode::verify(&buffer, &known) {
             return Err(self.mismatch(extent));
@@ -102,7 +103,7 @@ impl Loader {
                 Decoded { buffer, runs, outer: Outer::new(), beyond: None }
             }
             // Part of a group was asked because a manifest called it raw.
-            Some(Err(problem)) if !self.is_whole(extent) => return Err(fail(format!("damaged: {problem}"))),
+            Some(Err(problem)) if !self.is_whole(extent) => return Err(fail(format!("damaged: {problem}").into())),
             _ => {
                 let footer = self.dataset.footer(extent.shard)?;
                 if footer.column.as_ref().is_some_and(|column| column.is_double) {
@@ -139,13 +140,13 @@ impl Loader {
     fn mismatch(&self, extent: &Extent) -> Error {
         let location = self.dataset.group_name(extent.shard, extent.group);
         let path = &self.dataset.shards()[extent.shard as usize].path;
-        let leave = format!("or leave the row group out with data.skip = [\"{path}#{}\"]", extent.group);
+        let help = Help::Skip(format!("{path}#{}", extent.group));
         if self.dataset.as_opened().checksummed {
             let problem = "damaged: the checksum differs from the manifest's: fetch or make the file again";
-            return Error::data(location, format!("{problem}, {leave}"));
+            return Error::data(location, Flaw::from(problem).with(help));
         }
         let problem = "the checksum differs from the one recorded before: bring the earlier file back";
-        Error::Changed { location, problem: format!("{problem}, {leave}") }
+        Error::changed(location, Flaw::from(problem).with(help))
     }
 
     /// Reads into a buffer of the pool, hashing each block while it is in the cache.
@@ -218,15 +219,17 @@ impl Loader {
     pub(crate) fn int_values(&self, extent: &Extent, name: &str, rows: Option<&Loaded>) -> Result<Vec<i64>> {
         let footer = self.dataset.footer(extent.shard)?;
         let (store, key) = self.dataset.source(extent.shard);
-        let fail = |problem: String| Error::data(self.dataset.group_name(extent.shard, extent.group), problem);
+        let fail = |problem: Flaw| Error::data(self.dataset.group_name(extent.shard, extent.group), problem);
         let group = extent.group as usize;
         // That it is there was seen when the data were opened.
-        let leaf = tokens::leaf(&footer, name).map_err(fail)?.ok_or_else(|| fail(format!("has no column {name}")))?;
+        let leaf =
+            tokens::leaf(&footer, name).map_err(fail)?.ok_or_else(|| fail(format!("has no column {name}").into()))?;
         let Chunk { offset, length } = chunks::place(footer.metadata.row_group(group).column(leaf));
         let bytes = store.get_range(key, offset..offset + length)?;
         let of_group = self.dataset.shards()[extent.shard as usize].row_groups[group].rows as usize;
         let beside = Beside { rows: of_group, outer: rows.map(|rows| &rows.outer) };
-        decode::int_column(&footer, leaf, group, bytes, beside).map_err(|e| fail(format!("column {name}: {e}")))
+        decode::int_column(&footer, leaf, group, bytes, beside)
+            .map_err(|flaw| fail(flaw.said(|text| format!("column {name}: {text}"))))
     }
 }
 

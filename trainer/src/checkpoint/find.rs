@@ -4,7 +4,7 @@ use loader::Store;
 
 use super::format::{FORMAT, Found, Hash, folder};
 use super::load::verify;
-use crate::Error;
+use crate::{Error, Message};
 
 /// `(step, attempt)` of every attempt that left something, committed or not, ascending, and whether it has a COMMIT.
 pub(super) fn attempts(store: &Store) -> Result<Vec<(u64, u32, bool)>, Error> {
@@ -85,12 +85,14 @@ pub fn newest_with<T>(
     }
     match damaged {
         None => Ok(None),
-        Some(message) => Err(Error::Checkpoint(format!("no intact checkpoint is left: {message}"))),
+        Some(message) => Err(Error::Checkpoint(message.said(|text| format!("no intact checkpoint is left: {text}")))),
     }
 }
 
 pub(super) fn read_manifest(store: &Store, folder: String) -> Result<Found, Error> {
-    let damaged = |what: String| Error::Checkpoint(format!("{}/{folder}: {what}", store.url()));
+    let at = |what: String| format!("{}/{folder}: {what}", store.url());
+    let damaged = |what: String| Error::Checkpoint(at(what).into());
+    let unread = |what: String, error: serde_json::Error| Error::Checkpoint(Message::of(at(what), error));
     let get = |name: &str| match store.get(&format!("{folder}/{name}")) {
         Err(loader::Error::NotFound { .. }) => Err(damaged(format!("{name} is missing"))),
         other => Ok(other?),
@@ -105,7 +107,7 @@ pub(super) fn read_manifest(store: &Store, folder: String) -> Result<Found, Erro
         software: String,
     }
     let version: Version =
-        serde_json::from_slice(&json).map_err(|error| damaged(format!("manifest.json is not a manifest: {error}")))?;
+        serde_json::from_slice(&json).map_err(|e| unread(format!("manifest.json is not a manifest: {e}"), e))?;
     if !(1..=FORMAT).contains(&version.format) {
         return Err(Error::OtherFormat(format!(
             "{}/{folder} was written by {} in checkpoint format {}, and this program reads formats up to {FORMAT}: use the \
@@ -115,6 +117,6 @@ pub(super) fn read_manifest(store: &Store, folder: String) -> Result<Found, Erro
             version.format
         )));
     }
-    let manifest = serde_json::from_slice(&json).map_err(|error| damaged(format!("manifest.json: {error}")))?;
+    let manifest = serde_json::from_slice(&json).map_err(|e| unread(format!("manifest.json: {e}"), e))?;
     Ok(Found { folder, manifest })
 }

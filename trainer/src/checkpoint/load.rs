@@ -8,13 +8,13 @@ use bytes::Bytes;
 use kernels::mesh::Axes;
 use kernels::{Dictionary, Sums, Training};
 use loader::Store;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 use super::format::{
     CLOCKS, Entry, FIRINGS_WITH_FEATURES, File, Found, Hash, Holds, SUMS, SUMS_PARTS, State, TILE, entries,
 };
 use super::tensors::{HEADER_LENGTH, Layout, hash_tiles};
-use crate::Error;
+use crate::{Error, Message};
 
 /// Files that are read at once: an object store answers one request slowly and many as fast.
 const READERS: usize = 4;
@@ -145,7 +145,7 @@ fn for_each_file(
 }
 
 fn joined(thread: io::Result<ScopedJoinHandle<'_, Result<Bytes, Error>>>) -> Result<Bytes, Error> {
-    let thread = thread.map_err(|error| kernels::Error::Threads { reason: error.to_string() })?;
+    let thread = thread.map_err(kernels::Error::threads)?;
     thread.join().unwrap_or_else(|_| Err(Error::Internal("a thread that reads a checkpoint has panicked".into())))
 }
 
@@ -269,7 +269,12 @@ fn host_state(store: &Store, found: &Found, file: &File, tensors: &SafeTensors<'
 }
 
 fn damaged(store: &Store, found: &Found, file: &str, what: &str) -> Error {
-    Error::Checkpoint(format!("{}/{}/{file} {what}", store.url(), found.folder))
+    Error::Checkpoint(format!("{}/{}/{file} {what}", store.url(), found.folder).into())
+}
+
+/// The same of a file that is no safetensors file.
+fn unread(store: &Store, found: &Found, file: &str, error: SafeTensorError) -> Error {
+    Error::Checkpoint(Message::of(format!("{}/{}/{file} {error}", store.url(), found.folder), error))
 }
 
 /// A file's bytes, once its size and every hash agree with the manifest.
@@ -315,7 +320,7 @@ fn read_rows(store: &Store, found: &Found, file: &File, wanted: Range<usize>) ->
     if Hash::of(&bytes[..header_bytes as usize]) != file.header_hash {
         return Err(damaged(OTHER_HASHES));
     }
-    let layout = Layout::of(&bytes).map_err(|error| damaged(&error.to_string()))?;
+    let layout = Layout::of(&bytes).map_err(|error| unread(store, found, &file.name, error))?;
     let rows = wanted.start - file.first_feature..wanted.end - file.first_feature;
     // Whole tiles, which have hashes; a rank's features begin at one.
     let tiles = rows.start / TILE..rows.end.div_ceil(TILE);
@@ -336,7 +341,7 @@ fn check_size(store: &Store, found: &Found, file: &File, bytes: u64) -> Result<(
 }
 
 fn parse<'a>(store: &Store, found: &Found, file: &File, bytes: &'a [u8]) -> Result<SafeTensors<'a>, Error> {
-    SafeTensors::deserialize(bytes).map_err(|error| damaged(store, found, &file.name, &error.to_string()))
+    SafeTensors::deserialize(bytes).map_err(|error| unread(store, found, &file.name, error))
 }
 
 fn typed<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(

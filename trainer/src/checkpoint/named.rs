@@ -5,7 +5,7 @@ use loader::Store;
 use super::find::{committed, committed_of, newest, read_manifest};
 use super::format::Found;
 use super::load::verify;
-use crate::Error;
+use crate::{Error, Message};
 
 /// Which checkpoint of a run is meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,7 +74,8 @@ pub fn named(path: &str, which: Which) -> Result<(Store, Found), Error> {
         }
         Named::Step(store, step) => {
             let highest = committed_of(&store, Some(step))?.next();
-            let found = highest.ok_or_else(|| Error::Checkpoint(format!("{path} holds no committed checkpoint")))??;
+            let found =
+                highest.ok_or_else(|| Error::Checkpoint(format!("{path} holds no committed checkpoint").into()))??;
             Ok((store, found))
         }
         Named::Run(store) => {
@@ -128,9 +129,10 @@ fn committed_steps(store: &Store) -> Result<Vec<u64>, Error> {
 }
 
 fn nothing(path: &str) -> Error {
-    Error::Checkpoint(format!(
-        "{path} holds no committed checkpoint: name a run's folder, or a checkpoints/step-… folder inside it"
-    ))
+    Error::Checkpoint(
+        format!("{path} holds no committed checkpoint: name a run's folder, or a checkpoints/step-… folder inside it")
+            .into(),
+    )
 }
 
 fn parse(path: &str) -> Result<Named, Error> {
@@ -144,11 +146,12 @@ fn parse(path: &str) -> Result<Named, Error> {
         if folder.contains("/attempt-") {
             return Ok(Named::Attempt(store, folder.to_owned()));
         }
-        let step = folder.trim_start_matches("checkpoints/step-").parse().map_err(|_| {
-            Error::Checkpoint(format!(
+        let step = folder.trim_start_matches("checkpoints/step-").parse().map_err(|error: std::num::ParseIntError| {
+            let text = format!(
                 "{path} names no checkpoint: name a checkpoints/step-… folder with the number of its step, or the run's \
                  folder for the newest"
-            ))
+            );
+            Error::Checkpoint(Message::of(text, error))
         })?;
         return Ok(Named::Step(store, step));
     }

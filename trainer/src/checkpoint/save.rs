@@ -12,6 +12,7 @@
 //! checkpoint of its step, so that it costs none, and a resumed run comes back to it; which weights are best is decided when no
 //! checkpoint is on its way.
 
+use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -348,7 +349,7 @@ impl Seal {
         let bytes = encode(&shared)?;
         manifest.files.push(describe("shared.safetensors".into(), Holds::Shared, 0..0, &bytes)?);
         store.put(&format!("{folder}/shared.safetensors"), bytes)?;
-        let json = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Internal(error.to_string()))?;
+        let json = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Internal(error.into()))?;
         let seal = Hash::of(&json);
         store.put(&format!("{folder}/manifest.json"), json)?;
         store.put(&format!("{folder}/COMMIT"), format!("{seal}\n").into_bytes())?;
@@ -368,7 +369,9 @@ pub(super) fn files_in(bytes: u64) -> usize {
 
 fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<Thread<T>, Error> {
     let spawned = thread::Builder::new().name("checkpoint".into()).spawn(work);
-    spawned.map_err(|error| kernels::Error::Threads { reason: format!("to store a checkpoint: {error}") }.into())
+    let refused =
+        |error: io::Error| kernels::Error::Threads { purpose: "to store a checkpoint: ", source: error.into() };
+    spawned.map_err(|error| refused(error).into())
 }
 
 fn joined<T>(thread: Thread<T>) -> Result<T, Error> {

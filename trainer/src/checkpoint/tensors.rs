@@ -96,7 +96,7 @@ pub(super) fn shared_tensors(
 }
 
 pub(super) fn encode(tensors: &[Named]) -> Result<Vec<u8>, Error> {
-    let internal = |error: safetensors::SafeTensorError| Error::Internal(error.to_string());
+    let internal = |error: safetensors::SafeTensorError| Error::Internal(error.into());
     let views = tensors
         .iter()
         .map(|named| Ok((named.name.as_str(), TensorView::new(named.dtype, named.shape.clone(), &named.bytes)?)))
@@ -107,7 +107,7 @@ pub(super) fn encode(tensors: &[Named]) -> Result<Vec<u8>, Error> {
 
 pub(super) fn describe(name: String, holds: Holds, features: Range<usize>, bytes: &[u8]) -> Result<File, Error> {
     let (header_bytes, tile_hashes) =
-        hash_tiles(bytes, holds, features.len()).map_err(|error| Error::Internal(error.to_string()))?;
+        hash_tiles(bytes, holds, features.len()).map_err(|error| Error::Internal(error.into()))?;
     Ok(File {
         name,
         holds,

@@ -51,7 +51,7 @@ impl Survey {
         let sampled = match (sample(&data.train, ROWS, settings.seed, &data.skip()?, &filter), given) {
             (Ok(sampled), _) => sampled,
             (Err(error), Some(scale)) if is_damage(&error) && !settings.filter.is_relative() => {
-                tracing::info!("the norms of rows were not looked at: {error}");
+                tracing::info!("the norms of rows were not looked at: {}", Error::from(error));
                 let (norms, ids) = (Vec::new(), Vec::new());
                 return Ok(Survey { scale, norm_median: None, filter, non_finite: (0, 0), looked_at: 0, norms, ids });
             }
@@ -108,7 +108,7 @@ impl Survey {
         } else if left_out > 0 {
             tracing::info!(left_out, looked_at = self.looked_at, "{told}");
         }
-        if let Some(heavy) = heavy(&data.train, &self.ids, &self.norms) {
+        if let Some(heavy) = heavy(&data.train, &self.ids, &self.norms).map(|heavy| heavy.under("data.filter")) {
             tracing::warn!(top1_share = heavy.top1_share, "{heavy}");
         } else if let Some(share) = self.top1_share() {
             tracing::info!(top1_share = share, "the largest 1 % of the rows carry {:.1} % of E‖x‖²", 100.0 * share);
@@ -195,7 +195,7 @@ mod tests {
             (&[1e-86], "no factor that f32 holds"),
         ] {
             let error = scale(squared_norms).expect_err(says);
-            assert!(error.to_string().contains(says) && error.exit_code() == 65, "{error}");
+            assert!(error.to_string().contains(says) && error.exit() == crate::Exit::Data, "{error}");
         }
         assert!(scale(&[1e75]).expect("a small one").is_normal());
     }

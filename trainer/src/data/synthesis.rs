@@ -85,7 +85,7 @@ pub fn make(
         if store.head(SPEC)?.is_some() {
             tidy(&store)?;
         }
-        let json = serde_json::to_vec_pretty(spec).map_err(|error| Error::Internal(error.to_string()))?;
+        let json = serde_json::to_vec_pretty(spec).map_err(|error| Error::Internal(error.into()))?;
         store.put(SPEC, json)?;
         synth::write(spec, &store, threads(&recipe.data), &mut |rows| progress(key, rows, spec.rows))?;
     }

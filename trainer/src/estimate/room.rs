@@ -1,6 +1,6 @@
 //! Whether a dictionary fits into memory, and what would.
 
-use kernels::{Bytes, Device, Purpose, Shape};
+use kernels::{Bytes, Device, Formats, Purpose, Shape};
 use loader::memory;
 
 use crate::Error;
@@ -75,7 +75,9 @@ impl Room {
                 format!("sae.features = {features} would fit, and so would train.batch = {batch}")
             }
         };
-        let lighter = self.lighter(device, shape, settles).map_or(String::new(), |keys| format!("; {keys} would fit"));
+        let lighter = self
+            .lighter(device, shape, settles)
+            .map_or(String::new(), |formats| format!("; {} would fit", keys(formats)));
         Err(Error::Recipe(format!(
             "the dictionary does not fit into {}: a rank needs {}, and {} are free: {remedy}{lighter}",
             self.whose,
@@ -105,19 +107,26 @@ impl Room {
         counted(Purpose::Training).saturating_add(if settles { counted(Purpose::Evaluation) } else { 0 })
     }
 
-    /// The keys with which it fits as large as it is.
-    fn lighter(&self, device: &impl Device, shape: Shape, settles: bool) -> Option<&'static str> {
-        let second = |keys: &str| {
+    /// The formats with which it fits as large as it is.
+    fn lighter(&self, device: &impl Device, shape: Shape, settles: bool) -> Option<Formats> {
+        let second = |formats: Formats| {
             if !settles {
                 return 0;
             }
-            let lighter = device.lighter(shape, Purpose::Evaluation).into_iter().find(|(other, _)| *other == keys);
+            let lighter = device.lighter(shape, Purpose::Evaluation).into_iter().find(|(other, _)| *other == formats);
             (self.counted)(lighter.map_or_else(|| device.bytes(shape, Purpose::Evaluation), |(_, bytes)| bytes))
         };
         let fits =
-            |&(keys, bytes): &(&'static str, Bytes)| (self.counted)(bytes).saturating_add(second(keys)) <= self.bytes;
-        device.lighter(shape, Purpose::Training).into_iter().find(fits).map(|(keys, _)| keys)
+            |&(formats, bytes): &(Formats, Bytes)| (self.counted)(bytes).saturating_add(second(formats)) <= self.bytes;
+        device.lighter(shape, Purpose::Training).into_iter().find(fits).map(|(formats, _)| formats)
     }
+}
+
+/// The keys that ask for formats.
+fn keys(Formats { weights, moments }: Formats) -> String {
+    let keys = [("train.precision", weights), ("train.moments", moments)];
+    let asked = keys.into_iter().filter_map(|(key, format)| Some(format!("{key} = \"{}\"", format?)));
+    asked.collect::<Vec<_>>().join(" with ")
 }
 
 /// The largest multiple of `unit` below `limit` that fits, by bisection.
@@ -164,6 +173,14 @@ mod tests {
         assert!(told.contains(&format!("sae.features = {features} would fit; a smaller train.batch")), "{told}");
         assert!(half.fits(&device, Shape { features, ..shape }, false));
         assert!(!half.fits(&device, Shape { features: features + 128, ..shape }, false));
+    }
+
+    #[test]
+    fn formats_are_asked_for_by_keys() {
+        let (weights, moments) = (Some("bf16-sr"), Some("int8"));
+        assert_eq!(keys(Formats { weights: None, moments }), "train.moments = \"int8\"");
+        let both = "train.precision = \"bf16-sr\" with train.moments = \"int8\"";
+        assert_eq!(keys(Formats { weights, moments }), both);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::Error;
+use crate::{Error, Message};
 
 /// What of a cfg.json matters here.
 #[derive(Debug)]
@@ -21,10 +21,13 @@ pub(super) struct Config {
 /// # Errors
 /// [`Error::Weights`] when it is none, or of a dictionary that is not one of this program's.
 pub(super) fn parse(json: &[u8], place: &str) -> Result<Config, Error> {
-    let refuse = |what: String| Err(Error::Weights(format!("train.init_from: {place}: {what}")));
+    let refuse = |what: String| Err(Error::Weights(format!("train.init_from: {place}: {what}").into()));
     let config: Map<String, Value> = match serde_json::from_slice(json) {
         Ok(config) => config,
-        Err(error) => return refuse(format!("not the cfg.json of SAELens: {error}")),
+        Err(error) => {
+            let text = format!("train.init_from: {place}: not the cfg.json of SAELens: {error}");
+            return Err(Error::Weights(Message::of(text, error)));
+        }
     };
     let word = |key: &str| config.get(key).and_then(Value::as_str);
     let number = |key: &str| config.get(key).and_then(Value::as_u64).and_then(|number| usize::try_from(number).ok());

@@ -22,7 +22,7 @@ use super::weights::{Fits, Weights};
 use crate::checkpoint::{self, Found, Which};
 use crate::export::{CONFIG, INDEX, WEIGHTS};
 use crate::recipe::{InitSpace, Recipe};
-use crate::{Error, evaluate};
+use crate::{Error, Message, evaluate};
 
 /// Weights to start from, opened and checked as far as that needs none of their values.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Source {
                 },
                 source.name,
                 source.takes()
-            )));
+            ).into()));
         }
         Ok(Some(source))
     }
@@ -131,10 +131,13 @@ impl Source {
     ) -> Result<(), Error> {
         let Some(at) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
         let (row, value) = (first + at / of_each, values[at]);
-        Err(Error::Weights(format!(
-            "train.init_from: {}: {tensor} holds {value} at index {row}, as this run's data.scale has it",
-            self.name
-        )))
+        Err(Error::Weights(
+            format!(
+                "train.init_from: {}: {tensor} holds {value} at index {row}, as this run's data.scale has it",
+                self.name
+            )
+            .into(),
+        ))
     }
 }
 
@@ -146,7 +149,7 @@ fn is_file(url: &str) -> bool {
 }
 
 fn of_file(url: &str, space: Option<InitSpace>, fits: Fits) -> Result<Source, Error> {
-    let refuse = |what: String| Err(Error::Weights(format!("train.init_from: {url}{what}")));
+    let refuse = |what: String| Err(Error::Weights(format!("train.init_from: {url}{what}").into()));
     if !url.ends_with(".safetensors") {
         return refuse(
             ": weights are read from .safetensors files alone, since others may run programs: convert it, or name a run, a \
@@ -191,12 +194,14 @@ fn of_folder(url: &str, fits: Fits) -> Result<Source, Error> {
         return Err(Error::Weights(format!(
             "train.init_from: {url} holds ae.pt, a pickle of dictionary_learning, which could run any program: write W_enc = \
              encoder.weight.T, b_enc = encoder.bias, W_dec = decoder.weight.T and b_dec = bias (decoder.bias) to a .safetensors file"
-        )));
+        ).into()));
     }
     let (store, found) = checkpoint::named(url, Which::Last).map_err(|error| match error {
-        Error::Checkpoint(message) => Error::Weights(format!(
-            "train.init_from: {message}; a SAELens folder would have a {CONFIG}, and a file of weights ends with .safetensors"
-        )),
+        Error::Checkpoint(message) => Error::Weights(message.said(|text| {
+            format!(
+                "train.init_from: {text}; a SAELens folder would have a {CONFIG}, and a file of weights ends with .safetensors"
+            )
+        })),
         other => other,
     })?;
     let manifest = &found.manifest;
@@ -218,13 +223,17 @@ fn read_config(store: &Store) -> Result<Option<Config>, Error> {
 /// The files that the index of an export in parts names, in the order of their features.
 fn parts(index: &[u8], place: &str) -> Result<Vec<String>, Error> {
     let index: serde_json::Value = serde_json::from_slice(index)
-        .map_err(|error| Error::Weights(format!("train.init_from: {place} is no index of weights: {error}")))?;
+        .map_err(|error| Message::of(format!("train.init_from: {place} is no index of weights: {error}"), error))
+        .map_err(Error::Weights)?;
     let files = index["weight_map"]["W_enc"].as_array().into_iter().flatten().map(|file| file.as_str());
     let inside = |file: &&str| !file.split('/').any(|part| part.is_empty() || part == "." || part == "..");
     match files.map(|file| file.filter(inside).map(str::to_owned)).collect::<Option<Vec<_>>>() {
         Some(files) if !files.is_empty() => Ok(files),
-        _ => Err(Error::Weights(format!(
-            "train.init_from: {place} names no files of W_enc in the folders below it, as `sae export --max-shard-size` does"
-        ))),
+        _ => Err(Error::Weights(
+            format!(
+                "train.init_from: {place} names no files of W_enc in the folders below it, as an export in parts does"
+            )
+            .into(),
+        )),
     }
 }

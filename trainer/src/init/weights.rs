@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::block::{Block, transpose};
-use crate::Error;
+use crate::{Error, Message};
 
 /// Bytes of a file that is read as a whole. In a larger one the four tensors are read in parts.
 pub(super) const WHOLE_BYTES: u64 = 256 << 20;
@@ -48,7 +48,7 @@ impl Fits {
         Err(Error::Weights(format!(
             "train.init_from: {place} has {features} features of width {width}, and the run {wanted} of width {data} (sae.features, \
              and the width of data.train): {remedy}"
-        )))
+        ).into()))
     }
 }
 
@@ -153,7 +153,7 @@ impl Weights {
 impl Part {
     fn open(file: File, first: usize, fits: Fits, alone: bool) -> Result<Part, Error> {
         let (header_bytes, header) = file.header()?;
-        let refuse = |what: String| Error::Weights(format!("train.init_from: {} {what}", file.name()));
+        let refuse = |what: String| Error::Weights(format!("train.init_from: {} {what}", file.name()).into());
         let find = |name: &str| -> Result<&TensorInfo, Error> {
             header.info(name).ok_or_else(|| {
                 let mut names = header.offset_keys();
@@ -223,6 +223,7 @@ impl File {
         let entry = store.head(key)?.ok_or_else(|| loader::Error::NotFound {
             location: store.url_of(key),
             hint: ": train.init_from names it".into(),
+            source: None,
         })?;
         let whole = (entry.size <= WHOLE_BYTES).then(|| store.get(key)).transpose()?;
         let size = whole.as_ref().map_or(entry.size, |bytes| bytes.len() as u64);
@@ -243,8 +244,8 @@ impl File {
     /// The bytes before the tensors, and what they say.
     fn header(&self) -> Result<(u64, Metadata), Error> {
         const LENGTH: u64 = 8;
-        let refuse =
-            |what: &str| Error::Weights(format!("train.init_from: {} is not a safetensors file: {what}", self.name()));
+        let not_one = |what: &str| format!("train.init_from: {} is not a safetensors file: {what}", self.name());
+        let refuse = |what: &str| Error::Weights(not_one(what).into());
         if self.size < LENGTH {
             return Err(refuse("it is too short for a header"));
         }
@@ -255,7 +256,8 @@ impl File {
         }
         let end = LENGTH + length;
         let header: Metadata = serde_json::from_slice(&self.bytes(LENGTH..end)?)
-            .map_err(|error| refuse(&format!("its header: {error}")))?;
+            .map_err(|error| Message::of(not_one(&format!("its header: {error}")), error))
+            .map_err(Error::Weights)?;
         if end + header.data_len() as u64 != self.size {
             return Err(refuse(&format!(
                 "it has {} bytes, and its header names {}: it may have been cut off",

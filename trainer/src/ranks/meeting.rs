@@ -20,8 +20,8 @@ use kernels::ranks::{Failure, Ranks};
 use loader::Store;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
 use crate::recipe::Recipe;
+use crate::{Error, Message};
 
 /// Between two looks for ranks that have not come yet.
 const POLL: Duration = Duration::from_millis(200);
@@ -60,26 +60,21 @@ struct Introduction {
 /// Waits for all ranks of the job and connects to them.
 ///
 /// # Errors
-/// [`Error::RunDir`] when the attempt was used before; [`Error::Recipe`] when ranks were started with different things, with the
+/// [`Error::UsedAttempt`] when the attempt was used before; [`Error::Recipe`] when ranks were started with different things, with the
 /// differences; [`kernels::Error::Peer`] naming a rank that did not come within [`Limits::meeting`]; those of the store.
 pub fn meet(store: &Store, recipe: &Recipe, member: &Member, limits: Limits) -> Result<Arc<dyn Ranks>, Error> {
     let listening = Listening::bind(SocketAddr::new(own_address(member.local), 0))?;
     let mine = introduction(recipe, member, listening.address())?;
     let key = |rank: usize| key(&member.attempt, rank);
-    let json = serde_json::to_vec_pretty(&mine).map_err(|error| Error::Internal(error.to_string()))?;
+    let json = serde_json::to_vec_pretty(&mine).map_err(|error| Error::Internal(error.into()))?;
     if !store.put_new(&key(member.rank), json)? {
-        return Err(Error::RunDir(format!(
-            "another rank {} has come to the attempt {} in {}: give every start of a job an attempt of its own (--attempt or \
-             SAE_ATTEMPT), and every process a rank of its own",
-            member.rank,
-            member.attempt,
-            store.url()
-        )));
+        let (attempt, place) = (member.attempt.clone(), store.url().to_owned());
+        return Err(Error::UsedAttempt { rank: member.rank, attempt, place });
     }
     let others = wait_for_all(store, member, &mine, key, limits.meeting)?;
     let addresses: Vec<SocketAddr> = others.iter().map(|other| other.address).collect();
     let token = others.first().and_then(|first| first.token);
-    let token = token.ok_or_else(|| Error::RunDir(format!("{}/{} holds no token", store.url(), key(0))))?;
+    let token = token.ok_or_else(|| Error::RunDir(format!("{}/{} holds no token", store.url(), key(0)).into()))?;
     Ok(listening.meet(member.rank, &addresses, &token, limits)?)
 }
 
@@ -101,7 +96,7 @@ fn key(attempt: &str, rank: usize) -> String {
 
 fn introduction(recipe: &Recipe, member: &Member, address: SocketAddr) -> Result<Introduction, Error> {
     let mut token = [0; 32];
-    getrandom::fill(&mut token).map_err(|error| Error::Internal(format!("no random numbers: {error}")))?;
+    getrandom::fill(&mut token).map_err(|error| Error::Internal(format!("no random numbers: {error}").into()))?;
     Ok(Introduction {
         rank: member.rank,
         ranks: member.ranks,
@@ -161,9 +156,9 @@ fn wait_for_all(
 
 fn parse(bytes: &[u8], url: &str) -> Result<Introduction, Error> {
     serde_json::from_slice(bytes).map_err(|error| {
-        Error::RunDir(format!(
-            "{url} is no introduction of a rank ({error}): ranks of one job run the same version of sae"
-        ))
+        let text =
+            format!("{url} is no introduction of a rank ({error}): ranks of one job run the same version of sae");
+        Error::RunDir(Message::of(text, error))
     })
 }
 

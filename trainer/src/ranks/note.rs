@@ -40,7 +40,7 @@ impl Note {
             time: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             step,
             operation: operation.to_owned(),
-            exit_code: error.exit_code(),
+            exit_code: error.exit().code(),
             error: error.to_string(),
             peer: peer.filter(|peer| *peer != rank),
         }
@@ -49,7 +49,7 @@ impl Note {
     /// Leaves it in a run's folder. That it cannot be written must not hide the error itself.
     pub fn leave(&self, run: &Store) {
         let name = name(self.rank);
-        let json = serde_json::to_string_pretty(self).map_err(|error| Error::Internal(error.to_string()));
+        let json = serde_json::to_string_pretty(self).map_err(|error| Error::Internal(error.into()));
         let written = json.and_then(|json| Ok(run.put(&name, format!("{json}\n").into_bytes())?));
         if let Err(second) = written {
             tracing::warn!("{name} could not be written: {second}");

@@ -40,7 +40,7 @@ pub(crate) fn together<T: Serialize + DeserializeOwned>(
             Outcome::Failed { rank, code, reason }
         }
     };
-    let internal = |error: serde_json::Error| Error::Internal(error.to_string());
+    let internal = |error: serde_json::Error| Error::Internal(error.into());
     let words = serde_json::to_vec(&outcome).map_err(internal)?;
     let heard = group.gather(&words);
     // Its own error says more than that others are gone.
@@ -49,7 +49,7 @@ pub(crate) fn together<T: Serialize + DeserializeOwned>(
     for words in heard? {
         match serde_json::from_slice(&words).map_err(internal)? {
             Outcome::Ready(value) => all.push(value),
-            Outcome::Damaged(reason) => return Err(Error::Checkpoint(reason)),
+            Outcome::Damaged(reason) => return Err(Error::Checkpoint(reason.into())),
             Outcome::Failed { rank, code, reason } => {
                 return Err(Failure { rank, code, reason }.during(operation).into());
             }

@@ -144,7 +144,7 @@ impl Journal {
             }
             self.evaluated = Some(eval.step);
         }
-        let value = serde_json::to_value(line).map_err(|error| Error::Internal(error.to_string()))?;
+        let value = serde_json::to_value(line).map_err(|error| Error::Internal(error.into()))?;
         let step = value["step"].as_u64().unwrap_or_default();
         let mut scalars = Vec::new();
         flatten(value["kind"].as_str().unwrap_or_default(), &value, &mut scalars);

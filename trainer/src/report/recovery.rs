@@ -32,7 +32,7 @@ impl Truth {
         let Some(store) = Location::resolve(url)?.folder() else { return Ok(None) };
         match store.get("truth.safetensors") {
             Ok(bytes) => Truth::parse(&bytes).map(Some).ok_or_else(|| {
-                Error::Weights(format!("{} is not a file of true directions", store.url_of("truth.safetensors")))
+                Error::Weights(format!("{} is not a file of true directions", store.url_of("truth.safetensors")).into())
             }),
             Err(loader::Error::NotFound { .. }) => Ok(None),
             Err(other) => Err(other.into()),

@@ -65,7 +65,7 @@ impl Summary {
     /// # Errors
     /// [`Error::Internal`].
     pub fn to_json(&self) -> Result<Vec<u8>, Error> {
-        let internal = |error: serde_json::Error| Error::Internal(error.to_string());
+        let internal = |error: serde_json::Error| Error::Internal(error.into());
         let mut value = serde_json::to_value(self).map_err(internal)?;
         if let Some(object) = value.as_object_mut() {
             // Without a measured row there are no metrics; their names stay.

@@ -107,11 +107,10 @@ pub(super) fn check_eval(then: Option<&str>, eval: Option<&Dataset>) -> Result<(
     }
     let if_copied = eval.filter(|_| then.is_some()).and_then(Dataset::if_copied).map(|remedy| format!("; {remedy}"));
     let name = |identity: Option<&str>| identity.map_or("none".to_owned(), |hash| format!("those of identity {hash}"));
-    Err(Error::Recipe(format!(
-        "the run cannot be resumed with other held-out rows: it has {}, and data.eval names {}; set data.eval back, or \
-         measure on other rows with `sae eval --data`{}",
+    let problem = format!(
+        "the run cannot be resumed with other held-out rows: it has {}, and data.eval names {}; set data.eval back",
         name(then),
-        name(now),
-        if_copied.unwrap_or_default()
-    )))
+        name(now)
+    );
+    Err(Error::OtherHeldOut { problem, if_copied: if_copied.unwrap_or_default() })
 }

@@ -118,14 +118,11 @@ impl<D: Device> Run<'_, D> {
         // The list may only grow, so what is left out already stands in it too.
         let quoted = |entry: &String| toml::Value::String(entry.clone()).to_string();
         let skip: Vec<String> = self.recipe.data.skip.iter().chain(&bad).map(quoted).collect();
-        Error::Divergence(format!(
-            "step {step}: {}{} NaN or infinite values, so the update was refused; {saved}. Leave the rows \
-             out and go on: sae train … --resume --set '{}'; a new run with data.filter.finite = true leaves out \
-             all such rows",
+        let problem = format!(
+            "step {step}: {}{} NaN or infinite values, so the update was refused; {saved}",
             if bad.len() < NAMED_ROWS { "" } else { "at least " },
             if bad.len() == 1 { "1 of its rows holds".to_owned() } else { format!("{} of its rows hold", bad.len()) },
-            // As a shell takes it between quotes.
-            format!("data.skip=[{}]", skip.join(", ")).replace('\'', r"'\''")
-        ))
+        );
+        Error::BadRows { problem, skip: format!("data.skip=[{}]", skip.join(", ")) }
     }
 }

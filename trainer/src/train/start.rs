@@ -73,7 +73,7 @@ impl<'a, D: Device> Run<'a, D> {
                 match survey::look_at_held_out(data, &filter) {
                     // They may be whole again by the first evaluation, and until then cost no step.
                     Err(Error::Loader(error)) if survey::is_damage(&error) => {
-                        tracing::warn!("held-out rows were not looked at: {error}");
+                        tracing::warn!("held-out rows were not looked at: {}", Error::from(error));
                     }
                     looked => looked?,
                 }

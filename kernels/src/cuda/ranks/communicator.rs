@@ -127,7 +127,7 @@ impl Communicator {
         let (leave, left) = channel();
         let watching = shared.clone();
         let watch = thread::Builder::new().name("gpus".to_owned()).spawn(move || watching.watch(&left));
-        let watch = watch.map_err(|error| Error::Threads { reason: error.to_string() })?;
+        let watch = watch.map_err(Error::threads)?;
         Ok(Communicator { shared, timer: Mutex::default(), leave: Some(leave), watch: Some(watch) })
     }
 
@@ -194,7 +194,7 @@ fn meet(nccl: Nccl, context: Arc<CudaContext>, all: &Group, id: UniqueId) -> Res
     };
     // Nobody listens any more when another rank has failed: the process then ends with that.
     let thread = thread::Builder::new().name("meet-gpus".to_owned()).spawn(move || drop(sender.send(make())));
-    thread.map_err(|error| Error::Threads { reason: error.to_string() })?;
+    thread.map_err(Error::threads)?;
     loop {
         match made.recv_timeout(LOOK) {
             Ok(made) => return made,

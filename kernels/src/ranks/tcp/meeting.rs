@@ -82,7 +82,7 @@ impl Listening {
     /// # Errors
     /// [`Error::Listen`].
     pub fn bind(address: SocketAddr) -> Result<Listening, Error> {
-        let failed = |error: IoError| Error::Listen { address, reason: error.to_string() };
+        let failed = |error: IoError| Error::Listen { address, source: error.into() };
         let listener = TcpListener::bind(address).map_err(failed)?;
         // Accepting takes turns with looking at who has proved what.
         listener.set_nonblocking(true).map_err(failed)?;
@@ -124,7 +124,7 @@ impl Listening {
                 if let Err(error) = thread::Builder::new().spawn_scoped(scope, dial) {
                     // Those that were spawned end by it.
                     ended.store(true, Ordering::Relaxed);
-                    return Err(Error::Threads { reason: error.to_string() });
+                    return Err(Error::threads(error));
                 }
             }
             let streams = self.receive(scope, job, &sender, &met);

@@ -43,7 +43,7 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
         if passed.first.is_some() && ended.status.signal().is_some_and(asked) {
             // It came before the rank could listen: nothing was done, and nothing is lost.
             let message = format!("{said}, before it had begun: start again with --resume-or-start");
-            return Err(Failure::of_rank(message, 75));
+            return Err(Failure::interrupted(message));
         }
         if passed.first.is_some() || !ended.restart_helps() || args.as_node {
             return Err(Failure::of_rank(said, ended.code()));
@@ -59,7 +59,7 @@ pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
         tracing::warn!(exit_code, restart, restarts, pause_s, "{said}; restart follows");
         if passed.wait(pause) {
             let message = "stopped between two starts: continue with --resume-or-start";
-            return Err(Failure::of_rank(message.to_owned(), 75));
+            return Err(Failure::interrupted(message));
         }
     }
 }

@@ -1,0 +1,156 @@
+//! What the command line can do against errors of the crates below, which know of no flags. Mostly it stands behind their text.
+
+use loader::{Help, Unexpanded};
+use trainer::{Error, Exit, OR_FILTER};
+
+/// An error in the words that a user sees.
+pub fn words(error: &Error) -> String {
+    match error {
+        Error::BadRows { problem, skip } => {
+            // As a shell takes it between quotes.
+            let skip = skip.replace('\'', r"'\''");
+            format!("{problem}. Leave the rows out and go on: sae train … --resume --set '{skip}'; {OR_FILTER}")
+        }
+        Error::OtherHeldOut { problem, if_copied } => {
+            format!("{problem}, or measure on other rows with `sae eval --data`{if_copied}")
+        }
+        Error::PartTooSmall { .. } => format!("--max-shard-size: {error}"),
+        _ => format!("{error}{}", remedy(error)),
+    }
+}
+
+/// A path with a variable in it, in the words that a user sees.
+pub fn unexpanded(error: &Unexpanded) -> String {
+    format!("{error}{BY_FLAG}")
+}
+
+const BY_FLAG: &str = ", or give it with --set and double quotes";
+
+/// Empty where the text says all.
+fn remedy(error: &Error) -> &'static str {
+    use kernels::Error as Device;
+    match error {
+        Error::Interrupted { .. } => ": continue with --resume",
+        Error::NoRun { .. } => ": leave out --resume to start one there (--resume-or-start does whichever fits)",
+        Error::HoldsRun { .. } => ": continue it with --resume, or choose another run.dir (--set run.dir=…)",
+        Error::UsedAttempt { .. } => " (--attempt or SAE_ATTEMPT, and --rank)",
+        Error::FileTooLarge { .. } => {
+            ": write parts with --max-shard-size, such as 4GB, halve them with --dtype bf16, or leave out what is dead with --alive-only"
+        }
+        Error::Loader(loader::Error::Unexpanded(_)) => BY_FLAG,
+        Error::Loader(error) if error.help() == Some(Help::Credentials) => ", and go on with --resume-or-start",
+        Error::Device(Device::NoDriver { .. } | Device::DriverTooOld { .. } | Device::NoGpu) => {
+            ", or compute with --device cpu"
+        }
+        Error::Device(Device::GpuTooOld { .. }) => {
+            ": choose another GPU with --device cuda:N, or compute with --device cpu"
+        }
+        Error::Device(Device::Nccl { .. }) => {
+            ": start the job again with --resume; if it stays, NCCL_DEBUG=INFO makes NCCL say more"
+        }
+        // Another start helps where it was not what the ranks were started with.
+        Error::Device(Device::Peer { .. }) if error.exit() == Exit::Hardware => {
+            ": start the job again with --resume-or-start once that rank can run"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    /// What an error came from is in its own text, and is said once: the chain of sources is for programs.
+    #[test]
+    fn a_source_is_said_once_and_remedies_follow() {
+        let io = || std::io::Error::other("no more of them");
+        for (error, words) in [
+            (
+                Error::from(loader::Error::Threads(io().into())),
+                "no threads to read with: no more of them: lower data.threads, or let this user have more of them",
+            ),
+            (
+                kernels::Error::threads(io()).into(),
+                "no worker threads for the cpu device: no more of them: lower train.threads, or let this user have more of them",
+            ),
+            (
+                Error::CannotWrite { path: "x".into(), source: io() },
+                "x: cannot write: no more of them: free some space, fix its permissions, or choose another run.dir",
+            ),
+            (Error::Internal(io().into()), "internal error, please report it: no more of them"),
+            (
+                Error::Weights(trainer::Message::of("train.init_from: x: no more of them".into(), io())),
+                "train.init_from: x: no more of them",
+            ),
+        ] {
+            assert_eq!(super::words(&error), words);
+            let (mut source, mut is_there) = (error.source(), false);
+            while let Some(error) = source {
+                is_there |= error.downcast_ref::<std::io::Error>().is_some();
+                source = error.source();
+            }
+            assert!(is_there, "{error:?}");
+            assert_eq!(crate::failure::Failure::from(error).message(), words);
+        }
+    }
+
+    #[test]
+    fn remedies_name_flags_and_keys() {
+        let place = || "runs/a".to_owned();
+        let step = || "step 3: 1 of its rows holds NaN or infinite values, so the update was refused; saved".to_owned();
+        for (error, words) in [
+            (
+                Error::Interrupted { step: 7, checkpoint: "c".into() },
+                "stopped at step 7 after saving c: continue with --resume",
+            ),
+            (
+                Error::HoldsRun { place: place() },
+                "runs/a already holds a run: continue it with --resume, or choose another run.dir (--set run.dir=…)",
+            ),
+            (
+                Error::BadRows { problem: step(), skip: r#"data.skip=["it's.parquet:1"]"#.into() },
+                "step 3: 1 of its rows holds NaN or infinite values, so the update was refused; saved. Leave the rows out and go on: sae \
+                 train … --resume --set 'data.skip=[\"it'\\''s.parquet:1\"]'; a new run with data.filter.finite = true leaves out all such \
+                 rows",
+            ),
+            (
+                Error::PartTooSmall { most: 1, least: 2 },
+                "--max-shard-size: 1 bytes hold no feature, which takes 2 here with b_dec and the file's header",
+            ),
+            (
+                kernels::Error::NoDriver { looked: "nowhere".into() }.into(),
+                "no CUDA driver: nowhere: install NVIDIA's driver, or compute with --device cpu",
+            ),
+            (
+                kernels::Error::TooManyRows { batch: 9, most: 8, features: 7 }.into(),
+                "a batch of 9 rows on one GPU is more than its kernels can count: at most 8 with 7 features: lower train.batch, or share \
+                 it between more ranks",
+            ),
+            (
+                loader::Error::from(Unexpanded { path: "$A/b".into(), variable: "A".into() }).into(),
+                "$A/b: $A is a variable that nothing has replaced, and there is no path of that name: a shell replaces it outside of \
+                 single quotes; in a recipe write the path itself, or give it with --set and double quotes",
+            ),
+            (
+                loader::Error::Memory { problem: "the order needs 8.0 MiB in memory".into(), needed: 8 << 20 }.into(),
+                "the order needs 8.0 MiB in memory: lower data.window_bytes, raise data.prefetch_bytes to 8388608 if the memory is \
+                 there, or shuffle the data once and read it in sequence",
+            ),
+            (
+                loader::Error::Data {
+                    location: "a.parquet, row group 1".into(),
+                    problem: "damaged: fetch or make the file again".into(),
+                    source: None,
+                    help: Some(Help::Skip("a.parquet#1".into())),
+                }
+                .into(),
+                "a.parquet, row group 1: damaged: fetch or make the file again, or leave the row group out with data.skip = \
+                 [\"a.parquet#1\"]",
+            ),
+        ] {
+            assert_eq!(super::words(&error), words);
+        }
+    }
+}
