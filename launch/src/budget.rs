@@ -5,7 +5,7 @@ use std::ops::Range;
 use indicatif::{HumanBytes, HumanCount};
 use kernels::mesh::Mesh;
 use serde::Serialize;
-use trainer::overhead::{MOST_WAITING, Overhead, Pace, Sizes, recommended_s};
+use trainer::overhead::{MOST_WAITING, Overhead, Pace, Rates, Sizes, recommended_s};
 use trainer::recipe::{Every, Recipe};
 
 use crate::job;
@@ -128,7 +128,7 @@ impl Budget {
         let batch = recipe.train.batch as f64;
         let steps = rows.div_ceil(recipe.train.batch as u64);
         let read_s = batch * row_bytes / storage;
-        let sizes = Sizes::of(recipe, mesh, width, buffer, (copy, storage));
+        let sizes = Sizes::of(recipe, mesh, width, buffer, Rates { copy, storage });
         // Where it is not known how many rows are held out, those of an evaluation during training stand for all.
         let (last_rows, held_out) = (terms.eval_rows.unwrap_or(recipe.eval.rows), !recipe.data.eval.is_empty());
         let last_rows = if held_out { last_rows } else { 0 };

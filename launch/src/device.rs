@@ -62,19 +62,25 @@ pub enum Opened {
     Cuda(Cuda),
 }
 
-/// A rank's number on its machine, and how many are there.
-pub type Local = (usize, usize);
+/// Where a rank is among those of its machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Local {
+    /// Its number there.
+    pub rank: usize,
+    /// How many are there.
+    pub ranks: usize,
+}
+
+impl Local {
+    /// The only one.
+    pub const ALONE: Local = Local { rank: 0, ranks: 1 };
+}
 
 /// Opens what was chosen for a recipe, for the rank among `axes`.
 ///
 /// # Errors
 /// When a GPU was asked for and cannot be used, or the recipe asks for what only a GPU has.
-pub fn open(
-    choice: DeviceChoice,
-    recipe: &Train,
-    axes: Axes,
-    (local_rank, local_ranks): Local,
-) -> Result<Opened, Failure> {
+pub fn open(choice: DeviceChoice, recipe: &Train, axes: Axes, local: Local) -> Result<Opened, Failure> {
     let several = axes.all.size() > 1;
     let gpu = match choice {
         DeviceChoice::Cpu => None,
@@ -84,9 +90,9 @@ pub fn open(
             ));
         }
         DeviceChoice::Cuda(Some(ordinal)) => Some(Gpu::open(ordinal, Options::from_environment())?),
-        DeviceChoice::Cuda(None) => Some(own_gpu((local_rank, local_ranks))?),
+        DeviceChoice::Cuda(None) => Some(own_gpu(local)?),
         DeviceChoice::Auto => {
-            let gpu = gpu_if_usable(local_rank);
+            let gpu = gpu_if_usable(local.rank);
             let id = gpu.as_ref().map(Gpu::id).transpose()?.unwrap_or_default();
             let ids = axes.all.gather(&id)?;
             let one_each = (0..ids.len()).all(|rank| !ids[rank].is_empty() && !ids[..rank].contains(&ids[rank]));
@@ -98,7 +104,7 @@ pub fn open(
         None => {
             check_processor(recipe)?;
             // Ranks on one machine share its cores.
-            let share = || std::thread::available_parallelism().map(|cores| cores.get().div_ceil(local_ranks)).ok();
+            let share = || std::thread::available_parallelism().map(|cores| cores.get().div_ceil(local.ranks)).ok();
             let threads = recipe.threads.or_else(|| several.then(share).flatten());
             Ok(Opened::Cpu(Cpu::among(cpu::Options { threads, ..cpu::Options::default() }, axes)?))
         }
@@ -117,11 +123,12 @@ pub fn visible_gpu(local_rank: usize) -> Result<Gpu, Error> {
 }
 
 /// The same, where a GPU was asked for.
-fn own_gpu((local_rank, local_ranks): Local) -> Result<Gpu, Failure> {
-    match visible_gpu(local_rank) {
+fn own_gpu(local: Local) -> Result<Gpu, Failure> {
+    match visible_gpu(local.rank) {
         Err(Error::NoSuchGpu { count, .. }) => Err(Failure::arguments(format!(
-            "{local_ranks} ranks are on this machine, and it has {count} GPUs that this one can see: start at most as many ranks as \
-             GPUs, or compute with --device cpu"
+            "{} ranks are on this machine, and it has {count} GPUs that this one can see: start at most as many ranks as \
+             GPUs, or compute with --device cpu",
+            local.ranks
         ))),
         opened => Ok(opened?),
     }

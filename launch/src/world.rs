@@ -25,6 +25,7 @@ use std::io::IsTerminal;
 use rustix::process::{Pid, getpgid, getpgrp};
 
 use crate::args::WorldArgs;
+use crate::device::Local;
 use crate::failure::Failure;
 
 pub use launchers::{Launcher, Variables};
@@ -52,6 +53,11 @@ pub struct World {
 }
 
 impl World {
+    /// Where it is among the ranks of its machine.
+    pub fn local(&self) -> Local {
+        Local { rank: self.local_rank, ranks: self.local_ranks }
+    }
+
     /// Reads flags and environment.
     ///
     /// # Errors

@@ -77,7 +77,7 @@ pub fn from_source(
     let mut b_dec_d = source.decoder_bias()?;
     let subtracted_d = source.subtracts_decoder_bias().then(|| b_dec_d.clone());
     times(&mut b_dec_d, to_activations);
-    source.check_finite("b_dec", &b_dec_d, (0, 1))?;
+    source.check_finite("b_dec", &b_dec_d, 0, 1)?;
     dictionary.write(Tensor::DecoderBias, 0..1, &b_dec_d);
     let at_once = source.features_at_once();
     for start in held.clone().step_by(at_once) {
@@ -93,7 +93,7 @@ pub fn from_source(
         for (name, values, of_each) in
             [("W_enc", &w_enc_fd, width), ("b_enc", &b_enc_f, 1), ("W_dec", &w_dec_fd, width)]
         {
-            source.check_finite(name, values, (start, of_each))?;
+            source.check_finite(name, values, start, of_each)?;
         }
         let rows = features.start - held.start..features.end - held.start;
         dictionary.write(Tensor::EncoderWeight, rows.clone(), &w_enc_fd);

@@ -172,7 +172,7 @@ fn meet_and_measure(recipe: &Recipe, world: &World) -> Result<Finding, Failure> 
 }
 
 fn measure(recipe: &Recipe, world: &World, axes: Axes) -> Result<Finding, Failure> {
-    let opened = device::open(DeviceChoice::Auto, &recipe.train, axes, (world.local_rank, world.local_ranks))?;
+    let opened = device::open(DeviceChoice::Auto, &recipe.train, axes, world.local())?;
     let (way, rates) = match &opened {
         Opened::Cpu(device) => ("over TCP", rates_of(device)?),
         Opened::Cuda(device) => ("by NCCL", rates_of(device)?),
@@ -224,7 +224,7 @@ fn fits(recipe: &Recipe, flags: &WorldArgs) -> Option<Result<(), Failure>> {
         (Some(spec), false) => DataSize::of_synthetic(recipe, spec),
         _ => Data::open(recipe, None).and_then(|data| DataSize::of(recipe, &data)),
     };
-    let local = (world.local_rank, world.local_ranks);
+    let local = world.local();
     let Opened::Cpu(device) = device::open(DeviceChoice::Cpu, &recipe.train, Axes::alone(), local).ok()? else {
         return None;
     };

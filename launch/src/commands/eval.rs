@@ -15,7 +15,7 @@ use trainer::metrics::{DensityHistogram, Metrics, dead_fraction};
 use trainer::recovery::{Truth, recovery};
 
 use crate::args::Eval;
-use crate::device::{self, Opened};
+use crate::device::{self, Local, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::table;
@@ -69,7 +69,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
             dataset.width()
         )));
     }
-    match device::open(args.device, &recipe.train, Axes::alone(), (0, 1))? {
+    match device::open(args.device, &recipe.train, Axes::alone(), Local::ALONE)? {
         Opened::Cpu(device) => measure(&device, args, (&store, &found), (&dataset, urls)),
         Opened::Cuda(device) => measure(&device, args, (&store, &found), (&dataset, urls)),
     }

@@ -17,7 +17,7 @@ use trainer::{checkpoint, synthesis};
 use self::report::{Assumed, Fewest, Parts, Report};
 use crate::args::{LEAST_SAVE_S, PlanArgs};
 use crate::budget::{Budget, Terms};
-use crate::device::{self, DeviceChoice, Opened, on_a_gpu};
+use crate::device::{self, DeviceChoice, Local, Opened, on_a_gpu};
 use crate::failure::Failure;
 use crate::{job, recipes, remedy, table};
 
@@ -81,6 +81,7 @@ fn on_gpus(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }: &Known) 
     let (batch, row_bytes) = (recipe.train.batch as f64, (rows.width * rows.stored) as f64);
     let host_ranks = mesh.ranks().min(IN_A_MACHINE);
     let host_memory = args.host_memory.unwrap_or(HOST_BYTES_A_GPU * host_ranks as u64);
+    let host = Host { memory_bytes: Some(host_memory), ranks: host_ranks };
     let terms = Terms {
         recipe,
         mesh,
@@ -93,7 +94,7 @@ fn on_gpus(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }: &Known) 
         forward_s: (floor.encode + floor.decode + floor.exchange) / EXPECTED,
         copy: COPY,
         storage: args.storage * 1e9,
-        buffer: buffer(recipe, (Some(host_memory), host_ranks), 2.0 * batch * row_bytes),
+        buffer: buffer(recipe, host, 2.0 * batch * row_bytes),
         mtbf: args.mtbf,
         price: args.price,
     };
@@ -127,14 +128,14 @@ fn on_gpus(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }: &Known) 
         fewest_gpus: MODES
             .map(|(mode, precision)| Fewest { mode, gpus: fewest(recipe, rows.width, precision, &args.gpu) })
             .into(),
-        assumed: assumed(args, &terms, (Some(host_memory), host_ranks)),
+        assumed: assumed(args, &terms, host),
         ..of_all(&terms, budget)
     };
     Ok((report, room, next))
 }
 
 fn on_the_processor(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }: &Known) -> Result<Told, Failure> {
-    let Opened::Cpu(device) = device::open(DeviceChoice::Cpu, &recipe.train, Axes::alone(), (0, 1))? else {
+    let Opened::Cpu(device) = device::open(DeviceChoice::Cpu, &recipe.train, Axes::alone(), Local::ALONE)? else {
         return Err(Failure::hardware("the processor was asked for, and something else was opened"));
     };
     let batch = recipe.train.batch.min(usize::try_from(rows.rows).unwrap_or(usize::MAX));
@@ -142,6 +143,7 @@ fn on_the_processor(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }:
     let shape = Shape { width, features, batch, dense_bytes };
     let [training, looking] = [Purpose::Training, Purpose::Evaluation].map(|purpose| device.bytes(shape, purpose));
     let available = args.host_memory.or_else(memory::available);
+    let host = Host { memory_bytes: available, ranks: 1 };
     let there = available.map(Room::given);
     let fits = there.as_ref().is_none_or(|there| there.fits(&device, shape, false));
     let measured = rehearse(&device, recipe, shape, args.l0)?;
@@ -159,7 +161,7 @@ fn on_the_processor(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }:
         forward_s: of_recipe * measured.forward_s,
         copy: measured.copy,
         storage: args.storage * 1e9,
-        buffer: buffer(recipe, (available, 1), training.total() as f64 + batch as f64 * row_bytes),
+        buffer: buffer(recipe, host, training.total() as f64 + batch as f64 * row_bytes),
         mtbf: args.mtbf,
         price: args.price,
     };
@@ -180,7 +182,7 @@ fn on_the_processor(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }:
             fits,
         },
         bound_by: bound_by(&terms, &how),
-        assumed: assumed(args, &terms, (available, 1)),
+        assumed: assumed(args, &terms, host),
         ..of_all(&terms, budget)
     };
     let (path, set) = (table::quoted(&args.recipe), set_with_rows(args, recipe));
@@ -230,12 +232,21 @@ fn of_all(terms: &Terms<'_>, budget: Budget) -> Report {
     }
 }
 
-fn assumed(args: &PlanArgs, terms: &Terms<'_>, (host_memory_bytes, host_ranks): (Option<u64>, usize)) -> Assumed {
+/// A machine, as far as checkpoints need it.
+#[derive(Clone, Copy)]
+struct Host {
+    /// What is there for its ranks, where that is known.
+    memory_bytes: Option<u64>,
+    /// How many of them share it.
+    ranks: usize,
+}
+
+fn assumed(args: &PlanArgs, terms: &Terms<'_>, host: Host) -> Assumed {
     Assumed {
         l0: args.l0,
         storage_bytes_per_s: terms.storage,
-        host_memory_bytes,
-        host_ranks,
+        host_memory_bytes: host.memory_bytes,
+        host_ranks: host.ranks,
         copy_bytes_per_s: terms.copy,
         mtbf_hours: args.mtbf,
     }
@@ -260,11 +271,11 @@ fn parts(floor: &Floor) -> Parts {
 
 /// What a rank may keep of a checkpoint: as the recipe says, or what is left of its host's memory when all ranks there have read ahead
 /// and taken `own` bytes besides.
-fn buffer(recipe: &Recipe, (host_memory, host_ranks): (Option<u64>, usize), own: f64) -> u64 {
+fn buffer(recipe: &Recipe, host: Host, own: f64) -> u64 {
     let ahead = recipe.data.prefetch_bytes.unwrap_or(recipe.data.window_bytes + AHEAD_BYTES);
-    let taken = (ahead + own as u64).saturating_mul(host_ranks as u64);
-    let left = host_memory.map(|bytes| bytes.saturating_sub(taken));
-    recipe.checkpoint.buffer_bytes.unwrap_or_else(|| checkpoint::spare_bytes(left, host_ranks))
+    let taken = (ahead + own as u64).saturating_mul(host.ranks as u64);
+    let left = host.memory_bytes.map(|bytes| bytes.saturating_sub(taken));
+    recipe.checkpoint.buffer_bytes.unwrap_or_else(|| checkpoint::spare_bytes(left, host.ranks))
 }
 
 /// The command for a run that fits.

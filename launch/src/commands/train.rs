@@ -45,7 +45,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         leave_no_meeting(&store, &world, &axes)?;
     }
     let told = axes.all.clone();
-    let opened = device::open(args.run.device, &recipe.train, axes, (world.local_rank, world.local_ranks));
+    let opened = device::open(args.run.device, &recipe.train, axes, world.local());
     let done = opened.and_then(|opened| match opened {
         Opened::Cpu(device) => run_on(&device, args, (&recipe, &store), (launched, world.local_ranks)),
         Opened::Cuda(device) => run_on(&device, args, (&recipe, &store), (launched, world.local_ranks)),

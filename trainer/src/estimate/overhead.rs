@@ -44,20 +44,29 @@ pub struct Sizes {
     pub stored_s: f64,
 }
 
+/// Bytes a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// At which a rank copies its part to host memory.
+    pub copy: f64,
+    /// That a store takes of all ranks.
+    pub storage: f64,
+}
+
 impl Sizes {
-    /// Of a rank that copies `copy` bytes a second and keeps `buffer` bytes of it, to a store that takes `storage` bytes a second of all.
-    pub fn of(recipe: &Recipe, mesh: Mesh, width: usize, buffer: u64, (copy, storage): (f64, f64)) -> Sizes {
+    /// Of a rank that keeps `buffer` bytes of it.
+    pub fn of(recipe: &Recipe, mesh: Mesh, width: usize, buffer: u64, rates: Rates) -> Sizes {
         let owned = |rank| Place { mesh, rank }.owned(recipe.sae.features).len();
         let owned = (0..mesh.ranks()).map(owned).max().unwrap_or_default();
         let (all, part) = (checkpoint::bytes(width, recipe.sae.features), checkpoint::bytes(width, owned));
-        let copy_s = part as f64 / copy;
-        let rest_s = part.saturating_sub(buffer) as f64 * mesh.ranks() as f64 / storage;
+        let copy_s = part as f64 / rates.copy;
+        let rest_s = part.saturating_sub(buffer) as f64 * mesh.ranks() as f64 / rates.storage;
         Sizes {
             all,
             part,
             host: checkpoint::staging_bytes(width, owned, buffer),
             copied_s: copy_s.max(rest_s),
-            stored_s: copy_s.max(all as f64 / storage),
+            stored_s: copy_s.max(all as f64 / rates.storage),
         }
     }
 }
@@ -290,7 +299,7 @@ mod tests {
     fn training_waits_for_what_the_buffer_does_not_hold() {
         let recipe = recipe("");
         let mesh = Mesh { data: 1, feature: 4 };
-        let of = |buffer| Sizes::of(&recipe, mesh, 256, buffer, (1e9, 1e8));
+        let of = |buffer| Sizes::of(&recipe, mesh, 256, buffer, Rates { copy: 1e9, storage: 1e8 });
         // 3 · 4 · (2 · 256 + 1) bytes a feature and 40 of clocks and firings; b_dec once.
         let (all, part) = (4096 * (12 * 513 + 40) + 12 * 256, 1024 * (12 * 513 + 40) + 12 * 256);
         let held = of(1 << 30);

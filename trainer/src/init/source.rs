@@ -122,15 +122,10 @@ impl Source {
         }
     }
 
-    /// Refuses values of a tensor that are not finite, or are not with this run's factors: `of_each` of every row from `first` on.
-    pub(super) fn check_finite(
-        &self,
-        tensor: &str,
-        values: &[f32],
-        (first, of_each): (usize, usize),
-    ) -> Result<(), Error> {
+    /// Refuses values of a tensor that are not finite, or are not with this run's factors: rows of `columns` values, from row `first` on.
+    pub(super) fn check_finite(&self, tensor: &str, values: &[f32], first: usize, columns: usize) -> Result<(), Error> {
         let Some(at) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
-        let (row, value) = (first + at / of_each, values[at]);
+        let (row, value) = (first + at / columns, values[at]);
         Err(Error::Weights(
             format!(
                 "train.init_from: {}: {tensor} holds {value} at index {row}, as this run's data.scale has it",
