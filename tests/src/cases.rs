@@ -12,6 +12,7 @@ pub use crate::tolerance::Numbers;
 pub use run::{Case, PATHS, Run, TENSORS, close, read, read_arrays, read_moment, update};
 
 pub mod boundaries;
+mod forward;
 pub mod pairs;
 mod run;
 pub mod terms;
@@ -28,28 +29,33 @@ pub fn all<D: Device>() -> Vec<(&'static str, Check<D>)> {
         ("two hundred steps follow the reference", two_hundred_steps_follow_the_reference),
         ("odd shapes agree with the reference", odd_shapes_agree_with_the_reference),
         ("edges agree with the reference", edges_agree_with_the_reference),
-        ("long runs agree with the reference", long_runs_agree_with_the_reference),
-        ("activations made twice are the same bits", activations_made_twice_are_the_same_bits),
+        ("backward: long runs agree with the reference", long_runs_agree_with_the_reference),
+        ("dense: activations made twice are the same bits", activations_made_twice_are_the_same_bits),
         ("the same step twice gives the same bits", the_same_step_twice_gives_the_same_bits),
         ("a batch that is not finite changes nothing", a_batch_that_is_not_finite_changes_nothing),
-        ("counted rows are those of the range", counted_rows_are_those_of_the_range),
-        ("rows of every dtype are scaled", rows_of_every_dtype_are_scaled),
-        ("a clipped gradient and a skipped row follow the mode", a_clipped_gradient_and_a_skipped_row_follow_the_mode),
+        ("count: counted rows are those of the range", counted_rows_are_those_of_the_range),
+        ("normalize: rows of every dtype are scaled", rows_of_every_dtype_are_scaled),
+        (
+            "adam: a clipped gradient and a skipped row follow the mode",
+            a_clipped_gradient_and_a_skipped_row_follow_the_mode,
+        ),
         ("a dictionary goes on where another was read", a_dictionary_goes_on_where_another_was_read),
-        ("what is owed is settled", what_is_owed_is_settled),
-        ("active pairs agree with the reference", pairs::active_pairs_agree_with_the_reference),
+        ("adam: what is owed is settled", what_is_owed_is_settled),
+        ("encode: active pairs agree with the reference", pairs::active_pairs_agree_with_the_reference),
+        ("decode: every row has its own error", forward::every_row_has_its_own_error),
+        ("residual: a report has the sums of its batch", forward::a_report_has_the_sums_of_its_batch),
         ("looking at pairs changes nothing", pairs::looking_at_pairs_changes_nothing),
     ]
 }
 
 /// A few small cases that reach every operation: for the sanitizers of the emulator, and for bugs planted in kernels.
 pub fn few<D: Device>() -> Vec<(&'static str, Check<D>)> {
-    named(&["odd shapes", "long runs", "a clipped gradient"])
+    named(&["odd shapes", "backward: long runs", "adam: a clipped gradient"])
 }
 
 /// Cases that reach all of Adam, for formats of weights and moments that nothing else knows of.
 pub fn of_adam<D: Device>() -> Vec<(&'static str, Check<D>)> {
-    named(&["edges", "a clipped gradient", "a dictionary goes on", "what is owed"])
+    named(&["edges", "a dictionary goes on", "adam: "])
 }
 
 fn named<D: Device>(wanted: &[&str]) -> Vec<(&'static str, Check<D>)> {
