@@ -5,6 +5,26 @@
 //! mathematics is written once per operation, in the file that carries its name.
 //!
 //! Shape letters used throughout: `B` rows (tokens) in a batch, `D` width of a row, `F` features.
+//!
+//! Two rows through a dictionary on the processor. All weights are 0 at first, so nothing is active and x̂ = 0:
+//!
+//! ```
+//! use kernels::{Device, Dictionary, Path, RowDtype, Shape, cpu::Cpu};
+//!
+//! let cpu = Cpu::new(Some(1))?;
+//! let mut dictionary = cpu.dictionary(Shape { width: 4, features: 128, batch: 2, dense_bytes: 0 })?;
+//! let mut staged = cpu.staging(2 * 4 * 4)?;
+//! staged.as_mut().copy_from_slice(bytemuck::cast_slice(&[1.0f32, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0]));
+//! let mut x_bd = cpu.rows(2, 4)?;
+//! cpu.normalize(&staged, RowDtype::F32, 2, 2, 1.0, &mut x_bd);
+//!
+//! dictionary.encode(&x_bd, Path::Sparse);
+//! dictionary.decode(&x_bd);
+//! dictionary.residual(&x_bd);
+//! let report = dictionary.report(0)?;
+//! assert_eq!((report.rows, report.active, report.squared_error), (2, 0, 5.0));
+//! # Ok::<(), kernels::Error>(())
+//! ```
 
 pub mod cpu;
 pub mod cuda;

@@ -86,6 +86,28 @@ pub struct Batch {
 }
 
 /// Batches of rows, in order, read ahead by threads of its own.
+///
+/// The order is that of the seed, whatever reads it, and a cursor goes on in it where another stream stood:
+///
+/// ```
+/// # use loader::{Cursor, Dataset, OpenOptions, Order, Store, Stream, StreamOptions, synth};
+/// # let url = "memory://stream/example".to_string();
+/// # let spec = synth::Spec { features: 32, width: 8, rows: 1000, active: 2.0, ..synth::Spec::default() };
+/// # synth::write(&spec, &Store::open(&url)?, 1, &mut |_| {})?;
+/// let dataset = Dataset::open(&[url], &OpenOptions::default())?;
+/// let order = Order::Direct { window_bytes: 4096 };
+/// let options = StreamOptions { order, seed: 7, batch: 100, ..StreamOptions::default() };
+/// let mut stream = Stream::start(&dataset, options.clone(), Cursor::default())?;
+/// let mut buffer = vec![0; stream.max_rows() * dataset.row_bytes()];
+/// stream.next(&mut buffer)?;
+/// let cursor = stream.cursor();
+///
+/// let batch = stream.next(&mut buffer)?.expect("ten batches");
+/// let mut resumed = Stream::start(&dataset, StreamOptions { threads: 4, ..options }, cursor)?;
+/// let again = resumed.next(&mut buffer)?.expect("nine are left");
+/// assert_eq!(stream.row_ids(&batch), resumed.row_ids(&again));
+/// # Ok::<(), loader::Error>(())
+/// ```
 pub struct Stream {
     order: Arc<RowOrder>,
     feed: Feed,

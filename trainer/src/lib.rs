@@ -3,6 +3,32 @@
 //!
 //! [`train::train`] is the entry. It takes a [`Recipe`](recipe::Recipe), a device of the `kernels` crate, and rows from
 //! the `loader` crate; [`step::step`] is the algorithm.
+//!
+//! A recipe of synthetic rows, trained on the processor from nothing to its summary:
+//!
+//! ```
+//! use trainer::recipe::Recipe;
+//! use trainer::synthesis;
+//! use trainer::train::{Start, train};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let recipe: Recipe = toml::from_str(&format!(
+//!     "data.train = '{0}/rows'
+//!      data.synth = {{ features = 64, width = 16, rows = 4096, active = 2 }}
+//!      sae.features = 128
+//!      train = {{ batch = 256, lr = 3e-3, l1 = 1.5, threads = 1 }}
+//!      run.dir = '{0}/run'",
+//!     folder.path().display()
+//! ))?;
+//! synthesis::make(&recipe, &synthesis::to_make(&recipe)?, &mut |_key, _rows, _all_rows| {})?;
+//!
+//! let (cpu, stop) = (kernels::cpu::Cpu::new(Some(1))?, Default::default());
+//! let watch = Box::new(|_event: trainer::train::Event<'_>| {});
+//! let store = &loader::Store::open(&recipe.run.dir)?;
+//! let summary = train(&cpu, &recipe, Start { store, resume: false, commit: "unknown", stop: &stop, host_ranks: 1, watch })?;
+//! assert_eq!(summary.tokens, 4096, "every row once");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod buffers;
 pub mod checkpoint;

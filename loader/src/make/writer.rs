@@ -91,6 +91,24 @@ pub struct Columns<'a> {
 }
 
 /// Streams rows into shards of a store and ends with a manifest.
+///
+/// ```
+/// use loader::{Columns, Dtype, ShardWriter, Store, WriteOptions};
+///
+/// let folder = tempfile::tempdir()?;
+/// let store = Store::open(&folder.path().display().to_string())?;
+/// let options = WriteOptions { columns: true, shard_rows: 2, ..WriteOptions::new(4, Dtype::F32) };
+/// let mut writer = ShardWriter::create(&store, options)?;
+/// // Three rows of four numbers, and what a row filter may look at. Any number of rows may be written at once.
+/// let mut rows = vec![0; 3 * 4 * Dtype::F32.size()];
+/// Dtype::F32.from_f32(&[0.5; 3 * 4], &mut rows);
+/// writer.write(&rows, Some(Columns { token_id: &[17, 4, 9], doc_id: &[0, 0, 1], pos: &[0, 1, 0] }))?;
+///
+/// let manifest = writer.finish()?;
+/// assert_eq!((manifest.shards.len(), manifest.rows()), (2, 3));
+/// assert!(store.head("shard-00001.parquet")?.is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct ShardWriter {
     store: Store,
     options: WriteOptions,
