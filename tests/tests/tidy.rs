@@ -164,7 +164,7 @@ fn every_recipe_key_is_documented_with_its_default() {
 
 #[test]
 fn an_operation_has_one_name_everywhere() {
-    let tests = read(&root().join("tests/src/cases.rs"));
+    let tests = ["cases.rs", "cases/run.rs"].map(|file| read(&root().join("tests/src").join(file))).concat();
     let benchmarks: String =
         sources().filter(|path| path.starts_with(root().join("benchmarks"))).map(|path| read(&path)).collect();
     for stem in STEMS {
@@ -175,7 +175,7 @@ fn an_operation_has_one_name_everywhere() {
         ] {
             assert!(root().join(&file).exists(), "no {file}");
         }
-        assert!(tests.contains(stem), "tests/src/cases.rs does not mention {stem}");
+        assert!(tests.contains(stem), "tests/src/cases.rs and cases/run.rs do not mention {stem}");
         assert!(benchmarks.contains(stem), "no benchmark mentions {stem}");
     }
 }
