@@ -24,7 +24,7 @@ const GEMM: usize = {
     if dense > screen { dense } else { screen }
 };
 
-/// A rank's features on the processor. `T` is what training needs besides ([`Optimizer`](super::training::Optimizer)), and nothing in
+/// A rank's features on the processor. `T` is what training needs besides (`Optimizer`), and nothing in
 /// a dictionary that is evaluated.
 pub struct CpuDictionary<T = ()> {
     pub(super) engine: Arc<Engine>,

@@ -21,7 +21,7 @@ use super::weights::Weights;
 use crate::mesh::Place;
 use crate::{ActivePairs, Dictionary, Error, Path, Purpose, Report, Shape, Tensor};
 
-/// A rank's features on a GPU. `T` is what training needs besides ([`Optimizer`](super::training::Optimizer)), and nothing in a
+/// A rank's features on a GPU. `T` is what training needs besides (`Optimizer`), and nothing in a
 /// dictionary that is evaluated.
 pub struct CudaDictionary<T = ()> {
     pub(super) engine: Arc<Engine>,

@@ -149,7 +149,7 @@ pub(super) fn clock<S: Training>(dictionary: &S, clock: Clock) -> Vec<u64> {
 }
 
 /// A device with a dictionary that holds a case's parameters, and its batch. The dictionary is one that is trained, unless it is
-/// [`Run::settled`].
+/// `settled`.
 pub struct Run<'a, D: Device, S = <D as Device>::Training> {
     pub(crate) device: &'a D,
     /// The dictionary.
