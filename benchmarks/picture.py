@@ -34,9 +34,13 @@ def draw(run, out):
     for axis, key, colour in zip(axes, ["loss", "l0"], ["#3b82c4", "#d9822b"]):
         axis.plot([line["step"] for line in train], [line[key] for line in train], color=colour, label="training rows")
         axis.plot([line["step"] for line in held_out], [line[key] for line in held_out], "o", color=INK, markersize=4, label="held-out rows")
-        axis.set(xlabel="step", ylabel={"loss": "loss", "l0": "L0"}[key], yscale="log")
+        axis.set(xlabel="step", ylabel={"loss": "loss", "l0": "L0"}[key])
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
+    # It falls by a factor of twenty, most of it in the first steps.
+    axes[1].set_yscale("log")
+    axes[1].set_yticks([30, 50, 100, 200, 500], labels=["30", "50", "100", "200", "500"])
+    axes[1].minorticks_off()
     figure.savefig(out, transparent=True, metadata={"Date": None})
 
 
