@@ -33,6 +33,7 @@ name = "leaves"
 edition = "2024"
 [dependencies]
 serde = "1"
+thiserror = "2"
 [dev-dependencies]
 tempfile = "3"
 [workspace]

@@ -317,9 +317,17 @@ pub trait Device: Sync {
     fn gather(&self, staged: &mut Self::Staging, parts: &[Range<usize>]) -> Result<(), Error>;
 
     /// `x = scale · rows` for the first `n` rows of `staged`, which lie there one after the other in `dtype`, of a batch of
-    /// `of` rows over the data axis. Rows with a value that is not finite are remembered in `x`. Does not wait: the next call that asks to
+    /// `batch_rows` over the data axis. Rows with a value that is not finite are remembered in `x`. Does not wait: the next call that asks to
     /// write to `staged` does, until its rows were copied.
-    fn normalize(&self, staged: &Self::Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Self::Rows);
+    fn normalize(
+        &self,
+        staged: &Self::Staging,
+        dtype: RowDtype,
+        n: usize,
+        batch_rows: usize,
+        scale: f32,
+        x: &mut Self::Rows,
+    );
 
     /// Reads the sums over the rows of all ranks and starts again at 0. Firings are those of the features that this rank owns.
     /// Exchanges them.

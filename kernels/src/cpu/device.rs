@@ -154,8 +154,8 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Rows) {
-        Normalize { engine: &self.engine, staged: &staged.0, dtype, n, of, scale }.run(x);
+    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, batch_rows: usize, scale: f32, x: &mut Rows) {
+        Normalize { engine: &self.engine, staged: &staged.0, dtype, n, batch_rows, scale }.run(x);
     }
 
     fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {

@@ -148,7 +148,7 @@ impl<T: Send> Dictionary for CpuDictionary<T> {
     fn encode(&mut self, x: &Rows, path: Path) {
         assert!(x.width == self.shape.width && x.n <= self.shape.batch, "rows of the dictionary's shape");
         self.batch.path = path;
-        self.batch.report = Report { rows: x.of, non_finite_rows: x.non_finite.clone(), ..Report::default() };
+        self.batch.report = Report { rows: x.batch_rows, non_finite_rows: x.non_finite.clone(), ..Report::default() };
         if path == Path::Dense {
             // A is made in decode, tile by tile, where it is used at once.
             return;

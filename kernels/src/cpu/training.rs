@@ -91,7 +91,7 @@ impl Training for CpuTraining {
         let Batch { path, tiles, dense, g_bd, count_f, report, .. } = &mut self.batch;
         let gradient = &mut self.training.gradient;
         let axes = &engine.axes;
-        let lambda_over_b = lambda / x.of as f32;
+        let lambda_over_b = lambda / x.batch_rows as f32;
         gradient.lambda_over_b = lambda_over_b;
         let to = Gradient {
             dec_fd: &mut gradient.dec_fd,

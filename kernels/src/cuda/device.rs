@@ -207,8 +207,8 @@ impl Device for Cuda {
         Ok(())
     }
 
-    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, of: usize, scale: f32, x: &mut Rows) {
-        Normalize { engine: &self.engine, staged, dtype, n, of, scale }.run(x);
+    fn normalize(&self, staged: &Staging, dtype: RowDtype, n: usize, batch_rows: usize, scale: f32, x: &mut Rows) {
+        Normalize { engine: &self.engine, staged, dtype, n, batch_rows, scale }.run(x);
     }
 
     fn take_sums(&self, tally: &mut Tally) -> Result<Sums, Error> {

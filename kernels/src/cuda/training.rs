@@ -133,7 +133,7 @@ impl Training for CudaTraining {
     type Settled = CudaDictionary;
 
     fn backward(&mut self, x: &Rows, lambda: f32) {
-        self.training.buffers.gradient.lambda_over_b = lambda / x.of as f32;
+        self.training.buffers.gradient.lambda_over_b = lambda / x.batch_rows as f32;
         self.buffers.outcomes.begin_gradient();
         if let Some(owners) = &mut self.training.buffers.owners {
             let (count_f, status) = (&self.buffers.lists.count_f, &self.buffers.outcomes.last().status);

@@ -27,7 +27,7 @@ pub struct Rows {
     /// Rows in the batch; the arrays may hold more.
     pub(crate) n: usize,
     /// Rows of the batch over all ranks of the data axis.
-    pub(crate) of: usize,
+    pub(crate) batch_rows: usize,
     /// Shared with a dictionary between backward and Adam, which makes the gradient rows again from it.
     pub(crate) x_bd: Buffer<f32>,
     /// `‖x_t‖²`.
@@ -45,7 +45,7 @@ impl Rows {
             width,
             stride,
             n: 0,
-            of: 0,
+            batch_rows: 0,
             x_bd: memory.step(batch * stride, what)?,
             norm2_b: memory.step(batch, what)?,
             bad_b: memory.step(batch, what)?,
@@ -68,17 +68,17 @@ pub struct Normalize<'a> {
     pub dtype: RowDtype,
     /// Rows of the batch here, and over all ranks of the data axis.
     pub n: usize,
-    pub of: usize,
+    pub batch_rows: usize,
     pub scale: f32,
 }
 
 impl Normalize<'_> {
     /// `x = scale · rows`.
     pub fn run(&self, x: &mut Rows) {
-        let Normalize { engine, staged, dtype, n, of, scale } = *self;
+        let Normalize { engine, staged, dtype, n, batch_rows, scale } = *self;
         let row_bytes = x.width * dtype.size();
         assert!(n <= x.norm2_b.len() && n * row_bytes <= staged.len(), "{n} rows fit the batch and are staged");
-        (x.n, x.of) = (n, of);
+        (x.n, x.batch_rows) = (n, batch_rows);
         let (width, stride) = (x.width, x.stride);
         let norms = SharedRows::new(&mut x.norm2_b, 1);
         let bad = SharedRows::new(&mut x.bad_b, 1);

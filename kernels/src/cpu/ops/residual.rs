@@ -46,7 +46,7 @@ impl Kernel for Tokens<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let Residual { x, x_hat_slices, .. } = *self.of;
-        let two_over_b = l.splat(2.0 / x.of as f32);
+        let two_over_b = l.splat(2.0 / x.batch_rows as f32);
         for (i, (g, error)) in self.g.chunks_exact_mut(x.stride).zip(self.error).enumerate() {
             let t = self.first + i;
             if let Some((slices, batch)) = x_hat_slices {

@@ -12,7 +12,7 @@ use crate::{Error, RowDtype};
 pub struct Rows {
     pub(crate) n: usize,
     /// Rows of the batch over all ranks of the data axis.
-    pub(crate) of: usize,
+    pub(crate) batch_rows: usize,
     pub(crate) width: usize,
     pub(crate) stride: usize,
     /// `x [B, stride]`.
@@ -35,7 +35,7 @@ impl Rows {
         let copy = precision != Precision::F32;
         Ok(Rows {
             n: 0,
-            of: 0,
+            batch_rows: 0,
             width,
             stride,
             x_bs: memory.step(batch * stride, what)?,
@@ -67,15 +67,15 @@ pub struct Normalize<'a> {
     pub dtype: RowDtype,
     /// Rows of the batch here, and over all ranks of the data axis.
     pub n: usize,
-    pub of: usize,
+    pub batch_rows: usize,
     pub scale: f32,
 }
 
 impl Normalize<'_> {
     /// `x = scale · rows`.
     pub(crate) fn run(&self, x: &mut Rows) {
-        let Normalize { engine, staged, dtype, n, of, scale } = *self;
-        (x.n, x.of) = (n, of);
+        let Normalize { engine, staged, dtype, n, batch_rows, scale } = *self;
+        (x.n, x.batch_rows) = (n, batch_rows);
         x.stored.fill(engine, staged, n * x.width * dtype.size());
         x.bad_rows.clear();
         let kernel = match dtype {

@@ -26,7 +26,7 @@ impl Residual<'_> {
     pub fn run(&self) {
         let Residual { engine, x, .. } = *self;
         let kernel = engine.precision.pick("residual_f32", "residual_bf16");
-        let (n, of, stride, features) = (x.n as u32, x.of as u32, x.stride as u32, self.count_f.len() as u32);
+        let (n, of, stride, features) = (x.n as u32, x.batch_rows as u32, x.stride as u32, self.count_f.len() as u32);
         let (error_b, l1_b, status) = (self.error_b.at(0), self.l1_b.at(0), self.status.at(0));
         let blocks = self.count_f.len().div_ceil(256).min(8 * engine.multiprocessors as usize);
         // SAFETY: all arrays have n rows or tokens, count_f one value a feature.

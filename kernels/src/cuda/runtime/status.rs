@@ -85,7 +85,7 @@ impl Outcomes {
         // SAFETY: each is one value.
         unsafe { engine.enqueue("begin_batch", 1, 0, arguments) };
         this.bad_b.copy(&x.bad_b, x.n);
-        (this.n, this.of, this.with_gradient, self.released) = (x.n, x.of, false, false);
+        (this.n, this.of, this.with_gradient, self.released) = (x.n, x.batch_rows, false, false);
     }
 
     /// The last batch has a gradient.
