@@ -127,7 +127,7 @@ impl Bench<'_> {
 
     fn repeat(&mut self, repeats: usize, mut operation: impl FnMut()) -> Result<Times, String> {
         operation();
-        (0..repeats).try_for_each(|_| self.watch.lap(&mut operation)).map_err(|error| error.to_string())?;
+        (0..repeats).try_for_each(|_| self.watch.time(&mut operation)).map_err(|error| error.to_string())?;
         self.take()
     }
 
@@ -142,7 +142,7 @@ impl Bench<'_> {
             for operation in [Operation::Encode, Operation::Decode, Operation::Residual] {
                 run.perform(operation, Path::Sparse);
             }
-            self.watch.lap(|| run.dictionary.need_runs()).map_err(|error| error.to_string())?;
+            self.watch.time(|| run.dictionary.need_runs()).map_err(|error| error.to_string())?;
         }
         self.take()
     }

@@ -116,6 +116,20 @@ mod tests {
                  rows",
             ),
             (
+                loader::Error::Data {
+                    location: "a.parquet".into(),
+                    problem: "has two columns that could be meant".into(),
+                    source: None,
+                    help: Some(Help::Column),
+                }
+                .into(),
+                "a.parquet: has two columns that could be meant: name one in data.column",
+            ),
+            (
+                kernels::Error::OutOfMemory { what: "the weights", bytes: 1 << 20, said: String::new() }.into(),
+                "the weights needs 1 MiB of memory, more than this machine gives: lower sae.features",
+            ),
+            (
                 Error::PartTooSmall { most: 1, least: 2 },
                 "--max-shard-size: 1 bytes hold no feature, which takes 2 here with b_dec and the file's header",
             ),

@@ -145,7 +145,6 @@ fn links_in_documents_lead_somewhere() {
     }
 }
 
-/// The table in launch/recipes/README.md has a row for each key of the recipe, with its default, and no others.
 /// A newcomer looks there for the one to run.
 #[test]
 fn every_test_binary_stands_in_the_table() {
@@ -160,6 +159,7 @@ fn every_test_binary_stands_in_the_table() {
     }
 }
 
+/// The table in launch/recipes/README.md has a row for each key of the recipe, with its default, and no others.
 #[test]
 fn every_recipe_key_is_documented_with_its_default() {
     let documented = documented_keys();
@@ -213,7 +213,7 @@ fn an_operation_has_one_name_everywhere() {
 }
 
 /// Words that nobody else in the field uses, where it has one: CONTRIBUTING.md has a table of those.
-const PRIVATE_WORDS: [&str; 17] = [
+const PRIVATE_WORDS: [&str; 18] = [
     "/// all of it.",
     "/// as there.",
     "befall",
@@ -223,6 +223,7 @@ const PRIVATE_WORDS: [&str; 17] = [
     "guest",
     "in what numbers",
     "is told",
+    "lap(",
     "laps",
     "line of metrics ",
     "lines of metrics ",

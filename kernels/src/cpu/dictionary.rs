@@ -108,6 +108,7 @@ impl<T> CpuDictionary<T> {
             engine,
         })
     }
+
     /// Brings rows that were updated here, or all own ones, to the ranks that hold copies of them, and theirs here.
     pub(super) fn spread(&mut self, sends: impl Fn(&Batch, usize) -> bool) -> Result<(), Error> {
         let Self { engine, weights, screener, batch, .. } = self;

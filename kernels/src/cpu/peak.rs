@@ -13,9 +13,9 @@ use std::time::Instant;
 pub struct Peaks {
     /// f32 fused multiply-add, GFLOP/s.
     pub fma_gflops: f64,
-    /// bf16 GEMMs, GFLOP/s, where the machine has them.
+    /// bf16 products, GFLOP/s, where the machine has them.
     pub bf16_gflops: Option<f64>,
-    /// int8 GEMMs, Gop/s, where the machine has them.
+    /// int8 products, Gop/s, where the machine has them.
     pub int8_gops: Option<f64>,
     /// Crate `gemm`, one GEMM of 512 × 1024 × 512 a thread, GFLOP/s.
     pub gemm_gflops: f64,

@@ -18,7 +18,7 @@ use crate::args::Eval;
 use crate::device::{self, Local, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::table;
+use crate::{remedy, table};
 
 /// What is printed with `--json`: the names of summary.json where they apply.
 #[derive(Serialize)]
@@ -111,7 +111,8 @@ fn measure<D: Device>(
         Ok(Some(truth)) if truth.width == width => match training_rows(&found.manifest) {
             Ok(all) => recovery(&truth, found.manifest.tokens as f64 / all as f64, &sae, &device.axes().all)?,
             Err(error) => {
-                tracing::warn!("{error}: without data.train it is not known which directions count as recovered");
+                let words = remedy::words(&error.into());
+                tracing::warn!("{words}: without data.train it is not known which directions count as recovered");
                 None
             }
         },

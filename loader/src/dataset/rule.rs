@@ -6,14 +6,13 @@
 //! while `_layer=3` is a partition like any other. A glob that spells the first character out means such names too. Files of zero
 //! bytes are no shards either: [`super::find`] leaves them out when it knows sizes.
 //!
-//! **What belongs to a data set is one rule on names.** Listing is recursive, and writers leave other things among their shards: what is
-//! on its way, logs, copies. The convention that such names begin with `_` or `.` is Hadoop's, with the exception of partitions
-//! (`_layer=3`); a store can not tell a folder's purpose otherwise. What is left out is shown, because a rule that leaves rows out
-//! silently is as bad as one that reads them twice. On disks links are followed, since people put data together from several disks by
-//! them. A manifest's paths may not leave its folder (`..`, absolute, URLs): a manifest may come from anyone. A link below the folder may
-//! lead anywhere: who can make one can put the shard there as well. Two shards are one when their paths resolve to one file, or when
-//! their manifests came with the same checksums; checksums that a run learns while it reads do not count, so that no run is ended by what
-//! it began with.
+//! The convention is Hadoop's, with its exception of partitions; a store can not tell a folder's purpose otherwise. What is left out is
+//! shown, because a rule that leaves rows out silently is as bad as one that reads them twice.
+//!
+//! On disks links are followed, since people put data together from several disks by them. A manifest's paths may not leave its folder
+//! (`..`, absolute, URLs): a manifest may come from anyone. A link below the folder may lead anywhere: who can make one can put the shard
+//! there as well. Two shards are one when their paths resolve to one file, or when their manifests came with the same checksums;
+//! checksums that a run learns while it reads do not count, so that no run is ended by what it began with.
 
 use glob::{MatchOptions, Pattern};
 use serde::Serialize;

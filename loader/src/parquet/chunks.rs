@@ -5,10 +5,8 @@
 //! 1.39 left it out and named the first data page rightly, so that the dictionary lies before everything that the footer names.
 //! Here offsets are put right once, where a footer is read; later code and the Parquet reader believe them.
 //!
-//! **Footers are put right once.** Writers disagree on where a chunk with a dictionary begins: 0, absent with the data page's offset at
-//! the dictionary, or absent and before it (`loader/src/parquet/chunks.rs` names them). The offsets are settled when a footer is read,
-//! from the footer alone where it can say and from the header of one page where it cannot, so that manifests, reading and the Parquet
-//! reader see one truth. Files that were read before keep their offsets, and so their identity.
+//! The footer alone settles the offsets where it can say, and the header of one page where it cannot, so that manifests, reading and the
+//! Parquet reader see one truth. Files that were read before keep their offsets, and so their identity.
 
 use parquet::basic::Encoding;
 use parquet::errors::ParquetError;

@@ -5,12 +5,7 @@
 //! read from the first pages, and the rows are the values through the width, if statistics say that no list is empty. What is
 //! left is read once and counted; a manifest keeps the counts. Whatever was believed is checked when the rows are read.
 //!
-//! **A row of nested lists is an inner list.** A data set counts rows, and a record of `[seq, D]` has many. Their number must be known
-//! when data are opened, and no footer states it: it follows from the histograms of levels (Parquet's size statistics) alone; or from the
-//! count of values and the width, which the first pages give, where statistics say that no list is empty. Without statistics the chunks
-//! are read and counted at the opening; manifests keep rows, so that is done once after `sae inspect`. What was believed is checked
-//! whenever a row group is decoded, and columns of integers must have lists of the same lengths, list by list, so that no filter meets
-//! another row's value.
+//! Columns of integers must have lists of the same lengths, list by list, so that no filter meets another row's value.
 
 use std::sync::Once;
 

@@ -1,12 +1,12 @@
 //! Patience with stores: a request that fails in a way that may pass is made again until it succeeds or the patience of the moment
-//! is over. There is little of it while somebody waits, so that a wrong address is said soon, and more in the middle of a run, so that
-//! a store may restart.
+//! is over. There is little of it while somebody waits (10 s), so that a wrong address is said soon, and more in the middle of a run
+//! (150 s), so that a store may restart.
 //!
 //! Requests are watched between the stores' clients and the network, since the clients' own retries tell nothing and cannot change
 //! their mind. Left to the clients is what only they see: bodies that break off, which they go on reading where they were, and errors
 //! inside an answer that says 200.
 //!
-//! Patience is 10 s while somebody waits and 150 s in a run. The first failure of a host is reported and so is the end of an outage, by
+//! The first failure of a host is reported and so is the end of an outage, by
 //! one line each; throttling, which fails now and then for hours, at most once a minute (`outage.rs`). A client panics at some values of
 //! the environment, so these are looked at first (`environment.rs`).
 //!

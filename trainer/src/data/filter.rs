@@ -1,9 +1,9 @@
 //! `[data.filter]`: rows left out by what they hold. Bounds of the norm may be multiples of the median norm, which a run finds once
 //! and keeps in its checkpoints.
 //!
-//! **A filter's multiples are numbers of the run.** `norm_max = "10x"` stays a multiple in the recipe, and becomes a norm once, from a
-//! sample taken before the first step; the median norm is kept in checkpoints like the scale. So what is left out cannot change when a
-//! run is resumed with more rows skipped, and evaluation elsewhere leaves out the same. The loader knows norms alone.
+//! `norm_max = "10x"` stays a multiple in the recipe, and becomes a norm once, from a sample taken before the first step. So what is left
+//! out cannot change when a run is resumed with more rows skipped, and evaluation elsewhere leaves out the same. The loader knows norms
+//! alone.
 
 use loader::RowFilter;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};

@@ -32,7 +32,7 @@ use crate::recipe::{Adam, Recipe};
 /// Share of the floor's speed that is counted on: GEMMs by `mma.sync` reach about 0.6 of a Hopper GPU's rate.
 pub const EXPECTED: f64 = 0.6;
 
-/// RankMemory of a GPU that a run cannot have: the driver's, the kernels' own, and what is lost between blocks.
+/// Memory of a GPU that a run cannot have: the driver's, the kernels' own, and what is lost between blocks.
 const UNUSABLE: f64 = 0.04;
 
 /// GPUs that share the fast links of one machine.
@@ -43,9 +43,9 @@ pub const IN_A_MACHINE: usize = 8;
 pub struct Gpu {
     /// As `--gpu` has it.
     pub name: &'static str,
-    /// RankMemory, in bytes.
+    /// Memory, in bytes.
     pub memory: f64,
-    /// GEMMs of bf16, dense, a second: additions and multiplications.
+    /// FLOP a second of dense GEMMs in bf16.
     pub flops: f64,
     /// Bytes of its memory a second.
     pub bandwidth: f64,

@@ -11,10 +11,8 @@
 //!
 //! Not estimated: that rows are read more slowly while a checkpoint is stored, the start of a run, and what failures cost.
 //!
-//! **A plan walks through the run.** How many checkpoints there are, and how long training waits for them, depends on each other: by the
-//! clock one is due some time after the last was copied, an evaluation that is the best so far writes one and waits for it, and one waits
-//! for the other. So `trainer/src/estimate/overhead.rs` goes from one to the next by the rules of `train.rs` instead of dividing times,
-//! and a test holds its numbers to a real run's.
+//! It is gone through, instead of times being divided, because how many checkpoints there are and how long training waits for them
+//! depends on each other. A test holds the numbers to a real run's.
 
 use std::ops::Range;
 

@@ -5,12 +5,10 @@
 //! the stored rows, on the host, which reads them and computes nothing else. Every rank adds up the rows that it brings, in f64 and in
 //! their order, and the sums are added in the order of the ranks: on another mesh the mean is the same up to rounding.
 //!
-//! **Every row's own variance takes two passes.** `explained_variance_rows` divides each row's error by its distance from the mean of the
-//! evaluated rows, which has to be known first: a pass reads the rows and adds them up on the host, in f64, and a second measures them.
-//! Sums of powers, as other metrics have, do not give a mean of ratios, and the mean of a sample would not be the set's. Cost: held-out
-//! rows are read twice, once for each start of a run where they are those of the evaluation before, and distances take `3·B·D` FLOP of
-//! the host a batch. A device gives its errors row by row (`Dictionary::errors`); no kernel was added. Runs without held-out rows have no
-//! such number: a row is measured when it is trained on, before the mean is known.
+//! Sums of powers, as other metrics have, do not give a mean of ratios, and the mean of a sample would not be the set's; hence the second
+//! pass. Cost: held-out rows are read twice, once for each start of a run where they are those of the evaluation before, and distances
+//! take `3·B·D` FLOP of the host a batch. A device gives its errors row by row (`Dictionary::errors`); no kernel was added. Runs without
+//! held-out rows have no such number: a row is measured when it is trained on, before the mean is known.
 
 use kernels::Device;
 use kernels::ranks::Group;

@@ -169,7 +169,7 @@ impl RowWriter<'_> {
     }
 }
 
-/// Nothing but the GEMMs of a narrow screen, for measuring their peak rate.
+/// Nothing but the products of a narrow screen, for measuring their peak rate.
 pub fn busy_products(screen: ScreenDtype, steps: usize) {
     assert!(screen.available() && screen != ScreenDtype::F32, "a narrow screen of this machine");
     avx512::busy_products(screen, steps);

@@ -22,7 +22,7 @@ pub const RELEASED: [Arch; 3] = [
 ];
 
 impl Arch {
-    /// What to compile for a GPU of this compute capability; `None` below 8.0, where bf16 GEMMs are missing.
+    /// What to compile for a GPU of this compute capability; `None` below 8.0, where tensor cores have no bf16.
     pub fn of_gpu(major: u32, minor: u32) -> Option<Arch> {
         match (major, minor) {
             (..=7, _) => None,

@@ -3,7 +3,7 @@
 //! **Kernels are text inside the binary**, compiled for the GPU that is there. A cubin comes from the first of these that has it: the
 //! binary (a build with `SAE_CUBINS` carries what `sae kernels` compiled ahead; the build fails when that was made from other sources),
 //! the cache (`SAE_CACHE_DIR`, by default `~/.cache/sae/cubins`), NVRTC. Cubins are made for sm_80 (all of 8.x), sm_90a and sm_100a, and
-//! for other GPUs when they are met. Below 8.0 there are no bf16 GEMMs, and no support. A cubin is known by a hash of its source, all
+//! for other GPUs when they are met. Below 8.0 tensor cores have no bf16, and there is no support. A cubin is known by a hash of its source, all
 //! headers and the flags, by architecture and version of NVRTC; its file begins with one line that says so, with a checksum of the rest.
 //! So caches may be shared, damaged or deleted at any time. Releases are compiled by NVRTC 13.0, the oldest that is supported, for a
 //! driver need not take what a newer one makes; what the driver does refuse is taken from the next of the three, with a warning.

@@ -202,7 +202,7 @@ impl Cublas {
         multiply();
         let mut watch = Stopwatch::new(device, small).map_err(words)?;
         for _ in 0..REPEATS {
-            watch.lap(&mut multiply).map_err(words)?;
+            watch.time(&mut multiply).map_err(words)?;
         }
         let best_us = watch.take().map_err(words)?[0];
         if status != 0 {

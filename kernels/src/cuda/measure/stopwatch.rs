@@ -41,7 +41,7 @@ impl Stopwatch {
     ///
     /// # Errors
     /// [`Error::Cuda`].
-    pub fn lap(&mut self, operation: impl FnOnce()) -> Result<(), Error> {
+    pub fn time(&mut self, operation: impl FnOnce()) -> Result<(), Error> {
         let (from, to) = (self.event()?, self.event()?);
         self.flush.clear();
         self.engine.note("an event", from.record(&self.engine.stream));

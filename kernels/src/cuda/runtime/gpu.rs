@@ -76,7 +76,7 @@ impl Gpu {
     /// Opens the GPU that the driver counts as `ordinal`.
     ///
     /// # Errors
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoGpu`], [`Error::NoSuchGpu`], [`Error::GPUTooOld`]; or
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoGpu`], [`Error::NoSuchGpu`], [`Error::GpuTooOld`]; or
     /// [`Error::Cuda`] when the driver fails.
     pub fn open(ordinal: usize, options: Options) -> Result<Gpu, Error> {
         open_driver(options.driver.as_deref())?;

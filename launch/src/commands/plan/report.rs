@@ -25,7 +25,7 @@ pub struct Report {
     pub features: usize,
     /// `B`.
     pub batch: usize,
-    /// MemoryReport of a rank.
+    /// Memory of a rank.
     pub memory: MemoryReport,
     /// A step's parts at the least, where they were estimated.
     pub floor: Option<Parts>,
@@ -100,7 +100,7 @@ pub struct Assumed {
     pub l0: f64,
     /// Bytes a second of all machines to and from storage.
     pub storage_bytes_per_s: f64,
-    /// MemoryReport of a machine.
+    /// Memory of a machine.
     pub host_memory_bytes: Option<u64>,
     /// Ranks that share it.
     pub host_ranks: usize,

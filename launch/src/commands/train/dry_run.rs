@@ -203,7 +203,7 @@ fn show_budget(budget: &Budget) {
     table::print("with steps as measured here", &lines);
     table::say(format!(
         "Once {L0} features fire on a row; before that steps take longer. Storage is taken to read and write {STORAGE} GB/s: sae plan --cpu \
-         counts on another rate."
+         takes another rate."
     ));
 }
 
