@@ -14,29 +14,29 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What an error came from: an error of the system, of a store's client ([`Redacted`]), of a reader of Parquet or JSON. Shared, because
 /// everyone who waits for a unit of reading is told how it failed.
 #[derive(Clone)]
-pub struct Source(Arc<dyn std::error::Error + Send + Sync>);
+pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
 
-impl<E: std::error::Error + Send + Sync + 'static> From<E> for Source {
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for Cause {
     fn from(error: E) -> Self {
-        Source(Arc::new(error))
+        Cause(Arc::new(error))
     }
 }
 
 /// The error itself is what [`std::error::Error::source`] gives.
-impl std::ops::Deref for Source {
+impl std::ops::Deref for Cause {
     type Target = dyn std::error::Error + Send + Sync;
     fn deref(&self) -> &Self::Target {
         &*self.0
     }
 }
 
-impl std::fmt::Display for Source {
+impl std::fmt::Display for Cause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(&self.0, f)
     }
 }
 
-impl std::fmt::Debug for Source {
+impl std::fmt::Debug for Cause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Debug::fmt(&self.0, f)
     }
@@ -71,7 +71,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
         /// What found that.
-        source: Option<Source>,
+        source: Option<Cause>,
     },
     /// A path with a variable in it.
     #[error(transparent)]
@@ -98,7 +98,7 @@ pub enum Error {
         /// What the store said and what to do.
         problem: String,
         /// What it said it with.
-        source: Option<Source>,
+        source: Option<Cause>,
     },
     /// Nothing is stored there.
     #[error("{location}: not found{hint}")]
@@ -108,7 +108,7 @@ pub enum Error {
         /// What to do (empty, or starts with a separator).
         hint: String,
         /// What the store or the system said.
-        source: Option<Source>,
+        source: Option<Cause>,
     },
     /// The data cannot be used: damaged, of another shape, or not activations.
     #[error("{location}: {problem}")]
@@ -118,7 +118,7 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
         /// What found that, unless it was this crate.
-        source: Option<Source>,
+        source: Option<Cause>,
         /// What the caller can set.
         help: Option<Help>,
     },
@@ -130,7 +130,7 @@ pub enum Error {
         /// What differs.
         problem: String,
         /// What found that, unless it was this crate.
-        source: Option<Source>,
+        source: Option<Cause>,
         /// What the caller can set.
         help: Option<Help>,
     },
@@ -142,7 +142,7 @@ pub enum Error {
         /// What the last attempt said.
         problem: String,
         /// What it said it with.
-        source: Option<Source>,
+        source: Option<Cause>,
     },
     /// Writing failed: disk full, permission, read-only bucket.
     #[error("{location}: cannot write: {problem}")]
@@ -152,24 +152,24 @@ pub enum Error {
         /// What the store said.
         problem: String,
         /// What it said it with.
-        source: Option<Source>,
+        source: Option<Cause>,
     },
     /// The system gave too few threads: other processes may hold them for now.
     #[error("no threads to read with: {0}")]
-    Threads(#[source] Source),
+    Threads(#[source] Cause),
 }
 
 /// What is wrong with data, for an error that has yet to be told where they lie.
 #[derive(Debug)]
 pub(crate) struct Flaw {
     text: String,
-    source: Option<Source>,
+    source: Option<Cause>,
     help: Option<Help>,
 }
 
 impl Flaw {
     /// What `source` found, in words.
-    pub(crate) fn of(text: String, source: impl Into<Source>) -> Self {
+    pub(crate) fn of(text: String, source: impl Into<Cause>) -> Self {
         Flaw { text, source: Some(source.into()), help: None }
     }
 
@@ -217,7 +217,7 @@ impl Error {
         }
     }
 
-    pub(crate) fn address(location: impl Into<String>, problem: impl Into<String>, source: impl Into<Source>) -> Self {
+    pub(crate) fn address(location: impl Into<String>, problem: impl Into<String>, source: impl Into<Cause>) -> Self {
         Error::Address { location: location.into(), problem: problem.into(), source: Some(source.into()) }
     }
 
@@ -231,13 +231,13 @@ impl Error {
         Error::Changed { location: location.into(), problem: text, source, help }
     }
 
-    pub(crate) fn cannot_write(location: impl Into<String>, source: impl Into<Source>) -> Self {
+    pub(crate) fn cannot_write(location: impl Into<String>, source: impl Into<Cause>) -> Self {
         let source = source.into();
         Error::CannotWrite { location: location.into(), problem: source.to_string(), source: Some(source) }
     }
 
     /// Threads could not be had.
-    pub(crate) fn threads(source: impl Into<Source>) -> Self {
+    pub(crate) fn threads(source: impl Into<Cause>) -> Self {
         Error::Threads(source.into())
     }
 }

@@ -50,7 +50,7 @@ pub use dataset::skip::{RowFilter, SkipList};
 pub use dataset::tokens::TokenColumn;
 pub use dataset::{Contents, Dataset, Folder, LeftOut, OpenOptions, SameBy, Why, is_shard_name};
 pub use dtype::Dtype;
-pub use error::{Error, Help, Result, Source};
+pub use error::{Cause, Error, Help, Result};
 pub use make::synth;
 pub use make::writer::{Columns, Compression, ShardWriter, WriteOptions};
 pub use store::Store;

@@ -212,6 +212,17 @@ fn an_operation_has_one_name_everywhere() {
     }
 }
 
+/// A reader of one finds the other by its name.
+#[test]
+fn kernels_and_their_launchers_share_a_stem() {
+    let launchers: BTreeSet<PathBuf> =
+        files(&["rs"]).filter(|path| path.starts_with(root().join("kernels/src/cuda"))).collect();
+    for kernel in files(&["cu"]).filter(|path| path.starts_with(root().join("kernels"))) {
+        let stem = kernel.file_stem();
+        assert!(launchers.iter().any(|path| path.file_stem() == stem), "nothing launches {}", kernel.display());
+    }
+}
+
 /// Words that nobody else in the field uses, where it has one: CONTRIBUTING.md has a table of those.
 const PRIVATE_WORDS: [&str; 18] = [
     "/// all of it.",

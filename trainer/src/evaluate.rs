@@ -79,13 +79,13 @@ impl Pass<'_> {
             }
             let Buffers { staging, x, .. } = &mut *buffers;
             let dtype = row_dtype(self.dataset.dtype());
-            device.normalize(staging, dtype, call.seen(), call.rows(), self.scale, x);
+            device.normalize(staging, dtype, call.rows_here(), call.rows(), self.scale, x);
             let path = if density > device.dense_above() { Path::Dense } else { Path::Sparse };
             let report = with_room(sae, path, |sae, path| {
                 sae.encode(x, path);
                 sae.decode(x);
                 sae.residual(x);
-                sae.count(x, tally, 0..call.seen());
+                sae.count(x, tally, 0..call.rows_here());
             })?;
             if !report.ok {
                 let bad = bad_rows(device.axes(), self.dataset, stream, &seen, &report)?;
@@ -101,7 +101,7 @@ impl Pass<'_> {
             }
             if !distances.is_empty() {
                 let mut errors = vec![0.0; distances.len()];
-                sae.errors(call.before()..call.before() + errors.len(), &mut errors)?;
+                sae.errors(call.rows_before()..call.rows_before() + errors.len(), &mut errors)?;
                 unexplained.add(&errors, &distances, self.scale);
             }
             density = report.active as f64 / (report.rows * self.features) as f64;
@@ -125,7 +125,7 @@ pub(crate) fn bad_rows(
     report: &Report,
 ) -> Result<Vec<String>, Error> {
     let ids = stream.row_ids(&seen.own);
-    let own = report.non_finite_rows.iter().filter_map(|row| ids.get(row.checked_sub(seen.call.before())?));
+    let own = report.non_finite_rows.iter().filter_map(|row| ids.get(row.checked_sub(seen.call.rows_before())?));
     let named = own.map(|&id| dataset.row_name(id)).collect();
     Ok(together(&axes.all, "naming bad rows", Ok::<Vec<String>, Error>(named))?.into_iter().flatten().collect())
 }

@@ -29,6 +29,19 @@
 //! assert_eq!(summary.tokens, 4096, "every row once");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! A recipe is refused by the name of its key, before anything is opened:
+//!
+//! ```
+//! use trainer::recipe::Recipe;
+//!
+//! let recipe: Recipe = toml::from_str("data.train = 'rows'\nsae.features = 128\ntrain.lr = -1.0\nrun.dir = 'run'")?;
+//! assert_eq!(recipe.train.batch, 4096, "what is not written has a default");
+//! let error = recipe.validate().expect_err("a step against the gradient");
+//! assert_eq!(error.to_string(), "train.lr must be a number above 0, and is -1");
+//! assert_eq!(error.exit(), trainer::Exit::Arguments);
+//! # Ok::<(), toml::de::Error>(())
+//! ```
 
 pub mod buffers;
 pub mod checkpoint;

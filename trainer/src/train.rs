@@ -167,7 +167,7 @@ impl<D: Device> Run<'_, D> {
             return Ok(());
         }
         let (dtype, scale) = (row_dtype(self.data.train.dtype()), self.state.scale);
-        self.device.normalize(staging, dtype, seen.call.seen(), seen.call.rows(), scale, x);
+        self.device.normalize(staging, dtype, seen.call.rows_here(), seen.call.rows(), scale, x);
         let input = self.input(seen, x)?;
         step(&mut self.sae, x, &mut self.tally, &input);
         self.flight.push(batch, input);
@@ -175,7 +175,7 @@ impl<D: Device> Run<'_, D> {
     }
 
     fn input(&mut self, seen: &Seen, x: &D::Rows) -> Result<StepInput, Error> {
-        let counted = self.open_closing(seen, x)?..seen.call.seen();
+        let counted = self.open_closing(seen, x)?..seen.call.rows_here();
         Ok(StepInput {
             path: self.path(),
             lambda: self.schedule.lambda(seen.own.step),

@@ -7,13 +7,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinError;
 
 use crate::store::redact::redact;
-use crate::{Error, Result, Source};
+use crate::{Cause, Error, Result};
 
 /// The process's I/O runtime.
 pub(crate) fn runtime() -> Result<&'static Runtime> {
-    static RUNTIME: OnceLock<std::result::Result<Runtime, Source>> = OnceLock::new();
+    static RUNTIME: OnceLock<std::result::Result<Runtime, Cause>> = OnceLock::new();
     let start = || Builder::new_multi_thread().worker_threads(2).thread_name("loader-io").enable_all().build();
-    RUNTIME.get_or_init(|| start().map_err(Source::from)).as_ref().map_err(|source| Error::Threads(source.clone()))
+    RUNTIME.get_or_init(|| start().map_err(Cause::from)).as_ref().map_err(|source| Error::Threads(source.clone()))
 }
 
 /// Runs a future to its end from blocking code. It is spawned, not blocked on, so that a caller that is itself inside some

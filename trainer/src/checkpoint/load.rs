@@ -44,7 +44,7 @@ pub fn load(store: &Store, found: &Found, axes: &Axes, dictionary: &mut impl Tra
     let files = files.filter(|(_, wanted)| !wanted.is_empty()).collect();
     for_each_file(store, found, files, |file, wanted, bytes| {
         let tensors = parse(store, found, file, bytes)?;
-        let rows = Rows { store, found, file, tensors: &tensors, held_from: shard.start, wanted: wanted.clone() };
+        let rows = FileRows { store, found, file, tensors: &tensors, held_from: shard.start, wanted: wanted.clone() };
         rows.to_training(dictionary)?;
         if file.holds == Holds::Shared {
             state = Some(host_state(store, found, file, &tensors)?);
@@ -112,13 +112,13 @@ fn for_each_rows<'a>(
     found: &Found,
     files: impl Iterator<Item = &'a File>,
     features: Range<usize>,
-    mut take: impl FnMut(Rows<'_>) -> Result<(), Error>,
+    mut take: impl FnMut(FileRows<'_>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let files = files.map(|file| (file, wanted(file, &features, &features)));
     let files = files.filter(|(_, wanted)| !wanted.is_empty()).collect();
     for_each_file(store, found, files, |file, wanted, bytes| {
         let tensors = parse(store, found, file, bytes)?;
-        take(Rows { store, found, file, tensors: &tensors, held_from: features.start, wanted })
+        take(FileRows { store, found, file, tensors: &tensors, held_from: features.start, wanted })
     })
 }
 
@@ -150,7 +150,7 @@ fn joined(thread: io::Result<ScopedJoinHandle<'_, Result<Bytes, Error>>>) -> Res
 }
 
 /// Rows of a file for a dictionary.
-struct Rows<'a> {
+struct FileRows<'a> {
     store: &'a Store,
     found: &'a Found,
     file: &'a File,
@@ -161,7 +161,7 @@ struct Rows<'a> {
     wanted: Range<usize>,
 }
 
-impl Rows<'_> {
+impl FileRows<'_> {
     /// How many rows the file has, where those wanted lie in it, and where in the dictionary.
     fn places(&self) -> (usize, Range<usize>, Range<usize>) {
         let (all, from, held_from) = match self.file.holds {

@@ -69,19 +69,19 @@ impl RollCall {
     }
 
     /// Rows that this rank sees: those that the ranks of its feature axis bring.
-    pub fn seen(&self) -> usize {
+    pub fn rows_here(&self) -> usize {
         self.rows[self.axis()].iter().sum()
     }
 
     /// Rows that this rank sees before the first that it brings itself.
-    pub fn before(&self) -> usize {
+    pub fn rows_before(&self) -> usize {
         self.rows[self.axis().start..self.place.rank].iter().sum()
     }
 
-    /// Where the rows of `row_bytes` lie that each rank of the feature axis brings, `most` at most.
-    pub fn parts(&self, most: usize, row_bytes: usize) -> Vec<Range<usize>> {
+    /// Where the rows of `row_bytes` lie that each rank of the feature axis brings, `rank_batch` at most.
+    pub fn parts(&self, rank_batch: usize, row_bytes: usize) -> Vec<Range<usize>> {
         let rows = self.rows[self.axis()].iter().enumerate();
-        rows.map(|(part, rows)| part * most * row_bytes..(part * most + rows) * row_bytes).collect()
+        rows.map(|(part, rows)| part * rank_batch * row_bytes..(part * rank_batch + rows) * row_bytes).collect()
     }
 
     /// The ranks of this one's feature axis.
