@@ -52,7 +52,19 @@ pub fn train_on(
             }
         });
         let store = &Store::open(&recipe.run.dir)?;
-        train(device, recipe, Start { store, resume, commit: "unknown", stop: &stop, host_ranks: mesh.ranks(), watch })
+        train(
+            device,
+            recipe,
+            Start {
+                store,
+                resume,
+                commit: "unknown",
+                stop: &stop,
+                host_ranks: mesh.ranks(),
+                words: ToString::to_string,
+                watch,
+            },
+        )
     })
 }
 

@@ -35,7 +35,11 @@ pub fn trained(recipe: &Recipe, resume: bool, stop_at: Option<u64>) -> (Result<S
     });
     let device = Cpu::new(Some(2)).expect("threads");
     let store = &Store::open(&recipe.run.dir).expect("a folder");
-    let result = train(&device, recipe, Start { store, resume, commit: "", stop: &stop, host_ranks: 1, watch });
+    let result = train(
+        &device,
+        recipe,
+        Start { store, resume, commit: "", stop: &stop, host_ranks: 1, words: ToString::to_string, watch },
+    );
     (result, told)
 }
 

@@ -447,6 +447,8 @@ fn rows_with_nan_stop_the_run_before_they_do_harm() {
     assert_eq!(json(&newest.join("manifest.json"))["step"].as_u64(), Some(9), "the weights before the step are saved");
     let failure = fixture.json("run/error-0.json");
     assert_eq!(failure["exit_code"].as_u64(), Some(70));
+    let error = failure["error"].as_str().expect("words");
+    assert!(error.contains("--resume --set 'data.skip="), "a launcher says from it how to go on: {error}");
 
     sae::run(&["train", &path, "--resume"]).exits(70);
     let skip = format!("data.skip=[\"{nan}\", \"{infinite}\"]");

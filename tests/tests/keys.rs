@@ -119,7 +119,11 @@ fn a_run_goes_on_and_is_read(data: &str, run: &str) {
             _ => {}
         });
         let store = &Store::open(&recipe.run.dir).expect("a folder");
-        let done = train(&device(), &recipe, Start { store, resume, commit: "", stop: &stop, host_ranks: 1, watch });
+        let done = train(
+            &device(),
+            &recipe,
+            Start { store, resume, commit: "", stop: &stop, host_ranks: 1, words: ToString::to_string, watch },
+        );
         (from, done.map(|summary| summary.steps))
     };
     let stopped = start(false, 1);

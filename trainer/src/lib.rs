@@ -25,7 +25,9 @@
 //! let (cpu, stop) = (kernels::cpu::Cpu::new(Some(1))?, Default::default());
 //! let watch = Box::new(|_event: trainer::train::Event<'_>| {});
 //! let store = &loader::Store::open(&recipe.run.dir)?;
-//! let summary = train(&cpu, &recipe, Start { store, resume: false, commit: "unknown", stop: &stop, host_ranks: 1, watch })?;
+//! let words = ToString::to_string;
+//! let start = Start { store, resume: false, commit: "unknown", stop: &stop, host_ranks: 1, words, watch };
+//! let summary = train(&cpu, &recipe, start)?;
 //! assert_eq!(summary.tokens, 4096, "every row once");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -52,7 +52,7 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     let began = Instant::now();
     let ranks = &device.axes().all;
-    let store = start.store;
+    let Start { store, words, .. } = start;
     let mut on_its_way = None;
     let result = claim(device, recipe, &start).and_then(|(data, run_dir)| {
         let (mut step, mut operation) = (0, "starting");
@@ -66,7 +66,7 @@ fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Re
             && !matches!(error, Error::Interrupted { .. })
             && run_dir.as_ref().is_none_or(RunDir::is_ours)
         {
-            Note::new(ranks.index(), step, operation, error).leave(store);
+            Note { error: words(error), ..Note::new(ranks.index(), step, operation, error) }.leave(store);
         }
         result
     });
@@ -291,6 +291,7 @@ mod tests {
                 commit: "unknown",
                 stop: &stop,
                 host_ranks: 1,
+                words: ToString::to_string,
                 watch,
             },
         )
@@ -326,8 +327,19 @@ mod tests {
             });
             let recipe = recipe(name);
             let store = &Store::open(&recipe.run.dir).expect("a folder");
-            let result =
-                train(&device, &recipe, Start { store, resume, commit: "unknown", stop: &stop, host_ranks: 1, watch });
+            let result = train(
+                &device,
+                &recipe,
+                Start {
+                    store,
+                    resume,
+                    commit: "unknown",
+                    stop: &stop,
+                    host_ranks: 1,
+                    words: ToString::to_string,
+                    watch,
+                },
+            );
             (result.map(|summary| summary.metrics), lines)
         };
         let (whole, expected) = run("whole", false, false);

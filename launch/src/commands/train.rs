@@ -25,7 +25,7 @@ use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::{Bar, Measured};
 use crate::world::{self, World};
-use crate::{job, parent, recipes, signals, table};
+use crate::{job, parent, recipes, remedy, signals, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
@@ -105,7 +105,11 @@ fn run_on(
             display.show(event);
         }
     });
-    let summary = train(device, recipe, Start { store, resume, commit: COMMIT, stop: &stop, host_ranks, watch })?;
+    let summary = train(
+        device,
+        recipe,
+        Start { store, resume, commit: COMMIT, stop: &stop, host_ranks, words: remedy::words, watch },
+    )?;
     if first {
         if let Some(bar) = display.training {
             bar.finish();

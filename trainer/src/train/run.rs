@@ -10,12 +10,12 @@ use super::close::Closing;
 use super::flight::Flight;
 use super::held_out::Evaluation;
 use super::save::Saver;
-use crate::checkpoint;
 use crate::data::Data;
 use crate::recipe::Recipe;
 use crate::report::journal::{EvalLine, Journal, TrainLine};
 use crate::run_dir::RunDir;
 use crate::schedule::Schedule;
+use crate::{Error, checkpoint};
 
 /// What a run tells its observer.
 #[derive(Clone, Debug)]
@@ -62,10 +62,12 @@ pub struct Start<'a> {
     pub resume: bool,
     /// Commit of the program, which files of the run name.
     pub commit: &'a str,
-    /// Set from outside to make the run save and return [`Error::Interrupted`](crate::Error::Interrupted).
+    /// Set from outside to make the run save and return [`Error::Interrupted`].
     pub stop: &'a AtomicBool,
     /// Ranks that share the memory of this one's host, itself included.
     pub host_ranks: usize,
+    /// How `error-RANK.json` says an error: the caller may know more that helps than its own text ([`ToString::to_string`]) does.
+    pub words: fn(&Error) -> String,
     /// Hears what happens.
     pub watch: Box<dyn FnMut(Event<'_>) + Send + 'a>,
 }
