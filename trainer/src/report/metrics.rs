@@ -16,7 +16,7 @@ pub struct Metrics {
     /// Mean over rows of `Σ_f a_f ‖W_dec[f]‖`. Checkpoints up to version 0.1 call it `l1`.
     #[serde(alias = "l1")]
     pub l1_norm: f64,
-    /// `1 − Σ‖x − x̂‖² / Σ‖x − mean(x)‖²` over the whole set.
+    /// `1 − Σ‖x − x̂‖² / Σ‖x − mean(x)‖²` over the whole set: explained variance, 1 − FVU (fraction of variance unexplained).
     pub explained_variance: Option<f64>,
     /// One minus the mean over rows of `‖x − x̂‖² / ‖x − mean(x)‖²`: every row counts the same, however long it is. Rows within a
     /// millionth of their root mean square norm of the mean have nothing to explain and are left out. Known on held-out rows
@@ -25,7 +25,7 @@ pub struct Metrics {
     pub explained_variance_rows: Option<f64>,
     /// `Σ‖x − x̂‖² / Σ‖x‖²`.
     pub normalized_mse: Option<f64>,
-    /// Mean over rows of the number of active features.
+    /// L0: mean over rows of the number of active features.
     pub l0: f64,
 }
 

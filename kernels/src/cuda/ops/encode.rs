@@ -1,4 +1,4 @@
-//! Launches `encode.cu`: the lists of active features of a batch.
+//! Launches `encode.cu`: the lists of active features of a batch, one for each token (CSR).
 
 use std::ops::Range;
 
