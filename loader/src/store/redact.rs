@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_a_client_hides_its_credentials_whoever_shows_it() {
+    fn an_error_of_a_client_hides_its_credentials_in_both_its_texts() {
         let source = "GET https://key:c4n4ry@host/a?sig=c4n4ry failed".into();
         let error = Redacted::from(object_store::Error::Generic { store: "S3", source });
         for said in [error.to_string(), format!("{error:?}")] {
