@@ -40,6 +40,11 @@ impl Schedule {
     }
 }
 
+/// Whether what is done every so many steps is due: before the first step nothing is, also in a run that was stopped there and goes on.
+pub(crate) fn is_due(every: u64, step: u64) -> bool {
+    every > 0 && step > 0 && step.is_multiple_of(every)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

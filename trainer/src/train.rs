@@ -3,12 +3,15 @@
 mod check;
 mod clocks;
 mod close;
+mod closing;
+mod evaluation;
 mod flight;
 mod held_out;
 mod line;
 mod retire;
 mod run;
 mod save;
+mod saver;
 mod start;
 
 use std::io;
@@ -29,13 +32,14 @@ use crate::report::account;
 use crate::report::account::Account;
 use crate::report::summary::Summary;
 use crate::run_dir::{self, RunDir};
+use crate::schedule::is_due;
 use crate::step::{StepInput, step};
 
 pub use check::{Beginning, check, check_before_synthesis, warn_of_few_steps};
 pub use run::{Event, Start};
 
 use flight::Batch;
-use run::{Run, is_due};
+use run::Run;
 
 /// Trains `recipe` on `device` to its end and writes everything into its folder.
 ///

@@ -6,27 +6,10 @@ use super::run::{Run, Scribe};
 use crate::Error;
 use crate::buffers::Seen;
 use crate::checkpoint::LeftOut;
-use crate::data::Data;
 use crate::ranks::together;
 use crate::report::metrics::{DensityHistogram, Metrics};
 use crate::report::summary::{EvaluatedOn, Summary};
 use crate::step::with_room;
-
-/// Rows at the end of the training data on which a run without held-out data is measured.
-const CLOSING_ROWS: u64 = 65_536;
-
-/// Where the closing evaluation begins.
-pub(super) struct Closing {
-    /// Position of its first row; `None` when `data.eval` serves.
-    from: Option<u64>,
-}
-
-impl Closing {
-    /// Of a run on `data`.
-    pub(super) fn of(data: &Data) -> Self {
-        Closing { from: data.eval.is_none().then(|| data.rows.saturating_sub(CLOSING_ROWS)) }
-    }
-}
 
 impl<D: Device> Run<'_, D> {
     /// When the closing evaluation begins in this batch, the rows before it are measured by themselves and the tally is
@@ -36,7 +19,7 @@ impl<D: Device> Run<'_, D> {
     /// # Errors
     /// [`Error::Device`].
     pub(super) fn open_closing(&mut self, seen: &Seen, x: &D::Rows) -> Result<usize, Error> {
-        let Some(from) = self.closing.from.filter(|_| !self.state.closing_open) else { return Ok(0) };
+        let Some(from) = self.closing.from().filter(|_| !self.state.closing_open) else { return Ok(0) };
         if from >= (seen.own.step + 1) * self.recipe.train.batch as u64 {
             return Ok(0);
         }

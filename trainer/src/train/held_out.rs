@@ -5,29 +5,15 @@ use std::time::{Duration, Instant};
 
 use kernels::{Device, Dictionary, Training};
 
-use super::run::{Event, Run, is_due};
+use super::evaluation::Evaluation;
+use super::run::{Event, Run};
 use crate::Error;
 use crate::evaluate::Pass;
 use crate::report::centre::Centre;
 use crate::report::journal::{self, EvalLine, Line};
 use crate::report::metrics::{DensityHistogram, Metrics};
-use crate::report::recovery::{Recovery, Truth, recovery};
-
-/// What it takes to look at a dictionary while it trains.
-pub(super) struct Evaluation<D: Device> {
-    /// Where weights settle to be looked at, in a mode that owes updates and when somebody will look.
-    settled: Option<D::Dictionary>,
-    /// The middle of the rows that were measured last, and how many were asked for.
-    centre: Option<(u64, Centre)>,
-    /// The directions that the data were made of, when they are known and of the data's width.
-    truth: Option<Truth>,
-}
-
-impl<D: Device> Evaluation<D> {
-    pub(super) fn new(settled: Option<D::Dictionary>, truth: Option<Truth>) -> Self {
-        Evaluation { settled, centre: None, truth }
-    }
-}
+use crate::report::recovery::{Recovery, recovery};
+use crate::schedule::is_due;
 
 impl<D: Device> Run<'_, D> {
     /// Evaluates during training, unless it was done at this step; the best weights so far are saved where `checkpoint.best` says so. Only these evaluations

@@ -4,11 +4,12 @@ use kernels::ranks::Group;
 use kernels::{Clock, Device, Dictionary, Sums, Training};
 
 use super::clocks::Span;
-use super::run::{Event, Run, is_due};
+use super::run::{Event, Run};
 use crate::Error;
 use crate::ranks::together::together;
 use crate::report::journal::{self, Line, Together, TrainLine};
 use crate::report::metrics::{Metrics, dead_fraction};
+use crate::schedule::is_due;
 
 /// A rank that spends so much less of its time in exchanges than the others do on average is reported: they wait for it.
 const SLOW: f64 = 0.2;

@@ -6,10 +6,10 @@ use kernels::Device;
 use loader::Store;
 
 use super::clocks::Clocks;
-use super::close::Closing;
+use super::closing::Closing;
+use super::evaluation::Evaluation;
 use super::flight::Flight;
-use super::held_out::Evaluation;
-use super::save::Saver;
+use super::saver::Saver;
 use crate::data::Data;
 use crate::recipe::Recipe;
 use crate::report::journal::{EvalLine, Journal, TrainLine};
@@ -98,9 +98,4 @@ pub(super) struct Run<'a, D: Device> {
 pub(super) struct Scribe<'a> {
     pub(super) run_dir: &'a RunDir,
     pub(super) journal: Journal,
-}
-
-/// Before the first step nothing is, also in a run that was stopped there and goes on.
-pub(super) fn is_due(every: u64, step: u64) -> bool {
-    every > 0 && step > 0 && step.is_multiple_of(every)
 }

@@ -8,11 +8,11 @@ use loader::{Cursor, Store, Stream};
 
 use super::check::{check_eval, warn_of_few_steps};
 use super::clocks::Clocks;
-use super::close::Closing;
+use super::closing::Closing;
+use super::evaluation::Evaluation;
 use super::flight::Flight;
-use super::held_out::Evaluation;
 use super::run::{Event, Run, Scribe, Start};
-use super::save::Saver;
+use super::saver::Saver;
 use crate::buffers::Buffers;
 use crate::checkpoint::{Found, LeftOut};
 use crate::data::Data;
