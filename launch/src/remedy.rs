@@ -38,6 +38,7 @@ fn remedy(error: &Error) -> &'static str {
             ": write parts with --max-shard-size, such as 4GB, halve them with --dtype bf16, or leave out what is dead with --alive-only"
         }
         Error::Loader(loader::Error::Unexpanded(_)) => BY_FLAG,
+        Error::Loader(error) if error.help() == Some(Help::Column) => " (sae inspect and sae eval: with --column)",
         Error::Loader(error) if error.help() == Some(Help::Credentials) => ", and go on with --resume-or-start",
         Error::Device(Device::NoDriver { .. } | Device::DriverTooOld { .. } | Device::NoGpu) => {
             ", or compute with --device cpu"
@@ -123,7 +124,7 @@ mod tests {
                     help: Some(Help::Column),
                 }
                 .into(),
-                "a.parquet: has two columns that could be meant: name one in data.column",
+                "a.parquet: has two columns that could be meant: name one in data.column (sae inspect and sae eval: with --column)",
             ),
             (
                 kernels::Error::OutOfMemory { what: "the weights", bytes: 1 << 20, said: String::new() }.into(),

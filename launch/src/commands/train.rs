@@ -307,18 +307,24 @@ fn warn_of_collapse(summary: &Summary) {
 /// Share of the true directions from which on it is the penalty that leaves variance unexplained, and no direction that is missing.
 const FOUND: f64 = 0.9;
 
+/// How far the price may lie from what is left: many features that fire at once along one direction share its price.
+const AGREES: std::ops::RangeInclusive<f64> = 0.5..=1.5;
+
 /// Why rows that are known to be sums of a few directions are not explained altogether. Along a direction of its own a feature gives
 /// `c` for a length of `s` where `(s − c)² + λ·c` is least: `c = s − λ/2`. So each costs `(λ/2)²` of the squared error.
 fn shrinkage(summary: &Summary) -> Option<String> {
     summary.recovered.filter(|&recovered| recovered >= FOUND)?;
     let metrics = summary.metrics.as_ref()?;
     let (unexplained, half) = (1.0 - metrics.explained_variance?, summary.account.lambda / 2.0);
-    let variance = metrics.mse / unexplained;
+    let (variance, price) = (metrics.mse / unexplained, metrics.l0 * half * half);
+    if !AGREES.contains(&(price / metrics.mse)) {
+        return None;
+    }
     Some(format!(
         "The directions are found; what is not explained, {}, is the price of the L1 penalty. It takes λ/2 = {half}\n\
          off the length of each active feature: for {:.1} features a row, at right angles, L0·λ²/4 = {:.1} of a variance of {variance:.1}.",
         table::percent(Some(unexplained)),
         metrics.l0,
-        metrics.l0 * half * half,
+        price,
     ))
 }
