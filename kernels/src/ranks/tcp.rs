@@ -181,7 +181,7 @@ impl Shared {
     /// Gives signs of life and misses those of others, until there is a failure to tell or the rank leaves.
     fn watch(&self, orders: &Receiver<Order>) {
         let interval = self.limits.silence / 10;
-        let mut last = Instant::now();
+        let (mut last, mut awake_since_ms) = (Instant::now(), 0);
         loop {
             match orders.recv_timeout(interval) {
                 Ok(Order::Tell) => return self.tell(),
@@ -201,19 +201,21 @@ impl Shared {
                     outgoing.send(Kind::Beat, &awaited, &|| true);
                 }
             }
-            // After a pause of its own a rank has not read what others sent meanwhile: it looks again a little later.
-            if last.elapsed() < interval * 3 {
-                self.miss();
+            // After a pause of its own a rank has not read what others sent meanwhile, and they may have paused with it and wake up later:
+            // all have as long again as they always have.
+            if last.elapsed() >= interval * 3 {
+                awake_since_ms = self.now_ms();
             }
+            self.miss(awake_since_ms);
             last = Instant::now();
         }
     }
 
-    /// Fails when a peer has been silent for too long.
-    fn miss(&self) {
+    /// Fails when a peer has been silent for too long, of the time since this rank was last awake.
+    fn miss(&self, awake_since_ms: u64) {
         let (now_ms, limit) = (self.now_ms(), self.limits.silence);
         let silent = |link: &Link| {
-            let silence_ms = now_ms.saturating_sub(link.heard_ms.load(Ordering::Relaxed));
+            let silence_ms = now_ms.saturating_sub(link.heard_ms.load(Ordering::Relaxed).max(awake_since_ms));
             !link.left.load(Ordering::Relaxed) && u128::from(silence_ms) > limit.as_millis()
         };
         if let Some((rank, _)) = self.links().find(|(_, link)| silent(link)) {
