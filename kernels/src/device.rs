@@ -94,6 +94,18 @@ pub enum Tensor {
     DecoderBias,
 }
 
+impl Tensor {
+    /// That of W_enc, b_enc, W_dec and b_dec, in this order, which belongs to it.
+    pub(crate) fn of<T>(self, [w_enc, b_enc, w_dec, b_dec]: [T; 4]) -> T {
+        match self {
+            Tensor::EncoderWeight => w_enc,
+            Tensor::EncoderBias => b_enc,
+            Tensor::DecoderWeight => w_dec,
+            Tensor::DecoderBias => b_dec,
+        }
+    }
+}
+
 /// Adam's means over the gradients of a [`Tensor`], an array like it each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {

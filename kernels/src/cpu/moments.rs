@@ -1,6 +1,6 @@
 //! Adam's moments of the rows that a rank owns.
 
-use super::memory::{Buffer, HostMemory, SharedRows};
+use super::memory::{HostMemory, SharedRows};
 use super::weights::{Parameter, Weights};
 use crate::{Error, Moment, Tensor};
 use std::ops::Range;
@@ -15,10 +15,8 @@ pub struct MomentArrays {
 
 /// Those of a parameter's rows, which lie as the parameter's do.
 pub struct RowMoments {
-    columns: usize,
-    stride: usize,
-    pub first: Buffer<f32>,
-    pub second: Buffer<f32>,
+    pub first: Parameter,
+    pub second: Parameter,
     /// Rows that have moments.
     owned: Range<usize>,
 }
@@ -44,73 +42,55 @@ impl MomentArrays {
     }
 
     pub fn of(&self, tensor: Tensor) -> &RowMoments {
-        match tensor {
-            Tensor::EncoderWeight => &self.w_enc,
-            Tensor::EncoderBias => &self.b_enc,
-            Tensor::DecoderWeight => &self.w_dec,
-            Tensor::DecoderBias => &self.b_dec,
-        }
+        tensor.of([&self.w_enc, &self.b_enc, &self.w_dec, &self.b_dec])
     }
 
     pub fn of_mut(&mut self, tensor: Tensor) -> &mut RowMoments {
-        match tensor {
-            Tensor::EncoderWeight => &mut self.w_enc,
-            Tensor::EncoderBias => &mut self.b_enc,
-            Tensor::DecoderWeight => &mut self.w_dec,
-            Tensor::DecoderBias => &mut self.b_dec,
-        }
+        tensor.of([&mut self.w_enc, &mut self.b_enc, &mut self.w_dec, &mut self.b_dec])
     }
 }
 
 impl RowMoments {
     fn new(of: &Parameter, owned: Range<usize>, memory: &mut HostMemory) -> Result<Self, Error> {
-        let (columns, stride) = (of.columns, of.stride);
-        let len = owned.len() * stride;
-        Ok(RowMoments { columns, stride, first: memory.weights(len)?, second: memory.weights(len)?, owned })
-    }
-
-    /// Where row `f` lies.
-    fn place(&self, f: usize) -> Range<usize> {
-        assert!(self.owned.contains(&f), "moments of a row that this rank owns");
-        let own = f - self.owned.start;
-        own * self.stride..(own + 1) * self.stride
+        let mut zeros = || Parameter::new(owned.len(), of.columns, of.stride, memory);
+        Ok(RowMoments { first: zeros()?, second: zeros()?, owned })
     }
 
     /// First and second moments of row `f`.
     pub fn row(&self, f: usize) -> (&[f32], &[f32]) {
-        let place = self.place(f);
-        (&self.first[place.clone()], &self.second[place])
+        let own = self.own(f..f + 1).start;
+        (self.first.row(own), self.second.row(own))
     }
 
     /// With the parameter, for tasks that update it row by row.
     pub fn share<'a>(&'a mut self, of: &'a mut Parameter) -> SharedParameter<'a> {
         let [value, first, second] =
-            [&mut of.value, &mut self.first, &mut self.second].map(|values| SharedRows::new(values, self.stride));
+            [of, &mut self.first, &mut self.second].map(|array| SharedRows::new(&mut array.value, array.stride));
         SharedParameter { value, first, second, owned_from: self.owned.start }
     }
 
     /// Copies `rows` to `out`, without the padding.
     pub fn read(&self, moment: Moment, rows: Range<usize>, out: &mut [f32]) {
-        assert_eq!(out.len(), rows.len() * self.columns, "room for the rows");
-        let values = match moment {
-            Moment::First => &self.first,
-            Moment::Second => &self.second,
-        };
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.columns)) {
-            out.copy_from_slice(&values[self.place(row)][..self.columns]);
+        let rows = self.own(rows);
+        match moment {
+            Moment::First => self.first.read(rows, out),
+            Moment::Second => self.second.read(rows, out),
         }
     }
 
     /// Sets `rows`.
     pub fn write(&mut self, moment: Moment, rows: Range<usize>, values: &[f32]) {
-        assert_eq!(values.len(), rows.len() * self.columns, "values for the rows");
-        for (row, values) in rows.zip(values.chunks_exact(self.columns)) {
-            let place = self.place(row);
-            let to = match moment {
-                Moment::First => &mut self.first,
-                Moment::Second => &mut self.second,
-            };
-            to[place][..self.columns].copy_from_slice(values);
+        let rows = self.own(rows);
+        match moment {
+            Moment::First => self.first.write(rows, values),
+            Moment::Second => self.second.write(rows, values),
         }
+    }
+
+    /// Rows as the arrays count them.
+    fn own(&self, rows: Range<usize>) -> Range<usize> {
+        let Range { start, end } = self.owned;
+        assert!(start <= rows.start && rows.end <= end, "moments of features that this rank owns");
+        rows.start - start..rows.end - start
     }
 }

@@ -160,7 +160,8 @@ impl Training for CpuTraining {
             screen: self.screener.writer(),
         };
         features.run(&self.engine, &self.workers);
-        let (value, RowMoments { first, second, .. }) = (&mut self.weights.b_dec.value, &mut moments.b_dec);
+        let RowMoments { first, second, .. } = &mut moments.b_dec;
+        let (value, first, second) = (&mut self.weights.b_dec.value, &mut first.value, &mut second.value);
         let change = Change { skipped: None, gradient: Some(&gradient.b_dec_d), coefficients };
         self.engine.isa.run(UpdateRow { row: Row { value, first, second }, change });
         let spread = self.spread(|batch, f| mode == AdamMode::Dense || batch.count_f[f] > 0);

@@ -22,7 +22,7 @@ pub struct Weights {
     pub norm_f: Buffer<f32>,
 }
 
-/// A parameter `[rows, columns]`, its rows `stride` apart.
+/// A parameter, or a moment of it: `[rows, columns]`, its rows `stride` apart.
 pub struct Parameter {
     pub columns: usize,
     pub stride: usize,
@@ -30,7 +30,7 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    fn new(rows: usize, columns: usize, stride: usize, memory: &mut HostMemory) -> Result<Self, Error> {
+    pub(super) fn new(rows: usize, columns: usize, stride: usize, memory: &mut HostMemory) -> Result<Self, Error> {
         Ok(Parameter { columns, stride, value: memory.weights(rows * stride)? })
     }
 
@@ -75,21 +75,11 @@ impl Weights {
     }
 
     pub fn parameter(&self, tensor: Tensor) -> &Parameter {
-        match tensor {
-            Tensor::EncoderWeight => &self.w_enc,
-            Tensor::EncoderBias => &self.b_enc,
-            Tensor::DecoderWeight => &self.w_dec,
-            Tensor::DecoderBias => &self.b_dec,
-        }
+        tensor.of([&self.w_enc, &self.b_enc, &self.w_dec, &self.b_dec])
     }
 
     pub fn parameter_mut(&mut self, tensor: Tensor) -> &mut Parameter {
-        match tensor {
-            Tensor::EncoderWeight => &mut self.w_enc,
-            Tensor::EncoderBias => &mut self.b_enc,
-            Tensor::DecoderWeight => &mut self.w_dec,
-            Tensor::DecoderBias => &mut self.b_dec,
-        }
+        tensor.of([&mut self.w_enc, &mut self.b_enc, &mut self.w_dec, &mut self.b_dec])
     }
 
     /// The decoder norms of `features` follow their rows.

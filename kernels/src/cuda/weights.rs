@@ -100,21 +100,11 @@ impl Weights {
     }
 
     pub fn parameter(&self, tensor: Tensor) -> &Parameter {
-        match tensor {
-            Tensor::EncoderWeight => &self.w_enc,
-            Tensor::EncoderBias => &self.b_enc,
-            Tensor::DecoderWeight => &self.w_dec,
-            Tensor::DecoderBias => &self.b_dec,
-        }
+        tensor.of([&self.w_enc, &self.b_enc, &self.w_dec, &self.b_dec])
     }
 
     fn parameter_mut(&mut self, tensor: Tensor) -> &mut Parameter {
-        match tensor {
-            Tensor::EncoderWeight => &mut self.w_enc,
-            Tensor::EncoderBias => &mut self.b_enc,
-            Tensor::DecoderWeight => &mut self.w_dec,
-            Tensor::DecoderBias => &mut self.b_dec,
-        }
+        tensor.of([&mut self.w_enc, &mut self.b_enc, &mut self.w_dec, &mut self.b_dec])
     }
 
     /// Sets rows; copies and norms follow.
