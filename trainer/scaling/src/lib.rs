@@ -2,5 +2,6 @@
 //! for a budget; how sure one may be. Knows no device, no recipe and no file: runs come in as rows and laws go out as values.
 
 pub mod laws;
+pub mod report;
 
 pub use laws::Laws;
