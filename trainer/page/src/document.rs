@@ -35,12 +35,23 @@ pub enum Block {
     Text(String),
     /// What a reader must know before anything else.
     Warnings(Vec<String>),
-    /// A few numbers with their names, in large.
-    Facts(Vec<(String, String)>),
+    /// A few numbers, in large.
+    Facts(Vec<Fact>),
     /// Charts side by side.
     Charts(Vec<Chart>),
     /// A table.
     Table(Table),
+}
+
+/// A number to be seen first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fact {
+    /// What it is.
+    pub name: String,
+    /// The number.
+    pub value: String,
+    /// What stands below it in small, such as its interval; empty for nothing.
+    pub aside: String,
 }
 
 /// A table. Cells that are numbers stand under each other.
@@ -91,7 +102,15 @@ impl Block {
             Block::Warnings(warnings) if warnings.is_empty() => html! {},
             Block::Warnings(warnings) => html! { ul class="warnings" { @for one in warnings { li { (one) } } } },
             Block::Facts(facts) => html! {
-                dl class="facts" { @for (name, value) in facts { div { dt { (name) } dd { (value) } } } }
+                dl class="facts" {
+                    @for fact in facts {
+                        div {
+                            dt { (fact.name) }
+                            dd { (fact.value) }
+                            @if !fact.aside.is_empty() { dd class="aside" { (fact.aside) } }
+                        }
+                    }
+                }
             },
             Block::Charts(charts) => html! { div class="charts" { @for chart in charts { (figure(chart)) } } },
             Block::Table(table) if table.folded => html! {
@@ -201,7 +220,7 @@ mod tests {
                 Block::Heading(text.to_owned()),
                 Block::Text(text.to_owned()),
                 Block::Warnings(vec![text.to_owned()]),
-                Block::Facts(vec![(text.to_owned(), text.to_owned())]),
+                Block::Facts(vec![Fact { name: text.to_owned(), value: text.to_owned(), aside: text.to_owned() }]),
                 Block::Charts(vec![chart]),
                 Block::Table(table),
             ],

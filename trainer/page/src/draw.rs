@@ -17,7 +17,7 @@ const PLOT: f64 = 212.0;
 /// A line of text.
 const LINE: f64 = 15.0;
 /// Width of a letter, on average and generously: nothing here knows the fonts of the reader.
-const LETTER: f64 = 6.0;
+const LETTER: f64 = 6.8;
 /// Longest name of a series.
 const LONGEST_NAME: usize = 44;
 /// Most places along a chart that say their numbers.
@@ -49,20 +49,23 @@ pub(crate) fn inline(chart: &Chart) -> Markup {
 fn drawing(chart: &Chart, alone: bool) -> Markup {
     let legend = legend(chart);
     let rows = legend.iter().map(|entry| entry.row + 1).max().unwrap_or(0);
-    let frame = frame(chart, 22.0 + LINE * rows.max(1) as f64 + LINE);
+    let frame = frame(chart, 22.0 + LINE * rows.max(1) as f64 + 20.0);
     let height = frame.bottom + 36.0;
     let (title_id, note_id, clip_id) =
         (format!("{}-title", chart.name), format!("{}-note", chart.name), format!("{}-clip", chart.name));
     let class = if alone { "chart themed" } else { "chart" };
+    // On a page the margin is the page's.
+    let margin = if alone { 14.0 } else { 0.0 };
+    let (wide, high) = (WIDTH + 2.0 * margin, height + 2.0 * margin);
     html! {
-        svg xmlns="http://www.w3.org/2000/svg" class=(class) viewBox=(format!("0 0 {WIDTH} {height}"))
-            width=[alone.then_some(WIDTH * 2.0)] height=[alone.then_some(height * 2.0)]
+        svg xmlns="http://www.w3.org/2000/svg" class=(class) viewBox=(format!("{} {} {wide} {high}", -margin, -margin))
+            width=[alone.then_some(2.0 * wide)] height=[alone.then_some(2.0 * high)]
             role="img" aria-labelledby=(format!("{title_id} {note_id}")) {
             title id=(title_id) { (chart.title) }
             desc id=(note_id) { (chart.note) }
             @if alone {
                 style { (PreEscaped(style::CHART)) }
-                rect class="paper" width=(WIDTH) height=(height) {}
+                rect class="paper" x=(-margin) y=(-margin) width=(wide) height=(high) {}
             }
             clipPath id=(clip_id) {
                 rect x=(at(frame.left)) y=(at(frame.top - 4.0)) width=(at(frame.right - frame.left))
@@ -266,7 +269,7 @@ fn said(curves: &[(&Series, Vec<(f64, f64)>)], x: f64) -> String {
 fn readout(text: &[String], frame: &Frame) -> Markup {
     html! {
         g class="readout" {
-            rect class="paper" x="0" y="19" width=(WIDTH) height=(at(frame.top - 25.0)) {}
+            rect class="paper" x="0" y="19" width=(WIDTH) height=(at(frame.top - 22.0)) {}
             @for (index, line) in text.iter().take(2).enumerate() {
                 text x="0" y=(at(31.0 + LINE * index as f64)) { (line) }
             }
@@ -315,33 +318,48 @@ fn legend(chart: &Chart) -> Vec<Entry<'_>> {
     entries
 }
 
+/// A name at the right end of what it names.
+struct EndName<'a> {
+    series: &'a Series,
+    name: String,
+    x: f64,
+    y: f64,
+}
+
 /// Names at the right ends of lines, far enough from each other to be read.
 fn names_at_ends(chart: &Chart, frame: &Frame) -> Markup {
-    let mut names: Vec<(f64, &Series)> = Vec::new();
+    let mut names: Vec<EndName<'_>> = Vec::new();
     for series in chart.series.iter().filter(|series| series.named_at_end) {
         let end = match &series.marks {
-            Marks::Line(points) | Marks::Dashed(points) => points.iter().rev().find_map(|point| frame.y.place(point.1)),
-            Marks::Points(points) => points.iter().rev().find_map(|point| frame.y.place(point.y)),
+            Marks::Line(points) | Marks::Dashed(points) => points.last().copied(),
+            Marks::Points(points) => points.last().map(|point| (point.x, point.y)),
             Marks::Band(_) | Marks::Bars(_) => None,
         };
-        names.extend(end.map(|y| (y.clamp(frame.top, frame.bottom), series)));
+        let place = end.and_then(|(x, y)| Some((frame.x.place(x)?, frame.y.place(y)?)));
+        names.extend(place.map(|(x, y)| EndName {
+            series,
+            name: cut(&series.name),
+            x: x.clamp(frame.left, frame.right) + 5.0,
+            y: y.clamp(frame.top, frame.bottom),
+        }));
     }
-    names.sort_by(|a, b| a.0.total_cmp(&b.0));
+    names.sort_by(|a, b| a.y.total_cmp(&b.y));
     let least = LINE - 3.0;
+    let beside = |a: &EndName<'_>, b: &EndName<'_>| a.x < b.x + width_of(&b.name) && b.x < a.x + width_of(&a.name);
     for index in 1..names.len() {
-        names[index].0 = names[index].0.max(names[index - 1].0 + least);
+        let (above, below) = names.split_at_mut(index);
+        let floor = above.iter().filter(|other| beside(other, &below[0])).map(|other| other.y + least);
+        below[0].y = floor.fold(below[0].y, f64::max);
     }
     // Those that were pushed below the axis push the others up.
-    let mut floor = frame.bottom + 4.0;
-    for name in names.iter_mut().rev() {
-        name.0 = name.0.min(floor);
-        floor = name.0 - least;
+    for index in (0..names.len()).rev() {
+        let (above, below) = names.split_at_mut(index + 1);
+        let ceiling = below.iter().filter(|other| beside(other, &above[index])).map(|other| other.y - least);
+        above[index].y = ceiling.fold(above[index].y.min(frame.bottom + 4.0), f64::min);
     }
     html! {
-        @for (y, series) in names {
-            g class=(style::class(series.colour)) {
-                text class="named" x=(at(frame.right + 5.0)) y=(at(y + 3.8)) { (cut(&series.name)) }
-            }
+        @for EndName { series, name, x, y } in names {
+            g class=(style::class(series.colour)) { text class="named" x=(at(x)) y=(at(y + 3.8)) { (name) } }
         }
     }
 }

@@ -18,6 +18,6 @@ mod thin;
 mod ticks;
 
 pub use chart::{Axis, Bar, Chart, Colour, Hover, Marks, Point, Series};
-pub use document::{Block, Page, Table};
-pub use number::{compact, exact};
+pub use document::{Block, Fact, Page, Table};
+pub use number::{compact, exact, scientific};
 pub use thin::Thinned;

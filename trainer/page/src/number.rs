@@ -9,7 +9,7 @@ pub fn compact(number: f64) -> String {
     if !number.is_finite() {
         "not a number".to_owned()
     } else if size != 0.0 && !(1e-4..1e15).contains(&size) {
-        power(number)
+        scientific(number)
     } else if size < 1e4 {
         short(number, if size < 1.0 { 4 } else { 3 - size.log10().floor() as usize })
     } else {
@@ -25,7 +25,7 @@ pub fn exact(number: f64) -> String {
 }
 
 /// As `2.5×10⁻⁷`, and `10⁶` for whole powers.
-pub(crate) fn power(number: f64) -> String {
+pub fn scientific(number: f64) -> String {
     let digits = format!("{number:.2e}");
     let (mantissa, exponent) = digits.split_once('e').unwrap_or((&digits, "0"));
     let raised: String = exponent.chars().map(superscript).collect();

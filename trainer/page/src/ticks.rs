@@ -1,6 +1,6 @@
 //! Where an axis is marked: round numbers, few enough to be read.
 
-use crate::number::{UNITS, power, short};
+use crate::number::{UNITS, scientific, short};
 
 /// A mark, with its text where there is room.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +42,7 @@ fn linear_label(largest: f64, step: f64) -> impl Fn(f64) -> String {
         if at == 0.0 {
             "0".to_owned()
         } else if by_powers {
-            power(at)
+            scientific(at)
         } else {
             format!("{:.decimals$}{letter}", at / unit).replace('-', "−")
         }
@@ -53,7 +53,7 @@ fn linear_label(largest: f64, step: f64) -> impl Fn(f64) -> String {
 /// than that round numbers as on a linear axis. Both ends are greater than 0.
 pub(crate) fn logarithmic(low: f64, high: f64, most: usize) -> Vec<Tick> {
     let decades = (high / low).log10();
-    if decades < 0.5 {
+    if decades < 0.7 {
         return linear(low, high, most);
     }
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
@@ -68,9 +68,9 @@ pub(crate) fn logarithmic(low: f64, high: f64, most: usize) -> Vec<Tick> {
             if !inside || (every > 1 && digit > 1) {
                 continue;
             }
-            let few = decades * 3.0 <= most as f64 && [2, 5].contains(&digit);
+            let few = (decades * 3.0 <= most as f64 && [2, 5].contains(&digit)) || (decades < 1.0 && digit == 3);
             let labelled = (digit == 1 && exponent.rem_euclid(every) == 0) || few;
-            let text = || if by_powers { power(at) } else { crate::number::compact(at) };
+            let text = || if by_powers { scientific(at) } else { crate::number::compact(at) };
             ticks.push(Tick { at, label: labelled.then(text) });
         }
     }
@@ -79,7 +79,7 @@ pub(crate) fn logarithmic(low: f64, high: f64, most: usize) -> Vec<Tick> {
         for tick in &mut ticks {
             let digit = 10f64.powf(tick.at.log10().rem_euclid(1.0)).round();
             if [2.0, 5.0].contains(&digit) {
-                tick.label = Some(if by_powers { power(tick.at) } else { short(tick.at, 3) });
+                tick.label = Some(if by_powers { scientific(tick.at) } else { short(tick.at, 3) });
             }
         }
     }
@@ -110,7 +110,8 @@ mod tests {
     fn logarithmic_marks_are_powers_of_ten_and_less_where_few_fit() {
         assert_eq!(labels(&logarithmic(1e5, 1e12, 8)), ["10⁵", "10⁶", "10⁷", "10⁸", "10⁹", "10¹⁰", "10¹¹", "10¹²"]);
         assert_eq!(labels(&logarithmic(1e-30, 1e30, 6)), ["10⁻³⁰", "10⁻²⁰", "10⁻¹⁰", "10⁰", "10¹⁰", "10²⁰", "10³⁰"]);
-        assert_eq!(labels(&logarithmic(2.0, 7.0, 5)), ["2", "5"]);
+        assert_eq!(labels(&logarithmic(2.0, 7.0, 5)), ["2", "3", "4", "5", "6", "7"]);
+        assert_eq!(labels(&logarithmic(1.1, 9.0, 5)), ["2", "3", "5"]);
         assert_eq!(labels(&logarithmic(512.0, 16384.0, 6)), ["1000", "2000", "5000", "10k"]);
         assert_eq!(labels(&logarithmic(0.09, 0.2, 5)), ["0.10", "0.15", "0.20"]);
         let unlabelled = logarithmic(1.0, 1000.0, 4);

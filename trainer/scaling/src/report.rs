@@ -3,7 +3,7 @@
 //! Charts show what was measured as points and what was fitted as lines and bands; a cross-check is dashed. Numbers on the page are those of
 //! laws.json, digit by digit: both are made from the same values by the same serialiser.
 
-use page::{Axis, Block, Chart, Colour, Hover, Marks, Page, Point as Mark, Series, Table, compact};
+use page::{Axis, Block, Chart, Colour, Fact, Hover, Marks, Page, Point as Mark, Series, Table, compact, scientific};
 use serde_json::Value;
 
 use crate::laws::{Estimate, Laws, LrLaw, Point, PowerLaw, Trend};
@@ -85,7 +85,12 @@ fn facts(laws: &Laws) -> Block {
         ("L − E ∝ C to the", laws.frontier.exponent),
     ];
     let lr = laws.lr_opt.as_ref().map(|law| ("lr_opt ∝ C to the", law.exponent));
-    Block::Facts(facts.into_iter().chain(lr).map(|(name, estimate)| (name.to_owned(), short(estimate))).collect())
+    let fact = |(name, estimate): (&str, Estimate)| Fact {
+        name: name.to_owned(),
+        value: compact(estimate.value),
+        aside: format!("{} to {}", compact(estimate.low), compact(estimate.high)),
+    };
+    Block::Facts(facts.into_iter().chain(lr).map(fact).collect())
 }
 
 fn short(estimate: Estimate) -> String {
@@ -135,7 +140,7 @@ fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
 /// What a point tells of its run.
 fn says(run: &Point) -> Vec<String> {
     let mut what =
-        vec![format!("F {}", run.features), format!("steps {}", run.steps), format!("C {}", compact(run.compute))];
+        vec![format!("F {}", run.features), format!("steps {}", run.steps), format!("C {}", scientific(run.compute))];
     what.extend(run.seed.map(|seed| format!("seed {seed}")));
     what.extend(run.lr.map(|lr| format!("lr {}", compact(lr))));
     let fitted = if run.in_surface { format!(", fitted {}", compact(run.fitted)) } else { String::new() };
@@ -156,21 +161,9 @@ const STEPS: &str = "steps S";
 const COMPUTE: &str = "compute C = F × S";
 const LOSS: &str = "held-out loss";
 
-/// IsoFLOP curves: each budget by itself, over F.
+/// IsoFLOP curves over F.
 fn by_features(laws: &Laws) -> Chart {
-    let surface = laws.surface.parameters();
-    let budgets = groups(in_surface(laws), |run| run.budget);
-    let mut series = Vec::new();
-    for (index, (budget, runs)) in budgets.iter().enumerate() {
-        let colour = ramp(index, budgets.len());
-        if has_curve(index, budgets.len()) {
-            let (low, high) = span(runs.iter().map(|run| run.features));
-            let curve = samples(low, high).map(|features| (features, surface.loss(features, budget / features)));
-            series.push(Series::new(&compact(*budget), colour, Marks::Line(curve.collect())).named_at_end());
-        }
-        let points = runs.iter().map(|run| mark(run, run.features, run.loss)).collect();
-        series.push(Series::new("", colour, Marks::Points(points)));
-    }
+    let mut series = iso_flop(laws, |run| run.features, |budget, features| (features, budget / features));
     for parabola in &laws.parabolas.budgets {
         let [a, b, c] = parabola.parabola;
         let curve = samples(parabola.grid[0], parabola.grid[1]).map(|features| {
@@ -185,23 +178,43 @@ fn by_features(laws: &Laws) -> Chart {
     chart("loss-features", "Loss against features", note, axes, series)
 }
 
-/// Each number of features by itself, over steps.
+/// IsoFLOP curves over steps.
 fn by_steps(laws: &Laws) -> Chart {
-    let surface = laws.surface.parameters();
-    let sizes = groups(in_surface(laws), |run| run.features);
-    let mut series = Vec::new();
-    for (index, (features, runs)) in sizes.iter().enumerate() {
-        let colour = ramp(index, sizes.len());
-        if has_curve(index, sizes.len()) {
-            let (low, high) = span(runs.iter().map(|run| run.steps));
-            let curve = samples(low, high).map(|steps| (steps, surface.loss(*features, steps)));
-            series.push(Series::new(&compact(*features), colour, Marks::Line(curve.collect())).named_at_end());
-        }
-        let points = runs.iter().map(|run| mark(run, run.steps, run.loss)).collect();
-        series.push(Series::new("", colour, Marks::Points(points)));
-    }
-    let note = "Each colour is a number of features F, named at its end; lines are the surface.";
+    let series = iso_flop(laws, |run| run.steps, |budget, steps| (budget / steps, steps));
+    let note = "The same curves over steps: few steps of many features on the left, the reverse on the right.";
     chart("loss-steps", "Loss against steps", note, (Axis::logarithmic(STEPS), Axis::logarithmic(LOSS)), series)
+}
+
+/// Runs and the surface, each budget by itself; `size` is F and S of a budget at a place of the axis.
+fn iso_flop(laws: &Laws, x: fn(&Point) -> f64, size: fn(f64, f64) -> (f64, f64)) -> Vec<Series> {
+    let surface = laws.surface.parameters();
+    let budgets = groups(in_surface(laws), |run| run.budget);
+    let mut series = Vec::new();
+    for (index, (budget, runs)) in budgets.iter().enumerate() {
+        let colour = ramp(index, budgets.len());
+        if has_curve(index, budgets.len()) {
+            let (low, high) = span(runs.iter().map(|run| x(run)));
+            let curve = samples(low, high).map(|at| {
+                let (features, steps) = size(*budget, at);
+                (at, surface.loss(features, steps))
+            });
+            series.push(Series::new(&scientific(*budget), colour, Marks::Line(curve.collect())).named_at_end());
+        }
+        series.push(Series::new(
+            "",
+            colour,
+            Marks::Points(runs.iter().map(|run| mark(run, x(run), run.loss)).collect()),
+        ));
+    }
+    series
+}
+
+/// Where the largest budget ends that was tried: to its right everything is a prediction.
+fn tried(laws: &Laws, of: impl Fn(&crate::laws::Band) -> Estimate) -> Series {
+    let largest = in_surface(laws).map(|run| run.compute).fold(f64::NAN, f64::max);
+    let ends = laws.bands.iter().map(|band| of(band).value);
+    let (low, high) = ends.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), end| (low.min(end), high.max(end)));
+    Series::new("largest C tried", Colour::Muted, Marks::Dashed(vec![(largest, low), (largest, high)]))
 }
 
 fn frontier(laws: &Laws) -> Chart {
@@ -218,6 +231,7 @@ fn frontier(laws: &Laws) -> Chart {
         Series::new("without E", Colour::Kind(1), Marks::Dashed(plain)),
         Series::new("least loss", Colour::Kind(0), Marks::Line(curve(|band| band.loss.value))),
         Series::new("runs", Colour::Muted, Marks::Points(points)),
+        tried(laws, |band| band.loss),
     ];
     let note = "The least loss that a budget reaches, up to 100 × the largest that was tried. Dashed is the fit of a plain power law.";
     chart("frontier", "Frontier", note, (Axis::logarithmic(COMPUTE), Axis::logarithmic(LOSS)), series)
@@ -255,7 +269,7 @@ fn allocation(
     vertices: Vec<(f64, f64, bool)>,
 ) -> Chart {
     let text = |compute: f64, value: f64| {
-        vec![format!("C {}", compact(compute)), format!("{law_name} {} by a parabola", compact(value))]
+        vec![format!("C {}", scientific(compute)), format!("{law_name} {} by a parabola", compact(value))]
     };
     let point = |&(x, y, _): &(f64, f64, bool)| Mark { x, y, interval: None, text: text(x, y) };
     let (off, on): (Vec<_>, Vec<_>) =
@@ -285,7 +299,7 @@ fn lr_opt(law: &LrLaw) -> Chart {
         y: point.lr,
         interval: None,
         text: vec![
-            format!("F {}, steps {}, C {}", point.features, point.steps, compact(point.compute)),
+            format!("F {}, steps {}, C {}", point.features, point.steps, scientific(point.compute)),
             format!("best lr {}, loss {}", compact(point.lr), compact(point.loss)),
         ],
     };
@@ -314,7 +328,7 @@ fn lr_loss(laws: &Laws, law: &LrLaw) -> Chart {
         if has_curve(index, law.points.len()) && !runs.is_empty() {
             let (low, high) = span(runs.iter().map(|(lr, _)| *lr));
             let curve = samples(low, high).map(|lr| (lr, a + b * lr.ln() + c * lr.ln() * lr.ln()));
-            series.push(Series::new(&compact(point.compute), colour, Marks::Line(curve.collect())).named_at_end());
+            series.push(Series::new(&scientific(point.compute), colour, Marks::Line(curve.collect())).named_at_end());
         }
         let points = runs.iter().map(|(lr, run)| mark(run, *lr, run.loss)).collect();
         series.push(Series::new("", colour, Marks::Points(points)));
@@ -368,7 +382,7 @@ fn leave_out(laws: &Laws) -> Option<Chart> {
     ];
     let note = format!(
         "Runs of the largest budget, C {}, and what the fit to all smaller budgets says of them. Root of the mean squared error: {}.",
-        compact(left.compute),
+        scientific(left.compute),
         compact(left.error)
     );
     let axes = (Axis::logarithmic(FEATURES), Axis::linear(LOSS));
@@ -396,9 +410,9 @@ fn quantities(laws: &Laws) -> Vec<Chart> {
         let trend = laws.trends.iter().find(|trend| trend.name == name);
         let file = name.replace('_', "-");
         let budgets = groups(in_surface(laws), |run| run.budget);
-        let along_features = |budget: f64, at: f64| (at, budget / at);
-        let over_features = quantity(&budgets, of, |run| run.features, trend, along_features);
-        let note = "Each colour is a budget C, named at its end. Dashed is a + b·ln F + c·ln S.";
+        let mut over_features = quantity(&budgets, of, |run| run.features);
+        over_features.extend(trend.into_iter().flat_map(|trend| trends(&budgets, trend)));
+        let note = "Colours go by budget, from small to large. Dashed is a + b·ln F + c·ln S.";
         let axes = (Axis::logarithmic(FEATURES), y.clone());
         charts.push(chart(
             &format!("{file}-features"),
@@ -408,36 +422,33 @@ fn quantities(laws: &Laws) -> Vec<Chart> {
             over_features,
         ));
         let sizes = groups(in_surface(laws), |run| run.features);
-        let along_compute = |features: f64, at: f64| (features, at / features);
-        let over_compute = quantity(&sizes, of, |run| run.compute, trend, along_compute);
-        let note = "Each colour is a number of features F, named at its end. Dashed is a + b·ln F + c·ln S.";
+        let over_compute = quantity(&sizes, of, |run| run.compute);
+        let note = "Colours go by features, from few to many.";
         let axes = (Axis::logarithmic(COMPUTE), y);
         charts.push(chart(&format!("{file}-compute"), &format!("{title} against compute"), note, axes, over_compute));
     }
     charts
 }
 
-/// Points of each group, and the trend through it; `size` is F and S of a group at a place of the axis.
-fn quantity(
-    groups: &[(f64, Vec<&Point>)],
-    of: fn(&Point) -> Option<f64>,
-    x: fn(&Point) -> f64,
-    trend: Option<&Trend>,
-    size: impl Fn(f64, f64) -> (f64, f64),
-) -> Vec<Series> {
+/// Points, each group in its colour.
+fn quantity(groups: &[(f64, Vec<&Point>)], of: fn(&Point) -> Option<f64>, x: fn(&Point) -> f64) -> Vec<Series> {
+    let points = |runs: &[&Point]| runs.iter().filter_map(|run| Some(mark(run, x(run), of(run)?))).collect();
+    let series = |(index, (_, runs)): (usize, &(f64, Vec<&Point>))| {
+        Series::new("", ramp(index, groups.len()), Marks::Points(points(runs)))
+    };
+    groups.iter().enumerate().map(series).collect()
+}
+
+/// The trend over features through each budget.
+fn trends(budgets: &[(f64, Vec<&Point>)], trend: &Trend) -> Vec<Series> {
     let mut series = Vec::new();
-    for (index, (value, runs)) in groups.iter().enumerate() {
-        let colour = ramp(index, groups.len());
-        if let Some(trend) = trend.filter(|_| has_curve(index, groups.len())) {
-            let (low, high) = span(runs.iter().map(|run| x(run)));
-            let curve = samples(low, high).map(|at| {
-                let (features, steps) = size(*value, at);
-                (at, trend.intercept + trend.per_features.value * features.ln() + trend.per_steps.value * steps.ln())
-            });
-            series.push(Series::new(&compact(*value), colour, Marks::Dashed(curve.collect())).named_at_end());
-        }
-        let points = runs.iter().filter_map(|run| Some(mark(run, x(run), of(run)?))).collect();
-        series.push(Series::new("", colour, Marks::Points(points)));
+    for (index, (budget, runs)) in budgets.iter().enumerate().filter(|(index, _)| has_curve(*index, budgets.len())) {
+        let (low, high) = span(runs.iter().map(|run| run.features));
+        let curve = samples(low, high).map(|features| {
+            let (per_features, per_steps) = (trend.per_features.value, trend.per_steps.value);
+            (features, trend.intercept + per_features * features.ln() + per_steps * (budget / features).ln())
+        });
+        series.push(Series::new("", ramp(index, budgets.len()), Marks::Dashed(curve.collect())));
     }
     series
 }
@@ -622,7 +633,7 @@ mod tests {
                 e: near(PARAMETERS.e),
                 a: near(PARAMETERS.a),
                 b: near(PARAMETERS.b),
-                alpha: near(0.1 + 0.2),
+                alpha: near(PARAMETERS.alpha),
                 beta: near(PARAMETERS.beta),
             },
             other_loss: PARAMETERS,
@@ -658,7 +669,7 @@ mod tests {
                 compute: 10f64.powf(9.5),
                 surface: PARAMETERS,
                 runs: runs[70..].iter().map(left).collect(),
-                error: 0.01,
+                error: 0.1 + 0.2,
                 bias: 0.001,
                 features_ratio: 1.02,
             }),
