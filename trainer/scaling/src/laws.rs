@@ -141,7 +141,7 @@ pub struct LrPoint {
 pub struct Parabolas {
     /// One for each budget with at least three sizes, by ascending compute.
     pub budgets: Vec<Parabola>,
-    /// F_opt(C) through their vertices; absent with fewer than two.
+    /// F_opt(C) through their vertices; absent with fewer than three.
     pub features_opt: Option<PowerLaw>,
     /// steps_opt(C) through the same.
     pub steps_opt: Option<PowerLaw>,
