@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::Path;
 
+use scaling::laws::Parameters;
+use scaling::{Options, Run, fit, report, run};
 use serde_json::Value;
 use tests::browser::{Browser, DARK, PHONE, WIDE};
 use tests::fixture::{Fixture, json, json_lines};
@@ -148,6 +150,64 @@ fn chromium_shows_the_page_of_a_run() {
     browser.point(place[0].as_f64().expect("x"), place[1].as_f64().expect("y"));
     let text = browser.value("[...document.querySelectorAll('.readout')].filter(one => getComputedStyle(one).visibility == 'visible').map(one => one.textContent).join()");
     assert!(text.as_str().is_some_and(|text| text.contains("tokens: 15.4k") && text.contains("held-out")), "{text}");
+}
+
+/// A sweep over seven budgets, five sizes and two seeds each, with learning rates swept at three of them; a sine makes its noise.
+fn sweep() -> Vec<Run> {
+    let truth = Parameters { e: 1.9, a: 40.0, b: 20.5, alpha: 0.35, beta: 0.46 };
+    let (coefficient, exponent) = truth.features_opt();
+    let mut runs = Vec::new();
+    for (budget, size, seed) in
+        (0..7).flat_map(|budget| (-2..=2).flat_map(move |size| [(budget, size, 1u64), (budget, size, 2)]))
+    {
+        let compute = 1e6 * 10f64.powf(0.5 * f64::from(budget));
+        let features = (coefficient * compute.powf(exponent) * 2f64.powf(0.5 * f64::from(size))).round();
+        let steps = (compute / features).round();
+        let rates: &[f64] = if budget % 3 == 0 && size == 0 { &[2e-4, 1e-3, 5e-3] } else { &[1e-3] };
+        for &lr in rates {
+            let noise = 0.004 * (features + 1.7 * steps + seed as f64).sin();
+            let off = (lr / (0.02 * compute.powf(-0.2))).ln();
+            runs.push(Run {
+                id: format!("sweep/<f{features}>-s{steps}-{seed}-{lr}"),
+                features,
+                steps,
+                loss: truth.loss(features, steps) + 0.002 * off * off + noise,
+                lr: Some(lr),
+                seed: Some(seed),
+                l0: Some(8.0 + features.ln() + 20.0 * noise),
+                explained_variance: Some(1.0 - 1.0 / features.ln()),
+                dead_fraction: Some(0.01 + 2e-7 * features),
+                ..Run::default()
+            });
+        }
+    }
+    run::groups(runs).remove(0).runs
+}
+
+#[test]
+fn chromium_shows_the_page_of_scaling_laws_and_each_of_its_plots() {
+    let Some(mut browser) = Browser::start() else { return };
+    let fixture = Fixture::new();
+    let laws = fit(&sweep(), &Options { replicates: 40, ..Options::default() }).expect("laws");
+    let report::Report { html, plots } = report::report(&laws).expect("a report");
+    let page = fixture.path("report.html");
+    fs::write(&page, html).expect("written");
+    look(&mut browser, &url(&page), 15);
+    // A point tells its configuration.
+    let title = browser.value("document.querySelector('.asked title').textContent");
+    assert!(title.as_str().is_some_and(|title| title.contains("seed 1") && title.contains("sweep/<f")), "{title}");
+    for (name, svg) in &plots {
+        let file = fixture.path(name);
+        fs::write(&file, svg).expect("written");
+        let mut papers = Vec::new();
+        for view in [WIDE, DARK] {
+            browser.open(&url(&file), view);
+            assert_eq!(browser.complaints(), Vec::<Value>::new(), "{name}");
+            assert_eq!(browser.value("document.documentElement.tagName"), "svg", "{name} is no SVG");
+            papers.push(browser.value("getComputedStyle(document.querySelector('.paper')).fill"));
+        }
+        assert_ne!(papers[0], papers[1], "{name}");
+    }
 }
 
 /// What the tests above look for is found where it is.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tests::{imports, root};
 use toml::{Table, Value};
 
-/// Crates by the folders that they are named by, and which of the others each may depend on.
+/// Crates, and which of the others each may depend on.
 const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
     ("kernels", &[]),
     ("loader", &["untested"]),
@@ -30,12 +30,17 @@ const STEMS: [&str; 8] = ["normalize", "encode", "decode", "residual", "backward
 /// Longest source file, in lines.
 const MOST_LINES: usize = 600;
 
+/// The name of the package in a folder.
+fn package(folder: &str) -> &str {
+    folder.rsplit('/').next().unwrap_or(folder)
+}
+
 #[test]
 fn crates_depend_in_one_direction() {
     for (name, allowed) in MAY_DEPEND_ON {
         let manifest = manifest(name);
         for dependency in dependencies(&manifest) {
-            if MAY_DEPEND_ON.iter().any(|(known, _)| crate_of(known) == dependency) {
+            if MAY_DEPEND_ON.iter().any(|(known, _)| package(known) == dependency) {
                 assert!(allowed.contains(&dependency.as_str()), "{name} depends on {dependency}");
             }
             assert!(
@@ -123,7 +128,7 @@ fn nothing_is_skipped_uncounted() {
         let wanted = if HAS_EXAMPLES.contains(name) { None } else { Some(false) };
         assert_eq!(doctest, wanted, "{name}: only what has examples that skip nothing runs behind the count");
     }
-    let last = MAY_DEPEND_ON.iter().map(|(name, _)| crate_of(name)).max();
+    let last = MAY_DEPEND_ON.iter().map(|(name, _)| package(name)).max();
     assert_eq!(last, Some("untested"), "cargo runs test binaries in the order of packages' names");
 }
 
@@ -354,11 +359,6 @@ fn sources() -> impl Iterator<Item = PathBuf> {
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// The name of the crate in a folder.
-fn crate_of(folder: &str) -> &str {
-    folder.rsplit('/').next().unwrap_or(folder)
 }
 
 fn manifest(name: &str) -> Table {

@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(labels(&logarithmic(2.0, 7.0, 5)), ["2", "3", "4", "5", "6", "7"]);
         assert_eq!(labels(&logarithmic(1.1, 9.0, 5)), ["2", "3", "5"]);
         assert_eq!(labels(&logarithmic(512.0, 16384.0, 6)), ["1000", "2000", "5000", "10k"]);
-        assert_eq!(labels(&logarithmic(0.09, 0.2, 5)), ["0.10", "0.15", "0.20"]);
+        assert_eq!(labels(&logarithmic(0.09, 0.2, 5)), ["0.10", "0.12", "0.14", "0.16", "0.18", "0.20"]);
         let unlabelled = logarithmic(1.0, 1000.0, 4);
         assert_eq!(labels(&unlabelled), ["1", "10", "100", "1000"]);
         assert_eq!(unlabelled.len(), 28, "and 2 to 9 of each decade between");
