@@ -63,6 +63,7 @@ pub enum Command {
     Inspect(Inspect),
     Synth(Synth),
     Eval(Eval),
+    Runs(Runs),
     Doctor(Doctor),
     Export(Export),
     Kernels(Kernels),
@@ -263,6 +264,24 @@ pub struct Eval {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
     /// Print a JSON object to standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Show runs beside each other: recipe, results, what each took.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sae runs runs\n  sae runs runs/a s3://bucket/runs --csv > runs.csv\n\nWhat --csv and --json print: \
+launch/recipes/README.md#tables-of-runs"
+)]
+pub struct Runs {
+    /// Run folders, or folders that hold some; paths or URLs.
+    #[arg(required = true, value_name = "DIR")]
+    pub folders: Vec<String>,
+    /// Print comma-separated values with a line of names, to standard output.
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// Print a list of JSON objects to standard output.
     #[arg(long)]
     pub json: bool,
 }

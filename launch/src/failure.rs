@@ -39,6 +39,11 @@ impl Failure {
         self.code == Exit::Interrupted.code()
     }
 
+    /// Whether a file or data cannot be understood: others may be.
+    pub fn is_of_data(&self) -> bool {
+        self.code == Exit::Data.code()
+    }
+
     /// What the system does not give, or gives up.
     pub fn hardware(message: impl Into<String>) -> Self {
         Failure::new(Exit::Hardware, message)

@@ -15,6 +15,8 @@ mod progress;
 mod ranks;
 mod recipes;
 mod remedy;
+mod runs;
+mod shards;
 mod signals;
 mod table;
 mod template;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Eval(eval) => commands::eval::run(&eval),
+        Command::Runs(runs) => commands::runs::run(&runs),
         Command::Doctor(doctor) => commands::doctor::run(&doctor),
         Command::Export(export) => commands::export::run(&export),
         Command::Kernels(kernels) => commands::kernels::run(&kernels),

@@ -26,6 +26,12 @@ pub enum Error {
     /// The run's folder is in use or holds something else.
     #[error(transparent)]
     RunDir(Message),
+    /// Another process of this machine uses the run's folder.
+    #[error("{place} is in use by another process: wait for it, or choose another run.dir")]
+    InUse {
+        /// The folder.
+        place: String,
+    },
     /// The run's folder holds no run that could be resumed.
     #[error("{place} holds no run to resume")]
     NoRun {
@@ -132,6 +138,7 @@ impl Error {
             Error::Recipe(_)
             | Error::Weights(_)
             | Error::RunDir(_)
+            | Error::InUse { .. }
             | Error::NoRun { .. }
             | Error::HoldsRun { .. }
             | Error::UsedAttempt { .. }

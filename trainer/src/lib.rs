@@ -65,6 +65,10 @@ mod ranks;
 mod remedy;
 mod report;
 
+/// The version of what decides numbers: raised by a change after which the same recipe on the same rows comes to other weights, by more than
+/// a device rounds differently. Runs of two versions are not compared as if they were of one.
+pub const NUMBERS: u32 = 1;
+
 pub use data::{filter, survey, synthesis};
 pub use error::{Error, OR_FILTER};
 pub use estimate::{forecast, overhead, plan, rehearsal, room};

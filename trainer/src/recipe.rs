@@ -12,6 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::Error;
 use crate::data::filter::Filter;
 
+pub use resume::Differing;
+
 /// A whole recipe with its defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

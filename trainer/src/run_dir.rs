@@ -44,8 +44,8 @@ impl RunDir {
     /// Claims the folder for a new run, or with `resume` for the run that it holds.
     ///
     /// # Errors
-    /// [`Error::RunDir`] when another process uses it, when it holds a run and `resume` is false, or the reverse;
-    /// [`Error::Recipe`] when it holds a run of another recipe.
+    /// [`Error::InUse`] when another process uses it; [`Error::HoldsRun`] when it holds a run and `resume` is false, [`Error::NoRun`] in
+    /// the reverse case; [`Error::Recipe`] when it holds a run of another recipe.
     pub fn claim(store: &Store, recipe: &Recipe, resume: bool) -> Result<RunDir, Error> {
         check_links(store)?;
         let (local, remote) = match store.local_path() {
@@ -56,9 +56,7 @@ impl RunDir {
         fs::create_dir_all(&local).map_err(cannot_write)?;
         let lock = File::create(local.join("lock")).map_err(cannot_write)?;
         if lock.try_lock().is_err() {
-            return Err(Error::RunDir(
-                format!("{} is in use by another process: wait for it, or choose another run.dir", store.url()).into(),
-            ));
+            return Err(Error::InUse { place: store.url().to_owned() });
         }
         // Looked at under the lock: what another process began before it let go of the folder is seen.
         check(store, recipe, resume)?;

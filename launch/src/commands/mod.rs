@@ -7,5 +7,6 @@ pub mod inspect;
 pub mod kernels;
 pub mod launch;
 pub mod plan;
+pub mod runs;
 pub mod synth;
 pub mod train;

@@ -1,7 +1,6 @@
 //! `sae train`.
 
 mod dry_run;
-mod look;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +16,7 @@ use trainer::metrics::Metrics;
 use trainer::recipe::Recipe;
 use trainer::run_dir;
 use trainer::summary::{EvaluatedOn, Summary};
-use trainer::synthesis::{self, Making};
+use trainer::synthesis;
 use trainer::train::{Event, Start, train};
 
 use crate::args::{COMMIT, Train};
@@ -25,7 +24,7 @@ use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::{Bar, Measured};
 use crate::world::{self, World};
-use crate::{job, parent, recipes, remedy, signals, table};
+use crate::{job, parent, recipes, remedy, shards, signals, table};
 
 /// Trains, resumes or only plans.
 pub fn run(args: &Train) -> Result<(), Failure> {
@@ -78,15 +77,15 @@ fn run_on(
     if args.dry_run {
         return if first { dry_run::run((recipe, store), resumes(args, store)?, device, host_ranks) } else { Ok(()) };
     }
-    let stop = stop_on_signals(launched)?;
+    let stop = signals::stop_on_signals(launched)?;
     // What the first rank finds and makes holds for all; they wait for it here.
     let mut resume = 0;
     if first {
         resume = u8::from(resumes(args, store)?);
         let making = synthesis::to_make(recipe)?;
         if !making.is_empty() {
-            look::before_making((recipe, store), resume == 1, device, host_ranks, &making)?;
-            synthesize(recipe, &making, &stop)?;
+            shards::check((recipe, store), resume == 1, device, host_ranks, &making)?;
+            shards::make(recipe, &making, &stop)?;
         }
     }
     let resume = ranks.gather(&[resume])?[0] == [1];
@@ -124,25 +123,6 @@ fn resumes(args: &Train, store: &Store) -> Result<bool, Failure> {
     Ok(args.run.resume || (args.run.resume_or_start && run_dir::holds_a_run(store)?))
 }
 
-/// Signals ask the run to save and stop, however often they come: a scheduler that has sent one sends another at the end of the time,
-/// and the system sends SIGXCPU every second. Only a second SIGINT, from a keyboard, ends the run at once; and not where a launcher
-/// passes signals on, since a terminal signals all processes of a job and would make one into two.
-fn stop_on_signals(launched: bool) -> Result<Arc<AtomicBool>, Failure> {
-    use signal_hook::consts::SIGINT;
-    use signal_hook::flag::{register, register_conditional_shutdown};
-    let (stop, interrupted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let handle = || {
-        if !launched {
-            // Without a checkpoint it must not look like an interrupted run to a launcher.
-            register_conditional_shutdown(SIGINT, 128 + SIGINT, Arc::clone(&interrupted))?;
-            register(SIGINT, Arc::clone(&interrupted))?;
-        }
-        signals::that_stop().into_iter().try_for_each(|signal| register(signal, Arc::clone(&stop)).map(|_| ()))
-    };
-    handle().map_err(|error| Failure::arguments(format!("signals cannot be handled: {error}")))?;
-    Ok(stop)
-}
-
 /// Ends one that is asked to stop before its run has begun: what opens data may wait for a store for minutes. One that has begun saves.
 fn leave_before_the_start(stop: &Arc<AtomicBool>, begun: &Arc<AtomicBool>) -> Result<(), Failure> {
     let (stop, begun) = (Arc::clone(stop), Arc::clone(begun));
@@ -157,34 +137,6 @@ fn leave_before_the_start(stop: &Arc<AtomicBool>, begun: &Arc<AtomicBool>) -> Re
     };
     let thread = std::thread::Builder::new().name("start".to_owned()).spawn(watch);
     thread.map(|_| ()).map_err(|error| kernels::Error::threads(error).into())
-}
-
-fn synthesize(recipe: &Recipe, making: &[Making<'_>], stop: &AtomicBool) -> Result<(), Failure> {
-    let mut bar: Option<(&str, Bar)> = None;
-    synthesis::make(recipe, making, &mut |key, rows, total| {
-        if stop.load(Ordering::Relaxed) {
-            // The writer knows no stopping. Whole shards that it leaves behind are removed by the next start, which makes them again. It
-            // counts as interrupted although there is no checkpoint: the same command with --resume-or-start goes on.
-            if let Err(error) = synthesis::forget_unfinished(making) {
-                tracing::warn!("{error}");
-            }
-            tracing::warn!(
-                "stopped while making synthetic shards, before the run began: start again in the same way, or with --resume-or-start"
-            );
-            std::process::exit(Exit::Interrupted.code().into());
-        }
-        if bar.as_ref().is_none_or(|(of, _)| *of != key) {
-            let what = if key == "data.eval" { "making held-out shards" } else { "making shards" };
-            bar = Some((key, Bar::new(what, 0, total)));
-        }
-        if let Some((_, bar)) = &mut bar {
-            bar.set(rows);
-            if rows == total {
-                bar.finish();
-            }
-        }
-    })?;
-    Ok(())
 }
 
 /// What is shown of a run.

@@ -29,6 +29,23 @@ const FREE_ON_RESUME: [&str; 20] = [
     "log.rows",
 ];
 
+/// A key that two recipes set to different values, as TOML writes them, or `(not set)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Differing {
+    /// `section.key`.
+    pub key: String,
+    /// Its value in the one.
+    pub now: String,
+    /// Its value in the other.
+    pub then: String,
+}
+
+/// Whether a resumed run may change the key.
+fn is_free(key: &str) -> bool {
+    let is_within = |free: &str| key.strip_prefix(free).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    FREE_ON_RESUME.iter().any(|free| is_within(free))
+}
+
 impl Recipe {
     /// Refuses to resume `saved` with `self` when a key differs that decides the result.
     ///
@@ -46,23 +63,10 @@ impl Recipe {
                 )));
             }
         }
-        let (now, then) = (self.keys(), saved.keys());
-        let free = |key: &str| {
-            FREE_ON_RESUME
-                .iter()
-                .any(|free| key.strip_prefix(free).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
-        };
-        let absent = "(not set)".to_owned();
-        // A section that is there brings its lists along, and one that is empty says nothing.
-        let is_set = |value: &&String| *value != "[]";
-        let differing: Vec<String> = now
-            .keys()
-            .chain(then.keys().filter(|key| !now.contains_key(*key)))
-            .filter(|key| !free(key) && now.get(*key).filter(is_set) != then.get(*key).filter(is_set))
-            .map(|key| {
-                let value = |map: &BTreeMap<String, String>| map.get(key).unwrap_or(&absent).clone();
-                format!("  {key}: the run has {}, the recipe says {}", value(&then), value(&now))
-            })
+        let differing: Vec<String> = self
+            .differing_keys(saved)
+            .into_iter()
+            .map(|Differing { key, now, then }| format!("  {key}: the run has {then}, the recipe says {now}"))
             .collect();
         if differing.is_empty() {
             return Ok(());
@@ -74,8 +78,26 @@ impl Recipe {
         )))
     }
 
+    /// The keys that a resumed run may not change and that differ from those of `other`, in which each is set or not.
+    pub fn differing_keys(&self, other: &Recipe) -> Vec<Differing> {
+        let (now, then) = (self.keys(), other.keys());
+        // A section that is there brings its lists along, and one that is empty says nothing.
+        let is_set = |value: &&String| *value != "[]";
+        let value = |map: &BTreeMap<String, String>, key: &str| map.get(key).cloned().unwrap_or("(not set)".to_owned());
+        now.keys()
+            .chain(then.keys().filter(|key| !now.contains_key(*key)))
+            .filter(|key| !is_free(key) && now.get(*key).filter(is_set) != then.get(*key).filter(is_set))
+            .map(|key| Differing { key: key.clone(), now: value(&now, key), then: value(&then, key) })
+            .collect()
+    }
+
+    /// `section.key → value` of everything that is set and that a resumed run may not change.
+    pub fn deciding_keys(&self) -> BTreeMap<String, String> {
+        self.keys().into_iter().filter(|(key, value)| !is_free(key) && value != "[]").collect()
+    }
+
     /// `section.key → value` of everything that is set.
-    pub(crate) fn keys(&self) -> BTreeMap<String, String> {
+    pub fn keys(&self) -> BTreeMap<String, String> {
         fn walk(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
             match value {
                 toml::Value::Table(table) => {

@@ -16,12 +16,11 @@ use trainer::synthesis::{self, Making};
 use trainer::train::{self, Beginning};
 use trainer::{run_dir, survey::Survey};
 
-use super::look;
 use crate::args::{L0, MTBF};
 use crate::budget::{self, Budget, Terms};
 use crate::failure::Failure;
 use crate::job::STORAGE;
-use crate::{contents, disk, recipes, table};
+use crate::{contents, disk, recipes, shards, table};
 
 /// Looks at everything and prints.
 pub fn run(
@@ -35,7 +34,7 @@ pub fn run(
     let making = synthesis::to_make(recipe)?;
     let (found, beginning) = match &recipe.data.synth {
         Some(spec) if !making.is_empty() => {
-            look::before_making((recipe, store), resume, device, host_ranks, &making)?;
+            shards::check((recipe, store), resume, device, host_ranks, &making)?;
             for shards in &making {
                 run_dir::check_writable(&Store::open(shards.url)?)?;
             }

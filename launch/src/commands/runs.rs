@@ -1,0 +1,71 @@
+//! `sae runs`.
+
+use indicatif::HumanCount;
+
+use crate::args::Runs;
+use crate::failure::Failure;
+use crate::runs::{self, Line};
+use crate::table;
+
+/// Prints a table of run folders.
+pub fn run(args: &Runs) -> Result<(), Failure> {
+    let found = runs::read_all(&args.folders)?;
+    if found.runs.is_empty() {
+        return Err(Failure::data(format!(
+            "no run to show: {}. Name run folders, or folders that hold some",
+            found.left_out.join("; ")
+        )));
+    }
+    for why in &found.left_out {
+        tracing::warn!("left out: {why}");
+    }
+    let lines: Vec<Line> = found.runs.iter().map(Line::from).collect();
+    if args.json {
+        let json = serde_json::to_string_pretty(&lines).map_err(|error| trainer::Error::Internal(error.into()))?;
+        table::say(json);
+    } else if args.csv {
+        table::say(csv(&lines)?.trim_end());
+    } else {
+        show(&lines);
+    }
+    Ok(())
+}
+
+fn csv(lines: &[Line]) -> Result<String, Failure> {
+    let internal = |error: Box<dyn std::error::Error + Send + Sync>| trainer::Error::Internal(error);
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    lines.iter().try_for_each(|line| writer.serialize(line)).map_err(|error| internal(error.into()))?;
+    let bytes = writer.into_inner().map_err(|error| internal(error.to_string().into()))?;
+    Ok(String::from_utf8(bytes).map_err(|error| internal(error.into()))?)
+}
+
+/// What a person looks for first; the rest is in CSV and JSON.
+fn show(lines: &[Line]) {
+    let some = |value: Option<f64>| value.map_or("–".to_owned(), table::number);
+    let count = |value: Option<u64>| value.map_or("–".to_owned(), |value| HumanCount(value).to_string());
+    let rows: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            [
+                line.run.clone(),
+                line.state.name().to_owned(),
+                HumanCount(line.features as u64).to_string(),
+                count(line.steps),
+                format!("{:.3e}", line.lr),
+                format!("{}", line.l1),
+                some(line.loss),
+                line.l0.map_or("–".to_owned(), |l0| format!("{l0:.1}")),
+                table::percent(line.explained_variance),
+                line.flops.map_or("–".to_owned(), |flops| format!("{flops:.2e}")),
+                line.wall_s.map_or("–".to_owned(), |seconds| format!("{seconds:.1} s")),
+            ]
+        })
+        .collect();
+    let titles = ["run", "state", "features", "steps", "lr", "λ", "loss", "L0", "EV", "FLOP", "time"];
+    table::columns(&titles, &rows);
+    for line in lines {
+        if let Some(cause) = &line.cause {
+            table::say(format!("{}: {cause}", line.run));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What a reader should know before trusting laws.
+
+use crate::laws::{Laws, Warning};
+use crate::surface::{LEAST, MOST};
+
+/// Fewer configurations than this tell five parameters badly.
+const FEW_CONFIGURATIONS: usize = 15;
+/// Fewer budgets than this do.
+const FEW_BUDGETS: usize = 4;
+/// Clusters below which a bootstrap over clusters is uncertain itself.
+const FEW_CLUSTERS: usize = 10;
+/// The share of a grid, in ln F, that its optimum should keep from either end.
+const MARGIN: f64 = 0.25;
+/// α/β or β/α from which parabolas mislead: at 3 their extrapolated optima were up to 23 % off without noise (arXiv 2603.22339).
+const UNEQUAL: f64 = 2.0;
+
+/// All that hold of `laws`, most severe first. `several_rates` are the learning rates where the configurations have none in common.
+pub fn of(laws: &Laws, several_rates: Option<usize>) -> Vec<Warning> {
+    let found = [
+        bound(laws),
+        leave_out(laws),
+        edge(laws),
+        few_configurations(laws),
+        few_clusters(laws),
+        several_rates.map(learning_rates),
+        lr_edge(laws),
+        starts(laws),
+        curvature(laws),
+        off_centre(laws),
+        unequal_exponents(laws),
+        dead_rises(laws),
+    ];
+    found.into_iter().flatten().collect()
+}
+
+fn warning(kind: &str, text: String) -> Warning {
+    Warning { kind: kind.to_owned(), text }
+}
+
+fn bound(laws: &Laws) -> Option<Warning> {
+    let at_end = |exponent: f64| exponent <= LEAST * 1.001 || exponent >= MOST * 0.999;
+    let surface = &laws.surface;
+    let mut at_bounds = Vec::new();
+    if surface.e.value <= 0.0 {
+        at_bounds.push("E = 0".to_owned());
+    }
+    for (name, exponent) in [("α", surface.alpha.value), ("β", surface.beta.value)] {
+        if at_end(exponent) {
+            at_bounds.push(format!("{name} = {exponent}"));
+        }
+    }
+    (!at_bounds.is_empty()).then(|| {
+        let text = format!(
+            "{} stands at a bound of the fit: these runs do not tell it, and what is predicted beyond them is a guess. Run sizes further \
+             apart",
+            at_bounds.join(", ")
+        );
+        warning("bound", text)
+    })
+}
+
+fn leave_out(laws: &Laws) -> Option<Warning> {
+    let left = laws.leave_out.as_ref()?;
+    let outside = left.runs.iter().filter(|run| !(run.predicted.low..=run.predicted.high).contains(&run.loss)).count();
+    (outside * 4 > left.runs.len()).then(|| {
+        let text = format!(
+            "without the budget of {:.3e} the fit misses {outside} of its {} runs: measured minus predicted is {:+.4} on average. Do not \
+             extrapolate further than that without a run in between",
+            left.compute,
+            left.runs.len(),
+            left.bias
+        );
+        warning("leave_out", text)
+    })
+}
+
+fn edge(laws: &Laws) -> Option<Warning> {
+    let out = |parabola: &&crate::laws::Parabola| {
+        parabola.at_edge || !(parabola.grid[0]..=parabola.grid[1]).contains(&parabola.surface_features)
+    };
+    let out: Vec<String> =
+        laws.parabolas.budgets.iter().filter(out).map(|parabola| format!("{:.3e}", parabola.compute)).collect();
+    (!out.is_empty()).then(|| {
+        let text = format!(
+            "the best F lies outside the grid at C = {}: move the grid there, since an optimum is known only between runs",
+            out.join(", ")
+        );
+        warning("edge", text)
+    })
+}
+
+fn off_centre(laws: &Laws) -> Option<Warning> {
+    let off = |parabola: &&crate::laws::Parabola| {
+        let [low, high] = parabola.grid.map(f64::ln);
+        let place = (parabola.surface_features.ln() - low) / (high - low);
+        (0.0..MARGIN).contains(&place) || (1.0 - MARGIN < place && place <= 1.0)
+    };
+    let off: Vec<String> =
+        laws.parabolas.budgets.iter().filter(off).map(|parabola| format!("{:.3e}", parabola.compute)).collect();
+    (!off.is_empty()).then(|| {
+        let text = format!(
+            "grids are off their centre at C = {}: the best F lies in their outer quarter, which bends parabolas (drifting centres put \
+             optima 35 % off); trust the surface",
+            off.join(", ")
+        );
+        warning("off_centre", text)
+    })
+}
+
+fn few_configurations(laws: &Laws) -> Option<Warning> {
+    let (configurations, budgets) = (laws.quality.configurations, laws.quality.budgets);
+    (configurations < FEW_CONFIGURATIONS || budgets < FEW_BUDGETS).then(|| {
+        let text = format!(
+            "{configurations} configurations over {budgets} budgets are few for five parameters: {FEW_CONFIGURATIONS} over {FEW_BUDGETS} \
+             or more are usual"
+        );
+        warning("few_configurations", text)
+    })
+}
+
+fn few_clusters(laws: &Laws) -> Option<Warning> {
+    let clusters = laws.quality.clusters;
+    (clusters < FEW_CLUSTERS).then(|| {
+        let text = format!(
+            "intervals come from {clusters} clusters of runs (budget and seed), and are rough below {FEW_CLUSTERS}: run more seeds"
+        );
+        warning("few_clusters", text)
+    })
+}
+
+fn learning_rates(rates: usize) -> Warning {
+    let text = format!(
+        "no learning rate was run at nearly all sizes, so the surface takes the best of {rates} at each: sizes with more rates look \
+         better than they are"
+    );
+    warning("learning_rates", text)
+}
+
+fn lr_edge(laws: &Laws) -> Option<Warning> {
+    let points = &laws.lr_opt.as_ref()?.points;
+    let out = points.iter().filter(|point| point.at_edge).count();
+    (out > 0).then(|| {
+        let text = format!(
+            "at {out} of {} sizes the best learning rate lies outside those that were tried, and the law leaves them out: try lower or \
+             higher ones there",
+            points.len()
+        );
+        warning("edge", text)
+    })
+}
+
+fn starts(laws: &Laws) -> Option<Warning> {
+    let (starts, agreeing) = (laws.quality.starts, laws.quality.agreeing);
+    (2 * agreeing < starts).then(|| {
+        let text =
+            format!("only {agreeing} of {starts} starts came to the same optimum: the runs hardly tell α from β");
+        warning("starts", text)
+    })
+}
+
+fn curvature(laws: &Laws) -> Option<Warning> {
+    let found = laws.curvature.as_ref()?;
+    let bent: Vec<String> = [("ln F", found.features), ("ln S", found.steps)]
+        .into_iter()
+        .filter(|(_, term)| term.low > 0.0 || term.high < 0.0)
+        .map(|(name, term)| format!("({name})² by {:+.2e} (95 % {:+.2e} … {:+.2e})", term.value, term.low, term.high))
+        .collect();
+    (!bent.is_empty()).then(|| {
+        let text = format!(
+            "residuals bend with {}: one power law does not hold over all these sizes, so fit the larger ones alone and compare",
+            bent.join(" and ")
+        );
+        warning("curvature", text)
+    })
+}
+
+fn unequal_exponents(laws: &Laws) -> Option<Warning> {
+    let (alpha, beta) = (laws.surface.alpha.value, laws.surface.beta.value);
+    let ratio = alpha / beta;
+    (!(1.0 / UNEQUAL..=UNEQUAL).contains(&ratio)).then(|| {
+        let text = format!(
+            "α/β = {ratio:.2} is far from 1: parabolas are biased there even without noise, by a quarter at 3; trust the surface"
+        );
+        warning("unequal_exponents", text)
+    })
+}
+
+fn dead_rises(laws: &Laws) -> Option<Warning> {
+    let dead = laws.trends.iter().find(|trend| trend.name == "dead_fraction")?;
+    (dead.per_features.low > 0.0).then(|| {
+        let text = format!(
+            "the share of dead features rises with F, by {:.3} for each doubling (95 % {:.3} … {:.3}): larger dictionaries may use less \
+             of what they pay for",
+            dead.per_features.value * std::f64::consts::LN_2,
+            dead.per_features.low * std::f64::consts::LN_2,
+            dead.per_features.high * std::f64::consts::LN_2
+        );
+        warning("dead_rises", text)
+    })
+}
