@@ -3,6 +3,7 @@
 mod export;
 mod launch;
 mod plan;
+mod sweep;
 
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ use loader::{number, patience};
 pub use self::export::{Export, Format};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
+pub use self::sweep::{Sweep, SweepArgs, SweepCommand, SweepStatus};
 use crate::device::DeviceChoice;
 use crate::remedy;
 
@@ -60,6 +62,7 @@ pub enum Command {
     Train(Train),
     Plan(PlanArgs),
     Launch(Launch),
+    Sweep(Box<Sweep>),
     Inspect(Inspect),
     Synth(Synth),
     Eval(Eval),
