@@ -98,7 +98,8 @@ impl Gradient for Search<'_> {
 /// Fits under `loss`. Huber's δ follows from a fit of least squares before it.
 pub fn fit(points: &Points, loss: Loss) -> Fit {
     let squares = from_grid(points, Objective::Squares, Irreducible::Fitted);
-    match Objective::of(loss, &squares.at.residuals) {
+    let size = points.loss.iter().copied().fold(0.0, f64::max);
+    match Objective::of(loss, &squares.at.residuals, size) {
         Objective::Squares => squares,
         huber => from_grid(points, huber, Irreducible::Fitted),
     }
