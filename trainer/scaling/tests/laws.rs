@@ -407,7 +407,7 @@ fn coverage_of_200_sweeps() {
         ("the same within x2 of twice the optimum", Sweep { centre: 2.0, ..SWEEP }),
         ("5 budgets x4 apart, 3 seeds, 5 sizes within x2", Sweep { budgets: 5, ratio: 4.0, ..SWEEP }),
     ] {
-        coverage(sweep, 200, 1000).print(title);
+        coverage(sweep, 200, 400).print(title);
     }
     // Without noise, what remains is the bias of the method.
     for (title, sweep) in [("within x2", SWEEP), ("within x16", Sweep { width: 16.0, ..SWEEP })] {

@@ -164,7 +164,7 @@ fn base(args: &Recommend, laws: &Laws) -> Result<Recipe, Failure> {
 /// The recipe that the laws' runs have in common.
 fn from_identity(identity: &Identity) -> Result<Recipe, Failure> {
     let mut sections: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    let mut add = |key: &str, value: &str, sections: &mut BTreeMap<&str, Vec<String>>| {
+    let add = |key: &str, value: &str, sections: &mut BTreeMap<&str, Vec<String>>| {
         let (section, _) = key.split_once('.').unwrap_or((key, ""));
         let section = ["data", "sae", "train", "run", "checkpoint", "eval", "log"].into_iter().find(|s| *s == section);
         if let (Some(section), Some((_, name))) = (section, key.split_once('.')) {
