@@ -29,9 +29,15 @@ pub fn run(args: &Fit) -> Result<(), Failure> {
         }
         show(&laws, &group.name);
         let at = table::quoted(&folder.url_of("laws.json"));
-        table::say(format!("next: sae scaling recommend {at} --flops 1e18 --out recipe.toml, or --next 5"));
+        table::say(format!("next: sae scaling recommend {at} {}--out recipe.toml, or --next 5", budget(&laws)));
     }
     Ok(())
+}
+
+/// A budget that these laws may be asked for: ten times the largest run.
+fn budget(laws: &Laws) -> String {
+    let ten_times = laws.bands.iter().find(|band| band.compute >= 10.0 * laws.largest_compute());
+    ten_times.and_then(|band| band.flops_sparse).map_or(String::new(), |flops| format!("--flops {flops:.0e} "))
 }
 
 fn law(args: &Fit, group: &Group) -> Result<Laws, Failure> {
