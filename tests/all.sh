@@ -52,7 +52,7 @@ give_back() {
 trap give_back EXIT
 
 # Programs that tests start, and Debian's packages with them: the compiler of the emulator, launchers of others that start real
-# jobs on this machine, what lays a network to be cut, a terminal, and what makes the Python environment.
+# jobs on this machine, what lays a network to be cut, a terminal, a browser, and what makes the Python environment.
 packages() {
     local program package
     while read -r program package; do
@@ -66,6 +66,7 @@ mpirun openmpi-bin
 ip iproute2
 script bsdutils
 mount mount
+chromium chromium
 python3 python3
 TABLE
     [ -n "${SAE_PYTHON:-${PYTHON_REF:-}}" ] || python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: data sets and recipes of a small size, the binary `sae`, and what can be done to a run
 //! from outside. Nothing here stands in for a part of the program: runs are processes, files are files.
 
+pub mod browser;
 pub mod cases;
 pub mod checkpoints;
 pub mod control;

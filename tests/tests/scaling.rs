@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::Value;
 use tempfile::TempDir;
-use tests::fixture::Fixture;
+use tests::fixture::{Fixture, json};
 use tests::{need, root, sae};
 
 /// Points of a known surface with seeded noise: 7 budgets, 5 sizes, 2 seeds.
@@ -40,10 +40,6 @@ fn written(folder: &Path, name: &str, text: &str) -> String {
     path.display().to_string()
 }
 
-fn json(path: PathBuf) -> Value {
-    serde_json::from_slice(&fs::read(&path).expect("a file")).expect("JSON")
-}
-
 fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
 }
@@ -72,7 +68,7 @@ fn scipy_finds_the_same_surface_under_both_losses() {
     for (own, theirs) in [("squares", "least_squares"), ("huber", "huber")] {
         let (finished, out) = fit(folder.path(), &table, own, &["--loss", own]);
         finished.exits(0);
-        let laws = json(out.join("laws.json"));
+        let laws = json(&out.join("laws.json"));
         assert_eq!(laws["loss"], theirs);
         for name in ["E", "A", "B", "alpha", "beta"] {
             let (found, expected) = (number(&laws["surface"][name]["value"]), number(&scipy[theirs][name]));
@@ -94,7 +90,7 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     let (finished, out) = fit(&folder, &path, "laws", &[]);
     let said = finished.exits(0).stdout;
     assert!(said.contains("next: sae scaling recommend") && said.contains("70 of 35 configurations"), "{said}");
-    let laws = json(out.join("laws.json"));
+    let laws = json(&out.join("laws.json"));
     for (at, value) in [("alpha", 0.42), ("beta", 0.33)] {
         let of = &laws["surface"][at];
         assert!(number(&of["low"]) <= value && value <= number(&of["high"]), "{at}: {of}");
@@ -109,9 +105,12 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     let parquet = fs::read(out.join("runs.parquet")).expect("a file");
     assert!(parquet.starts_with(b"PAR1") && parquet.ends_with(b"PAR1"));
 
+    let page = fs::read_to_string(out.join("report.html")).expect("a page");
+    assert!(page.contains(&laws["surface"]["alpha"]["value"].to_string()), "the page has the numbers of laws.json");
+    assert!(fs::read_dir(out.join("plots")).expect("plots").count() >= 5);
+
     let laws = out.join("laws.json").display().to_string();
-    let base = fixture.recipe("best");
-    let mut base = base;
+    let mut base = fixture.recipe("best");
     (base.train.batch, base.train.l1) = (256, 1.0);
     let base = fixture.save("base", &base);
     let recommend = |more: &[&str]| sae::run(&[&["scaling", "recommend", &laws], more].concat());
@@ -129,7 +128,7 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     recommend(&["--features", "2M"]).exits(64).says(&["1M", "4M", "34M"]);
     with(&["--features", "34M"]).exits(64).says(&["× the largest compute", "--force"]);
     let of_tokens = with(&["--tokens", "5e7"]).exits(0).json();
-    let surface = &json(out.join("laws.json"))["surface"];
+    let surface = &json(&out.join("laws.json"))["surface"];
     let value = |name: &str| number(&surface[name]["value"]);
     let (alpha, beta, steps) = (value("alpha"), value("beta"), (5e7_f64 / 256.0).ceil());
     let best = (alpha * value("A") / (beta * value("B")) * steps.powf(beta)).powf(1.0 / alpha);
@@ -139,10 +138,10 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     let recipe = folder.join("best.toml").display().to_string();
     let small = with(&["--tokens", "2048", "--out", &recipe]).exits(0).json();
     let text = fs::read_to_string(&recipe).expect("a recipe");
-    let id = json(out.join("laws.json"))["identity"]["id"].as_str().expect("an id").to_owned();
+    let id = json(&out.join("laws.json"))["identity"]["id"].as_str().expect("an id").to_owned();
     assert!(text.starts_with("# Recommended by sae scaling for 2048 tokens") && text.contains(&id), "{text}");
     sae::run(&["train", &recipe, "--device", "cpu"]).exits(0);
-    let summary = json(fixture.path("best").join("summary.json"));
+    let summary = fixture.json("best/summary.json");
     assert_eq!((&summary["tokens"], &summary["features"]), (&2048.into(), &small["features"]));
 
     // Beyond its reach, only with a word, which stands in the recipe.
@@ -195,7 +194,7 @@ fn run_folders_become_laws_of_their_own_recipe() {
         finished.says(&["no allocation is best"]);
     } else {
         finished.exits(0);
-        let laws = json(out.join("laws.json"));
+        let laws = json(&out.join("laws.json"));
         assert_eq!((&laws["identity"]["batch"], laws["runs"].as_array().map(Vec::len)), (&64.into(), Some(8)));
         assert!(laws["identity"]["data"].is_string() && laws["identity"]["eval"].is_string(), "{}", laws["identity"]);
         assert!(laws["identity"]["recipe"]["data.train"].is_string());

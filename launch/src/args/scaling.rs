@@ -33,7 +33,7 @@ pub struct Fit {
     /// A table of runs, as comma-separated values with a line of names.
     #[arg(long, value_name = "FILE.csv")]
     pub runs: Option<String>,
-    /// Folder or URL for laws.json, runs.parquet and report.html. Several λ or batches have a folder in it for each.
+    /// Folder or URL for laws.json, runs.parquet, report.html and plots. Several λ or batches have a folder in it for each.
     #[arg(long)]
     pub out: String,
     /// What is made least over the residuals: squares, or Huber's loss, which single bad runs pull less.

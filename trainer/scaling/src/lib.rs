@@ -12,6 +12,7 @@ mod options;
 mod predict;
 mod projection;
 mod regression;
+pub mod report;
 pub mod run;
 mod surface;
 mod warnings;

@@ -65,8 +65,8 @@ impl HParams {
     }
 }
 
-/// A list is one value: the tab knows none.
-fn flatten(prefix: &str, value: &Value, values: &mut Vec<(String, Value)>) {
+/// The leaves of a recipe, or of a summary, by their names. A list is one value: the tab knows none.
+pub(crate) fn flatten(prefix: &str, value: &Value, values: &mut Vec<(String, Value)>) {
     match value {
         Value::Null => {}
         Value::Object(object) => {

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::report::account::Account;
+use crate::report::curves::Curves;
 use crate::report::events::EventWriter;
 use crate::report::hparams::HParams;
 use crate::report::metrics::{DensityHistogram, Metrics};
@@ -111,6 +112,8 @@ pub struct Journal {
     dir: PathBuf,
     /// Step of the last evaluation among the lines that were there.
     evaluated: Option<u64>,
+    /// What the lines say, those that were there included.
+    curves: Curves,
 }
 
 impl Journal {
@@ -129,7 +132,9 @@ impl Journal {
             Ok(events)
         };
         let events = begin().map_err(|source| cannot_write(dir, source))?;
-        Ok(Journal { metrics, rows, events, dir: dir.to_owned(), evaluated: last_evaluation(&kept) })
+        let mut curves = Curves::new();
+        kept.lines().filter_map(|line| serde_json::from_str(line).ok()).for_each(|line| curves.add(&line));
+        Ok(Journal { metrics, rows, events, dir: dir.to_owned(), evaluated: last_evaluation(&kept), curves })
     }
 
     /// Appends a line, and its numbers to the events. The evaluation of a step that is already there is left out: a run that was
@@ -145,6 +150,7 @@ impl Journal {
             self.evaluated = Some(eval.step);
         }
         let value = serde_json::to_value(line).map_err(|error| Error::Internal(error.into()))?;
+        self.curves.add(&value);
         let step = value["step"].as_u64().unwrap_or_default();
         let mut scalars = Vec::new();
         flatten(value["kind"].as_str().unwrap_or_default(), &value, &mut scalars);
@@ -162,6 +168,11 @@ impl Journal {
         let limits: Vec<f64> = (0..16).rev().map(|bin| -0.5 * f64::from(bin)).collect();
         let counts: Vec<f64> = density.half_decades.iter().rev().map(|&count| count as f64).collect();
         self.events.histogram(step, "eval/log10_density", &limits, &counts)
+    }
+
+    /// How the run went so far.
+    pub(crate) fn curves(&self) -> &Curves {
+        &self.curves
     }
 
     /// Tells TensorBoard that the run has come to its end.

@@ -7,6 +7,7 @@ use crate::Error;
 use crate::buffers::Seen;
 use crate::checkpoint::LeftOut;
 use crate::ranks::together;
+use crate::report::html::Progress;
 use crate::report::metrics::{DensityHistogram, Metrics};
 use crate::report::summary::{EvaluatedOn, Summary};
 use crate::step::with_room;
@@ -103,6 +104,7 @@ impl<D: Device> Run<'_, D> {
             run_dir.publish()?;
             self.start.store.put("summary.json", summary.to_json()?)?;
         }
+        self.leave_report(Progress::Done(&summary));
         Ok(summary)
     }
 }

@@ -9,7 +9,11 @@ use super::run::{Event, Run, Scribe};
 use super::saver::Done;
 use crate::checkpoint::Snapshot;
 use crate::ranks::together::once_all;
+use crate::report::html::{self, Progress};
 use crate::{Error, checkpoint};
+
+/// A page of the run, beside its numbers.
+const REPORT: &str = "report.html";
 
 impl<D: Device> Run<'_, D> {
     /// Training goes on while the checkpoint is stored.
@@ -76,7 +80,19 @@ impl<D: Device> Run<'_, D> {
         let Some(Scribe { run_dir, journal }) = &mut self.scribe else { return Ok(()) };
         journal.flush()?;
         run_dir.publish()?;
+        self.leave_report(Progress::Training { step: self.state.step, steps: self.schedule.steps() });
         self.data.keep_manifests(self.start.store)
+    }
+
+    /// Puts report.html into the run's folder, for people alone: what fails there fails no run.
+    pub(super) fn leave_report(&self, progress: Progress<'_>) {
+        let Some(Scribe { journal, .. }) = &self.scribe else { return };
+        let store = self.start.store;
+        let report = html::report(store.url(), self.recipe, journal.curves(), progress);
+        let left = report.and_then(|html| Ok(store.put(REPORT, html)?));
+        if let Err(error) = left {
+            tracing::warn!("{REPORT} was not written, and the run goes on: {error}");
+        }
     }
 
     fn tell_saved(&mut self, done: Option<Done>) {

@@ -25,7 +25,7 @@ pub fn run(args: &Fit) -> Result<(), Failure> {
         laws.identity.recipe.extend(places.clone());
         let folder = if several { out.join(&group.name)? } else { out.clone() };
         for (name, bytes) in written::files(&laws)? {
-            folder.put(name, bytes)?;
+            folder.put(&name, bytes)?;
         }
         show(&laws, &group.name);
         let at = table::quoted(&folder.url_of("laws.json"));

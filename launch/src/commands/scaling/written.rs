@@ -1,4 +1,4 @@
-//! What a fit leaves in a folder: laws.json, and the runs as a table in Parquet.
+//! What a fit leaves in a folder: laws.json, the runs as a table in Parquet, and a page with its charts.
 
 use std::sync::Arc;
 
@@ -6,13 +6,22 @@ use arrow::array::{ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArra
 use parquet::arrow::ArrowWriter;
 use scaling::Laws;
 use scaling::laws::Point;
+use scaling::report::{Report, report};
 use trainer::Error;
 
-/// Names and bytes of the files of one law. A report of the same law is one more file.
-pub fn files(laws: &Laws) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
-    let mut json = serde_json::to_vec_pretty(laws).map_err(|error| Error::Internal(error.into()))?;
+/// Names and bytes of the files of one law.
+pub fn files(laws: &Laws) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let internal = |error: serde_json::Error| Error::Internal(error.into());
+    let mut json = serde_json::to_vec_pretty(laws).map_err(internal)?;
     json.push(b'\n');
-    Ok(vec![("laws.json", json), ("runs.parquet", parquet(&laws.runs)?)])
+    let Report { html, plots } = report(laws).map_err(internal)?;
+    let mut files = vec![
+        ("laws.json".to_owned(), json),
+        ("runs.parquet".to_owned(), parquet(&laws.runs)?),
+        ("report.html".to_owned(), html.into_bytes()),
+    ];
+    files.extend(plots.into_iter().map(|(name, svg)| (format!("plots/{name}"), svg.into_bytes())));
+    Ok(files)
 }
 
 /// One row a run, under the names of laws.json.
