@@ -228,6 +228,8 @@ fn bad_tables_and_laws_get_one_message() {
     refused("e.csv", "features,steps,loss\n", 65, &["no run in it"]);
     let two = table(0.01, "eval=a") + "5000,9000,1.0,0,b\n";
     refused("f.csv", &two, 65, &["the held-out rows", "has a", "has b"]);
+    let two = table(0.01, "scale=0.5") + "5000,9000,1.0,0,0.6\n";
+    refused("g.csv", &two, 65, &["differ in normalisation", "0.5", "0.6"]);
     let laws = written(folder.path(), "laws.json", "{\"version\": 99}");
     sae::run(&["scaling", "recommend", &laws, "--next", "1"]).exits(65).says(&["version 99"]);
     sae::run(&["scaling", "recommend", "nowhere.json", "--next", "1"]).exits(64).says(&["no such file"]);

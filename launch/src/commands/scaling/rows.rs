@@ -34,6 +34,22 @@ pub struct Rows {
     pub places: BTreeMap<String, String>,
 }
 
+/// Factors on rows that were estimated from other samples of the same rows differ by less than this share; of other normalisations by more.
+const SAME_SCALE: f64 = 0.02;
+
+/// Refuses runs whose rows were normalised otherwise: losses are in units of the normalised rows.
+fn check_scales(scales: &[(String, f64)]) -> Result<(), Failure> {
+    let by_size = |a: &&(String, f64), b: &&(String, f64)| a.1.total_cmp(&b.1);
+    let (least, most) = (scales.iter().min_by(by_size), scales.iter().max_by(by_size));
+    match least.zip(most) {
+        Some(((first, low), (other, high))) if *high > low * (1.0 + SAME_SCALE) => Err(Failure::data(format!(
+            "runs differ in normalisation, so their losses cannot be compared: {first} multiplies rows by {low}, {other} by {high}. Fit them \
+             separately"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Reads run folders. Those that are not done are left out, with a word.
 pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
     let found = runs::read_all(folders)?;
@@ -42,6 +58,7 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
     }
     let mut rows = Rows { runs: Vec::new(), places: BTreeMap::new() };
     let mut places: Option<BTreeMap<String, String>> = None;
+    let mut scales = Vec::new();
     for run in &found.runs {
         let loss = run.summary.as_ref().and_then(|summary| Some((summary, summary.loss?)));
         let Some((summary, loss)) = loss else {
@@ -63,6 +80,7 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
             None => places = Some(own),
             Some(places) => places.retain(|key, value| own.get(key) == Some(value)),
         }
+        scales.push((run.url.clone(), summary.scale));
         let mut facts = recipe.deciding_keys();
         facts.retain(|key, _| !QUANTITIES.contains(&key.as_str()));
         rows.runs.push(Run {
@@ -89,6 +107,7 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
     if rows.runs.is_empty() {
         return Err(Failure::data(format!("no finished run in {}", folders.join(", "))));
     }
+    check_scales(&scales)?;
     rows.places = places.unwrap_or_default();
     Ok(rows)
 }
@@ -114,6 +133,7 @@ struct Line {
     data: Option<String>,
     eval: Option<String>,
     evaluated_on: Option<String>,
+    scale: Option<f64>,
 }
 
 /// Reads a table with a line of names, such as `sae runs --csv` prints. Lines without a loss are left out, with a word.
@@ -135,7 +155,7 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
             )));
         }
     }
-    let mut runs = Vec::new();
+    let (mut runs, mut scales) = (Vec::new(), Vec::new());
     for (at, line) in reader.deserialize::<Line>().enumerate() {
         let number = at + 2;
         let line = line.map_err(|error| failed(error.to_string()))?;
@@ -149,6 +169,7 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
                 "line {number} ({id}) was measured on its last training rows, which differ from run to run: leave it out"
             )));
         }
+        scales.extend(line.scale.map(|scale| (id.clone(), scale)));
         let of_data = line.data_seed.unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         runs.push(Run {
             id,
@@ -173,5 +194,6 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
     if runs.is_empty() {
         return Err(Failure::data(format!("{path}: there is no run in it")));
     }
+    check_scales(&scales)?;
     Ok(Rows { runs, places: BTreeMap::new() })
 }
