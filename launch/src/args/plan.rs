@@ -71,11 +71,11 @@ fn width(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|width| (1..=1 << 20).contains(width)).ok_or("a number from 1 to 1048576 is needed")
 }
 
-fn positive(text: &str) -> Result<f64, &'static str> {
+pub(super) fn positive(text: &str) -> Result<f64, &'static str> {
     text.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0).ok_or("a number above 0 is needed")
 }
 
-fn gpu(name: &str) -> Result<Gpu, String> {
+pub(super) fn gpu(name: &str) -> Result<Gpu, String> {
     let names = GPUS.map(|gpu| gpu.name).join(", ");
     GPUS.into_iter().find(|gpu| gpu.name == name).ok_or_else(|| format!("known are {names}"))
 }

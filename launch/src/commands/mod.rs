@@ -8,5 +8,6 @@ pub mod kernels;
 pub mod launch;
 pub mod plan;
 pub mod runs;
+pub mod scaling;
 pub mod synth;
 pub mod train;
