@@ -3,6 +3,7 @@
 mod export;
 mod launch;
 mod plan;
+mod scaling;
 mod sweep;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use loader::{number, patience};
 pub use self::export::{Export, Format};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
+pub use self::scaling::{Fit, Objective, Recommend, Scaling, What};
 pub use self::sweep::{Sweep, SweepArgs, SweepCommand, SweepStatus};
 use crate::device::DeviceChoice;
 use crate::remedy;
@@ -67,6 +69,7 @@ pub enum Command {
     Synth(Synth),
     Eval(Eval),
     Runs(Runs),
+    Scaling(Scaling),
     Doctor(Doctor),
     Export(Export),
     Kernels(Kernels),
@@ -158,7 +161,7 @@ pub struct WorldArgs {
 fn rows(text: &str) -> Result<u64, &'static str> {
     number::parse_count(text)
         .filter(|&rows| rows > 0)
-        .ok_or("rows are a whole number above 0, such as 1000000, 1_000_000 or 1e6")
+        .ok_or("rows are a whole number above 0, such as 1000000, 1_000_000 or 1e6 (of names with M only 1M, 4M and 34M are known)")
 }
 
 /// A path on this machine.

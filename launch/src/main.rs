@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Eval(eval) => commands::eval::run(&eval),
         Command::Runs(runs) => commands::runs::run(&runs),
+        Command::Scaling(scaling) => commands::scaling::run(&scaling),
         Command::Doctor(doctor) => commands::doctor::run(&doctor),
         Command::Export(export) => commands::export::run(&export),
         Command::Kernels(kernels) => commands::kernels::run(&kernels),

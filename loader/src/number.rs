@@ -1,5 +1,6 @@
 //! Numbers as people write them: counts as `1000000`, `1_000_000` or `1e6`, bytes also as `512MiB` or `2GB`. Recipes read them by
-//! serde, the command line by [`parse_count`] and [`parse_bytes`].
+//! serde, the command line by [`parse_count`] and [`parse_bytes`]. Three counts have names, those of the dictionaries of Scaling
+//! Monosemanticity: `1M` is 2^20, `4M` 2^22, `34M` 2^25. Since other names would mean millions to most readers, there are no others.
 
 use std::fmt;
 
@@ -21,8 +22,20 @@ const UNITS: [(&str, u64); 8] = [
 /// Above it not every whole number is a floating-point one, so `1e17` may not be what was meant.
 const LARGEST_EXACT: f64 = (1_u64 << 53) as f64;
 
+/// Counts that have names.
+const NAMED: [(&str, u64); 3] = [("1M", 1 << 20), ("4M", 1 << 22), ("34M", 1 << 25)];
+
+/// What a count may be, for messages.
+pub const COUNT: &str = "a whole number, at least 0, such as 1_000_000 or 1e6 (above 2^53 in digits; of names only \"1M\", \"4M\" and \
+                         \"34M\" are known, which are 2^20, 2^22 and 2^25)";
+
 /// A count; `None` when the text is none.
 pub fn parse_count(text: &str) -> Option<u64> {
+    let named = NAMED.iter().find(|(name, _)| *name == text).map(|(_, count)| *count);
+    named.or_else(|| parse_digits(text))
+}
+
+fn parse_digits(text: &str) -> Option<u64> {
     let digits: String = text.chars().filter(|&c| c != '_').collect();
     digits.parse().ok().or_else(|| whole(digits.parse().ok()?))
 }
@@ -30,7 +43,7 @@ pub fn parse_count(text: &str) -> Option<u64> {
 /// A number of bytes; `None` when the text is none.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let Some((number, unit)) = UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit))) else {
-        return parse_count(text);
+        return parse_digits(text);
     };
     let digits: String = number.trim_end().chars().filter(|&c| c != '_').collect();
     times(&digits, *unit)
@@ -53,13 +66,7 @@ fn whole(number: f64) -> Option<u64> {
 /// # Errors
 /// Those of the format, for anything that is none.
 pub fn count<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
-    read(
-        deserializer,
-        Written {
-            what: "a whole number, at least 0, such as 1_000_000 or 1e6 (above 2^53 in digits)",
-            parse: parse_count,
-        },
-    )
+    read(deserializer, Written { what: COUNT, parse: parse_count })
 }
 
 /// As [`count`], for a key that may be absent.
@@ -134,6 +141,22 @@ mod tests {
         let some = |number: Option<u64>| number.expect("a key that is there");
         let all = [count(of()), some_count(of()).map(some), bytes(of()), some_bytes(of()).map(some)];
         all.map(|number| number.map_err(|error| error.to_string()))
+    }
+
+    /// The paper's names, and no others; of bytes there are units.
+    #[test]
+    fn the_papers_sizes_have_names() {
+        let counts = ["1M", "4M", "34M"].map(parse_count);
+        assert_eq!(counts, [Some(1_048_576), Some(4_194_304), Some(33_554_432)]);
+        for other in ["2M", "34m", "16M", "1.0M", "1 M", "1K", "1G", "M"] {
+            assert_eq!(parse_count(other), None, "{other}");
+            assert_eq!(parse_bytes(other), None, "{other}");
+        }
+        assert_eq!(parse_bytes("34M"), None);
+        let [of_count, ..] = read_by_all("2M");
+        let said = of_count.expect_err("no name");
+        assert!(said.contains("\"2M\"") && said.contains("34M") && said.contains("2^25"), "{said}");
+        assert_eq!(read_by_all("34M")[0], Ok(1 << 25));
     }
 
     #[test]

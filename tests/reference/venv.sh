@@ -25,7 +25,7 @@ if [[ ! -f "$venv/complete" ]]; then
         rm -rf "$venv"
         "${SAE_PYTHON:-python3}" -m venv "$venv" >&2
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir -r "$requirements" >&2
-        "$venv/bin/python" -c 'import torch, numpy, pyarrow, safetensors, sae_lens, tensorboard, moto, kubeflow_trainer_api' >&2
+        "$venv/bin/python" -c 'import torch, numpy, scipy, pyarrow, safetensors, sae_lens, tensorboard, moto, kubeflow_trainer_api' >&2
         touch "$venv/complete"
     fi
 fi

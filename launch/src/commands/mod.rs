@@ -8,6 +8,7 @@ pub mod kernels;
 pub mod launch;
 pub mod plan;
 pub mod runs;
+pub mod scaling;
 pub mod sweep;
 pub mod synth;
 pub mod train;

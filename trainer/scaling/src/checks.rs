@@ -3,7 +3,8 @@
 use nalgebra::DMatrix;
 
 use crate::bootstrap::{self, jacobian};
-use crate::laws::{Curvature, LeaveOut, LeftOut, Loss, Parameters, Trend};
+use crate::laws::{Curvature, LeaveOut, LeftOut, Parameters, Trend};
+use crate::options::Options;
 use crate::predict::interval_of_one;
 use crate::projection::Points;
 use crate::regression::regress;
@@ -14,7 +15,7 @@ use crate::surface::{self, Fit};
 const LEAST_BUDGETS: usize = 4;
 /// Configurations that must be left.
 const LEAST_CONFIGURATIONS: usize = 6;
-/// Replicates behind its intervals.
+/// Replicates behind its intervals, at most.
 const REPLICATES: usize = 400;
 
 /// The surface without the largest budget, and its predictions of that.
@@ -23,8 +24,7 @@ pub fn leave_out(
     budgets: &[f64],
     clusters: &[usize],
     whole: &Parameters,
-    loss: Loss,
-    seed: u64,
+    options: &Options<'_>,
 ) -> Option<LeaveOut> {
     let mut different = budgets.to_vec();
     different.sort_by(f64::total_cmp);
@@ -37,10 +37,11 @@ pub fn leave_out(
         return None;
     }
     let points = Points::of(kept.iter().map(|at| (runs[*at].features, runs[*at].steps, runs[*at].loss)));
-    let fit = surface::fit(&points, loss);
+    let fit = surface::fit(&points, options.loss);
     let without_e = surface::fit_without_e(&points, fit.objective);
     let of_kept: Vec<usize> = kept.iter().map(|at| clusters[*at]).collect();
-    let draws = bootstrap::draw(&points, &fit, &without_e, &of_kept, REPLICATES, seed).with_e;
+    let draws =
+        bootstrap::draw(&points, &fit, &without_e, &of_kept, REPLICATES.min(options.replicates), options.seed).with_e;
     let room = (kept.len() as f64 / (kept.len() as f64 - 5.0).max(1.0)).sqrt();
     let noise: Vec<f64> = fit.at.residuals.iter().map(|residual| residual * room).collect();
     let left: Vec<&&Run> =

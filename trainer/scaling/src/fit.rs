@@ -9,6 +9,7 @@ use crate::bootstrap::{self, Draws};
 use crate::laws::{
     Band, Frontier, Identity, Laws, Loss, Parameters, Point, PowerLaw, Quality, Surface, VERSION, WithoutE,
 };
+use crate::options::Options;
 use crate::predict::{flops_dense, flops_sparse, interval};
 use crate::projection::Points;
 use crate::run::{Chosen, Run, budgets, choose, clusters, identity};
@@ -19,27 +20,6 @@ use crate::{Error, checks, cross, warnings};
 const BANDS: usize = 64;
 /// How far beyond the largest compute bands go.
 pub const FAR: f64 = 100.0;
-
-/// Hours of one GPU for so many features and steps; `None` where it is not known.
-pub type GpuHours<'a> = dyn Fn(f64, f64) -> Option<f64> + 'a;
-
-/// How to fit.
-pub struct Options<'a> {
-    /// What the surface makes least.
-    pub loss: Loss,
-    /// Replicates of the bootstrap.
-    pub replicates: usize,
-    /// Of its random numbers.
-    pub seed: u64,
-    /// A GPU's name and its hours.
-    pub gpu: Option<(String, &'a GpuHours<'a>)>,
-}
-
-impl Default for Options<'_> {
-    fn default() -> Self {
-        Options { loss: Loss::LeastSquares, replicates: 1000, seed: 0, gpu: None }
-    }
-}
 
 /// The law of runs of one λ and one batch, sorted as [`crate::run::groups`] does.
 ///
@@ -86,14 +66,7 @@ pub fn fit(runs: &[Run], options: &Options<'_>) -> Result<Laws, Error> {
         parabolas: cross::parabolas(&of_surface, &of_budgets, &fit.parameters),
         quality: quality(&points, &fit, configurations, many_budgets, &of_clusters, options.replicates),
         curvature: checks::curvature(&points, &fit, &of_clusters),
-        leave_out: checks::leave_out(
-            &of_surface,
-            &of_budgets,
-            &of_clusters,
-            &fit.parameters,
-            options.loss,
-            options.seed,
-        ),
+        leave_out: checks::leave_out(&of_surface, &of_budgets, &of_clusters, &fit.parameters, options),
         trends: checks::trends(&of_surface, &of_clusters),
         gpu: options.gpu.as_ref().map(|(name, _)| name.clone()),
         l0,

@@ -8,6 +8,7 @@ mod error;
 mod fit;
 pub mod laws;
 mod next;
+mod options;
 mod predict;
 mod projection;
 mod regression;
@@ -17,8 +18,9 @@ mod surface;
 mod warnings;
 
 pub use error::Error;
-pub use fit::{FAR, GpuHours, Options, fit};
+pub use fit::{FAR, fit};
 pub use laws::Laws;
 pub use next::Candidate;
+pub use options::{GpuHours, Options};
 pub use predict::{Optimum, flops_dense, flops_sparse};
 pub use run::Run;

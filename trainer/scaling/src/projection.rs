@@ -11,6 +11,9 @@ use crate::laws::{Loss, Parameters};
 /// Most rounds of reweighting for Huber's loss; each shrinks the error by the share of runs beyond δ, so that tens do.
 const MOST_ROUNDS: usize = 400;
 
+/// Residuals below this share of the loss are rounding.
+const ROUNDING: f64 = 1e-12;
+
 /// Runs as the fit sees them: normalised inputs in logarithms.
 #[derive(Clone, Debug)]
 pub struct Points {
@@ -119,15 +122,15 @@ impl Points {
 
 impl Objective {
     /// Under `loss`; δ of Huber's is 1.345 robust standard deviations of the residuals of least squares, at which it keeps 95 % of
-    /// their efficiency on normal noise.
-    pub fn of(loss: Loss, residuals: &[f64]) -> Objective {
+    /// their efficiency on normal noise. Where those are rounding alone, least squares are left as they are.
+    pub fn of(loss: Loss, residuals: &[f64], size: f64) -> Objective {
         match loss {
             Loss::LeastSquares => Objective::Squares,
             Loss::Huber => {
                 let mut sizes: Vec<f64> = residuals.iter().map(|r| r.abs()).collect();
                 sizes.sort_by(f64::total_cmp);
                 let deviation = sizes.get(sizes.len() / 2).copied().unwrap_or_default() / 0.674_489_750_196_081_7;
-                Objective::Huber((1.345 * deviation).max(f64::MIN_POSITIVE))
+                if deviation > ROUNDING * size { Objective::Huber(1.345 * deviation) } else { Objective::Squares }
             }
         }
     }

@@ -98,7 +98,8 @@ impl Gradient for Search<'_> {
 /// Fits under `loss`. Huber's δ follows from a fit of least squares before it.
 pub fn fit(points: &Points, loss: Loss) -> Fit {
     let squares = from_grid(points, Objective::Squares, Irreducible::Fitted);
-    match Objective::of(loss, &squares.at.residuals) {
+    let size = points.loss.iter().copied().fold(0.0, f64::max);
+    match Objective::of(loss, &squares.at.residuals, size) {
         Objective::Squares => squares,
         huber => from_grid(points, huber, Irreducible::Fitted),
     }
@@ -109,7 +110,7 @@ pub fn fit_without_e(points: &Points, objective: Objective) -> Fit {
     from_grid(points, objective, Irreducible::None)
 }
 
-/// Fits from known exponents: replicates of a bootstrap lie near the fit that they come from.
+/// Fits from known exponents: replicates of a bootstrap lie near the fit that they come from, and need not be exact to the last digit.
 pub fn fit_near(points: &Points, objective: Objective, irreducible: Irreducible, exponents: [f64; 2]) -> Fit {
     let (exponents, at) = descend(points, objective, irreducible, exponents);
     of(points, objective, exponents, at, 1, 1)
@@ -137,9 +138,13 @@ fn from_grid(points: &Points, objective: Objective, irreducible: Irreducible) ->
     });
     let starts: Vec<[f64; 2]> =
         starts.into_iter().map(|start| start.1).take(STARTS - around.len()).chain(around).collect();
-    let ends: Vec<_> = starts.iter().map(|start| descend(points, objective, irreducible, *start)).collect();
+    let end = |start: [f64; 2]| {
+        let (exponents, found) = descend(points, objective, irreducible, start);
+        polished(points, objective, irreducible, exponents, found)
+    };
+    let ends: Vec<_> = starts.iter().map(|start| end(*start)).collect();
     let best = ends.iter().min_by(|a, b| a.1.value.total_cmp(&b.1.value)).cloned();
-    let (exponents, at) = best.unwrap_or_else(|| descend(points, objective, irreducible, [0.4, 0.4]));
+    let (exponents, at) = best.unwrap_or_else(|| end([0.4, 0.4]));
     let same = |end: &[f64; 2]| end.iter().zip(exponents).all(|(end, best)| (end - best).abs() <= AGREE);
     let agreeing = ends.iter().filter(|end| same(&end.0)).count();
     of(points, objective, exponents, at, starts.len(), agreeing)
@@ -156,7 +161,7 @@ fn of(
     Fit { parameters: points.denormalised(at.linear, exponents), exponents, at, objective, starts, agreeing }
 }
 
-/// L-BFGS from `start`, then Newton, to the last digit.
+/// L-BFGS from `start`, to half of the digits of the exponents.
 fn descend(points: &Points, objective: Objective, irreducible: Irreducible, start: [f64; 2]) -> ([f64; 2], Projected) {
     let lowest = RefCell::new(None);
     let search = Search { points, objective, irreducible, lowest: &lowest, last: RefCell::new(None) };
@@ -170,8 +175,7 @@ fn descend(points: &Points, objective: Objective, irreducible: Irreducible, star
         // Its error says that a line search found nothing lower.
         drop(executor.run());
     }
-    let (exponents, found) = lowest.into_inner().unwrap_or((start, first));
-    polished(points, objective, irreducible, exponents, found)
+    lowest.into_inner().unwrap_or((start, first))
 }
 
 /// A few steps of Newton on the gradient: values of the objective tell exponents apart only to half of the digits, the gradient to all.

@@ -250,7 +250,7 @@ fn each_warning_is_given_where_it_holds_and_not_elsewhere() {
     rates.iter_mut().enumerate().for_each(|(at, run)| run.lr = Some(1e-4 * (1 + at % 5) as f64));
     assert!(said(rates).contains(&"learning_rates".to_owned()));
 
-    let no_floor = Parameters { e: -0.5, ..oracle };
+    let no_floor = Parameters { e: -0.02, ..oracle };
     assert!(said(noisy(SWEEP.runs(&no_floor), 0.002, 0.002, 1)).contains(&"bound".to_owned()));
 }
 
@@ -279,7 +279,8 @@ fn the_best_learning_rate_falls_as_it_was_made_to() {
     for budget in [2, 4, 6] {
         let compute = LEAST * 3.0_f64.powi(budget);
         let (coefficient, exponent) = oracle.features_opt();
-        let features = coefficient * compute.powf(exponent);
+        // Beside the sizes of the grid, which have one rate.
+        let features = 1.1 * coefficient * compute.powf(exponent);
         for step in -2..=2 {
             let lr = best(compute) * 2.0_f64.powi(step);
             let off = (lr / best(compute)).ln();
@@ -387,7 +388,7 @@ impl Coverage {
 /// three where 86 % do.
 #[test]
 fn intervals_hold_the_truth_about_as_often_as_they_say() {
-    let found = coverage(SWEEP, 50, 150);
+    let found = coverage(SWEEP, 50, 120);
     found.print("8 budgets, 3 seeds, 5 sizes within x2");
     for (name, held) in NAMES.iter().zip(found.held).take(3) {
         assert!(held >= 43, "{name}: {held} of 50");
@@ -406,7 +407,7 @@ fn coverage_of_200_sweeps() {
         ("the same within x2 of twice the optimum", Sweep { centre: 2.0, ..SWEEP }),
         ("5 budgets x4 apart, 3 seeds, 5 sizes within x2", Sweep { budgets: 5, ratio: 4.0, ..SWEEP }),
     ] {
-        coverage(sweep, 200, 1000).print(title);
+        coverage(sweep, 200, 400).print(title);
     }
     // Without noise, what remains is the bias of the method.
     for (title, sweep) in [("within x2", SWEEP), ("within x16", Sweep { width: 16.0, ..SWEEP })] {

@@ -1,0 +1,18 @@
+//! `sae scaling`.
+
+mod cost;
+mod fit;
+mod recommend;
+mod rows;
+mod written;
+
+use crate::args::{Scaling, What};
+use crate::failure::Failure;
+
+/// Fits, or recommends.
+pub fn run(args: &Scaling) -> Result<(), Failure> {
+    match &args.what {
+        What::Fit(args) => fit::run(args),
+        What::Recommend(args) => recommend::run(args),
+    }
+}

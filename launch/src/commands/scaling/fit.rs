@@ -1,0 +1,122 @@
+//! `sae scaling fit`.
+
+use loader::Store;
+use scaling::laws::{Estimate, Loss};
+use scaling::run::{Group, groups};
+use scaling::{FAR, Laws, Options};
+
+use super::rows::{self, Rows};
+use super::{cost, written};
+use crate::args::{Fit, Objective};
+use crate::failure::Failure;
+use crate::table;
+
+/// Fits, writes, and says what was found.
+pub fn run(args: &Fit) -> Result<(), Failure> {
+    let Rows { runs, places } = match &args.runs {
+        Some(path) => rows::of_table(path)?,
+        None => rows::of_folders(&args.folders)?,
+    };
+    let out = Store::open(&args.out)?;
+    let groups = groups(runs);
+    let several = groups.len() > 1;
+    for group in &groups {
+        let mut laws = law(args, group)?;
+        laws.identity.recipe.extend(places.clone());
+        let folder = if several { out.join(&group.name)? } else { out.clone() };
+        for (name, bytes) in written::files(&laws)? {
+            folder.put(&name, bytes)?;
+        }
+        show(&laws, &group.name);
+        let at = table::quoted(&folder.url_of("laws.json"));
+        table::say(format!("next: sae scaling recommend {at} {}--out recipe.toml, or --next 5", budget(&laws)));
+    }
+    Ok(())
+}
+
+/// A budget that these laws may be asked for: ten times the largest run.
+fn budget(laws: &Laws) -> String {
+    let ten_times = laws.bands.iter().find(|band| band.compute >= 10.0 * laws.largest_compute());
+    ten_times.and_then(|band| band.flops_sparse).map_or(String::new(), |flops| format!("--flops {flops:.0e} "))
+}
+
+fn law(args: &Fit, group: &Group) -> Result<Laws, Failure> {
+    let refused = |error: scaling::Error| {
+        let of = if group.name.is_empty() { String::new() } else { format!("{}: ", group.name) };
+        Failure::data(format!("{of}{error}"))
+    };
+    let loss = match args.loss {
+        Objective::Squares => Loss::LeastSquares,
+        Objective::Huber => Loss::Huber,
+    };
+    let identity = scaling::run::identity(&group.runs).map_err(refused)?;
+    let l0: Vec<f64> = group.runs.iter().filter_map(|run| run.l0).collect();
+    let l0 = cost::l0_of((!l0.is_empty()).then(|| l0.iter().sum::<f64>() / l0.len() as f64));
+    let hours = |features: f64, steps: f64| cost::gpu_hours(&identity, &args.gpu, l0, features, steps);
+    let options = Options {
+        loss,
+        replicates: args.replicates as usize,
+        seed: args.seed,
+        gpu: Some((args.gpu.name.to_owned(), &hours)),
+    };
+    scaling::fit(&group.runs, &options).map_err(refused)
+}
+
+/// The closing table, and every warning.
+fn show(laws: &Laws, name: &str) {
+    let title = if name.is_empty() { "scaling laws".to_owned() } else { format!("scaling laws, {name}") };
+    let quality = &laws.quality;
+    let mut lines = vec![
+        (
+            "runs",
+            format!(
+                "{} of {} configurations, {} budgets, {} clusters",
+                quality.runs, quality.configurations, quality.budgets, quality.clusters
+            ),
+        ),
+        ("L(F, S) = E + A·F^-α + B·S^-β: E", estimate(laws.surface.e)),
+        ("A", estimate(laws.surface.a)),
+        ("B", estimate(laws.surface.b)),
+        ("α", estimate(laws.surface.alpha)),
+        ("β", estimate(laws.surface.beta)),
+        ("residual standard deviation", significant(quality.residual_sd)),
+        ("best F = c·C^k, C = F × steps: c", estimate(laws.features_opt.coefficient)),
+        ("k", estimate(laws.features_opt.exponent)),
+        ("k by IsoFLOP parabolas", laws.parabolas.features_opt.map_or("–".to_owned(), |law| estimate(law.exponent))),
+        ("best steps = c·C^k: k", estimate(laws.steps_opt.exponent)),
+        ("least loss = E + K·C^-γ: -γ", estimate(laws.frontier.exponent)),
+        ("-γ with E = 0", estimate(laws.frontier.without_e.exponent)),
+    ];
+    lines.push(match &laws.lr_opt {
+        Some(law) => ("best lr = c·C^k: k", estimate(law.exponent)),
+        None => ("best lr", "not swept at three sizes".to_owned()),
+    });
+    if let Some(left) = &laws.leave_out {
+        lines.push((
+            "largest budget, from the others",
+            format!("off by {:+.4} on average, {} in root mean square", left.bias, significant(left.error)),
+        ));
+    }
+    let far = laws.optimum(FAR * laws.largest_compute());
+    lines.push(("loss at 100 × the largest C", estimate(far.loss)));
+    lines.push(("optimiser", format!("{} of {} starts agree", quality.agreeing, quality.starts)));
+    table::print(&title, &lines);
+    for warning in &laws.warnings {
+        table::say(format!("warning ({}): {}", warning.kind, warning.text));
+    }
+}
+
+/// A value with its 95 % interval.
+pub fn estimate(estimate: Estimate) -> String {
+    let [value, low, high] = [estimate.value, estimate.low, estimate.high].map(significant);
+    format!("{value} (95 %: {low} … {high})")
+}
+
+/// Five digits; the files have all.
+pub fn significant(value: f64) -> String {
+    if value != 0.0 && !(1e-3..1e6).contains(&value.abs()) {
+        return format!("{value:.4e}");
+    }
+    let whole = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
+    format!("{value:.*}", (4 - whole).clamp(0, 8) as usize)
+}

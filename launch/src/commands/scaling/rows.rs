@@ -1,0 +1,199 @@
+//! Runs to fit: from folders, or from a table.
+
+use std::collections::BTreeMap;
+
+use scaling::Run;
+use serde::Deserialize;
+
+use crate::failure::Failure;
+use crate::runs::{self, State};
+
+/// Keys of a recipe that a law has as quantities of its own.
+const QUANTITIES: [&str; 8] = [
+    "sae.features",
+    "train.tokens",
+    "train.lr",
+    "train.l1",
+    "train.batch",
+    "train.seed",
+    "data.seed",
+    "data.order_rows",
+];
+
+/// Bytes of a table, at most: some hundred thousand runs.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// Keys that may differ and are handed on to recommended recipes where all runs have them alike.
+pub const PLACES: [&str; 3] = ["data.train", "data.eval", "checkpoint.every"];
+
+/// Runs, and for each of them the keys of its recipe that say where things are.
+pub struct Rows {
+    /// What is fitted.
+    pub runs: Vec<Run>,
+    /// [`PLACES`] that all runs share.
+    pub places: BTreeMap<String, String>,
+}
+
+/// Factors on rows that were estimated from other samples of the same rows differ by less than this share; of other normalisations by more.
+const SAME_SCALE: f64 = 0.02;
+
+/// Refuses runs whose rows were normalised otherwise: losses are in units of the normalised rows.
+fn check_scales(scales: &[(String, f64)]) -> Result<(), Failure> {
+    let by_size = |a: &&(String, f64), b: &&(String, f64)| a.1.total_cmp(&b.1);
+    let (least, most) = (scales.iter().min_by(by_size), scales.iter().max_by(by_size));
+    match least.zip(most) {
+        Some(((first, low), (other, high))) if *high > low * (1.0 + SAME_SCALE) => Err(Failure::data(format!(
+            "runs differ in normalisation, so their losses cannot be compared: {first} multiplies rows by {low}, {other} by {high}. Fit them \
+             separately"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Reads run folders. Those that are not done are left out, with a word.
+pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
+    let found = runs::read_all(folders)?;
+    for why in &found.left_out {
+        tracing::warn!("left out: {why}");
+    }
+    let mut rows = Rows { runs: Vec::new(), places: BTreeMap::new() };
+    let mut places: Option<BTreeMap<String, String>> = None;
+    let mut scales = Vec::new();
+    for run in &found.runs {
+        let loss = run.summary.as_ref().and_then(|summary| Some((summary, summary.loss?)));
+        let Some((summary, loss)) = loss else {
+            let why = run.cause.as_ref().map_or(String::new(), |cause| format!(": {cause}"));
+            tracing::warn!("left out: {} is {}, and has no loss{why}", run.url, run.state.name());
+            continue;
+        };
+        debug_assert_eq!(run.state, State::Done);
+        if summary.evaluated_on != "eval" {
+            return Err(Failure::data(format!(
+                "{}: measured on its last training rows, which differ from run to run: give every run the same data.eval",
+                run.url
+            )));
+        }
+        let (recipe, keys) = (&run.recipe, run.recipe.keys());
+        let own: BTreeMap<String, String> =
+            PLACES.iter().filter_map(|key| Some(((*key).to_owned(), keys.get(*key)?.clone()))).collect();
+        match &mut places {
+            None => places = Some(own),
+            Some(places) => places.retain(|key, value| own.get(key) == Some(value)),
+        }
+        scales.push((run.url.clone(), summary.scale));
+        let mut facts = recipe.deciding_keys();
+        facts.retain(|key, _| !QUANTITIES.contains(&key.as_str()));
+        rows.runs.push(Run {
+            id: run.url.clone(),
+            features: recipe.sae.features as f64,
+            steps: summary.steps as f64,
+            loss,
+            lr: Some(recipe.train.lr),
+            // Two seeds make the noise of a run.
+            seed: Some(recipe.train.seed.wrapping_add(recipe.data.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))),
+            budget: None,
+            l1: Some(recipe.train.l1),
+            batch: Some(recipe.train.batch as u64),
+            l0: summary.l0,
+            explained_variance: summary.explained_variance,
+            dead_fraction: Some(summary.dead_fraction),
+            flops: summary.flops,
+            width: Some(summary.width as u64),
+            data: run.data.clone(),
+            eval: run.eval.clone(),
+            recipe: facts,
+        });
+    }
+    if rows.runs.is_empty() {
+        return Err(Failure::data(format!("no finished run in {}", folders.join(", "))));
+    }
+    check_scales(&scales)?;
+    rows.places = places.unwrap_or_default();
+    Ok(rows)
+}
+
+/// A line of a table.
+#[derive(Deserialize)]
+struct Line {
+    run: Option<String>,
+    features: f64,
+    steps: Option<f64>,
+    loss: Option<f64>,
+    lr: Option<f64>,
+    seed: Option<u64>,
+    data_seed: Option<u64>,
+    budget: Option<f64>,
+    l1: Option<f64>,
+    batch: Option<u64>,
+    l0: Option<f64>,
+    explained_variance: Option<f64>,
+    dead_fraction: Option<f64>,
+    flops: Option<f64>,
+    width: Option<u64>,
+    data: Option<String>,
+    eval: Option<String>,
+    evaluated_on: Option<String>,
+    scale: Option<f64>,
+}
+
+/// Reads a table with a line of names, such as `sae runs --csv` prints. Lines without a loss are left out, with a word.
+pub fn of_table(path: &str) -> Result<Rows, Failure> {
+    let failed = |why: String| Failure::arguments(format!("{path}: {why}"));
+    loader::check_expanded(path).map_err(loader::Error::from)?;
+    let bytes = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
+    if bytes > MOST_BYTES {
+        return Err(failed(format!("has {bytes} bytes, and a table of runs has {MOST_BYTES} at most")));
+    }
+    let mut reader =
+        csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(|e| failed(e.to_string()))?;
+    let names = reader.headers().map_err(|error| failed(error.to_string()))?.clone();
+    for needed in ["features", "steps", "loss"] {
+        if !names.iter().any(|name| name == needed) {
+            let there = names.iter().collect::<Vec<_>>().join(", ");
+            return Err(failed(format!(
+                "there is no column {needed}, only {there}: features, steps and loss are needed"
+            )));
+        }
+    }
+    let (mut runs, mut scales) = (Vec::new(), Vec::new());
+    for (at, line) in reader.deserialize::<Line>().enumerate() {
+        let number = at + 2;
+        let line = line.map_err(|error| failed(error.to_string()))?;
+        let id = line.run.clone().unwrap_or_else(|| format!("line {number}"));
+        let (Some(steps), Some(loss)) = (line.steps, line.loss) else {
+            tracing::warn!("left out: {path}, line {number} ({id}) has no steps or no loss");
+            continue;
+        };
+        if line.evaluated_on.as_ref().is_some_and(|on| on != "eval") {
+            return Err(failed(format!(
+                "line {number} ({id}) was measured on its last training rows, which differ from run to run: leave it out"
+            )));
+        }
+        scales.extend(line.scale.map(|scale| (id.clone(), scale)));
+        let of_data = line.data_seed.unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        runs.push(Run {
+            id,
+            features: line.features,
+            steps,
+            loss,
+            lr: line.lr,
+            seed: line.seed.map(|seed| seed.wrapping_add(of_data)),
+            budget: line.budget,
+            l1: line.l1,
+            batch: line.batch,
+            l0: line.l0,
+            explained_variance: line.explained_variance,
+            dead_fraction: line.dead_fraction,
+            flops: line.flops,
+            width: line.width,
+            data: line.data,
+            eval: line.eval,
+            recipe: BTreeMap::new(),
+        });
+    }
+    if runs.is_empty() {
+        return Err(Failure::data(format!("{path}: there is no run in it")));
+    }
+    check_scales(&scales)?;
+    Ok(Rows { runs, places: BTreeMap::new() })
+}

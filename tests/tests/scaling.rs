@@ -1,0 +1,243 @@
+//! `sae scaling`: laws of tables and of real run folders, scipy as a judge, recommendations that train, and what is refused.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde_json::Value;
+use tempfile::TempDir;
+use tests::fixture::{Fixture, json};
+use tests::{need, root, sae};
+
+/// Points of a known surface with seeded noise: 7 budgets, 5 sizes, 2 seeds.
+fn table(noise: f64, extra: &str) -> String {
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    let names = extra.split(',').filter_map(|pair| pair.split_once('=')).map(|(name, _)| format!(",{name}"));
+    let values: String =
+        extra.split(',').filter_map(|pair| pair.split_once('=')).map(|(_, value)| format!(",{value}")).collect();
+    let mut text = format!("features,steps,loss,seed{}\n", names.collect::<String>());
+    for budget in 0..7 {
+        let compute = 1e8 * 3.0_f64.powi(budget);
+        for size in -2..=2 {
+            let features = (3.0 * compute.powf(0.4) * 2.0_f64.powf(f64::from(size) / 2.0)).round();
+            let steps = (compute / features).round();
+            for seed in 0..2 {
+                let uniform = (random.next_u32() as f64 / f64::from(u32::MAX)) - 0.5;
+                let loss = 0.7 + 20.0 * features.powf(-0.42) + 30.0 * steps.powf(-0.33) + noise * uniform;
+                writeln!(text, "{features},{steps},{loss:?},{seed}{values}").expect("text");
+            }
+        }
+    }
+    text
+}
+
+fn written(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    fs::write(&path, text).expect("written");
+    path.display().to_string()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// A fit of a table into `out`, with few replicates.
+fn fit(folder: &Path, table: &str, out: &str, more: &[&str]) -> (sae::Finished, PathBuf) {
+    let out = folder.join(out);
+    let text = out.display().to_string();
+    let finished =
+        sae::run(&[&["scaling", "fit", "--runs", table, "--out", &text, "--replicates", "100"], more].concat());
+    (finished, out)
+}
+
+#[test]
+fn scipy_finds_the_same_surface_under_both_losses() {
+    let Some(python) = need::python() else { return };
+    let folder = TempDir::new().expect("a folder");
+    let mut text = table(0.02, "");
+    // Two runs that went wrong, for Huber's loss to be another one.
+    text += "4000,90000,1.9,3\n9000,40000,1.2,3\n";
+    let table = written(folder.path(), "runs.csv", &text);
+    let script = root().join("tests/reference/scaling.py");
+    let output = Command::new(python).arg(script).arg(&table).output().expect("Python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let scipy: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for (own, theirs) in [("squares", "least_squares"), ("huber", "huber")] {
+        let (finished, out) = fit(folder.path(), &table, own, &["--loss", own]);
+        finished.exits(0);
+        let laws = json(&out.join("laws.json"));
+        assert_eq!(laws["loss"], theirs);
+        for name in ["E", "A", "B", "alpha", "beta"] {
+            let (found, expected) = (number(&laws["surface"][name]["value"]), number(&scipy[theirs][name]));
+            assert!(
+                (found - expected).abs() < 1e-6 * expected.abs(),
+                "{theirs}, {name}: {found}, scipy has {expected}"
+            );
+        }
+    }
+    let distance = (number(&scipy["huber"]["alpha"]) - number(&scipy["least_squares"]["alpha"])).abs();
+    assert!(distance > 1e-3, "the two losses are told apart: {distance}");
+}
+
+#[test]
+fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
+    let fixture = Fixture::with_data();
+    let folder = fixture.path("");
+    let path = written(&folder, "runs.csv", &table(0.01, "batch=256,width=32,l1=1,l0=20,lr=0.001"));
+    let (finished, out) = fit(&folder, &path, "laws", &[]);
+    let said = finished.exits(0).stdout;
+    assert!(said.contains("next: sae scaling recommend") && said.contains("70 of 35 configurations"), "{said}");
+    let laws = json(&out.join("laws.json"));
+    for (at, value) in [("alpha", 0.42), ("beta", 0.33)] {
+        let of = &laws["surface"][at];
+        assert!(number(&of["low"]) <= value && value <= number(&of["high"]), "{at}: {of}");
+    }
+    // FLOPs as `sae train` counts them, and five GEMMs.
+    let run = &laws["runs"][0];
+    let (features, steps) = (number(&run["features"]), number(&run["steps"]));
+    let sparse = 2.0 * 32.0 * 256.0 * features * steps + 8.0 * 32.0 * 256.0 * steps * 20.0;
+    assert!((number(&run["flops_sparse"]) / sparse - 1.0).abs() < 1e-12);
+    assert!((number(&run["flops_dense"]) / (10.0 * 32.0 * 256.0 * features * steps) - 1.0).abs() < 1e-12);
+    assert!(number(&run["gpu_hours"]) > 0.0);
+    let parquet = fs::read(out.join("runs.parquet")).expect("a file");
+    assert!(parquet.starts_with(b"PAR1") && parquet.ends_with(b"PAR1"));
+
+    let page = fs::read_to_string(out.join("report.html")).expect("a page");
+    assert!(page.contains(&laws["surface"]["alpha"]["value"].to_string()), "the page has the numbers of laws.json");
+    assert!(fs::read_dir(out.join("plots")).expect("plots").count() >= 5);
+
+    let laws = out.join("laws.json").display().to_string();
+    let mut base = fixture.recipe("best");
+    (base.train.batch, base.train.l1) = (256, 1.0);
+    let base = fixture.save("base", &base);
+    let recommend = |more: &[&str]| sae::run(&[&["scaling", "recommend", &laws], more].concat());
+    let with = |more: &[&str]| recommend(&[&["--recipe", &base, "--json"], more].concat());
+    // Of a table nothing is known of the data.
+    recommend(&["--flops", "1e15"]).exits(64).says(&["name a recipe", "--recipe"]);
+    // Every kind of budget, and the closed form by hand.
+    let of_flops = with(&["--flops", "1e15"]).exits(0).json();
+    assert!((number(&of_flops["flops_sparse"]) / 1e15 - 1.0).abs() < 0.01, "{of_flops}");
+    let hours = number(&of_flops["gpu_hours"]);
+    let of_hours = with(&["--gpu-hours", "0.01", "--gpu", "h100"]).exits(0).json();
+    assert!(of_hours["gpu"] == "h100" && number(&of_hours["gpu_hours"]) > 0.0 && hours > 0.0, "{of_hours}");
+    let of_features = with(&["--features", "1M", "--force"]).exits(0).json();
+    assert_eq!(of_features["features"], 1_048_576);
+    recommend(&["--features", "2M"]).exits(64).says(&["1M", "4M", "34M"]);
+    with(&["--features", "34M"]).exits(64).says(&["× the largest compute", "--force"]);
+    let of_tokens = with(&["--tokens", "5e7"]).exits(0).json();
+    let surface = &json(&out.join("laws.json"))["surface"];
+    let value = |name: &str| number(&surface[name]["value"]);
+    let (alpha, beta, steps) = (value("alpha"), value("beta"), (5e7_f64 / 256.0).ceil());
+    let best = (alpha * value("A") / (beta * value("B")) * steps.powf(beta)).powf(1.0 / alpha);
+    assert!((number(&of_tokens["features"]) / best - 1.0).abs() < 0.05, "{of_tokens}: {best}");
+
+    // A small one is written, and trains.
+    let recipe = folder.join("best.toml").display().to_string();
+    let small = with(&["--tokens", "2048", "--out", &recipe]).exits(0).json();
+    let text = fs::read_to_string(&recipe).expect("a recipe");
+    let id = json(&out.join("laws.json"))["identity"]["id"].as_str().expect("an id").to_owned();
+    assert!(text.starts_with("# Recommended by sae scaling for 2048 tokens") && text.contains(&id), "{text}");
+    sae::run(&["train", &recipe, "--device", "cpu"]).exits(0);
+    let summary = fixture.json("best/summary.json");
+    assert_eq!((&summary["tokens"], &summary["features"]), (&2048.into(), &small["features"]));
+
+    // Beyond its reach, only with a word, which stands in the recipe.
+    with(&["--flops", "1e30", "--force", "--out", &recipe]).exits(64);
+    with(&["--features", "34M", "--force", "--out", &recipe]).exits(0);
+    let text = fs::read_to_string(&recipe).expect("a recipe");
+    assert!(text.contains("# FORCED: beyond 100 x the largest compute"), "{text}");
+
+    // Other runs than the laws are of.
+    for (set, says) in [("train.batch=512", "train.batch = 256"), ("train.l1=3", "train.l1 = 1")] {
+        with(&["--tokens", "2048", "--set", set]).exits(64).says(&[says, "the recipe has"]);
+    }
+    let wide = written(&folder, "wide.csv", &table(0.01, "batch=256,width=33,l1=1"));
+    let (finished, out) = fit(&folder, &wide, "wide", &[]);
+    finished.exits(0);
+    let wide = out.join("laws.json").display().to_string();
+    let finished = sae::run(&["scaling", "recommend", &wide, "--recipe", &base, "--tokens", "2048"]);
+    finished.exits(64).says(&["D = 33", "the recipe has 32"]);
+
+    let next = recommend(&["--next", "3", "--json"]).exits(0).json();
+    let left: Vec<f64> =
+        next.as_array().expect("a list").iter().map(|run| number(&run["loss_interval_left"])).collect();
+    assert!(left.len() == 3 && left[0] < 1.0 && left[2] <= left[0], "{next}");
+}
+
+/// Real runs, swept by hand: six sizes of a tiny dictionary.
+#[test]
+fn run_folders_become_laws_of_their_own_recipe() {
+    let fixture = Fixture::with_data();
+    let mut names = Vec::new();
+    for (features, tokens) in
+        [(16, 1024), (32, 512), (64, 256), (32, 2048), (64, 1024), (128, 512), (64, 2048), (32, 4096)]
+    {
+        let name = format!("sweep/{features}-{tokens}");
+        let mut recipe = fixture.recipe(&name);
+        (recipe.sae.features, recipe.train.tokens, recipe.train.batch) = (features, Some(tokens), 64);
+        recipe.data.eval = vec![fixture.text("eval")];
+        let path = fixture.save(&name.replace('/', "-"), &recipe);
+        sae::run(&["train", &path, "--device", "cpu"]).exits(0);
+        names.push(name);
+    }
+    let sweep = fixture.path("sweep").display().to_string();
+    let out = fixture.path("laws");
+    let to = out.display().to_string();
+    let fit =
+        |more: &[&str]| sae::run(&[&["scaling", "fit", &sweep, "--out", &to, "--replicates", "100"], more].concat());
+    let finished = fit(&[]);
+    // So small runs may tell no optimum; then that is said.
+    if finished.code == Some(65) {
+        finished.says(&["no allocation is best"]);
+    } else {
+        finished.exits(0);
+        let laws = json(&out.join("laws.json"));
+        assert_eq!((&laws["identity"]["batch"], laws["runs"].as_array().map(Vec::len)), (&64.into(), Some(8)));
+        assert!(laws["identity"]["data"].is_string() && laws["identity"]["eval"].is_string(), "{}", laws["identity"]);
+        assert!(laws["identity"]["recipe"]["data.train"].is_string());
+        // What the runs have in common is a recipe.
+        let laws = out.join("laws.json").display().to_string();
+        let recipe = fixture.path("next.toml").display().to_string();
+        let finished = sae::run(&["scaling", "recommend", &laws, "--tokens", "1024", "--force", "--out", &recipe]);
+        finished.exits(0);
+        sae::run(&["train", &recipe, "--dry-run", "--device", "cpu"]).exits(0);
+    }
+    // A run on other rows, or with another key, has no place among them.
+    let mut other = fixture.recipe("sweep/other");
+    (other.sae.features, other.train.tokens, other.train.batch, other.train.clip) = (16, Some(512), 64, 0.5);
+    other.data.eval = vec![fixture.text("eval")];
+    let path = fixture.save("other", &other);
+    sae::run(&["train", &path, "--device", "cpu"]).exits(0);
+    fit(&[]).exits(65).says(&["differ in train.clip", "0.5"]);
+}
+
+#[test]
+fn bad_tables_and_laws_get_one_message() {
+    let folder = TempDir::new().expect("a folder");
+    let refused = |name: &str, text: &str, code: i32, says: &[&str]| {
+        let table = written(folder.path(), name, text);
+        fit(folder.path(), &table, "out", &[]).0.exits(code).says(says);
+    };
+    refused("a.csv", "features,loss\n1,2\n", 64, &["no column steps", "features, loss"]);
+    refused("b.csv", "features,steps,loss\n1,x,2\n", 64, &["b.csv", "x"]);
+    refused("c.csv", "features,steps,loss\n10,20,-1\n", 65, &["line 2", "loss must be a number above 0"]);
+    refused("d.csv", "features,steps,loss\n10,20,1\n", 65, &["1 configurations over 1 budgets", "Run more sizes"]);
+    refused("e.csv", "features,steps,loss\n", 65, &["no run in it"]);
+    let two = table(0.01, "eval=a") + "5000,9000,1.0,0,b\n";
+    refused("f.csv", &two, 65, &["the held-out rows", "has a", "has b"]);
+    let two = table(0.01, "scale=0.5") + "5000,9000,1.0,0,0.6\n";
+    refused("g.csv", &two, 65, &["differ in normalisation", "0.5", "0.6"]);
+    let laws = written(folder.path(), "laws.json", "{\"version\": 99}");
+    sae::run(&["scaling", "recommend", &laws, "--next", "1"]).exits(65).says(&["version 99"]);
+    sae::run(&["scaling", "recommend", "nowhere.json", "--next", "1"]).exits(64).says(&["no such file"]);
+    sae::run(&["scaling", "recommend", &laws]).exits(64);
+    // λ as an axis: a law for each.
+    let both = table(0.01, "l1=1") + &table(0.01, "l1=2").replace("features,steps,loss,seed,l1\n", "");
+    let path = written(folder.path(), "both.csv", &both);
+    let (finished, out) = fit(folder.path(), &path, "both", &[]);
+    finished.exits(0);
+    assert!(["l1-1", "l1-2"].iter().all(|name| out.join(name).join("laws.json").exists()));
+}
