@@ -160,7 +160,9 @@ impl Folder {
         let mut known: BTreeMap<String, Recipe> = BTreeMap::new();
         let mut configurations = Vec::new();
         for recipe in &spec.configurations {
-            let id = id::id(recipe, &data.of(recipe)?);
+            let data = data.of(recipe)?;
+            let recipe = &with_one_order(recipe, data.rows);
+            let id = id::id(recipe, &data);
             if let Some(same) = known.insert(id.clone(), recipe.clone()) {
                 let (now, then) = (recipe.keys(), same.keys());
                 let differing: Vec<&str> = now
@@ -337,4 +339,14 @@ pub fn varying(configurations: &[Configuration]) -> Vec<String> {
     let keys: BTreeSet<&String> = all.iter().flat_map(BTreeMap::keys).collect();
     let differs = |key: &&String| all.iter().any(|own| own.get(*key) != all[0].get(*key));
     keys.into_iter().filter(|key| *key != "run.dir").filter(differs).cloned().collect()
+}
+/// With an order of all rows, of which each configuration takes the first: so those of different lengths share a stream, and another that is
+/// added later sees the same rows. One that ends inside a batch has an order of its own.
+fn with_one_order(recipe: &Recipe, rows: u64) -> Recipe {
+    let mut recipe = recipe.clone();
+    let whole = |tokens: u64| tokens == rows || tokens.is_multiple_of(recipe.train.batch as u64);
+    if recipe.train.tokens.is_none_or(whole) {
+        recipe.data.order_rows.get_or_insert(rows);
+    }
+    recipe
 }

@@ -1,6 +1,6 @@
 //! Trains configurations that a worker has claimed, on one device.
 //!
-//! Those of a group read the same rows in the same batches.
+//! Those of a group share a stream: rows are read, decoded and normalized once for all of them.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::AtomicBool;
@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kernels::Device;
 use kernels::mesh::Axes;
 use loader::{Store, patience};
+use trainer::data::Data;
 use trainer::note::{self, Note};
+use trainer::plan::{self, DataSize};
 use trainer::recipe::Recipe;
 use trainer::run_dir;
 use trainer::summary::Summary;
-use trainer::train::{Event, Start, train};
+use trainer::train::{Event, Member, Start, train_together};
 use trainer::{Error, Exit};
 
 use super::claim::Progress;
@@ -56,6 +58,8 @@ pub enum Outcome {
     Stopped,
     /// Somebody else uses its folder.
     Elsewhere,
+    /// The others of its group have taken the memory: it was not begun.
+    NoRoom,
     /// It ended with an error, of which its folder has a note.
     Failed {
         /// Why, for launchers.
@@ -65,20 +69,8 @@ pub enum Outcome {
     },
 }
 
-/// Whether two configurations may train side by side on the same stream of rows.
-pub fn share(one: &Recipe, other: &Recipe) -> bool {
-    one.data == other.data && one.train.batch == other.train.batch
-}
-
-/// How many of the first of `pending`, which all share, fit on a device together.
-pub fn fitting(pending: &[&Recipe]) -> usize {
-    pending.len().min(TOGETHER)
-}
-
-/// Configurations that train at the same time on one device.
-const TOGETHER: usize = 1;
-
-/// Trains configurations of one group. `threads` is what each takes of the processor, where its recipe says nothing.
+/// Trains configurations that share a stream, as many of the first as fit into memory together. `threads` are what they take of the processor,
+/// where their recipe says nothing.
 pub fn train_group(choice: DeviceChoice, slot: Local, threads: usize, members: &[Claimed]) -> Vec<Outcome> {
     let recipes: Vec<Recipe> = members.iter().map(|member| with_threads(&member.recipe, threads)).collect();
     let Some(first) = recipes.first() else { return Vec::new() };
@@ -102,31 +94,49 @@ fn with_threads(recipe: &Recipe, threads: usize) -> Recipe {
     recipe
 }
 
+/// On a device; as many slots as `host_ranks` share this machine's memory.
 fn on<D: Device>(device: &D, members: &[Claimed], recipes: &[Recipe], host_ranks: usize) -> Vec<Outcome> {
-    members.iter().zip(recipes).map(|(member, recipe)| one(device, member, recipe, host_ranks)).collect()
-}
-
-/// Trains one; as many slots as `host_ranks` share this machine's memory.
-fn one<D: Device>(device: &D, member: &Claimed, recipe: &Recipe, host_ranks: usize) -> Outcome {
-    let mut shown = Shown::new(member.label.clone(), Arc::clone(&member.progress));
-    let watch: Box<dyn FnMut(Event<'_>) + Send> = Box::new(|event| {
-        if let Event::Start { .. } = event {
-            patience::set(patience::now().max(patience::IN_A_RUN));
+    // What cannot be looked at is told by the run that needs it.
+    let fit = fitting(device, recipes, host_ranks).unwrap_or(1).max(1);
+    let (members, left) = members.split_at(fit.min(members.len()));
+    let mut shown: Vec<Shown> =
+        members.iter().map(|member| Shown::new(member.label.clone(), Arc::clone(&member.progress))).collect();
+    let mut resumes = Vec::new();
+    for member in members {
+        match run_dir::holds_a_run(&member.store) {
+            Ok(resume) => resumes.push(resume),
+            Err(error) => return members.iter().map(|member| failed(member, &error)).collect(),
         }
-        shown.show(event);
-    });
-    let trained = run_dir::holds_a_run(&member.store).and_then(|resume| {
+    }
+    let runs = members.iter().zip(recipes).zip(&mut shown).zip(resumes);
+    let runs = runs.map(|(((member, recipe), shown), resume)| {
+        let watch: Box<dyn FnMut(Event<'_>) + Send> = Box::new(|event| {
+            if let Event::Start { .. } = event {
+                patience::set(patience::now().max(patience::IN_A_RUN));
+            }
+            shown.show(event);
+        });
         let (store, words) = (&member.store, remedy::words as fn(&Error) -> String);
         let start = Start { store, resume, commit: COMMIT, stop: &member.stop, host_ranks, words, watch };
-        train(device, recipe, start)
+        Member { recipe, start }
     });
-    shown.end();
-    match trained {
+    let trained = train_together(device, runs.collect());
+    shown.iter_mut().for_each(Shown::end);
+    let outcomes = members.iter().zip(trained).map(|(member, trained)| match trained {
         Ok(summary) => Outcome::Done(Box::new(summary)),
         Err(Error::Interrupted { .. }) => Outcome::Stopped,
         Err(Error::InUse { .. } | Error::HoldsRun { .. }) => Outcome::Elsewhere,
         Err(error) => failed(member, &error),
-    }
+    });
+    outcomes.chain(left.iter().map(|_| Outcome::NoRoom)).collect()
+}
+
+/// How many of the first fit into memory together.
+fn fitting(device: &impl Device, recipes: &[Recipe], host_ranks: usize) -> Result<usize, Error> {
+    let [first, _, ..] = recipes else { return Ok(recipes.len()) };
+    let data = Data::open(first, None)?;
+    let sizes = recipes.iter().map(|recipe| Ok((recipe, DataSize::of(recipe, &data.of_another(recipe)?)?)));
+    Ok(plan::how_many_fit(device, &sizes.collect::<Result<Vec<_>, Error>>()?, host_ranks))
 }
 
 /// A run that failed. One that failed before it began has left no note.

@@ -21,12 +21,14 @@ pub struct Identity {
     pub train: String,
     /// Of `data.eval`.
     pub eval: String,
+    /// Rows of `data.train`.
+    pub rows: u64,
 }
 
 /// The data of configurations, each opened once.
 #[derive(Debug, Default)]
 pub struct Identities {
-    known: BTreeMap<(Vec<String>, Option<String>), String>,
+    known: BTreeMap<(Vec<String>, Option<String>), (String, u64)>,
 }
 
 impl Identities {
@@ -35,17 +37,19 @@ impl Identities {
     /// # Errors
     /// Those of opening the data.
     pub fn of(&mut self, recipe: &Recipe) -> Result<Identity, Failure> {
-        let mut identity = |urls: &[String]| -> Result<String, Failure> {
+        let mut identity = |urls: &[String]| -> Result<(String, u64), Failure> {
             let key = (urls.to_vec(), recipe.data.column.clone());
             if let Some(known) = self.known.get(&key) {
                 return Ok(known.clone());
             }
             let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
-            let found = Dataset::open(urls, &options)?.identity();
+            let dataset = Dataset::open(urls, &options)?;
+            let found = (dataset.identity(), dataset.rows());
             self.known.insert(key, found.clone());
             Ok(found)
         };
-        Ok(Identity { train: identity(&recipe.data.train)?, eval: identity(&recipe.data.eval)? })
+        let (train, rows) = identity(&recipe.data.train)?;
+        Ok(Identity { train, eval: identity(&recipe.data.eval)?.0, rows })
     }
 }
 
@@ -75,7 +79,7 @@ mod tests {
             "[data]\ntrain = 'a'\neval = 'b'\n[sae]\nfeatures = 64\n[train]\nlr = 1e-3\n[run]\ndir = 'x'\n",
         )
         .expect("a recipe");
-        let data = Identity { train: "1".into(), eval: "2".into() };
+        let data = Identity { train: "1".into(), eval: "2".into(), rows: 100 };
         let first = id(&recipe, &data);
         assert!(is_id(&first) && !is_id("claims") && !is_id("0123456789ABCDEF"), "{first}");
         let with = |change: &dyn Fn(&mut Recipe)| {

@@ -11,11 +11,11 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use trainer::Exit;
-use trainer::recipe::Recipe;
+use trainer::train::share_a_stream;
 
 use super::claim::{Life, Owner, Progress, Watch};
 use super::folder::{Configuration, Files, Folder, State, state_of, varying};
-use super::group::{Claimed, Outcome, fitting, share, train_group};
+use super::group::{Claimed, Outcome, train_group};
 use crate::device::{DeviceChoice, Local};
 use crate::failure::Failure;
 use crate::progress::{Headline, duration};
@@ -312,13 +312,13 @@ impl<'a> Worker<'a> {
         let mut began = false;
         while let (Some(&slot), Some(&first)) = (idle.last(), pending.first()) {
             let all = self.configurations;
-            let sharing: Vec<usize> =
-                pending.iter().copied().filter(|&at| share(&all[first].recipe, &all[at].recipe)).collect();
-            let recipes: Vec<&Recipe> = sharing.iter().map(|&at| &all[at].recipe).collect();
-            let wanted = &sharing[..fitting(&recipes).clamp(1, sharing.len())];
+            let shares = |&at: &usize| share_a_stream(&all[first].recipe, &all[at].recipe);
+            let sharing: Vec<usize> = pending.iter().copied().filter(shares).collect();
+            // Each idle slot gets its part, some of the large ones among them.
+            let wanted: Vec<usize> = sharing.into_iter().step_by(idle.len()).collect();
             pending.retain(|at| !wanted.contains(at));
             let mut members = Vec::new();
-            for &at in wanted {
+            for &at in &wanted {
                 members.extend(self.claim(&all[at])?);
             }
             if members.is_empty() {
@@ -391,6 +391,8 @@ impl<'a> Worker<'a> {
                         self.later.insert(id.clone(), Instant::now() + self.owner.every);
                     }
                 }
+                // It is pending again, for this slot or another.
+                Outcome::NoRoom => {}
                 Outcome::Elsewhere => {
                     tracing::info!("{label}: its run folder is in use by another process, and is looked at again");
                     self.later.insert(id.clone(), Instant::now() + self.owner.every);
