@@ -27,13 +27,13 @@ fn a_sweep_that_is_killed_is_done_once() {
     let before = sweeps::contents(&dir);
     let sweep = fixture.text("six.toml");
     let again = sae::run(&sweeps::words(&sweep, &dir)).exits(0);
-    assert!(!again.stderr.contains("begins"), "{}", again.stderr);
+    assert!(!again.stderr.contains("begins: "), "{}", again.stderr);
     assert_eq!(sweeps::contents(&dir), before, "nothing was written");
     assert!(before.iter().all(|(key, _)| !key.starts_with("claims/")), "no claim is left");
     // One more point is one more run.
     let more = fixture.save_text("more", &sweeps::six(&fixture).replace("4e-3]", "4e-3, 8e-3]"));
     let more = sae::run(&sweeps::words(&more, &dir)).exits(0);
-    assert_eq!(more.stderr.matches("begins").count(), 2, "{}", more.stderr);
+    assert_eq!(more.stderr.matches("begins: ").count(), 2, "{}", more.stderr);
     let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
     assert_eq!((&status["counts"]["done"], &status["counts"]["pending"]), (&8.into(), &0.into()), "{status}");
 }
@@ -65,7 +65,7 @@ fn two_at_once(place: &Place<'_>, fixture: &Fixture) {
         (stdout, stderr)
     });
     assert_eq!(said[0].0, said[1].0, "the same table");
-    let begun: usize = said.iter().map(|(_, stderr)| stderr.matches("begins").count()).sum();
+    let begun: usize = said.iter().map(|(_, stderr)| stderr.matches("begins: ").count()).sum();
     assert_eq!(begun, 6, "{}\n{}", said[0].1, said[1].1);
     let expected = sweeps::table(&Place::Local, fixture, &fixture.text("undisturbed"));
     assert_eq!(sweeps::table(place, fixture, &dir), expected);
@@ -105,7 +105,7 @@ fn a_sweep_that_is_asked_to_stop_saves_and_goes_on() {
 fn what_fails_stops_no_other_and_says_why() {
     let fixture = Fixture::with_data();
     let text = format!(
-        "{}[[points]]\nsae.features = 2000000000\n[[points]]\nsae.features = 128\ntrain.clip = 1e300\ntrain.tokens = 7680\ntrain.l1 = 1e300\n",
+        "{}[[points]]\nsae.features = 400000000\n[[points]]\nsae.features = 128\ntrain.clip = 1e300\ntrain.tokens = 7680\ntrain.l1 = 1e300\n",
         sweeps::six(&fixture).replace("[1e-3, 2e-3, 4e-3]", "[1e-3]")
     );
     let (sweep, dir) = (fixture.save_text("sweep", &text), fixture.text("sweep"));
@@ -129,16 +129,16 @@ fn what_fails_stops_no_other_and_says_why() {
     // Not tried again without being asked, and again when asked.
     let words = sweeps::words(&sweep, &dir);
     let second = sae::run(&words).exits(70);
-    assert!(!second.stderr.contains("begins"), "{}", second.stderr);
+    assert!(!second.stderr.contains("begins: "), "{}", second.stderr);
     let third = sae::run(&[&words[..], &["--retry"]].concat()).exits(70);
-    assert_eq!(third.stderr.matches("begins").count(), 2, "{}", third.stderr);
+    assert_eq!(third.stderr.matches("begins: ").count(), 2, "{}", third.stderr);
     // As one of several workers it has done its work.
     sae::run(&[&words[..], &["--worker"]].concat()).exits(0);
     // The folder of one that is done is deleted by hand.
     let done = lines.iter().find(|line| line["state"] == "done").expect("there is one");
     std::fs::remove_dir_all(done["run"].as_str().expect("a folder")).expect("it is removed");
     let again = sae::run(&words).exits(70).says(&["it was done, and its run folder", "is gone: it is trained again"]);
-    assert_eq!(again.stderr.matches("begins").count(), 1, "{}", again.stderr);
+    assert_eq!(again.stderr.matches("begins: ").count(), 1, "{}", again.stderr);
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn an_array_of_slurm_trains_a_sweep() {
     assert_eq!(status["counts"]["done"], 12, "{status}");
     let logs = [0, 1]
         .map(|task| std::fs::read_to_string(fixture.path(format!("sweep/slurm-{job}_{task}.out"))).expect("a log"));
-    let begun = logs.each_ref().map(|log| log.matches("begins").count());
+    let begun = logs.each_ref().map(|log| log.matches("begins: ").count());
     assert_eq!(begun[0] + begun[1], 12, "{logs:?}");
 }
 

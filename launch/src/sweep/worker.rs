@@ -454,6 +454,16 @@ impl<'a> Worker<'a> {
 pub fn label(configuration: &Configuration, varying: &[String]) -> String {
     let keys = configuration.recipe.keys();
     let short = &configuration.id[..configuration.id.len().min(6)];
-    let parts = varying.iter().filter_map(|key| Some(format!("{}={}", key.rsplit('.').next()?, keys.get(key)?)));
+    let parts = varying.iter().filter_map(|key| Some(format!("{}={}", key.rsplit('.').next()?, brief(keys.get(key)?))));
     [short.to_owned()].into_iter().chain(parts).collect::<Vec<_>>().join(" ")
+}
+
+/// A value in few digits, where it has many.
+fn brief(value: &str) -> String {
+    /// Characters that a column has room for.
+    const MOST: usize = 12;
+    match value.parse::<f64>() {
+        Ok(number) if value.len() > MOST => format!("{number:.3e}"),
+        _ => value.to_owned(),
+    }
 }
