@@ -1,11 +1,11 @@
 //! Pages that a browser opens: of a run, of scaling laws. Their numbers are those of the files beside them, and Chromium shows them
 //! without a complaint, without a network, in light, in dark and on a telephone.
 
+use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use scaling::laws::Parameters;
-use scaling::{Options, Run, fit, report, run};
 use serde_json::Value;
 use tests::browser::{Browser, DARK, PHONE, WIDE};
 use tests::fixture::{Fixture, json, json_lines};
@@ -152,61 +152,83 @@ fn chromium_shows_the_page_of_a_run() {
     assert!(text.as_str().is_some_and(|text| text.contains("tokens: 15.4k") && text.contains("held-out")), "{text}");
 }
 
-/// A sweep over seven budgets, five sizes and two seeds each, with learning rates swept at three of them; a sine makes its noise.
-fn sweep() -> Vec<Run> {
-    let truth = Parameters { e: 1.9, a: 40.0, b: 20.5, alpha: 0.35, beta: 0.46 };
-    let (coefficient, exponent) = truth.features_opt();
-    let mut runs = Vec::new();
+/// A table of runs over seven budgets, five sizes and two seeds each, with learning rates swept at three of them; a sine makes its noise.
+fn sweep() -> String {
+    let mut table = "run,features,steps,loss,lr,seed,budget,l0,explained_variance,dead_fraction\n".to_owned();
     for (budget, size, seed) in
         (0..7).flat_map(|budget| (-2..=2).flat_map(move |size| [(budget, size, 1u64), (budget, size, 2)]))
     {
         let compute = 1e6 * 10f64.powf(0.5 * f64::from(budget));
-        let features = (coefficient * compute.powf(exponent) * 2f64.powf(0.5 * f64::from(size))).round();
+        let features = (1.66 * compute.powf(0.566) * 2f64.powf(0.5 * f64::from(size))).round();
         let steps = (compute / features).round();
         let rates: &[f64] = if budget % 3 == 0 && size == 0 { &[2e-4, 1e-3, 5e-3] } else { &[1e-3] };
         for &lr in rates {
             let noise = 0.004 * (features + 1.7 * steps + seed as f64).sin();
             let off = (lr / (0.02 * compute.powf(-0.2))).ln();
-            runs.push(Run {
-                id: format!("sweep/<f{features}>-s{steps}-{seed}-{lr}"),
-                features,
-                steps,
-                loss: truth.loss(features, steps) + 0.002 * off * off + noise,
-                lr: Some(lr),
-                seed: Some(seed),
-                l0: Some(8.0 + features.ln() + 20.0 * noise),
-                explained_variance: Some(1.0 - 1.0 / features.ln()),
-                dead_fraction: Some(0.01 + 2e-7 * features),
-                ..Run::default()
-            });
+            let loss = 1.9 + 40.0 * features.powf(-0.35) + 20.5 * steps.powf(-0.46) + 0.002 * off * off + noise;
+            let (l0, explained, dead) = (8.0 + features.ln(), 1.0 - 1.0 / features.ln(), 0.01 + 2e-7 * features);
+            let run = format!("sweep/<f{features}>-s{steps}-{seed}-{lr}");
+            writeln!(table, "{run},{features},{steps},{loss:?},{lr},{seed},{compute},{l0},{explained},{dead}")
+                .expect("text");
         }
     }
-    run::groups(runs).remove(0).runs
+    table
+}
+
+/// Laws of [`sweep`] in a folder `laws`.
+fn fitted() -> Fixture {
+    let fixture = Fixture::new();
+    fs::write(fixture.path("runs.csv"), sweep()).expect("written");
+    let (runs, out) = (fixture.text("runs.csv"), fixture.text("laws"));
+    sae::run(&["scaling", "fit", "--runs", &runs, "--out", &out, "--replicates", "40"]).exits(0);
+    fixture
+}
+
+#[test]
+fn numbers_on_the_page_of_laws_are_those_of_laws_json() {
+    let fixture = fitted();
+    let laws = json(&fixture.path("laws/laws.json"));
+    let html = fs::read_to_string(fixture.path("laws/report.html")).expect("a page");
+    let rows = rows(&html);
+    let cells: BTreeSet<&str> = rows.iter().flatten().map(String::as_str).collect();
+    for law in ["surface.E", "surface.alpha", "features_opt.exponent", "steps_opt.coefficient", "lr_opt.exponent"] {
+        let row = rows.iter().find(|row| row.first().is_some_and(|cell| cell == law)).expect("a row");
+        let value = law.split('.').fold(&laws, |value, key| &value[key]);
+        assert_eq!(row[1..], ["value", "low", "high"].map(|end| value[end].to_string()), "{law}");
+    }
+    let runs = laws["runs"].as_array().expect("runs");
+    assert!(runs.len() > 70);
+    for run in runs {
+        for number in ["features", "steps", "loss", "fitted", "residual", "l0"] {
+            assert!(cells.contains(run[number].to_string().as_str()), "{number} of {run}");
+        }
+    }
+    for warning in laws["warnings"].as_array().expect("warnings") {
+        let text = warning["text"].as_str().expect("text");
+        assert!(html.find(text).is_some_and(|at| at < html.find("<svg").expect("a chart")), "{text}");
+    }
 }
 
 #[test]
 fn chromium_shows_the_page_of_scaling_laws_and_each_of_its_plots() {
     let Some(mut browser) = Browser::start() else { return };
-    let fixture = Fixture::new();
-    let laws = fit(&sweep(), &Options { replicates: 40, ..Options::default() }).expect("laws");
-    let report::Report { html, plots } = report::report(&laws).expect("a report");
-    let page = fixture.path("report.html");
-    fs::write(&page, html).expect("written");
-    look(&mut browser, &url(&page), 15);
+    let fixture = fitted();
+    look(&mut browser, &url(&fixture.path("laws/report.html")), 15);
     // A point tells its configuration.
     let title = browser.value("document.querySelector('.asked title').textContent");
     assert!(title.as_str().is_some_and(|title| title.contains("seed 1") && title.contains("sweep/<f")), "{title}");
-    for (name, svg) in &plots {
-        let file = fixture.path(name);
-        fs::write(&file, svg).expect("written");
+    let plots = fs::read_dir(fixture.path("laws/plots")).expect("plots").flatten().map(|entry| entry.path());
+    let plots: Vec<_> = plots.collect();
+    assert_eq!(plots.len(), 15, "{plots:?}");
+    for plot in plots {
         let mut papers = Vec::new();
         for view in [WIDE, DARK] {
-            browser.open(&url(&file), view);
-            assert_eq!(browser.complaints(), Vec::<Value>::new(), "{name}");
-            assert_eq!(browser.value("document.documentElement.tagName"), "svg", "{name} is no SVG");
+            browser.open(&url(&plot), view);
+            assert_eq!(browser.complaints(), Vec::<Value>::new(), "{}", plot.display());
+            assert_eq!(browser.value("document.documentElement.tagName"), "svg", "{}", plot.display());
             papers.push(browser.value("getComputedStyle(document.querySelector('.paper')).fill"));
         }
-        assert_ne!(papers[0], papers[1], "{name}");
+        assert_ne!(papers[0], papers[1], "{}", plot.display());
     }
 }
 
