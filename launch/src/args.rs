@@ -4,6 +4,7 @@ mod export;
 mod launch;
 mod plan;
 mod scaling;
+mod sweep;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ pub use self::export::{Export, Format};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
 pub use self::scaling::{Fit, Objective, Recommend, Scaling, What};
+pub use self::sweep::{Sweep, SweepArgs, SweepCommand, SweepStatus};
 use crate::device::DeviceChoice;
 use crate::remedy;
 
@@ -62,6 +64,7 @@ pub enum Command {
     Train(Train),
     Plan(PlanArgs),
     Launch(Launch),
+    Sweep(Box<Sweep>),
     Inspect(Inspect),
     Synth(Synth),
     Eval(Eval),

@@ -65,6 +65,11 @@ impl Failure {
         Failure { message: format!("ended at once by a second signal ({signal})"), code }
     }
 
+    /// Why, for launchers, where it is no signal.
+    pub fn exit(&self) -> Option<Exit> {
+        Exit::of(self.code)
+    }
+
     /// What is said.
     pub fn message(&self) -> &str {
         &self.message

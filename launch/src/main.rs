@@ -18,6 +18,7 @@ mod remedy;
 mod runs;
 mod shards;
 mod signals;
+mod sweep;
 mod table;
 mod template;
 mod terminal;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Train(train) => commands::train::run(&train),
         Command::Plan(plan) => commands::plan::run(&plan),
         Command::Launch(launch) => commands::launch::run(&launch, args.log),
+        Command::Sweep(sweep) => commands::sweep::run(&sweep),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Eval(eval) => commands::eval::run(&eval),

@@ -1,6 +1,7 @@
 //! Progress bars with rate and time left. Where they cannot be seen, or a program reads along, a message now and then
 //! instead.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -59,6 +60,7 @@ pub struct Bar {
     started: Instant,
     /// When a message was last written in place of the bar.
     told: Instant,
+    is_quiet: bool,
     shown: Shown,
 }
 
@@ -67,14 +69,22 @@ const QUIET: Duration = Duration::from_secs(10);
 
 impl Bar {
     /// Starts at `from` of `total` rows.
-    pub fn new(what: &'static str, from: u64, total: u64) -> Self {
-        let bar = (!BARS.is_hidden()).then(|| {
-            let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-            BARS.add(ProgressBar::new(total).with_style(style))
-        });
+    pub fn new(what: impl Into<Cow<'static, str>>, from: u64, total: u64) -> Self {
+        let (what, bar) = (what.into(), line(|bar| BARS.add(bar)));
         let now = Instant::now();
         let pace = Pace { at: Duration::ZERO, position: from, per_s: 0.0, weight: 0.0 };
-        Bar { bar, started: now, told: now, shown: Shown { what, position: from, total, pace, measured: None } }
+        Bar {
+            bar,
+            started: now,
+            told: now,
+            is_quiet: false,
+            shown: Shown { what, position: from, total, pace, measured: None },
+        }
+    }
+
+    /// The same, which is silent where there is no terminal.
+    pub fn quiet(what: impl Into<Cow<'static, str>>, from: u64, total: u64) -> Self {
+        Bar { is_quiet: true, ..Bar::new(what, from, total) }
     }
 
     /// Moves to `position`.
@@ -83,7 +93,7 @@ impl Bar {
         self.shown.pace.see(self.started.elapsed(), position, position >= self.shown.total);
         match &self.bar {
             Some(bar) => bar.set_message(self.shown.line(terminal::width())),
-            None if self.told.elapsed() >= QUIET => {
+            None if !self.is_quiet && self.told.elapsed() >= QUIET => {
                 self.told = Instant::now();
                 self.shown.tell();
             }
@@ -96,6 +106,13 @@ impl Bar {
         self.shown.measured = Some(measured);
     }
 
+    /// Takes the bar away, and says nothing in its place.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
     /// Takes the bar away; in its place the last message is written.
     pub fn finish(&self) {
         match &self.bar {
@@ -105,10 +122,45 @@ impl Bar {
     }
 }
 
+/// A line of text above all bars, where there is a terminal.
+#[derive(Debug)]
+pub struct Headline {
+    bar: Option<ProgressBar>,
+}
+
+impl Headline {
+    /// An empty one.
+    pub fn new() -> Self {
+        Headline { bar: line(|bar| BARS.insert(0, bar)) }
+    }
+
+    /// Replaces the text.
+    pub fn set(&self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.chars().take(terminal::width()).collect::<String>());
+        }
+    }
+
+    /// Takes the line away.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A line of a terminal that shows whatever it is given; nothing where there is no terminal.
+fn line(add: impl FnOnce(ProgressBar) -> ProgressBar) -> Option<ProgressBar> {
+    (!BARS.is_hidden()).then(|| {
+        let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        add(ProgressBar::new(1).with_style(style))
+    })
+}
+
 /// What there is to show.
 #[derive(Debug)]
 struct Shown {
-    what: &'static str,
+    what: Cow<'static, str>,
     position: u64,
     total: u64,
     pace: Pace,
@@ -220,7 +272,8 @@ fn short(value: f64) -> String {
     if value.abs() >= 1000.0 { format!("{value:.0}") } else { format!("{value:.1}") }
 }
 
-fn duration(seconds: f64) -> String {
+/// A time in the two units that matter.
+pub fn duration(seconds: f64) -> String {
     // What is left of the slowest runs is some number of days as well.
     let seconds = seconds.min(1e9).round() as u64;
     match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
@@ -246,7 +299,7 @@ mod tests {
             dead_fraction: Some(0.02),
             stall_share: Some(0.001),
         };
-        Shown { what: "training", position: pace.position, total: 8_000_000_000, pace, measured: Some(measured) }
+        Shown { what: "training".into(), position: pace.position, total: 8_000_000_000, pace, measured: Some(measured) }
     }
 
     /// Loss, L0 and explained variance are seen in the narrowest terminal, and more as there is room.

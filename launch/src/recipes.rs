@@ -6,6 +6,7 @@ use figment::value::{Dict, Value};
 use figment::{Figment, Profile};
 use indicatif::HumanCount;
 use loader::synth::Spec;
+use serde::de::DeserializeOwned;
 use trainer::recipe::Recipe;
 
 use crate::counterparts;
@@ -13,12 +14,22 @@ use crate::failure::Failure;
 
 /// Reads a recipe; later `sets` win over earlier ones and over the file.
 pub fn read(path: &str, sets: &[String]) -> Result<Recipe, Failure> {
+    let none = || Failure::arguments(format!("{path}: no such recipe; launch/recipes/ has some to start from"));
+    of_table(path, table(path, none)?, sets)
+}
+
+/// The keys of a TOML file, which is refused as `none` says where there is no such file.
+pub fn table(path: &str, none: impl Fn() -> Failure) -> Result<toml::Table, Failure> {
     if !std::path::Path::new(path).is_file() {
         loader::check_expanded(path).map_err(loader::Error::from)?;
-        return Err(Failure::arguments(format!("{path}: no such recipe; launch/recipes/ has some to start from")));
+        return Err(none());
     }
     let text = std::fs::read_to_string(path).map_err(|error| Failure::arguments(format!("{path}: {error}")))?;
-    let file: toml::Table = text.parse().map_err(|error| Failure::arguments(format!("{path}: {error}")))?;
+    text.parse().map_err(|error| Failure::arguments(format!("{path}: {error}")))
+}
+
+/// The recipe of the keys in `file`, which messages call `path`; later `sets` win over earlier ones and over those keys.
+pub fn of_table(path: &str, file: toml::Table, sets: &[String]) -> Result<Recipe, Failure> {
     if let Some((key, date)) = date_in(&file) {
         return Err(Failure::arguments(format!(
             "{path}: {key} = {date} is a date, which no key takes: write \"{date}\""
@@ -39,6 +50,13 @@ pub fn read(path: &str, sets: &[String]) -> Result<Recipe, Failure> {
     expand_home(&mut recipe)?;
     recipe.validate()?;
     Ok(recipe)
+}
+
+/// What a file says that is no recipe, with the words of one for what is wrong.
+pub fn of_kind<T: DeserializeOwned>(path: &str, file: toml::Table) -> Result<T, Failure> {
+    Figment::from(Serialized::defaults(file))
+        .extract()
+        .map_err(|error| Failure::arguments(format!("{path}: {}", explain(&key_of(&error).join("."), &error.kind))))
 }
 
 /// The first key of a file that has a date, and the date: it would be taken for a table.

@@ -14,6 +14,7 @@ pub fn words(error: &Error) -> String {
         Error::OtherHeldOut { problem, if_copied } => {
             format!("{problem}, or measure on other rows with `sae eval --data`{if_copied}")
         }
+        Error::OfAll(error) => words(error),
         Error::PartTooSmall { .. } => format!("--max-shard-size: {error}"),
         _ => format!("{error}{}", remedy(error)),
     }

@@ -1,5 +1,6 @@
 //! A stream of batches in a dataset's order.
 
+pub(crate) mod batch;
 pub(crate) mod budget;
 pub(crate) mod cursor;
 pub(crate) mod feed;
@@ -7,6 +8,7 @@ pub(crate) mod load;
 pub(crate) mod order;
 pub(crate) mod permutation;
 pub(crate) mod pool;
+pub(crate) mod positions;
 pub(crate) mod unit;
 
 use std::ops::Range;
@@ -16,8 +18,10 @@ use std::time::Duration;
 
 use rayon::prelude::*;
 
+use crate::stream::batch::Batch;
 use crate::stream::feed::{Admitted, Feed, FeedOptions, Part};
 use crate::stream::load::Loader;
+use crate::stream::positions::Positions;
 use crate::stream::unit::{Loaded, SKIPPED};
 use crate::{Cursor, Dataset, Error, Order, Partition, Result, RowFilter, RowId, RowOrder, SkipList};
 
@@ -37,6 +41,8 @@ pub struct StreamOptions {
     pub batch: usize,
     /// Rows in the epoch: the first so many of the order's row sequence.
     pub limit: Option<u64>,
+    /// Batches that are wanted: the stream ends with them, and reads nothing ahead for those behind; all when absent.
+    pub until: Option<u64>,
     /// This rank's slice of every batch.
     pub partition: Partition,
     /// Bytes held at most, windows included; 0: what the order needs and 256 MiB to read ahead.
@@ -57,6 +63,7 @@ impl Default for StreamOptions {
             epoch: 0,
             batch: 4096,
             limit: None,
+            until: None,
             partition: Partition::WHOLE,
             prefetch_bytes: 0,
             threads: 2,
@@ -64,25 +71,6 @@ impl Default for StreamOptions {
             filter: RowFilter::default(),
         }
     }
-}
-
-/// What `next` put into the caller's buffer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// Rows written, one after the other from the buffer's start.
-    pub rows: usize,
-    /// Position (step · batch + slot) of this rank's first slot.
-    pub first_position: u64,
-    /// Step of the batch.
-    pub step: u64,
-    /// Rows left out by the skip list.
-    pub skipped: u64,
-    /// Rows left out by the filter.
-    pub filtered: u64,
-    /// How long `next` waited for data.
-    pub stall: Duration,
-    /// Slots of the batch that were left out, ascending.
-    pub(crate) dropped: Vec<u64>,
 }
 
 /// Batches of rows, in order, read ahead by threads of its own.
@@ -109,11 +97,12 @@ pub struct Batch {
 /// # Ok::<(), loader::Error>(())
 /// ```
 pub struct Stream {
-    order: Arc<RowOrder>,
+    positions: Positions,
     feed: Feed,
     loader: Arc<Loader>,
-    partition: Partition,
     step: u64,
+    /// Where it ends.
+    until: u64,
     row_bytes: usize,
     /// Whether large batches are copied by several threads.
     parallel: bool,
@@ -122,7 +111,7 @@ pub struct Stream {
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Stream(step {} of {})", self.step, self.order.steps())
+        write!(f, "Stream(step {} of {})", self.step, self.until)
     }
 }
 
@@ -189,20 +178,28 @@ impl Gather<'_> {
 impl Stream {
     /// Starts at a cursor (`Cursor::default()`: the beginning). A cursor of other data or another order is refused.
     pub fn start(dataset: &Dataset, options: StreamOptions, from: Cursor) -> Result<Self> {
+        let positions = Stream::positions_from(dataset, &options, &from)?;
+        let loader = Arc::new(Loader::new(dataset, options.skip, options.filter)?);
+        let (prefetch_bytes, threads) = (options.prefetch_bytes, options.threads);
+        let order = &positions.order;
+        let until = options.until.unwrap_or(u64::MAX).min(order.steps());
+        let reading = FeedOptions { partition: positions.partition, prefetch_bytes, threads, until };
+        let step = from.step.min(until);
+        let feed = Feed::start(order.clone(), loader.clone(), &reading, step)?;
+        let (row_bytes, parallel) = (dataset.row_bytes(), threads > 1);
+        Ok(Stream { positions, feed, loader, step, until, row_bytes, parallel, stall: Duration::ZERO })
+    }
+
+    /// The positions of a stream of these options that would start at a cursor, which is refused as [`Stream::start`] does; nothing is read.
+    pub fn positions_from(dataset: &Dataset, options: &StreamOptions, from: &Cursor) -> Result<Positions> {
         let Partition { index, count } = options.partition;
         if index >= count {
             return Err(Error::Arguments(format!("partition {index} of {count} does not exist")));
         }
-        let StreamOptions { order, seed, epoch, batch, limit, .. } = options;
-        let order = Arc::new(RowOrder::new(dataset.as_opened(), order, seed, epoch, batch, limit)?);
+        let StreamOptions { order, seed, epoch, batch, limit, .. } = *options;
+        let order = RowOrder::new(dataset.as_opened(), order, seed, epoch, batch, limit)?;
         from.check(&order, dataset.if_copied())?;
-        let loader = Arc::new(Loader::new(dataset, options.skip, options.filter)?);
-        let (partition, prefetch_bytes, threads) = (options.partition, options.prefetch_bytes, options.threads);
-        let reading = FeedOptions { partition, prefetch_bytes, threads };
-        let step = from.step.min(order.steps());
-        let feed = Feed::start(order.clone(), loader.clone(), &reading, step)?;
-        let (row_bytes, parallel) = (dataset.row_bytes(), threads > 1);
-        Ok(Stream { order, feed, loader, partition, step, row_bytes, parallel, stall: Duration::ZERO })
+        Ok(Positions::new(order, options.partition))
     }
 
     /// The most bytes of rows that a stream of these options holds, before it is started.
@@ -223,16 +220,17 @@ impl Stream {
     /// Writes the rank's slice of the next batch into `out`, in the stored dtype; `None` at the end of the epoch.
     /// `out` needs [`Stream::max_rows`] rows.
     pub fn next(&mut self, out: &mut [u8]) -> Result<Option<Batch>> {
-        let (step, rows) = (self.step, self.order.batch_rows(self.step));
-        if rows == 0 {
+        let Positions { order, partition } = &self.positions;
+        let step = self.step;
+        if step >= self.until {
             return Ok(None);
         }
-        let slots = self.order.slots(step, self.partition);
+        let slots = order.slots(step, *partition);
         let needed = (slots.end - slots.start) as usize * self.row_bytes;
         if out.len() < needed {
             return Err(Error::Arguments(format!("a buffer of {} bytes for a batch of {needed}", out.len())));
         }
-        let first_position = step * self.order.batch() + slots.start;
+        let first_position = step * order.batch() + slots.start;
         let needs = self.needs(step, &slots);
         let Waited { stall, all_kept } = self.wait(&needs)?;
         self.stall += stall;
@@ -262,8 +260,9 @@ impl Stream {
         if slots.is_empty() {
             return Vec::new();
         }
-        let rows = u128::from(self.order.batch_rows(step));
-        let stream_of = |slot: u64| (u128::from(slot) * u128::from(self.order.streams()) / rows) as u64;
+        let order = &self.positions.order;
+        let rows = u128::from(order.batch_rows(step));
+        let stream_of = |slot: u64| (u128::from(slot) * u128::from(order.streams()) / rows) as u64;
         let mut first_slot = slots.start;
         let mut needs = Vec::new();
         for stream in stream_of(slots.start)..=stream_of(slots.end - 1) {
@@ -356,27 +355,33 @@ impl Stream {
 
     /// Where the stream stands: the step that `next` delivers next.
     pub fn cursor(&self) -> Cursor {
-        Cursor::at(&self.order, self.step)
+        self.positions.cursor(self.step)
     }
 
     /// The most rows that a batch of this rank can have.
     pub fn max_rows(&self) -> usize {
-        [0, self.order.steps().saturating_sub(1)]
-            .map(|step| self.order.slots(step, self.partition))
+        let Positions { order, partition } = &self.positions;
+        [0, order.steps().saturating_sub(1)]
+            .map(|step| order.slots(step, *partition))
             .map(|slots| (slots.end - slots.start) as usize)
             .into_iter()
             .max()
             .unwrap_or(0)
     }
 
-    /// Batches in the epoch.
+    /// Batches in the epoch, or as many as are wanted.
     pub fn steps(&self) -> u64 {
-        self.order.steps()
+        self.until
     }
 
     /// The order, to evaluate at any position.
     pub fn order(&self) -> &RowOrder {
-        &self.order
+        &self.positions.order
+    }
+
+    /// Which rows a rank has in each batch, which outlives the stream.
+    pub fn positions(&self) -> &Positions {
+        &self.positions
     }
 
     /// How long `next` has waited for data so far.
@@ -387,14 +392,6 @@ impl Stream {
     /// Bytes read from the store so far.
     pub fn bytes_read(&self) -> u64 {
         self.loader.bytes_read.load(Ordering::Relaxed)
-    }
-
-    /// Rows of a batch whose positions lie before `position`.
-    pub fn rows_before(&self, batch: &Batch, position: u64) -> usize {
-        let first = self.order.slots(batch.step, self.partition).start;
-        let slots = position.saturating_sub(batch.first_position);
-        let kept = slots - batch.dropped.partition_point(|slot| *slot < first + slots) as u64;
-        (kept as usize).min(batch.rows)
     }
 
     /// Bytes of a stored row.
@@ -409,9 +406,7 @@ impl Stream {
 
     /// The rows of a batch, in the order they were written.
     pub fn row_ids(&self, batch: &Batch) -> Vec<RowId> {
-        let slots = self.order.slots(batch.step, self.partition);
-        let kept = slots.filter(|slot| batch.dropped.binary_search(slot).is_err());
-        kept.map(|slot| self.order.row_at(batch.step, slot)).collect()
+        self.positions.row_ids(batch)
     }
 }
 

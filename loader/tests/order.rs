@@ -152,6 +152,36 @@ fn a_limit_takes_the_first_rows_of_the_sequence() {
     }
 }
 
+/// What is read does not change the order: runs of different lengths have the same rows at the same steps.
+#[test]
+fn a_stream_that_ends_early_delivers_the_same_rows_and_reads_none_behind_them() {
+    let url = memory();
+    write(&url, 50_000, 5000, 8, Dtype::F16);
+    let dataset = open(&url);
+    for order in orders() {
+        let options = StreamOptions { prefetch_bytes: 1 << 20, ..options(order, 100) };
+        let all = ids(&drain(&dataset, &options, Cursor::default()));
+        for until in [0, 1, 37, 500, 1000] {
+            let ended = StreamOptions { until: Some(until), ..options.clone() };
+            let seen = ids(&drain(&dataset, &ended, Cursor::default()));
+            assert_eq!(seen, all[..(100 * until as usize).min(all.len())], "{order:?} until {until}");
+        }
+        let ended = StreamOptions { until: Some(10), ..options.clone() };
+        let mut stream = Stream::start(&dataset, ended, Cursor { step: 5, ..Cursor::default() }).unwrap();
+        let mut buffer = vec![0; stream.max_rows() * dataset.row_bytes()];
+        assert_eq!(stream.steps(), 10);
+        let mut steps = 0;
+        while stream.next(&mut buffer).unwrap().is_some() {
+            steps += 1;
+        }
+        assert_eq!(steps, 5, "{order:?}");
+        if order == Order::Sequential {
+            // Of 800 KB, all of which there would be room to read ahead.
+            assert!(stream.bytes_read() < 50_000 * 16 / 4, "{} bytes", stream.bytes_read());
+        }
+    }
+}
+
 #[test]
 fn memory_stays_under_the_bound() {
     let url = memory();

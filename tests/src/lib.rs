@@ -30,6 +30,7 @@ pub mod runs;
 pub mod s3;
 pub mod sae;
 pub mod slurm;
+pub mod sweeps;
 pub mod tls;
 pub mod tolerance;
 

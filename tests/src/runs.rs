@@ -6,7 +6,7 @@ use kernels::cpu::Cpu;
 use loader::Store;
 use trainer::recipe::Recipe;
 use trainer::summary::Summary;
-use trainer::train::{Event, Start, train};
+use trainer::train::{Event, Member, Start, train, train_together};
 use trainer::{Error, EvalLine, TrainLine};
 
 /// What a run has told.
@@ -20,19 +20,26 @@ pub struct Told {
     pub saved: Vec<String>,
 }
 
+impl Told {
+    /// Hears a run, and sets `stop` when step `stop_at` is made.
+    fn watch<'a>(&'a mut self, stop: &'a AtomicBool, stop_at: Option<u64>) -> Box<dyn FnMut(Event<'_>) + Send + 'a> {
+        Box::new(move |event| match event {
+            Event::Step { step, .. } if Some(step) == stop_at => stop.store(true, Ordering::Relaxed),
+            Event::Line(line) => self.lines.push(line.clone()),
+            Event::Evaluated(line) => self.evaluated.push(line.clone()),
+            Event::Saved(folder) => self.saved.push(folder.to_owned()),
+            _ => {}
+        })
+    }
+}
+
 /// Trains a recipe on the processor; asked to stop when step `stop_at` is made.
 ///
 /// # Panics
 /// When the system gives no threads.
 pub fn trained(recipe: &Recipe, resume: bool, stop_at: Option<u64>) -> (Result<Summary, Error>, Told) {
     let (stop, mut told) = (AtomicBool::new(false), Told::default());
-    let watch = Box::new(|event: Event<'_>| match event {
-        Event::Step { step, .. } if Some(step) == stop_at => stop.store(true, Ordering::Relaxed),
-        Event::Line(line) => told.lines.push(line.clone()),
-        Event::Evaluated(line) => told.evaluated.push(line.clone()),
-        Event::Saved(folder) => told.saved.push(folder.to_owned()),
-        _ => {}
-    });
+    let watch = told.watch(&stop, stop_at);
     let device = Cpu::new(Some(2)).expect("threads");
     let store = &Store::open(&recipe.run.dir).expect("a folder");
     let result = train(
@@ -41,6 +48,25 @@ pub fn trained(recipe: &Recipe, resume: bool, stop_at: Option<u64>) -> (Result<S
         Start { store, resume, commit: "", stop: &stop, host_ranks: 1, words: ToString::to_string, watch },
     );
     (result, told)
+}
+
+/// Trains recipes together on the processor, each resumed or not; all are asked to stop when one of them has made step `stop_at`.
+///
+/// # Panics
+/// When the system gives no threads.
+pub fn trained_together(recipes: &[(&Recipe, bool)], stop_at: Option<u64>) -> Vec<(Result<Summary, Error>, Told)> {
+    let stop = AtomicBool::new(false);
+    let mut told: Vec<Told> = recipes.iter().map(|_| Told::default()).collect();
+    let stores: Vec<Store> =
+        recipes.iter().map(|(recipe, _)| Store::open(&recipe.run.dir).expect("a folder")).collect();
+    let members = recipes.iter().zip(&mut told).zip(&stores).map(|((&(recipe, resume), told), store)| {
+        let words = ToString::to_string;
+        let start =
+            Start { store, resume, commit: "", stop: &stop, host_ranks: 1, words, watch: told.watch(&stop, stop_at) };
+        Member { recipe, start }
+    });
+    let results = train_together(&Cpu::new(Some(2)).expect("threads"), members.collect());
+    results.into_iter().zip(told).collect()
 }
 
 /// Trains a recipe to its end.

@@ -10,7 +10,7 @@ use kernels::mesh::Place;
 use kernels::ranks::Group;
 use loader::synth::Spec;
 use loader::{
-    Cursor, Dataset, Dtype, OpenOptions, Partition, RowFilter, RowId, SkipList, Store, Stream, StreamOptions,
+    Cursor, Dataset, Dtype, OpenOptions, Partition, Positions, RowFilter, RowId, SkipList, Store, Stream, StreamOptions,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +33,10 @@ pub struct Data {
     pub train: Dataset,
     /// What is held out.
     pub eval: Option<Dataset>,
-    /// Rows trained on: all, or `train.tokens`.
+    /// Rows trained on: all that the order is made for, or `train.tokens`.
     pub rows: u64,
+    /// Rows that the order is made for: `data.order_rows`, or those trained on.
+    pub order_rows: u64,
     /// Their order.
     pub order: loader::Order,
     /// How they are read.
@@ -112,7 +114,7 @@ impl Extent {
         let eval_rows = (!recipe.data.eval.is_empty()).then_some(recipe.data.synth_eval_rows);
         let Spec { width, dtype, .. } = *spec;
         // As good as shuffled.
-        let (order, rows) = (order(&recipe.data, true), rows_of(&recipe.train, spec.rows)?);
+        let (order, (_, rows)) = (order(&recipe.data, true), rows_of(recipe, spec.rows)?);
         Ok(Extent { width, dtype, order, rows, eval_rows, batch: recipe.train.batch })
     }
 
@@ -144,15 +146,34 @@ fn order(data: &recipe::Data, prepared: bool) -> loader::Order {
     }
 }
 
-/// Rows trained on, of so many.
-fn rows_of(train: &Train, rows: u64) -> Result<u64, Error> {
-    match train.tokens {
-        Some(tokens) if tokens > rows => Err(Error::Recipe(format!(
-            "train.tokens is {tokens}, but data.train has {rows} rows, and each is used once: leave train.tokens out for the whole \
-             epoch"
-        ))),
-        tokens => Ok(tokens.unwrap_or(rows)),
+/// Of so many rows, those that the order is made for, and those of them that are trained on.
+fn rows_of(recipe: &Recipe, rows: u64) -> Result<(u64, u64), Error> {
+    let (tokens, order_rows, batch) = (recipe.train.tokens, recipe.data.order_rows, recipe.train.batch as u64);
+    for (key, wanted) in [("data.order_rows", order_rows), ("train.tokens", tokens)] {
+        if let Some(wanted) = wanted.filter(|wanted| *wanted > rows) {
+            return Err(Error::Recipe(format!(
+                "{key} is {wanted}, but data.train has {rows} rows, and each is used once: leave {key} out for the whole epoch"
+            )));
+        }
     }
+    let Some(order_rows) = order_rows else {
+        let rows = tokens.unwrap_or(rows);
+        return Ok((rows, rows));
+    };
+    let tokens = tokens.unwrap_or(order_rows);
+    if tokens > order_rows {
+        return Err(Error::Recipe(format!(
+            "train.tokens is {tokens}, more than the {order_rows} of data.order_rows: raise that, or leave it out"
+        )));
+    }
+    if tokens < order_rows && !tokens.is_multiple_of(batch) {
+        return Err(Error::Recipe(format!(
+            "train.tokens is {tokens}, and with data.order_rows it takes whole batches of train.batch = {batch}: write {} or {}",
+            (tokens / batch).max(1) * batch,
+            ((tokens / batch + 1) * batch).min(order_rows)
+        )));
+    }
+    Ok((order_rows, tokens))
 }
 
 impl Data {
@@ -186,9 +207,26 @@ impl Data {
             eval.check_columns(&filter, &skip_list(eval, Skip::EVAL, &recipe.data)?)?;
             check_held_out(&train, eval, kept.is_some())?;
         }
-        let rows = rows_of(&recipe.train, train.rows())?;
+        Data::of(recipe, train, eval)
+    }
+
+    fn of(recipe: &Recipe, train: Dataset, eval: Option<Dataset>) -> Result<Data, Error> {
+        let (order_rows, rows) = rows_of(recipe, train.rows())?;
         let order = order(&recipe.data, train.prepared());
-        Ok(Data { train, eval, rows, order, reading: Reading::of(recipe) })
+        Ok(Data { train, eval, rows, order_rows, order, reading: Reading::of(recipe) })
+    }
+
+    /// Whether `recipe` has the same `[data]` and the same batch.
+    pub fn is_that_of(&self, recipe: &Recipe) -> bool {
+        self.reading == Reading::of(recipe)
+    }
+
+    /// The same rows for a recipe that [has them too](Data::is_that_of) and differs in how many it trains on.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] when these are more than there are.
+    pub fn of_another(&self, recipe: &Recipe) -> Result<Data, Error> {
+        Data::of(recipe, self.train.clone(), self.eval.clone())
     }
 
     /// As [`Data::open`], by all ranks of a run, which must see the same rows.
@@ -245,12 +283,23 @@ impl Data {
         Ok(())
     }
 
-    /// The training rows from `from` on that the rank at `place` brings and `filter`, that of the recipe in norms, keeps.
+    /// Which training rows the rank at `place` has in each batch.
+    ///
+    /// # Errors
+    /// [`loader::Error::Cursor`] when `from` counts in other rows or another order.
+    pub fn positions(&self, place: Place, from: &Cursor) -> Result<Positions, Error> {
+        let options = StreamOptions { partition: partition(place), ..self.train_options()? };
+        Ok(Stream::positions_from(&self.train, &options, from)?)
+    }
+
+    /// The training rows of the steps from `from` on and before `until` that the rank at `place` brings and `filter`, that of the recipe in
+    /// norms, keeps.
     ///
     /// # Errors
     /// Those of the loader.
-    pub fn train_stream(&self, filter: RowFilter, place: Place, from: Cursor) -> Result<Stream, Error> {
-        let options = StreamOptions { partition: partition(place), filter, ..self.train_options()? };
+    pub fn train_stream(&self, filter: RowFilter, place: Place, from: Cursor, until: u64) -> Result<Stream, Error> {
+        let options =
+            StreamOptions { partition: partition(place), filter, until: Some(until), ..self.train_options()? };
         Ok(Stream::start(&self.train, options, from)?)
     }
 
@@ -281,7 +330,7 @@ impl Data {
             order: self.order,
             seed: data.seed,
             batch: *batch,
-            limit: Some(self.rows),
+            limit: Some(self.order_rows),
             prefetch_bytes: data.prefetch_bytes.unwrap_or(0),
             threads: threads(data),
             skip: self.skip()?,

@@ -3,6 +3,8 @@
 //! A text says what was met, whole, with what it came from and what the recipe can do; what the command line can do is added by the program that
 //! has one. So the chain of sources is for programs that want to know more of a cause, and is not printed behind a text.
 
+use std::sync::Arc;
+
 use kernels::ranks::Failure;
 
 use crate::exit::Exit;
@@ -115,6 +117,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// What several runs have failed of together.
+    #[error(transparent)]
+    OfAll(Arc<Error>),
     /// Data or storage.
     #[error("{0}{remedy}", remedy = remedy::of_loader(.0))]
     Loader(#[from] loader::Error),
@@ -145,9 +150,15 @@ impl Error {
             Error::Divergence(_) | Error::BadRows { .. } | Error::Internal(_) => Exit::Divergence,
             Error::CannotWrite { .. } => Exit::CannotWrite,
             Error::Interrupted { .. } => Exit::Interrupted,
+            Error::OfAll(error) => error.exit(),
             Error::Loader(error) => of_loader(error),
             Error::Device(error) => of_device(error),
         }
+    }
+
+    /// Whether it only says that the run was asked to stop.
+    pub fn is_interruption(&self) -> bool {
+        self.exit() == Exit::Interrupted
     }
 
     /// What rank `rank` tells the others of this error. Of another rank's failure it tells what it heard, so that all name the same
@@ -157,6 +168,7 @@ impl Error {
             Error::Device(kernels::Error::Peer { rank, reason, code, .. }) => {
                 Failure { rank: *rank, code: *code, reason: reason.clone() }
             }
+            Error::OfAll(error) => error.failure(rank),
             own => Failure { rank, code: Some(own.exit().code()), reason: own.to_string() },
         }
     }
@@ -260,6 +272,7 @@ mod tests {
             (Error::Internal(text().into()), 70),
             (Error::CannotWrite { path: text(), source: io() }, 73),
             (Error::Interrupted { step: 1, checkpoint: text() }, 75),
+            (Error::OfAll(Arc::new(Error::Data(text()))), 65),
             (loader::Error::Arguments(text()).into(), 64),
             (loader::Error::Cursor { difference: text() }.into(), 64),
             (loader::Error::Address { location: text(), problem: text(), source: None }.into(), 64),

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use kernels::mesh::Axes;
 use kernels::{AdamMode, AdamUpdate, Device, Dictionary, Path, Report, Shape, Sums, Tensor, Training};
-use loader::{Dataset, Stream};
+use loader::{Dataset, Positions, Stream};
 
 use crate::buffers::{Buffers, Seen};
 use crate::checkpoint::LeftOut;
@@ -88,7 +88,7 @@ impl Pass<'_> {
                 sae.count(x, tally, 0..call.rows_here());
             })?;
             if !report.ok {
-                let bad = bad_rows(device.axes(), self.dataset, stream, &seen, &report)?;
+                let bad = bad_rows(device.axes(), self.dataset, stream.positions(), &seen, &report)?;
                 return Err(loader::Error::Data {
                     location: bad.first().map_or_else(String::new, |row| format!("held-out row {row}")),
                     problem: "it holds a value that is NaN or infinite: mend the data, or leave the row out (data.eval_skip, which may \
@@ -120,11 +120,11 @@ impl Pass<'_> {
 pub(crate) fn bad_rows(
     axes: &Axes,
     dataset: &Dataset,
-    stream: &Stream,
+    positions: &Positions,
     seen: &Seen,
     report: &Report,
 ) -> Result<Vec<String>, Error> {
-    let ids = stream.row_ids(&seen.own);
+    let ids = positions.row_ids(&seen.own);
     let own = report.non_finite_rows.iter().filter_map(|row| ids.get(row.checked_sub(seen.call.rows_before())?));
     let named = own.map(|&id| dataset.row_name(id)).collect();
     Ok(together(&axes.all, "naming bad rows", Ok::<Vec<String>, Error>(named))?.into_iter().flatten().collect())

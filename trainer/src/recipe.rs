@@ -60,6 +60,10 @@ pub struct Data {
     /// Seed of the order.
     #[serde(default)]
     pub seed: u64,
+    /// Rows that the order is made for, of which `train.tokens` takes the first: so runs of different lengths see the same rows. Those trained
+    /// on when absent.
+    #[serde(default, deserialize_with = "number::some_count", skip_serializing_if = "Option::is_none")]
+    pub order_rows: Option<u64>,
     /// Factor on every row.
     #[serde(default)]
     pub scale: Scale,
@@ -469,6 +473,7 @@ impl Recipe {
             ("sae.features", self.sae.features as u64),
             ("train.batch", self.train.batch as u64),
             ("train.tokens", self.train.tokens.unwrap_or(1)),
+            ("data.order_rows", self.data.order_rows.unwrap_or(1)),
             ("train.dead_window", self.train.dead_window),
             ("train.threads", self.train.threads.unwrap_or(1) as u64),
             ("data.threads", self.data.threads.unwrap_or(1) as u64),

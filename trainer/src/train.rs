@@ -4,41 +4,40 @@ mod check;
 mod clocks;
 mod close;
 mod closing;
+mod company;
 mod evaluation;
 mod flight;
 mod held_out;
 mod line;
+mod reader;
 mod retire;
 mod run;
 mod save;
 mod saver;
+mod shared;
 mod start;
 
 use std::io;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kernels::{AdamUpdate, Device, Path};
 
 use crate::Error;
-use crate::buffers::{Buffers, Seen};
-use crate::data::{Data, row_dtype};
-use crate::estimate::plan::{self, DataSize};
-use crate::ranks::note::Note;
-use crate::ranks::roll_call::Answer;
-use crate::ranks::together::{once_all, together};
+use crate::buffers::Seen;
 use crate::recipe::Recipe;
 use crate::report::account;
 use crate::report::account::Account;
 use crate::report::summary::Summary;
-use crate::run_dir::{self, RunDir};
 use crate::schedule::is_due;
 use crate::step::{StepInput, step};
 
 pub use check::{Beginning, check, check_before_synthesis, warn_of_few_steps};
+pub use company::{Member, share_a_stream};
 pub use run::{Event, Start};
 
-use flight::Batch;
+use reader::Batch;
 use run::Run;
 
 /// Trains `recipe` on `device` to its end and writes everything into its folder.
@@ -47,134 +46,72 @@ use run::Run;
 /// Every variant of [`Error`]; its text says what to do, and [`Error::exit`] what a launcher should do.
 pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
     recipe.validate()?;
+    let lost = || Err(Error::Internal("a run has ended without a word".into()));
+    train_together(device, vec![Member { recipe, start }]).pop().unwrap_or_else(lost)
+}
+
+/// Trains several configurations on one stream, to the bits that each has alone; rows are read once. What came of each stands at its place:
+/// one that fails stops no other, unless what failed is needed by all. `train.threads` is that of the first.
+///
+/// Recipes have to [share a stream](share_a_stream), and to fit into memory [together](crate::plan::how_many_fit).
+pub fn train_together<D: Device>(device: &D, members: Vec<Member<'_>>) -> Vec<Result<Summary, Error>> {
+    let threads = members.first().and_then(|member| member.recipe.train.threads);
     // Work outside the device's operations would else spread over all cores, whatever the recipe says.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(recipe.train.threads.unwrap_or(0)).build();
-    let pool = pool.map_err(|error| kernels::Error::threads(io::Error::other(error)))?;
-    pool.install(|| claim_and_run(device, recipe, start))
-}
-
-fn claim_and_run<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result<Summary, Error> {
-    let began = Instant::now();
-    let ranks = &device.axes().all;
-    let Start { store, words, .. } = start;
-    let mut on_its_way = None;
-    let result = claim(device, recipe, &start).and_then(|(data, run_dir)| {
-        let (mut step, mut operation) = (0, "starting");
-        let result = Run::start(device, recipe, &data, run_dir.as_ref(), start, began).and_then(|mut run| {
-            let result = run.finish();
-            on_its_way = run.saver.take_on_its_way();
-            (step, operation) = (run.state.step, run.failed_during.unwrap_or("training"));
-            result
-        });
-        if let Err(error) = &result
-            && !matches!(error, Error::Interrupted { .. })
-            && run_dir.as_ref().is_none_or(RunDir::is_ours)
-        {
-            Note { error: words(error), ..Note::new(ranks.index(), step, operation, error) }.leave(store);
+    match rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build() {
+        Ok(pool) => pool.install(|| company::train(device, members)),
+        Err(error) => {
+            let error = Arc::new(Error::from(kernels::Error::threads(io::Error::other(error))));
+            members.iter().map(|_| Err(Error::OfAll(Arc::clone(&error)))).collect()
         }
-        result
-    });
-    if let Err(error) = &result
-        && !matches!(error, Error::Interrupted { .. })
-    {
-        // The others wait for this rank: they hear why it is gone. All stop together when one was asked to.
-        ranks.abort(error.failure(ranks.index()));
     }
-    if let Some(Err(error)) = on_its_way.map(|saving| saving.keep(device.axes())) {
-        tracing::warn!("saving failed too: {error}");
-    }
-    result
-}
-
-/// The run's data, and for the first rank the claim on its folder: made last, so that a start that fails leaves it free.
-fn claim(device: &impl Device, recipe: &Recipe, start: &Start<'_>) -> Result<(Data, Option<RunDir>), Error> {
-    let ranks = &device.axes().all;
-    let first = ranks.index() == 0;
-    let Start { store, resume, host_ranks, .. } = *start;
-    let free = if first { run_dir::check(store, recipe, resume) } else { Ok(()) };
-    together(ranks, "looking at the run's folder", free)?;
-    let data = Data::open_by_all(recipe, resume.then_some(store), ranks)?;
-    // All look before any takes memory, which ranks of one machine share.
-    let fits = DataSize::of(recipe, &data)
-        .and_then(|rows| plan::check_fits(device, recipe, &rows, device.axes().place, host_ranks));
-    together(ranks, "looking at memory", fits)?;
-    let claimed = first.then(|| RunDir::claim(store, recipe, resume)).transpose();
-    let run_dir = once_all(ranks, "claiming the run's folder", claimed)?;
-    Ok((data, run_dir))
 }
 
 impl<D: Device> Run<'_, D> {
-    /// Trains to the end, evaluates, and writes the summary.
-    fn finish(&mut self) -> Result<Summary, Error> {
+    /// Before the first step: the checkpoint that is resumed may have been made just before an evaluation that was stopped.
+    fn take_up(&mut self) -> Result<(), Error> {
         if self.saver.has_saved() {
-            // The checkpoint that is resumed may have been made just before an evaluation that was stopped.
             self.evaluate_if_due()?;
             self.save_if_due()?;
         }
-        while !self.is_done() {
-            let started = Instant::now();
-            let batch = self.read()?;
-            self.enqueue(batch)?;
-            self.retire(if self.is_looked_at(self.enqueued()) { 0 } else { D::AHEAD })?;
-            self.state.step_s += started.elapsed().as_secs_f64();
-            // While steps are in flight nothing waits for them: the device goes on while the next batch is read.
-            if self.flight.is_empty() {
-                self.log_line()?;
-                self.evaluate_if_due()?;
-                self.save_if_due()?;
-            }
-        }
-        self.close()
+        Ok(())
     }
 
-    /// Reads a batch. A rank that was asked to stop ends the run here, for all, with a checkpoint.
-    fn read(&mut self) -> Result<Batch<D>, Error> {
-        let answer = Answer {
-            stop: self.start.stop.load(Ordering::Relaxed),
-            save: self.saver.is_due_by_clock(),
-            saved: self.saver.has_done_its_part(),
-            ..Answer::default()
-        };
-        let read = self.during("reading a batch", |run| run.flight.read(run.device, answer));
-        if let Err(error) = &read {
-            self.catch_up()?;
-            self.save_what_is_done(error);
+    /// Makes the step with a batch, as far as the device runs ahead; `reading` is this run's share of the time that it took to read it.
+    fn take(&mut self, batch: &Rc<Batch<D>>, reading: Duration) -> Result<(), Error> {
+        let started = Instant::now();
+        self.enqueue(batch)?;
+        self.retire(if self.is_looked_at(self.enqueued()) { 0 } else { D::AHEAD })?;
+        self.state.step_s += (started.elapsed() + reading).as_secs_f64();
+        Ok(())
+    }
+
+    /// Between two steps: while some are in flight nothing waits for them, and the device goes on while the next batch is read.
+    fn look(&mut self) -> Result<(), Error> {
+        if self.flight.is_empty() {
+            self.log_line()?;
+            self.evaluate_if_due()?;
+            self.save_if_due()?;
         }
-        let batch = read?.ok_or_else(|| {
-            Error::Internal(format!("the data ended at step {} of {}", self.enqueued(), self.schedule.steps()).into())
-        })?;
-        let call = &batch.seen.call;
-        if call.saved {
-            self.go_on_saving()?;
-        }
-        if call.stop {
-            if self.scribe.is_some() {
-                tracing::info!("asked to stop: saving");
-            }
-            self.catch_up()?;
-            let checkpoint = self.save()?;
-            return Err(Error::Interrupted { step: self.state.step, checkpoint });
-        }
-        if call.save {
-            self.saver.call();
-        }
-        Ok(batch)
+        Ok(())
+    }
+
+    /// Ends the run with a checkpoint, because somebody was asked to stop.
+    fn stop(&mut self) -> Result<(), Error> {
+        self.catch_up()?;
+        let checkpoint = self.save()?;
+        Err(Error::Interrupted { step: self.state.step, checkpoint })
     }
 
     /// Enqueues a step with a batch. One without rows is passed by, when the steps before it are retired.
-    fn enqueue(&mut self, mut batch: Batch<D>) -> Result<(), Error> {
-        let Batch { seen, buffers: Buffers { staging, x, .. } } = &mut batch;
-        if seen.call.rows() == 0 {
+    fn enqueue(&mut self, batch: &Rc<Batch<D>>) -> Result<(), Error> {
+        if batch.seen.call.rows() == 0 {
             self.catch_up()?;
-            self.pass(seen);
-            self.flight.give_back(batch.buffers);
+            self.pass(&batch.seen);
             return Ok(());
         }
-        let (dtype, scale) = (row_dtype(self.data.train.dtype()), self.state.scale);
-        self.device.normalize(staging, dtype, seen.call.rows_here(), seen.call.rows(), scale, x);
-        let input = self.input(seen, x)?;
-        step(&mut self.sae, x, &mut self.tally, &input);
-        self.flight.push(batch, input);
+        let input = self.input(&batch.seen, batch.x())?;
+        step(&mut self.sae, batch.x(), &mut self.tally, &input);
+        self.flight.push(Rc::clone(batch), input);
         Ok(())
     }
 
@@ -262,7 +199,7 @@ impl<D: Device> Run<'_, D> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use kernels::cpu::Cpu;
     use loader::Store;

@@ -58,12 +58,17 @@ pub struct Local {
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Examples:\n  sae launch slurm my.toml --nodes 2 --gpus-per-node 8 --cpus-per-task 12 --time 1-00:00:00 --partition gpu\n  sae \
-launch slurm my.toml --ranks-per-node 4 --prologue modules.sh --sbatch qos=long --dry-run\n\nBefore its time is over the job \
+launch slurm my.toml --ranks-per-node 4 --prologue modules.sh --sbatch qos=long --dry-run\n  sae launch slurm my-sweep.toml --sweep \
+--nodes 12 --gpus-per-node 8 --cpus-per-task 96\n\nBefore its time is over the job \
 saves, goes back into the queue and goes on; so it does after exit codes\n69 and 71. After 64, 65, 70 and 73 it fails."
 )]
 pub struct Slurm {
     #[command(flatten)]
     pub run: RunArgs,
+    /// The file is a sweep: an array of --nodes jobs of one machine each, which share its configurations out. Each has a slot for each of its
+    /// GPUs, or --ranks-per-node slots.
+    #[arg(long, conflicts_with_all = ["mesh", "resume", "resume_or_start"])]
+    pub sweep: bool,
     /// Machines.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub nodes: u32,
@@ -122,6 +127,10 @@ on from\nthe checkpoint before."
 pub struct K8s {
     #[command(flatten)]
     pub run: RunArgs,
+    /// The file is a sweep: an indexed Job of --pods pods, which share its configurations out. Each has a slot for each of its GPUs, or
+    /// --ranks-per-pod slots.
+    #[arg(long, conflicts_with_all = ["mesh", "resume", "resume_or_start"])]
+    pub sweep: bool,
     /// Pods.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub pods: u32,

@@ -9,5 +9,6 @@ pub mod launch;
 pub mod plan;
 pub mod runs;
 pub mod scaling;
+pub mod sweep;
 pub mod synth;
 pub mod train;

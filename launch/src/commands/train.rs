@@ -235,6 +235,7 @@ fn closing_table(recipe: &Recipe, summary: &Summary) {
         table::say(note);
     }
     warn_of_collapse(summary);
+    table::say(format!("a browser shows its curves: {}", table::quoted(&format!("{dir}/report.html"))));
     let (run, out) = (table::quoted(dir), table::quoted(&format!("{dir}/saelens")));
     table::say(format!("next: sae export {run} --format saelens --out {out}"));
 }

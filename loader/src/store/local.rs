@@ -18,6 +18,9 @@ const TEMPORARY: &str = ".loader-tmp-";
 /// A temporary file that nobody wrote to for so long belongs to a writer that was killed.
 const LEFTOVER: Duration = Duration::from_secs(3600);
 
+/// How often a folder is made again that another process removes, as empty, before a file is in it.
+const REMADE: usize = 8;
+
 pub(crate) fn read_error(path: &Path, e: std::io::Error) -> Error {
     let location = path.display().to_string();
     match e.kind() {
@@ -76,26 +79,38 @@ impl Pending {
     pub(crate) fn commit(mut self, exclusive: bool) -> Result<bool> {
         let fail = |e: std::io::Error| write_error(&self.path, e);
         self.file.sync_all().map_err(fail)?;
-        if exclusive {
+        let folder = self.path.parent().unwrap_or(Path::new(".")).to_path_buf();
+        let named = || {
             // A hard link fails if the name exists: the atomic form of create-if-absent.
-            match fs::hard_link(&self.temporary, &self.path) {
-                Ok(()) => {}
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(false),
-                Err(e) => return Err(fail(e)),
+            if exclusive { fs::hard_link(&self.temporary, &self.path) } else { fs::rename(&self.temporary, &self.path) }
+        };
+        let mut result = named();
+        // Another process may remove a folder that is empty, at any moment until the file is in it.
+        for _ in 0..REMADE {
+            if !matches!(&result, Err(e) if e.kind() == ErrorKind::NotFound) {
+                break;
             }
-        } else {
-            fs::rename(&self.temporary, &self.path).map_err(fail)?;
-            self.committed = true;
+            fs::create_dir_all(&folder).map_err(|e| write_error(&folder, e))?;
+            result = named();
         }
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        File::open(folder).and_then(|f| f.sync_all()).map_err(|e| write_error(folder, e))?;
+        match result {
+            Ok(()) => self.committed = !exclusive,
+            Err(e) if exclusive && e.kind() == ErrorKind::AlreadyExists => return Ok(false),
+            Err(e) => return Err(fail(e)),
+        }
+        match File::open(&folder).and_then(|f| f.sync_all()) {
+            // The file is removed already, and its folder with it.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            synced => synced.map_err(|e| write_error(&folder, e))?,
+        }
         Ok(true)
     }
 }
 
 fn is_same_disk(a: &Path, b: &Path) -> bool {
     let disk = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
-    disk(a) == disk(b)
+    // One that another process has removed meanwhile is made again.
+    disk(b).is_none_or(|b| disk(a) == Some(b))
 }
 
 /// Removes what killed writers left behind in a folder. Young files may belong to a writer that is alive: on another machine

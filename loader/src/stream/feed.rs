@@ -171,6 +171,7 @@ pub(crate) struct Feed {
     budget: u64,
     unit_bytes: u64,
     first_step: u64,
+    until: u64,
 }
 
 impl Feed {
@@ -196,6 +197,7 @@ impl Feed {
             budget: 0,
             unit_bytes,
             first_step: step,
+            until: options.until,
         };
         feed.find_first_windows(step);
         feed.budget =
@@ -243,7 +245,7 @@ impl Feed {
     /// Admits the windows that come next: all that `step` needs, further ones while the budget lasts.
     pub(crate) fn top_up(&mut self, step: u64) {
         while let Some(&Reverse(Next { step: needed, stream, window: index })) = self.next.peek() {
-            if needed > step && self.held() >= self.budget {
+            if needed >= self.until || (needed > step && self.held() >= self.budget) {
                 break;
             }
             let window = self.order.window(stream, index);
@@ -419,4 +421,6 @@ pub(crate) struct FeedOptions {
     pub(crate) partition: Partition,
     pub(crate) prefetch_bytes: u64,
     pub(crate) threads: usize,
+    /// The step before which the stream ends.
+    pub(crate) until: u64,
 }

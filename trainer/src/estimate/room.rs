@@ -91,6 +91,19 @@ impl Room {
         self.needed(device, shape, settles) <= self.bytes
     }
 
+    /// How many of these dictionaries, the first ones, fit together, each with whether it settles.
+    pub fn how_many(&self, device: &impl Device, shapes: &[(Shape, bool)]) -> usize {
+        let mut left = self.bytes;
+        let mut fits = |&(shape, settles): &(Shape, bool)| match left.checked_sub(self.needed(device, shape, settles)) {
+            Some(less) => {
+                left = less;
+                true
+            }
+            None => false,
+        };
+        shapes.iter().take_while(|&shape| fits(shape)).count()
+    }
+
     /// What would fit.
     pub fn smaller(&self, device: &impl Device, shape: Shape, settles: bool) -> Smaller {
         let fits = |features, batch| self.fits(device, Shape { features, batch, ..shape }, settles);

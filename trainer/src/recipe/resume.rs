@@ -133,6 +133,7 @@ mod tests {
         order = 'direct'
         window_bytes = 1000
         seed = 1
+        order_rows = 1000
         scale = 0.5
         prefetch_bytes = 1000
         threads = 2
@@ -238,6 +239,6 @@ mod tests {
             let back = saved.check_resumes(&changed);
             assert_eq!(back.is_ok(), is_free && !GROWING.contains(&key.as_str()), "{key}");
         }
-        assert_eq!(keys.len() - keys.keys().filter(|key| key.starts_with("data.synth.")).count(), 46, "{keys:?}");
+        assert_eq!(keys.len() - keys.keys().filter(|key| key.starts_with("data.synth.")).count(), 47, "{keys:?}");
     }
 }

@@ -63,7 +63,8 @@ pub fn check(device: &impl Device, recipe: &Recipe, data: &Data, kept: Option<&S
         Beginning::New(_) => Cursor::default(),
         Beginning::Behind(found) => found.manifest.cursor.clone(),
     };
-    drop(data.train_stream(filter, place, from)?);
+    let steps = data.schedule(&recipe.train).steps();
+    drop(data.train_stream(filter, place, from, steps)?);
     Ok(beginning)
 }
 

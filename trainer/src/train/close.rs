@@ -27,7 +27,7 @@ impl<D: Device> Run<'_, D> {
         // The sums are those of the steps before.
         self.catch_up()?;
         let axes = self.device.axes();
-        let own = self.flight.stream().rows_before(&seen.own, from) as u64;
+        let own = self.positions.rows_before(&seen.own, from) as u64;
         let [before] = together::sum(&axes.feature, [own])?;
         let [anywhere] = together::sum(&axes.all, [own])?;
         let before = before as usize;

@@ -58,10 +58,12 @@ impl<D: Device> Run<'_, D> {
         // The tally of training is put aside: it goes on afterwards to the same bits.
         let training = self.device.take_sums(&mut self.tally)?;
         let place = self.device.axes().place;
-        let filter = self.recipe.data.filter.resolve(self.state.norm_median)?;
+        let filter = self.filter()?;
         let stream = || self.data.reading.eval_stream(dataset, filter.clone(), place, Some(rows));
-        let buffers = self.flight.spare();
-        let centre = self.evaluation.centre.take().filter(|(of, _)| *of == rows);
+        let mut pool = self.shared.pool.borrow_mut();
+        let buffers = pool.last_mut().expect("no step of this run is in flight, and there is memory for one more");
+        let mut known = self.shared.centre.borrow_mut();
+        let centre = known.take().filter(|(of, _)| *of == rows);
         let before = if centre.is_some() { 0 } else { rows };
         let stop = || self.start.stop.load(Ordering::Relaxed);
         let mut heard = |done: u64, stop: bool| {
@@ -77,7 +79,7 @@ impl<D: Device> Run<'_, D> {
             }
         };
         let measured = centre.and_then(|centre| {
-            let (_, centre) = self.evaluation.centre.insert((rows, centre));
+            let (_, centre) = known.insert((rows, centre));
             let pass = Pass { dataset, features: self.recipe.sae.features, scale: self.state.scale, centre };
             let sae: &mut dyn Dictionary<Rows = D::Rows, Tally = D::Tally> = match &mut self.evaluation.settled {
                 Some(settled) => settled,
@@ -90,6 +92,7 @@ impl<D: Device> Run<'_, D> {
             took = since.elapsed();
             measured
         });
+        drop((pool, known));
         self.device.put_sums(&mut self.tally, &training);
         if stopped {
             return Err(Error::Interrupted { step, checkpoint: self.save()? });
@@ -126,7 +129,8 @@ impl<D: Device> Run<'_, D> {
     /// How many of the directions are recovered that the data were made of, where they are known.
     pub(super) fn recovery(&mut self) -> Result<Option<Recovery>, Error> {
         self.settle();
-        let Evaluation { settled, truth: Some(truth), .. } = &self.evaluation else { return Ok(None) };
+        let Some(truth) = &self.shared.truth else { return Ok(None) };
+        let Evaluation { settled } = &self.evaluation;
         let seen = self.state.tokens as f64 / self.data.train.rows() as f64;
         let sae: &dyn Dictionary<Rows = D::Rows, Tally = D::Tally> = match settled {
             Some(settled) => settled,

@@ -43,7 +43,6 @@ impl<D: Device> Run<'_, D> {
             }
             self.took(&batch.seen, &report)?;
             self.pass(&batch.seen);
-            self.flight.give_back(batch.buffers);
         }
         Ok(())
     }
@@ -56,15 +55,14 @@ impl<D: Device> Run<'_, D> {
             oldest.input.path = Path::Dense;
         }
         for InFlight { batch, input } in self.flight.steps() {
-            step(&mut self.sae, &batch.buffers.x, &mut self.tally, input);
+            step(&mut self.sae, batch.x(), &mut self.tally, input);
         }
     }
 
     /// What a step gave.
     fn took(&mut self, seen: &Seen, report: &Report) -> Result<(), Error> {
         if self.recipe.log.rows {
-            let own =
-                self.flight.stream().row_ids(&seen.own).into_iter().map(|id| self.data.train.row_name(id)).collect();
+            let own = self.positions.row_ids(&seen.own).into_iter().map(|id| self.data.train.row_name(id)).collect();
             let ids = together(&self.device.axes().all, "naming rows", Ok::<Vec<String>, Error>(own))?;
             if let Some(scribe) = &mut self.scribe {
                 scribe.journal.rows(self.state.step, &ids.concat())?;
@@ -105,7 +103,7 @@ impl<D: Device> Run<'_, D> {
             Ok(folder) => format!("the weights before this step are in {folder}"),
             Err(error) => format!("saving the weights before this step failed: {error}"),
         };
-        let bad = match evaluate::bad_rows(self.device.axes(), &self.data.train, self.flight.stream(), seen, report) {
+        let bad = match evaluate::bad_rows(self.device.axes(), &self.data.train, &self.positions, seen, report) {
             Ok(bad) => bad,
             Err(error) => return error,
         };

@@ -1,15 +1,17 @@
 //! A run while it trains: what it is started with, what it tells, and the parts of which it is made.
 
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
 use kernels::Device;
-use loader::Store;
+use loader::{Positions, RowFilter, Store};
 
 use super::clocks::Clocks;
 use super::closing::Closing;
 use super::evaluation::Evaluation;
 use super::flight::Flight;
 use super::saver::Saver;
+use super::shared::Shared;
 use crate::data::Data;
 use crate::recipe::Recipe;
 use crate::report::journal::{EvalLine, Journal, TrainLine};
@@ -85,6 +87,9 @@ pub(super) struct Run<'a, D: Device> {
     pub(super) state: checkpoint::State,
     /// On the first rank.
     pub(super) scribe: Option<Scribe<'a>>,
+    pub(super) shared: Rc<Shared<D>>,
+    /// Which rows each batch has.
+    pub(super) positions: Positions,
     pub(super) flight: Flight<D>,
     pub(super) saver: Saver,
     pub(super) evaluation: Evaluation<D>,
@@ -92,6 +97,16 @@ pub(super) struct Run<'a, D: Device> {
     pub(super) clocks: Clocks,
     /// What the first error came from.
     pub(super) failed_during: Option<&'static str>,
+}
+
+impl<D: Device> Run<'_, D> {
+    /// The filter in norms.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when a checkpoint lacks the median that it goes by.
+    pub(super) fn filter(&self) -> Result<RowFilter, Error> {
+        self.recipe.data.filter.resolve(self.state.norm_median)
+    }
 }
 
 /// What one rank writes for all, besides checkpoints.

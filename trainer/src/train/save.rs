@@ -51,7 +51,7 @@ impl<D: Device> Run<'_, D> {
         let of = Snapshot {
             dictionary: &self.sae,
             state: &self.state,
-            cursor: &self.flight.cursor(self.state.step),
+            cursor: &self.positions.cursor(self.state.step),
             recipe: self.recipe,
             commit: self.start.commit,
         };

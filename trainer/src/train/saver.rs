@@ -89,6 +89,11 @@ impl Saver {
         self.called = true;
     }
 
+    /// Whether a checkpoint is on its way.
+    pub(super) fn is_on_its_way(&self) -> bool {
+        self.on_its_way.is_some()
+    }
+
     /// Whether this rank has done its part of the checkpoint that is on its way.
     pub(super) fn has_done_its_part(&self) -> bool {
         self.on_its_way.as_ref().is_some_and(|on_its_way| on_its_way.saving.has_done_its_part())

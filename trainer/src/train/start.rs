@@ -1,10 +1,11 @@
 //! The start of a run: memory, weights made or read, and what lies in the run's folder.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use kernels::mesh::{Axes, Place};
 use kernels::{Device, Dictionary, Sums, Training};
-use loader::{Cursor, Store, Stream};
+use loader::{Cursor, Positions, Store};
 
 use super::check::{check_eval, warn_of_few_steps};
 use super::clocks::Clocks;
@@ -13,11 +14,10 @@ use super::evaluation::Evaluation;
 use super::flight::Flight;
 use super::run::{Event, Run, Scribe, Start};
 use super::saver::Saver;
-use crate::buffers::Buffers;
+use super::shared::Shared;
 use crate::checkpoint::{Found, LeftOut};
 use crate::data::Data;
 use crate::data::calibrate;
-use crate::data::survey;
 use crate::data::survey::Survey;
 use crate::estimate::plan;
 use crate::init::Source;
@@ -25,7 +25,6 @@ use crate::ranks::together::once_all;
 use crate::recipe::{BiasInit, Recipe};
 use crate::report::hparams::HParams;
 use crate::report::journal::Journal;
-use crate::report::recovery::Truth;
 use crate::run_dir::RunDir;
 use crate::{Error, checkpoint, init};
 
@@ -37,31 +36,24 @@ impl<'a, D: Device> Run<'a, D> {
         data: &'a Data,
         run_dir: Option<&'a RunDir>,
         mut start: Start<'a>,
+        shared: &Rc<Shared<D>>,
         began: Instant,
     ) -> Result<Self, Error> {
         let (store, axes) = (start.store, device.axes());
         let width = data.train.width();
         let schedule = data.schedule(&recipe.train);
         let shape = plan::shape(recipe, data.extent(), axes.place);
-        let truth = Truth::beside(&recipe.data.train)?.filter(|truth| truth.width == width);
-        let settles = plan::settles(recipe, data.eval.is_some() || truth.is_some());
+        let settles = plan::settles(recipe, data.eval.is_some() || shared.truth.is_some());
         let mut sae = device.training(shape, plan::adam_mode(recipe))?;
         let settled = settles.then(|| device.dictionary(shape)).transpose()?;
-        let value_bytes = data.eval.iter().chain([&data.train]).map(|set| set.dtype().size()).max().unwrap_or(4);
-        let batch = data.extent().largest_batch();
-        let buffers = || Buffers::new(device, batch, width, value_bytes);
-        let free = (0..=D::AHEAD).map(|_| buffers()).collect::<Result<Vec<_>, _>>()?;
         let mut tally = device.tally(width, shape.features)?;
         let resumed = if start.resume { resume(recipe, data, store, axes, &mut sae)? } else { None };
-        let (found, (state, stream)) = match resumed {
+        let (found, (state, positions)) = match resumed {
             Some((found, loaded)) => (Some(found), loaded),
             None => {
-                let survey = Survey::of(data)?;
-                if axes.all.index() == 0 {
-                    survey.tell(data);
-                }
-                let state = first_state(recipe, data, axes.place, &survey, &mut sae)?;
-                (None, (state, data.train_stream(survey.filter, axes.place, Cursor::default())?))
+                let survey = shared.survey(data, axes.all.index() == 0)?;
+                let state = first_state(recipe, data, axes.place, survey, &mut sae)?;
+                (None, (state, data.positions(axes.place, &Cursor::default())?))
             }
         };
         device.put_sums(&mut tally, &state.tally);
@@ -70,13 +62,7 @@ impl<'a, D: Device> Run<'a, D> {
             let filter = recipe.data.filter.resolve(state.norm_median)?;
             drop(data.reading.eval_stream(eval, filter.clone(), axes.place, Some(1))?);
             if found.is_none() && axes.all.index() == 0 {
-                match survey::look_at_held_out(data, &filter) {
-                    // They may be whole again by the first evaluation, and until then cost no step.
-                    Err(Error::Loader(error)) if survey::is_damage(&error) => {
-                        tracing::warn!("held-out rows were not looked at: {}", Error::from(error));
-                    }
-                    looked => looked?,
-                }
+                shared.look_at_held_out(data, &filter)?;
             }
         }
         let scribe = run_dir.map(|run_dir| {
@@ -109,9 +95,11 @@ impl<'a, D: Device> Run<'a, D> {
             sae,
             tally,
             scribe,
-            flight: Flight::new(stream, free),
+            shared: Rc::clone(shared),
+            positions,
+            flight: Flight::new(),
             saver,
-            evaluation: Evaluation::new(settled, truth),
+            evaluation: Evaluation::new(settled),
             closing: Closing::of(data),
             clocks: Clocks::start(began, &state, device),
             state,
@@ -171,7 +159,7 @@ fn first_state(
 }
 
 /// A checkpoint, and what it was loaded into besides the dictionary.
-type Resumed = (Found, (checkpoint::State, Stream));
+type Resumed = (Found, (checkpoint::State, Positions));
 
 /// Loads the newest intact checkpoint, once nothing speaks against going on from it with this recipe and this data. One that any rank
 /// finds damaged is passed over by all.
@@ -186,8 +174,7 @@ fn resume(
         // config.toml is the recipe of the first start; rows skipped since then stand in the checkpoint.
         recipe.check_resumes(&found.manifest.recipe)?;
         check_eval(found.manifest.eval.as_deref(), data.eval.as_ref())?;
-        let filter = recipe.data.filter.resolve(found.manifest.norm_median)?;
-        let stream = data.train_stream(filter, axes.place, found.manifest.cursor.clone())?;
+        let positions = data.positions(axes.place, &found.manifest.cursor)?;
         let started = Instant::now();
         let loaded = checkpoint::load(store, found, axes, sae);
         let state = once_all(&axes.all, "loading a checkpoint", loaded)?;
@@ -196,7 +183,7 @@ fn resume(
             let loaded_s = started.elapsed().as_secs_f64();
             tracing::info!(folder = found.folder, loaded_s, bytes, commit = found.manifest.commit, "checkpoint loaded");
         }
-        Ok((state, stream))
+        Ok((state, positions))
     })?;
     if resumed.is_none() {
         tracing::warn!("the run has no committed checkpoint: it starts again at step 0");

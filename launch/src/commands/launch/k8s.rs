@@ -6,42 +6,53 @@ use serde_json::{Map, Value, json};
 use crate::args::{K8s, Log, Toleration, handed_on};
 use crate::device::DeviceChoice;
 use crate::failure::Failure;
+use crate::sweep::spec::Spec;
 use crate::template::fill;
 use crate::{job, recipes, table};
 
 /// Size of /dev/shm where a pod has several GPUs.
 const SHM: &str = "8Gi";
 
-/// Prints the manifest. The recipe travels in it, so that an image serves all runs.
+/// Prints the manifest. The recipe, or the sweep, travels in it, so that an image serves all runs.
 pub fn run(args: &K8s, log: Log) -> Result<(), Failure> {
-    let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
-    let ranks_per_pod = args.gpus_per_pod.or(args.ranks_per_pod).unwrap_or(1);
-    job::mesh_of(args.run.mesh, args.pods as usize * ranks_per_pod as usize, &recipe)?;
     if args.run.device != DeviceChoice::Auto {
         return Err(Failure::arguments(
             "pods compute on GPUs with --gpus-per-pod, else on processors: leave --device out",
         ));
     }
-    if Store::open(&recipe.run.dir)?.local_path().is_some() {
-        tracing::warn!(
-            "run.dir = \"{}\" is a folder: unless a volume is mounted there, it ends with the pod",
-            recipe.run.dir
-        );
-    }
+    let ranks_per_pod = args.gpus_per_pod.or(args.ranks_per_pod).unwrap_or(1);
+    let (template, file, command, save_s) = match args.sweep {
+        true => {
+            let spec = Spec::read(&args.run.recipe, None, &args.run.set)?;
+            warn_of_folder("the sweep's dir", &spec.dir)?;
+            let save_s = job::save_time(args.save, spec.largest())?;
+            let command = worker(args, log, &spec.dir, ranks_per_pod);
+            (include_str!("../../../templates/sweep.yaml"), spec.to_toml(), command, save_s)
+        }
+        false => {
+            let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
+            job::mesh_of(args.run.mesh, args.pods as usize * ranks_per_pod as usize, &recipe)?;
+            warn_of_folder("run.dir", &recipe.run.dir)?;
+            let (save_s, command) = (job::save_time(args.save, &recipe)?, command(args, log, ranks_per_pod));
+            (include_str!("../../../templates/jobset.yaml"), recipe.to_toml(), command, save_s)
+        }
+    };
     let secrets: Vec<Value> = args.secret.iter().map(|name| json!({ "secretRef": { "name": name } })).collect();
-    let (mounts, volumes) = volumes(args);
+    // A Job's pods stand less deep in its manifest than a JobSet's.
+    let depth = if args.sweep { 6 } else { 14 };
+    let (mounts, volumes) = volumes(args, depth);
     // JSON is YAML, and quotes whatever is in a value.
     let manifest = fill(
-        include_str!("../../../templates/jobset.yaml"),
+        template,
         &[
             ("metadata", metadata(args).to_string()),
-            ("recipe", block(&recipe.to_toml())),
+            ("file", block(&file)),
             ("pods", args.pods.to_string()),
             ("restarts", args.restarts.to_string()),
-            ("save_s", job::save_time(args.save, &recipe)?.to_string()),
-            ("nodes", nodes(args)),
+            ("save_s", save_s.to_string()),
+            ("nodes", nodes(args, depth)),
             ("image", json!(args.image).to_string()),
-            ("command", json!(command(args, log, ranks_per_pod)).to_string()),
+            ("command", json!(command).to_string()),
             ("secrets", json!(secrets).to_string()),
             ("resources", resources(args).to_string()),
             ("mounts", mounts),
@@ -50,6 +61,22 @@ pub fn run(args: &K8s, log: Log) -> Result<(), Failure> {
     );
     table::say(manifest.trim_end());
     Ok(())
+}
+
+fn warn_of_folder(name: &str, dir: &str) -> Result<(), Failure> {
+    if Store::open(dir)?.local_path().is_some() {
+        tracing::warn!("{name} = \"{dir}\" is a folder: unless a volume is mounted there, it ends with the pod");
+    }
+    Ok(())
+}
+
+/// What a pod of a sweep runs.
+fn worker(args: &K8s, log: Log, dir: &str, slots: u32) -> Vec<String> {
+    let device = if args.gpus_per_pod.is_some() { "cuda" } else { "cpu" };
+    let slots = slots.to_string();
+    let words = ["/etc/sae/sweep.toml", "--dir", dir, "--worker", "--slots", &slots, "--device", device];
+    let launch = ["sae", "sweep"].map(str::to_owned).into_iter().chain(handed_on(log));
+    launch.chain(words.map(str::to_owned)).collect()
 }
 
 fn metadata(args: &K8s) -> Value {
@@ -74,7 +101,7 @@ fn command(args: &K8s, log: Log, ranks_per_pod: u32) -> Vec<String> {
 }
 
 /// Which nodes pods may be on, and as whom they run: fields of the pod, each on a line of its own.
-fn nodes(args: &K8s) -> String {
+fn nodes(args: &K8s, depth: usize) -> String {
     let mut fields = Vec::new();
     if let Some(account) = &args.service_account {
         fields.push(format!("serviceAccountName: {}", json!(account)));
@@ -88,7 +115,7 @@ fn nodes(args: &K8s) -> String {
         let tolerations: Vec<Value> = args.toleration.iter().map(tolerated).collect();
         fields.push(format!("tolerations: {}", Value::Array(tolerations)));
     }
-    fields.iter().map(|field| format!("\n              {field}")).collect()
+    fields.iter().map(|field| format!("\n{:depth$}{field}", "")).collect()
 }
 
 fn tolerated(Toleration { key, value, effect }: &Toleration) -> Value {
@@ -118,8 +145,8 @@ fn resources(args: &K8s) -> Value {
     json!({ "requests": requests, "limits": limits })
 }
 
-/// Where volumes are mounted, and what they are: the recipe, and shared memory.
-fn volumes(args: &K8s) -> (String, String) {
+/// Where volumes are mounted, and what they are: the recipe, and shared memory. The fields of a pod stand at a `depth` of so many spaces.
+fn volumes(args: &K8s, depth: usize) -> (String, String) {
     let mut mounts = vec![json!({ "name": "recipe", "mountPath": "/etc/sae", "readOnly": true })];
     let mut volumes = vec![json!({ "name": "recipe", "configMap": { "name": args.name } })];
     let several = args.gpus_per_pod.is_some_and(|gpus| gpus > 1);
@@ -130,7 +157,7 @@ fn volumes(args: &K8s) -> (String, String) {
     let lines = |items: &[Value], indent: usize| -> String {
         items.iter().map(|item| format!("\n{:indent$}- {item}", "")).collect()
     };
-    (lines(&mounts, 20), lines(&volumes, 16))
+    (lines(&mounts, depth + 6), lines(&volumes, depth + 2))
 }
 
 /// A text as a block of YAML, whose lines can be read; or, where YAML would not keep each of its characters, in quotes.

@@ -9,6 +9,8 @@ use loader::Store;
 
 use crate::args::{Log, Slurm, handed_on};
 use crate::failure::Failure;
+use crate::sweep::folder::Folder;
+use crate::sweep::spec::Spec;
 use crate::template::fill;
 use crate::{job, recipes, table};
 
@@ -17,12 +19,14 @@ const CHECKSUM: &str = ": checksum ";
 
 /// Writes the batch script and submits it.
 pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
-    let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
-    job::mesh_of(args.run.mesh, args.nodes as usize * ranks_per_node(args) as usize, &recipe)?;
-    let local = Store::open(&recipe.run.dir)?.local_path().map(Path::to_owned);
+    let job = if args.sweep { Job::of_sweep(args)? } else { Job::of_recipe(args)? };
+    let local = Store::open(&job.dir)?.local_path().map(Path::to_owned);
     let out = args.out.clone().or_else(|| local.map(|folder| folder.join("job.sh")));
     let Some(out) = out else {
-        return Err(Failure::arguments("run.dir is in object storage: say with --out where the batch script goes"));
+        return Err(Failure::arguments(format!(
+            "{} is in object storage: say with --out where the batch script goes",
+            if args.sweep { "the sweep's dir" } else { "run.dir" }
+        )));
     };
     let out = std::path::absolute(&out).unwrap_or(out);
     let folder = out.parent().unwrap_or(Path::new(".")).to_owned();
@@ -32,7 +36,7 @@ pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
             "without --cpus-per-task most clusters give each rank one core, on which reading and training take turns"
         );
     }
-    let script = script(args, log, &folder, job::save_time(args.save, &recipe)?)?;
+    let script = script(args, log, &folder, &job)?;
     if args.dry_run {
         table::say(script.trim_end());
         return Ok(());
@@ -40,13 +44,63 @@ pub fn run(args: &Slurm, log: Log) -> Result<(), Failure> {
     check_not_edited(&out, &script)?;
     let cannot_write = |error| Failure::cannot_write(format!("{}: cannot write: {error}", out.display()));
     fs::create_dir_all(&folder).and_then(|()| fs::write(&out, script)).map_err(cannot_write)?;
-    let job = submit(&out)?;
-    table::say(format!("job {job}, by {}", out.display()));
-    table::say(format!("next: squeue --job {job}; tail -F {}", table::quoted(&log_file(&folder, &job))));
-    table::say(format!(
-        "to stop it after a checkpoint: scancel --signal=USR1 {job}, then scancel {job} while it waits"
-    ));
+    let id = submit(&out)?;
+    table::say(format!("job {id}, by {}", out.display()));
+    let look = match args.sweep {
+        true => format!("sae sweep status {}", table::quoted(&job.dir)),
+        false => format!("tail -F {}", table::quoted(&log_file(&folder, &id))),
+    };
+    table::say(format!("next: squeue --job {id}; {look}"));
+    table::say(format!("to stop it after a checkpoint: scancel --signal=USR1 {id}, then scancel {id} while it waits"));
     Ok(())
+}
+
+/// What a batch script starts.
+struct Job {
+    /// The folder of the run or the sweep.
+    dir: String,
+    /// The words behind `sae`, without those of its messages.
+    command: &'static str,
+    words: Vec<String>,
+    /// Seconds to save.
+    save_s: u32,
+    nodes: u32,
+    tasks_per_node: u32,
+    /// Jobs of an array.
+    array: Option<u32>,
+}
+
+impl Job {
+    /// Ranks that train one run together.
+    fn of_recipe(args: &Slurm) -> Result<Job, Failure> {
+        let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
+        job::mesh_of(args.run.mesh, args.nodes as usize * ranks_per_node(args) as usize, &recipe)?;
+        Ok(Job {
+            dir: recipe.run.dir.clone(),
+            command: "train",
+            words: args.run.resuming(),
+            save_s: job::save_time(args.save, &recipe)?,
+            nodes: args.nodes,
+            tasks_per_node: ranks_per_node(args),
+            array: None,
+        })
+    }
+
+    /// Workers of a sweep, each alone on its machine.
+    fn of_sweep(args: &Slurm) -> Result<Job, Failure> {
+        let spec = Spec::read(&args.run.recipe, None, &args.run.set)?;
+        Folder::open(&spec.dir)?.check(&spec)?;
+        let slots = ranks_per_node(args).to_string();
+        Ok(Job {
+            dir: spec.dir.clone(),
+            command: "sweep",
+            words: [args.run.words(), ["--worker", "--slots", &slots].map(str::to_owned).into()].concat(),
+            save_s: job::save_time(args.save, spec.largest())?,
+            nodes: 1,
+            tasks_per_node: 1,
+            array: Some(args.nodes),
+        })
+    }
 }
 
 fn ranks_per_node(args: &Slurm) -> u32 {
@@ -54,14 +108,17 @@ fn ranks_per_node(args: &Slurm) -> u32 {
 }
 
 /// The whole batch script.
-fn script(args: &Slurm, log: Log, folder: &Path, save_s: u32) -> Result<String, Failure> {
+fn script(args: &Slurm, log: Log, folder: &Path, job: &Job) -> Result<String, Failure> {
+    // A `%` of the folder's own is one.
+    let escaped = folder.display().to_string().replace('%', "%%");
+    let number = if job.array.is_some() { "%A_%a" } else { "%j" };
     let mut options = vec![
         format!("--job-name={}", args.name),
-        format!("--nodes={}", args.nodes),
-        format!("--ntasks-per-node={}", ranks_per_node(args)),
-        // A `%` of the folder's own is one.
-        format!("--output={}", log_file(Path::new(&folder.display().to_string().replace('%', "%%")), "%j")),
+        format!("--nodes={}", job.nodes),
+        format!("--ntasks-per-node={}", job.tasks_per_node),
+        format!("--output={}", log_file(Path::new(&escaped), number)),
     ];
+    options.extend(job.array.map(|jobs| format!("--array=0-{}", jobs - 1)));
     options.extend(args.gpus_per_node.map(|gpus| format!("--gpus-per-node={gpus}")));
     options.extend(args.cpus_per_task.map(|cores| format!("--cpus-per-task={cores}")));
     let named = [("mem", &args.mem), ("time", &args.time), ("partition", &args.partition), ("account", &args.account)];
@@ -79,14 +136,15 @@ fn script(args: &Slurm, log: Log, folder: &Path, save_s: u32) -> Result<String, 
         lines.push(format!("#SBATCH {}", quoted_line(&[option])?));
     }
     let program = program()?;
-    let options = [handed_on(log), args.run.resuming()].concat();
-    let words: Vec<&str> = [program.as_str(), "train"].into_iter().chain(options.iter().map(String::as_str)).collect();
+    let options = [handed_on(log), job.words.clone()].concat();
+    let words: Vec<&str> =
+        [program.as_str(), job.command].into_iter().chain(options.iter().map(String::as_str)).collect();
     let script = fill(
         include_str!("../../../templates/slurm.sh"),
         &[
             ("checksum", String::new()),
             ("options", lines.join("\n")),
-            ("save_s", save_s.to_string()),
+            ("save_s", job.save_s.to_string()),
             ("prologue", prologue(args.prologue.as_deref())?),
             ("command", quoted_line(&words)?),
             ("restarts", args.restarts.to_string()),

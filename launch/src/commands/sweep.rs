@@ -1,0 +1,196 @@
+//! `sae sweep`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kernels::Error;
+use kernels::cuda::gpu::{Gpu, Options};
+use trainer::Exit;
+use trainer::recipe::Recipe;
+use trainer::synthesis;
+
+use crate::args::{Sweep, SweepArgs, SweepCommand, SweepStatus, WorldArgs};
+use crate::device::DeviceChoice;
+use crate::failure::Failure;
+use crate::sweep::claim::{Owner, Watch};
+use crate::sweep::folder::{Configuration, Folder, State, state_of, varying};
+use crate::sweep::id::Identities;
+use crate::sweep::plan::{self, Where};
+use crate::sweep::spec::Spec;
+use crate::sweep::status::Report;
+use crate::sweep::worker::{self, Work, Worked, label};
+use crate::world::{self, World};
+use crate::{disk, parent, shards, signals, table};
+
+/// The claim on the making of synthetic shards.
+const DATA: &str = "data";
+
+/// Trains a sweep, plans it, or looks at one.
+pub fn run(args: &Sweep) -> Result<(), Failure> {
+    match &args.command {
+        Some(SweepCommand::Status(args)) => status(args),
+        None => train(&args.work),
+    }
+}
+
+fn status(args: &SweepStatus) -> Result<(), Failure> {
+    let report = Report::of(&Folder::open(&args.dir)?)?;
+    if args.json {
+        let json = serde_json::to_string_pretty(&report).map_err(|error| trainer::Error::Internal(error.into()))?;
+        table::say(json);
+        return Ok(());
+    }
+    report.show();
+    table::say(report.next());
+    Ok(())
+}
+
+fn train(args: &SweepArgs) -> Result<(), Failure> {
+    let path = args.sweep.as_deref().unwrap_or_default();
+    let spec = Spec::read(path, args.dir.as_deref(), &args.set)?;
+    let folder = Folder::open(&spec.dir)?;
+    // Before anything is made or read.
+    folder.check(&spec)?;
+    let work = work(args)?;
+    if args.dry_run {
+        return dry_run(&spec, args, work.slots);
+    }
+    let stop = signals::stop_on_signals(parent::bind()?)?;
+    let owner = Owner::new(Duration::from_secs_f64(args.heartbeat));
+    make_data(&folder, &spec, &owner, &stop)?;
+    let mut data = Identities::default();
+    let configurations = folder.configurations(&spec, &mut data)?;
+    if let Some(first) = configurations.first() {
+        folder.submit(&spec, &configurations, &data.of(&first.recipe)?)?;
+    }
+    if args.retry {
+        retry(&folder, &configurations)?;
+    }
+    tracing::info!(
+        configurations = configurations.len(),
+        slots = work.slots,
+        dir = spec.dir,
+        "sweep: {} configurations",
+        configurations.len()
+    );
+    let worked = worker::work(&folder, &configurations, &owner, work, &stop)?;
+    if worked.is_stopped {
+        return Err(Failure::interrupted(format!(
+            "stopped after saving what was being trained: the same command goes on, and sae sweep status {} shows where it stands",
+            table::quoted(&spec.dir)
+        )));
+    }
+    let report = Report::of(&folder)?;
+    report.show();
+    table::say(report.next());
+    end(args, &worked, &configurations)
+}
+
+/// How the process ends when nothing is left to begin.
+fn end(args: &SweepArgs, worked: &Worked, configurations: &[Configuration]) -> Result<(), Failure> {
+    let exits: Vec<Exit> = worked.failed.values().map(|(_, exit)| *exit).collect();
+    let again = exits.iter().find(|exit| exit.restart_helps());
+    let diverged = exits.iter().find(|exit| **exit == Exit::Divergence);
+    let code = match (again, args.worker) {
+        (Some(again), _) => *again,
+        // What another start would not change stands in the sweep's folder, and is no matter of this worker.
+        (None, true) => return Ok(()),
+        (None, false) => match diverged.or(exits.first()) {
+            Some(exit) => *exit,
+            None => return Ok(()),
+        },
+    };
+    let count = |state: State| worked.failed.values().filter(|(of, _)| *of == state).count();
+    Err(Failure::of_rank(
+        format!(
+            "of {} configurations {} failed and {} diverged, for the causes above: all others are done; --retry trains them again",
+            configurations.len(),
+            count(State::Failed),
+            count(State::Diverged)
+        ),
+        code.code(),
+    ))
+}
+
+/// How much is trained at the same time, and where.
+fn work(args: &SweepArgs) -> Result<Work, Failure> {
+    let environment = world::environment();
+    let of_array = ["SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"];
+    let of_array = of_array.iter().find_map(|name| environment.get(*name)?.parse::<usize>().ok());
+    // Ranks of a launcher are workers like any others.
+    let rank = World::new(&WorldArgs::default(), &environment).map_or(0, |world| world.rank);
+    let gpus = match args.device {
+        DeviceChoice::Cpu | DeviceChoice::Cuda(Some(_)) => 0,
+        DeviceChoice::Auto | DeviceChoice::Cuda(None) => gpus(),
+    };
+    let slots = args.slots.map_or(gpus.max(1), |slots| slots as usize);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok(Work {
+        slots,
+        device: args.device,
+        threads: (cores / slots).max(1),
+        index: of_array.unwrap_or(0) + rank,
+        waits: !args.worker,
+    })
+}
+
+/// GPUs that this process can see.
+fn gpus() -> usize {
+    match Gpu::open(usize::MAX, Options::from_environment()) {
+        Err(Error::NoSuchGpu { count, .. }) => count,
+        _ => 0,
+    }
+}
+
+fn dry_run(spec: &Spec, args: &SweepArgs, slots: usize) -> Result<(), Failure> {
+    let named = |recipe: &Recipe| Configuration { id: String::new(), recipe: recipe.clone() };
+    let configurations: Vec<Configuration> = spec.configurations.iter().map(named).collect();
+    let keys = varying(&configurations);
+    let labelled =
+        configurations.iter().map(|one| (label(one, &keys).trim().to_owned(), one.recipe.clone())).collect::<Vec<_>>();
+    plan::run(&labelled, Where { device: args.device, gpu: args.gpu, slots, price: args.price })
+}
+
+/// Makes the synthetic shards that recipes ask for, once, however many have begun the same sweep.
+fn make_data(folder: &Folder, spec: &Spec, owner: &Owner, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
+    let mut watch = Watch::default();
+    let mut made: Vec<&Recipe> = Vec::new();
+    for recipe in &spec.configurations {
+        if made.iter().any(|other| other.data == recipe.data) {
+            continue;
+        }
+        made.push(recipe);
+        while recipe.data.synth.is_some() && !synthesis::to_make(recipe)?.is_empty() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Failure::interrupted(
+                    "stopped before synthetic shards were made: the same command goes on",
+                ));
+            }
+            if !owner.take(&folder.store, DATA, &mut watch)? {
+                std::thread::sleep(owner.every.min(Duration::from_secs(1)));
+                continue;
+            }
+            owner.hold(&folder.store, DATA, || -> Result<(), Failure> {
+                // Another may have made them since.
+                let making = synthesis::to_make(recipe)?;
+                disk::check_room(&making)?;
+                shards::make(recipe, &making, stop)
+            })??;
+        }
+    }
+    Ok(())
+}
+
+/// Makes configurations pending that have failed or diverged.
+fn retry(folder: &Folder, configurations: &[Configuration]) -> Result<(), Failure> {
+    let files = folder.look()?;
+    for Configuration { id, .. } in configurations {
+        let Some(files) = files.get(id).filter(|files| !files.has_summary) else { continue };
+        if let Some(note) = folder.note(id, files)? {
+            tracing::info!("trained again: {id}, which had {}", state_of(&note).name());
+            folder.forget_failure(id, files)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! What is shown of a sweep while it is worked on: a line for the whole and one for each configuration that trains here. Where there is no
+//! terminal, a message for each that begins or ends.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use trainer::train::Event;
+
+use super::claim::Progress;
+use crate::progress::{Bar, Measured};
+
+/// A configuration while it trains: its bar, and what its claim says of it.
+pub struct Shown {
+    label: String,
+    progress: Arc<Mutex<Progress>>,
+    bar: Option<Bar>,
+    evaluating: Option<Bar>,
+    /// Rows and the time at which this start began with them.
+    begun: Option<(u64, Instant)>,
+}
+
+impl Shown {
+    /// One that has not begun.
+    pub fn new(label: String, progress: Arc<Mutex<Progress>>) -> Shown {
+        Shown { label, progress, bar: None, evaluating: None, begun: None }
+    }
+
+    /// Takes note of what a run tells.
+    pub fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Start { step, steps, tokens, rows, .. } => {
+                self.begun = Some((tokens, Instant::now()));
+                self.note(|progress| *progress = Progress { step, steps, tokens, rows, ..Progress::default() });
+                self.bar = Some(Bar::quiet(self.label.clone(), tokens, rows));
+            }
+            Event::Step { step, tokens, loss, l0 } => {
+                let per_s = self.begun.and_then(|(from, since)| {
+                    let seconds = since.elapsed().as_secs_f64();
+                    (seconds > 0.1).then(|| tokens.saturating_sub(from) as f64 / seconds)
+                });
+                self.note(|progress| {
+                    (progress.step, progress.tokens, progress.tokens_per_s) = (step, tokens, per_s);
+                    (progress.loss, progress.l0) = (Some(loss), Some(l0));
+                });
+                if let Some(bar) = &mut self.bar {
+                    let (explained_variance, dead_fraction, stall_share) = (None, None, None);
+                    let step = step.saturating_sub(1);
+                    bar.measured(Measured { step, loss, l0, explained_variance, dead_fraction, stall_share });
+                    bar.set(tokens);
+                }
+            }
+            Event::Evaluating(done, rows) => {
+                let label = &self.label;
+                let bar = self.evaluating.get_or_insert_with(|| Bar::quiet(format!("{label}, evaluating"), 0, rows));
+                bar.set(done);
+            }
+            Event::Evaluated(_) => {
+                if let Some(bar) = self.evaluating.take() {
+                    bar.clear();
+                }
+            }
+            Event::Line(_) | Event::Saved(_) => {}
+        }
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Takes its bars away.
+    pub fn end(&self) {
+        self.bar.iter().chain(&self.evaluating).for_each(Bar::clear);
+    }
+}

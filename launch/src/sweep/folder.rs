@@ -1,0 +1,340 @@
+//! The folder of a sweep.
+//!
+//! | key | what it is |
+//! |---|---|
+//! | `sweep.toml` | the sweep as it was first submitted, the base recipe with it |
+//! | `data.json` | the identity of its data |
+//! | `configurations/ID.toml` | the recipe of each configuration that was ever submitted |
+//! | `ID/` | its run folder, from its start on |
+//! | `claims/ID/OWNER.json` | who trains it: see `claim.rs` |
+//! | `done/ID.json` | its summary, from its end on: so it is known when its run folder is gone |
+//!
+//! Each is written whole and never changed but for claims, so one that comes later adds to what is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use loader::{Entry, Store};
+use serde::{Deserialize, Serialize};
+use trainer::Exit;
+use trainer::note::{self, Note};
+use trainer::recipe::Recipe;
+
+use super::claim::{self, CLAIMS};
+use super::id::{self, Identities, Identity};
+use super::spec::Spec;
+use crate::failure::Failure;
+
+const SWEEP: &str = "sweep.toml";
+const DATA: &str = "data.json";
+const CONFIGURATIONS: &str = "configurations";
+const DONE: &str = "done";
+
+/// Bytes of sweep.toml and of a configuration, at most.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// A configuration.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// What distinguishes it from others.
+    pub id: String,
+    /// Its recipe, with `run.dir` at its own folder.
+    pub recipe: Recipe,
+}
+
+impl Configuration {
+    /// What it takes, up to a factor that is the same for all of one width: features times rows.
+    pub fn work(&self) -> f64 {
+        self.recipe.sae.features as f64 * self.recipe.train.tokens.unwrap_or(0) as f64
+    }
+}
+
+/// What became of a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Nobody trains it.
+    Pending,
+    /// Somebody does.
+    Running,
+    /// It has its summary.
+    Done,
+    /// It ended with an error.
+    Failed,
+    /// It ended with NaN or infinity.
+    Diverged,
+}
+
+impl State {
+    /// All, in the order in which they are counted.
+    pub const ALL: [State; 5] = [State::Pending, State::Running, State::Done, State::Failed, State::Diverged];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Pending => "pending",
+            State::Running => "running",
+            State::Done => "done",
+            State::Failed => "failed",
+            State::Diverged => "diverged",
+        }
+    }
+}
+
+/// What lies in the folder for one configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// Its recipe.
+    pub is_submitted: bool,
+    /// A run was begun.
+    pub is_begun: bool,
+    /// The run has come to its end.
+    pub has_summary: bool,
+    /// It was done once.
+    pub was_done: bool,
+    /// Ranks that left a note of how they failed.
+    pub notes: Vec<String>,
+    /// Who trains it, or did.
+    pub claims: Vec<Entry>,
+}
+
+/// The folder of a sweep.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    /// The folder.
+    pub store: Store,
+}
+
+/// Content of data.json.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    train: String,
+    eval: String,
+}
+
+impl Folder {
+    /// The folder at a path or URL.
+    ///
+    /// # Errors
+    /// Those of the address.
+    pub fn open(dir: &str) -> Result<Folder, Failure> {
+        let store = Store::open(dir)?;
+        if !store.lists() {
+            return Err(Failure::arguments(format!(
+                "{dir}: a sweep lies in a folder or a bucket: this server says not what it holds"
+            )));
+        }
+        Ok(Folder { store })
+    }
+
+    /// That the sweep which lies here, if there is one, has the same base recipe.
+    ///
+    /// # Errors
+    /// [`Exit::Arguments`] that shows what differs.
+    pub fn check(&self, spec: &Spec) -> Result<(), Failure> {
+        let Some(kept) = self.get(SWEEP)? else { return Ok(()) };
+        let differing = spec.differs(&kept).map_err(|problem| {
+            Failure::data(format!("{}: cannot be read, by this version at least: {problem}", self.store.url_of(SWEEP)))
+        })?;
+        if differing.is_empty() {
+            return Ok(());
+        }
+        let lines: Vec<String> = differing
+            .iter()
+            .map(|differing| {
+                format!("  {}: it has {}, the recipe says {}", differing.key, differing.then, differing.now)
+            })
+            .collect();
+        Err(Failure::arguments(format!(
+            "{} holds a sweep of another base recipe; these keys decide its results:\n{}\nset them back, make axes of them, or name another \
+             dir. Nothing was changed",
+            self.store.url(),
+            lines.join("\n")
+        )))
+    }
+
+    /// The configurations of a sweep, whose data are there, with their ids.
+    ///
+    /// # Errors
+    /// Those of opening the data; [`Exit::Arguments`] where two differ in nothing that decides results.
+    pub fn configurations(&self, spec: &Spec, data: &mut Identities) -> Result<Vec<Configuration>, Failure> {
+        let mut known: BTreeMap<String, Recipe> = BTreeMap::new();
+        let mut configurations = Vec::new();
+        for recipe in &spec.configurations {
+            let id = id::id(recipe, &data.of(recipe)?);
+            if let Some(same) = known.insert(id.clone(), recipe.clone()) {
+                let (now, then) = (recipe.keys(), same.keys());
+                let differing: Vec<&str> = now
+                    .iter()
+                    .filter(|(key, value)| then.get(*key) != Some(*value))
+                    .map(|(key, _)| key.as_str())
+                    .collect();
+                return Err(Failure::arguments(format!(
+                    "two configurations differ in {} alone, which decides no result: leave it out of the axes and points",
+                    differing.join(", ")
+                )));
+            }
+            let mut recipe = recipe.clone();
+            recipe.run.dir = self.store.url_of(&id);
+            configurations.push(Configuration { id, recipe });
+        }
+        Ok(configurations)
+    }
+
+    /// Leaves the sweep in its folder: what is there already stays as it is.
+    ///
+    /// # Errors
+    /// [`Exit::Arguments`] where the folder has a sweep of another base recipe or on other data; those of the store.
+    pub fn submit(&self, spec: &Spec, configurations: &[Configuration], data: &Identity) -> Result<(), Failure> {
+        self.store.put_new(SWEEP, spec.to_toml().into_bytes())?;
+        // Another may have been faster.
+        self.check(spec)?;
+        self.check_data(data)?;
+        let there = self.look()?;
+        let is_new =
+            |configuration: &&Configuration| there.get(&configuration.id).is_none_or(|files| !files.is_submitted);
+        for Configuration { id, recipe } in configurations.iter().filter(is_new) {
+            self.store.put(&format!("{CONFIGURATIONS}/{id}.toml"), recipe.to_toml().into_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn check_data(&self, data: &Identity) -> Result<(), Failure> {
+        let now = Kept { train: data.train.clone(), eval: data.eval.clone() };
+        let json = serde_json::to_vec_pretty(&now).map_err(|error| trainer::Error::Internal(error.into()))?;
+        if self.store.put_new(DATA, json)? {
+            return Ok(());
+        }
+        let Some(kept) = self.get(DATA)?.and_then(|text| serde_json::from_str::<Kept>(&text).ok()) else {
+            return Ok(());
+        };
+        for (key, then, now) in [("data.train", kept.train, now.train), ("data.eval", kept.eval, now.eval)] {
+            if then != now {
+                return Err(Failure::arguments(format!(
+                    "{}: {key} is not what the sweep was begun on: it had the identity {then} and has {now} (a manifest that sae inspect \
+                     has written since adds checksums to it): put back what was there, or name another dir. Nothing was changed",
+                    self.store.url()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What lies here, by configuration: those that were submitted, and any others of which there is something.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn look(&self) -> Result<BTreeMap<String, Files>, Failure> {
+        let mut found: BTreeMap<String, Files> = BTreeMap::new();
+        for entry in self.store.list("")? {
+            let Some((folder, rest)) = entry.key.split_once('/') else { continue };
+            let (id, rest) = match folder {
+                CONFIGURATIONS => (rest.strip_suffix(".toml"), CONFIGURATIONS),
+                DONE => (rest.strip_suffix(".json"), DONE),
+                CLAIMS => (claim::parse(&entry.key).map(|(id, _)| id), CLAIMS),
+                id => (Some(id), rest),
+            };
+            let Some(id) = id.filter(|id| id::is_id(id)) else { continue };
+            let (id, rest) = (id.to_owned(), rest.to_owned());
+            let files = found.entry(id).or_default();
+            match rest.as_str() {
+                CONFIGURATIONS => files.is_submitted = true,
+                DONE => files.was_done = true,
+                CLAIMS => files.claims.push(entry),
+                "config.toml" => files.is_begun = true,
+                "summary.json" => files.has_summary = true,
+                name if note::is_note(name) => files.notes.push(rest),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// A configuration that was submitted by anybody.
+    ///
+    /// # Errors
+    /// Those of the store; [`Exit::Data`] when its recipe cannot be read.
+    pub fn configuration(&self, id: &str) -> Result<Option<Configuration>, Failure> {
+        let key = format!("{CONFIGURATIONS}/{id}.toml");
+        let Some(text) = self.get(&key)? else { return Ok(None) };
+        let recipe: Recipe = toml::from_str(&text).map_err(|error| {
+            Failure::data(format!(
+                "{}: cannot be read, by this version at least: {}",
+                self.store.url_of(&key),
+                error.message()
+            ))
+        })?;
+        Ok(Some(Configuration { id: id.to_owned(), recipe }))
+    }
+
+    /// The folder of a run.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn run(&self, id: &str) -> Result<Store, Failure> {
+        Ok(self.store.join(id)?)
+    }
+
+    /// Keeps the summary of a run that is done, besides the one in its folder.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn keep_summary(&self, id: &str, summary: Vec<u8>) -> Result<(), Failure> {
+        Ok(self.store.put(&format!("{DONE}/{id}.json"), summary)?)
+    }
+
+    /// How a run ended that has left notes: the rank that failed by itself speaks.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn note(&self, id: &str, files: &Files) -> Result<Option<Note>, Failure> {
+        let mut first: Option<Note> = None;
+        for name in &files.notes {
+            let text = self.get(&format!("{id}/{name}"))?;
+            let Some(note) = text.and_then(|text| serde_json::from_str::<Note>(&text).ok()) else { continue };
+            if first.is_none() || note.peer.is_none() {
+                first = Some(note);
+            }
+        }
+        Ok(first)
+    }
+
+    /// Removes the notes of how a run failed, so that it is pending again.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn forget_failure(&self, id: &str, files: &Files) -> Result<(), Failure> {
+        for name in &files.notes {
+            self.store.delete(&format!("{id}/{name}"))?;
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &str) -> Result<Option<String>, Failure> {
+        let Some(entry) = self.store.head(key)? else { return Ok(None) };
+        if entry.size > MOST_BYTES {
+            return Err(Failure::data(format!(
+                "{}: has {} bytes: no sweep writes that",
+                self.store.url_of(key),
+                entry.size
+            )));
+        }
+        match self.store.get(key) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            Err(loader::Error::NotFound { .. }) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
+    }
+}
+
+/// The state that a note speaks of.
+pub fn state_of(note: &Note) -> State {
+    if note.exit_code == Exit::Divergence.code() { State::Diverged } else { State::Failed }
+}
+
+/// The keys in which configurations differ.
+pub fn varying(configurations: &[Configuration]) -> Vec<String> {
+    let all: Vec<BTreeMap<String, String>> = configurations.iter().map(|one| one.recipe.keys()).collect();
+    let keys: BTreeSet<&String> = all.iter().flat_map(BTreeMap::keys).collect();
+    let differs = |key: &&String| all.iter().any(|own| own.get(*key) != all[0].get(*key));
+    keys.into_iter().filter(|key| *key != "run.dir").filter(differs).cloned().collect()
+}

@@ -1,0 +1,234 @@
+//! `sae sweep --dry-run`: what the configurations would take, one by one and together. Nothing is written.
+//!
+//! On this machine's processor steps of each size are made and timed, as `sae train --dry-run` does; with `--gpu` they are estimated from
+//! data sheets, as `sae plan` does.
+
+use std::collections::BTreeMap;
+
+use indicatif::{HumanBytes, HumanCount};
+use kernels::mesh::{Axes, Mesh};
+use kernels::{Device, Purpose};
+use trainer::data::Data;
+use trainer::forecast::{EXPECTED, Floor, Gpu, RankMemory, Workload};
+use trainer::overhead::COPY;
+use trainer::plan::{self, DataSize};
+use trainer::recipe::Recipe;
+use trainer::rehearsal::{Measured, rehearse};
+use trainer::synthesis;
+
+use crate::args::{L0, MTBF};
+use crate::budget::{Budget, Terms, duration};
+use crate::device::{self, DeviceChoice, Local, Opened, on_a_gpu};
+use crate::failure::Failure;
+use crate::job::STORAGE;
+use crate::{remedy, table};
+
+/// On what a sweep would be trained.
+#[derive(Clone, Copy, Debug)]
+pub struct Where {
+    /// The device of this machine.
+    pub device: DeviceChoice,
+    /// Such GPUs, instead of this machine.
+    pub gpu: Option<Gpu>,
+    /// How many train at the same time.
+    pub slots: usize,
+    /// Price of a GPU, or of this machine, an hour.
+    pub price: Option<f64>,
+}
+
+/// What a configuration would take.
+struct Taken {
+    memory_bytes: u64,
+    read_bytes: u64,
+    written_bytes: u64,
+    kept_bytes: u64,
+    seconds: f64,
+    /// Why it could not begin.
+    problem: Option<String>,
+}
+
+/// Prints the plan of configurations, which have the same data or few.
+///
+/// # Errors
+/// Those of opening the data and the device.
+pub fn run(configurations: &[(String, Recipe)], at: Where) -> Result<(), Failure> {
+    let mut sizes = Sizes::default();
+    let mut taken = Vec::new();
+    match at.gpu {
+        Some(gpu) => {
+            for (_, recipe) in configurations {
+                taken.push(on_gpu(recipe, &sizes.of(recipe)?, &gpu));
+            }
+        }
+        None => {
+            let mut timed = BTreeMap::new();
+            for (_, recipe) in configurations {
+                let size = sizes.of(recipe)?;
+                taken.push(match device::open(at.device, &recipe.train, Axes::alone(), Local::ALONE)? {
+                    Opened::Cpu(device) => here(&device, recipe, &size, at.slots, &mut timed)?,
+                    Opened::Cuda(_) => {
+                        return Err(Failure::arguments(
+                            "a dry run times steps on the processor, and estimates GPUs: say which with --gpu, such as --gpu h200",
+                        ));
+                    }
+                });
+            }
+        }
+    }
+    show(configurations, &taken, at);
+    Ok(())
+}
+
+/// How large the data of configurations are: each opened once.
+#[derive(Default)]
+struct Sizes {
+    known: BTreeMap<(Vec<String>, Vec<String>), DataSize>,
+}
+
+impl Sizes {
+    fn of(&mut self, recipe: &Recipe) -> Result<DataSize, Failure> {
+        if let (Some(spec), false) = (&recipe.data.synth, synthesis::to_make(recipe)?.is_empty()) {
+            return Ok(DataSize::of_synthetic(recipe, spec)?);
+        }
+        let key = (recipe.data.train.clone(), recipe.data.eval.clone());
+        if let Some(known) = self.known.get(&key) {
+            let mut size = *known;
+            let rows = size.extent.rows;
+            if let Some(tokens) = recipe.train.tokens.filter(|&tokens| tokens > rows) {
+                return Err(Failure::arguments(format!(
+                    "train.tokens is {tokens}, but data.train has {rows} rows, and each is used once"
+                )));
+            }
+            (size.extent.rows, size.extent.batch) = (recipe.train.tokens.unwrap_or(rows), recipe.train.batch);
+            return Ok(size);
+        }
+        let mut whole = recipe.clone();
+        whole.train.tokens = None;
+        let size = DataSize::of(&whole, &Data::open(&whole, None)?)?;
+        self.known.insert(key, size);
+        self.of(recipe)
+    }
+}
+
+/// On this machine's processor, with steps as they are `timed` here.
+fn here<D: Device>(
+    device: &D,
+    recipe: &Recipe,
+    size: &DataSize,
+    slots: usize,
+    timed: &mut BTreeMap<(usize, usize), Measured>,
+) -> Result<Taken, Failure> {
+    let place = device.axes().place;
+    let shape = plan::shape(recipe, size.extent, place);
+    let problem = plan::check_fits(device, recipe, size, place, slots).err().map(|error| remedy::words(&error));
+    let measured = match timed.get(&(shape.features, shape.batch)) {
+        Some(known) => *known,
+        None => {
+            let measured = rehearse(device, recipe, shape, L0)?;
+            timed.insert((shape.features, shape.batch), measured);
+            measured
+        }
+    };
+    let memory_bytes = device.bytes(shape, Purpose::Training).total() + size.stream_bytes;
+    let pace = (measured.step_s, measured.forward_s, measured.copy);
+    Ok(Taken { problem, ..taken(recipe, size, memory_bytes, pace) })
+}
+
+fn on_gpu(recipe: &Recipe, size: &DataSize, gpu: &Gpu) -> Taken {
+    let extent = size.extent;
+    let rows = Workload { rows: extent.rows, width: extent.width, stored: extent.dtype.size(), l0: L0 };
+    let precision = on_a_gpu(&recipe.train);
+    let memory = RankMemory::of(recipe, Mesh::ONE, rows.width, precision);
+    let floor = Floor::of(recipe, Mesh::ONE, &rows, precision, gpu);
+    let problem = (!memory.fits(gpu)).then(|| {
+        format!(
+            "{} of memory do not fit on one {}: lower sae.features or train.batch",
+            HumanBytes(memory.total()),
+            gpu.name
+        )
+    });
+    let pace = (floor.total() / EXPECTED, (floor.encode + floor.decode) / EXPECTED, COPY);
+    Taken { problem, ..taken(recipe, size, memory.total(), pace) }
+}
+
+fn taken(recipe: &Recipe, size: &DataSize, memory_bytes: u64, (step_s, forward_s, copy): (f64, f64, f64)) -> Taken {
+    let extent = size.extent;
+    let budget = Budget::of(&Terms {
+        recipe,
+        mesh: Mesh::ONE,
+        width: extent.width,
+        row_bytes: extent.row_bytes() as f64,
+        steps_done: 0,
+        rows: extent.rows,
+        eval_rows: extent.eval_rows,
+        step_s,
+        forward_s,
+        copy,
+        storage: STORAGE * 1e9,
+        buffer: 0,
+        mtbf: MTBF,
+        price: None,
+    });
+    Taken {
+        memory_bytes,
+        read_bytes: extent.rows.saturating_mul(extent.row_bytes() as u64),
+        written_bytes: budget.checkpoints.total_bytes,
+        kept_bytes: budget.checkpoints.bytes.saturating_mul(recipe.checkpoint.keep as u64),
+        seconds: budget.time.total_s,
+        problem: None,
+    }
+}
+
+fn show(configurations: &[(String, Recipe)], taken: &[Taken], at: Where) {
+    let rows: Vec<_> = configurations
+        .iter()
+        .zip(taken)
+        .map(|((label, recipe), taken)| {
+            [
+                label.clone(),
+                HumanCount(recipe.sae.features as u64).to_string(),
+                HumanBytes(taken.memory_bytes).to_string(),
+                HumanBytes(taken.read_bytes).to_string(),
+                HumanBytes(taken.written_bytes).to_string(),
+                duration(taken.seconds),
+            ]
+        })
+        .collect();
+    table::columns(&["configuration", "features", "memory, at most", "read", "written, at most", "time"], &rows);
+    for ((label, _), problem) in
+        configurations.iter().zip(taken).filter_map(|(one, t)| Some((one, t.problem.as_ref()?)))
+    {
+        tracing::warn!("{label}: {problem}");
+    }
+    let sum = |of: fn(&Taken) -> u64| HumanBytes(taken.iter().map(of).sum()).to_string();
+    let all_s: f64 = taken.iter().map(|taken| taken.seconds).sum();
+    let longest = taken.iter().map(|taken| taken.seconds).fold(0.0, f64::max);
+    // Steps are timed with all cores, which slots of the processor share.
+    let wall_s = if at.gpu.is_some() { longest.max(all_s / at.slots as f64) } else { all_s };
+    let mut memory: Vec<u64> = taken.iter().map(|taken| taken.memory_bytes).collect();
+    memory.sort_unstable();
+    let at_once: u64 = memory.iter().rev().take(at.slots).sum();
+    let mut lines = vec![
+        ("configurations", configurations.len().to_string()),
+        ("at the same time", at.slots.to_string()),
+        ("time, one after the other", duration(all_s)),
+        ("time by the clock", duration(wall_s)),
+        ("memory of those at the same time, at most", HumanBytes(at_once).to_string()),
+        ("read", sum(|taken| taken.read_bytes)),
+        ("written, at most", sum(|taken| taken.written_bytes)),
+        ("kept in the sweep's folder", sum(|taken| taken.kept_bytes)),
+    ];
+    if let Some(price) = at.price {
+        let hours = if at.gpu.is_some() { all_s } else { wall_s } / 3600.0;
+        lines.push(("cost", format!("{:.2}", price * hours)));
+    }
+    table::print("the sweep", &lines);
+    table::say(match at.gpu {
+        Some(gpu) => format!(
+            "Estimated for {}, one for each configuration that trains, from data sheets and counts of bytes.",
+            gpu.name
+        ),
+        None => format!("With steps as measured here once {L0} features fire on a row; before that they take longer."),
+    });
+    table::say("next: the same command without --dry-run");
+}

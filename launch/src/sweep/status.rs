@@ -1,0 +1,254 @@
+//! Where a sweep stands, from anywhere: its folder says everything.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::claim::{Beat, Life, Watch};
+use super::folder::{Configuration, Files, Folder, State, state_of, varying};
+use super::worker::label;
+use crate::failure::Failure;
+use crate::progress::duration;
+use crate::runs::{Run, at_once};
+use crate::table;
+
+/// A sweep: what is printed with `--json`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Its folder.
+    pub dir: String,
+    /// How many configurations are in each state.
+    pub counts: BTreeMap<&'static str, usize>,
+    /// Seconds until those that train now are done.
+    pub left_s: Option<f64>,
+    /// All that were ever submitted.
+    pub configurations: Vec<Line>,
+}
+
+/// A configuration.
+#[derive(Debug, Serialize)]
+pub struct Line {
+    /// The name of its folder.
+    pub id: String,
+    /// Its run folder.
+    pub run: String,
+    /// What became of it.
+    pub state: State,
+    /// The keys in which configurations of the sweep differ, as TOML writes their values.
+    pub keys: BTreeMap<String, String>,
+    /// Steps done.
+    pub step: Option<u64>,
+    /// Steps of the run.
+    pub steps: Option<u64>,
+    /// Rows a second.
+    pub tokens_per_s: Option<f64>,
+    /// Seconds until it is done.
+    pub left_s: Option<f64>,
+    /// At the end on held-out rows, before that of the last steps.
+    pub loss: Option<f64>,
+    /// Likewise.
+    pub l0: Option<f64>,
+    /// At the end.
+    pub explained_variance: Option<f64>,
+    /// Seconds by the clock, at the end.
+    pub wall_s: Option<f64>,
+    /// Where it trains.
+    pub host: Option<String>,
+    /// Why it failed.
+    pub cause: Option<String>,
+    /// Its keys in short, for people.
+    #[serde(skip)]
+    pub label: String,
+}
+
+impl Report {
+    /// Looks at a sweep. Whether somebody still trains what is claimed shows only after some time, which this takes.
+    ///
+    /// # Errors
+    /// [`trainer::Exit::Data`] where there is no sweep, or one that cannot be read; those of the store.
+    pub fn of(folder: &Folder) -> Result<Report, Failure> {
+        let mut watch = Watch::default();
+        loop {
+            let files = folder.look()?;
+            let (lives, is_known) = lives(folder, &files, &mut watch)?;
+            if is_known {
+                return Report::read(folder, &files, &lives, &watch);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn read(
+        folder: &Folder,
+        files: &BTreeMap<String, Files>,
+        alive: &BTreeMap<String, String>,
+        watch: &Watch,
+    ) -> Result<Report, Failure> {
+        let ids: Vec<&String> = files.iter().filter(|(_, files)| files.is_submitted).map(|(id, _)| id).collect();
+        if ids.is_empty() {
+            return Err(Failure::data(format!(
+                "{}: no sweep is there: sae sweep SWEEP.toml begins one, in the folder that it names",
+                folder.store.url()
+            )));
+        }
+        let read = at_once(&ids, |id| -> Result<Option<(Configuration, Line)>, Failure> {
+            let Some(configuration) = folder.configuration(id)? else { return Ok(None) };
+            let beat = alive.get(*id).and_then(|key| watch.beat(key));
+            let line = Line::of(folder, &configuration, &files[*id], beat)?;
+            Ok(Some((configuration, line)))
+        })?;
+        let read: Vec<Option<(Configuration, Line)>> = read.into_iter().collect::<Result<_, _>>()?;
+        let (configurations, mut lines): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
+        let keys = varying(&configurations);
+        for (configuration, line) in configurations.iter().zip(&mut lines) {
+            let own = configuration.recipe.keys();
+            line.keys = keys.iter().filter_map(|key| Some((key.clone(), own.get(key)?.clone()))).collect();
+            line.label = label(configuration, &keys);
+        }
+        let order = |one: &Configuration| {
+            let train = &one.recipe.train;
+            (one.recipe.sae.features, train.tokens, train.lr.to_bits(), train.l1.to_bits(), train.seed, one.id.clone())
+        };
+        let mut sorted: Vec<_> = configurations.iter().map(order).zip(lines).collect();
+        sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let lines: Vec<Line> = sorted.into_iter().map(|(_, line)| line).collect();
+        let count = |state: State| (state.name(), lines.iter().filter(|line| line.state == state).count());
+        Ok(Report {
+            dir: folder.store.url().to_owned(),
+            counts: State::ALL.map(count).into(),
+            left_s: lines.iter().filter_map(|line| line.left_s).reduce(f64::max),
+            configurations: lines,
+        })
+    }
+
+    /// Prints it for people.
+    pub fn show(&self) {
+        let some = |value: Option<f64>| value.map_or("–".to_owned(), table::number);
+        let rows: Vec<_> = self
+            .configurations
+            .iter()
+            .map(|line| {
+                [
+                    line.label.clone(),
+                    line.state.name().to_owned(),
+                    line.done(),
+                    some(line.loss),
+                    line.l0.map_or("–".to_owned(), |l0| format!("{l0:.1}")),
+                    table::percent(line.explained_variance),
+                    line.tokens_per_s.map_or("–".to_owned(), |per_s| format!("{per_s:.0}/s")),
+                    match (line.wall_s, line.left_s) {
+                        (Some(wall_s), _) => duration(wall_s),
+                        (None, Some(left_s)) => format!("{} left", duration(left_s)),
+                        (None, None) => "–".to_owned(),
+                    },
+                ]
+            })
+            .collect();
+        table::columns(&["configuration", "state", "steps", "loss", "L0", "EV", "rate", "time"], &rows);
+        for line in self.configurations.iter().filter(|line| line.cause.is_some()) {
+            table::say(format!("{}: {}", line.label, line.cause.as_deref().unwrap_or_default()));
+        }
+        let counts: Vec<String> = State::ALL
+            .iter()
+            .map(|state| (state.name(), self.counts[state.name()]))
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| format!("{count} {name}"))
+            .collect();
+        table::say(format!("{}: {}", self.dir, counts.join(", ")));
+    }
+
+    /// What to do next.
+    pub fn next(&self) -> String {
+        let dir = table::quoted(&self.dir);
+        let count = |state: State| self.counts[state.name()];
+        if count(State::Done) == self.configurations.len() {
+            let laws = table::quoted(&format!("{}/laws", self.dir));
+            return format!("next: sae scaling fit {dir} --out {laws}");
+        }
+        if count(State::Pending) + count(State::Running) == 0 {
+            return format!("next: see the causes above, then sae sweep {dir}/sweep.toml --dir {dir} --retry");
+        }
+        match count(State::Running) {
+            0 => format!("next: sae sweep {dir}/sweep.toml --dir {dir}"),
+            _ => format!("next: sae sweep status {dir}"),
+        }
+    }
+}
+
+impl Line {
+    fn of(folder: &Folder, configuration: &Configuration, files: &Files, beat: Option<&Beat>) -> Result<Line, Failure> {
+        let id = &configuration.id;
+        let mut line = Line {
+            id: id.clone(),
+            run: folder.store.url_of(id),
+            state: State::Pending,
+            keys: BTreeMap::new(),
+            step: None,
+            steps: None,
+            tokens_per_s: None,
+            left_s: None,
+            loss: None,
+            l0: None,
+            explained_variance: None,
+            wall_s: None,
+            host: None,
+            cause: None,
+            label: String::new(),
+        };
+        let summary = if files.has_summary { Run::read(&folder.run(id)?)?.and_then(|run| run.summary) } else { None };
+        if let Some(summary) = summary {
+            line.state = State::Done;
+            (line.step, line.steps) = (Some(summary.steps), Some(summary.steps));
+            (line.loss, line.l0) = (summary.loss, summary.l0);
+            (line.explained_variance, line.wall_s) = (summary.explained_variance, Some(summary.wall_s));
+            line.tokens_per_s = Some(summary.tokens_per_s);
+        } else if let Some(beat) = beat {
+            line.state = State::Running;
+            line.host = Some(beat.host.clone());
+            let progress = beat.progress;
+            line.tokens_per_s = progress.tokens_per_s;
+            (line.loss, line.l0) = (progress.loss, progress.l0);
+            if progress.steps > 0 {
+                (line.step, line.steps) = (Some(progress.step), Some(progress.steps));
+                let rows = progress.rows.saturating_sub(progress.tokens) as f64;
+                line.left_s = progress.tokens_per_s.filter(|&per_s| per_s > 0.0).map(|per_s| rows / per_s);
+            }
+        } else if let Some(note) = folder.note(id, files)? {
+            line.state = state_of(&note);
+            line.step = Some(note.step);
+            line.cause = Some(note.error);
+        }
+        Ok(line)
+    }
+
+    /// Steps done, of how many.
+    fn done(&self) -> String {
+        match (self.step, self.steps) {
+            (Some(step), Some(steps)) if step != steps => format!("{step}/{steps}"),
+            (Some(step), _) => step.to_string(),
+            _ => "–".to_owned(),
+        }
+    }
+}
+
+/// The keys of the claims that are alive, by what they claim, and whether that is known of all.
+fn lives(
+    folder: &Folder,
+    files: &BTreeMap<String, Files>,
+    watch: &mut Watch,
+) -> Result<(BTreeMap<String, String>, bool), Failure> {
+    let (mut alive, mut is_known) = (BTreeMap::new(), true);
+    for (id, files) in files.iter().filter(|(_, files)| !files.has_summary) {
+        for claim in &files.claims {
+            match watch.look(&folder.store, claim, Instant::now())? {
+                Life::Alive => {
+                    alive.insert(id.clone(), claim.key.clone());
+                }
+                Life::Unknown => is_known = false,
+                Life::Abandoned => {}
+            }
+        }
+    }
+    Ok((alive, is_known))
+}

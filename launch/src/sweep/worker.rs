@@ -1,0 +1,457 @@
+//! Trains the configurations of a sweep in the slots of this machine, until nothing is left.
+//!
+//! One thread looks, claims and hands out; each slot trains in a thread of its own; one more writes the claims' beats, so that neither a long
+//! step nor a store that is slow makes others believe that this process is gone.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use trainer::Exit;
+use trainer::recipe::Recipe;
+
+use super::claim::{Life, Owner, Progress, Watch};
+use super::folder::{Configuration, Files, Folder, State, state_of, varying};
+use super::group::{Claimed, Outcome, fitting, share, train_group};
+use crate::device::{DeviceChoice, Local};
+use crate::failure::Failure;
+use crate::progress::{Headline, duration};
+
+/// How often the slots are looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Starts of a configuration by one process, where each ends with what another may go better than: storage, hardware.
+const TRIES: u32 = 3;
+
+/// How a sweep is worked on.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Configurations that train at the same time.
+    pub slots: usize,
+    /// Where.
+    pub device: DeviceChoice,
+    /// Threads of a slot on the processor.
+    pub threads: usize,
+    /// This process among those that were started together, from 0 on: each begins its search elsewhere.
+    pub index: usize,
+    /// Whether to wait for configurations that others train.
+    pub waits: bool,
+}
+
+/// What a worker has come to.
+#[derive(Debug, Default)]
+pub struct Worked {
+    /// Why configurations ended that failed here or before: by their ids.
+    pub failed: BTreeMap<String, (State, Exit)>,
+    /// Whether it was asked to stop before all was done.
+    pub is_stopped: bool,
+}
+
+/// Trains what is pending of `configurations`. It ends when all have come to an end, or, where it does not wait for others, when nothing is
+/// left to begin.
+///
+/// # Errors
+/// Those of the store, and of threads.
+pub fn work(
+    folder: &Folder,
+    configurations: &[Configuration],
+    owner: &Owner,
+    work: Work,
+    stop: &Arc<AtomicBool>,
+) -> Result<Worked, Failure> {
+    let held = Held::default();
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let beats = thread::Builder::new().name("claims".to_owned());
+        beats
+            .spawn_scoped(scope, || held.beat(folder, owner, &ended))
+            .map_err(|error| Failure::from(kernels::Error::threads(error)))?;
+        let worked = Worker::new(folder, configurations, owner, work, &held).work(scope, stop);
+        held.stop_all();
+        ended.store(true, Ordering::Relaxed);
+        worked
+    })
+}
+
+/// The claims that this process has.
+#[derive(Debug, Default)]
+struct Held {
+    claims: Mutex<BTreeMap<String, (Claimed, u64)>>,
+}
+
+impl Held {
+    fn claims(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (Claimed, u64)>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop_all(&self) {
+        self.claims().values().for_each(|(claimed, _)| claimed.stop.store(true, Ordering::Relaxed));
+    }
+
+    /// Writes a beat of each claim every so often, until all is `ended`. A claim that is gone was taken over by others, who held this process
+    /// for dead: its run saves and ends.
+    fn beat(&self, folder: &Folder, owner: &Owner, ended: &AtomicBool) {
+        let mut next = Instant::now() + owner.every;
+        while !ended.load(Ordering::Relaxed) {
+            thread::sleep(POLL);
+            if Instant::now() < next {
+                continue;
+            }
+            next = Instant::now() + owner.every;
+            let due: Vec<(String, u64, Progress)> = {
+                let mut claims = self.claims();
+                let beat = |(id, (claimed, beat)): (&String, &mut (Claimed, u64))| {
+                    *beat += 1;
+                    (id.clone(), *beat, claimed.progress())
+                };
+                claims.iter_mut().map(beat).collect()
+            };
+            for (id, beat, progress) in due {
+                match owner.has(&folder.store, &id) {
+                    Ok(true) => {
+                        // One that was given back meanwhile is not to come again.
+                        let claims = self.claims();
+                        let written = claims.get(&id).map(|_| owner.write(&folder.store, &id, beat, progress));
+                        drop(claims);
+                        if let Some(Err(failure)) = written {
+                            tracing::warn!("{}", failure.message());
+                        }
+                    }
+                    Ok(false) => {
+                        if let Some((claimed, _)) = self.claims().get(&id) {
+                            tracing::warn!(
+                                "{}: another process has taken it over, since this one was not heard of: it saves and ends here",
+                                claimed.label
+                            );
+                            claimed.stop.store(true, Ordering::Relaxed);
+                        }
+                    }
+                    Err(failure) => tracing::warn!("{}", failure.message()),
+                }
+            }
+        }
+    }
+}
+
+/// A slot that has ended its group.
+struct Ended {
+    slot: usize,
+    members: Vec<Claimed>,
+    outcomes: Vec<Outcome>,
+}
+
+struct Worker<'a> {
+    folder: &'a Folder,
+    configurations: &'a [Configuration],
+    labels: BTreeMap<String, String>,
+    owner: &'a Owner,
+    work: Work,
+    held: &'a Held,
+    watch: Watch,
+    /// Configurations that have come to their end, one way or the other.
+    settled: BTreeMap<String, (State, Option<Exit>)>,
+    /// How often each was begun here, to no end.
+    tries: BTreeMap<String, u32>,
+    /// Those that others had, and when to look at them again.
+    later: BTreeMap<String, Instant>,
+    elsewhere: usize,
+    began: Instant,
+    /// Work that was left when this process began.
+    left_then: Option<f64>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(
+        folder: &'a Folder,
+        configurations: &'a [Configuration],
+        owner: &'a Owner,
+        work: Work,
+        held: &'a Held,
+    ) -> Self {
+        let keys = varying(configurations);
+        let label = |one: &Configuration| (one.id.clone(), label(one, &keys));
+        Worker {
+            folder,
+            configurations,
+            labels: configurations.iter().map(label).collect(),
+            owner,
+            work,
+            held,
+            watch: Watch::default(),
+            settled: BTreeMap::new(),
+            tries: BTreeMap::new(),
+            later: BTreeMap::new(),
+            elsewhere: 0,
+            began: Instant::now(),
+            left_then: None,
+        }
+    }
+
+    fn work<'scope>(mut self, scope: &'scope Scope<'scope, '_>, stop: &AtomicBool) -> Result<Worked, Failure> {
+        let (ended, heard) = channel::<Ended>();
+        let mut idle: Vec<usize> = (0..self.work.slots).rev().collect();
+        let headline = Headline::new();
+        let mut look_at = Instant::now();
+        let worked = loop {
+            while let Ok(group) = heard.try_recv() {
+                idle.push(group.slot);
+                self.settle(group, stop)?;
+                look_at = Instant::now();
+            }
+            let is_stopped = stop.load(Ordering::Relaxed);
+            if is_stopped {
+                self.held.stop_all();
+                if idle.len() == self.work.slots {
+                    break self.worked(true);
+                }
+            } else if !idle.is_empty() && Instant::now() >= look_at {
+                let pending = self.look()?;
+                let began = self.hand_out(scope, pending, &mut idle, &ended)?;
+                let all_idle = idle.len() == self.work.slots;
+                let none_left = self.settled.len() == self.configurations.len();
+                // Others may let go of what could not be had just now.
+                if all_idle && (none_left || !(self.work.waits || began || self.may_be_had())) {
+                    break self.worked(false);
+                }
+                look_at = Instant::now() + self.owner.every.min(Duration::from_secs(1));
+            }
+            headline.set(&self.headline());
+            thread::sleep(POLL);
+        };
+        headline.clear();
+        Ok(worked)
+    }
+
+    /// What has become of all, and which may be claimed, those that were begun first and then the largest.
+    fn look(&mut self) -> Result<Vec<usize>, Failure> {
+        let mut files = self.folder.look()?;
+        self.watch.keep(|key| files.values().any(|files| files.claims.iter().any(|claim| claim.key == key)));
+        let mut pending = Vec::new();
+        self.elsewhere = 0;
+        for (at, configuration) in self.configurations.iter().enumerate() {
+            let id = &configuration.id;
+            if self.settled.contains_key(id) || self.held.claims().contains_key(id) {
+                continue;
+            }
+            let files = files.remove(id).unwrap_or_default();
+            if files.has_summary {
+                self.settled.insert(id.clone(), (State::Done, None));
+            } else if let Some(life) = self.claimed(&files)? {
+                // Of the others it is not known yet.
+                self.elsewhere += usize::from(life == Life::Alive);
+            } else if let Some((state, exit)) = self.failure(id, &files)? {
+                self.settled.insert(id.clone(), (state, Some(exit)));
+            } else {
+                pending.push((at, files));
+            }
+        }
+        let all = self.configurations;
+        pending.sort_by(|(a, a_files), (b, b_files)| {
+            let larger = all[*b].work().total_cmp(&all[*a].work());
+            b_files.is_begun.cmp(&a_files.is_begun).then(larger).then(a.cmp(b))
+        });
+        for (at, files) in &pending {
+            if files.was_done && !files.is_begun && !self.tries.contains_key(&all[*at].id) {
+                tracing::warn!(
+                    "{}: it was done, and its run folder {} is gone: it is trained again",
+                    self.labels[&all[*at].id],
+                    all[*at].recipe.run.dir
+                );
+            }
+        }
+        let mut pending: Vec<usize> = pending.into_iter().map(|(at, _)| at).collect();
+        if !pending.is_empty() {
+            // Workers that begin together do not all want the same.
+            let first = self.work.index % pending.len();
+            pending.rotate_left(first);
+        }
+        self.left_then.get_or_insert_with(|| pending.iter().map(|&at| all[at].work()).sum());
+        Ok(pending)
+    }
+
+    /// Whether somebody else trains it, or may for all that is known.
+    fn claimed(&mut self, files: &Files) -> Result<Option<Life>, Failure> {
+        let mut found = None;
+        for claim in &files.claims {
+            match self.watch.look(&self.folder.store, claim, Instant::now())? {
+                Life::Alive => return Ok(Some(Life::Alive)),
+                Life::Unknown => found = Some(Life::Unknown),
+                Life::Abandoned => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// How a run has failed, unless another start may go better and this process has some left.
+    fn failure(&self, id: &str, files: &Files) -> Result<Option<(State, Exit)>, Failure> {
+        let Some(note) = self.folder.note(id, files)? else { return Ok(None) };
+        let exit = Exit::of(note.exit_code).unwrap_or(Exit::Hardware);
+        let tries = self.tries.get(id).copied().unwrap_or_default();
+        Ok(if exit.restart_helps() && tries < TRIES { None } else { Some((state_of(&note), exit)) })
+    }
+
+    /// Whether something is left of which it is not known that somebody trains it.
+    fn may_be_had(&self) -> bool {
+        self.settled.len() + self.elsewhere < self.configurations.len()
+    }
+
+    /// Claims configurations for the idle slots and lets them train; says whether any was begun.
+    fn hand_out<'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, '_>,
+        mut pending: Vec<usize>,
+        idle: &mut Vec<usize>,
+        ended: &Sender<Ended>,
+    ) -> Result<bool, Failure> {
+        let now = Instant::now();
+        self.later.retain(|_, until| *until > now);
+        pending.retain(|&at| !self.later.contains_key(&self.configurations[at].id));
+        let mut began = false;
+        while let (Some(&slot), Some(&first)) = (idle.last(), pending.first()) {
+            let all = self.configurations;
+            let sharing: Vec<usize> =
+                pending.iter().copied().filter(|&at| share(&all[first].recipe, &all[at].recipe)).collect();
+            let recipes: Vec<&Recipe> = sharing.iter().map(|&at| &all[at].recipe).collect();
+            let wanted = &sharing[..fitting(&recipes).clamp(1, sharing.len())];
+            pending.retain(|at| !wanted.contains(at));
+            let mut members = Vec::new();
+            for &at in wanted {
+                members.extend(self.claim(&all[at])?);
+            }
+            if members.is_empty() {
+                continue;
+            }
+            idle.pop();
+            began = true;
+            self.begin(scope, slot, members, ended.clone())?;
+        }
+        Ok(began)
+    }
+
+    fn claim(&mut self, configuration: &Configuration) -> Result<Option<Claimed>, Failure> {
+        let Configuration { id, recipe } = configuration;
+        if !self.owner.take(&self.folder.store, id, &mut self.watch)? {
+            return Ok(None);
+        }
+        let store = self.folder.run(id)?;
+        // Another may have come to its end since the folder was looked at.
+        if store.head("summary.json")?.is_some() {
+            self.owner.release(&self.folder.store, id)?;
+            return Ok(None);
+        }
+        let label = self.labels.get(id).cloned().unwrap_or_default();
+        let claimed = Claimed {
+            id: id.clone(),
+            label,
+            recipe: recipe.clone(),
+            store,
+            stop: Arc::default(),
+            progress: Arc::default(),
+        };
+        self.held.claims().insert(id.clone(), (claimed.clone(), 0));
+        Ok(Some(claimed))
+    }
+
+    fn begin<'scope>(
+        &self,
+        scope: &'scope Scope<'scope, '_>,
+        slot: usize,
+        members: Vec<Claimed>,
+        ended: Sender<Ended>,
+    ) -> Result<(), Failure> {
+        for member in &members {
+            tracing::info!(run = member.recipe.run.dir, "begins: {}", member.label);
+        }
+        let Work { device, threads, slots, .. } = self.work;
+        let place = Local { rank: slot, ranks: slots };
+        let train = move || {
+            let outcomes = train_group(device, place, threads, &members);
+            // Nobody listens where the worker has failed meanwhile.
+            let _ = ended.send(Ended { slot, members, outcomes });
+        };
+        let thread = thread::Builder::new().name(format!("slot-{slot}")).spawn_scoped(scope, train);
+        thread.map(|_| ()).map_err(|error| kernels::Error::threads(error).into())
+    }
+
+    fn settle(&mut self, group: Ended, stop: &AtomicBool) -> Result<(), Failure> {
+        for (member, outcome) in group.members.iter().zip(group.outcomes) {
+            let (id, label) = (&member.id, &member.label);
+            match outcome {
+                Outcome::Done(summary) => {
+                    self.folder.keep_summary(id, summary.to_json()?)?;
+                    let (loss, l0) = summary.metrics.as_ref().map_or((None, None), |m| (Some(m.loss), Some(m.l0)));
+                    tracing::info!(loss, l0, wall_s = summary.account.wall_s, "done: {label}");
+                    self.settled.insert(id.clone(), (State::Done, None));
+                }
+                Outcome::Stopped => {
+                    if !stop.load(Ordering::Relaxed) {
+                        self.later.insert(id.clone(), Instant::now() + self.owner.every);
+                    }
+                }
+                Outcome::Elsewhere => {
+                    tracing::info!("{label}: its run folder is in use by another process, and is looked at again");
+                    self.later.insert(id.clone(), Instant::now() + self.owner.every);
+                }
+                Outcome::Failed { exit, words } => {
+                    let tries = self.tries.entry(id.clone()).or_default();
+                    *tries += 1;
+                    let again = exit.restart_helps() && *tries < TRIES;
+                    let state = if exit == Exit::Divergence { State::Diverged } else { State::Failed };
+                    let more = if again { "; it is begun again" } else { "" };
+                    tracing::warn!(exit_code = exit.code(), "{}: {label}: {words}{more}", state.name());
+                    if again {
+                        self.later.insert(id.clone(), Instant::now() + self.owner.every);
+                    } else {
+                        self.settled.insert(id.clone(), (state, Some(exit)));
+                    }
+                }
+            }
+            self.held.claims().remove(id);
+            self.owner.release(&self.folder.store, id)?;
+        }
+        Ok(())
+    }
+
+    fn worked(&self, is_stopped: bool) -> Worked {
+        let failed = self.settled.iter().filter_map(|(id, (state, exit))| Some((id.clone(), (*state, (*exit)?))));
+        Worked { failed: failed.collect(), is_stopped }
+    }
+
+    /// The whole sweep in a line.
+    fn headline(&self) -> String {
+        let (all, done) = (self.configurations.len(), self.settled.values().filter(|(s, _)| *s == State::Done).count());
+        let failed = self.settled.len() - done;
+        let running = self.held.claims().len();
+        let mut parts = vec![format!("sweep {done}/{all} done"), format!("{running} running here")];
+        parts.extend((self.elsewhere > 0).then(|| format!("{} elsewhere", self.elsewhere)));
+        parts.extend((failed > 0).then(|| format!("{failed} failed")));
+        parts.extend(self.left_s().map(|seconds| format!("{} left", duration(seconds))));
+        parts.join(" · ")
+    }
+
+    /// Seconds until all are done, at the pace since this process began.
+    fn left_s(&self) -> Option<f64> {
+        let then = self.left_then?;
+        let open = self.configurations.iter().filter(|one| !self.settled.contains_key(&one.id));
+        let whole: f64 = open.map(Configuration::work).sum();
+        let claims = self.held.claims();
+        let made: f64 = claims
+            .values()
+            .map(|(claimed, _)| claimed.recipe.sae.features as f64 * claimed.progress().tokens as f64)
+            .sum();
+        let left = (whole - made).max(0.0);
+        let (seconds, gone) = (self.began.elapsed().as_secs_f64(), then - left);
+        (gone > 0.0 && seconds > 1.0).then(|| seconds * left / gone)
+    }
+}
+
+/// What a configuration has of its own, for people.
+pub fn label(configuration: &Configuration, varying: &[String]) -> String {
+    let keys = configuration.recipe.keys();
+    let short = &configuration.id[..configuration.id.len().min(6)];
+    let parts = varying.iter().filter_map(|key| Some(format!("{}={}", key.rsplit('.').next()?, keys.get(key)?)));
+    [short.to_owned()].into_iter().chain(parts).collect::<Vec<_>>().join(" ")
+}

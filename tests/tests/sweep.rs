@@ -1,0 +1,257 @@
+//! Sweeps: each configuration is done once, whatever is killed and however many submit; what is wrong is said by its name and loses nothing.
+
+use std::process::{Child, Command};
+
+use tests::fixture::Fixture;
+use tests::processes::wait_for;
+use tests::s3::S3;
+use tests::slurm::Slurm;
+use tests::sweeps::{self, Place};
+use tests::{need, sae};
+
+/// Kills of a sweep, in CI: SAE_KILLS takes another number.
+fn kills() -> u32 {
+    std::env::var("SAE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(5)
+}
+
+fn says(line: String) {
+    println!("{line}");
+}
+
+#[test]
+fn a_sweep_that_is_killed_is_done_once() {
+    let fixture = Fixture::with_data();
+    let finished = sweeps::soak(&Place::Local, &fixture, kills(), 1, &mut says);
+    // Submitted again it does nothing.
+    let dir = fixture.text(&format!("killed-{}", finished - 1));
+    let before = sweeps::contents(&dir);
+    let sweep = fixture.text("six.toml");
+    let again = sae::run(&sweeps::words(&sweep, &dir)).exits(0);
+    assert!(!again.stderr.contains("begins"), "{}", again.stderr);
+    assert_eq!(sweeps::contents(&dir), before, "nothing was written");
+    assert!(before.iter().all(|(key, _)| !key.starts_with("claims/")), "no claim is left");
+    // One more point is one more run.
+    let more = fixture.save_text("more", &sweeps::six(&fixture).replace("4e-3]", "4e-3, 8e-3]"));
+    let more = sae::run(&sweeps::words(&more, &dir)).exits(0);
+    assert_eq!(more.stderr.matches("begins").count(), 2, "{}", more.stderr);
+    let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+    assert_eq!((&status["counts"]["done"], &status["counts"]["pending"]), (&8.into(), &0.into()), "{status}");
+}
+
+#[test]
+fn a_sweep_on_an_object_store_that_is_killed_is_done_once() {
+    let Some(python) = need::python() else { return };
+    let (fixture, s3) = (Fixture::with_data(), S3::start(&python));
+    sweeps::soak(&Place::S3(&s3), &fixture, kills(), 2, &mut says);
+    two_at_once(&Place::S3(&s3), &fixture);
+}
+
+#[test]
+fn two_that_submit_at_once_share_the_work() {
+    let fixture = Fixture::with_data();
+    sae::run(&sweeps::words(&fixture.save_text("six", &sweeps::six(&fixture)), &fixture.text("undisturbed"))).exits(0);
+    two_at_once(&Place::Local, &fixture);
+}
+
+/// Both come to the same table, which is that of the undisturbed sweep, and no run was begun twice.
+fn two_at_once(place: &Place<'_>, fixture: &Fixture) {
+    let (sweep, dir) = (fixture.text("six.toml"), place.dir(fixture, "both"));
+    let words = sweeps::words(&sweep, &dir);
+    let both = [(); 2].map(|()| sweeps::spawn(place, fixture, &words));
+    let said = both.map(|child: Child| {
+        let output = child.wait_with_output().expect("it ends");
+        let [stdout, stderr] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned());
+        assert!(output.status.success(), "{}: {stderr}", output.status);
+        (stdout, stderr)
+    });
+    assert_eq!(said[0].0, said[1].0, "the same table");
+    let begun: usize = said.iter().map(|(_, stderr)| stderr.matches("begins").count()).sum();
+    assert_eq!(begun, 6, "{}\n{}", said[0].1, said[1].1);
+    let expected = sweeps::table(&Place::Local, fixture, &fixture.text("undisturbed"));
+    assert_eq!(sweeps::table(place, fixture, &dir), expected);
+}
+
+/// A signal makes all slots save; the same command goes on from there.
+#[test]
+fn a_sweep_that_is_asked_to_stop_saves_and_goes_on() {
+    let fixture = Fixture::with_data();
+    let text = sweeps::six(&fixture).replace("tokens = 15360", "tokens = 15000").replace("every = 5", "every = 10000");
+    let (sweep, dir) = (fixture.save_text("six", &text), fixture.text("sweep"));
+    let words = [&sweeps::words(&sweep, &dir)[..], &["--set", "train.adam=dense"]].concat();
+    let child = sweeps::spawn(&Place::Local, &fixture, &words);
+    let steps = || {
+        let status = sae::run(&["sweep", "status", &dir, "--json"]);
+        let status = (status.code == Some(0)).then(|| status.json())?;
+        let step = |line: &serde_json::Value| line["state"] == "running" && line["step"].as_u64() > Some(0);
+        status["configurations"].as_array()?.iter().any(step).then_some(())
+    };
+    wait_for("a step", steps);
+    sae::signal(&child, "TERM");
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    // It may have been done by then on a fast machine.
+    if output.status.code() != Some(0) {
+        assert_eq!(output.status.code(), Some(75), "{said}");
+        assert!(said.contains("the same command goes on"), "{said}");
+        assert!(sweeps::contents(&dir).iter().all(|(key, _)| !key.starts_with("claims/")), "no claim is left");
+    }
+    sae::run(&words).exits(0);
+    let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+    assert_eq!(status["counts"]["done"], 6, "{status}");
+}
+
+/// One that diverges and one that does not fit stop no other, and say why; the folder of one that is done may be deleted.
+#[test]
+fn what_fails_stops_no_other_and_says_why() {
+    let fixture = Fixture::with_data();
+    let text = format!(
+        "{}[[points]]\nsae.features = 2000000000\n[[points]]\nsae.features = 128\ntrain.clip = 1e300\ntrain.tokens = 7680\ntrain.l1 = 1e300\n",
+        sweeps::six(&fixture).replace("[1e-3, 2e-3, 4e-3]", "[1e-3]")
+    );
+    let (sweep, dir) = (fixture.save_text("sweep", &text), fixture.text("sweep"));
+    let first = sae::run(&sweeps::words(&sweep, &dir));
+    let said = &first.stderr;
+    assert_eq!(first.code, Some(70), "{said}");
+    let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+    let counts = |name: &str| status["counts"][name].as_u64();
+    assert_eq!(
+        ["done", "failed", "diverged", "pending", "running"].map(counts),
+        [Some(2), Some(1), Some(1), Some(0), Some(0)],
+        "{status}"
+    );
+    let lines = status["configurations"].as_array().expect("a list");
+    let cause = |state: &str| {
+        let line = lines.iter().find(|line| line["state"] == state).expect("there is one");
+        line["cause"].as_str().expect("a cause").to_owned()
+    };
+    assert!(cause("failed").contains("sae.features"), "{}", cause("failed"));
+    assert!(first.stdout.contains(&cause("failed")[..30]), "the closing table says it too: {}", first.stdout);
+    // Not tried again without being asked, and again when asked.
+    let words = sweeps::words(&sweep, &dir);
+    let second = sae::run(&words).exits(70);
+    assert!(!second.stderr.contains("begins"), "{}", second.stderr);
+    let third = sae::run(&[&words[..], &["--retry"]].concat()).exits(70);
+    assert_eq!(third.stderr.matches("begins").count(), 2, "{}", third.stderr);
+    // As one of several workers it has done its work.
+    sae::run(&[&words[..], &["--worker"]].concat()).exits(0);
+    // The folder of one that is done is deleted by hand.
+    let done = lines.iter().find(|line| line["state"] == "done").expect("there is one");
+    std::fs::remove_dir_all(done["run"].as_str().expect("a folder")).expect("it is removed");
+    let again = sae::run(&words).exits(70).says(&["it was done, and its run folder", "is gone: it is trained again"]);
+    assert_eq!(again.stderr.matches("begins").count(), 1, "{}", again.stderr);
+}
+
+#[test]
+fn what_cannot_be_submitted_is_refused_by_its_name() {
+    let fixture = Fixture::with_data();
+    let six = sweeps::six(&fixture);
+    let dir = fixture.text("sweep");
+    let run = |name: &str, text: &str| sae::run(&sweeps::words(&fixture.save_text(name, text), &dir));
+    let small = six.replace("[1e-3, 2e-3, 4e-3]", "[1e-3]").replace("15360", "512").replace("7680", "512");
+    for (name, text, said) in [
+        ("axis", small.replace("train.lr =", "train.lrr ="), "unknown key train.lrr: did you mean lr?"),
+        ("empty", small.replace("[1e-3]", "[]"), "axes.train.lr is empty, so the product of the axes is too"),
+        ("eval", small.replace("eval = ", "column = 'x' # "), "has no data.eval"),
+        ("idle", small.replace("train.lr = [1e-3]", "log.every = [1, 2]"), "differ in log.every alone"),
+        ("tokens", small.replace("= 512", "= 1000000000"), "data.train has 15401 rows"),
+    ] {
+        let refused = run(name, &text);
+        if name == "tokens" {
+            // As a run would say it; it stops no other, of which there are none.
+            assert!(refused.stderr.contains(said), "{name}: {}", refused.stderr);
+            std::fs::remove_dir_all(&dir).expect("it is removed");
+            continue;
+        }
+        refused.exits(64).says(&[said]);
+        assert!(!fixture.path("sweep").exists(), "{name}: nothing is written");
+    }
+    run("small", &small).exits(0);
+    let before = sweeps::contents(&dir);
+    let changed = small.replace("batch = 256", "batch = 128\nthreads = 1");
+    run("changed", &changed).exits(64).says(&["train.batch: it has 256, the recipe says 128", "Nothing was changed"]);
+    assert_eq!(sweeps::contents(&dir), before);
+    // Where a run is and how it computes may change.
+    run("threads", &small.replace("batch = 256", "batch = 256\nthreads = 1")).exits(0);
+    // A plan begins nothing.
+    let plan = sae::run(&[
+        "sweep",
+        &fixture.text("small.toml"),
+        "--dir",
+        &fixture.text("planned"),
+        "--dry-run",
+        "--device",
+        "cpu",
+        "--price",
+        "2",
+    ]);
+    let plan = plan.exits(0);
+    assert!(plan.stdout.contains("time by the clock") && plan.stdout.contains("cost"), "{}", plan.stdout);
+    let gpu = ["sweep", &fixture.text("small.toml"), "--dir", &fixture.text("planned"), "--dry-run", "--gpu", "h200"];
+    assert!(sae::run(&gpu).exits(0).stdout.contains("Estimated for h200"));
+    assert!(!fixture.path("planned").exists());
+}
+
+/// Workers of an array share a sweep of twelve; one that is asked to stop goes back into the queue.
+#[test]
+fn an_array_of_slurm_trains_a_sweep() {
+    if !need::programs(&["slurmctld", "slurmd", "sbatch"], "slurmctld slurmd slurm-client") {
+        return;
+    }
+    let (fixture, slurm) = (Fixture::with_data(), Slurm::start());
+    let dir = fixture.text("sweep");
+    let axes = "[axes]\ntrain.seed = [0, 1]\n";
+    let text = format!("dir = '{dir}'\n{}", sweeps::six(&fixture).replace("[axes]\n", axes));
+    let sweep = fixture.save_text("twelve", &text);
+    let said =
+        slurm.sae(&["launch", "slurm", &sweep, "--sweep", "--nodes", "2", "--cpus-per-task", "2", "--device", "cpu"]);
+    let job = said.strip_prefix("job ").and_then(|rest| rest.split_once(',')).expect("a job").0.to_owned();
+    for task in 0..2 {
+        let state = slurm.end(&format!("{job}_{task}"));
+        let log = std::fs::read_to_string(fixture.path(format!("sweep/slurm-{job}_{task}.out"))).unwrap_or_default();
+        assert_eq!(state, "COMPLETED 0:0", "{log}");
+    }
+    let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+    assert_eq!(status["counts"]["done"], 12, "{status}");
+    let logs = [0, 1]
+        .map(|task| std::fs::read_to_string(fixture.path(format!("sweep/slurm-{job}_{task}.out"))).expect("a log"));
+    let begun = logs.each_ref().map(|log| log.matches("begins").count());
+    assert_eq!(begun[0] + begun[1], 12, "{logs:?}");
+}
+
+/// Synthetic shards of the base recipe are made once, by the example that a reader starts with.
+#[test]
+fn the_example_is_a_sweep() {
+    let example = tests::root().join("launch/recipes/sweep-quickstart.toml");
+    let fixture = Fixture::new();
+    let folder = fixture.text("");
+    let data = [format!("data.train={folder}train"), format!("data.eval={folder}eval")];
+    let words = [
+        "sweep",
+        example.to_str().expect("UTF-8"),
+        "--dir",
+        &fixture.text("sweep"),
+        "--set",
+        &data[0],
+        "--set",
+        &data[1],
+    ];
+    let plan = sae::run(&[&words[..], &["--dry-run", "--gpu", "h200"]].concat()).exits(0);
+    assert!(plan.stdout.contains("configurations") && plan.stdout.contains("12"), "{}", plan.stdout);
+}
+
+/// The manifest carries the sweep, says what exit codes mean, and has no field that a Job has not.
+#[test]
+fn the_job_of_a_sweep_is_what_kubernetes_takes() {
+    let Some(python) = need::python() else { return };
+    let fixture = Fixture::with_data();
+    let sweep = fixture.save_text("six", &format!("dir = 's3://bucket/sweep'\n{}", sweeps::six(&fixture)));
+    let words =
+        ["launch", "k8s", &sweep, "--sweep", "--pods", "3", "--gpus-per-pod", "2", "--image", "registry/sae:0.1"];
+    let credentials = [("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "c4n4ry-never-print-me")];
+    let manifest = sae::run_with(&words, &credentials).exits(0).stdout;
+    let file = fixture.path("job.yaml");
+    std::fs::write(&file, &manifest).expect("written");
+    let script = tests::root().join("tests/reference/sweep_job.py");
+    let output = Command::new(python).args([script.as_path(), &file]).output().expect("Python runs");
+    assert!(output.status.success(), "{}\n{manifest}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,215 @@
+//! Runs on one stream: each is the run that it is alone, whatever becomes of the others.
+
+use loader::Dtype;
+use serde_json::Value;
+use tests::checkpoints;
+use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
+use tests::runs::{Told, finish, stop, trained, trained_together};
+use trainer::Error;
+use trainer::recipe::{Adam, BiasInit, Recipe};
+use trainer::train::share_a_stream;
+
+/// Rows that the order is made for: 60 steps of 256, and a short one.
+const ORDER_ROWS: u64 = 15_401;
+
+/// Recipes on one stream that differ in whatever a sweep varies. The first sees all rows, the second the fewest.
+fn recipes(fixture: &Fixture, folder: &str) -> Vec<Recipe> {
+    let recipe = |name: &str, change: &dyn Fn(&mut Recipe)| {
+        let mut recipe = fixture.recipe(&format!("{folder}/{name}"));
+        recipe.data.order_rows = Some(ORDER_ROWS);
+        recipe.data.eval = vec![fixture.text("eval")];
+        (recipe.eval.every, recipe.eval.rows, recipe.log.every) = (9, 500, 7);
+        change(&mut recipe);
+        recipe
+    };
+    vec![
+        recipe("whole", &|_| ()),
+        recipe("short", &|recipe| (recipe.train.tokens, recipe.sae.features) = (Some(20 * 256), 128)),
+        recipe("lr", &|recipe| (recipe.train.tokens, recipe.train.lr) = (Some(30 * 256), 3e-3)),
+        recipe("seed", &|recipe| (recipe.train.seed, recipe.train.l1) = (3, 0.5)),
+        recipe("catchup", &|recipe| (recipe.train.adam, recipe.sae.features) = (Adam::Catchup, 384)),
+        recipe("calibrated", &|recipe| {
+            (recipe.sae.bias_init, recipe.sae.bias_init_l0) = (BiasInit::Calibrated, 8.0);
+        }),
+    ]
+}
+
+/// What was told that does not depend on clocks.
+fn of(told: &Told) -> Vec<Value> {
+    let lines = told.lines.iter().map(|line| serde_json::to_value(line).expect("JSON"));
+    let all = lines.chain(told.evaluated.iter().map(|line| serde_json::to_value(line).expect("JSON")));
+    all.map(without_clocks).collect()
+}
+
+fn without_clocks(mut value: Value) -> Value {
+    let object = value.as_object_mut().expect("an object");
+    for key in ["time", "tokens_per_s", "tokens_per_s_wall", "stall_share", "step_s", "wall_s", "stall_s", "checkpoint"]
+    {
+        object.remove(key);
+    }
+    value
+}
+
+/// The run of `recipe` is that of `alone`: weights, moments, clocks and sums of the last checkpoint, and the summary.
+#[track_caller]
+fn assert_same(fixture: &Fixture, recipe: &Recipe, alone: &Recipe) {
+    let folder = |recipe: &Recipe| fixture.path(&recipe.run.dir);
+    let (one, other) = (checkpoints::last(&folder(recipe)), checkpoints::last(&folder(alone)));
+    assert_eq!(checkpoints::differing(&one, &other), [""; 0], "{}", recipe.run.dir);
+    let summary = |recipe: &Recipe| without_clocks(json(&folder(recipe).join("summary.json")));
+    assert_eq!(summary(recipe), summary(alone), "{}", recipe.run.dir);
+}
+
+#[test]
+fn a_run_in_company_is_the_run_that_it_is_alone() {
+    let fixture = Fixture::with_data();
+    let (apart, company) = (recipes(&fixture, "alone"), recipes(&fixture, "company"));
+    let alone: Vec<Told> = apart
+        .iter()
+        .map(|recipe| {
+            let (result, told) = trained(recipe, false, None);
+            result.unwrap_or_else(|error| panic!("{}: {error}", recipe.run.dir));
+            told
+        })
+        .collect();
+    let members: Vec<(&Recipe, bool)> = company.iter().map(|recipe| (recipe, false)).collect();
+    let steps: Vec<u64> = trained_together(&members, None)
+        .into_iter()
+        .zip(&alone)
+        .map(|((result, told), alone)| {
+            assert_eq!(of(&told), of(alone));
+            assert!(!told.evaluated.is_empty());
+            result.expect("it trains").steps
+        })
+        .collect();
+    assert_eq!(steps, [61, 20, 30, 61, 61, 61]);
+    company.iter().zip(&apart).for_each(|(recipe, alone)| assert_same(&fixture, recipe, alone));
+}
+
+/// Stopped when one has ended, and resumed at different steps: one has come further by itself, one has not begun.
+#[test]
+fn a_company_that_was_stopped_goes_on_to_the_same_bits() {
+    let fixture = Fixture::with_data();
+    let (apart, company) = (recipes(&fixture, "alone"), recipes(&fixture, "company"));
+    let picked = [0, 1, 4, 5];
+    picked.iter().for_each(|&index| drop(finish(&apart[index])));
+    let [whole, short, catchup, calibrated] = picked.map(|index| &company[index]);
+    let stopped = trained_together(&[(whole, false), (short, false), (catchup, false)], Some(25));
+    let ends: Vec<Option<u64>> = stopped
+        .iter()
+        .map(|(result, _)| match result {
+            Err(Error::Interrupted { step, .. }) => Some(*step),
+            Ok(_) => None,
+            Err(error) => panic!("{error}"),
+        })
+        .collect();
+    assert_eq!(ends, [Some(25), None, Some(25)], "the short one had ended");
+    stop(catchup, true, 40);
+    let results = trained_together(&[(whole, true), (catchup, true), (calibrated, false)], None);
+    for (result, _) in results {
+        result.expect("it goes on");
+    }
+    picked.iter().for_each(|&index| assert_same(&fixture, &company[index], &apart[index]));
+}
+
+/// One whose gradient is not finite ends alone, with a note of its own.
+#[test]
+fn one_that_diverges_stops_no_other() {
+    let fixture = Fixture::with_data();
+    let (apart, mut company) = (recipes(&fixture, "alone"), recipes(&fixture, "company"));
+    company.truncate(3);
+    company[1].train.lr = 1e30;
+    finish(&apart[0]);
+    let members: Vec<(&Recipe, bool)> = company.iter().map(|recipe| (recipe, false)).collect();
+    let results: Vec<_> = trained_together(&members, None).into_iter().map(|(result, _)| result).collect();
+    assert!(matches!(&results[..], [Ok(_), Err(Error::Divergence(_)), Ok(_)]), "{results:?}");
+    assert_same(&fixture, &company[0], &apart[0]);
+    let note = json(&fixture.path("company/short/error-0.json"));
+    assert_eq!(note["exit_code"], 70, "{note}");
+    for name in ["whole", "lr"] {
+        assert!(!fixture.path(format!("company/{name}/error-0.json")).exists(), "{name}");
+    }
+}
+
+/// A row that holds a NaN concerns all: each saves its weights before that step, and says what to leave out.
+#[test]
+fn a_bad_row_ends_all_with_their_weights_saved() {
+    let fixture = Fixture::new();
+    for (set, seed) in [("train", 3), ("eval", 4)] {
+        let mut rows = plain_rows(2000, 16, seed);
+        if set == "train" {
+            rows[1500 * 16] = f32::NAN;
+        }
+        write_shards(&fixture.path(set), 16, &rows, Dtype::F32, 1000);
+    }
+    let mut company = recipes(&fixture, "company");
+    company.truncate(2);
+    for recipe in &mut company {
+        (recipe.data.order_rows, recipe.train.tokens, recipe.train.batch) = (Some(2000), None, 100);
+    }
+    company[1].train.tokens = Some(300);
+    let members: Vec<(&Recipe, bool)> = company.iter().map(|recipe| (recipe, false)).collect();
+    for (recipe, (result, _)) in company.iter().zip(trained_together(&members, None)) {
+        match result {
+            Ok(summary) => assert_eq!(summary.steps, 3),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("1 of its rows holds NaN") && text.contains("data.skip="), "{text}");
+                let last = checkpoints::committed(&fixture.path(&recipe.run.dir)).pop().expect("a checkpoint");
+                assert!(last.ends_with("step-0000000017/attempt-0001"), "{text}");
+            }
+        }
+    }
+}
+
+/// The order is that of `data.order_rows`, whatever part of it a run takes.
+#[test]
+fn runs_of_different_lengths_see_the_same_rows() {
+    let fixture = Fixture::with_data();
+    let mut runs = recipes(&fixture, "rows");
+    runs.truncate(2);
+    for run in &mut runs {
+        run.log.rows = true;
+        finish(run);
+    }
+    let rows = |run: &Recipe| json_lines(&fixture.path(&run.run.dir).join("rows.jsonl"));
+    let (whole, short) = (rows(&runs[0]), rows(&runs[1]));
+    assert_eq!((whole.len(), short.len()), (61, 20));
+    assert_eq!(whole[..20], short[..]);
+}
+
+#[test]
+fn what_cannot_share_a_stream_is_refused() {
+    let fixture = Fixture::with_data();
+    let all = recipes(&fixture, "x");
+    assert!(all.iter().all(|recipe| share_a_stream(recipe, &all[0])));
+    let changed = |change: &dyn Fn(&mut Recipe)| {
+        let mut recipe = all[1].clone();
+        change(&mut recipe);
+        recipe
+    };
+    let others = [
+        changed(&|recipe| recipe.train.batch = 128),
+        changed(&|recipe| recipe.data.seed = 1),
+        changed(&|recipe| recipe.data.order_rows = None),
+    ];
+    assert!(others.iter().all(|other| !share_a_stream(other, &all[0])));
+    for (result, _) in trained_together(&[(&all[0], false), (&others[1], false)], None) {
+        let error = result.expect_err("other rows");
+        assert!(error.to_string().contains("train them apart") && error.exit().code() == 64, "{error}");
+    }
+    // They are two runs that have not begun: their folders are free.
+    assert!(!fixture.path("x/whole/config.toml").exists());
+    for (tokens, says) in [
+        (Some(300), "write 256 or 512"),
+        (Some(ORDER_ROWS - 1), "write 15360 or 15401"),
+        (Some(ORDER_ROWS + 1), "but data.train has 15401 rows"),
+    ] {
+        let (result, _) = trained(&changed(&|recipe| recipe.train.tokens = tokens), false, None);
+        let error = result.expect_err("no whole batches").to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let less = changed(&|recipe| (recipe.data.order_rows, recipe.train.tokens) = (Some(1024), Some(2048)));
+    let error = trained(&less, false, None).0.expect_err("more than the order has").to_string();
+    assert!(error.contains("more than the 1024 of data.order_rows"), "{error}");
+}
