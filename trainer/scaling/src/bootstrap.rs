@@ -3,9 +3,10 @@
 //! Webb's six weights (Webb 2014, "Reworking wild bootstrap based inference for clustered errors").
 //!
 //! Residuals are first made as large as the noise behind them: a fit follows each cluster by its leverage, which the block
-//! (I − H_gg)^−1 of the jackknife undoes (CR3; MacKinnon, Nielsen, Webb 2023). In the simulations of tests/laws.rs it covers; the
-//! square root of it (CR2), and residuals as they are, cover too little where clusters are few. Replicates are drawn wider by Student's t of
-//! one degree of freedom less than there are clusters over the normal distribution's, as is usual with CR3.
+//! (I − H_gg)^−1 of the jackknife undoes (CR3; MacKinnon, Nielsen, Webb 2023). Clusters count unequally for an exponent: of 24 the
+//! smallest and the largest budgets decide, so the variance is known as badly as from a few. Replicates are therefore drawn wider by
+//! Student's t over the normal distribution's, with the degrees of freedom of Bell and McCaffrey (2002) of α or β, whichever has fewer. With
+//! one less than the number of clusters, intervals of the simulations in tests/laws.rs held the truth in 91 to 93 of 100 sweeps.
 
 use nalgebra::{DMatrix, DVector};
 use rand_chacha::ChaCha8Rng;
@@ -30,6 +31,39 @@ pub struct Draws {
     pub with_e: Vec<Parameters>,
     /// The surface with E = 0, fitted to the same replicates.
     pub without_e: Vec<Parameters>,
+}
+
+/// Degrees of freedom behind the variances of α and β, the last two columns, with the leverage undone: (Σλ)²/Σλ², λ the eigenvalues of
+/// V'V, V_g the sensitivity of the variance's root to the noise, cluster by cluster, where that is independent; the lesser of both, at
+/// most one less than there are clusters.
+fn freedom(jacobian: &DMatrix<f64>, clusters: &[usize]) -> f64 {
+    let many = clusters.iter().max().map_or(0, |most| most + 1);
+    let most = many.saturating_sub(1) as f64;
+    let svd = jacobian.clone().svd(true, true);
+    let (Some(basis), Some(turned)) = (svd.u, svd.v_t) else { return most };
+    let largest = svd.singular_values.max();
+    let of = |parameter: usize| {
+        // The parameter is a'y, a a combination of the basis.
+        let weights = DVector::from_fn(svd.singular_values.len(), |at, _| {
+            let singular = svd.singular_values[at];
+            if singular > RANK * largest { turned[(at, parameter)] / singular } else { 0.0 }
+        });
+        let sensitivity = &basis * weights;
+        let undone = undone_leverage(jacobian, sensitivity.as_slice(), clusters);
+        // V'V = Z'(I − H)Z with a column of Z for each cluster.
+        let columns = DMatrix::from_fn(
+            clusters.len(),
+            many,
+            |run, cluster| {
+                if clusters[run] == cluster { undone[run] } else { 0.0 }
+            },
+        );
+        let projected = basis.transpose() * &columns;
+        let squares = columns.transpose() * &columns - projected.transpose() * &projected;
+        squares.trace().powi(2) / squares.norm_squared()
+    };
+    let least = of(3).min(of(4));
+    if least.is_finite() { least.min(most) } else { most }
 }
 
 /// Derivatives of the surface by E, A, B, α, β of normalised inputs, a row a run.
@@ -72,8 +106,9 @@ pub fn undone_leverage(jacobian: &DMatrix<f64>, residuals: &[f64], clusters: &[u
 /// Makes and fits the replicates.
 pub fn draw(points: &Points, fit: &Fit, without_e: &Fit, clusters: &[usize], replicates: usize, seed: u64) -> Draws {
     let many = clusters.iter().max().map_or(0, |most| most + 1);
-    let wider = student(many.saturating_sub(1)) / NORMAL;
-    let noise = undone_leverage(&jacobian(points, fit), &fit.at.residuals, clusters);
+    let jacobian = jacobian(points, fit);
+    let wider = student(freedom(&jacobian, clusters)) / NORMAL;
+    let noise = undone_leverage(&jacobian, &fit.at.residuals, clusters);
     let fitted: Vec<f64> = points.loss.iter().zip(&fit.at.residuals).map(|(loss, residual)| loss - residual).collect();
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut draws = Draws { with_e: Vec::new(), without_e: Vec::new() };
@@ -91,8 +126,8 @@ pub fn draw(points: &Points, fit: &Fit, without_e: &Fit, clusters: &[usize], rep
 }
 
 /// The 97.5 % quantile of Student's t, with one degree of freedom at the least.
-pub fn student(freedom: usize) -> f64 {
-    StudentsT::new(0.0, 1.0, freedom.max(1) as f64).map_or(NORMAL, |t| t.inverse_cdf(0.975))
+pub fn student(freedom: f64) -> f64 {
+    StudentsT::new(0.0, 1.0, freedom.max(1.0)).map_or(NORMAL, |t| t.inverse_cdf(0.975))
 }
 
 /// One of ±√½, ±1, ±√1½, each as likely: mean 0, variance 1.
@@ -158,6 +193,30 @@ mod tests {
         for run in [2, 3] {
             assert!((undone[run] - others(run)).abs() < 1e-12, "{run}: {} {}", undone[run], others(run));
         }
+    }
+
+    /// Of clusters that all tell the same there are as many degrees of freedom as clusters but one; of unlike ones fewer.
+    #[test]
+    fn unequal_clusters_have_fewer_degrees_of_freedom() {
+        let clusters: Vec<usize> = (0..40).map(|run| run / 2).collect();
+        let of = |column: fn(usize) -> f64| {
+            let matrix = DMatrix::from_fn(40, 5, |run, at| match at {
+                0 => 1.0,
+                3 => column(run),
+                4 => {
+                    if run % 2 == 0 {
+                        1.0
+                    } else {
+                        -1.0
+                    }
+                }
+                _ => 0.0,
+            });
+            freedom(&matrix, &clusters)
+        };
+        let same = of(|run| if run / 2 % 2 == 0 { 1.0 } else { -1.0 });
+        let unlike = of(|run| if run < 4 { 10.0 } else { (run / 2 % 2) as f64 });
+        assert!((16.0..=19.0).contains(&same) && unlike < 6.0, "{same} {unlike}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub fn regress(x: &DMatrix<f64>, y: &[f64], clusters: &[usize]) -> Option<Vec<Es
         meat += &score * score.transpose();
     }
     let variance = &bread * meat * &bread;
-    let t = student(many.saturating_sub(columns));
+    let t = student(many.saturating_sub(columns) as f64);
     let estimate = |at: usize| {
         let (value, half) = (found[at] / sizes[at], t * variance[(at, at)].max(0.0).sqrt() / sizes[at]);
         Estimate { value, low: value - half, high: value + half }

@@ -11,7 +11,7 @@ use crate::laws::{Loss, Parameters};
 use crate::projection::{Irreducible, Objective, Points, Projected};
 
 /// Exponents on the grid, and between which the optimiser stays: 0.02 … 4, evenly in their logarithms.
-const GRID: usize = 28;
+const GRID: usize = 22;
 /// The least exponent that is told from 0.
 pub const LEAST: f64 = 0.02;
 /// The largest exponent.
@@ -20,6 +20,10 @@ pub const MOST: f64 = 4.0;
 const STARTS: usize = 8;
 /// Steps of the optimiser, at most; about ten are used.
 const MOST_STEPS: u64 = 60;
+/// The share of the objective below which a step of the optimiser is its last: Newton does the rest.
+const NEARLY: f64 = 1e-13;
+/// The same in a replicate: a share of 1/n would be a standard error of its exponents, so that this is less than a thousandth of one.
+const NEAR: f64 = 1e-9;
 /// Two starts agree where their exponents differ by no more.
 const AGREE: f64 = 1e-6;
 
@@ -97,26 +101,30 @@ impl Gradient for Search<'_> {
 
 /// Fits under `loss`. Huber's δ follows from a fit of least squares before it.
 pub fn fit(points: &Points, loss: Loss) -> Fit {
-    let squares = from_grid(points, Objective::Squares, Irreducible::Fitted);
+    let starts = starts(points, Irreducible::Fitted);
+    let squares = from_starts(points, Objective::Squares, Irreducible::Fitted, &starts);
     let size = points.loss.iter().copied().fold(0.0, f64::max);
     match Objective::of(loss, &squares.at.residuals, size) {
         Objective::Squares => squares,
-        huber => from_grid(points, huber, Irreducible::Fitted),
+        // Its valleys lie near those of least squares.
+        huber => from_starts(points, huber, Irreducible::Fitted, &starts),
     }
 }
 
 /// Fits with E = 0, under the same objective.
 pub fn fit_without_e(points: &Points, objective: Objective) -> Fit {
-    from_grid(points, objective, Irreducible::None)
+    from_starts(points, objective, Irreducible::None, &starts(points, Irreducible::None))
 }
 
 /// Fits from known exponents: replicates of a bootstrap lie near the fit that they come from, and need not be exact to the last digit.
 pub fn fit_near(points: &Points, objective: Objective, irreducible: Irreducible, exponents: [f64; 2]) -> Fit {
-    let (exponents, at) = descend(points, objective, irreducible, exponents);
+    let (exponents, at) = descend(points, objective, irreducible, exponents, NEAR);
     of(points, objective, exponents, at, 1, 1)
 }
 
-fn from_grid(points: &Points, objective: Objective, irreducible: Irreducible) -> Fit {
+/// Where the optimiser starts: the valleys of least squares on the grid, and four points around the deepest.
+fn starts(points: &Points, irreducible: Irreducible) -> Vec<[f64; 2]> {
+    let objective = Objective::Squares;
     let exponent = |at: usize| (LEAST.ln() + (MOST / LEAST).ln() * at as f64 / (GRID - 1) as f64).exp();
     let value = |a: usize, b: usize| points.project([exponent(a), exponent(b)], objective, irreducible).value;
     let values: Vec<Vec<f64>> = (0..GRID).map(|a| (0..GRID).map(|b| value(a, b)).collect()).collect();
@@ -136,10 +144,12 @@ fn from_grid(points: &Points, objective: Objective, irreducible: Irreducible) ->
         let [alpha, beta] = starts.first().map_or([0.4, 0.4], |start| start.1);
         [(alpha * x).clamp(LEAST, MOST), (beta * y).clamp(LEAST, MOST)]
     });
-    let starts: Vec<[f64; 2]> =
-        starts.into_iter().map(|start| start.1).take(STARTS - around.len()).chain(around).collect();
+    starts.into_iter().map(|start| start.1).take(STARTS - around.len()).chain(around).collect()
+}
+
+fn from_starts(points: &Points, objective: Objective, irreducible: Irreducible, starts: &[[f64; 2]]) -> Fit {
     let end = |start: [f64; 2]| {
-        let (exponents, found) = descend(points, objective, irreducible, start);
+        let (exponents, found) = descend(points, objective, irreducible, start, NEARLY);
         polished(points, objective, irreducible, exponents, found)
     };
     let ends: Vec<_> = starts.iter().map(|start| end(*start)).collect();
@@ -161,13 +171,18 @@ fn of(
     Fit { parameters: points.denormalised(at.linear, exponents), exponents, at, objective, starts, agreeing }
 }
 
-/// L-BFGS from `start`, to half of the digits of the exponents.
-fn descend(points: &Points, objective: Objective, irreducible: Irreducible, start: [f64; 2]) -> ([f64; 2], Projected) {
+/// L-BFGS from `start`, until a step changes the objective by less than this share of its first value.
+fn descend(
+    points: &Points,
+    objective: Objective,
+    irreducible: Irreducible,
+    start: [f64; 2],
+    share: f64,
+) -> ([f64; 2], Projected) {
     let lowest = RefCell::new(None);
     let search = Search { points, objective, irreducible, lowest: &lowest, last: RefCell::new(None) };
     let first = search.at(&start.map(f64::ln));
-    // Where values differ in their last digit alone, the gradient tells more.
-    let tolerance = 4.0 * f64::EPSILON * first.value;
+    let tolerance = share * first.value;
     let solver = LBFGS::new(MoreThuenteLineSearch::new(), 6).with_tolerance_grad(tolerance);
     if let Ok(solver) = solver.and_then(|solver| solver.with_tolerance_cost(tolerance)) {
         let executor = Executor::new(search, solver)
