@@ -121,7 +121,7 @@ fn on<D: Device>(device: &D, members: &[Claimed], recipes: &[Recipe], host_ranks
         Member { recipe, start }
     });
     let trained = train_together(device, runs.collect());
-    shown.iter_mut().for_each(Shown::end);
+    shown.iter().for_each(Shown::end);
     let outcomes = members.iter().zip(trained).map(|(member, trained)| match trained {
         Ok(summary) => Outcome::Done(Box::new(summary)),
         Err(Error::Interrupted { .. }) => Outcome::Stopped,
