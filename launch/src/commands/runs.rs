@@ -43,15 +43,27 @@ fn csv(lines: &[Line]) -> Result<String, Failure> {
 fn show(lines: &[Line]) {
     let some = |value: Option<f64>| value.map_or("–".to_owned(), table::number);
     let count = |value: Option<u64>| value.map_or("–".to_owned(), |value| HumanCount(value).to_string());
+    // Where all lie in one folder, its name is said once.
+    let parent = |line: &Line| line.run.rsplit_once('/').map(|(parent, _)| parent.to_owned());
+    let common =
+        lines.first().and_then(parent).filter(|first| lines.iter().all(|line| parent(line).as_ref() == Some(first)));
+    let name = |line: &Line| match &common {
+        Some(parent) => line.run[parent.len() + 1..].to_owned(),
+        None => line.run.clone(),
+    };
+    let lr = |lr: f64| {
+        let exact = format!("{lr:e}");
+        if exact.len() > 8 { format!("{lr:.2e}") } else { exact }
+    };
     let rows: Vec<_> = lines
         .iter()
         .map(|line| {
             [
-                line.run.clone(),
+                name(line),
                 line.state.name().to_owned(),
                 HumanCount(line.features as u64).to_string(),
                 count(line.steps),
-                format!("{:.3e}", line.lr),
+                lr(line.lr),
                 format!("{}", line.l1),
                 some(line.loss),
                 line.l0.map_or("–".to_owned(), |l0| format!("{l0:.1}")),
@@ -63,6 +75,9 @@ fn show(lines: &[Line]) {
         .collect();
     let titles = ["run", "state", "features", "steps", "lr", "λ", "loss", "L0", "EV", "FLOP", "time"];
     table::columns(&titles, &rows);
+    if let Some(parent) = &common {
+        table::say(format!("runs in {parent}"));
+    }
     for line in lines {
         if let Some(cause) = &line.cause {
             table::say(format!("{}: {cause}", line.run));

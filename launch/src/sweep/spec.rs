@@ -410,7 +410,7 @@ mod tests {
             ("[isoflop]\nbudgets = [1e6]\ncentre = 512\n[axes]\nsae.features = [1]", &["axes.sae.features is set by"]),
             ("[isoflop]\nbudgets = [1e6]\ncentre = 512\n[axes]\ntrain.tokens = [1]", &["axes.train.tokens is set by"]),
             (
-                "[axes]\ntrain.seed = {log = [1, 1e9], points = 200}\ntrain.lr = {log = [1, 2], points = 200}",
+                "[axes]\ntrain.l1 = {log = [1, 1e9], points = 200}\ntrain.lr = {log = [1, 2], points = 200}",
                 &["40000 configurations"],
             ),
         ] {
