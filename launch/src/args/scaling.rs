@@ -66,7 +66,7 @@ pub enum Objective {
 --gpu-hours 512 --gpu h200\n  sae scaling recommend laws/laws.json --features 34M --json\n  sae scaling recommend laws/laws.json --next 5\n\n1M, 4M and \
 34M are 2^20, 2^22 and 2^25 features, as in the paper."
 )]
-#[group(id = "asked", required = true, args = ["flops", "gpu_hours", "tokens", "features", "next"])]
+#[command(group(clap::ArgGroup::new("asked").required(true).args(["flops", "gpu_hours", "tokens", "features", "next"])))]
 pub struct Recommend {
     /// A laws.json; a path or URL.
     pub laws: String,
