@@ -134,8 +134,8 @@ fn look(browser: &mut Browser, url: &str, charts: u64) {
 
 #[test]
 fn chromium_shows_the_page_of_a_run() {
-    let Some(mut browser) = Browser::start() else { return };
     let fixture = trained();
+    let Some(mut browser) = Browser::start() else { return };
     let url = url(&fixture.path(RUN).join("report.html"));
     look(&mut browser, &url, 6);
     // The last place of the first chart, pointed at, says its numbers.
@@ -180,7 +180,7 @@ fn fitted() -> Fixture {
     let fixture = Fixture::new();
     fs::write(fixture.path("runs.csv"), sweep()).expect("written");
     let (runs, out) = (fixture.text("runs.csv"), fixture.text("laws"));
-    sae::run(&["scaling", "fit", "--runs", &runs, "--out", &out, "--replicates", "40"]).exits(0);
+    sae::run(&["scaling", "fit", "--runs", &runs, "--out", &out, "--replicates", "100"]).exits(0);
     fixture
 }
 
@@ -211,8 +211,8 @@ fn numbers_on_the_page_of_laws_are_those_of_laws_json() {
 
 #[test]
 fn chromium_shows_the_page_of_scaling_laws_and_each_of_its_plots() {
-    let Some(mut browser) = Browser::start() else { return };
     let fixture = fitted();
+    let Some(mut browser) = Browser::start() else { return };
     look(&mut browser, &url(&fixture.path("laws/report.html")), 15);
     // A point tells its configuration.
     let title = browser.value("document.querySelector('.asked title').textContent");

@@ -49,10 +49,9 @@ impl Scale {
                 .chain(axis.within.into_iter().flat_map(|(a, b)| [a, b]))
                 .any(|number| scale.inner(number) == Some(end))
         };
-        let (low, high) = (
-            scale.low - if fixed(scale.low) && !narrow { 0.0 } else { room },
-            scale.high + if fixed(scale.high) && !narrow { 0.0 } else { room },
-        );
+        // One number on such an end has its room on the other side.
+        let low = if fixed(scale.low) { scale.low } else { scale.low - room };
+        let high = if fixed(scale.high) && !narrow { scale.high } else { scale.high + room };
         Scale { low, high, ..scale }
     }
 
@@ -113,6 +112,8 @@ mod tests {
     fn an_end_that_is_asked_for_is_exact() {
         let scale = Scale::over(&Axis::linear("share").from(0.0), [0.2, 0.4].into_iter(), (0.0, 10.0));
         assert_eq!(scale.place(0.0), Some(0.0));
+        let scale = Scale::over(&Axis::linear("share").from(0.0), [0.0, 0.0].into_iter(), (0.0, 10.0));
+        assert_eq!((scale.low, scale.high), (0.0, 1.0));
         let scale = Scale::over(&Axis::linear("share").within(0.0, 1.0), [-50.0, 0.4, 0.9].into_iter(), (0.0, 10.0));
         assert_eq!(scale.place(0.0), Some(0.0));
         assert!(scale.place(-50.0).is_some_and(|place| place < 0.0));
