@@ -49,7 +49,7 @@ pub fn power_law(x: &[f64], y: &[f64]) -> Option<PowerLaw> {
     let matrix = DMatrix::from_fn(x.len(), 2, |row, column| if column == 0 { 1.0 } else { x[row].ln() });
     let found = regress(&matrix, &ln_y, &(0..x.len()).collect::<Vec<_>>())?;
     let Estimate { value, low, high } = found[0];
-    // A coefficient beyond what a double holds is told as the nearest that it does.
+    // A coefficient beyond what a double holds is given as the nearest that it does.
     let exp = |ln: f64| ln.clamp(-700.0, 700.0).exp();
     Some(PowerLaw { coefficient: Estimate { value: exp(value), low: exp(low), high: exp(high) }, exponent: found[1] })
 }

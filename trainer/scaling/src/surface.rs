@@ -12,7 +12,7 @@ use crate::projection::{Irreducible, Objective, Points, Projected};
 
 /// Exponents on the grid, and between which the optimiser stays: 0.02 … 4, evenly in their logarithms.
 const GRID: usize = 22;
-/// The least exponent that is told from 0.
+/// The least exponent that differs from 0.
 pub const LEAST: f64 = 0.02;
 /// The largest exponent.
 pub const MOST: f64 = 4.0;

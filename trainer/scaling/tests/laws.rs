@@ -207,7 +207,7 @@ fn the_largest_budget_is_predicted_from_the_others() {
     assert!(exact.error < 1e-9 && (exact.features_ratio - 1.0).abs() < 1e-6, "{exact:?}");
     let few = Sweep { budgets: 3, ..SWEEP };
     assert_eq!(law_of(few.runs(&oracle), &quick()).leave_out, None);
-    // A largest budget that went otherwise is a miss, and is told.
+    // A largest budget that went otherwise is a miss, and is reported.
     let mut runs = noisy(SWEEP.runs(&oracle), 0.002, 0.002, 3);
     runs.iter_mut().filter(|run| run.id.starts_with('7')).for_each(|run| run.loss += 0.1);
     let laws = law_of(runs, &quick());
