@@ -96,7 +96,7 @@ fn with_threads(recipe: &Recipe, threads: usize) -> Recipe {
 
 /// On a device; as many slots as `host_ranks` share this machine's memory.
 fn on<D: Device>(device: &D, members: &[Claimed], recipes: &[Recipe], host_ranks: usize) -> Vec<Outcome> {
-    // What cannot be looked at is told by the run that needs it.
+    // Data that cannot be opened fail in the run that needs them.
     let fit = fitting(device, recipes, host_ranks).unwrap_or(1).max(1);
     let (members, left) = members.split_at(fit.min(members.len()));
     let mut shown: Vec<Shown> =

@@ -32,7 +32,7 @@ use crate::run_dir::{self, RunDir};
 pub struct Member<'a> {
     /// What it trains.
     pub recipe: &'a Recipe,
-    /// How it is started. Whoever is asked to stop, all stop.
+    /// How it is started. When one is asked to stop, all do.
     pub start: Start<'a>,
 }
 
