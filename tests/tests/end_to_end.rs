@@ -460,7 +460,9 @@ fn recipes_that_come_along_are_valid() {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(root().join("launch/recipes")).expect("recipes").flatten() {
         let path = entry.path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
+        // Sweeps are held by tests of their own.
+        let is_sweep = entry.file_name().to_string_lossy().starts_with("sweep-");
+        if !is_sweep && path.extension().is_some_and(|extension| extension == "toml") {
             let recipe: Recipe = toml::from_str(&std::fs::read_to_string(&path).expect("read"))
                 .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             recipe.validate().unwrap_or_else(|error| panic!("{}: {error}", path.display()));

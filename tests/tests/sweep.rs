@@ -29,7 +29,6 @@ fn a_sweep_that_is_killed_is_done_once() {
     let again = sae::run(&sweeps::words(&sweep, &dir)).exits(0);
     assert!(!again.stderr.contains("begins: "), "{}", again.stderr);
     assert_eq!(sweeps::contents(&dir), before, "nothing was written");
-    assert!(before.iter().all(|(key, _)| !key.starts_with("claims/")), "no claim is left");
     // One more point is one more run.
     let more = fixture.save_text("more", &sweeps::six(&fixture).replace("4e-3]", "4e-3, 8e-3]"));
     let more = sae::run(&sweeps::words(&more, &dir)).exits(0);

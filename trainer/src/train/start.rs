@@ -158,6 +158,19 @@ fn first_state(
     })
 }
 
+/// Refuses a checkpoint whose weights and rows are not those of one step: somebody has changed it.
+fn check_cursor(found: &Found) -> Result<(), Error> {
+    let (step, cursor) = (found.manifest.step, found.manifest.cursor.step);
+    if cursor == step {
+        return Ok(());
+    }
+    Err(Error::Data(format!(
+        "{}/manifest.json: damaged: the weights are those after {step} steps, and the rows go on after {cursor}: take its COMMIT away, and the \
+         run goes on from the checkpoint before",
+        found.folder
+    )))
+}
+
 /// A checkpoint, and what it was loaded into besides the dictionary.
 type Resumed = (Found, (checkpoint::State, Positions));
 
@@ -175,6 +188,7 @@ fn resume(
         recipe.check_resumes(&found.manifest.recipe)?;
         check_eval(found.manifest.eval.as_deref(), data.eval.as_ref())?;
         let positions = data.positions(axes.place, &found.manifest.cursor)?;
+        check_cursor(found)?;
         let started = Instant::now();
         let loaded = checkpoint::load(store, found, axes, sae);
         let state = once_all(&axes.all, "loading a checkpoint", loaded)?;
