@@ -156,6 +156,14 @@ impl Error {
         }
     }
 
+    /// What several runs have failed of is what each of them has.
+    pub(crate) fn own(&self) -> &Error {
+        match self {
+            Error::OfAll(error) => error.own(),
+            own => own,
+        }
+    }
+
     /// Whether it only says that the run was asked to stop.
     pub fn is_interruption(&self) -> bool {
         self.exit() == Exit::Interrupted

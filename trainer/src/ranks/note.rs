@@ -31,7 +31,7 @@ impl Note {
     /// Of `rank`, which failed with `error` after `step` steps, now. Of another rank's failure the error knows best what was
     /// being done.
     pub fn new(rank: usize, step: u64, operation: &str, error: &Error) -> Self {
-        let (operation, peer) = match error {
+        let (operation, peer) = match error.own() {
             Error::Device(kernels::Error::Peer { rank: peer, operation, .. }) => (*operation, Some(*peer)),
             _ => (operation, None),
         };
