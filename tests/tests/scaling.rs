@@ -222,7 +222,7 @@ fn bad_tables_and_laws_get_one_message() {
         fit(folder.path(), &table, "out", &[]).0.exits(code).says(says);
     };
     refused("a.csv", "features,loss\n1,2\n", 64, &["no column steps", "features, loss"]);
-    refused("b.csv", "features,steps,loss\n1,x,2\n", 64, &["b.csv", "x"]);
+    refused("b.csv", "features,steps,loss\n1,x,2\n", 64, &["b.csv", "line 2: steps cannot be \"x\""]);
     refused("c.csv", "features,steps,loss\n10,20,-1\n", 65, &["line 2", "loss must be a number above 0"]);
     refused("d.csv", "features,steps,loss\n10,20,1\n", 65, &["1 configurations over 1 budgets", "Run more sizes"]);
     refused("e.csv", "features,steps,loss\n", 65, &["no run in it"]);

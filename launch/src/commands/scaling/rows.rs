@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use csv::StringRecord;
 use scaling::Run;
 use serde::Deserialize;
 
@@ -136,6 +137,16 @@ struct Line {
     scale: Option<f64>,
 }
 
+/// Which value of a line is none of its column.
+fn wrong_field(names: &StringRecord, record: &StringRecord, number: usize, error: &csv::Error) -> String {
+    let csv::ErrorKind::Deserialize { err, .. } = error.kind() else { return error.to_string() };
+    let field = err.field().and_then(|field| usize::try_from(field).ok());
+    match field.and_then(|field| Some((names.get(field)?, record.get(field)?))) {
+        Some((name, value)) => format!("line {number}: {name} cannot be \"{value}\": {}", err.kind()),
+        None => error.to_string(),
+    }
+}
+
 /// Reads a table with a line of names, such as `sae runs --csv` prints. Lines without a loss are left out, with a word.
 pub fn of_table(path: &str) -> Result<Rows, Failure> {
     let failed = |why: String| Failure::arguments(format!("{path}: {why}"));
@@ -156,9 +167,11 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
         }
     }
     let (mut runs, mut scales) = (Vec::new(), Vec::new());
-    for (at, line) in reader.deserialize::<Line>().enumerate() {
+    for (at, record) in reader.records().enumerate() {
         let number = at + 2;
-        let line = line.map_err(|error| failed(error.to_string()))?;
+        let record = record.map_err(|error| failed(error.to_string()))?;
+        let line: Line =
+            record.deserialize(Some(&names)).map_err(|error| failed(wrong_field(&names, &record, number, &error)))?;
         let id = line.run.clone().unwrap_or_else(|| format!("line {number}"));
         let (Some(steps), Some(loss)) = (line.steps, line.loss) else {
             tracing::warn!("left out: {path}, line {number} ({id}) has no steps or no loss");
