@@ -221,7 +221,7 @@ impl Data {
         self.reading == Reading::of(recipe)
     }
 
-    /// The same rows for a recipe that [has them too](Data::is_that_of) and differs in how many it trains on.
+    /// The same shards for a recipe that names them too and differs in how it reads them, or in how many of their rows it trains on.
     ///
     /// # Errors
     /// [`Error::Recipe`] when these are more than there are.

@@ -340,6 +340,7 @@ pub fn varying(configurations: &[Configuration]) -> Vec<String> {
     let differs = |key: &&String| all.iter().any(|own| own.get(*key) != all[0].get(*key));
     keys.into_iter().filter(|key| *key != "run.dir").filter(differs).cloned().collect()
 }
+
 /// With an order of all rows, of which each configuration takes the first: so those of different lengths share a stream, and another that is
 /// added later sees the same rows. One that ends inside a batch has an order of its own.
 fn with_one_order(recipe: &Recipe, rows: u64) -> Recipe {

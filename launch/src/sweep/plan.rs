@@ -4,6 +4,7 @@
 //! data sheets, as `sae plan` does.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use indicatif::{HumanBytes, HumanCount};
 use kernels::mesh::{Axes, Mesh};
@@ -79,10 +80,13 @@ pub fn run(configurations: &[(String, Recipe)], at: Where) -> Result<(), Failure
     Ok(())
 }
 
+/// Shards of configurations: for training, held out, and the column.
+type Shards = (Vec<String>, Vec<String>, Option<String>);
+
 /// How large the data of configurations are: each opened once.
 #[derive(Default)]
 struct Sizes {
-    known: BTreeMap<(Vec<String>, Vec<String>), DataSize>,
+    known: BTreeMap<Shards, Data>,
 }
 
 impl Sizes {
@@ -90,23 +94,12 @@ impl Sizes {
         if let (Some(spec), false) = (&recipe.data.synth, synthesis::to_make(recipe)?.is_empty()) {
             return Ok(DataSize::of_synthetic(recipe, spec)?);
         }
-        let key = (recipe.data.train.clone(), recipe.data.eval.clone());
-        if let Some(known) = self.known.get(&key) {
-            let mut size = *known;
-            let rows = size.extent.rows;
-            if let Some(tokens) = recipe.train.tokens.filter(|&tokens| tokens > rows) {
-                return Err(Failure::arguments(format!(
-                    "train.tokens is {tokens}, but data.train has {rows} rows, and each is used once"
-                )));
-            }
-            (size.extent.rows, size.extent.batch) = (recipe.train.tokens.unwrap_or(rows), recipe.train.batch);
-            return Ok(size);
-        }
-        let mut whole = recipe.clone();
-        whole.train.tokens = None;
-        let size = DataSize::of(&whole, &Data::open(&whole, None)?)?;
-        self.known.insert(key, size);
-        self.of(recipe)
+        let shards = (recipe.data.train.clone(), recipe.data.eval.clone(), recipe.data.column.clone());
+        let data = match self.known.entry(shards) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Data::open(recipe, None)?),
+        };
+        Ok(DataSize::of(recipe, &data.of_another(recipe)?)?)
     }
 }
 
