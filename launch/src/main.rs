@@ -8,6 +8,7 @@ mod counterparts;
 mod device;
 mod disk;
 mod failure;
+mod gpus;
 mod job;
 mod logging;
 mod parent;

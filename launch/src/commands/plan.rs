@@ -2,7 +2,6 @@
 
 mod report;
 
-use kernels::cuda::{Moments, Precision};
 use kernels::mesh::{Axes, Mesh};
 use kernels::{Device, Purpose, Shape};
 use loader::{Dataset, Dtype, OpenOptions, memory};
@@ -14,23 +13,13 @@ use trainer::rehearsal::rehearse;
 use trainer::room::{Room, Smaller};
 use trainer::{checkpoint, synthesis};
 
-use self::report::{Assumed, Fewest, Parts, Report};
+use self::report::{Assumed, Parts, Report};
 use crate::args::{LEAST_SAVE_S, PlanArgs};
 use crate::budget::{Budget, Terms};
 use crate::device::{self, DeviceChoice, Local, Opened, on_a_gpu};
 use crate::failure::Failure;
+use crate::gpus::{HOST_BYTES_A_GPU, fewest_by_mode};
 use crate::{job, recipes, remedy, table};
-
-/// The ways to keep weights and moments, as a recipe says them, from the most memory to the least.
-const MODES: [(&str, Precision); 4] = [
-    ("mixed, moments f32", Precision::Mixed(Moments::F32)),
-    ("bf16-sr, moments f32", Precision::Bf16Sr(Moments::F32)),
-    ("bf16-sr, moments bf16", Precision::Bf16Sr(Moments::Bf16)),
-    ("bf16-sr, moments int8", Precision::Bf16Sr(Moments::Int8)),
-];
-
-/// Memory of a machine for each of its GPUs, where nobody says: the large ones of clouds have more.
-const HOST_BYTES_A_GPU: u64 = 128 << 30;
 
 /// Bytes that rows are read ahead besides the order's window, as the loader has it.
 const AHEAD_BYTES: u64 = 256 << 20;
@@ -125,9 +114,7 @@ fn on_gpus(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }: &Known) 
         bound_by: bound_by(&terms, largest),
         sent_bytes: sent as u64,
         efficiency: Some(alone / (mesh.ranks() as f64 * floor.total())),
-        fewest_gpus: MODES
-            .map(|(mode, precision)| Fewest { mode, gpus: fewest(recipe, rows.width, precision, &args.gpu) })
-            .into(),
+        fewest_gpus: fewest_by_mode(recipe, rows.width, &args.gpu),
         assumed: assumed(args, &terms, host),
         ..of_all(&terms, budget)
     };

@@ -4,6 +4,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
 use crate::budget::{self, Budget, duration};
+use crate::gpus::{Fewest, print_fewest};
 use crate::table;
 
 /// All that is known of a run beforehand.
@@ -46,15 +47,6 @@ pub struct Report {
     pub fewest_gpus: Vec<Fewest>,
     /// What was taken for granted.
     pub assumed: Assumed,
-}
-
-/// The fewest GPUs that a dictionary fits on.
-#[derive(Debug, Serialize)]
-pub struct Fewest {
-    /// How weights and moments are kept.
-    pub mode: &'static str,
-    /// None where it fits on no number.
-    pub gpus: Option<usize>,
 }
 
 /// Bytes that a rank holds at most.
@@ -118,9 +110,7 @@ impl Report {
         self.print_run();
         self.print_checkpoints();
         if !self.fewest_gpus.is_empty() {
-            let of = |few: &Fewest| (few.mode, few.gpus.map_or("none".to_owned(), |gpus| gpus.to_string()));
-            let fewest: Vec<_> = self.fewest_gpus.iter().map(of).collect();
-            table::print(&format!("fewest {} for each memory mode", self.device), &fewest);
+            print_fewest(&self.device, &self.fewest_gpus);
         }
         self.budget.advice(self.assumed.mtbf_hours).iter().for_each(table::say);
     }

@@ -1,6 +1,5 @@
 //! What a size takes of GPUs, by the estimate of `sae plan`.
 
-use kernels::cuda::{Moments, Precision};
 use scaling::laws::Identity;
 use serde::Serialize;
 use trainer::checkpoint;
@@ -12,21 +11,11 @@ use crate::args::{L0, MTBF};
 use crate::budget::{Budget, Terms};
 use crate::device::on_a_gpu;
 use crate::failure::Failure;
+use crate::gpus::{Fewest, HOST_BYTES_A_GPU, fewest_by_mode};
 use crate::job::{self, STORAGE};
-
-/// Memory of a machine for each of its GPUs, as `sae plan` has it where nobody says.
-const HOST_BYTES_A_GPU: u64 = 128 << 30;
 
 /// Bytes of a value of stored rows: they are f16 or bf16.
 const STORED: usize = 2;
-
-/// The ways to keep weights and moments, from the most memory to the least.
-const MODES: [(&str, Precision); 4] = [
-    ("mixed, moments f32", Precision::Mixed(Moments::F32)),
-    ("bf16-sr, moments f32", Precision::Bf16Sr(Moments::F32)),
-    ("bf16-sr, moments bf16", Precision::Bf16Sr(Moments::Bf16)),
-    ("bf16-sr, moments int8", Precision::Bf16Sr(Moments::Int8)),
-];
 
 /// The recipe of runs of these laws, of so many features and steps, in the keys that costs depend on; `None` where the batch is not
 /// known.
@@ -80,7 +69,7 @@ pub struct OnGpus {
     /// Rows a second.
     pub tokens_per_s: f64,
     /// Fewest GPUs for each memory mode; none where it fits on no number.
-    pub memory_modes: Vec<Mode>,
+    pub memory_modes: Vec<Fewest>,
     /// Bytes of rows read from storage.
     pub read_bytes: u64,
     /// Bytes of a checkpoint.
@@ -89,19 +78,9 @@ pub struct OnGpus {
     pub peak_checkpoint_bytes: u64,
 }
 
-/// A memory mode.
-#[derive(Debug, Serialize)]
-pub struct Mode {
-    /// How weights and moments are kept.
-    pub mode: &'static str,
-    /// The fewest GPUs that it fits on.
-    pub gpus: Option<usize>,
-}
-
 /// The whole estimate of a recipe; by default on as few GPUs as it fits on.
 pub fn on_gpus(recipe: &Recipe, width: usize, l0: f64, gpu: &Gpu, gpus: Option<u32>) -> Result<OnGpus, Failure> {
     let precision = on_a_gpu(&recipe.train);
-    let modes = MODES.map(|(mode, precision)| Mode { mode, gpus: fewest(recipe, width, precision, gpu) });
     let least = fewest(recipe, width, precision, gpu);
     let enough = match (gpus.map(|gpus| gpus as usize), least) {
         (Some(asked), Some(least)) if asked >= least => asked,
@@ -149,7 +128,7 @@ pub fn on_gpus(recipe: &Recipe, width: usize, l0: f64, gpu: &Gpu, gpus: Option<u
         hours: budget.time.total_s / 3600.0,
         gpu_hours: budget.device_hours,
         tokens_per_s: budget.tokens_per_s,
-        memory_modes: modes.into(),
+        memory_modes: fewest_by_mode(recipe, width, gpu),
         read_bytes: (rows as f64 * row_bytes) as u64,
         checkpoint_bytes: budget.checkpoints.bytes,
         peak_checkpoint_bytes: budget.checkpoints.peak_bytes,

@@ -14,6 +14,7 @@ use super::fit::{estimate, significant};
 use crate::args::Recommend;
 use crate::budget::duration;
 use crate::failure::Failure;
+use crate::gpus::print_fewest;
 use crate::{recipes, table};
 
 /// Bytes of a laws.json, at most: that of 100,000 replicates has 20 MiB.
@@ -367,11 +368,6 @@ fn head(args: &Recommend, laws: &Laws, found: &Recommended) -> String {
 
 fn show(found: &Recommended) {
     let on_gpus = &found.on_gpus;
-    let modes: Vec<(&str, String)> = on_gpus
-        .memory_modes
-        .iter()
-        .map(|mode| (mode.mode, mode.gpus.map_or("none".to_owned(), |gpus| gpus.to_string())))
-        .collect();
     let lr =
         if found.lr_from_law { estimate(found.lr) } else { format!("{} (of the runs, not swept)", found.lr.value) };
     table::print(
@@ -393,7 +389,7 @@ fn show(found: &Recommended) {
             ("a checkpoint", HumanBytes(on_gpus.checkpoint_bytes).to_string()),
         ],
     );
-    table::print(&format!("fewest {} for each memory mode", on_gpus.gpu), &modes);
+    print_fewest(on_gpus.gpu, &on_gpus.memory_modes);
     table::say("Time is estimated from data sheets and counts of bytes; no kernel has been timed for it.");
 }
 
