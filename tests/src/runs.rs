@@ -55,6 +55,18 @@ pub fn trained(recipe: &Recipe, resume: bool, stop_at: Option<u64>) -> (Result<S
 /// # Panics
 /// When the system gives no threads.
 pub fn trained_together(recipes: &[(&Recipe, bool)], stop_at: Option<u64>) -> Vec<(Result<Summary, Error>, Told)> {
+    trained_among(recipes, stop_at, 1)
+}
+
+/// The same on a machine whose memory so many ranks share.
+///
+/// # Panics
+/// When the system gives no threads.
+pub fn trained_among(
+    recipes: &[(&Recipe, bool)],
+    stop_at: Option<u64>,
+    host_ranks: usize,
+) -> Vec<(Result<Summary, Error>, Told)> {
     let stop = AtomicBool::new(false);
     let mut told: Vec<Told> = recipes.iter().map(|_| Told::default()).collect();
     let stores: Vec<Store> =
@@ -62,7 +74,7 @@ pub fn trained_together(recipes: &[(&Recipe, bool)], stop_at: Option<u64>) -> Ve
     let members = recipes.iter().zip(&mut told).zip(&stores).map(|((&(recipe, resume), told), store)| {
         let words = ToString::to_string;
         let start =
-            Start { store, resume, commit: "", stop: &stop, host_ranks: 1, words, watch: told.watch(&stop, stop_at) };
+            Start { store, resume, commit: "", stop: &stop, host_ranks, words, watch: told.watch(&stop, stop_at) };
         Member { recipe, start }
     });
     let results = train_together(&Cpu::new(Some(2)).expect("threads"), members.collect());

@@ -1,11 +1,14 @@
 //! Runs on one stream: each is the run that it is alone, whatever becomes of the others.
 
+use kernels::cpu::Cpu;
 use loader::Dtype;
 use serde_json::Value;
 use tests::checkpoints;
 use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
-use tests::runs::{Told, finish, stop, trained, trained_together};
+use tests::runs::{Told, finish, stop, trained, trained_among, trained_together};
 use trainer::Error;
+use trainer::data::Data;
+use trainer::plan::{self, DataSize};
 use trainer::recipe::{Adam, BiasInit, Recipe};
 use trainer::train::share_a_stream;
 
@@ -110,6 +113,36 @@ fn a_company_that_was_stopped_goes_on_to_the_same_bits() {
         result.expect("it goes on");
     }
     picked.iter().for_each(|&index| assert_same(&fixture, &company[index], &apart[index]));
+}
+
+/// As many of the first train as the memory holds; the others are told so, and nothing of them was begun.
+#[test]
+fn those_that_find_no_room_are_not_begun() {
+    let fixture = Fixture::with_data();
+    let mut company = recipes(&fixture, "company");
+    company.truncate(4);
+    for recipe in &mut company {
+        (recipe.sae.features, recipe.train.tokens, recipe.train.adam) = (2048, Some(2 * 256), Adam::Dense);
+    }
+    let data = Data::open(&company[0], None).expect("rows");
+    let sizes: Vec<_> = company.iter().map(|recipe| (recipe, DataSize::of(recipe, &data).expect("a size"))).collect();
+    let device = Cpu::new(Some(1)).expect("threads");
+    let two = (0..200)
+        .map(|power| 1.1_f64.powi(power) as usize)
+        .find(|&ranks| plan::how_many_fit(&device, &sizes, ranks) == 2);
+    let members: Vec<(&Recipe, bool)> = company.iter().map(|recipe| (recipe, false)).collect();
+    let results = trained_among(&members, None, two.expect("some share of this memory holds two"));
+    let done = results.iter().take_while(|(result, _)| result.is_ok()).count();
+    // What is free changes from one moment to the next.
+    assert!((1..4).contains(&done), "{results:?}");
+    for (recipe, (result, told)) in company.iter().zip(&results).skip(done) {
+        assert!(matches!(result, Err(Error::NoRoom)) && told.lines.is_empty(), "{result:?}");
+        assert!(!fixture.path(&recipe.run.dir).join("config.toml").exists());
+    }
+    // With room for them they train.
+    for (result, _) in trained_together(&members[done..], None) {
+        result.expect("it trains");
+    }
 }
 
 /// One whose gradient is not finite ends alone, with a note of its own.

@@ -53,7 +53,8 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 /// Trains several configurations on one stream, to the bits that each has alone; rows are read once. What came of each stands at its place:
 /// one that fails stops no other, unless what failed is needed by all. `train.threads` is that of the first.
 ///
-/// Recipes have to [share a stream](share_a_stream), and to fit into memory [together](crate::plan::how_many_fit).
+/// Recipes have to [share a stream](share_a_stream). As many of the first are begun as fit into memory [together](crate::plan::how_many_fit); the
+/// others end with [`Error::NoRoom`], and nothing of them was begun.
 pub fn train_together<D: Device>(device: &D, members: Vec<Member<'_>>) -> Vec<Result<Summary, Error>> {
     let threads = members.first().and_then(|member| member.recipe.train.threads);
     // Work outside the device's operations would else spread over all cores, whatever the recipe says.

@@ -9,12 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kernels::Device;
 use kernels::mesh::Axes;
 use loader::{Store, patience};
-use trainer::data::Data;
 use trainer::note::{self, Note};
-use trainer::plan::{self, DataSize};
 use trainer::recipe::Recipe;
 use trainer::run_dir;
-use trainer::summary::Summary;
 use trainer::train::{Event, Member, Start, train_together};
 use trainer::{Error, Exit};
 
@@ -53,7 +50,7 @@ impl Claimed {
 #[derive(Debug)]
 pub enum Outcome {
     /// It has its summary.
-    Done(Box<Summary>),
+    Done,
     /// It was asked to stop, and has saved.
     Stopped,
     /// Somebody else uses its folder.
@@ -96,9 +93,6 @@ fn with_threads(recipe: &Recipe, threads: usize) -> Recipe {
 
 /// On a device; as many slots as `host_ranks` share this machine's memory.
 fn on<D: Device>(device: &D, members: &[Claimed], recipes: &[Recipe], host_ranks: usize) -> Vec<Outcome> {
-    // Data that cannot be opened fail in the run that needs them.
-    let fit = fitting(device, recipes, host_ranks).unwrap_or(1).max(1);
-    let (members, left) = members.split_at(fit.min(members.len()));
     let mut shown: Vec<Shown> =
         members.iter().map(|member| Shown::new(member.label.clone(), Arc::clone(&member.progress))).collect();
     let mut resumes = Vec::new();
@@ -123,20 +117,13 @@ fn on<D: Device>(device: &D, members: &[Claimed], recipes: &[Recipe], host_ranks
     let trained = train_together(device, runs.collect());
     shown.iter().for_each(Shown::end);
     let outcomes = members.iter().zip(trained).map(|(member, trained)| match trained {
-        Ok(summary) => Outcome::Done(Box::new(summary)),
+        Ok(_) => Outcome::Done,
+        Err(Error::NoRoom) => Outcome::NoRoom,
         Err(Error::Interrupted { .. }) => Outcome::Stopped,
         Err(Error::InUse { .. } | Error::HoldsRun { .. }) => Outcome::Elsewhere,
         Err(error) => failed(member, &error),
     });
-    outcomes.chain(left.iter().map(|_| Outcome::NoRoom)).collect()
-}
-
-/// How many of the first fit into memory together.
-fn fitting(device: &impl Device, recipes: &[Recipe], host_ranks: usize) -> Result<usize, Error> {
-    let [first, _, ..] = recipes else { return Ok(recipes.len()) };
-    let data = Data::open(first, None)?;
-    let sizes = recipes.iter().map(|recipe| Ok((recipe, DataSize::of(recipe, &data.of_another(recipe)?)?)));
-    Ok(plan::how_many_fit(device, &sizes.collect::<Result<Vec<_>, Error>>()?, host_ranks))
+    outcomes.collect()
 }
 
 /// A run that failed. One that failed before it began has left no note.
@@ -150,10 +137,15 @@ fn failed(member: &Claimed, error: &Error) -> Outcome {
 
 /// A run whose device could not be opened.
 fn refused(member: &Claimed, failure: &Failure) -> Outcome {
-    let words = failure.message().to_owned();
     let exit = failure.exit().unwrap_or(Exit::Hardware);
-    let mut note = Note::new(0, 0, "opening the device", &Error::Recipe(words.clone()));
-    note.exit_code = exit.code();
-    note.leave(&member.store);
+    unbegun(member, exit, failure.message().to_owned(), "opening the device")
+}
+
+/// A run that failed, mostly before it began: then it has left no note, and gets one.
+pub fn unbegun(member: &Claimed, exit: Exit, words: String, operation: &str) -> Outcome {
+    if !member.store.head(&note::name(0)).is_ok_and(|note| note.is_some()) {
+        let note = Note::new(0, 0, operation, &Error::Recipe(words.clone()));
+        Note { exit_code: exit.code(), ..note }.leave(&member.store);
+    }
     Outcome::Failed { exit, words }
 }

@@ -67,8 +67,13 @@ pub(super) fn train<D: Device>(device: &D, members: Vec<Member<'_>>) -> Vec<Resu
         let claimed = claim(device, member, opened);
         claims.push(claimed.map_err(|error| company.refuse(place, error)).ok());
     }
-    let runs = members.iter().zip(&claims).filter_map(|(member, claim)| Some((member, &claim.as_ref()?.0)));
-    let begun = check_fit(device, &runs.collect::<Vec<_>>()).and_then(|()| {
+    let begun = room(device, &members, &claims).and_then(|room| {
+        let claimed = (0..claims.len()).filter(|&place| claims[place].is_some()).skip(room).collect::<Vec<_>>();
+        for place in claimed {
+            // Another process may begin it meanwhile.
+            claims[place] = None;
+            company.results[place] = Some(Err(Error::NoRoom));
+        }
         let first = claims.iter().flatten().next();
         first.map(|(data, _)| Shared::of(device, data)).transpose()
     });
@@ -119,20 +124,16 @@ fn claim(device: &impl Device, Member { recipe, start }: &Member<'_>, opened: Op
     Ok((data, run_dir))
 }
 
-/// Refuses runs that do not fit into memory together.
-fn check_fit(device: &impl Device, runs: &[(&Member<'_>, &Data)]) -> Result<(), Error> {
-    let [(first, _), _, ..] = runs else { return Ok(()) };
-    let sizes = runs.iter().map(|(member, data)| Ok((member.recipe, DataSize::of(member.recipe, data)?)));
-    let fits = sizes.collect::<Result<Vec<_>, Error>>().and_then(|sizes| {
-        let (count, fit) = (sizes.len(), plan::how_many_fit(device, &sizes, first.start.host_ranks));
-        if fit == count {
-            return Ok(());
-        }
-        Err(Error::Recipe(format!(
-            "{count} configurations do not fit into memory together, and {fit} would: train fewer at once"
-        )))
+/// How many of the runs that are claimed fit into memory together: as many as on the rank where the fewest do. One does, by itself.
+fn room(device: &impl Device, members: &[Member<'_>], claims: &[Option<Claimed>]) -> Result<usize, Error> {
+    let claimed = members.iter().zip(claims).filter_map(|(member, claim)| Some((member, &claim.as_ref()?.0)));
+    let sizes = claimed.map(|(member, data)| Ok((member.recipe, DataSize::of(member.recipe, data)?)));
+    let fit = sizes.collect::<Result<Vec<_>, Error>>().map(|sizes| match (sizes.len(), members) {
+        (several @ 2.., [first, ..]) => plan::how_many_fit(device, &sizes, first.start.host_ranks).clamp(1, several),
+        (few, _) => few,
     });
-    together(&device.axes().all, "looking at memory", fits).map(|_| ())
+    let fit = together(&device.axes().all, "looking at memory", fit)?;
+    Ok(fit.into_iter().min().unwrap_or(0))
 }
 
 /// Runs that make their steps with the same batches.
