@@ -2,7 +2,7 @@
 //!
 //! `spec.rs` says which configurations a sweep has, `values.rs` which values an axis, `presets.rs` which a grid for scaling laws, `id.rs` by what two of them are the same. `folder.rs`
 //! is where they lie and what has become of each, `claim.rs` who trains which. `worker.rs` trains them, `group.rs` some of them on one
-//! device, `display.rs` shows that. `status.rs` looks from anywhere, `plan.rs` before anything begins.
+//! device, `mesh.rs` one of them on several, `display.rs` shows that. `status.rs` looks from anywhere, `plan.rs` before anything begins.
 //!
 //! **A sweep is a folder and no service.** Workers know of each other only by what lies there: the configurations, a run folder for each, and
 //! claims. A claim is a key that its owner writes again and again; others hold it for as long as they see it change, by their own clock. So
@@ -14,6 +14,7 @@ pub mod display;
 pub mod folder;
 pub mod group;
 pub mod id;
+pub mod mesh;
 pub mod plan;
 pub mod presets;
 pub mod spec;

@@ -57,6 +57,10 @@ pub struct SweepArgs {
     /// Configurations to train at the same time: by default one for each GPU, and one on the processor, whose cores they share.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: Option<u32>,
+    /// Configurations with at least so many features are too large for one slot: all slots of this process train each of them together, as the ranks
+    /// of a mesh.
+    #[arg(long, value_name = "FEATURES", value_parser = super::scaling::count)]
+    pub mesh_from: Option<u64>,
     /// Where to compute: auto (GPUs that can be used, else the processor), cpu, cuda, or cuda:N for GPU N alone.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,

@@ -126,9 +126,20 @@ fn work(args: &SweepArgs) -> Result<Work, Failure> {
     };
     let slots = args.slots.map_or(gpus.max(1), |slots| slots as usize);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if args.mesh_from.is_some() && slots == 1 {
+        return Err(Failure::arguments(
+            "--mesh-from: a mesh is made of all slots, and there is one: say how many with --slots",
+        ));
+    }
+    if let (Some(_), DeviceChoice::Cuda(Some(gpu))) = (args.mesh_from, args.device) {
+        return Err(Failure::arguments(format!(
+            "--mesh-from: ranks of a mesh need a GPU each, and --device cuda:{gpu} is one: write --device cuda"
+        )));
+    }
     Ok(Work {
         slots,
         device: args.device,
+        mesh_from: args.mesh_from,
         threads: (cores / slots).max(1),
         index: of_array.unwrap_or(0) + rank,
         waits: !args.worker,

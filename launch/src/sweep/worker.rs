@@ -16,9 +16,11 @@ use trainer::train::share_a_stream;
 use super::claim::{Life, Owner, Progress, Watch};
 use super::folder::{Configuration, Files, Folder, State, state_of, varying};
 use super::group::{Claimed, Outcome, train_group};
+use super::mesh::train_on_mesh;
 use crate::device::{DeviceChoice, Local};
 use crate::failure::Failure;
 use crate::progress::{Headline, duration};
+use crate::runs::Run;
 
 /// How often the slots are looked at.
 const POLL: Duration = Duration::from_millis(20);
@@ -33,6 +35,8 @@ pub struct Work {
     pub slots: usize,
     /// Where.
     pub device: DeviceChoice,
+    /// From so many features on, all slots train a configuration together.
+    pub mesh_from: Option<u64>,
     /// Threads of a slot on the processor.
     pub threads: usize,
     /// This process among those that were started together, from 0 on: each begins its search elsewhere.
@@ -136,9 +140,9 @@ impl Held {
     }
 }
 
-/// A slot that has ended its group.
+/// Slots that have ended their group.
 struct Ended {
-    slot: usize,
+    slots: Vec<usize>,
     members: Vec<Claimed>,
     outcomes: Vec<Outcome>,
 }
@@ -197,7 +201,7 @@ impl<'a> Worker<'a> {
         let mut look_at = Instant::now();
         let worked = loop {
             while let Ok(group) = heard.try_recv() {
-                idle.push(group.slot);
+                idle.extend(&group.slots);
                 self.settle(group, stop)?;
                 look_at = Instant::now();
             }
@@ -312,7 +316,19 @@ impl<'a> Worker<'a> {
         let mut began = false;
         while let (Some(&slot), Some(&first)) = (idle.last(), pending.first()) {
             let all = self.configurations;
-            let shares = |&at: &usize| share_a_stream(&all[first].recipe, &all[at].recipe);
+            if self.takes_a_mesh(first) {
+                // It needs all slots, and would wait for ever if others were begun meanwhile.
+                if idle.len() < self.work.slots {
+                    break;
+                }
+                pending.remove(0);
+                if let Some(member) = self.claim(&all[first])? {
+                    began = true;
+                    self.begin(scope, std::mem::take(idle), vec![member], ended.clone())?;
+                }
+                continue;
+            }
+            let shares = |&at: &usize| !self.takes_a_mesh(at) && share_a_stream(&all[first].recipe, &all[at].recipe);
             let sharing: Vec<usize> = pending.iter().copied().filter(shares).collect();
             // Each idle slot gets its part, some of the large ones among them.
             let wanted: Vec<usize> = sharing.into_iter().step_by(idle.len()).collect();
@@ -326,9 +342,15 @@ impl<'a> Worker<'a> {
             }
             idle.pop();
             began = true;
-            self.begin(scope, slot, members, ended.clone())?;
+            self.begin(scope, vec![slot], members, ended.clone())?;
         }
         Ok(began)
+    }
+
+    /// Whether a configuration is so large that all slots train it together.
+    fn takes_a_mesh(&self, at: usize) -> bool {
+        let features = self.configurations[at].recipe.sae.features as u64;
+        self.work.slots > 1 && self.work.mesh_from.is_some_and(|from| features >= from)
     }
 
     fn claim(&mut self, configuration: &Configuration) -> Result<Option<Claimed>, Failure> {
@@ -358,21 +380,25 @@ impl<'a> Worker<'a> {
     fn begin<'scope>(
         &self,
         scope: &'scope Scope<'scope, '_>,
-        slot: usize,
+        slots: Vec<usize>,
         members: Vec<Claimed>,
         ended: Sender<Ended>,
     ) -> Result<(), Failure> {
+        let on = if slots.len() > 1 { format!(", on a mesh of {}", slots.len()) } else { String::new() };
         for member in &members {
-            tracing::info!(run = member.recipe.run.dir, "begins: {}", member.label);
+            tracing::info!(run = member.recipe.run.dir, "begins: {}{on}", member.label);
         }
-        let Work { device, threads, slots, .. } = self.work;
-        let place = Local { rank: slot, ranks: slots };
+        let Work { device, threads, slots: ranks, .. } = self.work;
+        let name = slots.iter().map(|slot| format!("-{slot}")).collect::<String>();
         let train = move || {
-            let outcomes = train_group(device, place, threads, &members);
+            let outcomes = match slots[..] {
+                [rank] => train_group(device, Local { rank, ranks }, threads, &members),
+                _ => members.iter().map(|member| train_on_mesh(device, slots.len(), member)).collect(),
+            };
             // Nobody listens where the worker has failed meanwhile.
-            let _ = ended.send(Ended { slot, members, outcomes });
+            let _ = ended.send(Ended { slots, members, outcomes });
         };
-        let thread = thread::Builder::new().name(format!("slot-{slot}")).spawn_scoped(scope, train);
+        let thread = thread::Builder::new().name(format!("slot{name}")).spawn_scoped(scope, train);
         thread.map(|_| ()).map_err(|error| kernels::Error::threads(error).into())
     }
 
@@ -380,10 +406,11 @@ impl<'a> Worker<'a> {
         for (member, outcome) in group.members.iter().zip(group.outcomes) {
             let (id, label) = (&member.id, &member.label);
             match outcome {
-                Outcome::Done(summary) => {
-                    self.folder.keep_summary(id, summary.to_json()?)?;
-                    let (loss, l0) = summary.metrics.as_ref().map_or((None, None), |m| (Some(m.loss), Some(m.l0)));
-                    tracing::info!(loss, l0, wall_s = summary.account.wall_s, "done: {label}");
+                Outcome::Done => {
+                    self.folder.keep_summary(id, member.store.get("summary.json")?.to_vec())?;
+                    let summary = Run::read(&member.store)?.and_then(|run| run.summary);
+                    let (loss, l0) = summary.as_ref().map_or((None, None), |summary| (summary.loss, summary.l0));
+                    tracing::info!(loss, l0, wall_s = summary.map(|summary| summary.wall_s), "done: {label}");
                     self.settled.insert(id.clone(), (State::Done, None));
                 }
                 Outcome::Stopped => {

@@ -12,6 +12,29 @@ use std::fmt;
 
 use crate::failure::Failure;
 
+/// What makes a process one of several: without these variables, it is alone.
+pub const OF_RANKS: [&str; 19] = [
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "PET_NNODES",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "PMI_RANK",
+    "PMI_SIZE",
+    "MPI_LOCALRANKID",
+    "MPI_LOCALNRANKS",
+    "SLURM_STEP_ID",
+    "SLURM_NTASKS",
+    "SLURM_NTASKS_PER_NODE",
+    "JOB_COMPLETIONS",
+    "JOB_COMPLETION_INDEX",
+    "SAE_ATTEMPT",
+];
+
 /// Environment variables by name.
 pub type Variables = BTreeMap<String, String>;
 

@@ -1,6 +1,6 @@
 //! Environments as launchers make them, and what must be made of them.
 
-use super::{Launcher, Variables, World};
+use super::{Launcher, OF_RANKS, Variables, World, launchers};
 use crate::args::WorldArgs;
 
 /// Variables written as a shell would, `NAME=VALUE NAME=VALUE`.
@@ -58,6 +58,11 @@ fn launchers_are_understood() {
             "{text}"
         );
         assert_eq!((world.attempt.as_str(), world.launcher), (attempt, launcher), "{text}");
+        let mut left = variables(text);
+        left.retain(|name, _| !OF_RANKS.contains(&name.as_str()));
+        let world = World::new(&WorldArgs::default(), &left).unwrap_or_else(|failure| panic!("{text}: {failure:?}"));
+        assert_eq!((world.ranks, world.launcher), (1, Launcher::None), "{text}");
+        assert!(launchers::tasks_of_job(&left).is_none(), "{text}");
     }
 }
 

@@ -12,13 +12,14 @@ use crate::args::{Local, Log, WorldArgs, handed_on};
 use crate::failure::Failure;
 use crate::ranks::{self, Ended, Passed, Ranks};
 use crate::world::{self, World};
-use crate::{job, recipes, signals};
+use crate::{job, parent, recipes, signals};
 
 /// The longest pause before a restart: what is wrong after that long is not mended by more of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Starts the ranks, and starts them again while that can help.
 pub fn run(args: &Local, log: Log) -> Result<(), Failure> {
+    parent::bind()?;
     let here = Here::of(args)?;
     let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
     job::mesh_of(args.run.mesh, here.ranks, &recipe)?;
