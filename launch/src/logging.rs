@@ -18,10 +18,11 @@ use crate::args::Log;
 use crate::progress::{self, AboveBars};
 
 /// Installs the writer of messages. `RUST_LOG` chooses what is shown; by default this program's from `info` up, and its
-/// libraries' warnings.
-pub fn start(log: Log) {
+/// libraries' warnings. Of many runs at once (`is_sweep`) each one's own words would drown those on all of them.
+pub fn start(log: Log, is_sweep: bool) {
+    let trainer = if is_sweep { "warn" } else { "info" };
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("warn,sae=info,trainer=info,loader=info,kernels=info"));
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,sae=info,trainer={trainer},loader=info,kernels=info")));
     if log == Log::Json {
         progress::hide_bars();
     }

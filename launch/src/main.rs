@@ -10,6 +10,7 @@ mod disk;
 mod failure;
 mod gpus;
 mod job;
+mod laws;
 mod logging;
 mod parent;
 mod progress;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    logging::start(args.log);
+    logging::start(args.log, matches!(args.command, Command::Sweep(_)));
     signals::leave_file_sizes_to_writers();
     patience::set_name("--patience");
     if let Some(seconds) = args.patience {

@@ -89,7 +89,7 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     let path = written(&folder, "runs.csv", &table(0.01, "batch=256,width=32,l1=1,l0=20,lr=0.001"));
     let (finished, out) = fit(&folder, &path, "laws", &[]);
     let said = finished.exits(0).stdout;
-    assert!(said.contains("next: sae scaling recommend") && said.contains("70 of 35 configurations"), "{said}");
+    assert!(said.contains("next: sae scaling recommend") && said.contains("70, of 35 different sizes"), "{said}");
     let laws = json(&out.join("laws.json"));
     for (at, value) in [("alpha", 0.42), ("beta", 0.33)] {
         let of = &laws["surface"][at];
@@ -112,6 +112,7 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     let laws = out.join("laws.json").display().to_string();
     let mut base = fixture.recipe("best");
     (base.train.batch, base.train.l1) = (256, 1.0);
+    base.data.eval = vec![fixture.text("eval")];
     let base = fixture.save("base", &base);
     let recommend = |more: &[&str]| sae::run(&[&["scaling", "recommend", &laws], more].concat());
     let with = |more: &[&str]| recommend(&[&["--recipe", &base, "--json"], more].concat());
@@ -165,6 +166,10 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     let left: Vec<f64> =
         next.as_array().expect("a list").iter().map(|run| number(&run["loss_interval_left"])).collect();
     assert!(left.len() == 3 && left[0] < 1.0 && left[2] <= left[0], "{next}");
+    let sweep = folder.join("next-sweep.toml").display().to_string();
+    recommend(&["--next", "2", "--out", &sweep, "--recipe", &base]).exits(0);
+    let plan = sae::run(&["sweep", &sweep, "--dry-run", "--gpu", "h200"]).exits(0).stdout;
+    assert!(plan.contains("streams of rows") && plan.contains("configurations"), "{plan}");
 }
 
 /// Real runs, swept by hand: six sizes of a tiny dictionary.

@@ -100,8 +100,8 @@ pub struct Recommend {
     /// Go on beyond 100 x the largest compute of the runs.
     #[arg(long)]
     pub force: bool,
-    /// Where the recipe is written.
-    #[arg(long, value_name = "RECIPE.toml", conflicts_with = "next")]
+    /// Where the recipe is written, or with --next a sweep of those runs.
+    #[arg(long, value_name = "FILE.toml")]
     pub out: Option<String>,
     /// Print a JSON object to standard output.
     #[arg(long)]
@@ -109,6 +109,6 @@ pub struct Recommend {
 }
 
 /// A count above 0, as a recipe takes it.
-fn count(text: &str) -> Result<u64, String> {
+pub fn count(text: &str) -> Result<u64, String> {
     number::parse_count(text).filter(|&count| count > 0).ok_or_else(|| format!("{} is needed", number::COUNT))
 }

@@ -2,6 +2,7 @@
 
 mod cost;
 mod fit;
+mod next;
 mod recommend;
 mod rows;
 mod written;
@@ -13,6 +14,9 @@ use crate::failure::Failure;
 pub fn run(args: &Scaling) -> Result<(), Failure> {
     match &args.what {
         What::Fit(args) => fit::run(args),
-        What::Recommend(args) => recommend::run(args),
+        What::Recommend(args) => match args.next {
+            Some(count) => next::run(args, count as usize),
+            None => recommend::run(args),
+        },
     }
 }

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use indicatif::HumanCount;
 use loader::{Entry, Store};
 use serde::{Deserialize, Serialize};
 use trainer::Exit;
@@ -155,12 +156,13 @@ impl Folder {
     /// The configurations of a sweep, whose data are there, with their ids.
     ///
     /// # Errors
-    /// Those of opening the data; [`Exit::Arguments`] where two differ in nothing that decides results.
+    /// Those of opening the data; [`Exit::Arguments`] where two differ in nothing that decides results, or one wants more rows than there are.
     pub fn configurations(&self, spec: &Spec, data: &mut Identities) -> Result<Vec<Configuration>, Failure> {
         let mut known: BTreeMap<String, Recipe> = BTreeMap::new();
         let mut configurations = Vec::new();
         for recipe in &spec.configurations {
             let data = data.of(recipe)?;
+            check_rows(recipe, data.rows)?;
             let recipe = &with_one_order(recipe, data.rows);
             let id = id::id(recipe, &data);
             if let Some(same) = known.insert(id.clone(), recipe.clone()) {
@@ -341,9 +343,25 @@ pub fn varying(configurations: &[Configuration]) -> Vec<String> {
     keys.into_iter().filter(|key| *key != "run.dir").filter(differs).cloned().collect()
 }
 
+/// A run is one pass: refuses one of more rows than there are, before others of its sweep are trained for hours.
+fn check_rows(recipe: &Recipe, rows: u64) -> Result<(), Failure> {
+    let wanted = recipe.train.tokens.max(recipe.data.order_rows).unwrap_or(0);
+    if wanted <= rows {
+        return Ok(());
+    }
+    Err(Failure::arguments(format!(
+        "a configuration of {} features wants {} rows, and {} has {}: a run is one pass, so bring more rows, or take smaller budgets or \
+         fewer tokens. Nothing was changed",
+        HumanCount(recipe.sae.features as u64),
+        HumanCount(wanted),
+        recipe.data.train.join(", "),
+        HumanCount(rows)
+    )))
+}
+
 /// With an order of all rows, of which each configuration takes the first: so those of different lengths share a stream, and another that is
 /// added later sees the same rows. One that ends inside a batch has an order of its own.
-fn with_one_order(recipe: &Recipe, rows: u64) -> Recipe {
+pub fn with_one_order(recipe: &Recipe, rows: u64) -> Recipe {
     let mut recipe = recipe.clone();
     let whole = |tokens: u64| tokens == rows || tokens.is_multiple_of(recipe.train.batch as u64);
     if recipe.train.tokens.is_none_or(whole) {

@@ -16,7 +16,9 @@ use trainer::plan::{self, DataSize};
 use trainer::recipe::Recipe;
 use trainer::rehearsal::{Measured, rehearse};
 use trainer::synthesis;
+use trainer::train::share_a_stream;
 
+use super::folder::with_one_order;
 use crate::args::{L0, MTBF};
 use crate::budget::{Budget, Terms, duration};
 use crate::device::{self, DeviceChoice, Local, Opened, on_a_gpu};
@@ -39,6 +41,7 @@ pub struct Where {
 
 /// What a configuration would take.
 struct Taken {
+    rows: u64,
     memory_bytes: u64,
     read_bytes: u64,
     written_bytes: u64,
@@ -76,8 +79,22 @@ pub fn run(configurations: &[(String, Recipe)], at: Where) -> Result<(), Failure
             }
         }
     }
-    show(configurations, &taken, at);
+    let streams = streams(configurations, taken.iter().map(|taken| taken.rows).max().unwrap_or(0));
+    show(configurations, &taken, &streams, at);
     Ok(())
+}
+
+/// The places of configurations that share a stream, in an order for `rows`, as the sweep will have one.
+fn streams(configurations: &[(String, Recipe)], rows: u64) -> Vec<Vec<usize>> {
+    let ordered: Vec<Recipe> = configurations.iter().map(|(_, recipe)| with_one_order(recipe, rows)).collect();
+    let mut streams: Vec<Vec<usize>> = Vec::new();
+    for at in 0..ordered.len() {
+        match streams.iter_mut().find(|stream| share_a_stream(&ordered[stream[0]], &ordered[at])) {
+            Some(stream) => stream.push(at),
+            None => streams.push(vec![at]),
+        }
+    }
+    streams
 }
 
 /// Shards of configurations: for training, held out, and the column.
@@ -163,6 +180,7 @@ fn taken(recipe: &Recipe, size: &DataSize, memory_bytes: u64, (step_s, forward_s
         price: None,
     });
     Taken {
+        rows: extent.rows,
         memory_bytes,
         read_bytes: extent.rows.saturating_mul(extent.row_bytes() as u64),
         written_bytes: budget.checkpoints.total_bytes,
@@ -172,7 +190,7 @@ fn taken(recipe: &Recipe, size: &DataSize, memory_bytes: u64, (step_s, forward_s
     }
 }
 
-fn show(configurations: &[(String, Recipe)], taken: &[Taken], at: Where) {
+fn show(configurations: &[(String, Recipe)], taken: &[Taken], streams: &[Vec<usize>], at: Where) {
     let rows: Vec<_> = configurations
         .iter()
         .zip(taken)
@@ -198,16 +216,24 @@ fn show(configurations: &[(String, Recipe)], taken: &[Taken], at: Where) {
     let longest = taken.iter().map(|taken| taken.seconds).fold(0.0, f64::max);
     // Steps are timed with all cores, which slots of the processor share.
     let wall_s = if at.gpu.is_some() { longest.max(all_s / at.slots as f64) } else { all_s };
-    let mut memory: Vec<u64> = taken.iter().map(|taken| taken.memory_bytes).collect();
-    memory.sort_unstable();
-    let at_once: u64 = memory.iter().rev().take(at.slots).sum();
+    let of_stream =
+        |of: fn(&Taken) -> u64| move |stream: &Vec<usize>| stream.iter().map(|&at| of(&taken[at])).collect::<Vec<_>>();
+    let memory = streams.iter().map(of_stream(|taken| taken.memory_bytes));
+    // Each stream is read as far as the longest of its runs goes.
+    let read: u64 =
+        streams.iter().map(of_stream(|taken| taken.read_bytes)).map(|all| all.into_iter().max().unwrap_or(0)).sum();
     let mut lines = vec![
         ("configurations", configurations.len().to_string()),
-        ("at the same time", at.slots.to_string()),
+        ("slots", at.slots.to_string()),
+        ("streams of rows, each read once", streams.len().to_string()),
         ("time, one after the other", duration(all_s)),
         ("time by the clock", duration(wall_s)),
-        ("memory of those at the same time, at most", HumanBytes(at_once).to_string()),
-        ("read", sum(|taken| taken.read_bytes)),
+        (
+            "memory of all on a stream (as many as fit train at once)",
+            HumanBytes(memory.map(|all| all.iter().sum()).max().unwrap_or(0)).to_string(),
+        ),
+        ("read", HumanBytes(read).to_string()),
+        ("read, were each to read for itself", sum(|taken| taken.read_bytes)),
         ("written, at most", sum(|taken| taken.written_bytes)),
         ("kept in the sweep's folder", sum(|taken| taken.kept_bytes)),
     ];

@@ -2,15 +2,12 @@
 //!
 //! Compute is C = F · S, features times steps: at one batch and width the FLOP of the encoder are proportional to it.
 
-use loader::Store;
 use serde::Deserialize;
 use toml::Value;
 
 use super::values::{log_range, numbers, to_multiple};
 use crate::failure::Failure;
-
-/// Bytes of a laws.json, at most.
-const MOST_BYTES: u64 = 64 << 20;
+use crate::laws;
 
 /// A whole tile of features, to which the grid is rounded where nobody says.
 const MULTIPLE: u64 = 128;
@@ -25,6 +22,8 @@ pub struct Isoflop {
     centre: Option<Value>,
     /// A laws.json whose features_opt is the centre.
     laws: Option<String>,
+    /// The learning rate of each budget: one for each, or `{ coefficient, exponent }` of C. By default that of the recipe.
+    lr: Option<Value>,
     /// Dictionaries for each budget.
     #[serde(default = "five")]
     points: usize,
@@ -78,7 +77,7 @@ pub struct Point {
     pub features: u64,
     /// S, from which `train.tokens` follows by the batch.
     pub steps: u64,
-    /// The learning rate, where the preset is about it.
+    /// The learning rate, where the preset says one.
     pub lr: Option<f64>,
 }
 
@@ -99,8 +98,12 @@ impl Isoflop {
                 ));
             }
         };
+        let rates = match &self.lr {
+            Some(lr) => Law::read("isoflop.lr", lr, &budgets)?.into_iter().map(Some).collect(),
+            None => vec![None; budgets.len()],
+        };
         let mut points = Vec::new();
-        for (budget, centre) in budgets.into_iter().zip(centres) {
+        for ((budget, centre), lr) in budgets.into_iter().zip(centres).zip(rates) {
             let name = format!("isoflop, C = {budget:e}");
             let mut features: Vec<u64> = around(&name, centre, self.within, self.points)?
                 .into_iter()
@@ -115,7 +118,7 @@ impl Isoflop {
                 )));
             }
             for features in features {
-                points.push(Point { features, steps: steps(&name, budget, features)?, lr: None });
+                points.push(Point { features, steps: steps(&name, budget, features)?, lr });
             }
         }
         Ok(points)
@@ -215,32 +218,17 @@ impl Law {
 
 /// F_opt of each budget, as a laws.json has it.
 fn features_opt(path: &str, budgets: &[f64]) -> Result<Vec<f64>, Failure> {
-    #[derive(Deserialize)]
-    struct Laws {
-        features_opt: Estimates,
-    }
-    #[derive(Deserialize)]
-    struct Estimates {
-        coefficient: Estimate,
-        exponent: Estimate,
-    }
-    #[derive(Deserialize)]
-    struct Estimate {
-        value: f64,
-    }
-    let unread = |problem: String| Failure::data(format!("{path}: {problem}: name a laws.json of sae scaling fit"));
-    let (folder, key) = Store::open_file(path)?;
-    let size = folder.head(&key)?.map(|entry| entry.size);
-    if size.is_none_or(|size| size > MOST_BYTES) {
-        return Err(unread(size.map_or("no such file".to_owned(), |size| format!("has {size} bytes"))));
-    }
-    let laws: Laws = serde_json::from_slice(&folder.get(&key)?).map_err(|error| unread(error.to_string()))?;
-    let Estimates { coefficient, exponent } = laws.features_opt;
-    Law::all(path, Law { coefficient: coefficient.value, exponent: exponent.value }, budgets)
+    let laws = laws::read(path)?;
+    let law = Law { coefficient: laws.features_opt.coefficient.value, exponent: laws.features_opt.exponent.value };
+    Law::all(path, law, budgets)
 }
 
 #[cfg(test)]
 mod tests {
+    use scaling::Options;
+    use scaling::laws::Loss;
+    use scaling::run::Run;
+
     use super::*;
 
     fn isoflop(text: &str) -> Result<Vec<Point>, Failure> {
@@ -280,20 +268,31 @@ mod tests {
     fn learning_rates_are_swept_at_the_optimum_that_laws_say() {
         let folder = tempfile::tempdir().expect("a folder");
         let laws = folder.path().join("laws.json");
-        let estimate = r#"{"value": 1.024, "low": 1.0, "high": 1.1}"#;
-        let text = format!(
-            r#"{{"features_opt": {{"coefficient": {estimate}, "exponent": {{"value": 0.5}}}}, "steps_opt": 3}}"#
-        );
-        std::fs::write(&laws, text).expect("written");
+        // F_opt = (αA/βB)^(1/(α+β)) · C^(β/(α+β)) = 1.024·√C.
+        let sizes = [1e5, 1e6, 1e7, 1e8]
+            .into_iter()
+            .flat_map(|c: f64| [0.5, 1.0, 2.0].map(|by| (by * c.sqrt(), c.sqrt() / by)));
+        let loss = |features: f64, steps: f64| 1.0 + 1.024 / features.sqrt() + 1.0 / steps.sqrt();
+        let of = |(features, steps)| Run { features, steps, loss: loss(features, steps), ..Run::default() };
+        let options = Options { loss: Loss::LeastSquares, replicates: 100, seed: 0, gpu: None };
+        let fitted = scaling::fit(&sizes.map(of).collect::<Vec<_>>(), &options).expect("laws");
+        std::fs::write(&laws, serde_json::to_vec(&fitted).expect("JSON")).expect("written");
         let preset: Lr = toml::from_str("budgets = [1e6, 4e6]\nlaws = 'laws.json'\npoints = 3").expect("a preset");
         let place = |name: &str| folder.path().join(name).display().to_string();
         let points = preset.points(1e-3, &place).expect("points");
         let rates: Vec<_> = points.iter().filter_map(|point| point.lr).collect();
         assert_eq!(points.iter().map(|point| point.features).collect::<Vec<_>>(), [1024, 1024, 1024, 2048, 2048, 2048]);
         assert_eq!((rates[0], rates[2], rates[3]), (2.5e-4, 4e-3, 2.5e-4));
+        let grid: Isoflop = toml::from_str(
+            "budgets = [1e6, 4e6]\nlaws = 'laws.json'\npoints = 2\nlr = {coefficient = 1.0, exponent = -0.5}",
+        )
+        .expect("a preset");
+        let points = grid.points(&place).expect("points");
+        let points: Vec<_> = points.iter().map(|point| (point.features, point.lr)).collect();
+        assert_eq!(points, [(512, Some(1e-3)), (2048, Some(1e-3)), (1024, Some(5e-4)), (4096, Some(5e-4))]);
         assert!((rates[1] - 1e-3).abs() < 1e-18);
         std::fs::write(&laws, "{}").expect("written");
         let failure = preset.points(1e-3, &place).expect_err("no laws");
-        assert!(failure.message().contains("missing field `features_opt`"), "{}", failure.message());
+        assert!(failure.message().contains("fit again with sae scaling fit"), "{}", failure.message());
     }
 }

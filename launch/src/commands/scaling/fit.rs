@@ -70,7 +70,7 @@ fn show(laws: &Laws, name: &str) {
         (
             "runs",
             format!(
-                "{} of {} configurations, {} budgets, {} clusters",
+                "{}, of {} different sizes, at {} budgets; {} clusters",
                 quality.runs, quality.configurations, quality.budgets, quality.clusters
             ),
         ),

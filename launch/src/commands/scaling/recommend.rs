@@ -1,11 +1,11 @@
-//! `sae scaling recommend`: the best run of a budget as a recipe, and which runs to make next.
+//! `sae scaling recommend`: the best run of a budget as a recipe.
 
 use std::collections::BTreeMap;
 
 use indicatif::{HumanBytes, HumanCount};
-use loader::{Dataset, OpenOptions, Store};
-use scaling::laws::{Estimate, Identity, VERSION};
-use scaling::{Candidate, FAR, Laws, flops_dense, flops_sparse};
+use loader::{Dataset, OpenOptions};
+use scaling::laws::{Estimate, Identity};
+use scaling::{FAR, Laws, flops_dense, flops_sparse};
 use serde::Serialize;
 use trainer::recipe::Recipe;
 
@@ -15,13 +15,7 @@ use crate::args::Recommend;
 use crate::budget::duration;
 use crate::failure::Failure;
 use crate::gpus::print_fewest;
-use crate::{recipes, table};
-
-/// Bytes of a laws.json, at most: that of 100,000 replicates has 20 MiB.
-const MOST_BYTES: u64 = 256 << 20;
-
-/// Compute of further runs over the largest so far, at most.
-const NEXT: f64 = 8.0;
+use crate::{laws, recipes, table};
 
 /// Features come in whole tiles, where there are many: ranks share them so.
 const TILE: f64 = 128.0;
@@ -61,16 +55,12 @@ struct Recommended {
 
 /// Recommends.
 pub fn run(args: &Recommend) -> Result<(), Failure> {
-    let laws = read(&args.laws)?;
-    if let Some(count) = args.next {
-        return next(args, &laws, count as usize);
-    }
+    let laws = laws::read(&args.laws)?;
     let base = base(args, &laws)?;
     let (found, recipe) = recommend(args, &laws, base)?;
     let text = head(args, &laws, &found) + &recipe.to_toml();
     if let Some(out) = &args.out {
-        loader::check_expanded(out).map_err(loader::Error::from)?;
-        std::fs::write(out, &text).map_err(|error| Failure::cannot_write(format!("{out}: {error}")))?;
+        write(out, &text)?;
     }
     if args.json {
         let json = serde_json::to_string_pretty(&found).map_err(|error| trainer::Error::Internal(error.into()))?;
@@ -93,36 +83,14 @@ pub fn run(args: &Recommend) -> Result<(), Failure> {
     Ok(())
 }
 
-fn read(url: &str) -> Result<Laws, Failure> {
-    let (folder, name) = url.rsplit_once('/').unwrap_or((".", url));
-    let store = Store::open(if folder.is_empty() { "/" } else { folder })?;
-    let Some(entry) = store.head(name)? else {
-        return Err(Failure::arguments(format!("{url}: no such file: sae scaling fit writes laws.json")));
-    };
-    let damaged = |why: String| Failure::data(format!("{url}: {why}: fit again with sae scaling fit"));
-    if entry.size > MOST_BYTES {
-        return Err(damaged(format!("has {} bytes, more than laws have", entry.size)));
-    }
-    let bytes = store.get(name)?;
-    #[derive(serde::Deserialize)]
-    struct Version {
-        version: u32,
-    }
-    let version: Version = serde_json::from_slice(&bytes).map_err(|error| damaged(format!("no laws: {error}")))?;
-    if version.version != VERSION {
-        return Err(damaged(format!("laws of version {}, and this program reads {VERSION}", version.version)));
-    }
-    let laws: Laws = serde_json::from_slice(&bytes).map_err(|error| damaged(format!("damaged: {error}")))?;
-    let p = laws.surface.parameters();
-    let sane = [p.e, p.a, p.b, p.alpha, p.beta].iter().all(|value| value.is_finite());
-    if !(sane && p.a > 0.0 && p.b > 0.0 && p.alpha > 0.0 && p.beta > 0.0 && !laws.runs.is_empty()) {
-        return Err(damaged("its surface has no optimum".to_owned()));
-    }
-    Ok(laws)
+/// Writes what was asked for to a local file.
+pub fn write(out: &str, text: &str) -> Result<(), Failure> {
+    loader::check_expanded(out).map_err(loader::Error::from)?;
+    std::fs::write(out, text).map_err(|error| Failure::cannot_write(format!("{out}: {error}")))
 }
 
 /// The recipe that is filled in: the one that was given, if its runs would be of the same law, or what the laws' runs have in common.
-fn base(args: &Recommend, laws: &Laws) -> Result<Recipe, Failure> {
+pub fn base(args: &Recommend, laws: &Laws) -> Result<Recipe, Failure> {
     let Some(path) = &args.recipe else { return from_identity(&laws.identity) };
     let recipe = recipes::read(path, &args.set)?;
     let identity = &laws.identity;
@@ -312,7 +280,7 @@ fn rising(asked: f64, cost: impl Fn(f64) -> Option<f64>) -> f64 {
 }
 
 /// The learning rate by its law, or that of the runs.
-fn learning_rate(laws: &Laws, recipe: &Recipe, compute: f64) -> (Estimate, bool) {
+pub fn learning_rate(laws: &Laws, recipe: &Recipe, compute: f64) -> (Estimate, bool) {
     let fixed = |value: f64| Estimate { value, low: value, high: value };
     let Some(law) = &laws.lr_opt else {
         let rates: Vec<f64> = laws.runs.iter().filter(|run| run.in_surface).filter_map(|run| run.lr).collect();
@@ -391,58 +359,4 @@ fn show(found: &Recommended) {
     );
     print_fewest(on_gpus.gpu, &on_gpus.memory_modes);
     table::say("Time is estimated from data sheets and counts of bytes; no kernel has been timed for it.");
-}
-
-fn next(args: &Recommend, laws: &Laws, count: usize) -> Result<(), Failure> {
-    let largest = laws.largest_compute();
-    let found = laws.next(count, NEXT * largest, FAR * largest);
-    if found.is_empty() {
-        return Err(Failure::data(format!(
-            "{}: its runs do not tell all five parameters, so that no further run can be weighed: run other sizes",
-            args.laws
-        )));
-    }
-    #[derive(Serialize)]
-    struct Next {
-        features: f64,
-        steps: f64,
-        tokens: Option<f64>,
-        compute: f64,
-        features_interval_left: f64,
-        loss_interval_left: f64,
-    }
-    let of = |run: &Candidate| Next {
-        features: run.features,
-        steps: run.steps,
-        tokens: laws.identity.batch.map(|batch| run.steps * batch as f64),
-        compute: run.features * run.steps,
-        features_interval_left: run.features_left,
-        loss_interval_left: run.loss_left,
-    };
-    let found: Vec<Next> = found.iter().map(of).collect();
-    if args.json {
-        let json = serde_json::to_string_pretty(&found).map_err(|error| trainer::Error::Internal(error.into()))?;
-        table::say(json);
-        return Ok(());
-    }
-    let rows: Vec<[String; 6]> = found
-        .iter()
-        .map(|run| {
-            [
-                HumanCount(run.features as u64).to_string(),
-                HumanCount(run.steps as u64).to_string(),
-                run.tokens.map_or("–".to_owned(), |tokens| HumanCount(tokens as u64).to_string()),
-                significant(run.compute / largest),
-                table::percent(Some(run.features_interval_left)),
-                table::percent(Some(run.loss_interval_left)),
-            ]
-        })
-        .collect();
-    let titles = ["features", "steps", "tokens", "C / largest", "interval of best F", "interval of loss"];
-    table::columns(&titles, &rows);
-    table::say(format!(
-        "What is left of each interval at {FAR} × the largest compute, with that run and those above it. Of runs of at most {NEXT} × the largest \
-         compute."
-    ));
-    Ok(())
 }
