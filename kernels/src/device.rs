@@ -282,6 +282,12 @@ pub trait Device: Sync {
         Vec::new()
     }
 
+    /// The threads of this process that the operations run on, where they do. Training happens on one of them: from there an operation
+    /// begins at once, while from any other thread one of these has to be woken first, and be waited for.
+    fn pool(&self) -> Option<&rayon::ThreadPool> {
+        None
+    }
+
     /// Waits until everything enqueued so far is done.
     ///
     /// # Errors

@@ -125,12 +125,12 @@ fn a_large_configuration_takes_a_mesh() {
     child.wait().expect("it ends");
     let finished = sae::run(&words).exits(0);
     assert!(finished.stderr.contains(", on a mesh of 2"), "{}", finished.stderr);
-    let own = fixture.path(&format!("sweep/configurations/{id}.toml"));
+    let own = fixture.path(format!("sweep/configurations/{id}.toml"));
     let alone = format!("run.dir={}", fixture.text("alone"));
     sae::run(&["launch", "local", own.to_str().expect("UTF-8"), "--set", &alone, "--ranks", "2", "--device", "cpu"])
         .exits(0);
     let (one, other) =
-        (checkpoints::last(&fixture.path(&format!("sweep/{id}"))), checkpoints::last(&fixture.path("alone")));
+        (checkpoints::last(&fixture.path(format!("sweep/{id}"))), checkpoints::last(&fixture.path("alone")));
     assert_eq!(checkpoints::differing(&one, &other), [""; 0]);
 }
 

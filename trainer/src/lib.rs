@@ -64,6 +64,7 @@ mod message;
 mod ranks;
 mod remedy;
 mod report;
+mod threads;
 
 /// The version of what decides numbers: raised by a change after which the same recipe on the same rows comes to other weights, by more than
 /// a device rounds differently. Runs of two versions are not compared as if they were of one.

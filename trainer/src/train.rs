@@ -17,7 +17,6 @@ mod saver;
 mod shared;
 mod start;
 
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +31,7 @@ use crate::report::account::Account;
 use crate::report::summary::Summary;
 use crate::schedule::is_due;
 use crate::step::{StepInput, step};
+use crate::threads::on_threads;
 
 pub use check::{Beginning, check, check_before_synthesis, warn_of_few_steps};
 pub use company::{Member, share_a_stream};
@@ -51,20 +51,18 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 }
 
 /// Trains several configurations on one stream, to the bits that each has alone; rows are read once. What came of each stands at its place:
-/// one that fails stops no other, unless what failed is needed by all. `train.threads` is that of the first.
+/// one that fails stops no other, unless what failed is needed by all. All work is done on the threads of the device, or where it has none on as
+/// many as `train.threads` of the first says.
 ///
 /// Recipes have to [share a stream](share_a_stream). As many of the first are begun as fit into memory [together](crate::plan::how_many_fit); the
 /// others end with [`Error::NoRoom`], and nothing of them was begun.
 pub fn train_together<D: Device>(device: &D, members: Vec<Member<'_>>) -> Vec<Result<Summary, Error>> {
     let threads = members.first().and_then(|member| member.recipe.train.threads);
-    // Work outside the device's operations would else spread over all cores, whatever the recipe says.
-    match rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build() {
-        Ok(pool) => pool.install(|| company::train(device, members)),
-        Err(error) => {
-            let error = Arc::new(Error::from(kernels::Error::threads(io::Error::other(error))));
-            members.iter().map(|_| Err(Error::OfAll(Arc::clone(&error)))).collect()
-        }
-    }
+    let count = members.len();
+    on_threads(device, threads, || company::train(device, members)).unwrap_or_else(|error| {
+        let error = Arc::new(error);
+        (0..count).map(|_| Err(Error::OfAll(Arc::clone(&error)))).collect()
+    })
 }
 
 impl<D: Device> Run<'_, D> {
@@ -225,7 +223,7 @@ mod tests {
             steps += u64::from(matches!(event, Event::Step { .. }));
         });
         train(
-            &Cpu::new(Some(1)).expect("threads"),
+            &Cpu::new(recipe.train.threads).expect("threads"),
             &recipe,
             Start {
                 store: &Store::open(&recipe.run.dir).expect("a folder"),

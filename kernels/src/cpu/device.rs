@@ -113,6 +113,10 @@ impl Device for Cpu {
         bytes
     }
 
+    fn pool(&self) -> Option<&rayon::ThreadPool> {
+        Some(&self.engine.pool)
+    }
+
     fn wait(&self) -> Result<(), Error> {
         self.engine.check()
     }

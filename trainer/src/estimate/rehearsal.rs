@@ -18,6 +18,7 @@ use crate::data::calibrate::normal_upper_quantile;
 use crate::recipe::Recipe;
 use crate::schedule::Schedule;
 use crate::step::{StepInput, step, with_room};
+use crate::threads::on_threads;
 use crate::{Error, init};
 
 /// Additions and multiplications of the encoder in a step, at most: a fraction of a second on two cores.
@@ -48,6 +49,10 @@ pub struct Measured {
 /// # Errors
 /// Those of the device.
 pub fn rehearse<D: Device>(device: &D, recipe: &Recipe, shape: Shape, l0: f64) -> Result<Measured, Error> {
+    on_threads(device, recipe.train.threads, || rehearsed(device, recipe, shape, l0))?
+}
+
+fn rehearsed<D: Device>(device: &D, recipe: &Recipe, shape: Shape, l0: f64) -> Result<Measured, Error> {
     let features = bearable(device, shape);
     let small = Shape { features, ..shape };
     let mut sae = device.training(small, plan::adam_mode(recipe))?;
