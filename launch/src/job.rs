@@ -12,6 +12,8 @@ use trainer::{checkpoint, communication, synthesis};
 use crate::args::{LEAST_SAVE_S, SaveTime};
 use crate::failure::Failure;
 use crate::remedy;
+use crate::sweep::spec::Spec;
+use crate::sweep::worker::TOGETHER;
 use crate::world::World;
 
 /// Ranks that train wait so long for each other to come, through queues of a cluster.
@@ -106,4 +108,14 @@ pub fn save_time(asked: SaveTime, recipe: &Recipe) -> Result<u32, Failure> {
         }
     };
     Ok(save_s(checkpoint::bytes(width, recipe.sae.features) as f64 / (STORAGE * 1e9)))
+}
+
+/// The same of a sweep, each of whose slots saves all that train together.
+///
+/// # Errors
+/// Those of [`save_time`].
+pub fn save_time_of_sweep(asked: SaveTime, spec: &Spec, slots: u32) -> Result<u32, Failure> {
+    let of_one = save_time(asked, spec.largest())?;
+    let at_once = spec.configurations.len().min(slots as usize * TOGETHER);
+    Ok(if asked.save_s.is_some() { of_one } else { of_one.saturating_mul(at_once as u32) })
 }

@@ -25,7 +25,7 @@ def main():
     assert pod["restartPolicy"] == "Never", "a pod failure policy asks for it"
     (container,) = pod["containers"]
     assert container["name"] == policy["onExitCodes"]["containerName"]
-    worker = ["/etc/sae/sweep.toml", "--dir", "s3://bucket/sweep", "--worker", "--slots", "2", "--device", "cuda"]
+    worker = ["/etc/sae/sweep.toml", "--dir", "s3://bucket/sweep", "--worker", "--workers", "3", "--slots", "2", "--device", "cuda"]
     assert container["command"] == ["sae", "sweep", *worker]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounts.keys() == {volume["name"] for volume in pod["volumes"]} and mounts["recipe"] == "/etc/sae"

@@ -167,9 +167,15 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
         next.as_array().expect("a list").iter().map(|run| number(&run["loss_interval_left"])).collect();
     assert!(left.len() == 3 && left[0] < 1.0 && left[2] <= left[0], "{next}");
     let sweep = folder.join("next-sweep.toml").display().to_string();
-    recommend(&["--next", "2", "--out", &sweep, "--recipe", &base]).exits(0);
-    let plan = sae::run(&["sweep", &sweep, "--dry-run", "--gpu", "h200"]).exits(0).stdout;
-    assert!(plan.contains("streams of rows") && plan.contains("configurations"), "{plan}");
+    let said = recommend(&["--next", "4", "--out", &sweep, "--recipe", &base]).exits(0);
+    said.says(&["data.train has 15,401: bring more"]);
+    let points: toml::Table = fs::read_to_string(&sweep).expect("a sweep").parse().expect("TOML");
+    let seeds: Vec<_> =
+        points["points"].as_array().expect("points").iter().map(|point| point["train"]["seed"].clone()).collect();
+    assert_eq!(seeds, [2, 3, 4, 5].map(toml::Value::Integer), "none of the runs, and none twice");
+    sae::run(&["sweep", &sweep, "--dry-run", "--gpu", "h200"])
+        .exits(64)
+        .says(&["bring more rows, or lower train.tokens"]);
 }
 
 /// Real runs, swept by hand: six sizes of a tiny dictionary.

@@ -53,6 +53,33 @@ fn two_that_submit_at_once_share_the_work() {
     two_at_once(&Place::Local, &fixture);
 }
 
+/// A worker takes its share of what is left, so that one that comes later finds some.
+#[test]
+fn workers_that_come_later_find_some_left() {
+    let fixture = Fixture::with_data();
+    let text = sweeps::six(&fixture).replace("[axes]\n", "[axes]\ntrain.seed = [0, 1]\n");
+    let (sweep, dir) = (fixture.save_text("twelve", &text), fixture.text("sweep"));
+    let worker = |more: &[&str]| {
+        let words = ["sweep", &sweep, "--dir", &dir, "--device", "cpu", "--heartbeat", "0.1", "--worker"];
+        sweeps::spawn(&Place::Local, &fixture, &[&words[..], more].concat())
+    };
+    let first = worker(&["--slots", "1", "--workers", "2"]);
+    let claimed = || {
+        let claims = sweeps::contents(&dir).iter().filter(|(key, _)| key.starts_with("claims/")).count();
+        (claims > 0).then_some(claims)
+    };
+    wait_for("a claim", claimed);
+    let second = worker(&["--slots", "1", "--workers", "2"]);
+    let begun = [first, second].map(|child| {
+        let output = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said.matches("begins: ").count()
+    });
+    assert_eq!(begun[0] + begun[1], 12, "{begun:?}");
+    assert!(begun.iter().all(|&begun| begun > 0), "both trained: {begun:?}");
+}
+
 /// Both come to the same table, which is that of the undisturbed sweep, and no run was begun twice.
 fn two_at_once(place: &Place<'_>, fixture: &Fixture) {
     let (sweep, dir) = (fixture.text("six.toml"), place.dir(fixture, "both"));
@@ -76,13 +103,17 @@ fn two_at_once(place: &Place<'_>, fixture: &Fixture) {
 fn a_sweep_that_is_asked_to_stop_saves_and_goes_on() {
     let fixture = Fixture::with_data();
     let text = sweeps::six(&fixture).replace("tokens = 15360", "tokens = 15000").replace("every = 5", "every = 10000");
+    // Large enough to be met in the middle of a step.
+    let text = text.replace("features = 256", "features = 65536");
     let (sweep, dir) = (fixture.save_text("six", &text), fixture.text("sweep"));
     let words = [&sweeps::words(&sweep, &dir)[..], &["--set", "train.adam=dense"]].concat();
     let child = sweeps::spawn(&Place::Local, &fixture, &words);
     let steps = || {
         let status = sae::run(&["sweep", "status", &dir, "--json"]);
         let status = (status.code == Some(0)).then(|| status.json())?;
-        let step = |line: &serde_json::Value| line["state"] == "running" && line["step"].as_u64() > Some(0);
+        let step = |line: &serde_json::Value| {
+            line["state"] == "done" || (line["state"] == "running" && line["step"].as_u64() > Some(0))
+        };
         status["configurations"].as_array()?.iter().any(step).then_some(())
     };
     wait_for("a step", steps);

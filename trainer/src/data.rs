@@ -152,7 +152,8 @@ fn rows_of(recipe: &Recipe, rows: u64) -> Result<(u64, u64), Error> {
     for (key, wanted) in [("data.order_rows", order_rows), ("train.tokens", tokens)] {
         if let Some(wanted) = wanted.filter(|wanted| *wanted > rows) {
             return Err(Error::Recipe(format!(
-                "{key} is {wanted}, but data.train has {rows} rows, and each is used once: leave {key} out for the whole epoch"
+                "{key} is {wanted}, but data.train has {rows} rows, and each is used once: bring more rows, or lower {key} (left out, it is all of \
+                 them)"
             )));
         }
     }

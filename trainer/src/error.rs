@@ -117,9 +117,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The runs that it was to be trained together with have taken the memory: it was not begun.
-    #[error("other runs on this device have taken the memory: train fewer at once")]
-    NoRoom,
+    /// It was not begun together with the runs before it, for what the text says; another time it may be.
+    #[error("{0}")]
+    NotBegun(&'static str),
     /// What several runs have failed of together.
     #[error(transparent)]
     OfAll(Arc<Error>),
@@ -148,7 +148,7 @@ impl Error {
             | Error::OtherHeldOut { .. }
             | Error::FileTooLarge { .. }
             | Error::PartTooSmall { .. }
-            | Error::NoRoom
+            | Error::NotBegun(_)
             | Error::OtherFormat(_) => Exit::Arguments,
             Error::Data(_) | Error::Checkpoint(_) => Exit::Data,
             Error::Divergence(_) | Error::BadRows { .. } | Error::Internal(_) => Exit::Divergence,
@@ -277,7 +277,7 @@ mod tests {
             (Error::FileTooLarge { bytes: 1, most: 1 }, 64),
             (Error::PartTooSmall { most: 1, least: 1 }, 64),
             (Error::OtherFormat(text()), 64),
-            (Error::NoRoom, 64),
+            (Error::NotBegun("x"), 64),
             (Error::Data(text()), 65),
             (Error::Checkpoint(text().into()), 65),
             (Error::Divergence(text()), 70),

@@ -55,7 +55,7 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 /// many as `train.threads` of the first says.
 ///
 /// Recipes have to [share a stream](share_a_stream). As many of the first are begun as fit into memory [together](crate::plan::how_many_fit); the
-/// others end with [`Error::NoRoom`], and nothing of them was begun.
+/// others, and those whose rows are scaled or filtered otherwise, end with [`Error::NotBegun`], of which [`Event::NotBegun`] tells at once.
 pub fn train_together<D: Device>(device: &D, members: Vec<Member<'_>>) -> Vec<Result<Summary, Error>> {
     let threads = members.first().and_then(|member| member.recipe.train.threads);
     let count = members.len();

@@ -71,6 +71,9 @@ pub struct SweepArgs {
     /// failed.
     #[arg(long)]
     pub worker: bool,
+    /// How many were started together: each begins its share of what is left. By default the tasks of srun, torchrun or mpirun.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub workers: Option<u32>,
     /// Seconds between two signs of life. Others take over after six that are missing.
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = heartbeat)]
     pub heartbeat: f64,

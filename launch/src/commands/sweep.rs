@@ -119,11 +119,17 @@ fn work(args: &SweepArgs) -> Result<Work, Failure> {
     let of_array = ["SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"];
     let of_array = of_array.iter().find_map(|name| environment.get(*name)?.parse::<usize>().ok());
     // Ranks of a launcher are workers like any others.
-    let rank = World::new(&WorldArgs::default(), &environment).map_or(0, |world| world.rank);
+    let (rank, ranks) =
+        World::new(&WorldArgs::default(), &environment).map_or((0, 1), |world| (world.rank, world.ranks));
     let gpus = match args.device {
         DeviceChoice::Cpu | DeviceChoice::Cuda(Some(_)) => 0,
         DeviceChoice::Auto | DeviceChoice::Cuda(None) => gpus(),
     };
+    // Before anything is claimed: a machine without its GPU would fail all configurations.
+    match args.device {
+        DeviceChoice::Cuda(gpu) => drop(Gpu::open(gpu.unwrap_or(0), Options::from_environment())?),
+        DeviceChoice::Auto | DeviceChoice::Cpu => {}
+    }
     let slots = args.slots.map_or(gpus.max(1), |slots| slots as usize);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if args.mesh_from.is_some() && slots == 1 {
@@ -141,6 +147,7 @@ fn work(args: &SweepArgs) -> Result<Work, Failure> {
         device: args.device,
         mesh_from: args.mesh_from,
         threads: (cores / slots).max(1),
+        workers: args.workers.map_or(ranks, |workers| workers as usize),
         index: of_array.unwrap_or(0) + rank,
         waits: !args.worker,
     })
@@ -200,7 +207,7 @@ fn retry(folder: &Folder, configurations: &[Configuration]) -> Result<(), Failur
         let Some(files) = files.get(id).filter(|files| !files.has_summary) else { continue };
         if let Some(note) = folder.note(id, files)? {
             tracing::info!("trained again: {id}, which had {}", state_of(&note).name());
-            folder.forget_failure(id, files)?;
+            folder.forget_failure(id)?;
         }
     }
     Ok(())

@@ -192,7 +192,7 @@ impl Display {
                 let (step, rows) = (line.step, line.rows);
                 tracing::info!(step, rows, loss, mse, l1_norm, l0, explained_variance, "held-out rows measured");
             }
-            Event::Saved(_) => {}
+            Event::Saved(_) | Event::Done | Event::NotBegun => {}
         }
     }
 }

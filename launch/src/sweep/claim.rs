@@ -8,7 +8,8 @@
 //! silently ignore.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,8 @@ pub struct Beat {
     pub host: String,
     /// Its process there, for people.
     pub pid: u32,
+    /// Claims that the owner has taken before: of two that are taken one after the other, the first beats differ.
+    pub taken: u64,
     /// Counts up.
     pub beat: u64,
     /// Seconds between beats.
@@ -66,7 +69,8 @@ pub struct Beat {
 }
 
 impl Beat {
-    fn every(&self) -> Duration {
+    /// The time between two of them.
+    pub fn every(&self) -> Duration {
         Duration::try_from_secs_f64(self.every_s).unwrap_or(LONGEST).min(LONGEST)
     }
 }
@@ -183,6 +187,16 @@ pub struct Owner {
     host: String,
     /// Between two beats.
     pub every: Duration,
+    taken: Arc<AtomicU64>,
+}
+
+/// Sets a flag when it goes, on the way out of a panic too.
+pub struct SetAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Owner {
@@ -194,7 +208,7 @@ impl Owner {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         // Two processes of one number on machines of one name, as containers have them, do not begin in the same nanosecond.
         let name = format!("{readable}-{}-{:x}", std::process::id(), since.as_nanos());
-        Owner { name, host, every }
+        Owner { name, host, every, taken: Arc::default() }
     }
 
     /// Writes a claim, or its next beat.
@@ -206,6 +220,7 @@ impl Owner {
             owner: self.name.clone(),
             host: self.host.clone(),
             pid: std::process::id(),
+            taken: self.taken.load(Ordering::Relaxed),
             beat,
             every_s: self.every.as_secs_f64(),
             progress,
@@ -230,6 +245,7 @@ impl Owner {
         if self.is_others(store, id, watch)? {
             return Ok(false);
         }
+        self.taken.fetch_add(1, Ordering::Relaxed);
         self.write(store, id, 0, Progress::default())?;
         if self.is_others(store, id, watch)? {
             self.release(store, id)?;
@@ -270,9 +286,8 @@ impl Owner {
                     }
                 }
             });
-            let done = work();
-            ended.store(true, Ordering::Relaxed);
-            done
+            let _ending = SetAtEnd(&ended);
+            work()
         });
         self.release(store, id)?;
         Ok(done)
@@ -292,7 +307,7 @@ mod tests {
     use super::*;
 
     fn owner(name: &str) -> Owner {
-        Owner { name: name.to_owned(), host: String::new(), every: Duration::from_millis(20) }
+        Owner { name: name.to_owned(), host: String::new(), every: Duration::from_millis(20), taken: Arc::default() }
     }
 
     fn folder() -> (tempfile::TempDir, Store) {
@@ -309,6 +324,7 @@ mod tests {
             owner: "a".into(),
             host: String::new(),
             pid: 1,
+            taken: 1,
             beat: number,
             every_s: 5.0,
             progress: Progress::default(),

@@ -59,6 +59,7 @@ impl Shown {
                     bar.clear();
                 }
             }
+            Event::Done | Event::NotBegun => self.end(),
             Event::Line(_) | Event::Saved(_) => {}
         }
     }

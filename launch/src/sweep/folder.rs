@@ -173,7 +173,7 @@ impl Folder {
                     .map(|(key, _)| key.as_str())
                     .collect();
                 return Err(Failure::arguments(format!(
-                    "two configurations differ in {} alone, which decides no result: leave it out of the axes and points",
+                    "two configurations differ in {} alone, by which they are not told apart: leave it out of the axes and points",
                     differing.join(", ")
                 )));
             }
@@ -306,9 +306,10 @@ impl Folder {
     ///
     /// # Errors
     /// Those of the store.
-    pub fn forget_failure(&self, id: &str, files: &Files) -> Result<(), Failure> {
-        for name in &files.notes {
-            self.store.delete(&format!("{id}/{name}"))?;
+    pub fn forget_failure(&self, id: &str) -> Result<(), Failure> {
+        let run = self.run(id)?;
+        for entry in run.list("")?.iter().filter(|entry| note::is_note(&entry.key)) {
+            run.delete(&entry.key)?;
         }
         Ok(())
     }

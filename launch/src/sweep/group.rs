@@ -3,7 +3,7 @@
 //! Those of a group share a stream: rows are read, decoded and normalized once for all of them.
 
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kernels::Device;
@@ -55,8 +55,8 @@ pub enum Outcome {
     Stopped,
     /// Somebody else uses its folder.
     Elsewhere,
-    /// The others of its group have taken the memory: it was not begun.
-    NoRoom,
+    /// It has no place beside the others of its group, and was not begun.
+    NotBegun,
     /// It ended with an error, of which its folder has a note.
     Failed {
         /// Why, for launchers.
@@ -66,22 +66,26 @@ pub enum Outcome {
     },
 }
 
-/// Trains configurations that share a stream, as many of the first as fit into memory together. `threads` are what they take of the processor,
-/// where their recipe says nothing.
-pub fn train_group(choice: DeviceChoice, slot: Local, threads: usize, members: &[Claimed]) -> Vec<Outcome> {
+/// Trains configurations that share a stream, as many of the first as fit into memory together, and tells what each comes to as soon as that is
+/// known. `threads` are what they take of the processor, where their recipe says nothing.
+pub fn train_group(choice: DeviceChoice, slot: Local, threads: usize, members: &[Claimed], tell: &Tell<'_>) {
     let recipes: Vec<Recipe> = members.iter().map(|member| with_threads(&member.recipe, threads)).collect();
-    let Some(first) = recipes.first() else { return Vec::new() };
+    let Some(first) = recipes.first() else { return };
+    let group = Group { members, told: members.iter().map(|_| AtomicBool::new(false)).collect(), tell };
     let work = || match device::open(choice, &first.train, Axes::alone(), slot) {
-        Ok(Opened::Cpu(device)) => on(&device, members, &recipes, slot.ranks),
-        Ok(Opened::Cuda(device)) => on(&device, members, &recipes, slot.ranks),
-        Err(failure) => members.iter().map(|member| refused(member, &failure)).collect(),
+        Ok(Opened::Cpu(device)) => group.train(&device, &recipes, slot.ranks),
+        Ok(Opened::Cuda(device)) => group.train(&device, &recipes, slot.ranks),
+        Err(failure) => (0..members.len()).for_each(|at| group.tell(at, || refused(&members[at], &failure))),
     };
     // A bug in one run must not take the others with it.
-    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+    if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
         let internal = || Error::Internal("a thread of training has panicked, and said why above".into());
-        members.iter().map(|member| failed(member, &internal())).collect()
-    })
+        (0..members.len()).for_each(|at| group.tell(at, || failed(&members[at], &internal())));
+    }
 }
+
+/// Hears what a configuration has come to.
+pub type Tell<'a> = dyn Fn(&Claimed, Outcome) + Sync + 'a;
 
 /// With its share of the processor where it asks for none.
 fn with_threads(recipe: &Recipe, threads: usize) -> Recipe {
@@ -91,39 +95,62 @@ fn with_threads(recipe: &Recipe, threads: usize) -> Recipe {
     recipe
 }
 
-/// On a device; as many slots as `host_ranks` share this machine's memory.
-fn on<D: Device>(device: &D, members: &[Claimed], recipes: &[Recipe], host_ranks: usize) -> Vec<Outcome> {
-    let mut shown: Vec<Shown> =
-        members.iter().map(|member| Shown::new(member.label.clone(), Arc::clone(&member.progress))).collect();
-    let mut resumes = Vec::new();
-    for member in members {
-        match run_dir::holds_a_run(&member.store) {
-            Ok(resume) => resumes.push(resume),
-            Err(error) => return members.iter().map(|member| failed(member, &error)).collect(),
+/// Configurations that train together.
+struct Group<'a> {
+    members: &'a [Claimed],
+    /// Of which it was told what they have come to.
+    told: Vec<AtomicBool>,
+    tell: &'a Tell<'a>,
+}
+
+impl Group<'_> {
+    /// Tells what came of the member at a place, unless it was told before.
+    fn tell(&self, at: usize, outcome: impl FnOnce() -> Outcome) {
+        if !self.told[at].swap(true, Ordering::Relaxed) {
+            (self.tell)(&self.members[at], outcome());
         }
     }
-    let runs = members.iter().zip(recipes).zip(&mut shown).zip(resumes);
-    let runs = runs.map(|(((member, recipe), shown), resume)| {
-        let watch: Box<dyn FnMut(Event<'_>) + Send> = Box::new(|event| {
-            if let Event::Start { .. } = event {
-                patience::set(patience::now().max(patience::IN_A_RUN));
+
+    /// On a device; as many slots as `host_ranks` share this machine's memory.
+    fn train<D: Device>(&self, device: &D, recipes: &[Recipe], host_ranks: usize) {
+        let members = self.members;
+        let mut shown: Vec<Shown> =
+            members.iter().map(|member| Shown::new(member.label.clone(), Arc::clone(&member.progress))).collect();
+        let mut resumes = Vec::new();
+        for member in members {
+            match run_dir::holds_a_run(&member.store) {
+                Ok(resume) => resumes.push(resume),
+                Err(error) => return (0..members.len()).for_each(|at| self.tell(at, || failed(&members[at], &error))),
             }
-            shown.show(event);
+        }
+        let runs = members.iter().zip(recipes).zip(&mut shown).zip(resumes).enumerate();
+        let runs = runs.map(|(at, (((member, recipe), shown), resume))| {
+            let watch: Box<dyn FnMut(Event<'_>) + Send> = Box::new(move |event| {
+                match event {
+                    Event::Start { .. } => patience::set(patience::now().max(patience::IN_A_RUN)),
+                    // Others of the group may train for hours yet.
+                    Event::Done => self.tell(at, || Outcome::Done),
+                    Event::NotBegun => self.tell(at, || Outcome::NotBegun),
+                    _ => {}
+                }
+                shown.show(event);
+            });
+            let (store, words) = (&member.store, remedy::words as fn(&Error) -> String);
+            let start = Start { store, resume, commit: COMMIT, stop: &member.stop, host_ranks, words, watch };
+            Member { recipe, start }
         });
-        let (store, words) = (&member.store, remedy::words as fn(&Error) -> String);
-        let start = Start { store, resume, commit: COMMIT, stop: &member.stop, host_ranks, words, watch };
-        Member { recipe, start }
-    });
-    let trained = train_together(device, runs.collect());
-    shown.iter().for_each(Shown::end);
-    let outcomes = members.iter().zip(trained).map(|(member, trained)| match trained {
-        Ok(_) => Outcome::Done,
-        Err(Error::NoRoom) => Outcome::NoRoom,
-        Err(Error::Interrupted { .. }) => Outcome::Stopped,
-        Err(Error::InUse { .. } | Error::HoldsRun { .. }) => Outcome::Elsewhere,
-        Err(error) => failed(member, &error),
-    });
-    outcomes.collect()
+        let trained = train_together(device, runs.collect());
+        shown.iter().for_each(Shown::end);
+        for (at, trained) in trained.into_iter().enumerate() {
+            self.tell(at, || match trained {
+                Ok(_) => Outcome::Done,
+                Err(Error::NotBegun(_)) => Outcome::NotBegun,
+                Err(Error::Interrupted { .. }) => Outcome::Stopped,
+                Err(Error::InUse { .. } | Error::HoldsRun { .. }) => Outcome::Elsewhere,
+                Err(error) => failed(&members[at], &error),
+            });
+        }
+    }
 }
 
 /// A run that failed. One that failed before it began has left no note.

@@ -11,9 +11,6 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::failure::Failure;
 
-/// Keys that may change when a run is resumed, since they no longer matter then, and that decide what a new one comes to.
-const AT_THE_START: [&str; 2] = ["train.init_from", "train.init_space"];
-
 /// What rows a configuration is trained and measured on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -55,10 +52,8 @@ impl Identities {
 
 /// The id of a configuration, 16 hexadecimal digits: the name of its folder.
 pub fn id(recipe: &Recipe, data: &Identity) -> String {
-    let keys = recipe.keys();
-    let start = AT_THE_START.iter().filter_map(|&key| Some((key.to_owned(), keys.get(key)?.clone())));
     let mut text = format!("numbers {NUMBERS}\ndata {}\nheld out {}\n", data.train, data.eval);
-    for (key, value) in recipe.deciding_keys().into_iter().chain(start) {
+    for (key, value) in recipe.keys_of_a_new_run() {
         text += &format!("{key} = {value}\n");
     }
     format!("{:016x}", xxh3_64(text.as_bytes()))
@@ -95,6 +90,8 @@ mod tests {
         assert_ne!(with(&|recipe| recipe.train.seed = 1), first);
         assert_ne!(with(&|recipe| recipe.train.tokens = Some(1)), first);
         assert_ne!(with(&|recipe| recipe.train.init_from = Some("w".into())), first);
+        assert_ne!(with(&|recipe| recipe.data.eval_skip = vec!["a.parquet:3".into()]), first);
+        assert_eq!(with(&|recipe| recipe.data.skip = vec!["a.parquet:3".into()]), first);
         assert_ne!(id(&recipe, &Identity { eval: "3".into(), ..data.clone() }), first);
     }
 }

@@ -13,7 +13,7 @@ use trainer::data::Data;
 use trainer::forecast::{EXPECTED, Floor, Gpu, RankMemory, Workload};
 use trainer::overhead::COPY;
 use trainer::plan::{self, DataSize};
-use trainer::recipe::Recipe;
+use trainer::recipe::{Recipe, Train};
 use trainer::rehearsal::{Measured, rehearse};
 use trainer::synthesis;
 use trainer::train::share_a_stream;
@@ -126,16 +126,18 @@ fn here<D: Device>(
     recipe: &Recipe,
     size: &DataSize,
     slots: usize,
-    timed: &mut BTreeMap<(usize, usize), Measured>,
+    timed: &mut BTreeMap<String, Measured>,
 ) -> Result<Taken, Failure> {
     let place = device.axes().place;
     let shape = plan::shape(recipe, size.extent, place);
     let problem = plan::check_fits(device, recipe, size, place, slots).err().map(|error| remedy::words(&error));
-    let measured = match timed.get(&(shape.features, shape.batch)) {
+    let Train { adam, threads, .. } = recipe.train;
+    let kind = format!("{} {} {adam:?} {threads:?} {}", shape.features, shape.batch, recipe.sae.decoder_norm);
+    let measured = match timed.get(&kind) {
         Some(known) => *known,
         None => {
             let measured = rehearse(device, recipe, shape, L0)?;
-            timed.insert((shape.features, shape.batch), measured);
+            timed.insert(kind, measured);
             measured
         }
     };
@@ -184,7 +186,11 @@ fn taken(recipe: &Recipe, size: &DataSize, memory_bytes: u64, (step_s, forward_s
         memory_bytes,
         read_bytes: extent.rows.saturating_mul(extent.row_bytes() as u64),
         written_bytes: budget.checkpoints.total_bytes,
-        kept_bytes: budget.checkpoints.bytes.saturating_mul(recipe.checkpoint.keep as u64),
+        kept_bytes: budget
+            .checkpoints
+            .bytes
+            .saturating_mul(recipe.checkpoint.keep as u64)
+            .min(budget.checkpoints.total_bytes),
         seconds: budget.time.total_s,
         problem: None,
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::claim::{Beat, Life, Watch};
+use super::claim::{Beat, Life, MISSED, Watch};
 use super::folder::{Configuration, Files, Folder, State, state_of, varying};
 use super::worker::label;
 use crate::failure::Failure;
@@ -68,12 +68,19 @@ impl Report {
     /// # Errors
     /// [`trainer::Exit::Data`] where there is no sweep, or one that cannot be read; those of the store.
     pub fn of(folder: &Folder) -> Result<Report, Failure> {
-        let mut watch = Watch::default();
+        let (mut watch, began, mut is_told) = (Watch::default(), Instant::now(), false);
         loop {
             let files = folder.look()?;
-            let (lives, is_known) = lives(folder, &files, &mut watch)?;
-            if is_known {
-                return Report::read(folder, &files, &lives, &watch);
+            let lives = lives(folder, &files, &mut watch)?;
+            let Some(silent) = lives.silent else { return Report::read(folder, &files, &lives.alive, &watch) };
+            if !is_told && began.elapsed() > Duration::from_secs(2) {
+                is_told = true;
+                let most = silent.every() * MISSED;
+                tracing::info!(
+                    "{} has not been heard of yet: it is waited for {} s at most",
+                    silent.owner,
+                    most.as_secs()
+                );
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -196,13 +203,20 @@ impl Line {
             cause: None,
             label: String::new(),
         };
+        if files.has_summary {
+            line.state = State::Done;
+        }
+        // Of a run folder from which files were deleted there may be no more than that it was done.
         let summary = if files.has_summary { Run::read(&folder.run(id)?)?.and_then(|run| run.summary) } else { None };
         if let Some(summary) = summary {
-            line.state = State::Done;
             (line.step, line.steps) = (Some(summary.steps), Some(summary.steps));
             (line.loss, line.l0) = (summary.loss, summary.l0);
             (line.explained_variance, line.wall_s) = (summary.explained_variance, Some(summary.wall_s));
             line.tokens_per_s = Some(summary.tokens_per_s);
+        } else if files.has_summary {
+            line.cause = Some(
+                "files of its run folder are gone: delete the rest of it, and the sweep trains it again".to_owned(),
+            );
         } else if let Some(beat) = beat {
             line.state = State::Running;
             line.host = Some(beat.host.clone());
@@ -232,23 +246,27 @@ impl Line {
     }
 }
 
-/// The keys of the claims that are alive, by what they claim, and whether that is known of all.
-fn lives(
-    folder: &Folder,
-    files: &BTreeMap<String, Files>,
-    watch: &mut Watch,
-) -> Result<(BTreeMap<String, String>, bool), Failure> {
-    let (mut alive, mut is_known) = (BTreeMap::new(), true);
+/// What is known of claims.
+#[derive(Default)]
+struct Lives {
+    /// The keys of those that are alive, by what they claim.
+    alive: BTreeMap<String, String>,
+    /// One of which it is not known yet.
+    silent: Option<Beat>,
+}
+
+fn lives(folder: &Folder, files: &BTreeMap<String, Files>, watch: &mut Watch) -> Result<Lives, Failure> {
+    let mut lives = Lives::default();
     for (id, files) in files.iter().filter(|(_, files)| !files.has_summary) {
         for claim in &files.claims {
             match watch.look(&folder.store, claim, Instant::now())? {
                 Life::Alive => {
-                    alive.insert(id.clone(), claim.key.clone());
+                    lives.alive.insert(id.clone(), claim.key.clone());
                 }
-                Life::Unknown => is_known = false,
+                Life::Unknown => lives.silent = watch.beat(&claim.key).cloned(),
                 Life::Abandoned => {}
             }
         }
     }
-    Ok((alive, is_known))
+    Ok(lives)
 }

@@ -12,10 +12,22 @@ pub const MOST: usize = 10_000;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Range {
-    log: [f64; 2],
+    log: [Value; 2],
     points: usize,
     /// Values are rounded to whole multiples of this.
     multiple: Option<u64>,
+}
+
+impl Range {
+    fn bounds(&self) -> Option<[f64; 2]> {
+        Some([number(&self.log[0])?, number(&self.log[1])?])
+    }
+}
+
+/// A number, or a count by its name, such as 34M.
+fn number(value: &Value) -> Option<f64> {
+    let named = || value.as_str().and_then(loader::number::parse_count);
+    value.as_float().or_else(|| value.as_integer().or_else(|| i64::try_from(named()?).ok()).map(|whole| whole as f64))
 }
 
 /// Numbers above 0, written as one, a list or a range; `name` is what messages call them.
@@ -23,7 +35,6 @@ struct Range {
 /// # Errors
 /// [`trainer::Exit::Arguments`] when they are written in another way, there are none, or one is not above 0.
 pub fn numbers(name: &str, value: &Value) -> Result<Vec<f64>, Failure> {
-    let number = |value: &Value| value.as_float().or(value.as_integer().map(|whole| whole as f64));
     let wrong = || {
         Failure::arguments(format!(
             "{name} must be numbers above 0, as a list or {{ log = [LOW, HIGH], points = N }}, and is {value}"
@@ -36,7 +47,7 @@ pub fn numbers(name: &str, value: &Value) -> Result<Vec<f64>, Failure> {
             if range.multiple.is_some() {
                 return Err(wrong());
             }
-            log_range(name, range.log, range.points)?
+            log_range(name, range.bounds().ok_or_else(wrong)?, range.points)?
         }
         one => vec![number(one).ok_or_else(wrong)?],
     };
@@ -118,7 +129,10 @@ fn range(key: &str, table: &Table, is_whole: bool) -> Result<Vec<Value>, Failure
     let range: Range = table.clone().try_into().map_err(|error: toml::de::Error| {
         Failure::arguments(format!("{name}: {}: write {{ log = [LOW, HIGH], points = N }}", error.message().trim()))
     })?;
-    let numbers = log_range(&name, range.log, range.points)?;
+    let bounds = range.bounds().ok_or_else(|| {
+        Failure::arguments(format!("{name}: LOW and HIGH of {{ log = [LOW, HIGH], points = N }} are numbers"))
+    })?;
+    let numbers = log_range(&name, bounds, range.points)?;
     let rounded = |number: f64, multiple| i64::try_from(to_multiple(number, multiple)).unwrap_or(i64::MAX);
     let mut values: Vec<Value> = Vec::new();
     for number in numbers {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
@@ -13,17 +13,21 @@ use std::time::{Duration, Instant};
 use trainer::Exit;
 use trainer::train::share_a_stream;
 
-use super::claim::{Life, Owner, Progress, Watch};
+use super::claim::{Life, Owner, Progress, SetAtEnd, Watch};
 use super::folder::{Configuration, Files, Folder, State, state_of, varying};
 use super::group::{Claimed, Outcome, train_group};
 use super::mesh::train_on_mesh;
 use crate::device::{DeviceChoice, Local};
 use crate::failure::Failure;
 use crate::progress::{Headline, duration};
-use crate::runs::Run;
+use crate::runs::{Run, at_once};
 
 /// How often the slots are looked at.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Configurations that train together on one stream, at most. Of so many each reads a sixteenth of what it would alone; more would leave none to
+/// other workers, which may begin later.
+pub const TOGETHER: usize = 16;
 
 /// Starts of a configuration by one process, where each ends with what another may go better than: storage, hardware.
 const TRIES: u32 = 3;
@@ -39,7 +43,9 @@ pub struct Work {
     pub mesh_from: Option<u64>,
     /// Threads of a slot on the processor.
     pub threads: usize,
-    /// This process among those that were started together, from 0 on: each begins its search elsewhere.
+    /// Processes that were started together: each begins its share of what is left.
+    pub workers: usize,
+    /// This process among them, from 0 on: each begins its search elsewhere.
     pub index: usize,
     /// Whether to wait for configurations that others train.
     pub waits: bool,
@@ -69,14 +75,13 @@ pub fn work(
     let held = Held::default();
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
+        // However this ends: the thread that beats is waited for.
+        let _ending = SetAtEnd(&ended);
         let beats = thread::Builder::new().name("claims".to_owned());
         beats
             .spawn_scoped(scope, || held.beat(folder, owner, &ended))
             .map_err(|error| Failure::from(kernels::Error::threads(error)))?;
-        let worked = Worker::new(folder, configurations, owner, work, &held).work(scope, stop);
-        held.stop_all();
-        ended.store(true, Ordering::Relaxed);
-        worked
+        Worker::new(folder, configurations, owner, work, &held).work(scope, stop)
     })
 }
 
@@ -113,38 +118,48 @@ impl Held {
                 };
                 claims.iter_mut().map(beat).collect()
             };
-            for (id, beat, progress) in due {
-                match owner.has(&folder.store, &id) {
-                    Ok(true) => {
-                        // One that was given back meanwhile is not to come again.
-                        let claims = self.claims();
-                        let written = claims.get(&id).map(|_| owner.write(&folder.store, &id, beat, progress));
-                        drop(claims);
-                        if let Some(Err(failure)) = written {
-                            tracing::warn!("{}", failure.message());
-                        }
-                    }
-                    Ok(false) => {
-                        if let Some((claimed, _)) = self.claims().get(&id) {
-                            tracing::warn!(
-                                "{}: another process has taken it over, since this one was not heard of: it saves and ends here",
-                                claimed.label
-                            );
-                            claimed.stop.store(true, Ordering::Relaxed);
-                        }
-                    }
-                    Err(failure) => tracing::warn!("{}", failure.message()),
-                }
-            }
+            // Several at a time, and none while the claims are locked: a store may be slow.
+            let beaten = at_once(&due, |(id, beat, progress)| self.beat_once(folder, owner, id, *beat, *progress));
+            let failures = match beaten {
+                Ok(beaten) => beaten.into_iter().filter_map(Result::err).collect(),
+                Err(failure) => vec![failure],
+            };
+            failures.iter().for_each(|failure| tracing::warn!("{}", failure.message()));
         }
+    }
+
+    fn beat_once(
+        &self,
+        folder: &Folder,
+        owner: &Owner,
+        id: &str,
+        beat: u64,
+        progress: Progress,
+    ) -> Result<(), Failure> {
+        if owner.has(&folder.store, id)? {
+            owner.write(&folder.store, id, beat, progress)?;
+            // One that was given back meanwhile is not to come again.
+            if !self.claims().contains_key(id) {
+                owner.release(&folder.store, id)?;
+            }
+        } else if let Some((claimed, _)) = self.claims().get(id)
+            && !claimed.stop.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                "{}: another process has taken it over, since this one was not heard of: it saves and ends here",
+                claimed.label
+            );
+        }
+        Ok(())
     }
 }
 
-/// Slots that have ended their group.
-struct Ended {
-    slots: Vec<usize>,
-    members: Vec<Claimed>,
-    outcomes: Vec<Outcome>,
+/// What slots tell the worker.
+enum Told {
+    /// What a configuration has come to. Others of its group may go on.
+    Outcome(Box<Claimed>, Outcome),
+    /// These slots are free again.
+    Free(Vec<usize>),
 }
 
 struct Worker<'a> {
@@ -195,38 +210,66 @@ impl<'a> Worker<'a> {
     }
 
     fn work<'scope>(mut self, scope: &'scope Scope<'scope, '_>, stop: &AtomicBool) -> Result<Worked, Failure> {
-        let (ended, heard) = channel::<Ended>();
+        let (teller, told) = channel::<Told>();
         let mut idle: Vec<usize> = (0..self.work.slots).rev().collect();
         let headline = Headline::new();
+        let worked = self.share_out(scope, stop, (&teller, &told), &mut idle, &headline);
+        headline.clear();
+        if worked.is_err() {
+            // What was begun saves first, and keeps its claims alive until it has.
+            self.held.stop_all();
+            while idle.len() < self.work.slots {
+                match told.recv() {
+                    Ok(Told::Free(slots)) => idle.extend(slots),
+                    Ok(Told::Outcome(member, _)) => {
+                        self.held.claims().remove(&member.id);
+                        // The error that ends this worker is told; a claim that stays is taken over by others.
+                        let _ = self.owner.release(&self.folder.store, &member.id);
+                    }
+                    Err(_) => break,
+                }
+            }
+        }
+        worked
+    }
+
+    fn share_out<'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, '_>,
+        stop: &AtomicBool,
+        (teller, told): (&Sender<Told>, &Receiver<Told>),
+        idle: &mut Vec<usize>,
+        headline: &Headline,
+    ) -> Result<Worked, Failure> {
         let mut look_at = Instant::now();
-        let worked = loop {
-            while let Ok(group) = heard.try_recv() {
-                idle.extend(&group.slots);
-                self.settle(group, stop)?;
+        loop {
+            while let Ok(told) = told.try_recv() {
+                match told {
+                    Told::Outcome(member, outcome) => self.settle(&member, outcome, stop)?,
+                    Told::Free(slots) => idle.extend(slots),
+                }
                 look_at = Instant::now();
             }
             let is_stopped = stop.load(Ordering::Relaxed);
             if is_stopped {
                 self.held.stop_all();
                 if idle.len() == self.work.slots {
-                    break self.worked(true);
+                    return Ok(self.worked(true));
                 }
             } else if !idle.is_empty() && Instant::now() >= look_at {
                 let pending = self.look()?;
-                let began = self.hand_out(scope, pending, &mut idle, &ended)?;
+                let began = self.hand_out(scope, pending, idle, teller)?;
                 let all_idle = idle.len() == self.work.slots;
                 let none_left = self.settled.len() == self.configurations.len();
                 // Others may let go of what could not be had just now.
                 if all_idle && (none_left || !(self.work.waits || began || self.may_be_had())) {
-                    break self.worked(false);
+                    return Ok(self.worked(false));
                 }
                 look_at = Instant::now() + self.owner.every.min(Duration::from_secs(1));
             }
             headline.set(&self.headline());
             thread::sleep(POLL);
-        };
-        headline.clear();
-        Ok(worked)
+        }
     }
 
     /// What has become of all, and which may be claimed, those that were begun first and then the largest.
@@ -242,6 +285,11 @@ impl<'a> Worker<'a> {
             }
             let files = files.remove(id).unwrap_or_default();
             if files.has_summary {
+                if !files.was_done {
+                    // The process that trained it was gone before it could.
+                    let summary = self.folder.run(id)?.get("summary.json")?;
+                    self.folder.keep_summary(id, summary.to_vec())?;
+                }
                 self.settled.insert(id.clone(), (State::Done, None));
             } else if let Some(life) = self.claimed(&files)? {
                 // Of the others it is not known yet.
@@ -308,7 +356,7 @@ impl<'a> Worker<'a> {
         scope: &'scope Scope<'scope, '_>,
         mut pending: Vec<usize>,
         idle: &mut Vec<usize>,
-        ended: &Sender<Ended>,
+        teller: &Sender<Told>,
     ) -> Result<bool, Failure> {
         let now = Instant::now();
         self.later.retain(|_, until| *until > now);
@@ -324,14 +372,15 @@ impl<'a> Worker<'a> {
                 pending.remove(0);
                 if let Some(member) = self.claim(&all[first])? {
                     began = true;
-                    self.begin(scope, std::mem::take(idle), vec![member], ended.clone())?;
+                    self.begin(scope, std::mem::take(idle), vec![member], teller.clone())?;
                 }
                 continue;
             }
             let shares = |&at: &usize| !self.takes_a_mesh(at) && share_a_stream(&all[first].recipe, &all[at].recipe);
             let sharing: Vec<usize> = pending.iter().copied().filter(shares).collect();
-            // Each idle slot gets its part, some of the large ones among them.
-            let wanted: Vec<usize> = sharing.into_iter().step_by(idle.len()).collect();
+            // Each idle slot of each worker gets its part, some of the large ones among them.
+            let most = sharing.len().div_ceil(idle.len() * self.work.workers).min(TOGETHER);
+            let wanted: Vec<usize> = sharing.iter().copied().step_by(sharing.len() / most).take(most).collect();
             pending.retain(|at| !wanted.contains(at));
             let mut members = Vec::new();
             for &at in &wanted {
@@ -342,7 +391,7 @@ impl<'a> Worker<'a> {
             }
             idle.pop();
             began = true;
-            self.begin(scope, vec![slot], members, ended.clone())?;
+            self.begin(scope, vec![slot], members, teller.clone())?;
         }
         Ok(began)
     }
@@ -382,7 +431,7 @@ impl<'a> Worker<'a> {
         scope: &'scope Scope<'scope, '_>,
         slots: Vec<usize>,
         members: Vec<Claimed>,
-        ended: Sender<Ended>,
+        teller: Sender<Told>,
     ) -> Result<(), Failure> {
         let on = if slots.len() > 1 { format!(", on a mesh of {}", slots.len()) } else { String::new() };
         for member in &members {
@@ -391,56 +440,57 @@ impl<'a> Worker<'a> {
         let Work { device, threads, slots: ranks, .. } = self.work;
         let name = slots.iter().map(|slot| format!("-{slot}")).collect::<String>();
         let train = move || {
-            let outcomes = match slots[..] {
-                [rank] => train_group(device, Local { rank, ranks }, threads, &members),
-                _ => members.iter().map(|member| train_on_mesh(device, slots.len(), member)).collect(),
-            };
-            // Nobody listens where the worker has failed meanwhile.
-            let _ = ended.send(Ended { slots, members, outcomes });
+            // Nobody listens where the worker has panicked meanwhile.
+            let tell = |member: &Claimed, outcome| drop(teller.send(Told::Outcome(Box::new(member.clone()), outcome)));
+            match slots[..] {
+                [rank] => train_group(device, Local { rank, ranks }, threads, &members, &tell),
+                _ => members.iter().for_each(|member| tell(member, train_on_mesh(device, slots.len(), member))),
+            }
+            drop(teller.send(Told::Free(slots)));
         };
         let thread = thread::Builder::new().name(format!("slot{name}")).spawn_scoped(scope, train);
         thread.map(|_| ()).map_err(|error| kernels::Error::threads(error).into())
     }
 
-    fn settle(&mut self, group: Ended, stop: &AtomicBool) -> Result<(), Failure> {
-        for (member, outcome) in group.members.iter().zip(group.outcomes) {
-            let (id, label) = (&member.id, &member.label);
-            match outcome {
-                Outcome::Done => {
-                    self.folder.keep_summary(id, member.store.get("summary.json")?.to_vec())?;
-                    let summary = Run::read(&member.store)?.and_then(|run| run.summary);
-                    let (loss, l0) = summary.as_ref().map_or((None, None), |summary| (summary.loss, summary.l0));
-                    tracing::info!(loss, l0, wall_s = summary.map(|summary| summary.wall_s), "done: {label}");
-                    self.settled.insert(id.clone(), (State::Done, None));
-                }
-                Outcome::Stopped => {
-                    if !stop.load(Ordering::Relaxed) {
-                        self.later.insert(id.clone(), Instant::now() + self.owner.every);
-                    }
-                }
-                // It is pending again, for this slot or another.
-                Outcome::NoRoom => {}
-                Outcome::Elsewhere => {
-                    tracing::info!("{label}: its run folder is in use by another process, and is looked at again");
+    fn settle(&mut self, member: &Claimed, outcome: Outcome, stop: &AtomicBool) -> Result<(), Failure> {
+        let (id, label) = (&member.id, &member.label);
+        match outcome {
+            Outcome::Done => {
+                self.folder.keep_summary(id, member.store.get("summary.json")?.to_vec())?;
+                let summary = Run::read(&member.store)?.and_then(|run| run.summary);
+                let (loss, l0) = summary.as_ref().map_or((None, None), |summary| (summary.loss, summary.l0));
+                tracing::info!(loss, l0, wall_s = summary.map(|summary| summary.wall_s), "done: {label}");
+                self.settled.insert(id.clone(), (State::Done, None));
+            }
+            Outcome::Stopped => {
+                if !stop.load(Ordering::Relaxed) {
                     self.later.insert(id.clone(), Instant::now() + self.owner.every);
                 }
-                Outcome::Failed { exit, words } => {
-                    let tries = self.tries.entry(id.clone()).or_default();
-                    *tries += 1;
-                    let again = exit.restart_helps() && *tries < TRIES;
-                    let state = if exit == Exit::Divergence { State::Diverged } else { State::Failed };
-                    let more = if again { "; it is begun again" } else { "" };
-                    tracing::warn!(exit_code = exit.code(), "{}: {label}: {words}{more}", state.name());
-                    if again {
-                        self.later.insert(id.clone(), Instant::now() + self.owner.every);
-                    } else {
-                        self.settled.insert(id.clone(), (state, Some(exit)));
-                    }
+            }
+            // It is pending again, for this slot or another.
+            Outcome::NotBegun => {}
+            Outcome::Elsewhere => {
+                tracing::info!("{label}: its run folder is in use by another process, and is looked at again");
+                self.later.insert(id.clone(), Instant::now() + self.owner.every);
+            }
+            Outcome::Failed { exit, words } => {
+                let tries = self.tries.entry(id.clone()).or_default();
+                *tries += 1;
+                let again = exit.restart_helps() && *tries < TRIES;
+                let state = if exit == Exit::Divergence { State::Diverged } else { State::Failed };
+                let more = if again { "; it is begun again" } else { "" };
+                tracing::warn!(exit_code = exit.code(), "{}: {label}: {words}{more}", state.name());
+                if again {
+                    // Of the next try another note tells.
+                    self.folder.forget_failure(id)?;
+                    self.later.insert(id.clone(), Instant::now() + self.owner.every);
+                } else {
+                    self.settled.insert(id.clone(), (state, Some(exit)));
                 }
             }
-            self.held.claims().remove(id);
-            self.owner.release(&self.folder.store, id)?;
         }
+        self.held.claims().remove(id);
+        self.owner.release(&self.folder.store, id)?;
         Ok(())
     }
 

@@ -66,5 +66,8 @@ pub fn lr_law(runs: &[Run]) -> Option<LrLaw> {
     let compute: Vec<f64> = inside().map(|point| point.compute).collect();
     let lr: Vec<f64> = inside().map(|point| point.lr).collect();
     let law = power_law(&compute, &lr)?;
-    Some(LrLaw { coefficient: law.coefficient, exponent: law.exponent, points })
+    let middle = (compute.iter().map(|compute| compute.ln()).sum::<f64>() / compute.len() as f64).exp();
+    let from_middle: Vec<f64> = compute.iter().map(|compute| compute / middle).collect();
+    let at_middle = power_law(&from_middle, &lr)?.coefficient;
+    Some(LrLaw { coefficient: law.coefficient, exponent: law.exponent, middle, at_middle, points })
 }

@@ -234,7 +234,8 @@ fn bands(laws: &Laws, options: &Options<'_>) -> Vec<Band> {
         .collect()
 }
 
-fn median(values: Vec<f64>) -> Option<f64> {
+/// The median of those that are finite; `None` of none.
+pub fn median(values: Vec<f64>) -> Option<f64> {
     let finite: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     (!finite.is_empty()).then(|| bootstrap::quantile(finite, 0.5))
 }

@@ -113,8 +113,28 @@ pub struct LrLaw {
     pub coefficient: Estimate,
     /// Its power of C.
     pub exponent: Estimate,
+    /// The compute in the middle of the points, by its logarithm: there the law is known best.
+    pub middle: f64,
+    /// The learning rate there, whose interval hardly depends on that of the exponent.
+    pub at_middle: Estimate,
     /// One for each size, by ascending compute.
     pub points: Vec<LrPoint>,
+}
+
+impl LrLaw {
+    /// The best learning rate at a compute, with its interval.
+    pub fn at(&self, compute: f64) -> Estimate {
+        let off = (compute / self.middle).ln();
+        let value = self.at_middle.value * (self.exponent.value * off).exp();
+        let side = |middle: f64, exponent: f64| {
+            let (of_middle, of_exponent) =
+                ((middle / self.at_middle.value).ln(), (exponent - self.exponent.value) * off);
+            of_middle.hypot(of_exponent)
+        };
+        // Both intervals are symmetric in the logarithm.
+        let half = side(self.at_middle.high, self.exponent.high);
+        Estimate { value, low: value * (-half).exp(), high: value * half.exp() }
+    }
 }
 
 /// The best learning rate at one size: vertex of a parabola a + b·ln lr + c·(ln lr)² through the loss.

@@ -18,7 +18,7 @@ mod surface;
 mod warnings;
 
 pub use error::Error;
-pub use fit::{FAR, fit};
+pub use fit::{FAR, fit, median};
 pub use laws::Laws;
 pub use next::Candidate;
 pub use options::{GpuHours, Options};

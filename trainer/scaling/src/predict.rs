@@ -28,7 +28,10 @@ pub fn interval_of_one(value: f64, draws: &[Parameters], noise: &[f64], of: impl
     // Steps of the golden section visit all residuals about as often.
     let pick = |at: usize| noise[((at as f64 * 0.618_033_988_749_894_9).fract() * noise.len() as f64) as usize];
     let noise = |at: usize| if noise.is_empty() { 0.0 } else { pick(at) };
-    ends(value, draws.iter().enumerate().map(|(at, draw)| of(draw) + noise(at)))
+    let of_one = ends(value, draws.iter().enumerate().map(|(at, draw)| of(draw) + noise(at)));
+    // A single run is known no better than the mean, whatever quantiles of so many replicates say.
+    let mean = ends(value, draws.iter().map(of));
+    Estimate { value, low: of_one.low.min(mean.low), high: of_one.high.max(mean.high) }
 }
 
 fn ends(value: f64, replicates: impl Iterator<Item = f64>) -> Estimate {
@@ -95,9 +98,9 @@ fn inverse((coefficient, exponent): (f64, f64), value: f64) -> f64 {
     (value / coefficient).powf(1.0 / exponent)
 }
 
-/// FLOPs of the sparse path: 2·D·F a row for the encoder's GEMM and 8·D for each active feature.
+/// FLOPs of the sparse path: 2·D·F a row for the encoder's GEMM and 8·D for each active feature, of which there are `l0`, and no more than F.
 pub fn flops_sparse(width: f64, batch: f64, l0: f64, features: f64, steps: f64) -> f64 {
-    2.0 * width * batch * features * steps + 8.0 * width * batch * steps * l0
+    2.0 * width * batch * features * steps + 8.0 * width * batch * steps * l0.min(features)
 }
 
 /// FLOPs of the dense path: five GEMMs of D × F a row.

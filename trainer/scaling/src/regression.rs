@@ -1,5 +1,7 @@
 //! Linear least squares with intervals that clusters of shared noise do not make too narrow, and the parabolas behind cross-checks.
 
+use std::collections::BTreeSet;
+
 use nalgebra::{DMatrix, DVector};
 
 use crate::bootstrap::{student, undone_leverage};
@@ -31,7 +33,8 @@ pub fn regress(x: &DMatrix<f64>, y: &[f64], clusters: &[usize]) -> Option<Vec<Es
         meat += &score * score.transpose();
     }
     let variance = &bread * meat * &bread;
-    let t = student(many.saturating_sub(columns) as f64);
+    let there = clusters.iter().collect::<BTreeSet<_>>().len();
+    let t = student(there.saturating_sub(columns) as f64);
     let estimate = |at: usize| {
         let (value, half) = (found[at] / sizes[at], t * variance[(at, at)].max(0.0).sqrt() / sizes[at]);
         Estimate { value, low: value - half, high: value + half }

@@ -11,6 +11,9 @@ const SAME_BUDGET: f64 = 0.05;
 /// A learning rate is the sweep's where this share of its configurations was run with it.
 const SHARED: f64 = 0.8;
 
+/// Losses are smaller than this, and their squares are numbers.
+const MOST: f64 = 1e100;
+
 /// A finished run. What is not known is absent, and then not compared.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
@@ -24,8 +27,10 @@ pub struct Run {
     pub loss: f64,
     /// Learning rate before its decay.
     pub lr: Option<f64>,
-    /// Of the first weights and of the order.
+    /// Of the first weights.
     pub seed: Option<u64>,
+    /// Of the order of rows.
+    pub data_seed: Option<u64>,
     /// F × steps that it was made for.
     pub budget: Option<f64>,
     /// λ.
@@ -96,8 +101,8 @@ pub fn identity(runs: &[Run]) -> Result<Identity, Error> {
             }
         }
         let positive = [Some(("loss", run.loss)), run.lr.map(|lr| ("lr", lr)), run.budget.map(|c| ("budget", c))];
-        if let Some((name, found)) = positive.into_iter().flatten().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
-            return Err(Error::Number { run: run.id.clone(), name, wanted: "a number above 0", found });
+        if let Some((name, found)) = positive.into_iter().flatten().find(|(_, v)| !(*v > 0.0 && *v < MOST)) {
+            return Err(Error::Number { run: run.id.clone(), name, wanted: "a number above 0 and below 1e100", found });
         }
     }
     let number = |of: fn(&Run) -> Option<u64>| move |run: &Run| of(run).map(|number| number.to_string());
@@ -173,9 +178,9 @@ pub fn budgets(runs: &[Run]) -> Vec<f64> {
 
 /// Numbers for clusters from 0 on: runs of one budget and seed are one, since they share what makes their noise.
 pub fn clusters(runs: &[Run], budgets: &[f64]) -> Vec<usize> {
-    let mut known: Vec<(u64, Option<u64>)> = Vec::new();
+    let mut known: Vec<(u64, Option<u64>, Option<u64>)> = Vec::new();
     let of = |(run, budget): (&Run, &f64)| {
-        let key = (budget.to_bits(), run.seed);
+        let key = (budget.to_bits(), run.seed, run.data_seed);
         known.iter().position(|known| *known == key).unwrap_or_else(|| {
             known.push(key);
             known.len() - 1
@@ -189,7 +194,7 @@ pub fn clusters(runs: &[Run], budgets: &[f64]) -> Vec<usize> {
 pub struct Chosen {
     /// For each run, whether it is.
     pub in_surface: Vec<bool>,
-    /// Where the configurations have no learning rate in common: how many they have.
+    /// Where the configurations have no learning rate in common, and some were run with more of them than others: how many there are.
     pub several_rates: Option<usize>,
 }
 
@@ -216,7 +221,9 @@ pub fn choose(runs: &[Run]) -> Chosen {
     let mean = |losses: &Vec<f64>| losses.iter().sum::<f64>() / losses.len() as f64;
     let best = |size| losses[&size].iter().min_by(|a, b| mean(a.1).total_cmp(&mean(b.1))).map(|(rate, _)| *rate);
     let in_surface = runs.iter().map(|run| best(size(run)) == Some(rate(run))).collect();
-    Chosen { in_surface, several_rates: Some(of_rate.len()) }
+    // The best of as many at each size is no better at one than at another.
+    let rates: BTreeSet<usize> = losses.values().map(BTreeMap::len).collect();
+    Chosen { in_surface, several_rates: (rates.len() > 1).then_some(of_rate.len()) }
 }
 
 #[cfg(test)]
@@ -280,6 +287,8 @@ mod tests {
         assert_eq!(budgets(&given), [150.0, 150.0]);
         let seeded = [Run { seed: Some(1), ..runs[0].clone() }, Run { seed: Some(2), ..runs[1].clone() }];
         assert_eq!(clusters(&seeded, &[1.0, 1.0]), [0, 1]);
+        let ordered = [Run { data_seed: Some(1), ..runs[0].clone() }, Run { data_seed: Some(2), ..runs[1].clone() }];
+        assert_eq!(clusters(&ordered, &[1.0, 1.0]), [0, 1]);
         assert_eq!(clusters(&runs, &found), [0, 0, 1, 2]);
     }
 
@@ -293,5 +302,8 @@ mod tests {
         let runs = [of(1.0, 1e-3, 2.0), of(1.0, 2e-3, 1.0), of(2.0, 3e-3, 1.0)];
         let chosen = choose(&runs);
         assert_eq!((chosen.in_surface, chosen.several_rates), (vec![false, true, true], Some(3)));
+        // A law of the rate, one at each size.
+        let runs = [of(1.0, 3e-3, 2.0), of(2.0, 2e-3, 1.0), of(3.0, 1e-3, 1.0)];
+        assert_eq!(choose(&runs), Chosen { in_surface: vec![true; 3], several_rates: None });
     }
 }

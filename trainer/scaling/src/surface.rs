@@ -50,6 +50,8 @@ struct Search<'a> {
     points: &'a Points,
     objective: Objective,
     irreducible: Irreducible,
+    /// What the optimiser sees as 1: its first step would else depend on the unit of the loss.
+    unit: f64,
     lowest: &'a RefCell<Option<([f64; 2], Projected)>>,
     /// The last point: a line search asks for its value and its gradient one after the other.
     last: RefCell<Option<([f64; 2], Projected)>>,
@@ -80,7 +82,7 @@ impl CostFunction for Search<'_> {
     type Output = f64;
 
     fn cost(&self, logs: &Vec<f64>) -> Result<f64, Stopped> {
-        Ok(self.at(logs).value)
+        Ok(self.at(logs).value / self.unit)
     }
 }
 
@@ -93,7 +95,7 @@ impl Gradient for Search<'_> {
         // By ln α; 0 beyond the bounds, where the value does not change.
         let by_ln = |at: usize| {
             let inside = (LEAST.ln()..=MOST.ln()).contains(&logs[at]);
-            if inside { found.gradient[at] * logs[at].exp() } else { 0.0 }
+            if inside { found.gradient[at] / self.unit * logs[at].exp() } else { 0.0 }
         };
         Ok(vec![by_ln(0), by_ln(1)])
     }
@@ -180,11 +182,11 @@ fn descend(
     share: f64,
 ) -> ([f64; 2], Projected) {
     let lowest = RefCell::new(None);
-    let search = Search { points, objective, irreducible, lowest: &lowest, last: RefCell::new(None) };
+    let mut search = Search { points, objective, irreducible, unit: 1.0, lowest: &lowest, last: RefCell::new(None) };
     let first = search.at(&start.map(f64::ln));
-    let tolerance = share * first.value;
-    let solver = LBFGS::new(MoreThuenteLineSearch::new(), 6).with_tolerance_grad(tolerance);
-    if let Ok(solver) = solver.and_then(|solver| solver.with_tolerance_cost(tolerance)) {
+    search.unit = first.value.max(f64::MIN_POSITIVE);
+    let solver = LBFGS::new(MoreThuenteLineSearch::new(), 6).with_tolerance_grad(share);
+    if let Ok(solver) = solver.and_then(|solver| solver.with_tolerance_cost(share)) {
         let executor = Executor::new(search, solver)
             .configure(|state| state.param(start.map(f64::ln).to_vec()).max_iters(MOST_STEPS));
         // Its error says that a line search found nothing lower.

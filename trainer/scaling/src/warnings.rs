@@ -130,8 +130,8 @@ fn few_clusters(laws: &Laws) -> Option<Warning> {
 
 fn learning_rates(rates: usize) -> Warning {
     let text = format!(
-        "no learning rate was run at nearly all sizes, so the surface takes the best of {rates} at each: sizes with more rates look \
-         better than they are"
+        "no learning rate was run at nearly all sizes, and of the {rates} some sizes have more than others: the surface takes the best at \
+         each, so sizes with more rates look better than they are"
     );
     warning("learning_rates", text)
 }

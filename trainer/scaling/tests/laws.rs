@@ -248,7 +248,22 @@ fn each_warning_is_given_where_it_holds_and_not_elsewhere() {
 
     let mut rates = plain.clone();
     rates.iter_mut().enumerate().for_each(|(at, run)| run.lr = Some(1e-4 * (1 + at % 5) as f64));
+    assert!(!said(rates.clone()).contains(&"learning_rates".to_owned()), "as many at each size");
+    let more: Vec<Run> = rates[..5].iter().map(|run| Run { lr: Some(1e-2), ..run.clone() }).collect();
+    rates.extend(more);
     assert!(said(rates).contains(&"learning_rates".to_owned()));
+
+    // In whatever unit the loss is.
+    let exponents = |unit: f64| {
+        let runs = plain.iter().map(|run| Run { loss: unit * run.loss, ..run.clone() }).collect();
+        let laws = law_of(runs, &quick());
+        [laws.surface.alpha, laws.surface.beta].map(|estimate| [estimate.value, estimate.low, estimate.high])
+    };
+    for unit in [1e-6, 1e4, 1e8] {
+        for (other, own) in exponents(unit).into_iter().flatten().zip(exponents(1.0).into_iter().flatten()) {
+            assert!((other / own - 1.0).abs() < 1e-4, "{unit}: {other} for {own}");
+        }
+    }
 
     let no_floor = Parameters { e: -0.02, ..oracle };
     assert!(said(noisy(SWEEP.runs(&no_floor), 0.002, 0.002, 1)).contains(&"bound".to_owned()));
@@ -328,6 +343,8 @@ struct Coverage {
     errors: [f64; 2],
     /// How many sweeps gave such an exponent.
     laws: [u64; 2],
+    /// Each value with the width of its interval.
+    intervals: [Vec<(f64, f64)>; 5],
 }
 
 const NAMES: [&str; 5] =
@@ -344,7 +361,14 @@ fn coverage(sweep: Sweep, sweeps: u64, replicates: usize) -> Coverage {
         oracle.features_opt().1,
         oracle.features_opt().1,
     ];
-    let mut found = Coverage { sweeps, held: [0; 5], squares: [0.0; 2], errors: [0.0; 2], laws: [0; 2] };
+    let mut found = Coverage {
+        sweeps,
+        held: [0; 5],
+        squares: [0.0; 2],
+        errors: [0.0; 2],
+        laws: [0; 2],
+        intervals: Default::default(),
+    };
     for seed in 0..sweeps {
         // Chinchilla's residuals have √(0.0624/217) = 0.017: half of the variance is shared here.
         let runs = noisy(sweep.runs(&oracle), 0.012, 0.012, 1000 + seed);
@@ -356,6 +380,9 @@ fn coverage(sweep: Sweep, sweeps: u64, replicates: usize) -> Coverage {
         let intervals = [laws.surface.alpha, laws.surface.beta, laws.optimum(target).loss, surface, parabolas];
         for (held, (interval, truth)) in found.held.iter_mut().zip(intervals.into_iter().zip(truths)) {
             *held += u64::from(holds(interval, truth));
+        }
+        for (all, interval) in found.intervals.iter_mut().zip(intervals) {
+            all.push((interval.value, interval.high - interval.low));
         }
         for (at, estimate) in [surface, parabolas].into_iter().enumerate().filter(|(_, law)| law.value.is_finite()) {
             let error = estimate.value - truths[3];
@@ -402,7 +429,14 @@ fn intervals_hold_the_truth_about_as_often_as_they_say() {
     for (name, held) in NAMES.iter().zip(found.held).take(3) {
         assert!(held >= 43, "{name}: {held} of 50");
     }
-    // Too wide would hold it always: a standard error of α over sweeps is near a quarter of the interval's width.
+    // Too wide would hold it always: an interval of 95 % is 3.9 standard deviations wide, of Student's t somewhat more.
+    for (name, all) in NAMES.iter().zip(&found.intervals).take(3) {
+        let n = all.len() as f64;
+        let mean = all.iter().map(|(value, _)| value).sum::<f64>() / n;
+        let deviation = (all.iter().map(|(value, _)| (value - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
+        let width = all.iter().map(|(_, width)| width).sum::<f64>() / n;
+        assert!((2.9..5.8).contains(&(width / deviation)), "{name}: {} standard deviations", width / deviation);
+    }
     assert!(found.squares[0] < found.squares[1], "the surface is the better of the two");
 }
 

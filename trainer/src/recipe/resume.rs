@@ -29,6 +29,9 @@ const FREE_ON_RESUME: [&str; 20] = [
     "log.rows",
 ];
 
+/// Keys that a resumed run may change and that decide what a new one comes to, or what it is measured on.
+const DECIDE_A_NEW_RUN: [&str; 3] = ["train.init_from", "train.init_space", "data.eval_skip"];
+
 /// A key that two recipes set to different values, as TOML writes them, or `(not set)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Differing {
@@ -94,6 +97,13 @@ impl Recipe {
     /// `section.key → value` of everything that is set and that a resumed run may not change.
     pub fn deciding_keys(&self) -> BTreeMap<String, String> {
         self.keys().into_iter().filter(|(key, value)| !is_free(key) && value != "[]").collect()
+    }
+
+    /// The same with what may change once the run has begun: by these keys two new runs are the same, on the same data. A bad row that
+    /// `data.skip` leaves out makes no other run.
+    pub fn keys_of_a_new_run(&self) -> BTreeMap<String, String> {
+        let decides = |key: &str| !is_free(key) || DECIDE_A_NEW_RUN.contains(&key);
+        self.keys().into_iter().filter(|(key, value)| decides(key) && value != "[]").collect()
     }
 
     /// `section.key → value` of everything that is set.

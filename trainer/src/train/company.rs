@@ -16,7 +16,7 @@ use kernels::Device;
 use loader::Store;
 
 use super::reader::{Batch, Reader};
-use super::run::{Run, Start};
+use super::run::{Event, Run, Start};
 use super::shared::Shared;
 use crate::Error;
 use crate::data::{Data, row_dtype};
@@ -49,11 +49,14 @@ fn other_stream() -> Error {
     Error::Recipe(problem.to_owned())
 }
 
+const NO_ROOM: &str = "the runs before it on this device have taken the memory: train fewer at once";
+const OTHER_ROWS: &str = "its rows are scaled or filtered otherwise than those of the runs before it: train it apart";
+
 /// A run's data, and for the first rank the claim on its folder.
 type Claimed = (Data, Option<RunDir>);
 
 /// Trains all to their ends. What came of each stands at its place.
-pub(super) fn train<D: Device>(device: &D, members: Vec<Member<'_>>) -> Vec<Result<Summary, Error>> {
+pub(super) fn train<D: Device>(device: &D, mut members: Vec<Member<'_>>) -> Vec<Result<Summary, Error>> {
     let began = Instant::now();
     // Before what borrows from them.
     let mut claims: Vec<Option<Claimed>> = Vec::new();
@@ -72,7 +75,8 @@ pub(super) fn train<D: Device>(device: &D, members: Vec<Member<'_>>) -> Vec<Resu
         for place in claimed {
             // Another process may begin it meanwhile.
             claims[place] = None;
-            company.results[place] = Some(Err(Error::NoRoom));
+            company.results[place] = Some(Err(Error::NotBegun(NO_ROOM)));
+            (members[place].start.watch)(Event::NotBegun);
         }
         let first = claims.iter().flatten().next();
         first.map(|(data, _)| Shared::of(device, data)).transpose()
@@ -179,7 +183,10 @@ impl<'a, D: Device> Company<'a, D> {
     /// that is not alone ends that run only.
     fn tell_ranks(&self, error: &Error) {
         let of_one_run = self.results.len() > 1
-            && matches!(error, Error::Divergence(_) | Error::BadRows { .. } | Error::Recipe(_) | Error::RunDir(_));
+            && matches!(
+                error,
+                Error::Divergence(_) | Error::BadRows { .. } | Error::Recipe(_) | Error::RunDir(_) | Error::NotBegun(_)
+            );
         if !error.is_interruption() && !of_one_run {
             let ranks = &self.device.axes().all;
             ranks.abort(error.failure(ranks.index()));
@@ -196,23 +203,30 @@ impl<'a, D: Device> Company<'a, D> {
 
     /// Starts the stream where the run stands that has come least far, and trains.
     fn begin(&mut self, shared: &Rc<Shared<D>>) {
+        self.part_from_other_rows();
         let Some((_, first)) = self.runs.first() else { return };
         let data = first.data;
         let from = self.runs.iter().map(|(_, run)| run.state.step).min().unwrap_or(0);
         let until = self.runs.iter().map(|(_, run)| run.schedule.steps()).max().unwrap_or(0);
-        let same = (first.positions.cursor(from), first.state.scale);
-        let is_same = |run: &Run<'_, D>| {
-            (run.positions.cursor(from), run.state.scale) == same && run.data.reading == data.reading
-        };
-        if self.runs.iter().any(|(_, run)| !is_same(run)) {
+        let same = first.positions.cursor(from);
+        if self.runs.iter().any(|(_, run)| run.positions.cursor(from) != same) {
             return self.fail(other_stream(), "starting");
         }
         let (place, filter) = (self.device.axes().place, first.filter());
-        let stream = filter.and_then(|filter| data.train_stream(filter, place, same.0, until));
+        let stream = filter.and_then(|filter| data.train_stream(filter, place, same, until));
         match stream {
             Ok(stream) => self.go(&mut Reader::new(stream, Rc::clone(&shared.pool))),
             Err(error) => self.fail(error, "starting"),
         }
+    }
+
+    /// Those leave whose rows are not those of the first, number by number: a scale or a median that was found out before `data.skip` grew.
+    fn part_from_other_rows(&mut self) {
+        let Some((_, first)) = self.runs.first() else { return };
+        let of = |run: &Run<'_, D>| (run.state.scale, run.filter().ok(), run.data.reading.clone());
+        let same = of(first);
+        let apart: Vec<usize> = self.runs.iter().filter(|(_, run)| of(run) != same).map(|(place, _)| *place).collect();
+        self.each_of(&apart, |_| Err(Error::NotBegun(OTHER_ROWS)));
     }
 
     /// Trains until none is left.
@@ -327,7 +341,8 @@ impl<'a, D: Device> Company<'a, D> {
             match run.close() {
                 Ok(summary) => {
                     self.results[place] = Some(Ok(summary));
-                    self.runs.remove(at);
+                    let (_, mut run) = self.runs.remove(at);
+                    (run.start.watch)(Event::Done);
                 }
                 Err(error) => self.leave(at, error),
             }
@@ -341,8 +356,12 @@ impl<'a, D: Device> Company<'a, D> {
         let stands = (run.state.step, run.failed_during.unwrap_or("training"));
         let (store, words) = (run.start.store, run.start.words);
         let ours = run.scribe.as_ref().is_none_or(|scribe| scribe.run_dir.is_ours());
+        let is_begun = !matches!(error, Error::NotBegun(_));
+        if !is_begun {
+            (run.start.watch)(Event::NotBegun);
+        }
         drop(run);
-        if ours {
+        if ours && is_begun {
             self.note(store, words, stands, &error);
         }
         self.refuse(place, error);

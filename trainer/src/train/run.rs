@@ -54,6 +54,10 @@ pub enum Event<'a> {
     Evaluating(u64, u64),
     /// The run was evaluated on held-out rows.
     Evaluated(&'a EvalLine),
+    /// It has come to its end, and left its summary; others that train with it go on.
+    Done,
+    /// It is not begun together with the others.
+    NotBegun,
 }
 
 /// How a run is started.

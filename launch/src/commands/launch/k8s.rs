@@ -25,7 +25,7 @@ pub fn run(args: &K8s, log: Log) -> Result<(), Failure> {
         true => {
             let spec = Spec::read(&args.run.recipe, None, &args.run.set)?;
             warn_of_folder("the sweep's dir", &spec.dir)?;
-            let save_s = job::save_time(args.save, spec.largest())?;
+            let save_s = job::save_time_of_sweep(args.save, &spec, ranks_per_pod)?;
             let command = worker(args, log, &spec.dir, ranks_per_pod);
             (include_str!("../../../templates/sweep.yaml"), spec.to_toml(), command, save_s)
         }
@@ -73,8 +73,9 @@ fn warn_of_folder(name: &str, dir: &str) -> Result<(), Failure> {
 /// What a pod of a sweep runs.
 fn worker(args: &K8s, log: Log, dir: &str, slots: u32) -> Vec<String> {
     let device = if args.gpus_per_pod.is_some() { "cuda" } else { "cpu" };
-    let slots = slots.to_string();
-    let words = ["/etc/sae/sweep.toml", "--dir", dir, "--worker", "--slots", &slots, "--device", device];
+    let (slots, workers) = (slots.to_string(), args.pods.to_string());
+    let words =
+        ["/etc/sae/sweep.toml", "--dir", dir, "--worker", "--workers", &workers, "--slots", &slots, "--device", device];
     let launch = ["sae", "sweep"].map(str::to_owned).into_iter().chain(handed_on(log));
     launch.chain(words.map(str::to_owned)).collect()
 }

@@ -90,12 +90,13 @@ impl Job {
     fn of_sweep(args: &Slurm) -> Result<Job, Failure> {
         let spec = Spec::read(&args.run.recipe, None, &args.run.set)?;
         Folder::open(&spec.dir)?.check(&spec)?;
-        let slots = ranks_per_node(args).to_string();
+        let (slots, workers) = (ranks_per_node(args), args.nodes);
+        let words = ["--worker", "--workers", &workers.to_string(), "--slots", &slots.to_string()].map(str::to_owned);
         Ok(Job {
             dir: spec.dir.clone(),
             command: "sweep",
-            words: [args.run.words(), ["--worker", "--slots", &slots].map(str::to_owned).into()].concat(),
-            save_s: job::save_time(args.save, spec.largest())?,
+            words: [args.run.words(), words.into()].concat(),
+            save_s: job::save_time_of_sweep(args.save, &spec, slots)?,
             nodes: 1,
             tasks_per_node: 1,
             array: Some(args.nodes),

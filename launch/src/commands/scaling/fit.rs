@@ -34,10 +34,18 @@ pub fn run(args: &Fit) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A budget that these laws may be asked for: ten times the largest run.
+/// What these laws may be asked for: ten times the largest run, and where they know no recipe one to fill in.
 fn budget(laws: &Laws) -> String {
     let ten_times = laws.bands.iter().find(|band| band.compute >= 10.0 * laws.largest_compute());
-    ten_times.and_then(|band| band.flops_sparse).map_or(String::new(), |flops| format!("--flops {flops:.0e} "))
+    let features = laws.optimum(10.0 * laws.largest_compute()).features.value;
+    let budget = match ten_times.and_then(|band| band.flops_sparse) {
+        Some(flops) => format!("--flops {flops:.0e} "),
+        None => format!("--features {:.0} ", features.clamp(1.0, 2_147_483_647.0)),
+    };
+    match laws.identity.recipe.contains_key("data.train") {
+        true => budget,
+        false => format!("{budget}--recipe base.toml "),
+    }
 }
 
 fn law(args: &Fit, group: &Group) -> Result<Laws, Failure> {
@@ -50,8 +58,7 @@ fn law(args: &Fit, group: &Group) -> Result<Laws, Failure> {
         Objective::Huber => Loss::Huber,
     };
     let identity = scaling::run::identity(&group.runs).map_err(refused)?;
-    let l0: Vec<f64> = group.runs.iter().filter_map(|run| run.l0).collect();
-    let l0 = cost::l0_of((!l0.is_empty()).then(|| l0.iter().sum::<f64>() / l0.len() as f64));
+    let l0 = cost::l0_of(scaling::median(group.runs.iter().filter_map(|run| run.l0).collect()));
     let hours = |features: f64, steps: f64| cost::gpu_hours(&identity, &args.gpu, l0, features, steps);
     let options = Options {
         loss,

@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::fit::significant;
-use super::recommend::{base, learning_rate, write};
+use super::recommend::{base, in_tiles, learning_rate, write};
 use crate::args::Recommend;
 use crate::failure::Failure;
 use crate::{laws, table};
@@ -84,13 +84,18 @@ pub fn run(args: &Recommend, count: usize) -> Result<(), Failure> {
 
 /// A sweep of these runs, with what all runs of the laws have in common as its base recipe.
 fn sweep(args: &Recommend, laws: &Laws, found: &[Candidate]) -> Result<String, Failure> {
-    let recipe = base(args, laws)?;
+    let (recipe, rows) = base(args, laws)?;
     let batch = recipe.train.batch as u64;
     let internal = |error: String| Failure::from(trainer::Error::Internal(error.into()));
     let mut base: Table = recipe.to_toml().parse().map_err(|error: toml::de::Error| internal(error.to_string()))?;
     base.remove("run");
-    let points = found.iter().map(|run| {
-        let (features, steps) = (run.features.round(), run.steps.round().max(1.0) as u64);
+    // Two runs of one size tell more than one where their seeds differ, from those of the laws' runs too.
+    let first_seed =
+        laws.runs.iter().filter_map(|run| run.seed).max().map_or(recipe.train.seed, |seed| seed.saturating_add(1));
+    let points = found.iter().enumerate().map(|(at, run)| {
+        let features = in_tiles(run.features);
+        let steps = (run.features * run.steps / features).floor().max(1.0) as u64;
+        let seed = first_seed.saturating_add(at as u64);
         let mut point = Table::new();
         let mut set = |section: &str, key: &str, value: Value| {
             let section = point.entry(section).or_insert_with(|| Value::Table(Table::new()));
@@ -98,9 +103,18 @@ fn sweep(args: &Recommend, laws: &Laws, found: &[Candidate]) -> Result<String, F
         };
         set("sae", "features", Value::Integer(features as i64));
         set("train", "tokens", Value::Integer(steps.saturating_mul(batch) as i64));
+        set("train", "seed", Value::Integer(seed as i64));
         set("train", "lr", Value::Float(learning_rate(laws, &recipe, run.features * run.steps).0.value));
         Value::Table(point)
     });
+    let most = found.iter().map(|run| run.steps).fold(0.0, f64::max) * batch as f64;
+    if let Some(rows) = rows.filter(|rows| most > *rows as f64) {
+        tracing::warn!(
+            "the longest run wants {} rows, and data.train has {}: bring more before the sweep can begin",
+            HumanCount(most as u64),
+            HumanCount(rows)
+        );
+    }
     let mut whole = Table::new();
     whole.insert("dir".to_owned(), Value::String("sweeps/next".to_owned()));
     whole.insert("points".to_owned(), Value::Array(points.collect()));

@@ -56,8 +56,8 @@ struct Recommended {
 /// Recommends.
 pub fn run(args: &Recommend) -> Result<(), Failure> {
     let laws = laws::read(&args.laws)?;
-    let base = base(args, &laws)?;
-    let (found, recipe) = recommend(args, &laws, base)?;
+    let (base, rows) = base(args, &laws)?;
+    let (found, recipe) = recommend(args, &laws, base, rows)?;
     let text = head(args, &laws, &found) + &recipe.to_toml();
     if let Some(out) = &args.out {
         write(out, &text)?;
@@ -68,8 +68,8 @@ pub fn run(args: &Recommend) -> Result<(), Failure> {
         return Ok(());
     }
     show(&found);
-    for warning in &laws.warnings {
-        table::say(format!("warning of the laws ({}): {}", warning.kind, warning.text));
+    for warning in &found.warnings {
+        table::say(format!("warning: {warning}"));
     }
     match &args.out {
         Some(out) => table::say(format!(
@@ -86,17 +86,23 @@ pub fn run(args: &Recommend) -> Result<(), Failure> {
 /// Writes what was asked for to a local file.
 pub fn write(out: &str, text: &str) -> Result<(), Failure> {
     loader::check_expanded(out).map_err(loader::Error::from)?;
+    if out.contains("://") {
+        return Err(Failure::arguments(format!("--out {out}: a local file is needed")));
+    }
     std::fs::write(out, text).map_err(|error| Failure::cannot_write(format!("{out}: {error}")))
 }
 
-/// The recipe that is filled in: the one that was given, if its runs would be of the same law, or what the laws' runs have in common.
-pub fn base(args: &Recommend, laws: &Laws) -> Result<Recipe, Failure> {
-    let Some(path) = &args.recipe else { return from_identity(&laws.identity) };
-    let recipe = recipes::read(path, &args.set)?;
+/// The recipe that is filled in: the one that was given, if its runs would be of the same law, or what the laws' runs have in common. With the rows of
+/// its data, where they are there.
+pub fn base(args: &Recommend, laws: &Laws) -> Result<(Recipe, Option<u64>), Failure> {
     let identity = &laws.identity;
+    let (place, recipe) = match &args.recipe {
+        Some(path) => (path.as_str(), recipes::read(path, &args.set)?),
+        None => (args.laws.as_str(), from_identity(identity)?),
+    };
     let differs = |name: &str, theirs: String, own: String| {
         Failure::arguments(format!(
-            "{path}: the laws are of runs with {name} = {theirs}, and the recipe has {own}: they say nothing of it. Set it to {theirs}, or \
+            "{place}: the laws are of runs with {name} = {theirs}, and the recipe has {own}: they say nothing of it. Set it to {theirs}, or \
              fit runs with {own}"
         ))
     };
@@ -106,28 +112,33 @@ pub fn base(args: &Recommend, laws: &Laws) -> Result<Recipe, Failure> {
     if let Some(l1) = identity.l1.filter(|l1| *l1 != recipe.train.l1) {
         return Err(differs("train.l1", l1.to_string(), recipe.train.l1.to_string()));
     }
-    let own = recipe.deciding_keys();
+    let own = recipe.keys_of_a_new_run();
     for (key, theirs) in identity.recipe.iter().filter(|(key, _)| !super::rows::PLACES.contains(&key.as_str())) {
         let own = own.get(key).map_or("nothing", String::as_str);
         if own != theirs {
             return Err(differs(key, theirs.clone(), own.to_owned()));
         }
     }
-    let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
-    match Dataset::open(&recipe.data.train, &options) {
-        Ok(data) => {
-            if let Some(width) = identity.width.filter(|width| *width != data.width() as u64) {
-                return Err(differs("D", width.to_string(), data.width().to_string()));
+    let shards = [("data.train", &recipe.data.train, &identity.data), ("data.eval", &recipe.data.eval, &identity.eval)];
+    let mut rows = None;
+    for (key, urls, theirs) in shards.into_iter().filter(|(_, urls, _)| !urls.is_empty()) {
+        let options = OpenOptions { column: recipe.data.column.clone(), ..OpenOptions::default() };
+        match Dataset::open(urls, &options) {
+            Ok(data) => {
+                rows.get_or_insert(data.rows());
+                if let Some(width) = identity.width.filter(|width| *width != data.width() as u64) {
+                    return Err(differs("D", width.to_string(), data.width().to_string()));
+                }
+                if let Some(theirs) = theirs.as_ref().filter(|theirs| **theirs != data.identity()) {
+                    return Err(differs(&format!("{key} of identity"), theirs.clone(), data.identity()));
+                }
             }
-            if let Some(theirs) = identity.data.as_ref().filter(|theirs| **theirs != data.identity()) {
-                return Err(differs("data.train of identity", theirs.clone(), data.identity()));
+            Err(error) => {
+                tracing::warn!("{key} could not be compared with the laws': {}", crate::remedy::words(&error.into()))
             }
-        }
-        Err(error) => {
-            tracing::warn!("data.train could not be compared with the laws': {}", crate::remedy::words(&error.into()))
         }
     }
-    Ok(recipe)
+    Ok((recipe, rows))
 }
 
 /// The recipe that the laws' runs have in common.
@@ -166,7 +177,12 @@ fn from_identity(identity: &Identity) -> Result<Recipe, Failure> {
     })
 }
 
-fn recommend(args: &Recommend, laws: &Laws, mut recipe: Recipe) -> Result<(Recommended, Recipe), Failure> {
+fn recommend(
+    args: &Recommend,
+    laws: &Laws,
+    mut recipe: Recipe,
+    rows: Option<u64>,
+) -> Result<(Recommended, Recipe), Failure> {
     let width = match (laws.identity.width, recipe.data.synth.as_ref()) {
         (Some(width), _) => width as usize,
         (None, Some(spec)) => spec.width,
@@ -178,10 +194,8 @@ fn recommend(args: &Recommend, laws: &Laws, mut recipe: Recipe) -> Result<(Recom
     };
     let batch = recipe.train.batch as f64;
     let l0 = cost::l0_of(laws.l0);
-    let identity =
-        Identity { width: Some(width as u64), batch: Some(recipe.train.batch as u64), ..laws.identity.clone() };
     let largest = laws.largest_compute();
-    let compute = compute(args, laws, &identity, l0)?;
+    let compute = compute(args, laws, &recipe, width, l0)?;
     let times_largest = compute / largest;
     if !(compute.is_finite() && compute >= 1.0) {
         return Err(Failure::arguments("the budget is below one feature and one step: ask for more".to_owned()));
@@ -194,11 +208,7 @@ fn recommend(args: &Recommend, laws: &Laws, mut recipe: Recipe) -> Result<(Recom
         )));
     }
     let best = laws.optimum(compute);
-    let features = match args.features {
-        Some(features) => features as f64,
-        None if best.features.value >= 16.0 * TILE => (best.features.value / TILE).round() * TILE,
-        None => best.features.value.round().max(1.0),
-    };
+    let features = args.features.map_or_else(|| in_tiles(best.features.value), |features| features as f64);
     if features >= f64::from(1_u32 << 31) {
         return Err(Failure::arguments(format!(
             "the best F is {}, and a dictionary has fewer than 2^31",
@@ -207,7 +217,9 @@ fn recommend(args: &Recommend, laws: &Laws, mut recipe: Recipe) -> Result<(Recom
     }
     let tokens = match args.tokens {
         Some(tokens) => tokens as f64,
-        None => (best.steps.value.round().max(1.0)) * batch,
+        None if args.features.is_some() => best.steps.value.round().max(1.0) * batch,
+        // What rounding has added to the features is taken from the steps.
+        None => (compute / features).floor().max(1.0) * batch,
     };
     let steps = (tokens / batch).ceil();
     let (lr, lr_from_law) = learning_rate(laws, &recipe, compute);
@@ -218,6 +230,7 @@ fn recommend(args: &Recommend, laws: &Laws, mut recipe: Recipe) -> Result<(Recom
     recipe.train.l1 = laws.identity.l1.unwrap_or(recipe.train.l1);
     recipe.validate()?;
     let on_gpus = cost::on_gpus(&recipe, width, l0, &args.gpu, args.gpus)?;
+    let times = features * steps / largest;
     let found = Recommended {
         laws: laws.identity.id.clone(),
         features: features as u64,
@@ -232,18 +245,42 @@ fn recommend(args: &Recommend, laws: &Laws, mut recipe: Recipe) -> Result<(Recom
         features_opt: best.features,
         steps_opt: best.steps,
         compute: features * steps,
-        times_largest: features * steps / largest,
+        times_largest: times,
         flops_sparse: flops_sparse(width as f64, batch, l0, features, steps),
         flops_dense: flops_dense(width as f64, batch, features, steps),
         on_gpus,
-        warnings: laws.warnings.iter().map(|warning| warning.text.clone()).collect(),
+        warnings: warnings(laws, tokens, times, rows),
     };
     Ok((found, recipe))
 }
 
+/// What speaks against the run, first what is its own.
+fn warnings(laws: &Laws, tokens: f64, times_largest: f64, rows: Option<u64>) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(rows) = rows.filter(|rows| tokens > *rows as f64) {
+        found.push(format!(
+            "the run wants {} rows, and data.train has {}: bring more before it can begin",
+            HumanCount(tokens as u64),
+            HumanCount(rows)
+        ));
+    }
+    if times_largest > FAR * (1.0 + 1e-9) {
+        found.push(format!(
+            "beyond {FAR} × the largest compute that was run nothing supports this prediction, nor its interval"
+        ));
+    }
+    found.extend(laws.warnings.iter().map(|warning| format!("the laws ({}): {}", warning.kind, warning.text)));
+    found
+}
+
+/// A number of features that a run has: whole tiles where there are many.
+pub fn in_tiles(features: f64) -> f64 {
+    if features >= 16.0 * TILE { (features / TILE).round() * TILE } else { features.round().max(1.0) }
+}
+
 /// F × steps of what was asked.
-fn compute(args: &Recommend, laws: &Laws, identity: &Identity, l0: f64) -> Result<f64, Failure> {
-    let (width, batch) = (identity.width.unwrap_or(1) as f64, identity.batch.unwrap_or(1) as f64);
+fn compute(args: &Recommend, laws: &Laws, recipe: &Recipe, width: usize, l0: f64) -> Result<f64, Failure> {
+    let batch = recipe.train.batch as f64;
     if let Some(features) = args.features {
         return Ok(laws.compute_of_features(features as f64));
     }
@@ -258,19 +295,25 @@ fn compute(args: &Recommend, laws: &Laws, identity: &Identity, l0: f64) -> Resul
     if let Some(flops) = args.flops {
         return Ok(rising(flops, |compute| {
             let (features, steps) = size(compute);
-            Some(flops_sparse(width, batch, l0, features, steps))
+            Some(flops_sparse(width as f64, batch, l0, features, steps))
         }));
     }
-    let hours = args.gpu_hours.unwrap_or_default();
-    let found = rising(hours, |compute| {
+    // As they are told of the recipe in the end: with checkpoints, on as many GPUs as were asked for.
+    Ok(rising(args.gpu_hours.unwrap_or_default(), |compute| {
         let (features, steps) = size(compute);
-        cost::gpu_hours(identity, &args.gpu, l0, features, steps)
-    });
-    Ok(found)
+        let mut recipe = recipe.clone();
+        recipe.sae.features = features.round().clamp(1.0, 2_147_483_647.0) as usize;
+        recipe.train.tokens = Some((steps * batch).round().max(1.0) as u64);
+        cost::on_gpus(&recipe, width, l0, &args.gpu, args.gpus).ok().map(|on_gpus| on_gpus.gpu_hours)
+    }))
 }
 
-/// The compute at which a rising cost is as asked, by halving in ln C; where the cost is not known it is taken to be more.
+/// The compute at which a rising cost is as asked, by halving in ln C; where the cost is not known it is taken to be more. 0 where one feature and
+/// one step cost more.
 fn rising(asked: f64, cost: impl Fn(f64) -> Option<f64>) -> f64 {
+    if cost(1.0).is_none_or(|least| least > asked) {
+        return 0.0;
+    }
     let (mut low, mut high) = (0.0_f64, 1e36_f64.ln());
     for _ in 0..100 {
         let middle = (low + high) / 2.0;
@@ -287,15 +330,7 @@ pub fn learning_rate(laws: &Laws, recipe: &Recipe, compute: f64) -> (Estimate, b
         let shared = rates.first().copied().filter(|first| rates.iter().all(|rate| rate == first));
         return (fixed(shared.unwrap_or(recipe.train.lr)), false);
     };
-    // The interval of the exponent about the middle of the points: ends of both coefficients never meet.
-    let inside = law.points.iter().filter(|point| !point.at_edge);
-    let (sum, count) = inside.fold((0.0, 0.0), |(sum, count), point| (sum + point.compute.ln(), count + 1.0));
-    let middle: f64 = sum / f64::max(count, 1.0);
-    let value = law.coefficient.value * compute.powf(law.exponent.value);
-    let off = compute.ln() - middle;
-    let ends =
-        [law.exponent.low, law.exponent.high].map(|exponent| value * ((exponent - law.exponent.value) * off).exp());
-    (Estimate { value, low: ends[0].min(ends[1]), high: ends[0].max(ends[1]) }, true)
+    (law.at(compute), true)
 }
 
 /// What stands above a recommended recipe, as comments.
@@ -330,7 +365,7 @@ fn head(args: &Recommend, laws: &Laws, found: &Recommended) -> String {
                 .to_owned(),
         );
     }
-    lines.extend(laws.warnings.iter().map(|warning| format!("Warning of the laws: {}.", warning.text)));
+    lines.extend(found.warnings.iter().map(|warning| format!("Warning: {warning}.")));
     lines.iter().map(|line| format!("# {line}\n")).collect::<String>() + "\n"
 }
 

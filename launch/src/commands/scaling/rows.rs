@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use csv::StringRecord;
+use loader::number;
 use scaling::Run;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
 use crate::runs::{self, State};
@@ -82,7 +84,7 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
             Some(places) => places.retain(|key, value| own.get(key) == Some(value)),
         }
         scales.push((run.url.clone(), summary.scale));
-        let mut facts = recipe.deciding_keys();
+        let mut facts = recipe.keys_of_a_new_run();
         facts.retain(|key, _| !QUANTITIES.contains(&key.as_str()));
         rows.runs.push(Run {
             id: run.url.clone(),
@@ -90,8 +92,8 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
             steps: summary.steps as f64,
             loss,
             lr: Some(recipe.train.lr),
-            // Two seeds make the noise of a run.
-            seed: Some(recipe.train.seed.wrapping_add(recipe.data.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))),
+            seed: Some(recipe.train.seed),
+            data_seed: Some(recipe.data.seed),
             budget: None,
             l1: Some(recipe.train.l1),
             batch: Some(recipe.train.batch as u64),
@@ -109,14 +111,36 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
         return Err(Failure::data(format!("no finished run in {}", folders.join(", "))));
     }
     check_scales(&scales)?;
+    rows.runs = once(rows.runs);
     rows.places = places.unwrap_or_default();
     Ok(rows)
+}
+
+/// Each run once: the same number at the same size, seed and rate is the same run under another name, and would count as noise that is not there.
+fn once(runs: Vec<Run>) -> Vec<Run> {
+    let mut known: BTreeMap<Vec<u64>, String> = BTreeMap::new();
+    let is_new = |run: &Run| {
+        let numbers = [run.features, run.steps, run.loss, run.lr.unwrap_or(0.0), run.l1.unwrap_or(0.0)];
+        let counts = [run.seed, run.data_seed, run.batch].map(|count| count.map_or(0, |count| count.wrapping_add(1)));
+        let key = numbers.map(f64::to_bits).into_iter().chain(counts).collect();
+        match known.get(&key) {
+            Some(first) => {
+                tracing::warn!("left out: {} is the run {first} once more", run.id);
+                false
+            }
+            None => known.insert(key, run.id.clone()).is_none(),
+        }
+    };
+    let mut runs = runs;
+    runs.retain(is_new);
+    runs
 }
 
 /// A line of a table.
 #[derive(Deserialize)]
 struct Line {
     run: Option<String>,
+    #[serde(deserialize_with = "features")]
     features: f64,
     steps: Option<f64>,
     loss: Option<f64>,
@@ -135,6 +159,14 @@ struct Line {
     eval: Option<String>,
     evaluated_on: Option<String>,
     scale: Option<f64>,
+    state: Option<String>,
+}
+
+/// A number, or a count by its name, such as 34M.
+fn features<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let named = || number::parse_count(text.as_str()).map(|count| count as f64);
+    text.parse().ok().or_else(named).ok_or_else(|| D::Error::custom("a number is needed"))
 }
 
 /// Which value of a line is none of its column.
@@ -173,6 +205,16 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
         let line: Line =
             record.deserialize(Some(&names)).map_err(|error| failed(wrong_field(&names, &record, number, &error)))?;
         let id = line.run.clone().unwrap_or_else(|| format!("line {number}"));
+        if let Some(state) = line.state.as_ref().filter(|state| *state != State::Done.name()) {
+            tracing::warn!("left out: {path}, line {number} ({id}) is {state}");
+            continue;
+        }
+        if line.features.fract() != 0.0 || line.features >= f64::from(1_u32 << 31) {
+            return Err(failed(format!(
+                "line {number} ({id}): features is a whole number below 2^31, and is {}",
+                line.features
+            )));
+        }
         let (Some(steps), Some(loss)) = (line.steps, line.loss) else {
             tracing::warn!("left out: {path}, line {number} ({id}) has no steps or no loss");
             continue;
@@ -183,14 +225,14 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
             )));
         }
         scales.extend(line.scale.map(|scale| (id.clone(), scale)));
-        let of_data = line.data_seed.unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         runs.push(Run {
             id,
             features: line.features,
             steps,
             loss,
             lr: line.lr,
-            seed: line.seed.map(|seed| seed.wrapping_add(of_data)),
+            seed: line.seed,
+            data_seed: line.data_seed,
             budget: line.budget,
             l1: line.l1,
             batch: line.batch,
@@ -208,5 +250,6 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
         return Err(Failure::data(format!("{path}: there is no run in it")));
     }
     check_scales(&scales)?;
+    let runs = once(runs);
     Ok(Rows { runs, places: BTreeMap::new() })
 }
