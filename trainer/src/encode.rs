@@ -15,7 +15,7 @@
 //! or a skip list leaves out counted as well. encoding.json says with which number each shard begins.
 //!
 //! **Parts.** A part is some row groups that follow each other. Its bytes follow from the plan and its number: it begins with the same
-//! batches whoever makes it, and takes nothing from the part before. On a processor they do not even depend on how rows are cut.
+//! batches in any worker, and takes nothing from the part before. Where features are rare, a processor gives the same bits however rows are cut.
 //!
 //! **Feature shards.** A dictionary that no device holds is cut along its features, each shard with files of its own
 //! (`activations/part-000000-02.parquet`), which a device makes one after the other, or several at once. Encoding exchanges nothing

@@ -52,6 +52,7 @@ struct Note {
 
 /// Encodes the worker's parts that are not there yet, and closes the folder where all are.
 pub fn run(args: &Encode) -> Result<(), Failure> {
+    let stop = signals::stop_on_signals(false)?;
     let worker = worker::of(args.worker, |name| std::env::var(name).ok())?;
     let trained = Trained::open(&args.run, args.checkpoint)?;
     let of_run = trained.recipe().and_then(|recipe| recipe.data.column.clone());
@@ -67,7 +68,6 @@ pub fn run(args: &Encode) -> Result<(), Failure> {
     let job = Job::new(args, &trained, &dataset, &on)?;
     let out = Store::open(&args.out)?;
     let parts = Parts::open(&out, &job.plan)?;
-    let stop = signals::stop_on_signals(false)?;
     match opened {
         Opened::Cpu(device) => job.work(&device, &parts, worker, &stop),
         Opened::Cuda(device) => job.work(&device, &parts, worker, &stop),
@@ -131,7 +131,7 @@ impl<'a> Job<'a> {
             "batch": batch,
             "numbers_of": on,
         });
-        let Value::Object(what) = what else { unreachable!("it is written as an object") };
+        let what = what.as_object().cloned().unwrap_or_default();
         Ok(Job {
             trained,
             dataset,

@@ -280,9 +280,9 @@ fn weights_of_folder(url: &str, fits: Fits) -> Result<Option<Source>, Error> {
     fits.check_config(&place, config.width, config.features)?;
     if store.head(WEIGHTS_OF_DICTIONARY_LEARNING)?.is_none() {
         return Err(Error::Weights(format!(
-            "{url} holds no {WEIGHTS_OF_DICTIONARY_LEARNING}, and ae.pt is a pickle, which could run any program: write the one from the \
-             other where you trust it, in Python: safetensors.torch.save_file(torch.load(\"ae.pt\"), \
-             \"{WEIGHTS_OF_DICTIONARY_LEARNING}\")"
+            "{url} holds no {WEIGHTS_OF_DICTIONARY_LEARNING}, and ae.pt is a pickle, which could run any program and is not read: make the \
+             one of the other in Python, which runs none of it so: safetensors.torch.save_file({{name: tensor.contiguous() for name, tensor \
+             in torch.load(\"ae.pt\", weights_only=True).items()}}, \"{WEIGHTS_OF_DICTIONARY_LEARNING}\")"
         ).into()));
     }
     let weights = Weights::open(&store, &[WEIGHTS_OF_DICTIONARY_LEARNING.to_owned()], fits)?;
