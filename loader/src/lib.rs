@@ -66,7 +66,7 @@ pub use store::redact::Redacted;
 pub use store::variable::{Unexpanded, check_expanded};
 pub use stream::batch::Batch;
 pub use stream::cursor::Cursor;
-pub use stream::in_sequence::{GroupOfRows, InSequence, Piece as RowPiece, Wanted};
+pub use stream::in_sequence::{GroupOfRows, InSequence, RowPiece, Wanted};
 pub use stream::order::{Order, Partition, RowId, RowOrder, STREAMS};
 pub use stream::positions::Positions;
 pub use stream::{Stream, StreamOptions};

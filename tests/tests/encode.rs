@@ -146,12 +146,13 @@ fn workers_and_kills_leave_the_same_bytes() {
     fixture.synth("train", &spec);
     let recipe = trained(&fixture, |_| {});
     let data = fixture.text("train");
-    let command = |out: &str, more: &[&str]| {
+    let in_parts_of = |rows: &str, out: &str, more: &[&str]| {
         let out = fixture.text(out);
-        let words =
-            ["encode", &recipe.run.dir, "--data", &data, "--out", &out, "--part-rows", "1000", "--device", "cpu"];
+        let words = ["encode", &recipe.run.dir, "--data", &data, "--out", &out, "--part-rows", rows, "--device", "cpu"];
         sae::sae(&[&words[..], more].concat())
     };
+    // As many parts as shards: a part holds whole row groups.
+    let command = |out: &str, more: &[&str]| in_parts_of("1000", out, more);
     let run = |out: &str, more: &[&str]| {
         let output = command(out, more).output().expect("sae runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -199,7 +200,7 @@ fn workers_and_kills_leave_the_same_bytes() {
     assert_same(&whole, &fixture.path("killed"));
 
     // A signal leaves the part that is being made, and says how to go on.
-    let mut child = command("stopped", &["--part-rows", "12000"]).stderr(Stdio::piped()).spawn().expect("sae starts");
+    let mut child = in_parts_of("12000", "stopped", &[]).stderr(Stdio::piped()).spawn().expect("sae starts");
     let begun = Instant::now();
     while !fixture.path("stopped/parts/plan.json").exists() && begun.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(1));

@@ -326,7 +326,7 @@ fn dictionaries_go_to_and_fro() {
         ["explained_variance", "l0"].map(|key| report[key].as_f64().expect("a number"))
     };
     let measured = eval(&theirs);
-    recipe.sae.features = 200;
+    (recipe.sae.features, recipe.sae.bias_init) = (200, BiasInit::Zero);
     (recipe.train.lr, recipe.train.tokens) = (1e-30, Some(256));
     recipe.train.init_from = Some(theirs);
     recipe.run.dir = fixture.text("from-theirs");

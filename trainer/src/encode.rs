@@ -30,7 +30,7 @@ use std::ops::Range;
 use kernels::mesh::TILE;
 use kernels::{Device, Dictionary, Path, Report};
 use loader::{
-    Cells, Dataset, Dtype, GroupOfRows, Help, InSequence, RowFilter, Scalar, SkipList, Store, TableColumn, TableWriter,
+    Cells, Dataset, GroupOfRows, Help, InSequence, RowFilter, Scalar, SkipList, Store, TableColumn, TableWriter,
     Wanted, WrittenTable,
 };
 use serde::{Deserialize, Serialize};
@@ -199,8 +199,8 @@ impl<'a, D: Device> Encoder<'a, D> {
         })
     }
 
-    /// Writes a part to `out`: its pairs to the file `pairs`, and its rows to `rows` if that is given. `None` when `stop` says that it is to be left. `progress` hears how many
-    /// rows were read so far, and how many pairs were found.
+    /// Writes a part to `out`: its pairs to the file `pairs`, and its rows to `rows` if that is given. `None` when `stop` says that it is
+    /// to be left. `progress` hears how many rows were read so far.
     ///
     /// # Errors
     /// Those of the store; [`loader::Error::Data`] naming a row that is not finite.
@@ -210,7 +210,7 @@ impl<'a, D: Device> Encoder<'a, D> {
         (pairs, rows): (String, Option<String>),
         groups: &[GroupOfRows],
         stop: impl Fn() -> bool,
-        mut progress: impl FnMut(u64, u64),
+        mut progress: impl FnMut(u64),
     ) -> Result<Option<Made>, Error> {
         let Settings { skip, filter, columns, metadata, batch } = self.settings;
         let of_pairs = [TableColumn::u64("row"), TableColumn::u32("feature"), TableColumn::f32("activation")];
@@ -222,10 +222,10 @@ impl<'a, D: Device> Encoder<'a, D> {
         let scalars = if rows.is_some() { columns.clone() } else { Vec::new() };
         let wanted = Wanted { skip: skip.clone(), filter: filter.clone(), scalars };
         let mut pieces = InSequence::start(self.dataset, groups.to_vec(), wanted)?;
-        let (mut encoded, mut skipped, mut filtered, mut found) = (0, 0, 0, 0);
+        let (mut encoded, mut skipped, mut filtered) = (0, 0, 0);
         let mut held = Batch { numbers: Vec::with_capacity(*batch), density: None };
         let row_bytes = self.dataset.row_bytes();
-        while let Some(piece) = pieces.next()? {
+        while let Some(piece) = pieces.read()? {
             skipped += piece.skipped;
             filtered += piece.filtered;
             if let Some(table) = &mut rows_table {
@@ -237,17 +237,17 @@ impl<'a, D: Device> Encoder<'a, D> {
                 self.staging.as_mut()[at..at + row_bytes].copy_from_slice(piece.row(kept));
                 held.numbers.push(number);
                 if held.numbers.len() == *batch {
-                    found += self.encode(&mut held, &mut pairs_table)?;
+                    self.encode(&mut held, &mut pairs_table)?;
                     if stop() {
                         return Ok(None);
                     }
-                    progress(encoded + kept as u64 + 1 + skipped + filtered, found);
+                    progress(encoded + kept as u64 + 1 + skipped + filtered);
                 }
             }
             encoded += piece.numbers.len() as u64;
         }
-        found += self.encode(&mut held, &mut pairs_table)?;
-        progress(encoded + skipped + filtered, found);
+        self.encode(&mut held, &mut pairs_table)?;
+        progress(encoded + skipped + filtered);
         let first = groups.first().map_or(0, |group| group.rows.start);
         let end = groups.last().map_or(0, |group| group.rows.end);
         let columns = match (rows_table, rows) {
@@ -258,11 +258,11 @@ impl<'a, D: Device> Encoder<'a, D> {
         Ok(Some(Made { rows: first..end, features: self.features.clone(), encoded, skipped, filtered, pairs, columns }))
     }
 
-    /// Encodes the rows that are held, writes their pairs and returns how many these are.
-    fn encode(&mut self, held: &mut Batch, table: &mut TableWriter) -> Result<u64, Error> {
+    /// Encodes the rows that are held and writes their pairs.
+    fn encode(&mut self, held: &mut Batch, table: &mut TableWriter) -> Result<(), Error> {
         let rows = held.numbers.len();
         if rows == 0 {
-            return Ok(0);
+            return Ok(());
         }
         if held.density.is_none() {
             let probed = self.run(rows.min(PROBE), Path::Dense, &held.numbers)?;
@@ -286,7 +286,7 @@ impl<'a, D: Device> Encoder<'a, D> {
             table.write(&[Cells::U64(&row_p), Cells::U32(&feature_p), Cells::F32(&pairs.activation_p)])?;
         }
         held.numbers.clear();
-        Ok(report.active)
+        Ok(())
     }
 
     fn density(&self, report: &Report) -> f64 {
@@ -325,13 +325,6 @@ fn rows_at_once(rows: usize, active: u64, features: usize) -> usize {
         return rows.max(1);
     }
     usize::try_from(MOST_PAIRS / features.max(1) as u64).unwrap_or(rows).clamp(1, rows)
-}
-
-/// Bytes of host memory that a part takes besides the rows that are read ahead, at most: lists of pairs on their way, and a row group of
-/// the table.
-pub fn host_bytes(batch: usize, width: usize, dtype: Dtype, features: usize) -> u64 {
-    let pairs = MOST_PAIRS.max(features as u64).min(batch as u64 * features as u64);
-    (batch * width * dtype.size()) as u64 + 64 * pairs
 }
 
 #[cfg(test)]

@@ -235,13 +235,8 @@ impl<'a> Job<'a> {
         let (part, shard) = self.of_unit(unit);
         let pairs = encode::pairs_file(part as u64, shard, self.feature_shards.len());
         let rows = (shard == 0).then(|| encode::rows_file(part as u64));
-        let made = encoder.part(
-            parts.store(),
-            (pairs, rows),
-            &self.parts[part],
-            || stop.load(Ordering::Relaxed),
-            |rows, _| progress(rows),
-        );
+        let made =
+            encoder.part(parts.store(), (pairs, rows), &self.parts[part], || stop.load(Ordering::Relaxed), &progress);
         let Some(made) = made.map_err(explained)? else { return Ok(false) };
         let note = Note { made, skip: self.skipped_in(part) };
         let note = serde_json::to_value(note).map_err(|error| Failure::arguments(error.to_string()))?;

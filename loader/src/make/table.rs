@@ -255,3 +255,43 @@ impl TableWriter {
         Ok(WrittenTable { rows: self.rows, bytes: self.bytes, checksum: format!("{:016x}", self.hash.digest()) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of a table are the same in whatever calls it was written, over the ends of batches and row groups.
+    #[test]
+    fn bytes_do_not_depend_on_how_rows_are_handed_over() {
+        let store = Store::open("memory://table/cut").expect("a store");
+        let count = GROUP_ROWS + BATCH_ROWS + 123;
+        let row_p: Vec<u64> = (0..count as u64).map(|pair| pair / 5).collect();
+        let feature_p: Vec<u32> = (0..count as u32).map(|pair| pair % 5 * 1000 + pair / 5 % 997).collect();
+        let activation_p: Vec<f32> = feature_p.iter().map(|&feature| feature as f32 / 8.0).collect();
+        let columns = [TableColumn::u64("row"), TableColumn::u32("feature"), TableColumn::f32("activation")];
+        let write = |key: &str, at_once: usize| {
+            let mut table = TableWriter::create(&store, key, &columns, &[("a", "b".into())]).expect("begun");
+            for start in (0..count).step_by(at_once) {
+                let some = start..(start + at_once).min(count);
+                let cells = [
+                    Cells::U64(&row_p[some.clone()]),
+                    Cells::U32(&feature_p[some.clone()]),
+                    Cells::F32(&activation_p[some]),
+                ];
+                table.write(&cells).expect("written");
+            }
+            let written = table.finish().expect("finished");
+            let bytes = store.get(key).expect("there");
+            assert_eq!((written.rows, written.bytes), (count as u64, bytes.len() as u64));
+            (written.checksum, bytes)
+        };
+        let whole = write("whole", count);
+        assert!(whole.1.len() < 8 * count, "{} bytes of {count} pairs", whole.1.len());
+        for at_once in [1000, BATCH_ROWS, BATCH_ROWS + 1] {
+            assert!(write("cut", at_once) == whole, "{at_once} at once");
+        }
+        let mut table = TableWriter::create(&store, "wrong", &columns, &[]).expect("begun");
+        let wrong = [Cells::U64(&[1, 2]), Cells::U32(&[1]), Cells::F32(&[1.0, 2.0])];
+        assert!(matches!(table.write(&wrong), Err(Error::Arguments(_))));
+    }
+}

@@ -71,7 +71,7 @@ pub struct Wanted {
 
 /// Rows that follow each other in a shard, without those that are left out.
 #[derive(Debug)]
-pub struct Piece {
+pub struct RowPiece {
     /// The number of each row that is kept.
     pub numbers: Vec<u64>,
     /// Their columns, as [`Wanted::scalars`] names them.
@@ -85,8 +85,8 @@ pub struct Piece {
     row_bytes: usize,
 }
 
-impl Piece {
-    /// The bytes of a kept row, by its place in [`Piece::numbers`].
+impl RowPiece {
+    /// The bytes of a kept row, by its place in [`RowPiece::numbers`].
     pub fn row(&self, kept: usize) -> &[u8] {
         self.loaded.rows((self.numbers[kept] - self.first) as usize, 1, self.row_bytes)
     }
@@ -102,7 +102,7 @@ impl Piece {
 /// let dataset = Dataset::open(&[url], &OpenOptions::default())?;
 /// let mut rows = InSequence::start(&dataset, dataset.row_groups(), Wanted::default())?;
 /// let mut next = 0;
-/// while let Some(piece) = rows.next()? {
+/// while let Some(piece) = rows.read()? {
 ///     for (kept, number) in piece.numbers.iter().enumerate() {
 ///         assert_eq!((piece.row(kept).len(), *number), (dataset.row_bytes(), next));
 ///         next += 1;
@@ -112,7 +112,7 @@ impl Piece {
 /// # Ok::<(), loader::Error>(())
 /// ```
 pub struct InSequence {
-    pieces: Option<Receiver<Result<Piece>>>,
+    pieces: Option<Receiver<Result<RowPiece>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -157,8 +157,7 @@ impl InSequence {
     ///
     /// # Errors
     /// Those of the store, and [`Error::Data`] for what is damaged.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Result<Option<Piece>> {
+    pub fn read(&mut self) -> Result<Option<RowPiece>> {
         let Some(pieces) = &self.pieces else { return Ok(None) };
         match pieces.recv() {
             Ok(piece) => piece.map(Some),
@@ -188,7 +187,7 @@ fn read_group(
     loader: &Loader,
     group: &GroupOfRows,
     scalars: &[Scalar],
-    take: &mut impl FnMut(Piece) -> bool,
+    take: &mut impl FnMut(RowPiece) -> bool,
 ) -> Result<()> {
     let dataset = &loader.dataset;
     let shard = &dataset.shards()[group.shard as usize];
@@ -214,7 +213,7 @@ fn read_group(
         };
         let scalars = columns.iter().flatten().map(of_unit).collect::<Result<_>>()?;
         let row_bytes = dataset.row_bytes();
-        let piece = Piece { numbers, scalars, skipped, filtered, loaded, first, row_bytes };
+        let piece = RowPiece { numbers, scalars, skipped, filtered, loaded, first, row_bytes };
         if !take(piece) {
             return Ok(());
         }
