@@ -1,5 +1,6 @@
 //! The command line.
 
+mod encode;
 mod export;
 mod launch;
 mod plan;
@@ -14,6 +15,7 @@ use kernels::cuda::Arch;
 use kernels::mesh::Mesh;
 use loader::{number, patience};
 
+pub use self::encode::Encode;
 pub use self::export::{Export, Format};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
@@ -68,6 +70,7 @@ pub enum Command {
     Inspect(Inspect),
     Synth(Synth),
     Eval(Eval),
+    Encode(Box<Encode>),
     Runs(Runs),
     Scaling(Scaling),
     Doctor(Doctor),
@@ -255,7 +258,8 @@ pub struct Synth {
 #[command(after_help = "Examples:\n  sae eval runs/quickstart --data data/quickstart/eval\n  sae eval \
 runs/a/checkpoints/step-0000001000 --data s3://bucket/held-out --json")]
 pub struct Eval {
-    /// A run's folder (its newest checkpoint) or a checkpoints/step-… folder in it; a path or URL.
+    /// A run's folder (its newest checkpoint), a checkpoints/step-… folder in it, an export, or a folder of SAELens or
+    /// dictionary_learning; a path or URL.
     pub run: String,
     /// Folders, files, globs or URLs of the rows; the run's data.eval when absent.
     #[arg(long)]

@@ -111,6 +111,24 @@ pub fn open(choice: DeviceChoice, recipe: &Train, axes: Axes, local: Local) -> R
     }
 }
 
+/// Opens what was chosen for one process that evaluates, in `train`'s numbers on a GPU. On the processor they are of 32 bits, whatever a
+/// GPU had trained in: those are the bits that checkpoints hold.
+///
+/// # Errors
+/// When a GPU was asked for and cannot be used.
+pub fn open_alone(choice: DeviceChoice, train: &Train) -> Result<Opened, Failure> {
+    let of_processor = || Train { precision: Precision::F32, moments: Moments::F32, ..train.clone() };
+    let gpu = match choice {
+        DeviceChoice::Cpu => None,
+        DeviceChoice::Auto => gpu_if_usable(0),
+        DeviceChoice::Cuda(_) => return open(choice, train, Axes::alone(), Local::ALONE),
+    };
+    match gpu {
+        Some(gpu) => Ok(Opened::Cuda(Cuda::among(&gpu, on_a_gpu(train), Axes::alone())?)),
+        None => open(DeviceChoice::Cpu, &of_processor(), Axes::alone(), Local::ALONE),
+    }
+}
+
 /// The GPU of a rank: that of its number on this machine, or the only one that its launcher lets it see.
 ///
 /// # Errors

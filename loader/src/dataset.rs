@@ -14,6 +14,7 @@ mod place;
 pub(crate) mod rule;
 mod same;
 pub(crate) mod sample;
+pub(crate) mod scalars;
 pub(crate) mod skip;
 mod stored;
 pub(crate) mod tokens;

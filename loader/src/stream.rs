@@ -4,6 +4,7 @@ pub(crate) mod batch;
 pub(crate) mod budget;
 pub(crate) mod cursor;
 pub(crate) mod feed;
+pub(crate) mod in_sequence;
 pub(crate) mod load;
 pub(crate) mod order;
 pub(crate) mod permutation;

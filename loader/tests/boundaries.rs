@@ -7,7 +7,7 @@ mod common;
 use common::{drain, ids, memory, open, row};
 use loader::synth::{self, Spec};
 use loader::{
-    Columns, Compression, Cursor, Dataset, Dtype, Error, InspectOptions, ManifestState, Order, RowFilter, RowId,
+    Compression, Cursor, Dataset, Dtype, Error, ExtraColumn, InspectOptions, ManifestState, Order, RowFilter, RowId,
     ShardWriter, SkipList, Store, Stream, StreamOptions, WriteOptions, inspect, sample,
 };
 
@@ -34,7 +34,7 @@ fn write(url: &str, compression: Compression, row: impl Fn(u64) -> Vec<u8>) -> S
     let options = WriteOptions {
         page_bytes,
         row_group_bytes,
-        columns: true,
+        columns: ExtraColumn::tokens(),
         compression,
         ..WriteOptions::new(WIDTH, Dtype::F16)
     };
@@ -43,7 +43,7 @@ fn write(url: &str, compression: Compression, row: impl Fn(u64) -> Vec<u8>) -> S
         let rows = first..(first + 512).min(ROWS);
         let pos: Vec<i32> = rows.clone().map(|i| (i % UNWANTED.0) as i32).collect();
         let bytes: Vec<u8> = rows.flat_map(&row).collect();
-        writer.write(&bytes, Some(Columns { token_id: &pos, doc_id: &pos, pos: &pos })).unwrap();
+        writer.write(&bytes, &[(&pos).into(), (&pos).into(), (&pos).into()]).unwrap();
     }
     writer.finish().unwrap();
     store
@@ -198,7 +198,7 @@ fn batches_that_several_threads_copy_are_the_same_batches() {
         let url = memory();
         let store = Store::open(&url).unwrap();
         let mut writer = ShardWriter::create(&store, WriteOptions::new(width, Dtype::F16)).unwrap();
-        (0..11).for_each(|i| writer.write(&row(i, 2 * width), None).unwrap());
+        (0..11).for_each(|i| writer.write(&row(i, 2 * width), &[]).unwrap());
         writer.finish().unwrap();
         let options = StreamOptions { threads: 2, ..options(Order::Sequential, 5) };
         assert!(ids(&drain(&open(&url), &options, Cursor::default())).into_iter().eq(0..11), "{width}");
@@ -248,7 +248,7 @@ fn footers_longer_than_the_first_read_are_read() {
         let store = Store::open(&url).unwrap();
         let options = WriteOptions { row_group_bytes: 1, page_bytes: 1, ..WriteOptions::new(8, Dtype::F16) };
         let mut writer = ShardWriter::create(&store, options).unwrap();
-        (0..groups).for_each(|i| writer.write(&row(i, 16), None).unwrap());
+        (0..groups).for_each(|i| writer.write(&row(i, 16), &[]).unwrap());
         writer.finish().unwrap();
         store.delete("manifest.json").unwrap();
         let dataset = open(&url);

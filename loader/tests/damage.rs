@@ -112,7 +112,7 @@ fn write_zstd(url: &str) -> Store {
     let mut options = loader::WriteOptions::new(ROW / 2, Dtype::F16);
     (options.compression, options.row_group_bytes) = (loader::Compression::Zstd, 100 * ROW);
     let mut writer = loader::ShardWriter::create(&store, options).unwrap();
-    (0..ROWS).for_each(|i| writer.write(&row(i, ROW), None).unwrap());
+    (0..ROWS).for_each(|i| writer.write(&row(i, ROW), &[]).unwrap());
     writer.finish().unwrap();
     store
 }

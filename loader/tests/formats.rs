@@ -14,8 +14,8 @@ use arrow::datatypes::Field;
 use common::{drain, file, ids, memory, open, rows_of, write};
 use half::f16;
 use loader::{
-    Compression, Cursor, Dataset, Dtype, Error, InspectOptions, ManifestState, OpenOptions, Order, RowFilter, RowId,
-    ShardWriter, SkipList, Store, Stream, StreamOptions, WriteOptions, inspect, sample,
+    Compression, Cursor, Dataset, Dtype, Error, ExtraColumn, InspectOptions, ManifestState, OpenOptions, Order,
+    RowFilter, RowId, ShardWriter, SkipList, Store, Stream, StreamOptions, WriteOptions, inspect, sample,
 };
 use parquet::basic::{Compression as Codec, ZstdLevel};
 use parquet::file::metadata::KeyValue;
@@ -169,7 +169,7 @@ fn our_layout_on_every_store_and_in_every_compression() {
     let mut options = WriteOptions::new(16, Dtype::Bf16);
     (options.compression, options.row_group_bytes) = (Compression::Zstd, 4096);
     let mut writer = ShardWriter::create(&store, options).unwrap();
-    (0..300).for_each(|i| writer.write(&common::row(i, 32), None).unwrap());
+    (0..300).for_each(|i| writer.write(&common::row(i, 32), &[]).unwrap());
     writer.finish().unwrap();
     let options = StreamOptions { order: Order::Sequential, batch: 100, ..StreamOptions::default() };
     assert!(ids(&drain(&open(&url), &options, Cursor::default())).into_iter().eq(0..300));
@@ -316,7 +316,7 @@ fn samples_leave_out_what_is_skipped_and_filtered() {
     for i in 0..1000u32 {
         let bad = [(10, f32::NAN), (20, f32::INFINITY), (30, f32::NEG_INFINITY)].into_iter().find(|b| b.0 == i);
         let row = [i as f32, 1.0, 1.0, bad.map_or(1.0, |b| b.1)];
-        writer.write(&row.map(f32::to_le_bytes).concat(), None).unwrap();
+        writer.write(&row.map(f32::to_le_bytes).concat(), &[]).unwrap();
     }
     writer.finish().unwrap();
     // A row group that is skipped is not read: this one is damaged.
@@ -358,13 +358,13 @@ fn skip_list_and_filters_shorten_batches_and_move_nothing() {
     let url = memory();
     let store = Store::open(&url).unwrap();
     let mut options = WriteOptions::new(8, Dtype::F16);
-    (options.columns, options.row_group_bytes, options.page_bytes) = (true, 100 * 16, 10 * 16);
+    (options.columns, options.row_group_bytes, options.page_bytes) = (ExtraColumn::tokens(), 100 * 16, 10 * 16);
     let mut writer = ShardWriter::create(&store, options).unwrap();
     for i in 0..1000u64 {
         let mut row = vec![0u8; 16];
         Dtype::F16.from_f32(&[(i % 50) as f32, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, i as f32], &mut row);
-        let columns = loader::Columns { token_id: &[(i % 20) as i32], doc_id: &[0], pos: &[(i % 7) as i32] };
-        writer.write(&row, Some(columns)).unwrap();
+        let (token_id, pos) = ([(i % 20) as i32], [(i % 7) as i32]);
+        writer.write(&row, &[(&token_id).into(), (&[0]).into(), (&pos).into()]).unwrap();
     }
     writer.finish().unwrap();
     let dataset = open(&url);

@@ -5,7 +5,9 @@ mod common;
 
 use common::{drain, ids, memory, open, write};
 use loader::{
-    Cursor, Dtype, Error, Manifest, Order, Partition, RowGroup, RowId, RowOrder, Shard, Stream, StreamOptions,
+    Cells, ColumnType, Cursor, Dtype, Error, ExtraColumn, InSequence, Manifest, Order, Partition, RowFilter, RowGroup,
+    RowId, RowOrder, Scalar, Shard, ShardWriter, SkipList, Store, Stream, StreamOptions, TableColumn, TableWriter,
+    Wanted, WriteOptions,
 };
 use proptest::prelude::*;
 
@@ -54,6 +56,84 @@ fn sequential_is_storage_order_and_direct_is_not() {
     assert_eq!(direct(1, 0), direct(1, 0));
     assert_ne!(direct(1, 0), direct(2, 0));
     assert_ne!(direct(1, 0), direct(1, 1));
+}
+
+/// In the order of their shards rows come once, with their number and their columns, less those that a list or a filter leaves out; and a
+/// table of them holds what was written.
+#[test]
+fn rows_in_sequence_come_with_their_columns() {
+    use arrow::array::AsArray;
+    use arrow::datatypes::{Float64Type, Int32Type, UInt64Type};
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    const ROWS: usize = 250;
+    let url = memory();
+    let store = Store::open(&url).unwrap();
+    let more =
+        [("weight", ColumnType::F64), ("text", ColumnType::Text)].map(|(name, kind)| ExtraColumn::new(name, kind));
+    let columns = [ExtraColumn::tokens(), more.to_vec()].concat();
+    let (shard_rows, row_group_bytes, page_bytes) = (100, 320, 64);
+    let layout = WriteOptions { columns, shard_rows, row_group_bytes, page_bytes, ..WriteOptions::new(4, Dtype::F32) };
+    let mut writer = ShardWriter::create(&store, layout).unwrap();
+    let values: Vec<f32> = (0..ROWS * 4).map(|i| i as f32).collect();
+    let mut rows = vec![0; ROWS * 16];
+    Dtype::F32.from_f32(&values, &mut rows);
+    let token_id: Vec<i32> = (0..ROWS as i32).map(|row| 1000 + row).collect();
+    let (doc_id, pos): (Vec<i32>, Vec<i32>) = (0..ROWS as i32).map(|row| (row / 7, row % 7)).unzip();
+    let weight: Vec<f64> = (0..ROWS).map(|row| row as f64 / 4.0).collect();
+    let text: Vec<String> = (0..ROWS).map(|row| format!("word {}", row % 3)).collect();
+    let given = [(&token_id).into(), (&doc_id).into(), (&pos).into(), (&weight).into(), (&text).into()];
+    writer.write(&rows, &given).unwrap();
+    writer.finish().unwrap();
+
+    let dataset = open(&url);
+    let scalars = dataset.scalars().unwrap();
+    let names: Vec<&str> = scalars.columns.iter().map(Scalar::name).collect();
+    assert_eq!(names, ["doc_id", "pos", "text", "token_id", "weight"]);
+    assert!(scalars.left_out.is_empty(), "{:?}", scalars.left_out);
+    let mut skip = SkipList::default();
+    skip.add_row(RowId { shard: 1, row: 5 });
+    skip.add_row_group(0, 0);
+    let filter = RowFilter { positions: vec![0], ..RowFilter::default() };
+    let groups = dataset.row_groups();
+    let in_group = groups[0].rows.end;
+    assert!(groups.len() > 10 && groups.last().is_some_and(|last| last.rows.end == ROWS as u64));
+    let wanted = |row: u64| row >= in_group && row != 105 && row % 7 != 0;
+
+    let of = [TableColumn::u64("row")]
+        .into_iter()
+        .chain(scalars.columns.iter().map(TableColumn::scalar))
+        .collect::<Vec<_>>();
+    let mut table = TableWriter::create(&store, "a.parquet", &of, &[]).unwrap();
+    let mut held: Vec<u64> = Vec::new();
+    let mut reader =
+        InSequence::start(&dataset, groups, Wanted { skip, filter, scalars: scalars.columns.clone() }).unwrap();
+    let (mut skipped, mut filtered) = (0, 0);
+    while let Some(piece) = reader.read().unwrap() {
+        (skipped, filtered) = (skipped + piece.skipped, filtered + piece.filtered);
+        for (kept, &number) in piece.numbers.iter().enumerate() {
+            assert_eq!(piece.row(kept), &rows[number as usize * 16..][..16]);
+            assert_eq!(dataset.row_of(number), Some(RowId { shard: (number / 100) as u32, row: number % 100 }));
+        }
+        held.extend(&piece.numbers);
+        let cells = [Cells::U64(&piece.numbers)].into_iter().chain(piece.scalars.iter().map(Cells::Scalar));
+        table.write(&cells.collect::<Vec<_>>()).unwrap();
+    }
+    assert!(held.iter().copied().eq((0..ROWS as u64).filter(|&row| wanted(row))));
+    assert_eq!(skipped, in_group + 1);
+    assert_eq!(held.len() as u64 + skipped + filtered, ROWS as u64);
+    table.finish().unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(store.get("a.parquet").unwrap()).unwrap();
+    let batches: Vec<_> = reader.with_batch_size(ROWS).build().unwrap().map(Result::unwrap).collect();
+    let batch = &batches[0];
+    assert_eq!((batches.len(), batch.num_rows()), (1, held.len()));
+    let by_name = |name: &str| batch.column_by_name(name).unwrap();
+    for (i, &number) in held.iter().enumerate() {
+        let row = number as usize;
+        assert_eq!(by_name("row").as_primitive::<UInt64Type>().value(i), number);
+        assert_eq!(by_name("token_id").as_primitive::<Int32Type>().value(i), token_id[row]);
+        assert_eq!(by_name("weight").as_primitive::<Float64Type>().value(i), weight[row]);
+        assert_eq!(by_name("text").as_string::<i32>().value(i), text[row]);
+    }
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn leftovers_do_not_stay_in_folders_below() {
     let prefix = "attempt-1/shard".to_string();
     let options = WriteOptions { prefix, row_group_bytes: 16, page_bytes: 16, ..WriteOptions::new(8, Dtype::F16) };
     let mut writer = ShardWriter::create(&store, options).unwrap();
-    writer.write(&[0; 16], None).unwrap();
+    writer.write(&[0; 16], &[]).unwrap();
     // As after a kill: nothing is dropped.
     std::mem::forget(writer);
     let temporary = |folder: &Path| {

@@ -139,7 +139,7 @@ pub fn write_shards(folder: &Path, width: usize, rows: &[f32], dtype: Dtype, sha
     let mut writer = ShardWriter::create(&store, options).expect("a writer");
     let mut stored = vec![0u8; rows.len() * dtype.size()];
     dtype.from_f32(rows, &mut stored);
-    writer.write(&stored, None).expect("rows are written");
+    writer.write(&stored, &[]).expect("rows are written");
     writer.finish().expect("a manifest is written");
 }
 

@@ -510,7 +510,7 @@ fn plans_count_on_shards_that_are_yet_to_be_made() {
 
 #[test]
 fn help_shows_an_example_for_each_command() {
-    for command in ["train", "inspect", "synth", "eval", "export"] {
+    for command in ["train", "inspect", "synth", "eval", "encode", "export"] {
         let help = sae::run(&[command, "--help"]).exits(0).stdout;
         assert!(help.contains(&format!("\n  sae {command} ")), "{help}");
     }

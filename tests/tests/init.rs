@@ -417,7 +417,8 @@ fn what_cannot_be_started_from_is_explained() {
             .map(|((_, dtype, shape, bytes), name)| (name, *dtype, *shape, *bytes))
             .collect::<Vec<_>>(),
     );
-    refused("wrong.safetensors", &[normalized], &["no tensor W_enc", "names of dictionary_learning"]);
+    // Those of dictionary_learning, whose decoder lies the other way around.
+    refused("wrong.safetensors", &[normalized], &["decoder.weight", "[160, 16]", "transposed", "[16, 160]"]);
     let doubles = vec![0; 8 * FEATURES * WIDTH];
     write(&[("W_enc", Stored::F64, &[WIDTH, FEATURES], &doubles), all[1], all[2], all[3]]);
     refused("wrong.safetensors", &[normalized], &["W_enc in F64", "F32, F16 and BF16 are read"]);

@@ -221,6 +221,134 @@ fn a_run_starts_from_what_saelens_saved() {
     }
 }
 
+/// Dictionaries with the tensors of dictionary_learning: `make` writes one of its class AutoEncoder, as its trainers do but for the pickle;
+/// `same` compares what two folders, of it or of SAELens, make of the same rows; `hub` loads a folder as SAELens loads from the Hub.
+const DICTIONARY_LEARNING: &str = "
+import json, pathlib, sys, torch
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+
+class Dictionary(torch.nn.Module):
+    def __init__(self, width, features, shifted):
+        super().__init__()
+        self.encoder = torch.nn.Linear(width, features)
+        self.decoder = torch.nn.Linear(features, width, bias=not shifted)
+        if shifted:
+            self.bias = torch.nn.Parameter(torch.zeros(width))
+    def encode(self, x):
+        return torch.relu(self.encoder(x - self.bias if hasattr(self, 'bias') else x))
+    def decode(self, f):
+        return self.decoder(f) + (self.bias if hasattr(self, 'bias') else 0)
+
+def load(folder):
+    folder = pathlib.Path(folder)
+    if (folder / 'cfg.json').exists():
+        return SAE.load_from_disk(folder)
+    config = json.loads((folder / 'config.json').read_text())['trainer']
+    shifted = {'AutoEncoder': True, 'AutoEncoderNew': False}[config['dict_class']]
+    dictionary = Dictionary(config['activation_dim'], config['dict_size'], shifted)
+    dictionary.load_state_dict(load_file(folder / 'ae.safetensors'))
+    return dictionary
+
+torch.manual_seed(2)
+what, *folders = sys.argv[1:]
+if what == 'make':
+    made = Dictionary(32, 200, True)
+    with torch.no_grad():
+        for tensor in made.parameters():
+            tensor.copy_(torch.randn_like(tensor) * 0.3)
+    folder = pathlib.Path(folders[0])
+    folder.mkdir()
+    save_file(made.state_dict(), folder / 'ae.safetensors')
+    config = {'trainer': {'dict_class': 'AutoEncoder', 'activation_dim': 32, 'dict_size': 200}, 'buffer': {}}
+    (folder / 'config.json').write_text(json.dumps(config))
+elif what == 'hub':
+    import sae_lens.loading.pretrained_sae_loaders as loaders
+    from huggingface_hub.utils import EntryNotFoundError
+    def fetch(repo_id, filename, force_download):
+        path = pathlib.Path(folders[0]) / filename
+        if not path.exists():
+            raise EntryNotFoundError(filename)
+        return str(path)
+    loaders.hf_hub_download = fetch
+    assert SAE.from_pretrained('somebody/hub', folders[1]).cfg.d_sae == int(folders[2])
+else:
+    one, other = (load(folder) for folder in folders)
+    x = 3 * torch.randn(300, 32)
+    with torch.no_grad():
+        a, b = one.encode(x), other.encode(x)
+        for a, b in ((a, b), (one.decode(a), other.decode(b))):
+            assert (a - b).abs().max() <= 1e-5 * a.abs().max(), (a - b).abs().max()
+        assert (one.encode(x) > 0).float().mean() > 0.01
+";
+
+/// dictionary_learning and SAELens make the same of our exports to both; what dictionary_learning has written becomes a SAELens folder, a
+/// run's start and the dictionary of an evaluation that mean the same; and SAELens finds an export in a folder as the Hub has them.
+#[test]
+fn dictionaries_go_to_and_fro() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::with_data();
+    let call = |words: &[&str]| {
+        let words = ["-c", DICTIONARY_LEARNING].iter().chain(words).map(|&word| word.to_owned());
+        python(&interpreter, &words.collect::<Vec<_>>());
+    };
+    let mut recipe = fixture.recipe("run");
+    (recipe.sae.bias_init, recipe.sae.bias_init_l0) = (BiasInit::Calibrated, 8.0);
+    (recipe.train.dead_window, recipe.train.l1) = (1, 5.0);
+    sae::run(&["train", &fixture.save("recipe", &recipe)]).exits(0);
+    let hooks = fixture.text("hub/blocks.3.hook_resid_post");
+    let ours = fixture.text("ours");
+    for (out, format) in [(&hooks, "saelens"), (&ours, "dictionary-learning")] {
+        sae::run(&["export", &recipe.run.dir, "--alive-only", "--format", format, "--out", out]).exits(0);
+    }
+    call(&["same", &hooks, &ours]);
+    let map = fixture.path("ours/features.safetensors");
+    assert_eq!(
+        std::fs::read(map).expect("a map"),
+        std::fs::read(Path::new(&hooks).join("features.safetensors")).expect("a map")
+    );
+    let features = fixture.json("ours/config.json")["trainer"]["dict_size"].to_string();
+    call(&["hub", &fixture.text("hub"), "blocks.3.hook_resid_post", &features]);
+
+    let theirs = fixture.text("theirs");
+    call(&["make", &theirs]);
+    let turned = fixture.text("turned");
+    sae::run(&["export", &theirs, "--format", "saelens", "--out", &turned]).exits(0);
+    call(&["same", &theirs, &turned]);
+    let again = fixture.text("again");
+    sae::run(&["export", &turned, "--format", "dictionary-learning", "--out", &again]).exits(0);
+    call(&["same", &theirs, &again]);
+    sae::run(&["export", &turned, "--alive-only", "--out", &fixture.text("none")])
+        .exits(64)
+        .says(&["--alive-only needs a run"]);
+    let eval = |of: &str| {
+        let report = sae::run(&["eval", of, "--data", &fixture.text("eval"), "--json"]).exits(0).json();
+        ["explained_variance", "l0"].map(|key| report[key].as_f64().expect("a number"))
+    };
+    let measured = eval(&theirs);
+    (recipe.sae.features, recipe.sae.bias_init) = (200, BiasInit::Zero);
+    (recipe.train.lr, recipe.train.tokens) = (1e-30, Some(256));
+    recipe.train.init_from = Some(theirs);
+    recipe.run.dir = fixture.text("from-theirs");
+    sae::run(&["train", &fixture.save("from", &recipe)]).exits(0);
+    for other in [eval(&turned), eval(&recipe.run.dir)] {
+        for (a, b) in measured.iter().zip(other) {
+            assert!((a - b).abs() <= 1e-4 * a.abs(), "{measured:?} and {other:?}");
+        }
+    }
+
+    // Without the tensors, and of another class.
+    std::fs::rename(fixture.path("theirs/ae.safetensors"), fixture.path("theirs/ae.pt")).expect("renamed");
+    let refused = |parts: &[&str]| {
+        let out = fixture.text("none");
+        sae::run(&["export", &fixture.text("theirs"), "--out", &out]).exits(64).says(parts);
+    };
+    refused(&["ae.pt is a pickle", "save_file"]);
+    std::fs::write(fixture.path("theirs/config.json"), r#"{"trainer": {"dict_class": "GatedAutoEncoder"}}"#)
+        .expect("written");
+    refused(&["GatedAutoEncoder", "AutoEncoderNew"]);
+}
+
 /// What TensorBoard has of a folder of runs: the curves and histograms of `run`, and what its tab HParams shows of all.
 const READ_EVENTS: &str = "
 import json, sys

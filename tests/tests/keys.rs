@@ -86,7 +86,7 @@ fn rows_go_in_and_out(folder: &str, name: &str) {
     let mut writer = ShardWriter::create(&store, options).expect("a writer");
     // Numbers from 1 on.
     let rows: Vec<u8> = (0..5 * 8).flat_map(|i| (0x3c00 + i as u16).to_le_bytes()).collect();
-    writer.write(&rows, None).expect("rows are written");
+    writer.write(&rows, &[]).expect("rows are written");
     writer.finish().expect("a manifest is written");
     let shard =
         store.list("").expect("listed").into_iter().find(|entry| entry.key.starts_with(name)).expect("a shard").key;

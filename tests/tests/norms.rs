@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use loader::{Columns, Dtype, ShardWriter, Store, WriteOptions};
+use loader::{Dtype, ExtraColumn, ShardWriter, Store, WriteOptions};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tests::fixture::{Fixture, json, json_lines, plain_rows, text, write_shards};
@@ -24,14 +24,14 @@ fn contexts(folder: &Path, rows: usize, times: f32, seed: u64) -> Vec<f32> {
     }
     let bytes = 1024 * 4 * WIDTH;
     let plain = WriteOptions::new(WIDTH, Dtype::F32);
-    let options = WriteOptions { columns: true, row_group_bytes: bytes, page_bytes: bytes, ..plain };
+    let options = WriteOptions { columns: ExtraColumn::tokens(), row_group_bytes: bytes, page_bytes: bytes, ..plain };
     let mut writer = ShardWriter::create(&Store::open(&text(folder)).expect("a folder"), options).expect("a writer");
     for (i, row) in values.chunks(WIDTH).enumerate() {
         let pos = (i % CONTEXT) as i32;
         let token_id = if pos == 0 { 1 } else { 2 + (i % 50) as i32 };
-        let columns = Columns { token_id: &[token_id], doc_id: &[(i / CONTEXT) as i32], pos: &[pos] };
+        let columns = [token_id, (i / CONTEXT) as i32, pos].map(|value| vec![value].into());
         writer
-            .write(&row.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>(), Some(columns))
+            .write(&row.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>(), &columns)
             .expect("a row is written");
     }
     writer.finish().expect("a manifest is written");

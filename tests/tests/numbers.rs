@@ -8,9 +8,10 @@ use tests::fixture::{Fixture, Numbers, plain_rows, write_shards};
 use tests::golden::{self, Weights};
 use tests::runs::{Told, finish, trained};
 use trainer::checkpoint;
-use trainer::export::{Form, Origin, saelens};
+use trainer::export::{Form, Format, Origin, export};
 use trainer::metrics::{DensityHistogram, Metrics};
 use trainer::recipe::{BiasInit, Every, InitSpace, Order, Recipe, Scale};
+use trainer::trained::Trained;
 
 const WIDTH: usize = 16;
 /// A tile and parts of another.
@@ -40,7 +41,7 @@ fn write(fixture: &Fixture, set: &str, rows: &[f32], width: usize) {
 fn exported(fixture: &Fixture, run: &str) -> Dictionary {
     let (store, found) = checkpoint::open(&fixture.text(run)).expect("a checkpoint");
     let out = fixture.path(format!("{run}-exported"));
-    let form = Form { dtype: Dtype::F32, unit_norm: false, part_bytes: None };
+    let form = Form { format: Format::Saelens, dtype: Dtype::F32, unit_norm: false, part_bytes: None };
     let origin = Origin {
         model: "m".into(),
         model_class: "c".into(),
@@ -52,7 +53,8 @@ fn exported(fixture: &Fixture, run: &str) -> Dictionary {
     };
     let device = Cpu::new(Some(1)).expect("threads");
     let to = Store::open(out.to_str().expect("a plain path")).expect("a folder");
-    saelens(&to, (&device, &store, &found), None, form, &origin).expect("exported");
+    let trained = Trained::Checkpoint(store, Box::new(found));
+    export(&to, (&device, &trained), None, form, &origin).expect("exported");
     Dictionary::read(&out.join("sae_weights.safetensors"))
 }
 

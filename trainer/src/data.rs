@@ -58,6 +58,11 @@ impl Reading {
         Reading { data: recipe.data.clone(), batch: recipe.train.batch }
     }
 
+    /// As it is by default, in batches of `batch` rows.
+    pub fn plain(batch: usize) -> Self {
+        Reading { data: recipe::Data::of_places(Vec::new()), batch }
+    }
+
     /// The rows of `dataset` as stored, at most `limit` of them, less those that `filter` does not keep and those of `data.eval_skip`:
     /// what evaluation reads, as far as the rank at `place` brings them.
     ///
@@ -414,31 +419,65 @@ impl Skip {
     const EVAL: Skip = Skip { key: "data.eval_skip", of: "data.eval", entries: |data| &data.eval_skip };
 }
 
-/// Such a list in the shards of a dataset: `file.parquet:row` or `file.parquet#group`, of which the last `:` or `#` counts, since the
-/// name may hold others.
-fn skip_list(dataset: &Dataset, Skip { key, of, entries }: Skip, data: &recipe::Data) -> Result<SkipList, Error> {
-    let entries = entries(data);
-    let mut list = SkipList::default();
-    for entry in entries {
-        let found = entry.rfind([':', '#']).and_then(|at| {
-            let (path, number) = (&entry[..at], entry[at + 1..].parse::<u64>().ok()?);
-            let shard = dataset.shards().iter().position(|shard| shard.path == path)?;
-            let (found, is_row) = (&dataset.shards()[shard], entry[at..].starts_with(':'));
-            let count = if is_row { found.rows } else { found.row_groups.len() as u64 };
-            (number < count).then_some((shard as u32, number, is_row))
-        });
-        match found {
-            Some((shard, row, true)) => list.add_row(RowId { shard, row }),
-            Some((shard, group, false)) => list.add_row_group(shard, group as u32),
-            None => {
-                return Err(Error::Recipe(format!(
-                    "{key}: \"{entry}\" names no row of {of}: write file.parquet:row or file.parquet#group, with a file such as {}",
-                    dataset.shards().first().map_or("shard-00000.parquet", |shard| shard.path.as_str())
-                )));
+/// Rows of a dataset that somebody has named: one, or those of a row group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedRows {
+    /// As they were named.
+    pub name: String,
+    /// Their shard.
+    pub shard: u32,
+    /// Their rows in the shard.
+    pub rows: std::ops::Range<u64>,
+    /// Their row group, where they are all of one.
+    pub group: Option<u32>,
+}
+
+/// The rows that `names` of a `key` name in a dataset that is called `of`: `file.parquet:row` or `file.parquet#group`, of which the last
+/// `:` or `#` counts, since the name may hold others.
+///
+/// # Errors
+/// [`Error::Recipe`] when one names what is not there.
+pub fn named_rows(dataset: &Dataset, names: &[String], (key, of): (&str, &str)) -> Result<Vec<NamedRows>, Error> {
+    let find = |name: &String| {
+        let at = name.rfind([':', '#'])?;
+        let (path, number) = (&name[..at], name[at + 1..].parse::<u64>().ok()?);
+        let shard = dataset.shards().iter().position(|shard| shard.path == path)?;
+        let (found, is_row) = (&dataset.shards()[shard], name[at..].starts_with(':'));
+        let (rows, group) = match is_row {
+            true => ((number < found.rows).then_some(number..number + 1)?, None),
+            false => {
+                let group = usize::try_from(number).ok()?;
+                let before: u64 = found.row_groups.get(..group)?.iter().map(|group| group.rows).sum();
+                (before..before + found.row_groups.get(group)?.rows, Some(group as u32))
             }
+        };
+        Some(NamedRows { name: name.clone(), shard: shard as u32, rows, group })
+    };
+    let named = |name: &String| {
+        find(name).ok_or_else(|| {
+            Error::Recipe(format!(
+                "{key}: \"{name}\" names no row of {of}: write file.parquet:row or file.parquet#group, with a file such as {}",
+                dataset.shards().first().map_or("shard-00000.parquet", |shard| shard.path.as_str())
+            ))
+        })
+    };
+    names.iter().map(named).collect()
+}
+
+/// The list of named rows.
+pub fn skip_list_of(named: &[NamedRows]) -> SkipList {
+    let mut list = SkipList::default();
+    for NamedRows { shard, rows, group, .. } in named {
+        match group {
+            Some(group) => list.add_row_group(*shard, *group),
+            None => list.add_row(RowId { shard: *shard, row: rows.start }),
         }
     }
-    Ok(list)
+    list
+}
+
+fn skip_list(dataset: &Dataset, Skip { key, of, entries }: Skip, data: &recipe::Data) -> Result<SkipList, Error> {
+    Ok(skip_list_of(&named_rows(dataset, entries(data), (key, of))?))
 }
 
 /// The loader's dtype as the device names it: the two crates know nothing of each other.

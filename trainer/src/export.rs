@@ -17,6 +17,12 @@
 //!
 //! No tool reads a tensor that is spread over files; hence parts that are whole folders for consecutive features, and an index above them
 //! for those who want the whole. Hugging Face's own index was rejected: it gives each tensor one file.
+//!
+//! `dictionary_learning`: the folder that its trainers leave, `config.json` and the tensors of its class AutoEncoderNew, which is this very
+//! function: encoder.weight [F,D], encoder.bias [F], decoder.weight [D,F], decoder.bias [D]. They lie in `ae.safetensors`, since its own
+//! `ae.pt` is a pickle: its `load_state_dict` takes what safetensors reads.
+//!
+//! Where not all features are exported, `features.safetensors` beside the weights says which they are.
 
 use std::ops::Range;
 
@@ -25,9 +31,9 @@ use loader::{Dtype, Store};
 use safetensors::tensor::TensorView;
 use serde::Serialize;
 
-use crate::checkpoint::{self, Found};
-use crate::init::Block;
-use crate::{Error, evaluate};
+use crate::Error;
+use crate::init::{Block, feature_map};
+use crate::trained::Trained;
 
 /// The file that says what the weights mean.
 pub const CONFIG: &str = "cfg.json";
@@ -37,6 +43,18 @@ pub const WEIGHTS: &str = "sae_weights.safetensors";
 
 /// The file that says in which files the weights lie, where there are several.
 pub const INDEX: &str = "sae_weights.safetensors.index.json";
+
+/// In a folder of dictionary_learning, what the weights mean.
+pub const CONFIG_OF_DICTIONARY_LEARNING: &str = "config.json";
+
+/// In a folder of dictionary_learning, the weights.
+pub const WEIGHTS_OF_DICTIONARY_LEARNING: &str = "ae.safetensors";
+
+/// What other tools are told of where a dictionary came from.
+const TRAINED_WITH: &str = concat!("sae ", env!("CARGO_PKG_VERSION"));
+
+/// Features that cfg.json lists, at most, where not all are exported: more are in the map beside it alone.
+const MOST_LISTED: usize = 1 << 16;
 
 /// Bytes before the tensors of a file, at most: four names with shapes and offsets of up to twenty digits.
 const HEADER_BYTES: u64 = 512;
@@ -63,9 +81,30 @@ pub struct Origin {
     pub prepend_bos: bool,
 }
 
+/// Whose folder is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// That of SAELens.
+    Saelens,
+    /// That of dictionary_learning.
+    DictionaryLearning,
+}
+
+impl Format {
+    /// Its files: what the weights mean, and the weights.
+    pub fn files(self) -> (&'static str, &'static str) {
+        match self {
+            Format::Saelens => (CONFIG, WEIGHTS),
+            Format::DictionaryLearning => (CONFIG_OF_DICTIONARY_LEARNING, WEIGHTS_OF_DICTIONARY_LEARNING),
+        }
+    }
+}
+
 /// How a dictionary is written.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
+    /// Whose folder it is.
+    pub format: Format,
     /// How numbers are stored: f32, or bf16 rounded to the nearest.
     pub dtype: Dtype,
     /// Decoder rows get norm 1, encoder rows and biases the factors that keep the reconstruction.
@@ -139,25 +178,33 @@ struct WeightMap<'a> {
     b_dec: &'a str,
 }
 
-/// Writes `features` of a checkpoint's dictionary (all when `None`, else ascending) to `out`.
+/// Writes `features` of a dictionary (all when `None`, else ascending) to `out`.
 ///
 /// # Errors
-/// Those of the store; [`Error::Checkpoint`] when a file is damaged; [`Error::Recipe`] when it does not fit into one file here and
-/// no size of parts is given, or not even a feature fits into a part.
-pub fn saelens(
+/// Those of the store; [`Error::Checkpoint`] and [`Error::Weights`] when a file is damaged; [`Error::Recipe`] when parts are asked for of
+/// a format that has none; [`Error::FileTooLarge`] when it does not fit into one file here and no size of parts is given, and
+/// [`Error::PartTooSmall`] when not even a feature fits into a part.
+pub fn export(
     out: &Store,
-    (device, store, found): (&Cpu, &Store, &Found),
+    (device, trained): (&Cpu, &Trained),
     features: Option<&[usize]>,
     form: Form,
     origin: &Origin,
 ) -> Result<Written, Error> {
-    let export = Export { device, store, found, features, form, origin };
-    let count = features.map_or(found.manifest.features, <[usize]>::len);
+    let export = Export { device, trained, features, form, origin };
+    let count = features.map_or(trained.features(), <[usize]>::len);
+    if form.format == Format::DictionaryLearning && form.part_bytes.is_some() {
+        return Err(Error::Recipe(
+            "folders of dictionary_learning have no parts: export in the format of SAELens for those".into(),
+        ));
+    }
     let in_a_part = export.features_in_a_part(count, out)?;
     let parts = count.div_ceil(in_a_part);
     if parts == 1 {
         let without_direction = export.write_part(out, 0..count, true)?;
-        out.put(CONFIG, export.config(count, features, None)?)?;
+        export.write_map(out, 0..count)?;
+        // Written last: with it the export is whole.
+        out.put(form.format.files().0, export.config(count, features, None)?)?;
         return Ok(Written { parts, without_direction });
     }
     let (mut files, mut without_direction) = (Vec::new(), 0);
@@ -166,6 +213,7 @@ pub fn saelens(
         let folder = format!("part-{:05}-of-{parts:05}", part + 1);
         let place = out.join(&folder)?;
         without_direction += export.write_part(&place, chosen.clone(), part == 0)?;
+        export.write_map(&place, chosen.clone())?;
         let own = features.map(|features| &features[chosen.clone()]);
         place.put(CONFIG, export.config(chosen.len(), own, Some(chosen.start))?)?;
         files.push(format!("{folder}/{WEIGHTS}"));
@@ -174,7 +222,7 @@ pub fn saelens(
     let weight_map = WeightMap { W_enc: &files, b_enc: &files, W_dec: &files, b_dec: &files[0] };
     let index = Index { metadata: IndexMetadata { total_size }, weight_map };
     out.put(INDEX, json(&index)?)?;
-    // Written last: with it the export is whole.
+    export.write_map(out, 0..count)?;
     out.put(CONFIG, export.config(count, features, None)?)?;
     Ok(Written { parts, without_direction })
 }
@@ -185,8 +233,7 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>, Error> {
 
 struct Export<'a> {
     device: &'a Cpu,
-    store: &'a Store,
-    found: &'a Found,
+    trained: &'a Trained,
     features: Option<&'a [usize]>,
     form: Form,
     origin: &'a Origin,
@@ -195,7 +242,7 @@ struct Export<'a> {
 impl Export<'_> {
     /// Bytes of the tensors of so many features.
     fn bytes(&self, features: usize) -> u64 {
-        let width = self.found.manifest.width as u64;
+        let width = self.trained.width() as u64;
         self.form.dtype.size() as u64 * ((2 * width + 1) * features as u64 + width)
     }
 
@@ -219,11 +266,55 @@ impl Export<'_> {
         }
     }
 
+    /// Says which features were chosen, where not all were.
+    fn write_map(&self, out: &Store, chosen: Range<usize>) -> Result<(), Error> {
+        let Some(features) = self.features else { return Ok(()) };
+        feature_map::write(out, features[chosen].iter().copied())
+    }
+
     fn config(&self, count: usize, features: Option<&[usize]>, first_feature: Option<usize>) -> Result<Vec<u8>, Error> {
+        let features = features.filter(|features| features.len() <= MOST_LISTED);
+        match self.form.format {
+            Format::Saelens => self.config_of_saelens(count, features, first_feature),
+            Format::DictionaryLearning => self.config_of_dictionary_learning(count, features),
+        }
+    }
+
+    fn config_of_dictionary_learning(&self, count: usize, features: Option<&[usize]>) -> Result<Vec<u8>, Error> {
+        let (origin, width) = (self.origin, self.trained.width());
+        let mut trainer = serde_json::json!({
+            "trainer_class": "StandardTrainerAprilUpdate",
+            "dict_class": "AutoEncoderNew",
+            "activation_dim": width,
+            "dict_size": count,
+            "lm_name": origin.model,
+            "submodule_name": origin.hook,
+            "trained_with": TRAINED_WITH,
+        });
+        if let Some(recipe) = self.trained.recipe() {
+            let train = &recipe.train;
+            trainer["lr"] = train.lr.into();
+            trainer["l1_penalty"] = train.l1.into();
+            trainer["seed"] = train.seed.into();
+        }
+        trainer["steps"] = self.trained.step().into();
+        if let Some(features) = features {
+            trainer["features"] = features.into();
+        }
+        let buffer = serde_json::json!({ "d_submodule": width, "io": "out", "ctx_len": origin.context_size, "dataset": origin.dataset });
+        json(&serde_json::json!({ "trainer": trainer, "buffer": buffer }))
+    }
+
+    fn config_of_saelens(
+        &self,
+        count: usize,
+        features: Option<&[usize]>,
+        first_feature: Option<usize>,
+    ) -> Result<Vec<u8>, Error> {
         let origin = self.origin;
         json(&Config {
             architecture: "standard",
-            d_in: self.found.manifest.width,
+            d_in: self.trained.width(),
             d_sae: count,
             dtype: match self.form.dtype {
                 Dtype::F32 => "float32",
@@ -237,7 +328,7 @@ impl Export<'_> {
             metadata: ConfigMetadata {
                 sae_lens_version: "6.0.0",
                 sae_lens_training_version: None,
-                trained_with: concat!("sae ", env!("CARGO_PKG_VERSION")),
+                trained_with: TRAINED_WITH,
                 model_name: &origin.model,
                 model_class_name: &origin.model_class,
                 hook_name: &origin.hook,
@@ -253,18 +344,18 @@ impl Export<'_> {
 
     /// Writes the weights of the features at the places `chosen` of the export. Returns how many of them have no direction.
     fn write_part(&self, out: &Store, chosen: Range<usize>, with_bias: bool) -> Result<usize, Error> {
-        let (width, count, dtype) = (self.found.manifest.width, chosen.len(), self.form.dtype);
-        let mut part = Part::new(width, count, dtype);
+        let (width, count, dtype) = (self.trained.width(), chosen.len(), self.form.dtype);
+        let mut part = Part::new(width, count, dtype, self.form.format);
         let mut without_direction = 0;
         // A file of the checkpoint at a time, of features that lie in it.
-        let at_once = checkpoint::features_at_once(width);
+        let at_once = self.trained.features_at_once();
         let mut place = chosen.start;
         while place < chosen.end {
             let first = self.feature(place);
             let end = (first / at_once + 1) * at_once;
             let until = (place..chosen.end).find(|&place| self.feature(place) >= end).unwrap_or(chosen.end);
             let last = self.feature(until - 1);
-            let block = Block::of_checkpoint(self.device, self.store, self.found, first..last + 1)?;
+            let block = self.trained.block(self.device, first..last + 1)?;
             let rows: Vec<usize> = (place..until).map(|place| self.feature(place) - first).collect();
             let (block, silent) = self.folded(&block, &rows);
             without_direction += silent;
@@ -272,23 +363,22 @@ impl Export<'_> {
             place = until;
         }
         if with_bias {
-            let scale = self.found.manifest.scale;
-            let b_dec_d: Vec<f32> =
-                evaluate::decoder_bias(self.device, self.store, self.found)?.iter().map(|b| b / scale).collect();
+            let scale = self.trained.scale();
+            let b_dec_d: Vec<f32> = self.trained.decoder_bias(self.device)?.iter().map(|b| b / scale).collect();
             dtype.from_f32(&b_dec_d, &mut part.b_dec_d);
         }
-        out.put(WEIGHTS, part.serialized()?)?;
+        out.put(self.form.format.files().1, part.serialized()?)?;
         Ok(without_direction)
     }
 
-    /// The feature of the checkpoint at a place of the export.
+    /// The feature of the dictionary at a place of the export.
     fn feature(&self, place: usize) -> usize {
         self.features.map_or(place, |features| features[place])
     }
 
     /// Some rows of a block, as they take raw activations; and how many have no direction.
     fn folded(&self, block: &Block, rows: &[usize]) -> (Block, usize) {
-        let (width, scale) = (self.found.manifest.width, self.found.manifest.scale);
+        let (width, scale) = (self.trained.width(), self.trained.scale());
         let mut out = Block { w_enc_fd: Vec::new(), b_enc_f: Vec::new(), w_dec_fd: Vec::new() };
         let mut without_direction = 0;
         for &row in rows {
@@ -319,30 +409,45 @@ struct Part {
     width: usize,
     count: usize,
     dtype: Dtype,
-    w_enc_df: Vec<u8>,
+    format: Format,
+    encoder: Vec<u8>,
     b_enc_f: Vec<u8>,
-    w_dec_fd: Vec<u8>,
+    decoder: Vec<u8>,
     b_dec_d: Vec<u8>,
 }
 
 impl Part {
-    fn new(width: usize, count: usize, dtype: Dtype) -> Part {
+    fn new(width: usize, count: usize, dtype: Dtype, format: Format) -> Part {
         let zeros = |values: usize| vec![0; values * dtype.size()];
-        let (w_enc_df, b_enc_f, w_dec_fd, b_dec_d) =
+        let (encoder, b_enc_f, decoder, b_dec_d) =
             (zeros(width * count), zeros(count), zeros(width * count), zeros(width));
-        Part { width, count, dtype, w_enc_df, b_enc_f, w_dec_fd, b_dec_d }
+        Part { width, count, dtype, format, encoder, b_enc_f, decoder, b_dec_d }
     }
 
     /// Puts a block in, its first feature at `first`.
     fn fill(&mut self, first: usize, block: &Block) {
-        let (width, size, n) = (self.width, self.dtype.size(), block.b_enc_f.len());
-        self.dtype.from_f32(&block.b_enc_f, &mut self.b_enc_f[first * size..(first + n) * size]);
-        let rows = first * width * size..(first + n) * width * size;
-        self.dtype.from_f32(&block.w_dec_fd, &mut self.w_dec_fd[rows]);
-        let mut row_f = vec![0.0f32; n];
-        for (d, to_f) in self.w_enc_df.chunks_exact_mut(self.count * size).enumerate() {
-            row_f.iter_mut().enumerate().for_each(|(f, value)| *value = block.w_enc_fd[f * width + d]);
-            self.dtype.from_f32(&row_f, &mut to_f[first * size..(first + n) * size]);
+        let (width, count, dtype, n) = (self.width, self.count, self.dtype, block.b_enc_f.len());
+        let size = dtype.size();
+        dtype.from_f32(&block.b_enc_f, &mut self.b_enc_f[first * size..(first + n) * size]);
+        let as_rows = |values_fd: &[f32], to: &mut [u8]| {
+            dtype.from_f32(values_fd, &mut to[first * width * size..(first + n) * width * size]);
+        };
+        let as_columns = |values_fd: &[f32], to: &mut [u8]| {
+            let mut row_f = vec![0.0f32; n];
+            for (d, to_f) in to.chunks_exact_mut(count * size).enumerate() {
+                row_f.iter_mut().enumerate().for_each(|(f, value)| *value = values_fd[f * width + d]);
+                dtype.from_f32(&row_f, &mut to_f[first * size..(first + n) * size]);
+            }
+        };
+        match self.format {
+            Format::Saelens => {
+                as_columns(&block.w_enc_fd, &mut self.encoder);
+                as_rows(&block.w_dec_fd, &mut self.decoder);
+            }
+            Format::DictionaryLearning => {
+                as_rows(&block.w_enc_fd, &mut self.encoder);
+                as_columns(&block.w_dec_fd, &mut self.decoder);
+            }
         }
     }
 
@@ -355,11 +460,19 @@ impl Part {
             Dtype::Bf16 => Stored::BF16,
         };
         let view = |shape: Vec<usize>, bytes| TensorView::new(dtype, shape, bytes).map_err(internal);
+        let (rows, columns) = (vec![self.count, self.width], vec![self.width, self.count]);
+        let (names, of_encoder, of_decoder) = match self.format {
+            Format::Saelens => (["W_enc", "b_enc", "W_dec", "b_dec"], columns, rows),
+            Format::DictionaryLearning => {
+                (["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"], rows, columns)
+            }
+        };
+        let [encoder, encoder_bias, decoder, decoder_bias] = names;
         let tensors = [
-            ("W_enc", view(vec![self.width, self.count], &self.w_enc_df)?),
-            ("b_enc", view(vec![self.count], &self.b_enc_f)?),
-            ("W_dec", view(vec![self.count, self.width], &self.w_dec_fd)?),
-            ("b_dec", view(vec![self.width], &self.b_dec_d)?),
+            (encoder, view(of_encoder, &self.encoder)?),
+            (encoder_bias, view(vec![self.count], &self.b_enc_f)?),
+            (decoder, view(of_decoder, &self.decoder)?),
+            (decoder_bias, view(vec![self.width], &self.b_dec_d)?),
         ];
         safetensors::serialize(tensors, None).map_err(internal)
     }
@@ -371,8 +484,8 @@ mod tests {
 
     #[test]
     fn a_header_is_not_larger_than_estimated() {
-        let part = Part::new(1 << 10, 1000, Dtype::Bf16);
-        let tensors = part.w_enc_df.len() + part.b_enc_f.len() + part.w_dec_fd.len() + part.b_dec_d.len();
+        let part = Part::new(1 << 10, 1000, Dtype::Bf16, Format::Saelens);
+        let tensors = part.encoder.len() + part.b_enc_f.len() + part.decoder.len() + part.b_dec_d.len();
         let header = part.serialized().expect("a file").len() - tensors;
         // Sizes and offsets of a real one have up to sixty digits more each.
         assert!(header as u64 + 4 * 40 <= HEADER_BYTES, "{header}");

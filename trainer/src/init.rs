@@ -6,6 +6,7 @@
 
 mod block;
 mod config;
+pub(crate) mod feature_map;
 mod source;
 mod weights;
 
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 
 pub(crate) use block::Block;
 pub use source::Source;
+pub(crate) use source::several;
 
 use crate::Error;
 
@@ -75,19 +77,13 @@ pub fn from_source(
     };
     let width = dictionary.shape().width;
     let mut b_dec_d = source.decoder_bias()?;
-    let subtracted_d = source.subtracts_decoder_bias().then(|| b_dec_d.clone());
     times(&mut b_dec_d, to_activations);
     source.check_finite("b_dec", &b_dec_d, 0, 1)?;
     dictionary.write(Tensor::DecoderBias, 0..1, &b_dec_d);
     let at_once = source.features_at_once();
     for start in held.clone().step_by(at_once) {
         let features = start..(start + at_once).min(held.end);
-        let Block { mut w_enc_fd, mut b_enc_f, mut w_dec_fd } = source.read(features.clone())?;
-        if let Some(b_dec_d) = &subtracted_d {
-            // W_enc·(x − b_dec) + b_enc = W_enc·x + (b_enc − W_enc·b_dec).
-            let rows = w_enc_fd.par_chunks_exact(b_dec_d.len()).zip(&mut b_enc_f);
-            rows.for_each(|(w_enc_d, bias)| *bias = (f64::from(*bias) - dot(w_enc_d, b_dec_d)) as f32);
-        }
+        let Block { mut w_enc_fd, b_enc_f, mut w_dec_fd } = block_of(source, features.clone())?;
         times(&mut w_enc_fd, to_rows);
         times(&mut w_dec_fd, to_activations);
         for (name, values, of_each) in
@@ -101,6 +97,21 @@ pub fn from_source(
         dictionary.write(Tensor::DecoderWeight, rows, &w_dec_fd);
     }
     Ok(())
+}
+
+/// Weights of some features as an encoder has them that sees x itself.
+///
+/// # Errors
+/// Those of [`Source`].
+pub(crate) fn block_of(source: &Source, features: Range<usize>) -> Result<Block, Error> {
+    let mut block = source.read(features)?;
+    if source.subtracts_decoder_bias() {
+        let b_dec_d = source.decoder_bias()?;
+        // W_enc·(x − b_dec) + b_enc = W_enc·x + (b_enc − W_enc·b_dec).
+        let rows = block.w_enc_fd.par_chunks_exact(b_dec_d.len()).zip(&mut block.b_enc_f);
+        rows.for_each(|(w_enc_d, bias)| *bias = (f64::from(*bias) - dot(w_enc_d, &b_dec_d)) as f32);
+    }
+    Ok(block)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -48,6 +48,7 @@
 pub mod buffers;
 pub mod checkpoint;
 pub mod data;
+pub mod encode;
 pub mod evaluate;
 pub mod export;
 pub mod init;
@@ -56,6 +57,7 @@ pub mod run_dir;
 pub mod schedule;
 pub mod step;
 pub mod train;
+pub mod trained;
 
 mod error;
 mod estimate;

@@ -90,6 +90,14 @@ pub struct Data {
     pub synth_eval_rows: u64,
 }
 
+impl Data {
+    /// Training rows at some places, and every other key at its default.
+    pub fn of_places(train: Vec<String>) -> Self {
+        let keys = toml::Table::from_iter([("train".to_owned(), train.into())]);
+        keys.try_into().expect("every other key has a default")
+    }
+}
+
 /// `[sae]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -59,7 +59,7 @@ fn write(url: &str, a: &Arguments) -> Result<u64, loader::Error> {
             word.copy_from_slice(&(x & 0xbbff_bbff_bbff_bbff).to_le_bytes());
         }
         let n = left.min(1024);
-        writer.write(&block[..n as usize * row_bytes], None)?;
+        writer.write(&block[..n as usize * row_bytes], &[])?;
         left -= n;
     }
     writer.finish()?;

@@ -12,7 +12,8 @@ use trainer::checkpoint::Which;
 from sae_lens import SAE\n  sae = SAE.load_from_disk(\"exported/quickstart\")\n  features = sae.encode(activations)"
 )]
 pub struct Export {
-    /// A run's folder or a checkpoint's: a checkpoints/step-… folder, or a copy of an attempt; a path or URL.
+    /// A run's folder or a checkpoint's: a checkpoints/step-… folder, or a copy of an attempt; or an export, or a folder of SAELens or
+    /// dictionary_learning, to be written in another form; a path or URL.
     pub run: String,
     /// Which checkpoint of a run: last, best (the least held-out loss of those evaluated during training), or the number of a step.
     #[arg(long, value_name = "WHICH", default_value = "last", value_parser = which)]
@@ -34,6 +35,7 @@ pub struct Export {
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub max_shard_size: Option<u64>,
     /// Leave out features that are dead: silent over train.dead_window, or over all rows trained on where these are fewer.
+    /// features.safetensors says which the others are, and sae encode calls them by these numbers.
     #[arg(long)]
     pub alive_only: bool,
     /// Model that the activations came from.
@@ -64,6 +66,17 @@ pub struct Export {
 pub enum Format {
     /// The folder that sae-lens 6 loads.
     Saelens,
+    /// The folder of dictionary_learning, with ae.safetensors in place of a pickle.
+    DictionaryLearning,
+}
+
+impl From<Format> for trainer::export::Format {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Saelens => trainer::export::Format::Saelens,
+            Format::DictionaryLearning => trainer::export::Format::DictionaryLearning,
+        }
+    }
 }
 
 /// `--dtype` of an export.
@@ -84,7 +97,7 @@ impl From<Numbers> for loader::Dtype {
     }
 }
 
-fn which(text: &str) -> Result<Which, &'static str> {
+pub(super) fn which(text: &str) -> Result<Which, &'static str> {
     match text {
         "last" => Ok(Which::Last),
         "best" => Ok(Which::Best),

@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub mod doctor;
+pub mod encode;
 pub mod eval;
 pub mod export;
 pub mod inspect;

@@ -1,13 +1,14 @@
 //! What each shard holds: from a manifest that describes it, or from its footer.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::options::OpenOptions;
 use super::place::FoundShard;
 use super::same;
 use crate::parquet::footer::{Footer, Layout};
 use crate::parquet::footers;
-use crate::{Dtype, Error, Manifest, Result, Shard};
+use crate::{Dtype, Error, Manifest, Result, Shard, Source};
 
 /// A shard with what belongs to the whole dataset.
 #[derive(Clone)]
@@ -22,15 +23,20 @@ pub(super) struct Described {
     pub(super) checksummed: bool,
     /// The name of its column; manifests of earlier versions do not say it.
     pub(super) column: Option<String>,
+    /// Where its rows come from; only a manifest says it.
+    source: Option<Arc<Source>>,
 }
 
 impl Described {
     /// All shards of a manifest.
     pub(super) fn all(m: Manifest) -> impl Iterator<Item = Described> {
-        let Manifest { dtype, width, prepared, checksummed, column, shards, .. } = m;
+        let Manifest { dtype, width, prepared, checksummed, column, source, shards, .. } = m;
         let shape = Some((dtype, width));
-        let described =
-            move |shard| Described { shard, shape, is_double: false, prepared, checksummed, column: column.clone() };
+        let source = source.map(Arc::new);
+        let described = move |shard| {
+            let (column, source) = (column.clone(), source.clone());
+            Described { shard, shape, is_double: false, prepared, checksummed, column, source }
+        };
         shards.into_iter().map(described)
     }
 
@@ -75,7 +81,7 @@ fn from_footer(f: &FoundShard, options: &OpenOptions) -> Result<Described> {
     let column = footer.column.filter(|_| rows > 0);
     let is_double = column.as_ref().is_some_and(|column| column.is_double);
     let column = column.map(|column| column.name);
-    Ok(Described { shard, shape, is_double, prepared: footer.prepared, checksummed: false, column })
+    Ok(Described { shard, shape, is_double, prepared: footer.prepared, checksummed: false, column, source: None })
 }
 
 /// One manifest of all shards, if they agree: those that have rows.
@@ -98,8 +104,12 @@ pub(super) fn combine(found: &[FoundShard], described: Vec<Described>) -> Result
     let prepared = described.iter().filter(|d| d.shard.rows > 0 || !has_rows).all(|d| d.prepared);
     let checksummed = described.iter().all(|d| d.checksummed);
     let column = one_column(found, &described)?;
+    // Said of all rows, or of none.
+    let source = described.first().and_then(|d| d.source.clone());
+    let source = source.filter(|source| described.iter().all(|d| d.source.as_ref() == Some(source)));
     let shards = described.into_iter().map(|d| d.shard).collect();
-    Ok(Manifest::new(width, dtype, prepared, checksummed, shards).with_column(column))
+    let manifest = Manifest::new(width, dtype, prepared, checksummed, shards).with_column(column);
+    Ok(manifest.with_source(source.map(Arc::unwrap_or_clone)))
 }
 
 /// The name of the column of all shards that say theirs.

@@ -428,7 +428,7 @@ mod tests {
         let url = folder.path().to_str().unwrap().to_string();
         let options = WriteOptions { row_group_bytes: 16, page_bytes: 16, ..WriteOptions::new(8, Dtype::F16) };
         let mut writer = ShardWriter::create(&Store::open(&url).unwrap(), options).unwrap();
-        writer.write(&[0; 200 * 16], None).unwrap();
+        writer.write(&[0; 200 * 16], &[]).unwrap();
         writer.finish().unwrap();
         let dataset = Dataset::open(&[url], &OpenOptions::default()).unwrap();
         let units = units(&dataset, None);

@@ -17,6 +17,11 @@ const FORMAT: &str = "sae-shards";
 const VERSION: u32 = 1;
 /// A manifest larger than this is refused (10 TB of shards need about 150 MB).
 pub(crate) const MAX_BYTES: u64 = 2 << 30;
+/// What is said of where rows come from has at most so many bytes.
+pub(crate) const MAX_SOURCE_BYTES: usize = 64 << 10;
+
+/// Where rows come from, as a JSON object.
+pub type Source = serde_json::Map<String, serde_json::Value>;
 
 /// The shards of a dataset, what they hold, and checksums by which ranged reads are verified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +40,10 @@ pub struct Manifest {
     /// Name of the activation column, if it is known: manifests of version 0.1.0 do not say it. No part of the identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub column: Option<String>,
+    /// Where the rows come from, for people and for files that are made of them later: tool, model, revision, layer, hook, data set, … No part
+    /// of the identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     identity: String,
     /// Sorted by path.
     pub shards: Vec<Shard>,
@@ -138,6 +147,7 @@ impl Manifest {
             prepared,
             checksummed,
             column: None,
+            source: None,
             identity: String::new(),
             shards,
         };
@@ -167,6 +177,12 @@ impl Manifest {
     /// The same with the name of the activation column.
     pub fn with_column(mut self, column: Option<String>) -> Self {
         self.column = column;
+        self
+    }
+
+    /// The same with where the rows come from.
+    pub fn with_source(mut self, source: Option<Source>) -> Self {
+        self.source = source;
         self
     }
 
@@ -225,6 +241,12 @@ impl Manifest {
         }
         if self.width == 0 || self.width > crate::parquet::metadata::MAX_WIDTH {
             return fail(format!("impossible width {}", self.width));
+        }
+        if let Some(source) = &self.source {
+            let bytes = serde_json::to_string(source).map_or(usize::MAX, |json| json.len());
+            if bytes > MAX_SOURCE_BYTES {
+                return fail(format!("source of {bytes} bytes: at most {MAX_SOURCE_BYTES} say where rows come from"));
+            }
         }
         for pair in self.shards.windows(2) {
             if pair[0].path >= pair[1].path {

@@ -129,7 +129,7 @@ pub(crate) fn report(dataset: &Dataset) -> Result<Vec<TokenColumn>> {
 }
 
 /// Looks at the footers of all shards with rows, those left out that `skip` leaves no row group of. In the order of the shards.
-fn each_footer<T: Send + Sync>(
+pub(crate) fn each_footer<T: Send + Sync>(
     dataset: &Dataset,
     skip: Option<&SkipList>,
     look: impl Fn(&Footer) -> T + Sync,

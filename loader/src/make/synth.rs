@@ -11,7 +11,7 @@ pub use spec::Spec;
 
 use model::{Block, Model};
 
-pub use crate::make::writer::COLUMN;
+pub use crate::make::layout::COLUMN;
 
 /// Blocks generated before they are written: bounds the memory.
 const BLOCKS: u64 = 64;
@@ -34,7 +34,7 @@ pub fn write(spec: &Spec, store: &Store, threads: usize, progress: &mut dyn FnMu
         let range = first..(first + BLOCKS).min(blocks);
         let made: Vec<Block> = pool.install(|| range.into_par_iter().map(|b| model.block(b)).collect());
         for block in made {
-            writer.write(&block.rows, None)?;
+            writer.write(&block.rows, &[])?;
             block.fired.iter().for_each(|&f| occurrences[f as usize] += 1);
             written += (block.rows.len() / (spec.width * spec.dtype.size())) as u64;
         }

@@ -43,6 +43,12 @@ pub(crate) fn is_inside(column: &ColumnChunkMetaData, data_end: u64) -> bool {
     start.is_some_and(|start| start >= FIRST) && end.is_some_and(|end| end <= data_end)
 }
 
+/// Whether the footer says where a chunk begins that was not put right.
+pub(crate) fn is_named(column: &ColumnChunkMetaData, data_end: u64) -> bool {
+    let Ok((start, length)) = stated(column, data_end) else { return false };
+    matches!(start, Start::At(at) if place(column).offset == at && at.saturating_add(length) <= data_end)
+}
+
 /// Whether a chunk has a dictionary page, or pages that refer to one.
 pub(crate) fn has_dictionary(column: &ColumnChunkMetaData) -> bool {
     column.dictionary_page_offset().is_some() || uses_dictionary(column)

@@ -1,17 +1,20 @@
 //! From the bytes of a column chunk to rows: verified first, then found in place, or decoded by the arrow reader.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, ListArray};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, ListArray};
+use arrow::compute::concat;
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
     UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use bytes::Bytes;
-use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
-use parquet::basic::Compression;
+use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema};
+use parquet::basic::{Compression, Type as PhysicalType};
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 use xxhash_rust::xxh3::xxh3_64;
@@ -235,6 +238,54 @@ pub(crate) fn int_column(
         }
     }
     if out.len() != rows { Err(format!("{} values for {rows} rows", out.len()).into()) } else { Ok(out) }
+}
+
+/// Bytes of the texts of a row group at most: a column that holds more is no label of its rows.
+const MOST_TEXT: u64 = 256 << 20;
+
+/// A column of one value a record, each of which is a row, for the `rows` of a row group. Values may be absent.
+pub(crate) fn scalar_column(
+    footer: &Footer,
+    leaf: usize,
+    group: usize,
+    chunk: Bytes,
+    rows: usize,
+) -> Outcome<ArrayRef> {
+    let chunk = Buffer::Shared(chunk);
+    let column = footer.metadata.row_group(group).column(leaf);
+    let limit = match column.column_type() {
+        PhysicalType::BYTE_ARRAY => MOST_TEXT,
+        _ => rows as u64 * 32 + MORE,
+    };
+    check_pages(&chunk, column.compression(), limit, rows as u64)?;
+    let (mut arrays, mut bytes) = (Vec::new(), 0);
+    each_batch(footer, leaf, group, chunk, 8192, |array| {
+        // What a dictionary repeats is more than its pages hold.
+        bytes += array.get_array_memory_size() as u64;
+        if bytes > 2 * limit {
+            return Err(format!("its values take more than {} MiB in a row group", (2 * limit) >> 20).into());
+        }
+        arrays.push(array);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let parts: Vec<&dyn Array> = arrays.iter().map(|array| &**array).collect();
+    let whole = concat(&parts).map_err(|e| Flaw::of(e.to_string(), e))?;
+    if whole.len() != rows { Err(format!("{} values for {rows} rows", whole.len()).into()) } else { Ok(whole) }
+}
+
+/// Integers as an array.
+pub(crate) fn i64_array(values: Vec<i64>) -> ArrayRef {
+    Arc::new(Int64Array::from(values))
+}
+
+/// The types of the columns at the top of a file, as they are read.
+pub(crate) fn arrow_fields(footer: &Footer) -> HashMap<String, DataType> {
+    let schema = guarded(|| {
+        let schema = footer.metadata.file_metadata().schema_descr();
+        parquet_to_arrow_schema(schema, None).map_err(|e| Flaw::of(e.to_string(), e))
+    });
+    let fields = schema.map(|schema| schema.fields().clone()).unwrap_or_default();
+    fields.iter().map(|field| (field.name().clone(), field.data_type().clone())).collect()
 }
 
 fn append_integers(values: &ArrayRef, out: &mut Vec<i64>) -> Outcome<()> {

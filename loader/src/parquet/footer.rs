@@ -46,7 +46,7 @@ pub(crate) struct Footer {
     pub(crate) prepared: bool,
     pub(crate) schema: String,
     /// Where the footer begins.
-    data_end: u64,
+    pub(crate) data_end: u64,
 }
 
 impl Footer {

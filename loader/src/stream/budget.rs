@@ -1,6 +1,6 @@
 //! How many bytes of rows a stream may hold: what its order needs, and what is read ahead.
 
-use crate::make::writer::ROW_GROUP_BYTES;
+use crate::make::layout::ROW_GROUP_BYTES;
 use crate::stream::order::{Order, RowOrder, STREAMS};
 use crate::{Dataset, Error, Result, RowGroup, memory};
 
@@ -80,7 +80,7 @@ mod tests {
         // One piece each, so that a row group is read as a whole.
         options.row_group_bytes = 1 << 20;
         let mut writer = ShardWriter::create(&Store::open(url).unwrap(), options).unwrap();
-        (0..8).for_each(|_| writer.write(&vec![0; 1 << 20], None).unwrap());
+        (0..8).for_each(|_| writer.write(&vec![0; 1 << 20], &[]).unwrap());
         writer.finish().unwrap();
         let dataset = Dataset::open(&[url.to_string()], &OpenOptions::default()).unwrap();
         let order = Order::Direct { window_bytes: 1 << 20 };

@@ -26,7 +26,7 @@ pub fn write(url: &str, rows: u64, shard_rows: u64, width: usize, dtype: Dtype) 
     options.row_group_bytes = 500 * width * dtype.size();
     let mut writer = ShardWriter::create(&store, options).unwrap();
     for i in 0..rows {
-        writer.write(&row(i, width * dtype.size()), None).unwrap();
+        writer.write(&row(i, width * dtype.size()), &[]).unwrap();
     }
     writer.finish().unwrap();
     store

@@ -257,6 +257,18 @@ pub(super) const SUMS_PARTS: [&str; 4] = ["scalars", "counts", "x", "fired"];
 pub(super) const CLOCKS: [(&str, kernels::Clock); 2] =
     [("last_fired", kernels::Clock::LastFired), ("last_update", kernels::Clock::LastUpdate)];
 
+/// A hash that tells the dictionary of a checkpoint from any other, wherever it lies: of the hashes of its files, the step and the factor
+/// on rows.
+pub fn identity(found: &Found) -> String {
+    let Manifest { files, step, scale, .. } = &found.manifest;
+    let words = files
+        .iter()
+        .flat_map(|file| [&file.header_hash.0].into_iter().chain(file.tile_hashes.iter().map(|hash| &hash.0)));
+    let mut text: String = words.map(String::as_str).collect();
+    text.push_str(&format!("{step} {:08x}", scale.to_bits()));
+    Hash::of(text.as_bytes()).0
+}
+
 /// Features in each file of weights: as many are read at once where not all of a dictionary fits into memory.
 pub fn features_at_once(width: usize) -> usize {
     features_per_file(Holds::Weights, width)

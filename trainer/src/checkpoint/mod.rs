@@ -22,7 +22,7 @@ mod tensors;
 
 pub use find::{newest, newest_with};
 pub use format::{
-    FORMAT, File, Found, Hash, Holds, LeftOut, Manifest, State, TILE, bytes, features_at_once, spare_bytes,
+    FORMAT, File, Found, Hash, Holds, LeftOut, Manifest, State, TILE, bytes, features_at_once, identity, spare_bytes,
 };
 pub use load::{load, load_clocks, load_training, load_weights, verify};
 pub use named::{Which, named, open, open_which};

@@ -1,5 +1,5 @@
-//! cfg.json of a SAELens folder: what the weights beside it mean. Only what makes a ReLU dictionary of raw activations is taken; all
-//! else is refused by its name, since the same four tensors would mean something different.
+//! cfg.json of a SAELens folder and config.json of dictionary_learning: what the weights beside them mean. Only what makes a ReLU
+//! dictionary of raw activations is taken; all else is refused by its name, since the same four tensors would mean something different.
 
 use serde_json::{Map, Value};
 
@@ -16,16 +16,40 @@ pub(super) struct Config {
     pub(super) subtracts_decoder_bias: bool,
 }
 
+/// Reads the config.json that lies at `place`, where it is that of a dictionary of dictionary_learning; `None` where it is another's.
+///
+/// # Errors
+/// [`Error::Weights`] when its dictionary is not one of this program's.
+pub(super) fn parse_dictionary_learning(json: &[u8], place: &str) -> Result<Option<Config>, Error> {
+    let Ok(config) = serde_json::from_slice::<Value>(json) else { return Ok(None) };
+    let trainer = &config["trainer"];
+    let Some(class) = trainer["dict_class"].as_str() else { return Ok(None) };
+    let number = |key: &str| trainer[key].as_u64().and_then(|number| usize::try_from(number).ok());
+    let subtracts_decoder_bias = match class {
+        "AutoEncoder" => true,
+        "AutoEncoderNew" => false,
+        other => {
+            return Err(Error::Weights(
+                format!(
+                    "{place}: dict_class \"{other}\": only \"AutoEncoder\" and \"AutoEncoderNew\" (ReLU) can be gone on with"
+                )
+                .into(),
+            ));
+        }
+    };
+    Ok(Some(Config { width: number("activation_dim"), features: number("dict_size"), subtracts_decoder_bias }))
+}
+
 /// Reads the cfg.json that lies at `place`.
 ///
 /// # Errors
 /// [`Error::Weights`] when it is none, or of a dictionary that is not one of this program's.
 pub(super) fn parse(json: &[u8], place: &str) -> Result<Config, Error> {
-    let refuse = |what: String| Err(Error::Weights(format!("train.init_from: {place}: {what}").into()));
+    let refuse = |what: String| Err(Error::Weights(format!("{place}: {what}").into()));
     let config: Map<String, Value> = match serde_json::from_slice(json) {
         Ok(config) => config,
         Err(error) => {
-            let text = format!("train.init_from: {place}: not the cfg.json of SAELens: {error}");
+            let text = format!("{place}: not the cfg.json of SAELens: {error}");
             return Err(Error::Weights(Message::of(text, error)));
         }
     };
@@ -108,6 +132,23 @@ mod tests {
     }
 
     #[test]
+    fn classes_of_dictionary_learning_are_told_apart() {
+        let read = |class: &str| {
+            let json = format!(r#"{{"trainer": {{"dict_class": "{class}", "activation_dim": 8, "dict_size": 16}}}}"#);
+            parse_dictionary_learning(json.as_bytes(), "x/config.json")
+        };
+        for (class, subtracts) in [("AutoEncoder", true), ("AutoEncoderNew", false)] {
+            let config = read(class).expect("a ReLU dictionary").expect("of dictionary_learning");
+            assert_eq!(config.subtracts_decoder_bias, subtracts);
+            assert_eq!((config.width, config.features), (Some(8), Some(16)));
+        }
+        let said = read("GatedAutoEncoder").expect_err("another function").to_string();
+        assert!(said.starts_with("x/config.json: ") && said.contains("GatedAutoEncoder"), "{said}");
+        let another = parse_dictionary_learning(br#"{"model_type": "llama"}"#, "x/config.json");
+        assert!(another.expect("another's").is_none());
+    }
+
+    #[test]
     fn what_would_mean_something_else_is_refused_by_name() {
         for (json, part) in [
             (r#"{"architecture": "jumprelu", "d_sae": 16}"#, "\"jumprelu\""),
@@ -128,7 +169,7 @@ mod tests {
             ("[1]", "not the cfg.json of SAELens"),
         ] {
             let said = read(json).expect_err("it is another dictionary");
-            assert!(said.contains("train.init_from: x/cfg.json") && said.contains(part), "{json}: {said}");
+            assert!(said.starts_with("x/cfg.json: ") && said.contains(part), "{json}: {said}");
         }
     }
 }

@@ -1,10 +1,11 @@
-//! Where `train.init_from` leads: a run, a checkpoint, an export of this program, a SAELens folder, or a bare file of weights. Each
-//! says which activations its weights take; a bare file does not, so `train.init_space` has to.
+//! Where `train.init_from` leads: a run, a checkpoint, an export of this program, a folder of SAELens or dictionary_learning, or a bare
+//! file of weights. Each says which activations its weights take; a bare file does not, so `train.init_space` has to.
 //!
 //! | source | its weights take |
 //! |---|---|
 //! | run, checkpoint | rows times the scale in its manifest |
 //! | SAELens folder, ours among them | rows as they are; with `apply_b_dec_to_input`, less b_dec |
+//! | folder of dictionary_learning | rows as they are; of its `AutoEncoder`, less b_dec |
 //! | bare file | rows as they are (`raw`), or times `data.scale` (`normalized`) |
 //!
 //! The same tensors taken for the other make an SAE that is wrong and looks like one, so nothing is guessed, and where metadata and
@@ -18,9 +19,10 @@ use loader::Store;
 
 use super::block::Block;
 use super::config::{self, Config};
+use super::feature_map;
 use super::weights::{Fits, Weights};
 use crate::checkpoint::{self, Found, Which};
-use crate::export::{CONFIG, INDEX, WEIGHTS};
+use crate::export::{CONFIG, CONFIG_OF_DICTIONARY_LEARNING, INDEX, WEIGHTS, WEIGHTS_OF_DICTIONARY_LEARNING};
 use crate::recipe::{InitSpace, Recipe};
 use crate::{Error, Message, evaluate};
 
@@ -50,9 +52,9 @@ impl Source {
     /// its weights take; those of the store.
     pub fn open(recipe: &Recipe, width: usize) -> Result<Option<Source>, Error> {
         let Some(url) = &recipe.train.init_from else { return Ok(None) };
-        let fits = Fits { width, features: recipe.sae.features };
-        let mut source =
-            if is_file(url) { of_file(url, recipe.train.init_space, fits)? } else { of_folder(url, fits)? };
+        let fits = Fits { width: Some(width), features: Some(recipe.sae.features) };
+        let opened = if is_file(url) { of_file(url, recipe.train.init_space, fits) } else { of_folder(url, fits) };
+        let mut source = opened.map_err(by_key)?;
         source.threads = recipe.train.threads;
         let own = match (&source.holds, source.scale) {
             (Holds::Checkpoint(..), _) | (_, None) => InitSpace::Normalized,
@@ -71,6 +73,70 @@ impl Source {
             ).into()));
         }
         Ok(Some(source))
+    }
+
+    /// What another tool has left in a folder, or `sae export`, looked at by itself; `None` where it holds no such weights, as a run's does.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when the weights are those of something else than a ReLU dictionary, or a file by itself, which does not say
+    /// which activations it takes; those of the store.
+    pub fn of_weights(url: &str) -> Result<Option<Source>, Error> {
+        if is_file(url) {
+            return Err(Error::Weights(
+                format!(
+                    "{url} is a file, which does not say which activations its weights take: name the folder that has its {CONFIG} \
+                     (SAELens) or {CONFIG_OF_DICTIONARY_LEARNING} (dictionary_learning)"
+                )
+                .into(),
+            ));
+        }
+        weights_of_folder(url, Fits::default())
+    }
+
+    /// `D`.
+    pub fn width(&self) -> usize {
+        match &self.holds {
+            Holds::Checkpoint(_, found) => found.manifest.width,
+            Holds::Weights(weights) => weights.width(),
+        }
+    }
+
+    /// `F`.
+    pub fn features(&self) -> usize {
+        match &self.holds {
+            Holds::Checkpoint(_, found) => found.manifest.features,
+            Holds::Weights(weights) => weights.features(),
+        }
+    }
+
+    /// As it is called in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A hash that tells its weights from those of any other training, whatever they are called and wherever they lie.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn identity(&self) -> Result<String, Error> {
+        match &self.holds {
+            Holds::Checkpoint(_, found) => Ok(checkpoint::identity(found)),
+            Holds::Weights(weights) => {
+                let less = if self.subtracts_decoder_bias { "-less-b_dec" } else { "" };
+                Ok(format!("{}{less}", weights.identity()?))
+            }
+        }
+    }
+
+    /// The features of the trained dictionary that these are, where not all were exported and a map beside them says which.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when the map does not fit; those of the store.
+    pub fn ids(&self) -> Result<Option<Vec<u32>>, Error> {
+        match &self.holds {
+            Holds::Checkpoint(..) => Ok(None),
+            Holds::Weights(weights) => feature_map::read(&Store::open(&self.name)?, weights.features()),
+        }
     }
 
     /// Which rows the weights take, in words.
@@ -99,7 +165,7 @@ impl Source {
     }
 
     /// Features to read at a time.
-    pub(super) fn features_at_once(&self) -> usize {
+    pub(crate) fn features_at_once(&self) -> usize {
         match &self.holds {
             Holds::Checkpoint(_, found) => checkpoint::features_at_once(found.manifest.width),
             Holds::Weights(weights) => weights.features_at_once(),
@@ -115,7 +181,7 @@ impl Source {
     }
 
     /// `b_dec`, as it is stored.
-    pub(super) fn decoder_bias(&self) -> Result<Vec<f32>, Error> {
+    pub(crate) fn decoder_bias(&self) -> Result<Vec<f32>, Error> {
         match &self.holds {
             Holds::Checkpoint(store, found) => evaluate::decoder_bias(&Cpu::new(self.threads)?, store, found),
             Holds::Weights(weights) => weights.decoder_bias(),
@@ -127,11 +193,7 @@ impl Source {
         let Some(at) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
         let (row, value) = (first + at / columns, values[at]);
         Err(Error::Weights(
-            format!(
-                "train.init_from: {}: {tensor} holds {value} at index {row}, as this run's data.scale has it",
-                self.name
-            )
-            .into(),
+            format!("{}: {tensor} holds {value} at index {row}, on rows as they are multiplied here", self.name).into(),
         ))
     }
 }
@@ -144,7 +206,7 @@ fn is_file(url: &str) -> bool {
 }
 
 fn of_file(url: &str, space: Option<InitSpace>, fits: Fits) -> Result<Source, Error> {
-    let refuse = |what: String| Err(Error::Weights(format!("train.init_from: {url}{what}").into()));
+    let refuse = |what: String| Err(Error::Weights(format!("{url}{what}").into()));
     if !url.ends_with(".safetensors") {
         return refuse(
             ": weights are read from .safetensors files alone, since others may run programs: convert it, or name a run, a \
@@ -168,33 +230,23 @@ fn of_file(url: &str, space: Option<InitSpace>, fits: Fits) -> Result<Source, Er
     };
     let weights = Weights::open(&store, &[name], fits)?;
     let scale = (space == InitSpace::Raw || config.is_some()).then_some(1.0);
-    let subtracts_decoder_bias = config.is_some_and(|config| config.subtracts_decoder_bias);
+    let subtracts_decoder_bias = match config {
+        Some(config) => config.subtracts_decoder_bias,
+        None => weights.subtracts_decoder_bias(),
+    };
     Ok(Source { name: url.to_owned(), holds: Holds::Weights(weights), scale, subtracts_decoder_bias, threads: None })
 }
 
 fn of_folder(url: &str, fits: Fits) -> Result<Source, Error> {
+    if let Some(source) = weights_of_folder(url, fits)? {
+        return Ok(source);
+    }
     let store = Store::open(url)?;
-    if let Some(config) = read_config(&store)? {
-        fits.check_config(&store.url_of(CONFIG), config.width, config.features)?;
-        let files = match store.get(INDEX) {
-            Ok(index) => parts(&index, &store.url_of(INDEX))?,
-            Err(loader::Error::NotFound { .. }) => vec![WEIGHTS.to_owned()],
-            Err(other) => return Err(other.into()),
-        };
-        let (holds, subtracts_decoder_bias) =
-            (Holds::Weights(Weights::open(&store, &files, fits)?), config.subtracts_decoder_bias);
-        return Ok(Source { name: url.to_owned(), holds, scale: Some(1.0), subtracts_decoder_bias, threads: None });
-    }
-    if store.head("ae.pt")?.is_some() {
-        return Err(Error::Weights(format!(
-            "train.init_from: {url} holds ae.pt, a pickle of dictionary_learning, which could run any program: write W_enc = \
-             encoder.weight.T, b_enc = encoder.bias, W_dec = decoder.weight.T and b_dec = bias (decoder.bias) to a .safetensors file"
-        ).into()));
-    }
     let (store, found) = checkpoint::named(url, Which::Last).map_err(|error| match error {
         Error::Checkpoint(message) => Error::Weights(message.said(|text| {
             format!(
-                "train.init_from: {text}; a SAELens folder would have a {CONFIG}, and a file of weights ends with .safetensors"
+                "{text}; a SAELens folder would have a {CONFIG}, and a file of weights ends with .safetensors{}",
+                several(&store)
             )
         })),
         other => other,
@@ -205,6 +257,94 @@ fn of_folder(url: &str, fits: Fits) -> Result<Source, Error> {
     let scale = Some(f64::from(manifest.scale));
     let holds = Holds::Checkpoint(store, Box::new(found));
     Ok(Source { name, holds, scale, subtracts_decoder_bias: false, threads: None })
+}
+
+/// Weights that another tool has left, or `sae export`.
+fn weights_of_folder(url: &str, fits: Fits) -> Result<Option<Source>, Error> {
+    let store = Store::open(url)?;
+    let name = url.to_owned();
+    if let Some(config) = read_config(&store)? {
+        fits.check_config(&store.url_of(CONFIG), config.width, config.features)?;
+        let files = match store.get(INDEX) {
+            Ok(index) => parts(&index, &store.url_of(INDEX))?,
+            Err(loader::Error::NotFound { .. }) => vec![WEIGHTS.to_owned()],
+            Err(other) => return Err(other.into()),
+        };
+        let fits = Fits { width: fits.width.or(config.width), ..fits };
+        let holds = Holds::Weights(Weights::open(&store, &files, fits)?);
+        let subtracts_decoder_bias = config.subtracts_decoder_bias;
+        return Ok(Some(Source { name, holds, scale: Some(1.0), subtracts_decoder_bias, threads: None }));
+    }
+    let Some(config) = read_config_of_dictionary_learning(&store)? else { return Ok(None) };
+    let place = store.url_of(CONFIG_OF_DICTIONARY_LEARNING);
+    fits.check_config(&place, config.width, config.features)?;
+    if store.head(WEIGHTS_OF_DICTIONARY_LEARNING)?.is_none() {
+        return Err(Error::Weights(format!(
+            "{url} holds no {WEIGHTS_OF_DICTIONARY_LEARNING}, and ae.pt is a pickle, which could run any program and is not read: make the \
+             one of the other in Python, which runs none of it so: safetensors.torch.save_file({{name: tensor.contiguous() for name, tensor \
+             in torch.load(\"ae.pt\", weights_only=True).items()}}, \"{WEIGHTS_OF_DICTIONARY_LEARNING}\")"
+        ).into()));
+    }
+    let weights = Weights::open(&store, &[WEIGHTS_OF_DICTIONARY_LEARNING.to_owned()], fits)?;
+    let subtracts_decoder_bias = weights.subtracts_decoder_bias();
+    if subtracts_decoder_bias != config.subtracts_decoder_bias {
+        return Err(Error::Weights(
+            format!("{place} names another class of dictionaries than the tensors of {WEIGHTS_OF_DICTIONARY_LEARNING} are of").into(),
+        ));
+    }
+    let holds = Holds::Weights(weights);
+    Ok(Some(Source { name, holds, scale: Some(1.0), subtracts_decoder_bias, threads: None }))
+}
+
+fn read_config_of_dictionary_learning(store: &Store) -> Result<Option<Config>, Error> {
+    match store.get(CONFIG_OF_DICTIONARY_LEARNING) {
+        Ok(json) => config::parse_dictionary_learning(&json, &store.url_of(CONFIG_OF_DICTIONARY_LEARNING)),
+        Err(loader::Error::NotFound { .. }) => Ok(None),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Where a folder of this machine has dictionaries below it, as one of the Hugging Face Hub has: their names, behind a colon.
+pub(crate) fn several(store: &Store) -> String {
+    /// Folders that are looked into, and how deep.
+    const MOST: usize = 2000;
+    const DEEPEST: usize = 4;
+    let Some(root) = store.local_path() else { return String::new() };
+    let (mut found, mut folders, mut looked) = (Vec::new(), vec![(root.to_path_buf(), 0)], 0);
+    while let Some((folder, depth)) = folders.pop() {
+        looked += 1;
+        if depth > 0 && folder.join(CONFIG).is_file() && folder.join(WEIGHTS).is_file() {
+            found.extend(folder.strip_prefix(root).ok().map(|name| name.display().to_string()));
+            continue;
+        }
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let below = entries.map(|entry| entry.path()).filter(|path| path.is_dir());
+        folders.extend(
+            below
+                .take(MOST.saturating_sub(looked + folders.len()))
+                .filter(|_| depth < DEEPEST)
+                .map(|path| (path, depth + 1)),
+        );
+    }
+    found.sort();
+    match found.len() {
+        0 => String::new(),
+        count => {
+            let more = if count > 10 { format!(" and {} more", count - 10) } else { String::new() };
+            format!(
+                "; it has {count} dictionaries below it, of which one is to be named: {}{more}",
+                found[..count.min(10)].join(", ")
+            )
+        }
+    }
+}
+
+/// The same error, said of the recipe's key.
+fn by_key(error: Error) -> Error {
+    match error {
+        Error::Weights(message) => Error::Weights(message.said(|text| format!("train.init_from: {text}"))),
+        other => other,
+    }
 }
 
 fn read_config(store: &Store) -> Result<Option<Config>, Error> {
@@ -218,17 +358,14 @@ fn read_config(store: &Store) -> Result<Option<Config>, Error> {
 /// The files that the index of an export in parts names, in the order of their features.
 fn parts(index: &[u8], place: &str) -> Result<Vec<String>, Error> {
     let index: serde_json::Value = serde_json::from_slice(index)
-        .map_err(|error| Message::of(format!("train.init_from: {place} is no index of weights: {error}"), error))
+        .map_err(|error| Message::of(format!("{place} is no index of weights: {error}"), error))
         .map_err(Error::Weights)?;
     let files = index["weight_map"]["W_enc"].as_array().into_iter().flatten().map(|file| file.as_str());
     let inside = |file: &&str| !file.split('/').any(|part| part.is_empty() || part == "." || part == "..");
     match files.map(|file| file.filter(inside).map(str::to_owned)).collect::<Option<Vec<_>>>() {
         Some(files) if !files.is_empty() => Ok(files),
         _ => Err(Error::Weights(
-            format!(
-                "train.init_from: {place} names no files of W_enc in the folders below it, as an export in parts does"
-            )
-            .into(),
+            format!("{place} names no files of W_enc in the folders below it, as an export in parts does").into(),
         )),
     }
 }

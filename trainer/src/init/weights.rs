@@ -1,13 +1,21 @@
-//! Weights in the layout of exports: `W_enc [D,F]`, `b_enc [F]`, `W_dec [F,D]`, `b_dec [D]` in one safetensors file, or in several of
-//! consecutive features. Read some features at a time, so that a rank holds no more than a block besides what it keeps: of W_enc
-//! these are columns, which a large file is asked for row by row.
+//! Weights in files, in one of two layouts that their tensors' names tell apart, in one file or in several of consecutive features:
+//!
+//! | | encoder | its bias | decoder | its bias |
+//! |---|---|---|---|---|
+//! | SAELens, and what `sae export` writes | `W_enc [D,F]` | `b_enc [F]` | `W_dec [F,D]` | `b_dec [D]` |
+//! | dictionary_learning | `encoder.weight [F,D]` | `encoder.bias [F]` | `decoder.weight [D,F]` | `decoder.bias [D]`, or `bias [D]` where the encoder sees x less that |
+//!
+//! Read some features at a time, so that a rank holds no more than a block besides what it keeps: of one of the matrices these are
+//! columns, which a large file is asked for row by row.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
 use loader::{Dtype, Store};
 use rayon::prelude::*;
 use safetensors::tensor::{Metadata, TensorInfo};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::block::{Block, transpose};
 use crate::{Error, Message};
@@ -24,19 +32,20 @@ const REQUEST_BYTES: usize = 16 << 20;
 /// Most bytes of a header, as the format has it.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
-/// What a run's weights must be.
-#[derive(Clone, Copy, Debug)]
+/// What a run's weights must be; nothing where they are looked at by themselves.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Fits {
     /// `D` of the data.
-    pub(super) width: usize,
+    pub(super) width: Option<usize>,
     /// `sae.features`.
-    pub(super) features: usize,
+    pub(super) features: Option<usize>,
 }
 
 impl Fits {
     /// Refuses what a file at `place` says of its shape, as far as it does.
     pub(super) fn check_config(&self, place: &str, width: Option<usize>, features: Option<usize>) -> Result<(), Error> {
-        let Fits { width: data, features: wanted } = *self;
+        let wanted = |own: Option<usize>, there: Option<usize>| own.or(there).unwrap_or_default();
+        let (data, wanted) = (wanted(self.width, width), wanted(self.features, features));
         let (width, features) = (width.unwrap_or(data), features.unwrap_or(wanted));
         if (width, features) == (data, wanted) {
             return Ok(());
@@ -45,10 +54,13 @@ impl Fits {
             true => format!("set sae.features = {features}"),
             false => "it was trained on another layer or model".into(),
         };
-        Err(Error::Weights(format!(
-            "train.init_from: {place} has {features} features of width {width}, and the run {wanted} of width {data} (sae.features, \
+        Err(Error::Weights(
+            format!(
+                "{place} has {features} features of width {width}, and the run {wanted} of width {data} (sae.features, \
              and the width of data.train): {remedy}"
-        ).into()))
+            )
+            .into(),
+        ))
     }
 }
 
@@ -64,12 +76,21 @@ pub(super) struct Weights {
 struct Part {
     features: Range<usize>,
     file: File,
-    w_enc: Tensor,
+    w_enc: Matrix,
     b_enc: Tensor,
-    w_dec: Tensor,
+    w_dec: Matrix,
     b_dec: Tensor,
+    /// Whether the encoder sees x less b_dec, where the names of the tensors say so.
+    subtracts_decoder_bias: bool,
     /// Factors on the decoder's rows, as SAELens once stored what it tuned last.
     factors: Option<Tensor>,
+}
+
+/// A matrix of weights: a row for each feature, or a column.
+#[derive(Clone, Copy, Debug)]
+struct Matrix {
+    tensor: Tensor,
+    by_feature: bool,
 }
 
 /// Where a tensor's values lie in its file.
@@ -87,13 +108,28 @@ impl Tensor {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct File {
     store: Store,
     key: String,
     size: u64,
     /// All of a small one.
     whole: Option<Bytes>,
+    /// What says where its tensors lie.
+    head: Bytes,
+}
+
+/// What a file says of its tensors, by their names.
+struct Header {
+    tensors: BTreeMap<String, Stored>,
+}
+
+/// A tensor as it is stored: row-major, little endian, in one piece.
+struct Stored {
+    /// The name of one that is not read.
+    dtype: Result<Dtype, String>,
+    shape: Vec<usize>,
+    from: u64,
 }
 
 impl Weights {
@@ -103,14 +139,47 @@ impl Weights {
     /// [`Error::Weights`] when they are not what `fits` wants, and those of the store.
     pub(super) fn open(store: &Store, files: &[String], fits: Fits) -> Result<Weights, Error> {
         let mut parts: Vec<Part> = Vec::new();
+        let mut width = fits.width;
         for key in files {
             let first = parts.last().map_or(0, |part| part.features.end);
-            let alone = files.len() == 1;
-            parts.push(Part::open(File::open(store, key)?, first, fits, alone)?);
+            // Of several files each has some of the features.
+            let features = fits.features.filter(|_| files.len() == 1);
+            let (part, of_part) = Part::open(File::open(store, key)?, first, Fits { width, features })?;
+            width = Some(of_part);
+            parts.push(part);
         }
         let features = parts.last().map_or(0, |part| part.features.end);
         fits.check_config(store.url(), None, Some(features))?;
-        Ok(Weights { width: fits.width, parts })
+        Ok(Weights { width: width.unwrap_or_default(), parts })
+    }
+
+    /// `D`.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// `F`.
+    pub(super) fn features(&self) -> usize {
+        self.parts.last().map_or(0, |part| part.features.end)
+    }
+
+    /// Whether the encoder sees x less b_dec, where the names of the tensors say so.
+    pub(super) fn subtracts_decoder_bias(&self) -> bool {
+        self.parts.first().is_some_and(|part| part.subtracts_decoder_bias)
+    }
+
+    /// A hash that tells these weights from those of any other training, though it is not over all of them: of the headers and the
+    /// biases.
+    pub(super) fn identity(&self) -> Result<String, Error> {
+        let mut hash = Xxh3::new();
+        for part in &self.parts {
+            hash.update(&part.file.head);
+            for (tensor, count) in [(&part.b_enc, part.features.len()), (&part.b_dec, self.width)] {
+                let values = part.file.values(tensor, 0..count)?;
+                values.iter().for_each(|value| hash.update(&value.to_le_bytes()));
+            }
+        }
+        Ok(format!("{:032x}", hash.digest128()))
     }
 
     /// Features to read at a time.
@@ -135,10 +204,9 @@ impl Weights {
                 continue;
             }
             let inside = wanted.start - part.features.start..wanted.end - part.features.start;
-            let rows = inside.start * width..inside.end * width;
-            w_enc_fd.extend(transpose(&part.encoder_columns(width, inside.clone())?, width, inside.len()));
+            w_enc_fd.extend(part.rows(&part.w_enc, width, inside.clone())?);
             b_enc_f.extend(part.file.values(&part.b_enc, inside.clone())?);
-            let mut w_dec = part.file.values(&part.w_dec, rows)?;
+            let mut w_dec = part.rows(&part.w_dec, width, inside.clone())?;
             if let Some(factors) = &part.factors {
                 let factors_f = part.file.values(factors, inside)?;
                 let rows = w_dec.par_chunks_exact_mut(width).zip(factors_f);
@@ -150,69 +218,134 @@ impl Weights {
     }
 }
 
+/// The tensors of a layout: (name, whether a matrix has a row for each feature).
+struct Layout {
+    encoder: (&'static str, bool),
+    encoder_bias: &'static str,
+    decoder: (&'static str, bool),
+    decoder_bias: &'static str,
+    subtracts_decoder_bias: bool,
+}
+
+const SAELENS: Layout = Layout {
+    encoder: ("W_enc", false),
+    encoder_bias: "b_enc",
+    decoder: ("W_dec", true),
+    decoder_bias: "b_dec",
+    subtracts_decoder_bias: false,
+};
+
+/// `AutoEncoderNew` of dictionary_learning.
+const WITHOUT_SHIFT: Layout = Layout {
+    encoder: ("encoder.weight", true),
+    encoder_bias: "encoder.bias",
+    decoder: ("decoder.weight", false),
+    decoder_bias: "decoder.bias",
+    subtracts_decoder_bias: false,
+};
+
+/// `AutoEncoder` of dictionary_learning.
+const WITH_SHIFT: Layout = Layout { decoder_bias: "bias", subtracts_decoder_bias: true, ..WITHOUT_SHIFT };
+
+impl Layout {
+    /// That of a file with tensors of these names.
+    fn of(header: &Header) -> &'static Layout {
+        let has = |name: &str| header.tensors.contains_key(name);
+        match has("encoder.weight") && has("decoder.weight") {
+            false => &SAELENS,
+            true if has("bias") => &WITH_SHIFT,
+            true => &WITHOUT_SHIFT,
+        }
+    }
+
+    fn names(&self) -> [&'static str; 4] {
+        [self.encoder.0, self.encoder_bias, self.decoder.0, self.decoder_bias]
+    }
+}
+
 impl Part {
-    fn open(file: File, first: usize, fits: Fits, alone: bool) -> Result<Part, Error> {
-        let (header_bytes, header) = file.header()?;
-        let refuse = |what: String| Error::Weights(format!("train.init_from: {} {what}", file.name()).into());
-        let find = |name: &str| -> Result<&TensorInfo, Error> {
-            header.info(name).ok_or_else(|| {
-                let mut names = header.offset_keys();
-                names.sort();
+    /// Also the width of its rows.
+    fn open(mut file: File, first: usize, fits: Fits) -> Result<(Part, usize), Error> {
+        let header = file.header()?;
+        let refuse = |what: String| Error::Weights(format!("{} {what}", file.name()).into());
+        let layout = Layout::of(&header);
+        let find = |name: &str| -> Result<&Stored, Error> {
+            header.tensors.get(name).ok_or_else(|| {
+                let names: Vec<&str> = header.tensors.keys().map(String::as_str).collect();
                 refuse(format!("has no tensor {name}; it has: {}{}", names.join(", "), foreign(&names)))
             })
         };
-        let (w_enc, b_enc, w_dec, b_dec) = (find("W_enc")?, find("b_enc")?, find("W_dec")?, find("b_dec")?);
+        for name in layout.names() {
+            find(name)?;
+        }
         const SCALINGS: [&str; 2] = ["scaling_factor", "finetuning_scaling_factor"];
-        let known = |name: &str| ["W_enc", "b_enc", "W_dec", "b_dec"].contains(&name) || SCALINGS.contains(&name);
-        if let Some(other) = header.offset_keys().iter().find(|name| !known(name)) {
+        let [w_enc, b_enc, w_dec, b_dec] = layout.names();
+        let known = |name: &str| layout.names().contains(&name) || SCALINGS.contains(&name);
+        if let Some(other) = header.tensors.keys().find(|name| !known(name)) {
             return Err(refuse(format!(
-                "holds {other} besides W_enc, b_enc, W_dec and b_dec: only ReLU dictionaries can be gone on with, and they have no \
-                 such tensor"
+                "holds {other} besides {w_enc}, {b_enc}, {w_dec} and {b_dec}: only ReLU dictionaries can be gone on with, and they have \
+                 no such tensor"
             )));
         }
-        let features = if alone { fits.features } else { b_enc.shape.iter().product() };
-        let width = fits.width;
-        let tensor = |name: &str, info: &TensorInfo, shape: &[usize]| -> Result<Tensor, Error> {
-            if info.shape != shape {
+        // Of a vector; anything else has no such shape below.
+        let count = |name: &str| Ok::<usize, Error>(find(name)?.shape.first().copied().unwrap_or_default());
+        let features = fits.features.map_or_else(|| count(b_enc), Ok)?;
+        let width = fits.width.map_or_else(|| count(b_dec), Ok)?;
+        if features == 0 || width == 0 {
+            return Err(refuse(format!("holds {features} features of width {width}: there is nothing to read")));
+        }
+        let tensor = |name: &str, shape: &[usize]| -> Result<Tensor, Error> {
+            let stored = find(name)?;
+            if stored.shape != shape {
                 let turned: Vec<usize> = shape.iter().rev().copied().collect();
-                let what = match info.shape == turned && shape.len() == 2 {
+                let what = match stored.shape == turned && shape.len() == 2 {
                     true => ", which is transposed: turn it around",
                     false => "",
                 };
                 return Err(refuse(format!(
-                    "has {name} of shape {:?}{what}; it must be {shape:?} (data of width {width}, sae.features = {})",
-                    info.shape, fits.features
+                    "has {name} of shape {:?}{what}; it must be {shape:?} (rows of width {width}, {features} features)",
+                    stored.shape
                 )));
             }
-            let dtype = match info.dtype {
-                safetensors::Dtype::F32 => Dtype::F32,
-                safetensors::Dtype::F16 => Dtype::F16,
-                safetensors::Dtype::BF16 => Dtype::Bf16,
-                other => return Err(refuse(format!("has {name} in {other:?}: F32, F16 and BF16 are read"))),
-            };
-            Ok(Tensor { from: header_bytes + info.data_offsets.0 as u64, dtype })
+            let refused = |dtype| refuse(format!("has {name} in {dtype}: F32, F16 and BF16 are read"));
+            Ok(Tensor { from: stored.from, dtype: stored.dtype.clone().map_err(refused)? })
         };
-        let factors = SCALINGS.into_iter().find_map(|name| header.info(name).map(|info| (name, info)));
-        Ok(Part {
-            w_enc: tensor("W_enc", w_enc, &[width, features])?,
-            b_enc: tensor("b_enc", b_enc, &[features])?,
-            w_dec: tensor("W_dec", w_dec, &[features, width])?,
-            b_dec: tensor("b_dec", b_dec, &[width])?,
-            factors: factors.map(|(name, info)| tensor(name, info, &[features])).transpose()?,
+        let matrix = |(name, by_feature): (&str, bool)| {
+            let shape = if by_feature { [features, width] } else { [width, features] };
+            Ok::<Matrix, Error>(Matrix { tensor: tensor(name, &shape)?, by_feature })
+        };
+        let factors = SCALINGS.into_iter().find(|name| header.tensors.contains_key(*name));
+        let part = Part {
+            w_enc: matrix(layout.encoder)?,
+            b_enc: tensor(b_enc, &[features])?,
+            w_dec: matrix(layout.decoder)?,
+            b_dec: tensor(b_dec, &[width])?,
+            subtracts_decoder_bias: layout.subtracts_decoder_bias,
+            factors: factors.map(|name| tensor(name, &[features])).transpose()?,
             features: first..first + features,
-            file,
-        })
+            file: file.clone(),
+        };
+        Ok((part, width))
     }
 
-    /// Columns of `W_enc [D, F]`, as `[D, n]`.
-    fn encoder_columns(&self, width: usize, columns: Range<usize>) -> Result<Vec<f32>, Error> {
+    /// Some features of a matrix, `[n, D]`.
+    fn rows(&self, matrix: &Matrix, width: usize, features: Range<usize>) -> Result<Vec<f32>, Error> {
+        if matrix.by_feature {
+            return self.file.values(&matrix.tensor, features.start * width..features.end * width);
+        }
+        let count = features.len();
+        Ok(transpose(&self.columns(&matrix.tensor, width, features)?, width, count))
+    }
+
+    /// Columns of a matrix `[D, F]`, as `[D, n]`.
+    fn columns(&self, matrix: &Tensor, width: usize, columns: Range<usize>) -> Result<Vec<f32>, Error> {
         let (all, count) = (self.features.len(), columns.len());
         // Rows that are wanted as a whole lie beside each other.
-        let rows_at_once = if count == all { (REQUEST_BYTES / (all * self.w_enc.dtype.size())).max(1) } else { 1 };
+        let rows_at_once = if count == all { (REQUEST_BYTES / (all * matrix.dtype.size())).max(1) } else { 1 };
         let mut out = vec![0.0f32; width * count];
         out.par_chunks_mut(rows_at_once * count).enumerate().try_for_each(|(chunk, out)| {
             let first = chunk * rows_at_once * all + columns.start;
-            self.file.read(&self.w_enc, first..first + out.len(), out)
+            self.file.read(matrix, first..first + out.len(), out)
         })?;
         Ok(out)
     }
@@ -222,12 +355,12 @@ impl File {
     fn open(store: &Store, key: &str) -> Result<File, Error> {
         let entry = store.head(key)?.ok_or_else(|| loader::Error::NotFound {
             location: store.url_of(key),
-            hint: ": train.init_from names it".into(),
+            hint: ": weights were to be read from it".into(),
             source: None,
         })?;
         let whole = (entry.size <= WHOLE_BYTES).then(|| store.get(key)).transpose()?;
         let size = whole.as_ref().map_or(entry.size, |bytes| bytes.len() as u64);
-        Ok(File { store: store.clone(), key: key.to_owned(), size, whole })
+        Ok(File { store: store.clone(), key: key.to_owned(), size, whole, head: Bytes::new() })
     }
 
     fn name(&self) -> String {
@@ -241,10 +374,10 @@ impl File {
         }
     }
 
-    /// The bytes before the tensors, and what they say.
-    fn header(&self) -> Result<(u64, Metadata), Error> {
+    /// What it says of its tensors.
+    fn header(&mut self) -> Result<Header, Error> {
         const LENGTH: u64 = 8;
-        let not_one = |what: &str| format!("train.init_from: {} is not a safetensors file: {what}", self.name());
+        let not_one = |what: &str| format!("{} is not a safetensors file: {what}", self.name());
         let refuse = |what: &str| Error::Weights(not_one(what).into());
         if self.size < LENGTH {
             return Err(refuse("it is too short for a header"));
@@ -255,7 +388,8 @@ impl File {
             return Err(refuse("its header is longer than the file, or than any may be"));
         }
         let end = LENGTH + length;
-        let header: Metadata = serde_json::from_slice(&self.bytes(LENGTH..end)?)
+        let head = self.bytes(LENGTH..end)?;
+        let header: Metadata = serde_json::from_slice(&head)
             .map_err(|error| Message::of(not_one(&format!("its header: {error}")), error))
             .map_err(Error::Weights)?;
         if end + header.data_len() as u64 != self.size {
@@ -265,7 +399,18 @@ impl File {
                 end + header.data_len() as u64
             )));
         }
-        Ok((end, header))
+        let stored = |info: &TensorInfo| {
+            let dtype = match info.dtype {
+                safetensors::Dtype::F32 => Ok(Dtype::F32),
+                safetensors::Dtype::F16 => Ok(Dtype::F16),
+                safetensors::Dtype::BF16 => Ok(Dtype::Bf16),
+                other => Err(format!("{other:?}")),
+            };
+            Stored { dtype, shape: info.shape.clone(), from: end + info.data_offsets.0 as u64 }
+        };
+        let tensors = header.tensors().into_iter().map(|(name, info)| (name, stored(info))).collect();
+        self.head = head;
+        Ok(Header { tensors })
     }
 
     fn values(&self, tensor: &Tensor, values: Range<usize>) -> Result<Vec<f32>, Error> {
@@ -284,13 +429,12 @@ impl File {
     }
 }
 
-/// What tensors of these names are called here.
-fn foreign(names: &[String]) -> &'static str {
-    let has = |name: &str| names.iter().any(|own| own == name);
+/// Whose tensors have these names.
+fn foreign(names: &[&str]) -> &'static str {
+    let has = |name: &str| names.contains(&name);
     match has("encoder.weight") {
         true if has("decoder.weight") => {
-            ": those are the names of dictionary_learning: W_enc = encoder.weight.T, b_enc = encoder.bias, W_dec = \
-             decoder.weight.T, b_dec = bias (decoder.bias)"
+            ": a dictionary of dictionary_learning has encoder.weight, encoder.bias, decoder.weight, and decoder.bias or bias"
         }
         true => ": those are the names of sparsify, whose TopK dictionaries cannot be gone on with",
         false => "",
