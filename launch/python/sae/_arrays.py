@@ -68,7 +68,7 @@ def stored(rows: Any, width: int, dtype: str) -> Bytes:
     finite = _finite(bits, dtype)
     if not finite.all():
         _refuse(int(np.argmin(finite)), _was_finite(array, int(np.argmin(finite))), dtype)
-    return np.ascontiguousarray(bits).view(np.uint8).reshape(len(array), -1)
+    return np.ascontiguousarray(bits).view(np.uint8).reshape(len(array), width * SIZES[dtype])
 
 
 def _check_width(shape: tuple[int, ...], width: int) -> None:

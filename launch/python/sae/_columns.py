@@ -12,7 +12,7 @@ from ._arrays import to_numpy
 from ._manifest import COLUMN
 
 # What other commands of `sae` know, in the types that they write.
-KNOWN: dict[str, Any] = {"token_id": pa.int32(), "doc_id": pa.int32(), "pos": pa.int32(), "context_id": pa.uint64()}
+KNOWN: dict[str, Any] = {"token_id": pa.int32(), "doc_id": pa.int64(), "pos": pa.int32(), "context_id": pa.uint64()}
 
 
 def types_of(columns: Mapping[str, Any], declared: Mapping[str, str]) -> dict[str, Any]:

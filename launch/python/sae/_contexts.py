@@ -1,7 +1,9 @@
 """From texts to contexts: which tokens a model sees at once. The conventions are those of `sae harvest`.
 
-Every context begins with what the tokenizer puts before a text (BOS, [CLS]) and ends with what it puts behind ([SEP]), as `bos` says. Special
-tokens are put around token ids and never around text, so none comes twice; a text that spells BOS out itself loses it.
+Packed, the tokens of all texts follow each other and are cut into contexts of one length; otherwise a context is of one text. What the tokenizer
+puts around a text (BOS, [CLS] and [SEP]) stands around each context, as `bos` says. Where that is a token in front, and the model attends one way,
+a text that begins inside of a packed context has it too. Special tokens are put around token ids and never around text, so none comes twice; a
+text that begins with BOS itself loses it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Special(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Any, bos: str) -> Special:
-        """What a tokenizer does (`"auto"`), that with BOS in front (`"always"`), or nothing (`"never"`).
+        """What a tokenizer does (`"auto"`), BOS also where it puts nothing in front (`"always"`), or nothing (`"never"`).
 
         Raises:
             ValueError: for another word, and for BOS of a tokenizer that has none.
@@ -53,7 +55,7 @@ class Special(NamedTuple):
             # The id 0 is one like any other.
             if first is None:
                 raise ValueError("the tokenizer has no BOS: choose bos=\"auto\" or \"never\"")
-            before = before if before[:1] == [first] else [first, *before]
+            before = before or [first]
         return cls(before, behind)
 
 
@@ -62,60 +64,88 @@ def _ids(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
     return [[int(token) for token in ids] for ids in encoded]
 
 
+class Form(NamedTuple):
+    """How contexts are made."""
+
+    length: int
+    """Tokens, special ones included."""
+    special: Special
+    packed: bool
+    """Whether tokens of several texts share a context."""
+    marks_texts: bool
+    """Whether BOS stands before a text inside of a context, too."""
+    keep_first: bool
+    """Whether the first row of a context is kept; one without any other is left out otherwise."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: when special tokens leave no room for those of texts.
+        """
+        around = len(self.special.before) + len(self.special.behind)
+        if self.length <= around or self.length < 2:
+            raise ValueError(f"contexts of {self.length} tokens have no room: {around} special ones stand around those of texts")
+
+
 def _documents(tokenizer: Any, texts: Iterator[str], first: int, special: Special) -> Iterator[tuple[int, list[int]]]:
-    """Texts from number `first` on, as tokens."""
+    """Texts from number `first` on, as tokens; those without any are left out."""
     number = first
     while some := list(islice(texts, _TEXTS)):
-        for text in some:
+        for place, text in enumerate(some, number):
             if not isinstance(text, str):
-                raise ValueError(f"text {number} is a {type(text).__name__}: texts are strings")
+                raise ValueError(f"text {place} is a {type(text).__name__}: texts are strings")
         for ids in _ids(tokenizer, some, False):
-            # A text that begins with BOS itself would have it twice.
-            yield number, ids[1:] if special.before and ids[:1] == special.before[:1] else ids
+            # A text that begins with the token that stands in front of it anyway.
+            ids = ids[1:] if ids[:1] and ids[:1] == special.before[-1:] else ids
+            if ids:
+                yield number, ids
             number += 1
 
 
-def contexts(
-    tokenizer: Any, texts: Iterable[str], length: int, special: Special, packed: bool, start: tuple[int, int] = (0, 0)
-) -> Iterator[Context]:
-    """Contexts of `length` tokens, from a place in the texts on: tokens of consecutive texts without a gap, or (not `packed`) of one text
-    each. The last one, and the last of each text, may be shorter.
+def contexts(tokenizer: Any, texts: Iterable[str], form: Form, start: tuple[int, int] = (0, 0)) -> Iterator[Context]:
+    """Contexts from a place in the texts on. The last one, and without `packed` the last of each text, may be shorter.
 
     Raises:
-        ValueError: when a context is too short for its special tokens and a text's, or a text is no string.
+        ValueError: when a text is no string.
     """
-    body = length - len(special.before) - len(special.behind)
-    if body < 1:
-        raise ValueError(f"a context of {length} tokens has no room besides its {length - body} special ones")
-    text, offset = start
+    before, behind = form.special
+    end = form.length - len(behind)
     remaining = iter(texts)
-    for _ in islice(remaining, text):
+    for _ in islice(remaining, start[0]):
         pass
-    documents = ((number, ids[offset:] if number == text else ids, offset if number == text else 0) for number, ids in _documents(tokenizer, remaining, text, special))
-
-    def wrapped(tokens: list[int], docs: list[int], after: tuple[int, int]) -> Context:
-        before, behind = special
-        all_docs = [docs[0]] * len(before) + docs + [docs[-1]] * len(behind)
-        return Context([*before, *tokens, *behind], all_docs, *after)
-
-    held: list[int] = []
-    of: list[int] = []
-    number = text - 1
-    for number, ids, skipped in documents:
-        at = 0
-        while at < len(ids):
-            take = min(body - len(held), len(ids) - at)
-            held += ids[at : at + take]
-            of += [number] * take
-            at += take
-            if len(held) == body:
-                yield wrapped(held, of, (number, skipped + at) if at < len(ids) else (number + 1, 0))
-                held, of = [], []
-        if held and not packed:
-            yield wrapped(held, of, (number + 1, 0))
-            held, of = [], []
-    if held:
-        yield wrapped(held, of, (number + 1, 0))
+    documents = _documents(tokenizer, remaining, start[0], form.special)
+    number, used = start[0], 0
+    ids: list[int] = []
+    is_first = True
+    while True:
+        tokens: list[int] = []
+        docs: list[int] = []
+        while len(tokens) < end:
+            if used == len(ids):
+                following = next(documents, None)
+                if following is None:
+                    break
+                number, ids = following
+                used = start[1] if is_first and number == start[0] else 0
+                is_first = False
+                if used >= len(ids):
+                    continue
+            if not tokens:
+                tokens, docs = list(before), [number] * len(before)
+            elif not form.packed:
+                break
+            elif used == 0 and form.marks_texts:
+                tokens.append(before[-1])
+                docs.append(number)
+            take = min(end - len(tokens), len(ids) - used)
+            tokens += ids[used : used + take]
+            docs += [number] * take
+            used += take
+        if not docs:
+            return
+        tokens, docs = [*tokens, *behind], docs + [docs[-1]] * len(behind)
+        if len(tokens) > (0 if form.keep_first else 1):
+            yield Context(tokens, docs, *((number, used) if used < len(ids) else (number + 1, 0)))
 
 
 def with_last(items: Iterator[Context]) -> Iterator[tuple[Context, bool]]:

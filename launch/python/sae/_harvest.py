@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ._arrays import SIZES, dtype_name, stored
 from ._columns import KNOWN, arrays
-from ._contexts import Context, Special, contexts, with_last
+from ._contexts import Context, Form, Special, contexts, with_last
 from ._parts import Marker, Parts, shard_name
 from ._shard import Layout
 from ._store import Store
@@ -27,12 +27,19 @@ _LOG = logging.getLogger("sae")
 _CONTEXTS = pa.schema(
     [
         pa.field("context_id", pa.uint64(), nullable=False),
-        pa.field("doc_id", pa.int32(), nullable=False),
+        pa.field("doc_id", pa.int64(), nullable=False),
         pa.field("token_ids", pa.list_(pa.field("item", pa.uint32(), nullable=False)), nullable=False),
     ]
 )
 # A hundredth of the rows that carries more of E‖x‖² than this makes the scale of the data its own.
 _MUCH = 0.5
+
+
+# Models whose tokens attend both ways: what stands before a text inside of a context would tell it nothing.
+_ENCODERS = {
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "esm", "modernbert", "mpnet", "nomic_bert", "roberta",
+    "xlm-roberta",
+}  # fmt: skip
 
 
 class Harvested(NamedTuple):
@@ -139,7 +146,7 @@ def harvest(
 
     Layer L is `hidden_states[L]` of `transformers`, the stream after L blocks and before the final norm, `blocks.{L-1}.hook_resid_post`
     elsewhere. The pass ends behind the last block that is needed. Rows carry `context_id`, `pos` (in the context, counted from 0), `doc_id`
-    (the number of the text) and `token_id`; `contexts/part-*.parquet` holds the tokens of every context.
+    (the number of the text) and `token_id`; `_contexts/part-*.parquet` holds the tokens of every context.
 
     Rows are made in parts, each committed by a marker: called again with the same arguments after a crash, it makes what is missing and
     nothing twice. Texts have to come in the same order each time. Several processes share the parts where each has its own `worker`, and
@@ -152,8 +159,10 @@ def harvest(
         layer: one layer, or several: each has a folder `layer-L` below `out` then.
         out: a folder by its path or URL, empty or begun by this function.
         context: tokens that the model sees at once, special ones included.
-        bos: `"auto"`: special tokens as the tokenizer adds them; `"always"`: with BOS in front; `"never"`: none. BOS never comes twice.
-        packed: contexts run on from one text to the next; otherwise each is of one text, and the last of a text is shorter.
+        bos: `"auto"`: special tokens around contexts as the tokenizer adds them to a text; `"always"`: BOS also where it adds nothing in front;
+            `"never"`: none. Two BOS never stand beside each other.
+        packed: contexts run on from one text to the next, with BOS between them where contexts have it; otherwise each is of one text, and the
+            last of a text is shorter.
         keep_first: keep the rows of position 0. Their norms are up to 100 times those of others in later layers, and what is trained with
             them learns little else.
         batch: contexts in a forward pass. Shorter ones are padded on the right and masked; padding makes no rows.
@@ -171,7 +180,7 @@ def harvest(
     blocks = _blocks_of(model) if blocks is None else blocks
     if not layers or len({*layers}) != len(layers) or not all(isinstance(of, int) and 0 <= of <= len(blocks) for of in layers):
         raise ValueError(f"layer {layer!r}: the model has layers 0 (embeddings) to {len(blocks)}")
-    for name, number, least in (("context", context, 1 if keep_first else 2), ("batch", batch, 1), ("part_bytes", part_bytes, 1)):
+    for name, number, least in (("context", context, 2), ("batch", batch, 1), ("part_bytes", part_bytes, 1)):
         if number < least:
             raise ValueError(f"{name} {number}: at least {least}")
     if not 0 <= worker[0] < worker[1]:
@@ -179,10 +188,13 @@ def harvest(
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     layout = Layout(checked_width(int(config.hidden_size)), dtype_name(dtype))
     special = Special.of(tokenizer, bos)
+    marks_texts = bool(special.before) and config.model_type not in _ENCODERS
+    form = Form(context, special, packed, marks_texts, keep_first)
+    form.check()
     rows_each = context - (0 if keep_first else 1)
     in_part = max(part_bytes // (layout.width * SIZES[layout.dtype] * rows_each), 1)
     folders = {of: "" if len(layers) == 1 else f"layer-{of}" for of in layers}
-    sources = {folder: _source(model, tokenizer, of, context, bos, special, metadata) for of, folder in folders.items()}
+    sources = {folder: _source(model, tokenizer, of, form, metadata) for of, folder in folders.items()}
     plan = {
         "command": "harvest",
         "version": 1,
@@ -190,10 +202,9 @@ def harvest(
         "width": layout.width,
         "dtype": layout.dtype,
         "contexts_in_part": in_part,
-        "packed": packed,
-        "keep_first": keep_first,
         "batch": batch,
-        "special": [special.before, special.behind],
+        "before": special.before,
+        "behind": special.behind,
         "sources": sources,
     }
     parts = Parts(Store.of(out), plan)
@@ -201,7 +212,7 @@ def harvest(
     was_training = model.training
     model.eval()
     try:
-        count = _make_parts(job, _from_parts(parts, tokenizer, texts, context, special, packed), in_part, worker)
+        count = _make_parts(job, _from_parts(parts, tokenizer, texts, form), in_part, worker)
     finally:
         job.taps.remove()
         model.train(was_training)
@@ -216,7 +227,7 @@ def harvest(
 
 
 def _source(
-    model: Any, tokenizer: Any, layer: int, context: int, bos: str, special: Special, metadata: Mapping[str, Any] | None
+    model: Any, tokenizer: Any, layer: int, form: Form, metadata: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What the manifest says of the rows."""
     config = model.config
@@ -226,10 +237,11 @@ def _source(
         "model_class": type(model).__name__,
         "revision": getattr(config, "_commit_hash", None),
         "layer": layer,
-        "hook": f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre",
-        "context": context,
-        "bos": bos,
-        "prepend_bos": bool(special.before),
+        "hook_name": f"blocks.{layer - 1}.hook_resid_post" if layer else "hook_embed",
+        "context_size": form.length,
+        "packed": form.packed,
+        "prepend_bos": bool(form.special.before),
+        "first_rows": form.keep_first,
         "tokenizer": getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__,
     }
     return checked_source({name: value for name, value in known.items() if value is not None} | dict(metadata or {}))
@@ -244,14 +256,14 @@ class _Of(NamedTuple):
 
 
 def _from_parts(
-    parts: Parts, tokenizer: Any, texts: Iterable[str], length: int, special: Special, packed: bool
+    parts: Parts, tokenizer: Any, texts: Iterable[str], form: Form
 ) -> tuple[int, Iterator[tuple[Context, bool]]]:
     """The first part that may be missing, and the contexts from there on. Texts before it are passed over without being tokenised."""
     leading = parts.leading()
     if leading and leading[-1].note.get("last"):
         return len(leading), iter(())
     start = (int(leading[-1].note["text"]), int(leading[-1].note["offset"])) if leading else (0, 0)
-    return len(leading), with_last(contexts(tokenizer, texts, length, special, packed, start))
+    return len(leading), with_last(contexts(tokenizer, texts, form, start))
 
 
 def _make_parts(job: _Job, source: tuple[int, Iterator[tuple[Context, bool]]], in_part: int, worker: tuple[int, int]) -> int | None:
@@ -286,7 +298,7 @@ class _Job:
         try:
             for at in range(0, len(of.contexts), self._batch):
                 self._forward(of.contexts[at : at + self._batch], first + at, shards)
-            self.parts.store.put(f"contexts/part-{of.part:06}.parquet", _contexts_file(of.contexts, first))
+            self.parts.store.put(f"_contexts/part-{of.part:06}.parquet", _contexts_file(of.contexts, first))
             entries = {self._folders[layer]: shard.finish() for layer, shard in shards.items()}
         except BaseException:
             for shard in shards.values():
@@ -350,7 +362,7 @@ def _contexts_file(some: list[Context], first: int) -> bytes:
     table = pa.Table.from_arrays(
         [
             pa.array(range(first, first + len(some)), pa.uint64()),
-            pa.array([context.docs[0] for context in some], pa.int32()),
+            pa.array([context.docs[0] for context in some], pa.int64()),
             pa.array([context.tokens for context in some], _CONTEXTS.field("token_ids").type),
         ],
         schema=_CONTEXTS,

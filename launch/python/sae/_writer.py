@@ -116,8 +116,8 @@ class ShardWriter:
         dtype: how they are stored: `"bf16"`, `"f16"` or `"f32"`, or such a dtype of numpy or torch. Numbers that come in another format are
             rounded to the nearest.
         metadata: where the rows came from (model, layer, tokenizer, data set, …), as JSON; goes into the manifest. At most 64 KiB.
-        columns: types of columns by name, as Arrow calls them (`"int64"`, `"string"`); `token_id`, `doc_id` and `pos` are int32 and
-            `context_id` is uint64 where nothing else is said, and all others what they are in the first `write`.
+        columns: types of columns by name, as Arrow calls them (`"int64"`, `"string"`); `token_id` and `pos` are int32, `doc_id`
+            is int64 and `context_id` uint64 where nothing else is said, and all others what they are in the first `write`.
         shard_rows: rows in a shard; about 256 MiB by default.
 
     Raises:
