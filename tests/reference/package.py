@@ -50,13 +50,14 @@ def numbers(table, dtype=np.float32):
     return rows[: len(column) * column.type.byte_width].view(dtype).reshape(len(column), -1)
 
 
-def rewrite(source, out, shard_rows):
-    """Writes the rows of another folder again, by torch tensors, numpy arrays and bits in turn."""
+def rewrite(source, out):
+    """Writes the f16 rows of another folder again, in shards of as many, by torch tensors, numpy arrays and bits in turn."""
     import torch
 
-    rows = numbers(shards(source), np.float16)
+    rows, manifest = numbers(shards(source), np.float16), json.loads(pathlib.Path(source, "manifest.json").read_text())
+    options = {"shard_rows": manifest["shards"][0]["rows"], "shuffled": manifest["prepared"]}
     ways = [torch.from_numpy, lambda some: some, lambda some: some.view(np.uint16), lambda some: torch.from_numpy(some)[None]]
-    with sae.ShardWriter(out, rows.shape[1], "f16", {"dataset": source}, shard_rows=int(shard_rows)) as writer:
+    with sae.ShardWriter(out, rows.shape[1], "f16", {"dataset": source}, **options) as writer:
         for turn, at in enumerate(range(0, len(rows), 777)):
             some = rows[at : at + 777].copy()
             writer.write(ways[turn % len(ways)](some), token_id=np.arange(at, at + len(some)), pos=0, label=["x"] * len(some))
@@ -412,7 +413,14 @@ def llama(layers=4):
     return LlamaForCausalLM(config).eval()
 
 
-TEXTS = ["the quick brown fox jumps over the lazy dog", "", "<s>a text that begins with bos", "z" * 70, "q", "and one more of them"] * 5
+def texts():
+    """Texts of all lengths, none twice."""
+    rng, letters = np.random.default_rng(8), list("abcdefghijklmnopqrstuvwxyz ")
+    drawn = ["".join(rng.choice(letters, count)) for count in (43, 0, 70, 1, 20, 26) * 5]
+    return [("<s>" if number % 6 == 5 else "") + text for number, text in enumerate(drawn)]
+
+
+TEXTS = texts()
 
 
 def harvested(out, layer, several):

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use loader::synth;
-use tests::fixture::{Fixture, json_lines, text};
+use loader::{Dtype, synth};
+use tests::fixture::{Fixture, json_lines, plain_rows, text, write_shards};
 use tests::s3::S3;
 use tests::{checkpoints, need, root, sae};
 use trainer::recipe::{Adam, BiasInit, Every, Recipe};
@@ -50,21 +50,23 @@ fn a_writer_takes_what_there_is_and_refuses_the_rest() {
 fn rows_from_python_train_to_the_same_bits() {
     let Some(interpreter) = need::python() else { return };
     let fixture = Fixture::new();
+    // Marked as shuffled, so that they come in their order; and rows whose order is drawn.
     let spec = synth::Spec { features: 128, width: 32, rows: 15_401, shards: 3, active: 4.0, ..Default::default() };
-    fixture.synth("train", &spec);
-    let manifest = fixture.json("train/manifest.json");
-    let shard_rows = manifest["shards"][0]["rows"].to_string();
-    checked(&interpreter, &["rewrite", &fixture.text("train"), &fixture.text("python"), &shard_rows], &[]);
-    // The order of rows depends on names.
-    for number in 0..3 {
-        let [from, to] = [format!("train/shard-{number:05}.parquet"), format!("train/shard-{number:06}.parquet")];
-        fs::rename(fixture.path(from), fixture.path(to)).expect("renamed");
+    fixture.synth("synth", &spec);
+    write_shards(&fixture.path("plain"), 32, &plain_rows(9000, 32, 6), Dtype::F16, 3500);
+    for of in ["synth", "plain"] {
+        let again = format!("{of}-python");
+        checked(&interpreter, &["rewrite", &fixture.text(of), &fixture.text(&again)], &[]);
+        // The order of rows depends on names.
+        for number in 0..3 {
+            let [from, to] = [format!("{of}/shard-{number:05}.parquet"), format!("{of}/shard-{number:06}.parquet")];
+            fs::rename(fixture.path(from), fixture.path(to)).expect("renamed");
+        }
+        fs::remove_file(fixture.path(of).join("manifest.json")).expect("removed");
+        let (rust, python) = (trained(&fixture, of), trained(&fixture, &again));
+        assert_eq!(rust.0, python.0, "metrics");
+        assert_eq!(checkpoints::differing(&rust.1, &python.1), [""; 0]);
     }
-    fs::remove_file(fixture.path("train/manifest.json")).expect("removed");
-    let rust = trained(&fixture, "train");
-    let python = trained(&fixture, "python");
-    assert_eq!(rust.0, python.0, "metrics");
-    assert_eq!(checkpoints::differing(&rust.1, &python.1), [""; 0]);
 }
 
 /// Losses and the last checkpoint of a run on a folder of shards.
@@ -75,7 +77,7 @@ fn trained(fixture: &Fixture, data: &str) -> (Vec<[String; 4]>, checkpoints::Ten
     let run = fixture.path(format!("run-{data}"));
     let of = |line: serde_json::Value| ["step", "loss", "l0", "gradient_norm"].map(|key| line[key].to_string());
     let lines: Vec<_> = json_lines(&run.join("metrics.jsonl")).into_iter().map(of).collect();
-    assert!(lines.len() > 5 && lines.iter().all(|line| line[1] != "null"), "{lines:?}");
+    assert!(lines.len() > 3 && lines.iter().all(|line| line[1] != "null"), "{lines:?}");
     (lines, checkpoints::last(&run))
 }
 

@@ -1,5 +1,4 @@
-//! What users get who build nothing: an archive and a Python wheel, packed from the binary of the tests and installed where nothing else
-//! is.
+//! What users get who build nothing: an archive and a Python wheel, packed from the binary of the tests and installed where nothing else is.
 
 use std::fs;
 use std::path::{Path, PathBuf};

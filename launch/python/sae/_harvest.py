@@ -219,7 +219,7 @@ def harvest(
     done = parts.renew()
     is_finished = count is not None and count > 0 and all(part in done for part in range(count))
     if is_finished and count is not None:
-        parts.finish(count, (layout.width, layout.dtype), sources)
+        parts.finish(count, layout, sources)
     elif count == 0:
         raise ValueError("the texts hold no tokens")
     rows = sum(marker.rows for marker in done.values())

@@ -74,7 +74,7 @@ def identity(width: int, dtype: str, shards: Iterable[Shard]) -> str:
     return digest.hexdigest()
 
 
-def to_json(width: int, dtype: str, shards: Iterable[Shard], source: dict[str, Any] | None) -> bytes:
+def to_json(width: int, dtype: str, shuffled: bool, shards: Iterable[Shard], source: dict[str, Any] | None) -> bytes:
     """A manifest of these shards; `source` says where the rows came from and is no part of the identity."""
     ordered = sorted(shards, key=lambda shard: shard["path"].encode())
     manifest: dict[str, Any] = {
@@ -82,7 +82,7 @@ def to_json(width: int, dtype: str, shards: Iterable[Shard], source: dict[str, A
         "version": VERSION,
         "width": width,
         "dtype": dtype,
-        "prepared": False,
+        "prepared": shuffled,
         "checksummed": True,
         "column": COLUMN,
         "identity": identity(width, dtype, ordered),

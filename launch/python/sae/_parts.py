@@ -16,6 +16,7 @@ from typing import Any
 
 from ._errors import DamagedError
 from ._manifest import FILE_NAME, Shard, to_json
+from ._shard import Layout
 from ._store import Store
 
 PLAN = "parts/plan.json"
@@ -101,7 +102,7 @@ class Parts:
         self.store.put(f"parts/{part:06}.json", json.dumps(content, separators=(",", ":")).encode() + b"\n")
         self.markers[part] = marker
 
-    def finish(self, count: int, layout: tuple[int, str], sources: Mapping[str, dict[str, Any]]) -> None:
+    def finish(self, count: int, layout: Layout, sources: Mapping[str, dict[str, Any]]) -> None:
         """Writes the manifests of the first `count` parts, which are all committed, and takes away what writers left that were killed."""
         for folder in self.folders:
             store = self.store.below(folder)
@@ -110,7 +111,7 @@ class Parts:
             for name in store.list():
                 if re.fullmatch(r"shard-\d{6,}\.parquet", name) and name not in known:
                     store.delete(name)
-            store.put(FILE_NAME, to_json(*layout, shards, sources.get(folder)))
+            store.put(FILE_NAME, to_json(layout.width, layout.dtype, layout.shuffled, shards, sources.get(folder)))
 
     def _read_plan(self) -> dict[str, Any] | None:
         try:

@@ -25,8 +25,8 @@ PAGE_BYTES = 4 << 20
 class Layout:
     """How rows of a width and format are cut."""
 
-    def __init__(self, width: int, dtype: str) -> None:
-        self.width, self.dtype = width, dtype
+    def __init__(self, width: int, dtype: str, shuffled: bool = False) -> None:
+        self.width, self.dtype, self.shuffled = width, dtype, shuffled
         self.row_bytes = width * SIZES[dtype]
         self.page_rows = max(PAGE_BYTES // self.row_bytes, 1)
         self.group_rows = max(ROW_GROUP_BYTES // self.row_bytes // self.page_rows, 1) * self.page_rows
@@ -34,6 +34,7 @@ class Layout:
     def schema(self, columns: Mapping[str, Any]) -> Any:
         """The Arrow schema with other columns of these types; what the loader looks for is in the metadata of file and field."""
         numbers = {"sae.dtype": self.dtype, "sae.width": str(self.width), "sae.byte_order": "little"}
+        numbers |= {"sae.order": "shuffled"} if self.shuffled else {}
         fields = [pa.field(COLUMN, pa.binary(self.row_bytes), nullable=False, metadata=numbers)]
         fields += [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
         return pa.schema(fields, metadata=numbers)

@@ -119,6 +119,7 @@ class ShardWriter:
         columns: types of columns by name, as Arrow calls them (`"int64"`, `"string"`); `token_id` and `pos` are int32, `doc_id`
             is int64 and `context_id` uint64 where nothing else is said, and all others what they are in the first `write`.
         shard_rows: rows in a shard; about 256 MiB by default.
+        shuffled: say that the rows are shuffled over all of the data set: they are trained on in their order.
 
     Raises:
         ValueError: for arguments that are none, a folder that holds other shards, or one that was begun with other arguments.
@@ -134,8 +135,9 @@ class ShardWriter:
         *,
         columns: Mapping[str, str] | None = None,
         shard_rows: int | None = None,
+        shuffled: bool = False,
     ) -> None:
-        self._layout = Layout(checked_width(width), dtype_name(dtype))
+        self._layout = Layout(checked_width(width), dtype_name(dtype), bool(shuffled))
         if shard_rows is None:
             shard_rows = 8 * self._layout.group_rows
         if isinstance(shard_rows, bool) or not isinstance(shard_rows, int) or shard_rows < 1:
@@ -169,6 +171,7 @@ class ShardWriter:
             "width": self._layout.width,
             "dtype": self._layout.dtype,
             "shard_rows": self._shard_rows,
+            "shuffled": self._layout.shuffled,
             "columns": {name: str(kind) for name, kind in (self._types or {}).items()},
             "metadata": self._source,
         }
@@ -253,7 +256,7 @@ class ShardWriter:
             self._commit()
             if self._done == 0:
                 raise ValueError(f"no rows were written to {self._parts.store.url}")
-            self._parts.finish(self._done, (self._layout.width, self._layout.dtype), {"": self._source})
+            self._parts.finish(self._done, self._layout, {"": self._source})
             self._is_finished = True
         return self._rows_committed
 
