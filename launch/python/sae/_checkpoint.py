@@ -27,8 +27,9 @@ TILE = 128
 FORMATS = range(1, 3)
 _MANIFEST_BYTES = 1 << 30
 _HEADER_BYTES = 1 << 20
-# What is kept of files that cannot be mapped.
+# What is kept of files that cannot be mapped, and how many of the others are mapped at once: each takes a file descriptor.
 _KEPT_BYTES = 256 << 20
+_MAPS = 64
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "U64": np.dtype("<u8"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 Array = npt.NDArray[Any]
@@ -83,7 +84,7 @@ class Files:
         self._expected = expected
         self._entries = sorted(entries, key=lambda entry: int(entry["first_feature"]))
         self._headers: dict[str, dict[str, Tensor]] = {}
-        self._maps: dict[str, Array] = {}
+        self._maps: OrderedDict[str, Array] = OrderedDict()
         self._verified: dict[str, npt.NDArray[np.bool_]] = {}
         self._kept: OrderedDict[tuple[str, int], dict[str, Array]] = OrderedDict()
         self._kept_bytes = 0
@@ -144,6 +145,9 @@ class Files:
             assert path is not None
             with open(path, "rb") as file:
                 self._maps[name] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            if len(self._maps) > _MAPS:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(name)
         data = self._maps[name]
         if self._verify:
             for tile in range(first // TILE, -(-end // TILE)):
@@ -337,8 +341,9 @@ def _read(store: Store, folder: str) -> Found:
         _check_manifest(manifest)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{place}/manifest.json is no manifest of a checkpoint: {error}") from error
+    sizes = store.list(folder)
     for entry in manifest["files"]:
-        size = store.size(at(entry["name"]))
+        size = sizes.get(at(entry["name"]))
         if size != entry["bytes"]:
             what = "is missing" if size is None else f"has {size} bytes and should have {entry['bytes']}"
             raise DamagedError(f"{store.url_of(at(entry['name']))} {what}")

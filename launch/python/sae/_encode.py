@@ -68,7 +68,7 @@ def _of_rows(weights: Weights, x_bd: npt.NDArray[np.float32], first_row: int, th
     """Row, feature and activation of the active pairs of some rows."""
     rows, features, values = [], [], []
     at_once = max(_DENSE_BYTES // (4 * len(x_bd)), 1)
-    for block in weights.blocks():
+    for block in weights.encoder_blocks():
         for at in range(0, len(block.b_enc), at_once):
             a_bf = x_bd @ block.W_enc[:, at : at + at_once] + block.b_enc[at : at + at_once]
             row, feature = np.nonzero(a_bf > threshold)

@@ -7,6 +7,7 @@ left may leave is taken away again. Names are relative, with `/` between their p
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import pathlib
 import urllib.parse
@@ -128,7 +129,15 @@ class Store:
 
     def below(self, folder: str) -> Store:
         """A folder in this one."""
-        return Store(f"{self.url.rstrip('/')}/{folder}") if folder else self
+        if not folder:
+            return self
+        inner = copy.copy(self)
+        inner.url = self.url_of(folder)
+        if self._local is not None:
+            inner._local = self._local / folder
+        else:
+            inner._root = f"{self._root}/{folder}"
+        return inner
 
     def url_of(self, name: str) -> str:
         """A file as it is called in messages."""

@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +21,10 @@ from ._store import Store
 
 # What is read at once where all features are gone through.
 _BLOCK_BYTES = 64 << 20
+
+
+# What of a block is read; the rest of it is empty.
+_ALL = ("W_enc", "b_enc", "W_dec")
 
 
 class Block(NamedTuple):
@@ -40,7 +44,7 @@ class _Source(Protocol):
     width: int
     features: int
 
-    def read(self, first: int, end: int) -> Block: ...
+    def read(self, first: int, end: int, names: Sequence[str]) -> Block: ...
 
     def b_dec(self) -> Floats: ...
 
@@ -61,25 +65,26 @@ class _OfCheckpoint:
             moments = {f"{name}.{moment}": count for name, count in matrices.items() for moment in "mv"}
             self._moments = found.files("optimizer", moments | {"last_update": 1}, verify)
 
-    def read(self, first: int, end: int) -> Block:
+    def read(self, first: int, end: int, names: Sequence[str]) -> Block:
+        # Norms of decoder rows scale all.
+        names = _ALL if self._unit_norm else names
         count = end - first
-        # Written as they come: a mapped file is read once.
-        w_enc_fd, w_dec_fd = np.empty((count, self.width), np.float32), np.empty((count, self.width), np.float32)
-        b_enc_f = np.empty(count, np.float32)
-        to = {"W_enc": w_enc_fd, "W_dec": w_dec_fd, "b_enc": b_enc_f}
+        shapes = {"W_enc": (count, self.width), "b_enc": (count,), "W_dec": (count, self.width)}
+        # Copied where they belong: a mapped file is read once, and what is handed out is its owner's.
+        to = {name: np.empty(shape if name in names else (0, *shape[1:]), np.float32) for name, shape in shapes.items()}
         for at, until, rows in self._weights.spans(first, end):
-            for name, values in to.items():
-                values[at - first : until - first] = rows[name]
+            for name in names:
+                to[name][at - first : until - first] = rows[name]
         if self._owed is not None:
             for at, until, rows in self._moments.spans(first, end):
-                for name, values in to.items():
-                    own = values[at - first : until - first]
+                for name in names:
+                    own = to[name][at - first : until - first]
                     own[...] = settled(self._owed, own, rows[f"{name}.m"], rows[f"{name}.v"], rows["last_update"])
         if self._unit_norm:
-            return self._of_unit_norm(first, w_enc_fd, b_enc_f, w_dec_fd)
-        w_enc_fd *= self._scale
-        w_dec_fd /= self._scale
-        return Block(first, w_enc_fd.T, b_enc_f, w_dec_fd)
+            return self._of_unit_norm(first, to["W_enc"], to["b_enc"], to["W_dec"])
+        to["W_enc"] *= self._scale
+        to["W_dec"] /= self._scale
+        return Block(first, to["W_enc"].T, to["b_enc"], to["W_dec"])
 
     def _of_unit_norm(self, first: int, w_enc_fd: Floats, b_enc_f: Floats, w_dec_fd: Floats) -> Block:
         """In double precision and in the order of trainer/src/export.rs, so that rows are rounded once."""
@@ -162,16 +167,21 @@ class _OfExport:
         if at != self.features:
             raise DamagedError(f"{place} says {self.features} features, and its files hold {at}")
 
-    def read(self, first: int, end: int) -> Block:
-        encoders, biases, decoders = [], [], []
+    def read(self, first: int, end: int, names: Sequence[str]) -> Block:
+        found: dict[str, list[Floats]] = {"W_enc": [np.empty((self.width, 0), np.float32)], "b_enc": [], "W_dec": []}
+        found["b_enc"].append(np.empty(0, np.float32))
+        found["W_dec"].append(np.empty((0, self.width), np.float32))
         for at, until, file in self._parts:
             lowest, highest = max(first, at) - at, min(end, until) - at
-            if lowest < highest:
-                count = until - at
-                encoders.append(file.columns(file.tensor("W_enc", (self.width, count)), lowest, highest))
-                biases.append(file.rows(file.tensor("b_enc", (count,)), lowest, highest))
-                decoders.append(file.rows(file.tensor("W_dec", (count, self.width)), lowest, highest))
-        return Block(first, np.concatenate(encoders, axis=1), np.concatenate(biases), np.concatenate(decoders))
+            if lowest >= highest:
+                continue
+            count = until - at
+            if "W_enc" in names:
+                found["W_enc"].append(file.columns(file.tensor("W_enc", (self.width, count)), lowest, highest))
+            for name, shape in (("b_enc", (count,)), ("W_dec", (count, self.width))):
+                if name in names:
+                    found[name].append(file.rows(file.tensor(name, shape), lowest, highest))
+        return Block(first, np.concatenate(found["W_enc"], axis=1), np.concatenate(found["b_enc"]), np.concatenate(found["W_dec"]))
 
     def b_dec(self) -> Floats:
         # It lies in the first part; others hold zeros.
@@ -247,13 +257,14 @@ class Matrix:
         every = slice(None) if len(others) == self._source.width and (np.diff(others) == 1).all() else others
         if len(features) and (np.diff(features) == 1).all():
             start = int(features[0])
-            for block in _blocks(self._source, start, start + len(features)):
-                out[block.first - start :][: len(block.b_enc)] = self._of(block)[:, every]
+            for block in _blocks(self._source, start, start + len(features), (self._name,)):
+                some = self._of(block)
+                out[block.first - start :][: len(some)] = some[:, every]
             return out
         tiles = features // _checkpoint.TILE
         for tile in np.unique(tiles):
             first = int(tile) * _checkpoint.TILE
-            block = self._source.read(first, min(first + _checkpoint.TILE, self._source.features))
+            block = self._source.read(first, min(first + _checkpoint.TILE, self._source.features), (self._name,))
             of = tiles == tile
             out[of] = self._of(block)[features[of] - first][:, every]
         return out
@@ -304,11 +315,11 @@ def _chosen(index: Any, length: int) -> npt.NDArray[np.int64]:
     return np.asarray(np.where(chosen < 0, chosen + length, chosen))
 
 
-def _blocks(source: _Source, first: int, end: int) -> Iterator[Block]:
+def _blocks(source: _Source, first: int, end: int, names: Sequence[str] = _ALL) -> Iterator[Block]:
     at_once = max(_BLOCK_BYTES // (8 * source.width) // _checkpoint.TILE, 1) * _checkpoint.TILE
     while first < end:
         until = min((first // at_once + 1) * at_once, end)
-        yield source.read(first, until)
+        yield source.read(first, until, names)
         first = until
 
 
@@ -341,8 +352,7 @@ class Weights:
     def b_enc(self) -> Floats:
         """`[F]`, read when it is first asked for."""
         if self._b_enc is None:
-            # Where rows fall apart into files all of them are touched.
-            self._b_enc = np.concatenate([block.b_enc for block in self.blocks()])
+            self._b_enc = np.concatenate([block.b_enc for block in _blocks(self._source, 0, self.features, ("b_enc",))])
         return self._b_enc
 
     @property
@@ -353,6 +363,10 @@ class Weights:
     def blocks(self) -> Iterator[Block]:
         """All features, about 64 MiB at a time, in their order: for what has to go through a dictionary that memory does not hold."""
         return _blocks(self._source, 0, self.features)
+
+    def encoder_blocks(self) -> Iterator[Block]:
+        """As `blocks`, with `W_dec` left empty: half of the bytes."""
+        return _blocks(self._source, 0, self.features, ("W_enc", "b_enc"))
 
     def torch(self, device: Any = "cpu", dtype: Any = None) -> dict[str, Any]:
         """All weights in memory, as tensors by their names."""
