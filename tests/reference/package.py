@@ -191,7 +191,8 @@ def killed(folder, kills):
         if timer:
             timer.start()
         finished = "finished" in process.stdout.read()
-        assert finished == (process.wait() == 0)
+        code = process.wait()
+        assert code == (0 if finished else -signal.SIGKILL), code
         if timer:
             timer.cancel()
         if finished:
@@ -604,7 +605,8 @@ def remote(url, local):
         weights = sae.load(place)
         for name, values in expected.items():
             assert same_bits(np.ascontiguousarray(getattr(weights, name)), np.ascontiguousarray(values)), (place, name)
-        indices(weights, expected)
+        some = [299, 0, 130, 131]
+        assert np.array_equal(weights.W_dec[some], expected["W_dec"][some]) and np.array_equal(weights.W_enc[:, 7], expected["W_enc"][:, 7])
         assert len(sae.encode(weights, rows[:10] * 30).row) > 0
     refuses(FileNotFoundError, ["no committed checkpoint"], sae.load, f"{url}/nothing")
 

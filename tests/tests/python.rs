@@ -21,7 +21,7 @@ fn checked(interpreter: &Path, checks: &[&str], environment: &[(String, String)]
     assert!(output.status.success(), "{checks:?}: {said}");
 }
 
-/// Rows of every format, those that are refused, and each once whoever was killed.
+/// Rows of every format, those that are refused, and each once however often its writer was killed.
 #[test]
 fn a_writer_takes_what_there_is_and_refuses_the_rest() {
     let Some(interpreter) = need::python() else { return };

@@ -144,55 +144,51 @@ def _pages(data: memoryview, rows: int, row_bytes: int) -> list[tuple[int, int]]
     found: list[tuple[int, int]] = []
     at = 0
     while rows > 0:
-        header, size, values = _page_header(data, at)
+        at, header = _struct(data, at)
+        # Fields 3 and 5.1 of PageHeader: the bytes behind it, and its values.
+        size, values = header.get(3, 0), header.get(5, {}).get(1, 0)
         if values * row_bytes != size or values == 0 or values > rows:
             raise RuntimeError("pyarrow has written pages that are not plain rows: this version of it is not understood")
-        at = header + size
+        at += size
         rows -= values
         found.append((values, at))
     return found
 
 
-def _page_header(data: memoryview, at: int) -> tuple[int, int, int]:
-    """Where a page's header ends, the bytes behind it, and its values: fields 3 and 5.1 of PageHeader."""
-    size = values = field = 0
-    while True:
-        at, field, kind = _field(data, at, field)
-        if kind == 0:
-            return at, size, values
-        if field == 5 and kind == 12:
-            inner = 0
-            while True:
-                at, inner, kind = _field(data, at, inner)
-                if kind == 0:
-                    break
-                if kind == 12:
-                    raise RuntimeError("pyarrow has written statistics into a page header, although it was asked not to")
-                at, number = _number(data, at)
-                values = number if inner == 1 else values
+def _struct(data: memoryview, at: int) -> tuple[int, dict[int, Any]]:
+    """Behind a struct, and its fields: numbers, structs, and nothing of others that a page header may have."""
+    fields: dict[int, Any] = {}
+    field = 0
+    while data[at] != 0:
+        kind, step = data[at] & 0x0F, data[at] >> 4
+        at += 1
+        if step:
+            field += step
         else:
-            at, number = _number(data, at)
-            size = number if field == 3 else size
-
-
-def _field(data: memoryview, at: int, before: int) -> tuple[int, int, int]:
-    """Behind a field's head, its id and its kind; 0 ends a struct. Only the integers (4, 5, 6) and structs (12) of a page header are known."""
-    head, at = data[at], at + 1
-    kind, step = head & 0x0F, head >> 4
-    if head != 0 and kind not in (4, 5, 6, 12):
-        raise RuntimeError("pyarrow has written a page header with unknown fields: this version of it is not understood")
-    if head == 0 or step:
-        return at, before + step, kind
-    at, field = _number(data, at)
-    return at, field, kind
+            at, field = _number(data, at)
+        if kind == 12:
+            at, fields[field] = _struct(data, at)
+        elif kind in (4, 5, 6):
+            at, fields[field] = _number(data, at)
+        elif kind == 8:
+            at, length = _varint(data, at)
+            at += length
+        elif kind not in (1, 2):  # booleans lie in their heads
+            raise RuntimeError("pyarrow has written a page header with unknown fields: this version of it is not understood")
+    return at + 1, fields
 
 
 def _number(data: memoryview, at: int) -> tuple[int, int]:
     """Behind a zigzag number, and the number."""
+    at, raw = _varint(data, at)
+    return at, (raw >> 1) ^ -(raw & 1)
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
     raw = shift = 0
     while True:
         byte, at = data[at], at + 1
         raw |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
-            return at, (raw >> 1) ^ -(raw & 1)
+            return at, raw
