@@ -350,7 +350,7 @@ class Weights:
 
     @property
     def b_enc(self) -> Floats:
-        """`[F]`, read when it is first asked for."""
+        """`[F]`, read when it is first asked for. Of a checkpoint that is verified all of its weights are read for it."""
         if self._b_enc is None:
             self._b_enc = np.concatenate([block.b_enc for block in _blocks(self._source, 0, self.features, ("b_enc",))])
         return self._b_enc
