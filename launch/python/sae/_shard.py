@@ -44,13 +44,12 @@ class _Tail:
     """What a Parquet writer writes, taken away by row groups."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._held = bytearray()
         self._at = 0
         self.closed = False
 
     def write(self, data: bytes) -> int:
-        data = bytes(data)
-        self._parts.append(data)
+        self._held += data
         self._at += len(data)
         return len(data)
 
@@ -72,8 +71,8 @@ class _Tail:
     def seekable(self) -> bool:
         return False
 
-    def take(self) -> bytes:
-        taken, self._parts = b"".join(self._parts), []
+    def take(self) -> bytearray:
+        taken, self._held = self._held, bytearray()
         return taken
 
 

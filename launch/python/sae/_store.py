@@ -23,7 +23,7 @@ from ._errors import StoreError
 class Output(Protocol):
     """A file on its way."""
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         """Appends bytes."""
 
     def commit(self) -> None:
@@ -41,7 +41,7 @@ class _LocalOutput:
         self._hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._file: BinaryIO = open(self._hidden, "wb")
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         self._file.write(data)
 
     def commit(self) -> None:
@@ -61,7 +61,7 @@ class _RemoteOutput:
         self._fs, self._path = fs, path
         self._stream = fs.open_output_stream(path)
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         self._stream.write(data)
 
     def commit(self) -> None:
