@@ -3,7 +3,8 @@
     python3 launch/pack.py BINARY OUT
 
 OUT gets what is then printed: sae-VERSION-ARCH-linux.tar.gz and sae-VERSION-py3-none-manylinux_2_N_ARCH.whl. N is the newest glibc that the binary asks
-for, 28 at least, so that pip never installs it where it cannot start. The wheel holds no Python: pip puts its one program on the PATH.
+for, 28 at least, so that pip never installs it where it cannot start. pip puts its program on the PATH, and launch/python/sae where Python looks for
+packages. It needs no other package: what that one does is an extra, `sae[python]`, and the program installs where there is no index.
 The same binary gives the same files. A script and not maturin: a wheel is one file and what pip wants to know of it, which takes less code than
 a build backend takes configuration, and tests can pack their own binary. A binary that needs a library of one machine is refused. Needs cargo, objdump and the standard library. A test packs the binary of the tests.
 """
@@ -27,7 +28,7 @@ BASELINE = 28
 TIME = 315532800
 # Libraries that every Linux with glibc has.
 EVERYWHERE = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libgcc_s.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
-SUMMARY = "Trains sparse autoencoders on the activations of language models, at scale"
+PYTHON = ROOT / "launch/python"
 
 
 def said_by(*command):
@@ -87,13 +88,27 @@ def archive(path, files, name):
             tar.addfile(entry, io.BytesIO(content))
 
 
+def package(version):
+    """The files of the Python package, and what its pyproject.toml asks of other packages, as METADATA has it."""
+    with open(PYTHON / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
+    if project["version"] != version:
+        sys.exit(f"launch/python/pyproject.toml has version {project['version']}, and the program {version}")
+    about = f"Summary: {project['description']}\nLicense-Expression: {project['license']}\nRequires-Python: {project['requires-python']}\n"
+    for extra, needed in project["optional-dependencies"].items():
+        about += f"Provides-Extra: {extra}\n" + "".join(f"Requires-Dist: {one}; extra == '{extra}'\n" for one in needed)
+    sources = sorted(file for file in (PYTHON / "sae").iterdir() if file.suffix == ".py" or file.name == "py.typed")
+    return {f"sae/{file.name}": file.read_bytes() for file in sources}, about
+
+
 def wheel(path, files, version, tag):
-    """Writes a wheel: the program, what pip wants to know of it, and the hash of each file."""
-    about = f"Metadata-Version: 2.4\nName: sae\nVersion: {version}\nSummary: {SUMMARY}\nLicense-Expression: Apache-2.0 OR MIT\n"
+    """Writes a wheel: the program, the Python package, what pip wants to know of them, and the hash of each file."""
+    modules, asks = package(version)
+    about = f"Metadata-Version: 2.4\nName: sae\nVersion: {version}\n{asks}"
     about += "".join(f"License-File: {file}\n" for file in files if file.startswith(("LICENSE", "THIRD")))
     about += "Description-Content-Type: text/markdown\n\n" + files["README.md"].decode()
     info, data = f"sae-{version}.dist-info", f"sae-{version}.data"
-    inside = {f"{data}/scripts/sae": files["sae"], f"{info}/METADATA": about.encode()}
+    inside = modules | {f"{data}/scripts/sae": files["sae"], f"{info}/METADATA": about.encode()}
     inside[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: launch/pack.py\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()
     inside |= {f"{info}/licenses/{file}": files[file] for file in files if file.startswith(("LICENSE", "THIRD"))}
     digest = lambda content: base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
@@ -103,7 +118,7 @@ def wheel(path, files, version, tag):
         for name, content in inside.items():
             entry = zipfile.ZipInfo(name)
             # pip makes executable what says that it is a regular file and executable.
-            entry.external_attr = (0o100755 if name.endswith("/sae") else 0o100644) << 16
+            entry.external_attr = (0o100755 if name == f"{data}/scripts/sae" else 0o100644) << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
             zipped.writestr(entry, content)
 

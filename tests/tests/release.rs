@@ -58,6 +58,17 @@ fn a_wheel_and_an_archive_carry_the_program() {
     };
     pip(&["install", "--no-index", wheel.to_str().expect("a path of text")]);
     let installed = venv.join("bin/sae");
+    // The package is there, and says what it lacks in an environment that has nothing; beside the packages of another it works.
+    let import = |path: &str| {
+        let mut python = Command::new(venv.join("bin/python"));
+        python.args(["-c", "import sae; print(*sae.__all__)"]).env("PYTHONPATH", path).output().expect("Python runs")
+    };
+    let lacking = import("");
+    assert!(String::from_utf8_lossy(&lacking.stderr).contains("pip install 'sae[python]'"), "{lacking:?}");
+    let packages =
+        said(Command::new(&interpreter).args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]));
+    let works = import(packages.trim());
+    assert!(String::from_utf8_lossy(&works.stdout).contains("ShardWriter"), "{works:?}");
     let version = said(Command::new(&installed).arg("--version").env_clear());
     assert_eq!(version, said(Command::new(sae::binary()).arg("--version")));
     assert!(

@@ -1,0 +1,161 @@
+"""From texts to contexts: which tokens a model sees at once. The conventions are those of `sae harvest`.
+
+Packed, the tokens of all texts follow each other and are cut into contexts of one length; otherwise a context is of one text. What the tokenizer
+puts around a text (BOS, [CLS] and [SEP]) stands around each context, as `bos` says. Where that is a token in front, and the model attends one way,
+a text that begins inside of a packed context has it too. Special tokens are put around token ids and never around text, so none comes twice; a
+text that begins with BOS itself loses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+# Texts that are handed to a tokenizer at once.
+_TEXTS = 64
+
+
+class Context(NamedTuple):
+    """Tokens that are seen together."""
+
+    tokens: list[int]
+    docs: list[int]
+    """For each token the text that it is of; special tokens are of the text beside them."""
+    text: int
+    """Where the next context begins: in this text,"""
+    offset: int
+    """behind so many of its tokens."""
+
+
+class Special(NamedTuple):
+    """Tokens around every context."""
+
+    before: list[int]
+    behind: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: Any, bos: str) -> Special:
+        """What a tokenizer does (`"auto"`), BOS also where it puts nothing in front (`"always"`), or nothing (`"never"`).
+
+        Raises:
+            ValueError: for another word, and for BOS of a tokenizer that has none.
+        """
+        if bos not in ("auto", "always", "never"):
+            raise ValueError(f"bos {bos!r}: choose \"auto\", \"always\" or \"never\"")
+        if bos == "never":
+            return cls([], [])
+        whole, bare = _ids(tokenizer, ["a"], True)[0], _ids(tokenizer, ["a"], False)[0]
+        at = next((at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), None)
+        if at is None or not bare:
+            raise ValueError("the tokenizer changes a text's tokens where it adds special ones: choose bos=\"never\"")
+        before, behind = whole[:at], whole[at + len(bare) :]
+        if bos == "always":
+            first = tokenizer.bos_token_id
+            # The id 0 is one like any other.
+            if first is None:
+                raise ValueError("the tokenizer has no BOS: choose bos=\"auto\" or \"never\"")
+            before = before or [first]
+        return cls(before, behind)
+
+
+def _ids(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
+    encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    return [[int(token) for token in ids] for ids in encoded]
+
+
+class Form(NamedTuple):
+    """How contexts are made."""
+
+    length: int
+    """Tokens, special ones included."""
+    special: Special
+    packed: bool
+    """Whether tokens of several texts share a context."""
+    marks_texts: bool
+    """Whether BOS stands before a text inside of a context, too."""
+    keep_first: bool
+    """Whether the first row of a context is kept; one without any other is left out otherwise."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: when special tokens leave no room for those of texts.
+        """
+        around = len(self.special.before) + len(self.special.behind)
+        if self.length <= around or self.length < 2:
+            raise ValueError(f"contexts of {self.length} tokens have no room: {around} special ones stand around those of texts")
+
+
+def _documents(tokenizer: Any, texts: Iterator[str], first: int, special: Special) -> Iterator[tuple[int, list[int]]]:
+    """Texts from number `first` on, as tokens; those without any are left out."""
+    number = first
+    while some := list(islice(texts, _TEXTS)):
+        for place, text in enumerate(some, number):
+            if not isinstance(text, str):
+                raise ValueError(f"text {place} is a {type(text).__name__}: texts are strings")
+        for ids in _ids(tokenizer, some, False):
+            # A text that begins with the token that stands in front of it anyway.
+            ids = ids[1:] if ids[:1] and ids[:1] == special.before[-1:] else ids
+            if ids:
+                yield number, ids
+            number += 1
+
+
+def contexts(tokenizer: Any, texts: Iterable[str], form: Form, start: tuple[int, int] = (0, 0)) -> Iterator[Context]:
+    """Contexts from a place in the texts on. The last one, and without `packed` the last of each text, may be shorter.
+
+    Raises:
+        ValueError: when a text is no string.
+    """
+    before, behind = form.special
+    end = form.length - len(behind)
+    remaining = iter(texts)
+    for _ in islice(remaining, start[0]):
+        pass
+    documents = _documents(tokenizer, remaining, start[0], form.special)
+    number, used = start[0], 0
+    ids: list[int] = []
+    is_first = True
+    while True:
+        tokens: list[int] = []
+        docs: list[int] = []
+        while len(tokens) < end:
+            if used == len(ids):
+                following = next(documents, None)
+                if following is None:
+                    break
+                number, ids = following
+                used = start[1] if is_first and number == start[0] else 0
+                is_first = False
+                if used >= len(ids):
+                    continue
+            if not tokens:
+                tokens, docs = list(before), [number] * len(before)
+            elif not form.packed:
+                break
+            elif used == 0 and form.marks_texts:
+                tokens.append(before[-1])
+                docs.append(number)
+            take = min(end - len(tokens), len(ids) - used)
+            tokens += ids[used : used + take]
+            docs += [number] * take
+            used += take
+        if not docs:
+            return
+        tokens, docs = [*tokens, *behind], docs + [docs[-1]] * len(behind)
+        if len(tokens) > (0 if form.keep_first else 1):
+            yield Context(tokens, docs, *((number, used) if used < len(ids) else (number + 1, 0)))
+
+
+def with_last(items: Iterator[Context]) -> Iterator[tuple[Context, bool]]:
+    """Items, each with whether it is the last."""
+    for item in items:
+        following = next(items, None)
+        while following is not None:
+            yield item, False
+            item, following = following, next(items, None)
+        yield item, True
+        return
+
+

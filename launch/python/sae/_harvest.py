@@ -1,0 +1,372 @@
+"""Residual streams of `transformers` models as shards."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ._arrays import SIZES, dtype_name, stored
+from ._columns import KNOWN, arrays
+from ._contexts import Context, Form, Special, contexts, with_last
+from ._parts import Marker, Parts, shard_name
+from ._shard import Layout
+from ._store import Store
+from ._writer import Buffered, checked_source, checked_width
+
+_LOG = logging.getLogger("sae")
+_CONTEXTS = pa.schema(
+    [
+        pa.field("context_id", pa.uint64(), nullable=False),
+        pa.field("doc_id", pa.int64(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.field("item", pa.uint32(), nullable=False)), nullable=False),
+    ]
+)
+# A hundredth of the rows that carries more of E‖x‖² than this makes the scale of the data its own.
+_MUCH = 0.5
+
+
+# Models whose tokens attend both ways: what stands before a text inside of a context would tell it nothing.
+_ENCODERS = {
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "esm", "modernbert", "mpnet", "nomic_bert", "roberta",
+    "xlm-roberta",
+}  # fmt: skip
+
+
+class Harvested(NamedTuple):
+    """What `sae.harvest` has made, those before it included."""
+
+    rows: int
+    """Rows in each layer's folder that are committed."""
+    contexts: int
+    """Contexts that they are of."""
+    is_finished: bool
+    """Whether the manifests are written; not yet while other workers have parts to do."""
+
+
+class _Enough(BaseException):
+    """Ends a forward pass behind the last layer that is needed. No Exception: a model may catch those."""
+
+
+class _Taps:
+    """Hooks that keep the residual streams after some blocks, and leave the rest of the model out."""
+
+    def __init__(self, model: Any, blocks: Any, layers: Sequence[int]) -> None:
+        self._model = model
+        self.streams: dict[int, Any] = {}
+        self._handles = []
+        last = max(layers)
+        for layer in layers:
+            if layer == 0:
+                self._handles.append(blocks[0].register_forward_pre_hook(self._before(last == 0), with_kwargs=True))
+            else:
+                self._handles.append(blocks[layer - 1].register_forward_hook(self._behind(layer, layer == last)))
+        self._layers = list(layers)
+
+    def _before(self, is_last: bool) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.streams[0] = args[0] if args else kwargs["hidden_states"]
+            if is_last:
+                raise _Enough
+
+        return hook
+
+    def _behind(self, layer: int, is_last: bool) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            self.streams[layer] = output[0] if isinstance(output, tuple) else output
+            if is_last:
+                raise _Enough
+
+        return hook
+
+    def run(self, **inputs: Any) -> dict[int, Any]:
+        """The streams `[batch, seq, D]` of a forward pass, by layer."""
+        self.streams.clear()
+        with contextlib.suppress(_Enough):
+            self._model(**inputs)
+        if sorted(self.streams) != sorted(self._layers):
+            raise RuntimeError("the model does not go through its blocks: name their list with blocks=")
+        return dict(self.streams)
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _blocks_of(model: Any) -> Any:
+    """The list of a model's blocks: the outermost that is as long as the config says."""
+    import torch
+
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    count = getattr(config, "num_hidden_layers", None)
+    found = [
+        (name.count("."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    ]
+    outermost = [module for depth, module in found if depth == min(depth for depth, _ in found)]
+    if len(outermost) != 1:
+        raise ValueError(f"the model has {len(outermost)} lists of {count} blocks: name the one that is meant with blocks=")
+    return outermost[0]
+
+
+def harvest(
+    model: Any,
+    tokenizer: Any,
+    texts: Iterable[str],
+    layer: int | Sequence[int],
+    out: str | os.PathLike[str],
+    *,
+    context: int = 128,
+    bos: str = "auto",
+    packed: bool = True,
+    keep_first: bool = False,
+    batch: int = 8,
+    dtype: Any = "bf16",
+    metadata: Mapping[str, Any] | None = None,
+    blocks: Any = None,
+    part_bytes: int = 64 << 20,
+    worker: tuple[int, int] = (0, 1),
+) -> Harvested:
+    """Writes the residual stream of a language model over texts as shards, on whichever device the model lies.
+
+    ```python
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="bfloat16", device_map="cuda")
+    sae.harvest(model, AutoTokenizer.from_pretrained(name), texts, layer=12, out="s3://bucket/layer12", context=512)
+    ```
+
+    Layer L is `hidden_states[L]` of `transformers`, the stream after L blocks and before the final norm, `blocks.{L-1}.hook_resid_post`
+    elsewhere. The pass ends behind the last block that is needed. Rows carry `context_id`, `pos` (in the context, counted from 0), `doc_id`
+    (the number of the text) and `token_id`; `_contexts/part-*.parquet` holds the tokens of every context.
+
+    Rows are made in parts, each committed by a marker: called again with the same arguments after a crash, it makes what is missing and
+    nothing twice. Texts have to come in the same order each time. Several processes share the parts where each has its own `worker`, and
+    nothing else.
+
+    Args:
+        model: a causal LM or an encoder of `transformers`, or any model whose config has `num_hidden_layers`.
+        tokenizer: its tokenizer.
+        texts: strings, in an order that is always the same; an iterator will do.
+        layer: one layer, or several: each has a folder `layer-L` below `out` then.
+        out: a folder by its path or URL, empty or begun by this function.
+        context: tokens that the model sees at once, special ones included.
+        bos: `"auto"`: special tokens around contexts as the tokenizer adds them to a text; `"always"`: BOS also where it adds nothing in front;
+            `"never"`: none. Two BOS never stand beside each other.
+        packed: contexts run on from one text to the next, with BOS between them where contexts have it; otherwise each is of one text, and the
+            last of a text is shorter.
+        keep_first: keep the rows of position 0. Their norms are up to 100 times those of others in later layers, and what is trained with
+            them learns little else.
+        batch: contexts in a forward pass. Shorter ones are padded on the right and masked; padding makes no rows.
+        dtype: how rows are stored, as of `sae.ShardWriter`.
+        metadata: what is said of the rows in the manifest beside what is known (model, layer, context length, tokenizer): the data set, say.
+        blocks: the `ModuleList` of the model's blocks, where it is not found.
+        part_bytes: bytes of a part's shard, about: as much is made again after a crash.
+        worker: (w, W) makes the parts w, w + W, w + 2W, …
+
+    Raises:
+        ValueError: for arguments that are none, a folder that was begun with others, and streams that are not finite.
+        StoreError: when the store does not answer.
+    """
+    layers = [layer] if isinstance(layer, int) else list(layer)
+    blocks = _blocks_of(model) if blocks is None else blocks
+    if not layers or len({*layers}) != len(layers) or not all(isinstance(of, int) and 0 <= of <= len(blocks) for of in layers):
+        raise ValueError(f"layer {layer!r}: the model has layers 0 (embeddings) to {len(blocks)}")
+    for name, number, least in (("context", context, 2), ("batch", batch, 1), ("part_bytes", part_bytes, 1)):
+        if number < least:
+            raise ValueError(f"{name} {number}: at least {least}")
+    if not 0 <= worker[0] < worker[1]:
+        raise ValueError(f"worker {worker}: (w, W) with w below W")
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    layout = Layout(checked_width(int(config.hidden_size)), dtype_name(dtype))
+    special = Special.of(tokenizer, bos)
+    marks_texts = bool(special.before) and config.model_type not in _ENCODERS
+    form = Form(context, special, packed, marks_texts, keep_first)
+    form.check()
+    rows_each = context - (0 if keep_first else 1)
+    in_part = max(part_bytes // (layout.width * SIZES[layout.dtype] * rows_each), 1)
+    folders = {of: "" if len(layers) == 1 else f"layer-{of}" for of in layers}
+    sources = {folder: _source(model, tokenizer, of, form, metadata) for of, folder in folders.items()}
+    plan = {
+        "command": "harvest",
+        "version": 1,
+        "folders": list(folders.values()),
+        "width": layout.width,
+        "dtype": layout.dtype,
+        "contexts_in_part": in_part,
+        "batch": batch,
+        "before": special.before,
+        "behind": special.behind,
+        "sources": sources,
+    }
+    parts = Parts(Store.of(out), plan)
+    job = _Job(parts, _Taps(model, blocks, layers), folders, layout, keep_first, batch, getattr(tokenizer, "pad_token_id", None) or 0)
+    was_training = model.training
+    model.eval()
+    try:
+        count = _make_parts(job, _from_parts(parts, tokenizer, texts, form), in_part, worker)
+    finally:
+        job.taps.remove()
+        model.train(was_training)
+    done = parts.renew()
+    is_finished = count is not None and count > 0 and all(part in done for part in range(count))
+    if is_finished and count is not None:
+        parts.finish(count, layout, sources)
+    elif count == 0:
+        raise ValueError("the texts hold no tokens")
+    rows = sum(marker.rows for marker in done.values())
+    return Harvested(rows, sum(int(marker.note.get("contexts", 0)) for marker in done.values()), is_finished)
+
+
+def _source(
+    model: Any, tokenizer: Any, layer: int, form: Form, metadata: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the manifest says of the rows."""
+    config = model.config
+    known = {
+        "tool": "sae.harvest",
+        "model": getattr(config, "_name_or_path", "") or type(model).__name__,
+        "model_class": type(model).__name__,
+        "revision": getattr(config, "_commit_hash", None),
+        "layer": layer,
+        "hook_name": f"blocks.{layer - 1}.hook_resid_post" if layer else "hook_embed",
+        "context_size": form.length,
+        "packed": form.packed,
+        "prepend_bos": bool(form.special.before),
+        "first_rows": form.keep_first,
+        "tokenizer": getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__,
+    }
+    return checked_source({name: value for name, value in known.items() if value is not None} | dict(metadata or {}))
+
+
+class _Of(NamedTuple):
+    """A part to be made: its number, its contexts, the first one's id, and whether it is the last."""
+
+    part: int
+    contexts: list[Context]
+    is_last: bool
+
+
+def _from_parts(
+    parts: Parts, tokenizer: Any, texts: Iterable[str], form: Form
+) -> tuple[int, Iterator[tuple[Context, bool]]]:
+    """The first part that may be missing, and the contexts from there on. Texts before it are passed over without being tokenised."""
+    leading = parts.leading()
+    if leading and leading[-1].note.get("last"):
+        return len(leading), iter(())
+    start = (int(leading[-1].note["text"]), int(leading[-1].note["offset"])) if leading else (0, 0)
+    return len(leading), with_last(contexts(tokenizer, texts, form, start))
+
+
+def _make_parts(job: _Job, source: tuple[int, Iterator[tuple[Context, bool]]], in_part: int, worker: tuple[int, int]) -> int | None:
+    """Makes the parts of a worker that are missing. Returns how many there are in all."""
+    part, stream = source
+    held: list[Context] = []
+    for context, is_last in stream:
+        held.append(context)
+        if len(held) == in_part or is_last:
+            if part % worker[1] == worker[0] and part not in job.parts.markers:
+                job.make(_Of(part, held, is_last), part * in_part)
+            held, part = [], part + 1
+    return part
+
+
+class _Job:
+    """What making parts takes."""
+
+    def __init__(
+        self, parts: Parts, taps: _Taps, folders: dict[int, str], layout: Layout, keep_first: bool, batch: int, padding: int
+    ) -> None:
+        self.parts, self.taps, self._folders, self._layout = parts, taps, folders, layout
+        self._keep_first, self._batch, self._padding = keep_first, batch, padding
+        self._types = {name: KNOWN[name] for name in ("context_id", "pos", "doc_id", "token_id")}
+        self._has_looked = False
+
+    def make(self, of: _Of, first: int) -> None:
+        """Makes a part and commits it; `first` is the id of its first context."""
+        began = time.monotonic()
+        name = shard_name(of.part)
+        shards = {layer: Buffered(self.parts.store.below(folder), name, self._layout, self._types) for layer, folder in self._folders.items()}
+        try:
+            for at in range(0, len(of.contexts), self._batch):
+                self._forward(of.contexts[at : at + self._batch], first + at, shards)
+            self.parts.store.put(f"_contexts/part-{of.part:06}.parquet", _contexts_file(of.contexts, first))
+            entries = {self._folders[layer]: shard.finish() for layer, shard in shards.items()}
+        except BaseException:
+            for shard in shards.values():
+                shard.abort()
+            raise
+        last = of.contexts[-1]
+        note = {"contexts": len(of.contexts), "text": last.text, "offset": last.offset, "last": of.is_last}
+        self.parts.commit(of.part, Marker(entries, note))
+        tokens = sum(len(context.tokens) for context in of.contexts)
+        seconds = time.monotonic() - began
+        _LOG.info("part %d: %d contexts, %d tokens, %.0f tokens/s", of.part, len(of.contexts), tokens, tokens / seconds)
+
+    def _forward(self, some: list[Context], first: int, shards: dict[int, Buffered]) -> None:
+        import torch
+
+        longest = max(len(context.tokens) for context in some)
+        tokens_bs = np.full((len(some), longest), self._padding, np.int64)
+        mask_bs, docs_bs = np.zeros((len(some), longest), bool), np.zeros((len(some), longest), np.int64)
+        for row, context in enumerate(some):
+            count = len(context.tokens)
+            tokens_bs[row, :count], docs_bs[row, :count], mask_bs[row, :count] = context.tokens, context.docs, True
+        model = self.taps._model
+        device = model.get_input_embeddings().weight.device
+        inputs = {"input_ids": torch.from_numpy(tokens_bs).to(device), "attention_mask": torch.from_numpy(mask_bs).to(device, torch.int64)}
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            inputs["use_cache"] = False
+        with torch.inference_mode():
+            streams = self.taps.run(**inputs)
+        kept_bs = mask_bs.copy()
+        if not self._keep_first:
+            kept_bs[:, 0] = False
+        batch_of, pos = np.nonzero(kept_bs)
+        given = {"context_id": batch_of + first, "pos": pos, "doc_id": docs_bs[kept_bs], "token_id": tokens_bs[kept_bs]}
+        columns = arrays(given, self._types, len(pos))
+        for layer, stream in streams.items():
+            with torch.inference_mode():
+                rows = stream[torch.from_numpy(kept_bs).to(stream.device)]
+                self._look_once(rows, layer)
+            try:
+                bits = stored(rows, self._layout.width, self._layout.dtype)
+            except ValueError as error:
+                raise ValueError(f"layer {layer}, contexts from {first} on: {error}") from error
+            shards[layer].write(bits, columns)
+
+    def _look_once(self, rows: Any, layer: int) -> None:
+        """Says of the first rows what share of E‖x‖² the largest carry."""
+        if self._has_looked or len(rows) == 0:
+            return
+        self._has_looked = layer == max(self._folders)
+        squares = rows.float().square().sum(dim=1).sort(descending=True).values
+        top = max(len(squares) // 100, 1)
+        share = float(squares[:top].sum() / squares.sum().clamp_min(1e-30))
+        said = f"layer {layer}: the largest {top} of the first {len(squares)} rows carry {share:.1%} of their squared norms"
+        if share > _MUCH and len(squares) >= 100:
+            _LOG.warning("%s: a dictionary would learn little else; leave them out by data.filter", said)
+        else:
+            _LOG.info("%s", said)
+
+
+def _contexts_file(some: list[Context], first: int) -> bytes:
+    table = pa.Table.from_arrays(
+        [
+            pa.array(range(first, first + len(some)), pa.uint64()),
+            pa.array([context.docs[0] for context in some], pa.int64()),
+            pa.array([context.tokens for context in some], _CONTEXTS.field("token_ids").type),
+        ],
+        schema=_CONTEXTS,
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

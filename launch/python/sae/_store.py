@@ -1,0 +1,239 @@
+"""A folder on a disk or in object storage: what is written there is there whole or not at all.
+
+Local files are written under a hidden name, forced to the disk and renamed. Objects appear when they are complete; what a stream that was
+left may leave is taken away again. Names are relative, with `/` between their parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import pathlib
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Protocol
+
+import pyarrow as pa
+import pyarrow.fs
+
+from ._errors import StoreError
+
+
+class Output(Protocol):
+    """A file on its way."""
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Appends bytes."""
+
+    def commit(self) -> None:
+        """Makes the file visible under its name."""
+
+    def abort(self) -> None:
+        """Leaves nothing behind, as far as the store lets it."""
+
+
+class _LocalOutput:
+    def __init__(self, path: pathlib.Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        # Readers leave out what begins with a dot.
+        self._hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._file: BinaryIO = open(self._hidden, "wb")
+
+    def write(self, data: bytes | bytearray) -> None:
+        self._file.write(data)
+
+    def commit(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._hidden, self._path)
+
+    def abort(self) -> None:
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._hidden.unlink()
+
+
+class _RemoteOutput:
+    def __init__(self, fs: Any, path: str) -> None:
+        self._fs, self._path = fs, path
+        self._stream = fs.open_output_stream(path)
+
+    def write(self, data: bytes | bytearray) -> None:
+        self._stream.write(data)
+
+    def commit(self) -> None:
+        self._stream.close()
+
+    def abort(self) -> None:
+        # Arrow completes an upload when its stream ends, in whatever way.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+            self._fs.delete_file(self._path)
+
+
+def _s3() -> Any:
+    """S3 with the variables that `sae` reads; credentials beyond them are found by Arrow as the AWS tools find theirs."""
+    options: dict[str, Any] = {}
+    endpoint = next((os.environ[name] for name in ("AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        options["scheme"], options["endpoint_override"] = scheme or "https", host.rstrip("/")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region:
+        options["region"] = region
+    return pa.fs.S3FileSystem(**options)
+
+
+class Store:
+    """A folder by its path or URL: `runs/my`, `file:///data`, `s3://bucket/prefix`, `gs://bucket/prefix`.
+
+    Raises:
+        ValueError: for an empty path, a URL without a bucket, or a scheme that is none of these.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        text = os.fspath(url)
+        if not text:
+            raise ValueError("empty path: give a folder or a URL such as s3://bucket/prefix")
+        self.url = text.rstrip("/") or "/"
+        self._local: pathlib.Path | None = None
+        self._fs: Any = None
+        scheme, separator, rest = text.partition("://")
+        if not separator:
+            self._local = pathlib.Path(text).absolute()
+            return
+        bucket, _, prefix = rest.partition("/")
+        scheme = scheme.lower()
+        if scheme == "file":
+            if bucket not in ("", "localhost"):
+                raise ValueError(f"{text}: write file:///absolute/path")
+            self._local = pathlib.Path("/" + urllib.parse.unquote(prefix))
+            return
+        if scheme not in ("s3", "s3a", "gs"):
+            raise ValueError(f"{scheme}:// is not written or read from Python: give a path, file://, s3:// or gs://")
+        if not bucket or "@" in bucket:
+            raise ValueError(f"no bucket: write {scheme}://BUCKET/PREFIX")
+        try:
+            self._fs = pa.fs.GcsFileSystem() if scheme == "gs" else _s3()
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self.url}: {error}") from error
+        self._root = "/".join([bucket, *[part for part in prefix.split("/") if part]])
+
+    @classmethod
+    def of(cls, place: str | os.PathLike[str] | Store) -> Store:
+        """The same, or the folder that a path names."""
+        return place if isinstance(place, Store) else cls(place)
+
+    def below(self, folder: str) -> Store:
+        """A folder in this one."""
+        if not folder:
+            return self
+        inner = copy.copy(self)
+        inner.url = self.url_of(folder)
+        if self._local is not None:
+            inner._local = self._local / folder
+        else:
+            inner._root = f"{self._root}/{folder}"
+        return inner
+
+    def url_of(self, name: str) -> str:
+        """A file as it is called in messages."""
+        return f"{self.url.rstrip('/')}/{name}"
+
+    def local(self, name: str) -> pathlib.Path | None:
+        """The path of a file, where files have one."""
+        return None if self._local is None else self._local / name
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Errors that say where they happened."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self.url_of(name)}: {error}") from error
+
+    def list(self, folder: str = "") -> dict[str, int]:
+        """Files below a folder of this one, by their names in this one, with their sizes; empty when there is no such folder."""
+        found: dict[str, int] = {}
+        with self._named(folder):
+            if self._local is not None:
+                for above, _, names in os.walk(self._local / folder):
+                    for name in names:
+                        path = pathlib.Path(above, name)
+                        with contextlib.suppress(FileNotFoundError):
+                            found[path.relative_to(self._local).as_posix()] = path.stat().st_size
+                return found
+            place = f"{self._root}/{folder}".rstrip("/")
+            selector = pa.fs.FileSelector(place, recursive=True, allow_not_found=True)
+            for info in self._fs.get_file_info(selector):
+                if info.type == pa.fs.FileType.File:
+                    found[info.path[len(self._root) + 1 :]] = info.size
+        return found
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; `None` when there is none."""
+        with self._named(name):
+            if self._local is not None:
+                path = self._local / name
+                return path.stat().st_size if path.is_file() else None
+            info = self._fs.get_file_info(f"{self._root}/{name}")
+            return int(info.size) if info.type == pa.fs.FileType.File else None
+
+    def get(self, name: str, most: int) -> bytes:
+        """A whole file of at most so many bytes.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            ValueError: when it is larger: nothing of that kind is.
+        """
+        size = self.size(name)
+        if size is None:
+            raise FileNotFoundError(f"{self.url_of(name)} is missing")
+        if size > most:
+            raise ValueError(f"{self.url_of(name)} has {size} bytes, and no such file has more than {most}")
+        return self.get_range(name, 0, size)
+
+    def get_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes of a file, which has to have them."""
+        with self._named(name):
+            if self._local is not None:
+                with open(self._local / name, "rb") as file:
+                    file.seek(start)
+                    data = file.read(end - start)
+            else:
+                with self._fs.open_input_file(f"{self._root}/{name}") as file:
+                    data = bytes(file.read_at(end - start, start))
+        if len(data) != end - start:
+            raise ValueError(f"{self.url_of(name)} ends before byte {end}")
+        return data
+
+    def open(self, name: str) -> Output:
+        """Begins a file."""
+        with self._named(name):
+            if self._local is not None:
+                return _LocalOutput(self._local / name)
+            return _RemoteOutput(self._fs, f"{self._root}/{name}")
+
+    def put(self, name: str, data: bytes) -> None:
+        """Writes a whole file."""
+        output = self.open(name)
+        try:
+            with self._named(name):
+                output.write(data)
+                output.commit()
+        except BaseException:
+            output.abort()
+            raise
+
+    def delete(self, name: str) -> None:
+        """Takes a file away; nothing happens when there is none."""
+        with self._named(name), contextlib.suppress(FileNotFoundError):
+            if self._local is not None:
+                (self._local / name).unlink()
+            else:
+                self._fs.delete_file(f"{self._root}/{name}")

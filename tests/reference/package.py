@@ -1,0 +1,617 @@
+"""Holds the package in launch/python to what it says, with torch and transformers on the processor.
+
+    python tests/reference/package.py CHECK [ARGUMENT …] [-- CHECK [ARGUMENT …] …]
+
+CHECK is one of the functions below; the tests of tests/tests/python.rs call them with what they have made, and fail where one fails.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, os.environ.get("SAE_PACKAGE", str(ROOT / "launch/python")))
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+import sae  # noqa: E402
+
+
+def refuses(kind, words, call, *arguments, **named):
+    """Whether a call fails with such an error, which says these words."""
+    try:
+        call(*arguments, **named)
+    except kind as error:
+        assert all(word in str(error) for word in words), f"{error} lacks one of {words}"
+        return
+    raise AssertionError(f"{call} with {arguments} is not refused")
+
+
+def shards(folder):
+    """The rows of a folder's manifest in their order, as one table."""
+    manifest = json.loads((pathlib.Path(folder) / "manifest.json").read_text())
+    return pa.concat_tables([pq.read_table(pathlib.Path(folder) / shard["path"]) for shard in manifest["shards"]])
+
+
+def numbers(table, dtype=np.float32):
+    """The activations of a table, `[n, D]`."""
+    column = table["activation"].combine_chunks()
+    rows = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * column.type.byte_width :]
+    return rows[: len(column) * column.type.byte_width].view(dtype).reshape(len(column), -1)
+
+
+def rewrite(source, out):
+    """Writes the f16 rows of another folder again, in shards of as many, by torch tensors, numpy arrays and bits in turn."""
+    import torch
+
+    rows, manifest = numbers(shards(source), np.float16), json.loads(pathlib.Path(source, "manifest.json").read_text())
+    options = {"shard_rows": manifest["shards"][0]["rows"], "shuffled": manifest["prepared"]}
+    ways = [torch.from_numpy, lambda some: some, lambda some: some.view(np.uint16), lambda some: torch.from_numpy(some)[None]]
+    with sae.ShardWriter(out, rows.shape[1], "f16", {"dataset": source}, **options) as writer:
+        for turn, at in enumerate(range(0, len(rows), 777)):
+            some = rows[at : at + 777].copy()
+            writer.write(ways[turn % len(ways)](some), token_id=np.arange(at, at + len(some)), pos=0, label=["x"] * len(some))
+            some[:] = 0  # what was handed over belongs to its owner again
+        assert writer.rows == len(rows)
+    assert writer.rows_committed == len(rows) and writer.is_finished
+    table = shards(out)
+    assert np.array_equal(numbers(table, np.uint16), rows.view(np.uint16))
+    assert table["token_id"].to_pylist() == list(range(len(rows))) and {*table["label"].to_pylist()} == {"x"}
+
+
+def formats(folder):
+    """Every format that rows may have, and the same rounding in torch and numpy."""
+    import torch
+
+    torch.manual_seed(1)
+    x = torch.randn(500, 24) * 10.0 ** torch.randint(-6, 4, (500, 1))
+    given = {
+        "torch": x,
+        "double": x.double(),
+        "strided": torch.stack([x, x], dim=2)[:, :, 0],
+        "grad": x.clone().requires_grad_(),
+        "batches": x.reshape(5, 100, 24),
+        "numpy": x.numpy(),
+        "fortran": np.asfortranarray(x.numpy()),
+        "big": x.numpy().astype(">f4"),
+    }
+    wanted = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+    for dtype, of in wanted.items():
+        bits = x.to(of).view(torch.uint8).numpy()
+        for name, rows in given.items():
+            out = f"{folder}/{name}-{dtype}"
+            with sae.ShardWriter(out, 24, of, shard_rows=200) as writer:
+                writer.write(rows)
+            assert np.array_equal(numbers(shards(out), np.uint8), bits), (name, dtype)
+    half = x.bfloat16()
+    for name, rows in {"bf16": half, "bits": half.view(torch.int16).numpy().view(np.uint16)}.items():
+        with sae.ShardWriter(f"{folder}/own-{name}", 24) as writer:
+            writer.write(rows)
+        assert np.array_equal(numbers(shards(f"{folder}/own-{name}"), np.int16), half.view(torch.int16).numpy())
+    # Ties go to the even neighbour.
+    ties = (np.arange(0x3F80_8000, 0x3F80_8000 + 24 * 0x10000, 0x10000, dtype=np.uint32)).view(np.float32).reshape(1, 24)
+    with sae.ShardWriter(f"{folder}/ties", 24) as writer:
+        writer.write(ties)
+    assert np.array_equal(numbers(shards(f"{folder}/ties"), np.int16), torch.from_numpy(ties).bfloat16().view(torch.int16).numpy())
+
+
+def refusals(folder):
+    """What a writer does not take, and that nothing of it is written."""
+    import torch
+
+    rows = np.ones((6, 4), np.float32)
+    new = lambda name="w", **more: sae.ShardWriter(f"{folder}/{name}", 4, "f16", **more)
+    for width in (0, -1, 1 << 21, 2.0, True, "4"):
+        refuses(ValueError, ["width"], sae.ShardWriter, f"{folder}/x", width)
+    for dtype in ("f8", "int8", np.int32, torch.int64, "f64"):
+        refuses(ValueError, ["choose f32, f16 or bf16"], sae.ShardWriter, f"{folder}/x", 4, dtype)
+    for url, words in (("", ["empty"]), ("ftp://x/y", ["ftp"]), ("s3://", ["no bucket"]), ("file://host/x", ["file:///"])):
+        refuses(ValueError, words, sae.ShardWriter, url, 4)
+    refuses(ValueError, ["bytes"], new, metadata={"a": "x" * (1 << 17)})
+    refuses(ValueError, ["JSON"], new, metadata={"a": object()})
+    refuses(ValueError, ["JSON"], new, metadata={"a": float("nan")})
+    refuses(ValueError, ["type"], new, columns={"a": "list<int32>"})
+    refuses(ValueError, ["shard_rows"], new, shard_rows=0)
+    assert not os.path.exists(f"{folder}/x") and not os.path.exists(f"{folder}/w")
+
+    writer = new()
+    for wrong in (np.ones((6, 5), np.float32), np.ones(4 * 6, np.float32), np.float32(1), torch.ones(2, 3, 5)):
+        refuses(ValueError, ["last dimension"], writer.write, wrong)
+    for wrong in (np.ones((6, 4), np.int32), torch.ones(6, 4, dtype=torch.int64), np.ones((6, 4), complex), np.full((6, 4), "a")):
+        refuses(ValueError, ["floats"], writer.write, wrong)
+    for value, words in ((np.nan, ["row 3", "not finite"]), (np.inf, ["row 3", "not finite"]), (1e6, ["row 3", "f16 cannot"])):
+        bad = rows.copy()
+        bad[3, 2] = value
+        refuses(ValueError, words, writer.write, bad)
+        refuses(ValueError, words, writer.write, torch.from_numpy(bad))
+    refuses(ValueError, ["not finite"], writer.write, np.full((1, 4), 0x7C00, np.uint16))
+    for name in ("activation", ""):
+        refuses(ValueError, ["column"], writer.write, rows, **{name: 1})
+    assert not os.path.exists(f"{folder}/w"), "nothing was begun"
+
+    writer.write(rows, token_id=[1, 2, 3, 4, 5, 6], of=torch.arange(6))
+    refuses(ValueError, ["without of"], writer.write, rows, token_id=1)
+    refuses(ValueError, ["with pos"], writer.write, rows, token_id=1, of=1, pos=1)
+    refuses(ValueError, ["5 values for 6 rows"], writer.write, rows, token_id=[1] * 5, of=1)
+    for wrong in (1 << 31, -(1 << 40), 1.5, "a", None, [None] * 6, [object()] * 6):
+        refuses(ValueError, ["token_id"], writer.write, rows, token_id=wrong, of=1)
+    assert writer.rows == 6
+    refuses(ValueError, ["another plan", "width"], sae.ShardWriter, f"{folder}/w", 5, "f16")
+    refuses(ValueError, ["another plan", "metadata"], new, metadata={"a": 1})
+    refuses(ValueError, ["another plan", "shard_rows"], new, shard_rows=7)
+    assert writer.finish() == 6
+    refuses(ValueError, ["finished"], writer.write, rows, token_id=1, of=1)
+    refuses(ValueError, ["finished"], new().write, rows, token_id=1, of=1)
+    assert new().finish() == 6 and len(shards(f"{folder}/w")) == 6
+
+    pq.write_table(pa.table({"a": [1]}), f"{folder}/w/other.pq")
+    os.makedirs(f"{folder}/others")
+    pq.write_table(pa.table({"a": [1]}), f"{folder}/others/some.parquet")
+    refuses(ValueError, ["already holds shards"], new, "others")
+    refuses(ValueError, ["no rows"], new("empty").finish)
+    for content in (b"", b"[]", b"{", b"\xff", b'{"shards": {"": {}}, "note": {}}', b'{"shards": {"": {"path": "../../x", "size": 1, "rows": 1, "raw": true, "row_groups": []}}}'):
+        pathlib.Path(f"{folder}/w/parts/000000.json").write_bytes(content)
+        refuses(sae.DamagedError, ["000000.json"], new)
+    # A read-only place says so.
+    pathlib.Path(f"{folder}/file").write_bytes(b"")
+    refuses(OSError, ["file"], sae.ShardWriter(f"{folder}/file/below", 4).write, rows)
+
+
+def child(out, seed):
+    """Writes 40 shards slowly, going on after what is committed; for `killed`."""
+    rng = np.random.default_rng(int(seed))
+    rows = rng.standard_normal((40 * 500, 16)).astype(np.float32)
+    with sae.ShardWriter(out, 16, "bf16", {"seed": int(seed)}, shard_rows=500) as writer:
+        print("begun", writer.rows_committed, flush=True)
+        for at in range(writer.rows_committed, len(rows), 170):
+            writer.write(rows[at : at + 170], token_id=np.arange(at, min(at + 170, len(rows))))
+            time.sleep(0.002)
+    print("finished", flush=True)
+
+
+def killed(folder, kills):
+    """Writers that are killed again and again leave each row once, and the bytes of one that nobody disturbed."""
+    rng = np.random.default_rng(5)
+    struck, out = 0, f"{folder}/killed"
+    while True:
+        call = [sys.executable, __file__, "child", out, "9"]
+        process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline().startswith("begun")
+        timer = threading.Timer(rng.uniform(0.0, 0.12), process.kill) if struck < int(kills) else None
+        if timer:
+            timer.start()
+        finished = "finished" in process.stdout.read()
+        code = process.wait()
+        assert code == (0 if finished else -signal.SIGKILL), code
+        if timer:
+            timer.cancel()
+        if finished:
+            break
+        struck += process.returncode == -signal.SIGKILL
+    assert struck >= min(int(kills), 3), f"only {struck} were killed before one finished"
+    child(f"{folder}/whole", 9)
+    same_files(f"{folder}/killed", f"{folder}/whole")
+    assert shards(out)["token_id"].to_pylist() == list(range(40 * 500))
+    print(f"{struck} writers were killed")
+
+
+def same_files(one, other):
+    """Whether two folders hold the same files, hidden ones of killed writers aside."""
+    found = []
+    for folder in (one, other):
+        paths = [path for path in pathlib.Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".")]
+        found.append({str(path.relative_to(folder)): path.read_bytes() for path in paths})
+    assert found[0].keys() == found[1].keys(), sorted(found[0].keys() ^ found[1].keys())
+    differing = [name for name in found[0] if found[0][name] != found[1][name]]
+    assert not differing, differing
+
+
+def exported(folder):
+    """The tensors of an export in one file or in parts, as safetensors reads them, in f32."""
+    import safetensors.torch
+
+    index = pathlib.Path(folder, "sae_weights.safetensors.index.json")
+    names = json.loads(index.read_text())["weight_map"]["W_enc"] if index.exists() else ["sae_weights.safetensors"]
+    parts = [safetensors.torch.load_file(f"{folder}/{name}") for name in names]
+    parts = [{name: tensor.float().numpy() for name, tensor in part.items()} for part in parts]
+    whole = {name: np.concatenate([part[name] for part in parts], axis) for name, axis in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0))}
+    return whole | {"b_dec": parts[0]["b_dec"]}
+
+
+def same_bits(one, other):
+    return one.shape == other.shape and np.array_equal(one.view(np.uint32), other.view(np.uint32))
+
+
+def loads(run, export, *options):
+    """`sae.load` of a run and of its export, against the export's files; `unit_norm`, `best` or a step choose the same as the export did."""
+    named = {"unit_norm": "unit_norm" in options}
+    which = [option for option in options if option != "unit_norm"]
+    if which:
+        named["checkpoint"] = int(which[0]) if which[0].isdigit() else which[0]
+    expected = exported(export)
+    if named["unit_norm"] is False and not which:
+        owes(sae.load(run))
+    for weights in (sae.load(run, **named), sae.load(export)):
+        assert (weights.features, weights.width) == expected["W_dec"].shape and weights.W_enc.shape == expected["W_enc"].shape
+        for name, values in expected.items():
+            assert same_bits(np.ascontiguousarray(getattr(weights, name)), np.ascontiguousarray(values)), (weights, name)
+        indices(weights, expected)
+        at = 0
+        for block in weights.blocks():
+            assert block.first == at and same_bits(block.W_dec, expected["W_dec"][at : at + len(block.b_enc)])
+            at += len(block.b_enc)
+        assert at == weights.features
+        tensors = weights.torch()
+        assert all(same_bits(tensors[name].numpy(), np.ascontiguousarray(values)) for name, values in expected.items())
+
+
+def owes(weights):
+    """A run that may owe updates does, in some rows and not in others: else nothing is shown of them."""
+    import safetensors.numpy
+
+    if not weights.manifest or weights.manifest["recipe"]["train"]["adam"] != "catchup":
+        return
+    files = sorted(pathlib.Path(weights.place).glob("optimizer-*.safetensors"))
+    last_update_f = np.concatenate([safetensors.numpy.load_file(file)["last_update"] for file in files])
+    is_owed = (last_update_f > 0) & (last_update_f < weights.manifest["step"])
+    assert is_owed.any() and not is_owed.all(), last_update_f
+
+
+def indices(weights, expected):
+    """Every way to ask for some of a matrix."""
+    features, width = expected["W_dec"].shape
+    rng = np.random.default_rng(3)
+    some = rng.permutation(features)[:20]
+    mask = rng.random(features) < 0.1
+    for chosen in (0, -1, features - 1, np.int64(5), slice(None), slice(3, 200, 7), slice(130, 40, -1), slice(5, 5), some, some.tolist(), some - features, mask, [], [4, 4]):
+        assert np.array_equal(weights.W_dec[chosen], expected["W_dec"][chosen if not isinstance(chosen, list) or chosen else slice(0)]), chosen
+        assert np.array_equal(weights.W_enc[:, chosen], expected["W_enc"][:, chosen if not isinstance(chosen, list) or chosen else slice(0)]), chosen
+    assert np.array_equal(weights.W_enc[2], expected["W_enc"][2]) and weights.W_dec[7, 3] == expected["W_dec"][7, 3]
+    assert np.array_equal(weights.W_dec[some, 1:3], expected["W_dec"][some, 1:3]) and len(weights.W_enc) == width
+    for wrong in (features, -features - 1, 1.5, [0, features], np.ones(3, bool), "a", (0, 0, 0)):
+        refuses(IndexError, [], weights.W_dec.__getitem__, wrong)
+
+
+def damage(run):
+    """Bits that changed are noticed where they are read, files that are missing at once; an earlier checkpoint is taken."""
+    attempts = sorted(pathlib.Path(run, "checkpoints").glob("step-*/attempt-*"))
+    assert len(attempts) >= 2
+    newest, before = attempts[-1], attempts[-2]
+    file = newest / "weights-000000.safetensors"
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    weights = sae.load(run)
+    assert weights.place.endswith(str(newest)[-30:]) and weights.W_dec[0].shape == (weights.width,)
+    refuses(sae.DamagedError, ["weights-000000.safetensors", "hashes"], weights.W_dec.__getitem__, weights.features - 1)
+    assert sae.load(run, verify=False).W_dec[weights.features - 1].shape == (weights.width,)
+    step = int(before.parent.name[5:])
+    for wrong in (kept[:-5], kept + b"x", b"", b"\xff" * len(kept), kept[:8] + b"[" + kept[9:], None):
+        if wrong is None:
+            file.unlink()
+        else:
+            file.write_bytes(wrong)
+        if wrong is not None and len(wrong) == len(kept):
+            refuses(sae.DamagedError, ["weights-000000"], lambda: sae.load(run).W_dec[0])
+            continue
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert sae.load(run).manifest["step"] == step
+        assert any("trying the checkpoint before it" in str(one.message) for one in said)
+    file.write_bytes(kept)
+    for name, wrong in (("COMMIT", b"0" * 32), ("manifest.json", b"{}")):
+        was = (newest / name).read_bytes()
+        (newest / name).write_bytes(wrong)
+        with warnings.catch_warnings(record=True):
+            assert sae.load(run).manifest["step"] == step
+        refuses(sae.DamagedError, ["COMMIT"], sae.load, newest)
+        (newest / name).write_bytes(was)
+    assert sae.load(run).manifest["step"] > step
+    for place in (newest, newest.parent, before):
+        assert sae.load(place).manifest["step"] == int(place.name[5:] if place.name.startswith("step") else place.parent.name[5:])
+    refuses(FileNotFoundError, ["step 99999", str(step)], sae.load, run, 99999)
+    refuses(FileNotFoundError, ["no committed checkpoint"], sae.load, pathlib.Path(run).parent)
+    refuses(ValueError, ["checkpoint already"], sae.load, newest, "best")
+    refuses(ValueError, ["choose"], sae.load, run, "newest")
+    # Manifests that were sealed again after somebody had changed them.
+    import xxhash
+
+    text = (newest / "manifest.json").read_bytes()
+    manifest = json.loads(text)
+    file_names = [entry["name"] for entry in manifest["files"]]
+    def with_file(**change):
+        changed = json.loads(text)
+        changed["files"][file_names.index("weights-000000.safetensors")] |= change
+        return changed
+    hostile = [with_file(name="../../../x"), with_file(name="/etc/passwd"), with_file(features=1 << 60), with_file(first_feature=-1), with_file(first_feature=128),
+               with_file(bytes=-1), with_file(tile_hashes=None), manifest | {"width": 0}, manifest | {"features": 1 << 50}, manifest | {"scale": 0}, manifest | {"files": []},
+               manifest | {"recipe": {}}, {key: value for key, value in manifest.items() if key != "scale"}]  # fmt: skip
+    copy = pathlib.Path(tempfile.mkdtemp(dir=pathlib.Path(run).parent), "copy")
+    copy.mkdir()
+    for name in [*file_names, "manifest.json", "COMMIT"]:
+        (copy / name).write_bytes((newest / name).read_bytes())
+    assert same_bits(sae.load(copy).W_dec[3], sae.load(newest).W_dec[3])
+    for changed in hostile:
+        data = json.dumps(changed).encode()
+        (copy / "manifest.json").write_bytes(data)
+        (copy / "COMMIT").write_text(xxhash.xxh3_128_hexdigest(data) + "\n")
+        refuses(sae.DamagedError, [], sae.load, copy)
+    data = json.dumps(manifest | {"format": 99}).encode()
+    (copy / "manifest.json").write_bytes(data)
+    (copy / "COMMIT").write_text(xxhash.xxh3_128_hexdigest(data) + "\n")
+    refuses(NotImplementedError, ["format 99"], sae.load, copy)
+
+
+def hostile_exports(export):
+    """What an export may not say."""
+    place = pathlib.Path(export)
+    config, weights = (place / "cfg.json").read_text(), (place / "sae_weights.safetensors").read_bytes()
+    for change in ({"architecture": "topk"}, {"activation_fn": "jumprelu"}, {"normalize_activations": "layer_norm"}, {"d_sae": 0}, {"d_in": "4"}, {"d_sae": 1 << 40}):
+        (place / "cfg.json").write_text(json.dumps(json.loads(config) | change))
+        refuses(ValueError, ["cfg.json"], sae.load, place)
+    for wrong in ("", "[]", "{", "\u0000"):
+        (place / "cfg.json").write_text(wrong)
+        refuses(sae.DamagedError, ["cfg.json"], sae.load, place)
+    (place / "cfg.json").write_text(config)
+    length = int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8 : 8 + length])
+    for name, change in (("W_dec", {"data_offsets": [0, 1 << 62]}), ("W_dec", {"dtype": "I8"}), ("W_enc", {"shape": [1 << 40, 1 << 40]}), ("b_enc", {"shape": []}), ("W_dec", {"data_offsets": [8, 0]})):
+        text = json.dumps(header | {name: header[name] | change}).encode()
+        (place / "sae_weights.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + weights[8 + length :])
+        refuses(sae.DamagedError, ["sae_weights"], sae.load, place)
+    for wrong in (b"", b"\xff" * 64, (1 << 62).to_bytes(8, "little") + b"{}", weights[: 8 + length]):
+        (place / "sae_weights.safetensors").write_bytes(wrong)
+        refuses(sae.DamagedError, ["sae_weights"], sae.load, place)
+    (place / "sae_weights.safetensors").write_bytes(weights)
+    for names in (["../x"], ["/etc/passwd"], [], "a", [1]):
+        (place / "sae_weights.safetensors.index.json").write_text(json.dumps({"weight_map": {"W_enc": names}}))
+        refuses(sae.DamagedError, ["index"], sae.load, place)
+
+
+def encodes(run, export, data):
+    """`sae.encode` of a run against numpy on its export: the same pairs but where rounding decides, and the same activations."""
+    import torch
+
+    expected, rows = exported(export), numbers(shards(data), np.float16)[:3000]
+    x = rows.astype(np.float32)
+    dense = np.maximum(x @ expected["W_enc"] + expected["b_enc"], 0)
+    error = 1e-5 * np.abs(x).sum(axis=1, keepdims=True) * np.abs(expected["W_enc"]).max()
+    for given in (rows, torch.from_numpy(rows.copy()), torch.from_numpy(x).reshape(3, 1000, -1)):
+        for source in (run, export, sae.load(run)):
+            found = sae.encode(source, given)
+            assert found.shape == dense.shape and (np.abs(found.dense() - dense) <= error).all()
+    assert (found.activation > 0).all() and len(found.row) > 1000
+    order = np.lexsort((found.feature, found.row))
+    assert np.array_equal(order, np.arange(len(order))) and found.row.dtype == found.feature.dtype == np.int64
+    # In pieces of rows and features it is the same.
+    from sae import _encode, _weights
+
+    _encode._ROWS, _encode._DENSE_BYTES, _weights._BLOCK_BYTES = 700, 4 * 700 * 50, 8 * x.shape[1] * 128
+    pieces = sae.encode(run, rows)
+    assert (np.abs(pieces.dense() - dense) <= error).all() and len(sae.encode(run, rows[:0]).row) == 0
+    strong = sae.encode(run, rows, threshold=float(np.median(found.activation)))
+    assert 0 < len(strong.row) < len(found.row) and strong.activation.min() > np.median(found.activation)
+    refuses(ValueError, ["width"], sae.encode, run, x[:, 1:])
+    refuses(ValueError, ["not finite"], sae.encode, run, np.full_like(x, np.nan))
+    refuses(ValueError, ["threshold"], sae.encode, run, x, threshold=-1.0)
+
+
+def tokenizer(special="<s> $A"):
+    """Letters are tokens; id 0 is BOS, which programs have taken for none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<pad>", "<unk>", *"abcdefghijklmnopqrstuvwxyz "]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    if special:
+        made.post_processor = processors.TemplateProcessing(single=special, special_tokens=[("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+
+
+def llama(layers=4):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+                         max_position_embeddings=64)  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def texts():
+    """Texts of all lengths, none twice."""
+    rng, letters = np.random.default_rng(8), list("abcdefghijklmnopqrstuvwxyz ")
+    drawn = ["".join(rng.choice(letters, count)) for count in (43, 0, 70, 1, 20, 26) * 5]
+    return [("<s>" if number % 6 == 5 else "") + text for number, text in enumerate(drawn)]
+
+
+TEXTS = texts()
+
+
+def harvested(out, layer, several):
+    """Rows with their columns, and the contexts, by id."""
+    table = shards(f"{out}/layer-{layer}" if several else out)
+    contexts = {}
+    for file in sorted(pathlib.Path(out, "_contexts").iterdir()):
+        some = pq.read_table(file)
+        assert [str(kind) for kind in some.schema.types] == ["uint64", "int64", "list<element: uint32 not null>"], some.schema
+        contexts |= dict(zip(some["context_id"].to_pylist(), some["token_ids"].to_pylist()))
+    return table, contexts
+
+
+def harvests(folder):
+    """A random Llama: rows are those of output_hidden_states, with the columns that belong to them."""
+    import torch
+
+    model, tokens = llama(), tokenizer()
+    for number, (layers, options) in enumerate([(2, {}), ([0, 1, 4], {"packed": False}), ([3], {"keep_first": True, "bos": "never"}), (4, {"batch": 1})]):
+        out, several = f"{folder}/{number}", isinstance(layers, list) and len(layers) > 1
+        done = sae.harvest(model, tokens, iter(TEXTS), layers, out, context=12, dtype="f32", part_bytes=9000, **options)
+        assert done.is_finished and not model.training
+        for layer in np.atleast_1d(layers):
+            table, contexts = harvested(out, layer, several)
+            assert len(table) == done.rows and len(contexts) == done.contexts and sorted(contexts) == list(range(len(contexts)))
+            rows, expected, columns = numbers(table), [], []
+            for context, ids in sorted(contexts.items()):
+                streams = {}
+                hook = model.model.layers[-1].register_forward_hook(lambda _, __, output: streams.update(last=output))
+                with torch.no_grad():
+                    hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+                hook.remove()
+                last = streams["last"][0] if isinstance(streams["last"], tuple) else streams["last"]
+                stream = last if layer == 4 else hidden[layer]  # hidden_states ends with the final norm
+                first = 0 if options.get("keep_first") else 1
+                expected.append(stream[0, first:].numpy())
+                columns += [(context, pos, ids[pos]) for pos in range(first, len(ids))]
+            expected = np.concatenate(expected)
+            assert rows.shape == expected.shape and np.abs(rows - expected).max() < 1e-5, np.abs(rows - expected).max()
+            assert columns == list(zip(*(table[name].to_pylist() for name in ("context_id", "pos", "token_id"))))
+        source = json.loads(pathlib.Path(out, f"layer-{layer}" if several else "", "manifest.json").read_text())["source"]
+        assert source["layer"] == layer and source["context_size"] == 12 and source["hook_name"] == f"blocks.{layer - 1}.hook_resid_post"
+        tokens_of(contexts, table, tokens, options)
+
+
+def tokens_of(contexts, table, tokens, options):
+    """BOS stands where a context or a text begins and nowhere else, and the texts are all there, each token with its text."""
+    bos = options.get("bos", "auto") != "never"
+    bare = [tokens(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    bare = [ids[1:] if bos and ids[:1] == [0] else ids for ids in bare]
+    joined = [token for _, ids in sorted(contexts.items()) for token in ids if not bos or token != 0]
+    assert joined == [token for ids in bare for token in ids]
+    rows = zip(*(table[name].to_pylist() for name in ("context_id", "pos", "doc_id", "token_id")))
+    if not bos:
+        return
+    by_doc = [(doc, token) for doc, ids in enumerate(bare) for token in ids]
+    kept = list(rows)
+    assert [(doc, token) for _, _, doc, token in kept if token != 0] == by_doc
+    # Inside of a context BOS is of the text that it begins.
+    begins = {doc: ids[:1] for doc, ids in enumerate(bare)}
+    for (context, _, doc, token), (after, _, next_doc, following) in zip(kept, kept[1:]):
+        if token == 0 and context == after:
+            assert doc == next_doc and [following] == begins[doc]
+        assert not (context == after and doc != next_doc and following != 0), "a text without BOS"
+    for context, ids in contexts.items():
+        assert ids[0] == 0 and (0, 0) not in zip(ids, ids[1:])
+        assert len(ids) == 12 or not options.get("packed", True) and 2 <= len(ids) < 12 or context + 1 == len(contexts)
+
+
+def special_tokens(folder):
+    """What tokenizers put around texts, and `bos` that is asked for."""
+    from sae._contexts import Special
+
+    assert Special.of(tokenizer(), "auto") == ([0], []) and Special.of(tokenizer(), "always") == ([0], [])
+    assert Special.of(tokenizer(None), "auto") == ([], []) and Special.of(tokenizer(None), "always") == ([0], [])
+    assert Special.of(tokenizer("</s> $A"), "always") == ([1], [])
+    assert Special.of(tokenizer("<s> $A </s>"), "auto") == ([0], [1]) and Special.of(tokenizer("<s> $A </s>"), "never") == ([], [])
+    without = tokenizer(None)
+    without.bos_token = None
+    refuses(ValueError, ["no BOS"], Special.of, without, "always")
+    refuses(ValueError, ["bos 'yes'"], Special.of, without, "yes")
+    # An encoder, whose contexts end with a token too; its attention sees padding unless it is masked.
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(2)
+    config = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64)
+    model = BertModel(config).eval()
+    done = sae.harvest(model, tokenizer("<s> $A </s>"), TEXTS, 2, folder, context=16, packed=False, batch=7, dtype="f32", keep_first=True)
+    table, contexts = harvested(folder, 2, False)
+    rows, expected = numbers(table), []
+    for _, ids in sorted(contexts.items()):
+        assert ids[0] == 0 and ids[-1] == 1
+        with torch.no_grad():
+            expected.append(model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0].numpy())
+    assert done.rows == len(rows) and len({len(ids) for ids in contexts.values()}) > 3
+    assert np.abs(rows - np.concatenate(expected)).max() < 1e-5
+
+
+def harvest_again(folder):
+    """Stopped at any batch, gone on, and shared by workers: the same bytes. Other arguments are refused."""
+    import torch
+
+    model, tokens = llama(), tokenizer()
+    options = {"context": 12, "part_bytes": 3000, "batch": 3}
+    sae.harvest(model, tokens, TEXTS, [1, 3], f"{folder}/whole", **options)
+
+    class Struck(Exception):
+        pass
+
+    left = 0
+
+    def strike(*_):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Struck
+
+    hook = model.model.layers[0].register_forward_hook(strike)
+    struck = 0
+    while True:
+        # Two passes make a part: every other one goes on by one, at least.
+        left = 2 + struck % 5
+        try:
+            done = sae.harvest(model, tokens, iter(TEXTS), [1, 3], f"{folder}/struck", **options)
+            break
+        except Struck:
+            struck += 1
+    hook.remove()
+    assert struck > 5 and done.is_finished
+    same_files(f"{folder}/struck", f"{folder}/whole")
+    for worker in (2, 0, 1):
+        done = sae.harvest(model, tokens, iter(TEXTS), [1, 3], f"{folder}/shared", worker=(worker, 3), **options)
+        assert done.is_finished == (worker == 1)
+    same_files(f"{folder}/shared", f"{folder}/whole")
+    assert done == sae.harvest(model, tokens, TEXTS, [1, 3], f"{folder}/whole", **options)
+    refuses(ValueError, ["another plan", "sources"], sae.harvest, model, tokens, TEXTS, [1, 3], f"{folder}/whole", **options | {"context": 13})
+    refuses(ValueError, ["another plan", "folders"], sae.harvest, model, tokens, TEXTS, [1], f"{folder}/whole", **options)
+    refuses(ValueError, ["layers 0"], sae.harvest, model, tokens, TEXTS, 5, f"{folder}/x")
+    refuses(ValueError, ["no room"], sae.harvest, model, tokenizer("<s> $A </s>"), TEXTS, 1, f"{folder}/y", context=2)
+    refuses(ValueError, ["no tokens"], sae.harvest, model, tokens, ["", "<s>"], 1, f"{folder}/z")
+    refuses(ValueError, ["text 1", "int"], sae.harvest, model, tokens, ["a", 3], 1, f"{folder}/t")
+    refuses(ValueError, ["worker"], sae.harvest, model, tokens, TEXTS, 1, f"{folder}/v", worker=(3, 3))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(float("inf"))
+    refuses(ValueError, ["layer 1", "not finite"], sae.harvest, model, tokens, TEXTS, 1, f"{folder}/w")
+    assert not list(pathlib.Path(folder, "w").rglob("*.p*rti*l")) and not list(pathlib.Path(folder, "w").rglob("shard*"))
+
+
+def remote(url, local):
+    """A writer and a run in object storage; `local` is the same run's export."""
+    rows = np.random.default_rng(4).standard_normal((5000, 32)).astype(np.float32)
+    def begin():
+        return sae.ShardWriter(f"{url}/written", 32, "f16", {"a": 1}, shard_rows=1200)
+    writer = begin()
+    writer.write(rows[:3000], token_id=np.arange(3000))
+    assert writer.rows_committed == 2400
+    del writer  # as if it had been killed: what it had begun stays in the store
+    writer = begin()
+    assert writer.rows_committed == 2400
+    with writer:
+        writer.write(rows[2400:], token_id=np.arange(2400, 5000))
+    done = sae.harvest(llama(), tokenizer(), TEXTS, 2, f"{url}/harvested", context=12, part_bytes=9000)
+    assert done.is_finished
+    expected = exported(local)
+    for place in (f"{url}/run", f"{url}/export"):
+        weights = sae.load(place)
+        for name, values in expected.items():
+            assert same_bits(np.ascontiguousarray(getattr(weights, name)), np.ascontiguousarray(values)), (place, name)
+        some = [299, 0, 130, 131]
+        assert np.array_equal(weights.W_dec[some], expected["W_dec"][some]) and np.array_equal(weights.W_enc[:, 7], expected["W_enc"][:, 7])
+        assert len(sae.encode(weights, rows[:10] * 30).row) > 0
+    refuses(FileNotFoundError, ["no committed checkpoint"], sae.load, f"{url}/nothing")
+
+
+if __name__ == "__main__":
+    for check in " ".join(sys.argv[1:]).split(" -- "):
+        name, *arguments = check.split()
+        globals()[name](*arguments)

@@ -1,0 +1,179 @@
+//! The Python package in launch/python: what it writes is read and trained on as what Rust has written, and what it reads of runs is
+//! what `sae export` says. The checks themselves stand in tests/reference/package.py.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use loader::{Dtype, synth};
+use tests::fixture::{Fixture, json_lines, plain_rows, text, write_shards};
+use tests::s3::S3;
+use tests::{checkpoints, need, root, sae};
+use trainer::recipe::{Adam, BiasInit, Every, Recipe};
+
+/// Runs checks, `--` between them, with some environment variables.
+#[track_caller]
+fn checked(interpreter: &Path, checks: &[&str], environment: &[(String, String)]) {
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "300"]).arg(interpreter).arg("tests/reference/package.py").args(checks);
+    let output = command.current_dir(root()).envs(environment.iter().cloned()).output().expect("timeout(1) runs");
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{checks:?}: {said}");
+}
+
+/// Rows of every format, those that are refused, and each once however often its writer was killed.
+#[test]
+fn a_writer_takes_what_there_is_and_refuses_the_rest() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::new();
+    let [formats, refusals, killed] = ["formats", "refusals", "killed"].map(|name| {
+        fs::create_dir(fixture.path(name)).expect("a folder");
+        fixture.text(name)
+    });
+    let checks = ["formats", &formats, "--", "refusals", &refusals, "--", "killed", &killed, "5"];
+    checked(&interpreter, &checks, &[]);
+    // The loader verifies the checksums, and finds the columns.
+    for folder in ["killed/whole", "killed/killed", "formats/own-bits", "formats/torch-f32"] {
+        let report = sae::run(&["inspect", &fixture.text(folder), "--json"]).exits(0).json();
+        assert_eq!(report["manifest"], "verified", "{folder}: {report}");
+    }
+    // Bits that changed are noticed by what the manifest has of them.
+    let shard = fixture.path("killed/whole/shard-000007.parquet");
+    let mut bytes = fs::read(&shard).expect("a shard");
+    bytes[3000] ^= 1;
+    fs::write(&shard, bytes).expect("written");
+    sae::run(&["inspect", &fixture.text("killed/whole")]).exits(65).says(&["shard-000007.parquet"]);
+}
+
+/// The same rows in the same files train to the same bits, whether Rust has written them or Python.
+#[test]
+fn rows_from_python_train_to_the_same_bits() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::new();
+    // Marked as shuffled, so that they come in their order; and rows whose order is drawn.
+    let spec = synth::Spec { features: 128, width: 32, rows: 15_401, shards: 3, active: 4.0, ..Default::default() };
+    fixture.synth("synth", &spec);
+    write_shards(&fixture.path("plain"), 32, &plain_rows(9000, 32, 6), Dtype::F16, 3500);
+    for of in ["synth", "plain"] {
+        let again = format!("{of}-python");
+        checked(&interpreter, &["rewrite", &fixture.text(of), &fixture.text(&again)], &[]);
+        // The order of rows depends on names.
+        for number in 0..3 {
+            let [from, to] = [format!("{of}/shard-{number:05}.parquet"), format!("{of}/shard-{number:06}.parquet")];
+            fs::rename(fixture.path(from), fixture.path(to)).expect("renamed");
+        }
+        fs::remove_file(fixture.path(of).join("manifest.json")).expect("removed");
+        let (rust, python) = (trained(&fixture, of), trained(&fixture, &again));
+        assert_eq!(rust.0, python.0, "metrics");
+        assert_eq!(checkpoints::differing(&rust.1, &python.1), [""; 0]);
+    }
+}
+
+/// Losses and the last checkpoint of a run on a folder of shards.
+fn trained(fixture: &Fixture, data: &str) -> (Vec<[String; 4]>, checkpoints::Tensors) {
+    let mut recipe = fixture.recipe(&format!("run-{data}"));
+    recipe.data.train = vec![fixture.text(data)];
+    sae::run(&["train", &fixture.save(data, &recipe)]).exits(0);
+    let run = fixture.path(format!("run-{data}"));
+    let of = |line: serde_json::Value| ["step", "loss", "l0", "gradient_norm"].map(|key| line[key].to_string());
+    let lines: Vec<_> = json_lines(&run.join("metrics.jsonl")).into_iter().map(of).collect();
+    assert!(lines.len() > 3 && lines.iter().all(|line| line[1] != "null"), "{lines:?}");
+    (lines, checkpoints::last(&run))
+}
+
+/// A recipe of which several checkpoints stay; features end inside a tile.
+fn recipe(fixture: &Fixture, run: &str, adam: Adam) -> Recipe {
+    let mut recipe = fixture.recipe(run);
+    recipe.data.eval = vec![fixture.text("eval")];
+    recipe.sae.features = 300;
+    recipe.sae.bias_init = BiasInit::Calibrated;
+    recipe.sae.bias_init_l0 = 8.0;
+    recipe.train.adam = adam;
+    recipe.checkpoint.every = Every::Steps(20);
+    recipe.checkpoint.keep = 9;
+    recipe.eval.every = 20;
+    recipe
+}
+
+/// Weights are those of the export, bit by bit: of a run, of a step, in parts, with unit norms; also where updates are owed.
+#[test]
+fn a_run_is_read_as_it_is_exported() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::with_data();
+    let mut checks: Vec<String> = Vec::new();
+    let mut check = |words: &[&str]| {
+        checks.extend(words.iter().map(|&word| word.to_owned()));
+        checks.push("--".into());
+    };
+    for (run, adam) in [("dense", Adam::Dense), ("owing", Adam::Catchup)] {
+        let mut recipe = recipe(&fixture, run, adam);
+        if adam == Adam::Catchup {
+            // So few rows that not every feature fires in the last batch.
+            (recipe.train.batch, recipe.sae.bias_init_l0) = (16, 1.0);
+            (recipe.checkpoint.every, recipe.train.tokens) = (Every::Steps(40), Some(1600));
+        }
+        sae::run(&["train", &fixture.save(run, &recipe)]).exits(0);
+        for (name, options, which) in [
+            ("all", &[][..], ""),
+            ("unit", &["--unit-norm"], "unit_norm"),
+            ("best", &["--checkpoint", "best"], "best"),
+            ("step", &["--checkpoint", "40"], "40"),
+            ("parts", &["--max-shard-size", "26000"], ""),
+        ] {
+            let [from, to] = [fixture.text(run), fixture.text(&format!("{run}-{name}"))];
+            sae::run(&[&["export", &from, "--out", &to], options].concat()).exits(0);
+            check(&["loads", &from, &to, which]);
+        }
+    }
+    let [dense, narrow, export, damaged, hostile, train] =
+        ["dense", "narrow", "dense-all", "damaged", "hostile", "train"].map(|name| fixture.text(name));
+    sae::run(&["export", &dense, "--out", &narrow, "--dtype", "bf16"]).exits(0);
+    check(&["loads", &narrow, &narrow]);
+    let older = text(&root().join("tests/fixtures/format-1/run"));
+    sae::run(&["export", &older, "--out", &fixture.text("older")]).exits(0);
+    check(&["loads", &older, &fixture.text("older")]);
+    checkpoints::copy(&fixture.path("dense"), Path::new(&damaged));
+    checkpoints::copy(Path::new(&export), Path::new(&hostile));
+    check(&["encodes", &dense, &export, &train]);
+    check(&["damage", &damaged]);
+    check(&["hostile_exports", &hostile]);
+    let words: Vec<&str> = checks.iter().map(String::as_str).collect();
+    checked(&interpreter, &words[..words.len() - 1], &[]);
+}
+
+/// Models of `transformers`: rows are their hidden states, tokens those of the texts, and every row comes once.
+#[test]
+fn a_harvest_is_the_hidden_states_of_transformers() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::new();
+    let [llama, bert, again] = ["llama", "bert", "again"].map(|name| fixture.text(name));
+    checked(
+        &interpreter,
+        &["harvests", &llama, "--", "special_tokens", &bert, "--", "harvest_again", &again],
+        &[("TRANSFORMERS_OFFLINE".into(), "1".into())],
+    );
+    for folder in ["again/whole/layer-1", "again/whole/layer-3", "llama/0"] {
+        let report = sae::run(&["inspect", &fixture.text(folder), "--json"]).exits(0).json();
+        assert_eq!(report["manifest"], "verified", "{folder}: {report}");
+    }
+}
+
+/// The same on an S3 server, where files have no names of the disk.
+#[test]
+fn shards_and_runs_may_lie_in_object_storage() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::with_data();
+    let s3 = S3::start(&interpreter);
+    let environment = s3.environment();
+    let pairs: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut recipe = recipe(&fixture, "run", Adam::Dense);
+    recipe.run.dir = "s3://bucket/some/run".into();
+    sae::run_with(&["train", &fixture.save("recipe", &recipe)], &pairs).exits(0);
+    let local = fixture.text("export");
+    for out in [local.as_str(), "s3://bucket/some/export"] {
+        sae::run_with(&["export", &recipe.run.dir, "--out", out], &pairs).exits(0);
+    }
+    checked(&interpreter, &["remote", "s3://bucket/some", &local], &environment);
+    let report = sae::run_with(&["inspect", "s3://bucket/some/written", "--json"], &pairs).exits(0).json();
+    assert_eq!((report["manifest"].as_str(), report["rows"].as_u64()), (Some("verified"), Some(5000)), "{report}");
+}
