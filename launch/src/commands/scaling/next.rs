@@ -84,7 +84,9 @@ pub fn run(args: &Recommend, count: usize) -> Result<(), Failure> {
 
 /// A sweep of these runs, with what all runs of the laws have in common as its base recipe.
 fn sweep(args: &Recommend, laws: &Laws, found: &[Candidate]) -> Result<String, Failure> {
-    let (recipe, rows) = base(args, laws)?;
+    let (mut recipe, rows) = base(args, laws)?;
+    // A sweep makes an order of all rows by itself.
+    recipe.data.order_rows = None;
     let batch = recipe.train.batch as u64;
     let internal = |error: String| Failure::from(trainer::Error::Internal(error.into()));
     let mut base: Table = recipe.to_toml().parse().map_err(|error: toml::de::Error| internal(error.to_string()))?;

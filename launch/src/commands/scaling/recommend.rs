@@ -226,6 +226,8 @@ fn recommend(
     let (loss, loss_of_one_run) = laws.loss_of(features, steps);
     recipe.sae.features = features as usize;
     recipe.train.tokens = Some(tokens as u64);
+    // The rows come in the order in which the laws' runs saw them, as far as that goes.
+    recipe.data.order_rows = recipe.data.order_rows.filter(|rows| tokens as u64 <= *rows);
     recipe.train.lr = lr.value;
     recipe.train.l1 = laws.identity.l1.unwrap_or(recipe.train.l1);
     recipe.validate()?;

@@ -27,7 +27,7 @@ const QUANTITIES: [&str; 8] = [
 const MOST_BYTES: u64 = 64 << 20;
 
 /// Keys that may differ and are handed on to recommended recipes where all runs have them alike.
-pub const PLACES: [&str; 3] = ["data.train", "data.eval", "checkpoint.every"];
+pub const PLACES: [&str; 4] = ["data.train", "data.eval", "data.order_rows", "checkpoint.every"];
 
 /// Runs, and for each of them the keys of its recipe that say where things are.
 pub struct Rows {
