@@ -32,23 +32,9 @@ use safetensors::tensor::TensorView;
 use serde::Serialize;
 
 use crate::Error;
+pub use crate::init::names::{CONFIG, CONFIG_OF_DICTIONARY_LEARNING, INDEX, WEIGHTS, WEIGHTS_OF_DICTIONARY_LEARNING};
 use crate::init::{Block, feature_map};
 use crate::trained::Trained;
-
-/// The file that says what the weights mean.
-pub const CONFIG: &str = "cfg.json";
-
-/// The file of weights.
-pub const WEIGHTS: &str = "sae_weights.safetensors";
-
-/// The file that says in which files the weights lie, where there are several.
-pub const INDEX: &str = "sae_weights.safetensors.index.json";
-
-/// In a folder of dictionary_learning, what the weights mean.
-pub const CONFIG_OF_DICTIONARY_LEARNING: &str = "config.json";
-
-/// In a folder of dictionary_learning, the weights.
-pub const WEIGHTS_OF_DICTIONARY_LEARNING: &str = "ae.safetensors";
 
 /// What other tools are told of where a dictionary came from.
 const TRAINED_WITH: &str = concat!("sae ", env!("CARGO_PKG_VERSION"));

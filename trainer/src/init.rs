@@ -7,6 +7,7 @@
 mod block;
 mod config;
 pub(crate) mod feature_map;
+pub(crate) mod names;
 mod source;
 mod weights;
 

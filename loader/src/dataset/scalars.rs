@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::array::{Array, ArrayRef, BooleanArray};
+use arrow::array::{Array, ArrayRef, BooleanArray, new_empty_array};
 use arrow::compute::filter;
 use arrow::datatypes::DataType;
 use parquet::basic::Type;
@@ -105,8 +105,9 @@ pub struct Scalars {
 pub struct Values(ArrayRef);
 
 impl Values {
-    pub(crate) fn of(array: ArrayRef) -> Self {
-        Values(array)
+    /// No values of a column.
+    pub(crate) fn none(scalar: &Scalar) -> Self {
+        Values(new_empty_array(&scalar.data_type))
     }
 
     /// How many.
@@ -198,7 +199,7 @@ impl Dataset {
         };
         let array = array.map_err(fail)?;
         // A column of chunks without a value may come as another type.
-        if *array.data_type() == scalar.data_type { Ok(Values::of(array)) } else { Err(changed()) }
+        if *array.data_type() == scalar.data_type { Ok(Values(array)) } else { Err(changed()) }
     }
 }
 

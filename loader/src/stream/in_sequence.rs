@@ -211,7 +211,11 @@ fn read_group(
             let fail = |flaw| Error::data(dataset.group_name(group.shard, group.group), flaw);
             values.kept(&BooleanArray::from(is_kept.clone())).map_err(fail)
         };
-        let scalars = columns.iter().flatten().map(of_unit).collect::<Result<_>>()?;
+        // The columns of a row group that is left out are not read either.
+        let scalars = match &columns {
+            Some(columns) => columns.iter().map(of_unit).collect::<Result<_>>()?,
+            None => scalars.iter().map(Values::none).collect(),
+        };
         let row_bytes = dataset.row_bytes();
         let piece = RowPiece { numbers, scalars, skipped, filtered, loaded, first, row_bytes };
         if !take(piece) {

@@ -20,9 +20,9 @@ use loader::Store;
 use super::block::Block;
 use super::config::{self, Config};
 use super::feature_map;
+use super::names::{CONFIG, CONFIG_OF_DICTIONARY_LEARNING, INDEX, WEIGHTS, WEIGHTS_OF_DICTIONARY_LEARNING};
 use super::weights::{Fits, Weights};
 use crate::checkpoint::{self, Found, Which};
-use crate::export::{CONFIG, CONFIG_OF_DICTIONARY_LEARNING, INDEX, WEIGHTS, WEIGHTS_OF_DICTIONARY_LEARNING};
 use crate::recipe::{InitSpace, Recipe};
 use crate::{Error, Message, evaluate};
 
