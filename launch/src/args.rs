@@ -1,6 +1,7 @@
 //! The command line.
 
 mod export;
+mod ingest;
 mod launch;
 mod plan;
 mod scaling;
@@ -15,6 +16,7 @@ use kernels::mesh::Mesh;
 use loader::{number, patience};
 
 pub use self::export::{Export, Format};
+pub use self::ingest::{Ingest, SourceFormat, Workers};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
 pub use self::scaling::{Fit, Objective, Recommend, Scaling, What};
@@ -66,6 +68,7 @@ pub enum Command {
     Launch(Launch),
     Sweep(Box<Sweep>),
     Inspect(Inspect),
+    Ingest(Ingest),
     Synth(Synth),
     Eval(Eval),
     Runs(Runs),

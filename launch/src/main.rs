@@ -23,6 +23,7 @@ mod sweep;
 mod table;
 mod template;
 mod terminal;
+mod workers;
 mod world;
 
 use std::process::ExitCode;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Command::Launch(launch) => commands::launch::run(&launch, args.log),
         Command::Sweep(sweep) => commands::sweep::run(&sweep),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
+        Command::Ingest(ingest) => commands::ingest::run(&ingest),
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Eval(eval) => commands::eval::run(&eval),
         Command::Runs(runs) => commands::runs::run(&runs),
