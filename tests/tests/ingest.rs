@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,16 @@ struct Made {
     cases: Value,
 }
 
-/// Makes them, once for each test that reads them.
-fn made() -> Option<(Made, PathBuf)> {
-    let interpreter = need::python()?;
+/// Two looks at the same files, which take Python long to make.
+#[test]
+fn files_of_other_tools() {
+    let Some(interpreter) = need::python() else { return };
     let fixture = Fixture::new();
     python(&interpreter, &["make", &fixture.text("sources")]);
     let cases = json(&fixture.path("sources/cases.json"));
-    Some((Made { fixture, cases }, interpreter))
+    let made = Made { fixture, cases };
+    hostile_files_are_refused_and_nothing_of_them_is_executed(&made);
+    every_format_comes_over_as_its_own_tool_wrote_it(&made, &interpreter);
 }
 
 fn python(interpreter: &Path, arguments: &[&str]) {
@@ -63,9 +66,7 @@ fn below(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     files(folder).into_iter().map(|(path, bytes)| (path[prefix.len()..].to_owned(), bytes)).collect()
 }
 
-#[test]
-fn every_format_comes_over_as_its_own_tool_wrote_it() {
-    let Some((Made { fixture, cases }, interpreter)) = made() else { return };
+fn every_format_comes_over_as_its_own_tool_wrote_it(Made { fixture, cases }: &Made, interpreter: &Path) {
     for (name, case) in cases["cases"].as_object().expect("cases") {
         let (source, out) = (fixture.text(&format!("sources/{name}")), fixture.text(&format!("shards/{name}")));
         let mut call = vec!["ingest", &source, "--out", &out, "--part-size", "1"];
@@ -81,7 +82,7 @@ fn every_format_comes_over_as_its_own_tool_wrote_it() {
         let kind = if name == "saelens" { "arrow" } else { name.split('-').next().unwrap_or_default() };
         assert_eq!(from, kind, "{name}");
     }
-    python(&interpreter, &["check", &fixture.text("sources"), &fixture.text("shards")]);
+    python(interpreter, &["check", &fixture.text("sources"), &fixture.text("shards")]);
     // What comes out is a data set, and says where it is from.
     let inspected = sae::run(&["inspect", &fixture.text("shards/saelens"), "--json"]).exits(0).json();
     assert_eq!((&inspected["rows"], &inspected["manifest"]), (&Value::from(144), &Value::from("verified")));
@@ -124,9 +125,7 @@ fn in_little_memory(arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-#[test]
-fn hostile_files_are_refused_and_nothing_of_them_is_executed() {
-    let Some((Made { fixture, cases }, _)) = made() else { return };
+fn hostile_files_are_refused_and_nothing_of_them_is_executed(Made { fixture, cases }: &Made) {
     for (name, says) in cases["hostile"].as_object().expect("files") {
         let (source, out) = (fixture.text(&format!("sources/hostile/{name}")), fixture.text("out"));
         let (code, said) = in_little_memory(&["ingest", &source, "--out", &out]);

@@ -461,3 +461,95 @@ impl Machine<'_> {
         collected
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The program of a tensor of two rows of three numbers, without its beginning and end.
+    const TENSOR: &[u8] = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nHalfStorage\nX\x01\0\0\x007X\x03\0\0\0cpuK\x08tQK\x02K\x02K\x03\x86K\x03K\x01\x86\x89ccollections\nOrderedDict\n)RtR";
+
+    fn read(program: &[&[u8]]) -> Outcome<Vec<(String, Described)>> {
+        tensors(&[&[&b"\x80\x02"[..]], program, &[&b"."[..]]].concat().concat())
+    }
+
+    fn tensor() -> Described {
+        Described {
+            storage: "7".into(),
+            number: Ok(Number::F16),
+            numel: 8,
+            offset: 2,
+            shape: vec![2, 3],
+            strides: vec![3, 1],
+        }
+    }
+
+    #[test]
+    fn tensors_are_found_with_their_names() {
+        assert_eq!(read(&[TENSOR]), Ok(vec![(String::new(), tensor())]));
+        assert!(tensor().is_contiguous());
+        assert!(!Described { strides: vec![1, 2], ..tensor() }.is_contiguous());
+        assert!(
+            Described { shape: vec![1, 3], strides: vec![99, 1], ..tensor() }.is_contiguous(),
+            "one row has no next"
+        );
+        let list = read(&[b"](", TENSOR, TENSOR, b"e"]).unwrap();
+        assert_eq!(list.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["0", "1"]);
+        let dict = read(&[b"}(X\x01\0\0\0a", TENSOR, b"X\x01\0\0\0b}(K\x05", TENSOR, b"\x8c\x01cNuu"]).unwrap();
+        assert_eq!(dict.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a", "b.5"]);
+        // A value that is put aside is the same value.
+        assert_eq!(read(&[b"](", TENSOR, b"q\x00h\x00e"]).unwrap().len(), 2);
+        // A long integer, and one of a parameter.
+        assert_eq!(read(&[b"\x8a\x09\0\0\0\0\0\0\0\0\x01"]), Err(damaged()));
+        assert_eq!(
+            read(&[b"ctorch._utils\n_rebuild_parameter\n(", TENSOR, b"\x88ccollections\nOrderedDict\n)RtR"])
+                .unwrap()
+                .len(),
+            1
+        );
+    }
+
+    #[test]
+    fn any_other_name_is_refused_by_name() {
+        for (module, name) in
+            [("os", "system"), ("torch", "load"), ("torch._utils", "_rebuild_tensor_v3"), ("collections", "Counter")]
+        {
+            let spelled = format!("c{module}\n{name}\n");
+            let error = read(&[spelled.as_bytes()]).unwrap_err();
+            assert!(error.contains(&format!("{module}.{name},")), "{error}");
+        }
+        assert!(read(&[b"\x8c\x02os\x8c\x06system\x93"]).unwrap_err().contains("os.system,"));
+        // What executes: objects, instances, extensions, buffers.
+        for instruction in
+            [0x81u8, 0x92, b'i', b'o', 0x82, 0x83, 0x84, 0x97, b'P', b'S', b'V', b'd', b'l', b'0', b'1', b'2']
+        {
+            assert!(read(&[&[instruction]]).unwrap_err().contains("instruction"), "{instruction:#x}");
+        }
+    }
+
+    #[test]
+    fn programs_that_make_no_sense_are_refused() {
+        for program in [
+            &b"t"[..],
+            b"e",
+            b"R",
+            b"Q",
+            b"a",
+            b"u",
+            b"h\x00",
+            b"q\x00",
+            b"\x85",
+            b"K\x01K\x02R",
+            b"](K\x01",
+            b"}(K\x01u",
+            b"K\x01b",
+            b"j\xff\xff\xff\xff",
+            b"X\xff\xff\xff\xff",
+        ] {
+            assert!(read(&[program]).is_err(), "{program:?}");
+        }
+        assert!(tensors(b"").is_err() && tensors(b"\x80").is_err());
+        // What lies below a mark is out of reach.
+        assert!(read(&[b"K\x01(\x85"]).is_err());
+    }
+}

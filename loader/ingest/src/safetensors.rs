@@ -4,7 +4,8 @@
 //! Which layers these are stands in vLLM's configuration and not in the file, so one is chosen by its place among them.
 
 use loader::Result;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 
 use crate::files::{File, flaw_of};
 use crate::numbers::Number;
@@ -54,17 +55,21 @@ fn tensors(file: &File) -> Result<Vec<(String, Tensor)>> {
             file.size
         )));
     }
-    let header = file.read(0..8 + length)?;
-    let (_, metadata) = SafeTensors::read_metadata(&header)
+    let header = file.read(8..8 + length)?;
+    let metadata: Metadata = serde_json::from_slice(&header)
         .map_err(|e| flaw_of(file.url(), format!("is no safetensors file, or damaged: {e}"), e))?;
     let (start, named) = (8 + length, metadata.tensors());
     let mut tensors = Vec::new();
     let mut end = 0;
     for (name, info) in named {
-        let offset = start.checked_add(info.data_offsets.0 as u64).unwrap_or(u64::MAX);
-        end = end.max(info.data_offsets.1 as u64);
+        let (from, to) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         let shape = info.shape.iter().map(|&n| n as u64).collect();
-        tensors.push((name, Tensor { offset, number: number(info.dtype), shape }));
+        let tensor = Tensor { offset: start.saturating_add(from), number: number(info.dtype), shape };
+        if tensor.number.is_ok() && tensor.bytes() != to.checked_sub(from) {
+            return Err(file.flaw(format!("damaged: tensor {name:?} does not take the bytes that it claims")));
+        }
+        end = end.max(to);
+        tensors.push((name, tensor));
     }
     if start.checked_add(end) != Some(file.size) {
         let problem = format!(

@@ -392,3 +392,58 @@ fn cut(units: &[Unit], row_bytes: u64, part_bytes: u64) -> Vec<Vec<Slice>> {
     }
     parts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unit::{Records, Take};
+
+    #[derive(Debug)]
+    struct Blank(bool);
+
+    impl Records for Blank {
+        fn read(&self, _: &File, _: &Shape, _: Range<u64>, _: Take<'_>) -> Result<()> {
+            Ok(())
+        }
+
+        fn is_divisible(&self) -> bool {
+            self.0
+        }
+    }
+
+    fn parts(units: &[(u64, u64, bool)], part_bytes: u64) -> Vec<Vec<(usize, Range<u64>, u64)>> {
+        let unit = |&(records, rows, divisible): &(u64, u64, bool)| Unit {
+            file: 0,
+            records,
+            rows,
+            what: Box::new(Blank(divisible)),
+        };
+        let units: Vec<Unit> = units.iter().map(unit).collect();
+        let parts = cut(&units, 10, part_bytes);
+        parts.into_iter().map(|part| part.into_iter().map(|s| (s.unit, s.records, s.first_record)).collect()).collect()
+    }
+
+    /// Every record once, in order, in parts of about the size that is asked for.
+    #[test]
+    fn parts_are_whole_records_in_their_order() {
+        assert_eq!(parts(&[(7, 7, true)], 30), [[(0, 0..3, 0)], [(0, 3..6, 0)], [(0, 6..7, 0)]]);
+        // Several small files are one part; what a part has no room for begins the next.
+        assert_eq!(
+            parts(&[(1, 2, true), (1, 2, true), (1, 2, true)], 40),
+            [vec![(0, 0..1, 0), (1, 0..1, 1)], vec![(2, 0..1, 2)]]
+        );
+        // A record that is larger than a part is one; what cannot be divided is not.
+        assert_eq!(parts(&[(2, 20, true)], 30), [[(0, 0..1, 0)], [(0, 1..2, 0)]]);
+        assert_eq!(parts(&[(9, 9, false), (2, 2, true)], 30), [[(0, 0..9, 0)], [(1, 0..2, 9)]]);
+        for part_bytes in 1..200 {
+            let units = [(5, 15, true), (1, 1, true), (4, 4, false), (17, 17, true)];
+            let all: Vec<_> = parts(&units, part_bytes).concat();
+            let mut next = [0; 4];
+            for (unit, records, first) in all {
+                assert_eq!((records.start, first), (next[unit], [0, 5, 6, 10][unit]), "{part_bytes}");
+                next[unit] = records.end;
+            }
+            assert_eq!(next, [5, 1, 4, 17], "{part_bytes}");
+        }
+    }
+}

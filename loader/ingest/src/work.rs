@@ -23,7 +23,7 @@ pub enum Outcome {
     Stopped,
 }
 
-/// How often progress is told.
+/// How often progress is reported.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
 
 /// Writes the parts of a worker that are not there yet, and the manifest once all are. `threads` parts are made at a time; `progress` gets the
