@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::fixture::{Fixture, Numbers, json, text};
+use tests::s3::S3;
 use tests::{need, root, sae};
 
 /// The sources that tests/reference/ingest.py makes.
@@ -28,6 +29,26 @@ fn files_of_other_tools() {
     let made = Made { fixture, cases };
     hostile_files_are_refused_and_nothing_of_them_is_executed(&made);
     every_format_comes_over_as_its_own_tool_wrote_it(&made, &interpreter);
+    object_storage_gives_and_takes_the_same_bytes(&made, &interpreter);
+}
+
+/// Ranges of objects instead of files, and parts that are objects.
+fn object_storage_gives_and_takes_the_same_bytes(Made { fixture, cases }: &Made, interpreter: &Path) {
+    let s3 = S3::start(interpreter);
+    let pairs = s3.environment();
+    let pairs: Vec<(&str, &str)> = pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    for name in ["npy", "safetensors", "arrow-ragged", "parquet", "torch-dict"] {
+        for (key, bytes) in below(&fixture.path(format!("sources/{name}"))) {
+            s3.put(&format!("sources/{name}{key}"), &bytes);
+        }
+        let (source, out) = (format!("s3://bucket/sources/{name}"), format!("s3://bucket/shards/{name}"));
+        let mut call = vec!["ingest", &source, "--out", &out, "--part-size", "1"];
+        call.extend(arguments(&cases["cases"][name]));
+        sae::run_with(&call, &pairs).exits(0);
+        for (key, bytes) in below(&fixture.path(format!("shards/{name}"))) {
+            assert!(s3.get(&format!("shards/{name}{key}")) == bytes, "{name}{key} is another in object storage");
+        }
+    }
 }
 
 fn python(interpreter: &Path, arguments: &[&str]) {

@@ -108,7 +108,7 @@ pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
                 let batch =
                     message.header_as_record_batch().ok_or_else(|| file.flaw("damaged: a batch that is none"))?;
                 let place = Place { at: body, length: body_length };
-                units.extend(schema.unit(file, shape, &batch, place)?);
+                units.push(schema.unit(file, shape, &batch, place)?);
             }
             MessageHeader::DictionaryBatch => {}
             other => return Err(file.flaw(format!("damaged: a message of kind {other:?} at byte {at}"))),
@@ -173,14 +173,8 @@ impl Schema {
         }
     }
 
-    /// The unit of a batch, unless it has no rows.
-    fn unit(
-        &self,
-        file: &File,
-        shape: &mut Option<Shape>,
-        batch: &RecordBatch<'_>,
-        body: Place,
-    ) -> Result<Option<Unit>> {
+    /// The unit of a batch.
+    fn unit(&self, file: &File, shape: &mut Option<Shape>, batch: &RecordBatch<'_>, body: Place) -> Result<Unit> {
         let fail =
             |name: &str, problem: String| file.flaw(format!("batch at byte {}: column {name:?}: {problem}", body.at));
         if batch.compression().is_some() {
@@ -195,7 +189,7 @@ impl Schema {
         let range = unit.rows_of(file, 0..records)?;
         let rows = range.end - range.start;
         if rows == 0 {
-            return Ok(None);
+            return Ok(Unit { file: 0, records, rows, what: Box::new(unit) });
         }
         let width = unit.activations.width(file, range.start)?;
         if width == 0 || width > MAX_WIDTH {
@@ -211,7 +205,7 @@ impl Schema {
                 format!("rows of {width} numbers here, of {} before", first.width),
             ));
         }
-        Ok(Some(Unit { file: 0, records, rows, what: Box::new(unit) }))
+        Ok(Unit { file: 0, records, rows, what: Box::new(unit) })
     }
 }
 

@@ -103,7 +103,8 @@ fn is_hidden(key: &str) -> bool {
 pub(crate) fn find(source: &str) -> Result<Found> {
     let folder = Store::open(source)?;
     let of_file = || -> Result<Option<Found>> {
-        let (store, key) = Store::open_file(source)?;
+        // What names no file, a whole bucket for example, may be a folder.
+        let Ok((store, key)) = Store::open_file(source) else { return Ok(None) };
         let entry = store.head(&key)?;
         Ok(entry.map(|entry| Found { files: vec![File::new(&store, entry)], store }))
     };

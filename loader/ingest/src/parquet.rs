@@ -16,12 +16,12 @@ use crate::unit::{Contents, Places, Records, Rows, Shape, Take, Unit, renamed};
 
 pub(crate) fn contents(file: &File, column: Option<&str>) -> Result<Contents> {
     let records = Arc::new(loader::Records::open(file.store(), &file.key, file.size, column)?);
-    let groups = records.groups().enumerate().filter(|(_, (_, rows))| *rows > 0);
+    let groups = records.groups().enumerate();
     let of = |group| Group { records: Arc::clone(&records), group };
     let units =
         groups.map(|(group, (records, rows))| Unit { file: 0, records, rows, what: Box::new(of(group)) }).collect();
     let Some((width, dtype)) = records.width().zip(records.dtype()) else {
-        return Ok(Contents { shape: None, units: Vec::new() });
+        return Ok(Contents { shape: None, units });
     };
     let (columns, unnamed) = renamed(named(&records));
     let shape = Shape {

@@ -129,15 +129,14 @@ impl Survey {
         let (mut first, mut units): (Option<(usize, Shape)>, Vec<Unit>) = (None, Vec::new());
         for (i, (contents, hash)) in looked.into_iter().enumerate() {
             identity.update(&hash.to_le_bytes());
-            let Some(shape) = contents.shape else { continue };
-            match &first {
-                Some((of, other)) => same(&files[i], &shape, &files[*of], other)?,
-                None => first = Some((i, shape)),
+            match (contents.shape, &first) {
+                (Some(shape), Some((of, other))) => same(&files[i], &shape, &files[*of], other)?,
+                (Some(shape), None) => first = Some((i, shape)),
+                (None, _) => {}
             }
-            // What has no rows adds nothing, however many records it claims.
-            units.extend(contents.units.into_iter().filter(|unit| unit.rows > 0).map(|unit| Unit { file: i, ..unit }));
+            units.extend(contents.units.into_iter().map(|unit| Unit { file: i, ..unit }));
         }
-        let Some((_, shape)) = first.filter(|_| !units.is_empty()) else {
+        let Some((_, shape)) = first.filter(|_| units.iter().any(|unit| unit.rows > 0)) else {
             return Err(flaw(&url, format!("no rows in {} files", files.len())));
         };
         let kept = shape.number.kept_as().unwrap_or(Dtype::F32);
@@ -169,7 +168,7 @@ impl Survey {
 
     /// Contexts in all, where records are contexts.
     pub fn contexts(&self) -> Option<u64> {
-        self.shape.contexts.then(|| self.units.iter().map(|unit| unit.records).sum())
+        self.shape.contexts.then(|| self.units.iter().fold(0u64, |sum, unit| sum.saturating_add(unit.records)))
     }
 
     /// Numbers per row.
@@ -263,7 +262,7 @@ impl Survey {
             say("contexts", contexts.into());
             let rows = self.rows();
             if rows.is_multiple_of(contexts.max(1))
-                && self.units.iter().all(|unit| unit.rows == unit.records * (rows / contexts.max(1)))
+                && self.units.iter().all(|unit| Some(unit.rows) == unit.records.checked_mul(rows / contexts.max(1)))
             {
                 say("context_length", (rows / contexts.max(1)).into());
             }
@@ -366,7 +365,8 @@ fn cut(units: &[Unit], row_bytes: u64, part_bytes: u64) -> Vec<Vec<Slice>> {
     for (at, unit) in units.iter().enumerate() {
         let total = unit.rows.saturating_mul(row_bytes);
         let of_each = total.div_ceil(unit.records.max(1)).max(1);
-        let mut done = 0;
+        // What has no rows adds nothing but its number of records, whatever it claims.
+        let mut done = if unit.rows == 0 { unit.records } else { 0 };
         while done < unit.records {
             let left = unit.records - done;
             let room = part_bytes.saturating_sub(bytes) / of_each;
@@ -385,7 +385,7 @@ fn cut(units: &[Unit], row_bytes: u64, part_bytes: u64) -> Vec<Vec<Slice>> {
                 bytes = 0;
             }
         }
-        first_record += unit.records;
+        first_record = first_record.saturating_add(unit.records);
     }
     if !part.is_empty() {
         parts.push(part);
@@ -434,6 +434,7 @@ mod tests {
         );
         // A record that is larger than a part is one; what cannot be divided is not.
         assert_eq!(parts(&[(2, 20, true)], 30), [[(0, 0..1, 0)], [(0, 1..2, 0)]]);
+        assert_eq!(parts(&[(u64::MAX / 2, 0, true), (1, 1, true)], 30), [[(1, 0..1, u64::MAX / 2)]]);
         assert_eq!(parts(&[(9, 9, false), (2, 2, true)], 30), [[(0, 0..9, 0)], [(1, 0..2, 9)]]);
         for part_bytes in 1..200 {
             let units = [(5, 15, true), (1, 1, true), (4, 4, false), (17, 17, true)];

@@ -118,7 +118,12 @@ fn make(survey: &Survey, parts: &Parts, part: u64, is_over: &dyn Fn() -> bool, d
             if let Some(places) = places {
                 if survey.makes("context_id") {
                     along.push(
-                        places.record.into_iter().map(|record| first_record + record).collect::<Vec<u64>>().into(),
+                        places
+                            .record
+                            .into_iter()
+                            .map(|record| first_record.saturating_add(record))
+                            .collect::<Vec<u64>>()
+                            .into(),
                     );
                 }
                 if survey.makes("pos") {

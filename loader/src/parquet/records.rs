@@ -27,6 +27,9 @@ const MAX_TEXT: u64 = 1 << 30;
 
 type Outcome<T> = std::result::Result<T, Flaw>;
 
+/// Takes rows, the lengths of the lists around them, and how many there are.
+type Hand<'a> = &'a mut dyn FnMut(&[u8], Option<&[u32]>, usize) -> Outcome<ControlFlow<()>>;
+
 /// A Parquet file with all that stands beside its activations.
 pub struct Records {
     store: Store,
@@ -172,13 +175,7 @@ impl Records {
     }
 
     /// Calls `hand` with the rows of one batch of records after the other, and the lengths of the lists around them.
-    fn rows_of(
-        &self,
-        group: usize,
-        bytes: Bytes,
-        rows: usize,
-        hand: &mut dyn FnMut(&[u8], Option<&[u32]>, usize) -> Outcome<ControlFlow<()>>,
-    ) -> Outcome<()> {
+    fn rows_of(&self, group: usize, bytes: Bytes, rows: usize, hand: Hand<'_>) -> Outcome<()> {
         /// Bytes that are handed over at once, about.
         const BATCH_BYTES: usize = 4 << 20;
         let column = self.footer.activations()?;
