@@ -16,7 +16,7 @@ use kernels::mesh::Mesh;
 use loader::{number, patience};
 
 pub use self::export::{Export, Format};
-pub use self::ingest::{Ingest, SourceFormat, Workers};
+pub use self::ingest::{Ingest, SourceFormat};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
 pub use self::scaling::{Fit, Objective, Recommend, Scaling, What};

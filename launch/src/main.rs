@@ -23,7 +23,7 @@ mod sweep;
 mod table;
 mod template;
 mod terminal;
-mod workers;
+mod worker;
 mod world;
 
 use std::process::ExitCode;

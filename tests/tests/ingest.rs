@@ -304,7 +304,7 @@ fn killed_workers_and_any_number_of_them_write_the_same_bytes() {
     let first =
         sae::run_with(&call(&three, &[]), &[("SLURM_ARRAY_TASK_ID", "1"), ("SLURM_ARRAY_TASK_COUNT", "3")]).exits(0);
     assert!(first.stdout.contains("worker 1/3 is done; 32 of 48 parts"), "{}", first.stdout);
-    sae::run_with(&call(&three, &["--workers", "3"]), &[("JOB_COMPLETION_INDEX", "0")]).exits(0);
+    sae::run_with(&call(&three, &[]), &[("JOB_COMPLETION_INDEX", "0"), ("JOB_COMPLETIONS", "3")]).exits(0);
     assert!(!Path::new(&three).join("manifest.json").exists());
     sae::run(&call(&three, &["--worker", "2/3", "--threads", "4"])).exits(0);
     assert!(below(Path::new(&three)) == expected, "three workers write the same bytes");

@@ -1,4 +1,4 @@
-//! `sae ingest`, and which of several workers a process is.
+//! `sae ingest`.
 
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
@@ -35,23 +35,12 @@ pub struct Ingest {
     /// MiB of a part, which is a shard: what is done again when a worker dies.
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = RangedU64ValueParser::<u64>::new().range(1..=65_536))]
     pub part_size: u64,
-    #[command(flatten)]
-    pub workers: Workers,
+    /// This worker of W, as w/W, from 0 on, where several take in one source. SLURM arrays and indexed Jobs say it by their variables.
+    #[arg(long, value_name = "w/W")]
+    pub worker: Option<Worker>,
     /// Parts that are made at the same time; by default as many as there are cores, at most 4.
     #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
     pub threads: Option<usize>,
-}
-
-/// Which of several workers this process is. A SLURM array and an indexed Job of Kubernetes say it themselves.
-#[derive(clap::Args, Clone, Copy, Debug, Default)]
-#[command(next_help_heading = "Workers, where no launcher tells them")]
-pub struct Workers {
-    /// This worker of W, as w/W, from 0 on. SLURM arrays and indexed Jobs say it by their variables.
-    #[arg(long, value_name = "w/W")]
-    pub worker: Option<Worker>,
-    /// How many workers there are, where only this one's number is known, as in an indexed Job.
-    #[arg(long, value_name = "W", conflicts_with = "worker", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
-    pub workers: Option<u64>,
 }
 
 /// `--from`.
