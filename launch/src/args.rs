@@ -2,6 +2,7 @@
 
 mod encode;
 mod export;
+mod ingest;
 mod launch;
 mod plan;
 mod scaling;
@@ -17,6 +18,7 @@ use loader::{number, patience};
 
 pub use self::encode::Encode;
 pub use self::export::{Export, Format};
+pub use self::ingest::{Ingest, SourceFormat};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
 pub use self::scaling::{Fit, Objective, Recommend, Scaling, What};
@@ -68,6 +70,7 @@ pub enum Command {
     Launch(Launch),
     Sweep(Box<Sweep>),
     Inspect(Inspect),
+    Ingest(Ingest),
     Synth(Synth),
     Eval(Eval),
     Encode(Box<Encode>),

@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         Command::Launch(launch) => commands::launch::run(&launch, args.log),
         Command::Sweep(sweep) => commands::sweep::run(&sweep),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
+        Command::Ingest(ingest) => commands::ingest::run(&ingest),
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Encode(encode) => commands::encode::run(&encode),
         Command::Eval(eval) => commands::eval::run(&eval),

@@ -57,6 +57,7 @@ pub use make::layout::{COLUMN, Compression, WriteOptions};
 pub use make::table::{Cells, TableColumn, TableWriter, WrittenTable};
 pub use make::writer::ShardWriter;
 pub use make::{parts, synth};
+pub use parquet::records::{RecordRows, Records};
 pub use store::Store;
 pub use store::address::has_query;
 pub use store::entry::Entry;

@@ -8,4 +8,5 @@ pub(crate) mod footers;
 pub(crate) mod metadata;
 pub(crate) mod nested;
 pub(crate) mod pages;
+pub(crate) mod records;
 pub(crate) mod thrift;

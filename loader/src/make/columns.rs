@@ -214,13 +214,41 @@ impl ColumnValues<'_> {
         self.len() == 0
     }
 
+    /// A range of them.
+    pub fn slice(&self, range: Range<usize>) -> ColumnValues<'_> {
+        fn part<T: Clone>(values: &[T], range: Range<usize>) -> Cow<'_, [T]> {
+            Cow::Borrowed(&values[range])
+        }
+        match self {
+            ColumnValues::I32(values) => ColumnValues::I32(part(values, range)),
+            ColumnValues::I64(values) => ColumnValues::I64(part(values, range)),
+            ColumnValues::U32(values) => ColumnValues::U32(part(values, range)),
+            ColumnValues::U64(values) => ColumnValues::U64(part(values, range)),
+            ColumnValues::F32(values) => ColumnValues::F32(part(values, range)),
+            ColumnValues::F64(values) => ColumnValues::F64(part(values, range)),
+            ColumnValues::Text(values) => ColumnValues::Text(part(values, range)),
+        }
+    }
+
+    /// One for each of `count` rows, where there is one for each record: from record `first` on, as often as the record has rows; once where
+    /// records are rows.
+    pub fn repeated(&self, first: usize, lengths: Option<&[u32]>, count: usize) -> ColumnValues<'_> {
+        let Some(lengths) = lengths else { return self.slice(first..first + count) };
+        let mut rows = ColumnValues::none(self.kind());
+        for (i, &length) in lengths.iter().enumerate() {
+            let one = self.slice(first + i..first + i + 1);
+            (0..length).for_each(|_| rows.append(&one, 0..1));
+        }
+        rows
+    }
+
     /// Takes all away.
     pub(crate) fn clear(&mut self) {
         of_each!(self, values => values.to_mut().clear());
     }
 
     /// Appends a range of others, which are of the same type.
-    pub(crate) fn append(&mut self, others: &ColumnValues<'_>, range: Range<usize>) {
+    pub fn append(&mut self, others: &ColumnValues<'_>, range: Range<usize>) {
         match (self, others) {
             (ColumnValues::I32(to), ColumnValues::I32(from)) => to.to_mut().extend_from_slice(&from[range]),
             (ColumnValues::I64(to), ColumnValues::I64(from)) => to.to_mut().extend_from_slice(&from[range]),

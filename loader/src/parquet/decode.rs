@@ -154,8 +154,7 @@ fn general(footer: &Footer, group: usize, chunk: Buffer, rows: usize, row_bytes:
     let limit = (rows as u64).saturating_mul(2 * row_bytes as u64 + 16) + MORE;
     let held = check_pages(&chunk, codec, limit, rows as u64)?;
     let stored_bytes = row_bytes / column.dtype.size() * column.stored_size();
-    let outer = vec![Vec::new(); column.outer];
-    let mut sink = Sink { row_bytes, stored_bytes, out: Vec::new(), outer, beyond: None };
+    let mut sink = Sink::new(row_bytes, stored_bytes, column.outer);
     // Sizes are the file's word: they may not end the process. What a dictionary repeats beyond the pages' bytes grows as it comes.
     let reserved = sink.out.try_reserve_exact(held.min(rows.saturating_mul(row_bytes)));
     reserved.map_err(|e| Flaw::of(format!("{rows} rows are declared, more than memory can hold"), e))?;
@@ -168,17 +167,17 @@ fn general(footer: &Footer, group: usize, chunk: Buffer, rows: usize, row_bytes:
 }
 
 /// Records of a group that hold about so many rows.
-fn records(footer: &Footer, group: usize, rows: usize, wanted: usize) -> usize {
+pub(super) fn records(footer: &Footer, group: usize, rows: usize, wanted: usize) -> usize {
     let records = footer.metadata.row_group(group).num_rows() as usize;
     (wanted as u64 * records as u64 / (rows as u64).max(1)).clamp(1, wanted as u64) as usize
 }
 
 /// Bytes that pages may hold besides what rows take: a dictionary.
-const MORE: u64 = 16 << 20;
+pub(super) const MORE: u64 = 16 << 20;
 
 /// What the footer and the pages declare is allocated: it must be possible for the bytes that are there. Pages may hold `limit`
 /// bytes, and need `least` values. Returns the bytes that the data pages hold uncompressed.
-fn check_pages(chunk: &[u8], codec: Compression, limit: u64, least: u64) -> Outcome<usize> {
+pub(super) fn check_pages(chunk: &[u8], codec: Compression, limit: u64, least: u64) -> Outcome<usize> {
     let pages = pages::scan(chunk, limit).map_err(|e| format!("damaged: {e}"))?;
     // The most that a codec makes of a byte: zstd's is a block of 128 KiB that repeats one byte, in four; brotli's a copy of
     // 16 MiB, in as many; deflate's 258 bytes in two bits.
@@ -367,7 +366,7 @@ fn row_size(footer: &Footer, column: &Column) -> Outcome<u64> {
 }
 
 /// Calls `take` with batches of so many records of a chunk, until it breaks.
-fn each_batch(
+pub(super) fn each_batch(
     footer: &Footer,
     leaf: usize,
     group: usize,
@@ -404,7 +403,7 @@ fn each_batch(
 
 /// What lies inside structs of one field and, for as many levels as `outer` has, lists, whose lengths it takes down: an array of
 /// one element for each row.
-fn inside(mut array: ArrayRef, outer: &mut [Vec<u32>]) -> Outcome<ArrayRef> {
+pub(super) fn inside(mut array: ArrayRef, outer: &mut [Vec<u32>]) -> Outcome<ArrayRef> {
     let mut levels = outer.iter_mut();
     loop {
         if array.null_count() > 0 {
@@ -444,18 +443,29 @@ fn elements(list: &ListArray) -> ArrayRef {
 }
 
 /// Rows as they are handed over.
-struct Sink {
+pub(super) struct Sink {
     row_bytes: usize,
     /// Bytes of a row in the file.
     stored_bytes: usize,
-    out: Vec<u8>,
-    outer: Outer,
-    beyond: Option<Beyond>,
+    pub(super) out: Vec<u8>,
+    pub(super) outer: Outer,
+    pub(super) beyond: Option<Beyond>,
 }
 
 impl Sink {
+    /// For rows of so many bytes here and in the file, inside so many lists.
+    pub(super) fn new(row_bytes: usize, stored_bytes: usize, outer: usize) -> Self {
+        Sink { row_bytes, stored_bytes, out: Vec::new(), outer: vec![Vec::new(); outer], beyond: None }
+    }
+
+    /// Takes all rows away.
+    pub(super) fn clear(&mut self) {
+        self.out.clear();
+        self.outer.iter_mut().for_each(Vec::clear);
+    }
+
     /// Appends an array of records.
-    fn append(&mut self, array: ArrayRef) -> Outcome<()> {
+    pub(super) fn append(&mut self, array: ArrayRef) -> Outcome<()> {
         let rows = inside(array, &mut self.outer)?;
         match rows.data_type() {
             DataType::FixedSizeBinary(n) if *n as usize == self.stored_bytes => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::Compression;
-use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 
 use crate::error::Flaw;
 use crate::parquet::chunks::{self, Chunk, Problem};
@@ -125,6 +125,11 @@ impl Footer {
     /// The activation column, which every file with rows has.
     pub(crate) fn activations(&self) -> std::result::Result<&Column, Flaw> {
         self.column.as_ref().ok_or_else(|| "no activation column: the file has no rows".into())
+    }
+
+    /// Whether a column chunk lies before the footer.
+    pub(crate) fn holds(&self, chunk: &ColumnChunkMetaData) -> bool {
+        chunks::is_inside(chunk, self.data_end)
     }
 
     /// Where a row group's activations lie; nowhere (0, of no bytes) where a group without rows says what cannot be.

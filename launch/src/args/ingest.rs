@@ -1,0 +1,78 @@
+//! `sae ingest`.
+
+use clap::ValueEnum;
+use clap::builder::RangedU64ValueParser;
+use ingest::Format;
+use loader::parts::Worker;
+
+/// Turn activations that another tool has written into shards.
+///
+/// Files are streamed in parts; a part that is written stays, so the same command goes on where it was stopped, and several workers share one
+/// source: each makes every W-th part.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sae ingest activations.npy --out data/layer12\n  sae ingest hf/my-dataset --column \
+blocks.12.hook_resid_post --out s3://bucket/layer12\n  sae ingest s3://bucket/hidden --from vllm --layer 2 --out data/layer24 --worker 0/8"
+)]
+pub struct Ingest {
+    /// A file, or a folder of files of one format; path or URL.
+    pub source: String,
+    /// Folder or URL for the shards: an empty one, or one in which this command was stopped.
+    #[arg(long)]
+    pub out: String,
+    /// The format; guessed from names and first bytes when absent.
+    #[arg(long, value_enum)]
+    pub from: Option<SourceFormat>,
+    /// The tensor or column of activations, where several could be meant.
+    #[arg(long, visible_alias = "column", value_name = "NAME")]
+    pub tensor: Option<String>,
+    /// Of vLLM's hidden states, which hold several layers: the place of one among them, from 0 on.
+    #[arg(long, value_name = "PLACE")]
+    pub layer: Option<u64>,
+    /// Stored format: f16, bf16 or f32; that of the source when absent (f64 becomes f32).
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// MiB of a part, which is a shard: what is done again when a worker dies.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = RangedU64ValueParser::<u64>::new().range(1..=65_536))]
+    pub part_size: u64,
+    /// This worker of W, as w/W, from 0 on, where several take in one source. SLURM arrays and indexed Jobs say it by their variables.
+    #[arg(long, value_name = "w/W")]
+    pub worker: Option<Worker>,
+    /// Parts that are made at the same time; by default as many as there are cores, at most 4.
+    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
+    pub threads: Option<usize>,
+}
+
+/// `--from`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SourceFormat {
+    /// NumPy's .npy: [rows, width] or [contexts, positions, width].
+    Npy,
+    /// safetensors, with tensors of these shapes.
+    Safetensors,
+    /// A data set saved by Hugging Face's datasets (save_to_disk), SAELens' activation cache, other Arrow files.
+    Arrow,
+    /// Parquet, with a row or a context in a record.
+    Parquet,
+    /// A store of BioNeMo's.
+    Bionemo,
+    /// Hidden states that vLLM extracted, a file for each request.
+    Vllm,
+    /// Archives of torch.save, of which tensors alone are read: no pickle is executed.
+    Torch,
+}
+
+impl SourceFormat {
+    /// The format that is meant.
+    pub fn format(self) -> Format {
+        match self {
+            SourceFormat::Npy => Format::Npy,
+            SourceFormat::Safetensors => Format::Safetensors,
+            SourceFormat::Arrow => Format::Arrow,
+            SourceFormat::Parquet => Format::Parquet,
+            SourceFormat::Bionemo => Format::Bionemo,
+            SourceFormat::Vllm => Format::Vllm,
+            SourceFormat::Torch => Format::Torch,
+        }
+    }
+}

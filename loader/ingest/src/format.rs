@@ -1,0 +1,129 @@
+//! Which formats there are, and which one a source is in.
+
+use std::collections::BTreeMap;
+
+use loader::Result;
+
+use crate::files::Found;
+use crate::{arrow, parquet, safetensors};
+
+/// A form in which other tools keep activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// NumPy's arrays.
+    Npy,
+    /// safetensors.
+    Safetensors,
+    /// Arrow's IPC files, as `datasets` and SAELens' activation cache save them.
+    Arrow,
+    /// Parquet, with rows or contexts as records.
+    Parquet,
+    /// A store of BioNeMo's.
+    Bionemo,
+    /// Hidden states that vLLM extracted.
+    Vllm,
+    /// Archives of `torch.save`.
+    Torch,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Format; 7] = [
+        Format::Npy,
+        Format::Safetensors,
+        Format::Arrow,
+        Format::Parquet,
+        Format::Bionemo,
+        Format::Vllm,
+        Format::Torch,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Npy => "npy",
+            Format::Safetensors => "safetensors",
+            Format::Arrow => "arrow",
+            Format::Parquet => "parquet",
+            Format::Bionemo => "bionemo",
+            Format::Vllm => "vllm",
+            Format::Torch => "torch",
+        }
+    }
+
+    /// Extensions of its files.
+    fn extensions(self) -> &'static [&'static str] {
+        match self {
+            Format::Npy => &["npy"],
+            Format::Safetensors | Format::Vllm => &["safetensors"],
+            Format::Arrow => &["arrow", "ipc"],
+            Format::Parquet | Format::Bionemo => &["parquet", "pq"],
+            Format::Torch => &["pt", "pth"],
+        }
+    }
+
+    pub(crate) fn has(self, extension: &str) -> bool {
+        self.extensions().contains(&extension)
+    }
+}
+
+/// The format that a source is in, or why that cannot be said.
+pub(crate) fn guess(found: &Found) -> Result<std::result::Result<Format, String>> {
+    let has = |key: &str| found.files.iter().any(|file| file.key == key);
+    let counted = |format: Format| found.files.iter().filter(|file| format.has(&file.extension())).count();
+    if counted(Format::Parquet) > 0 && parquet::bionemo(found)?.is_some() {
+        return Ok(Ok(Format::Bionemo));
+    }
+    if has("state.json") || has("dataset_dict.json") {
+        // Whether the data set can be read is found out later.
+        return arrow::data_files(found).map(|_| Ok(Format::Arrow));
+    }
+    let known = [Format::Npy, Format::Safetensors, Format::Arrow, Format::Parquet, Format::Torch];
+    let there: Vec<Format> = known.into_iter().filter(|&format| counted(format) > 0).collect();
+    match there.as_slice() {
+        [Format::Safetensors] => {
+            let first = found.files.iter().find(|file| Format::Safetensors.has(&file.extension()));
+            let is_vllm = first.map(safetensors::looks_like_vllm).transpose()?.unwrap_or(false);
+            Ok(Ok(if is_vllm { Format::Vllm } else { Format::Safetensors }))
+        }
+        [format] => Ok(Ok(*format)),
+        [] => by_content(found),
+        several => {
+            let counts = several.iter().map(|&format| format!("{} of {}", counted(format), format.name()));
+            Ok(Err(format!(
+                "{} holds files of several formats: {}",
+                found.store.url(),
+                counts.collect::<Vec<_>>().join(", ")
+            )))
+        }
+    }
+}
+
+/// By the first bytes of a file whose name says nothing.
+fn by_content(found: &Found) -> Result<std::result::Result<Format, String>> {
+    if let [file] = found.files.as_slice() {
+        let head = file.head(8)?;
+        let begins = |magic: &[u8]| head.starts_with(magic);
+        for (format, magic) in [
+            (Format::Npy, &b"\x93NUMPY"[..]),
+            (Format::Torch, b"PK\x03\x04"),
+            (Format::Arrow, b"ARROW1"),
+            (Format::Arrow, b"\xff\xff\xff\xff"),
+            (Format::Parquet, b"PAR1"),
+        ] {
+            if begins(magic) {
+                return Ok(Ok(format));
+            }
+        }
+    }
+    let mut extensions: BTreeMap<String, usize> = BTreeMap::new();
+    found.files.iter().for_each(|file| *extensions.entry(file.extension()).or_default() += 1);
+    let shown = extensions
+        .iter()
+        .take(8)
+        .map(|(extension, count)| format!("{count} of .{extension}"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let zst = if extensions.contains_key("zst") { " (decompress them first: zstd -d)" } else { "" };
+    Ok(Err(format!("{} holds no files of a known format: {shown}{zst}", found.store.url())))
+}

@@ -1,0 +1,181 @@
+//! PyTorch's zip archives (`torch.save`): a pickle that describes tensors, and the bytes of each storage, uncompressed.
+//!
+//! The pickle is read by a parser that knows tensors alone ([`crate::pickle`]); nothing is executed. A storage is where the archive's directory says,
+//! if it lies in the file as it is: stored, not compressed nor encrypted.
+
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+
+use loader::Result;
+use zip::{CompressionMethod, ZipArchive};
+
+use crate::files::{File, flaw_of};
+use crate::numbers::Number;
+use crate::pickle::{self, Described};
+use crate::tensor::{self, Tensor, Three};
+use crate::unit::Contents;
+
+/// The longest pickle that is read: of hundreds of thousands of tensors.
+const MAX_PICKLE: u64 = 64 << 20;
+
+pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
+    let mut tensors = tensors(file)?;
+    let in_list = tensors.iter().enumerate().all(|(i, (name, _))| *name == i.to_string());
+    let fits = |tensor: &Tensor| {
+        (2..=3).contains(&tensor.shape.len()) && tensor.number.as_ref().is_ok_and(|number| number.kept_as().is_some())
+    };
+    if wanted.is_some() || !in_list || tensors.len() < 2 || !tensors.iter().all(|(_, tensor)| fits(tensor)) {
+        if in_list && tensors.len() == 1 && wanted.is_none() {
+            tensors[0].0.clear();
+        }
+        return tensor::contents(file, tensors, wanted, Three::Contexts);
+    }
+    // A list of tensors is their rows, one after the other.
+    let mut all = Contents { shape: None, units: Vec::new() };
+    for (i, (_, tensor)) in tensors.into_iter().enumerate() {
+        let one = tensor::contents(file, vec![(String::new(), tensor)], None, Three::Contexts)?;
+        match (&all.shape, &one.shape) {
+            (Some(first), Some(shape)) if first != shape => {
+                return Err(file.flaw(format!(
+                    "tensor {i} of its list has another shape or type than the first: rows need one width and type"
+                )));
+            }
+            _ => all.shape = one.shape,
+        }
+        all.units.extend(one.units);
+    }
+    Ok(all)
+}
+
+/// All tensors by name, held against the storages that they lie in.
+fn tensors(file: &File) -> Result<Vec<(String, Tensor)>> {
+    let head = file.head(4)?;
+    if head[..] != *b"PK\x03\x04" {
+        return Err(file.flaw(
+            "is no zip archive of PyTorch's (or cut off): files that PyTorch before 1.6 wrote are bare pickles: load it where you trust it, and save \
+             it again",
+        ));
+    }
+    let mut archive = Archive::open(file)?;
+    let place =
+        archive.place("data.pkl")?.ok_or_else(|| file.flaw("is no archive of PyTorch's: it has no data.pkl"))?;
+    if place.length > MAX_PICKLE {
+        return Err(file.flaw(format!("its pickle has {} bytes: {MAX_PICKLE} at most are read", place.length)));
+    }
+    let pickle = file.read_at(place.offset, place.length)?;
+    if let Some(order) = archive.place("byteorder")?
+        && file.read_at(order.offset, order.length.min(16))?[..] != *b"little"
+    {
+        return Err(file.flaw("is big-endian: load it, and save it again on another machine"));
+    }
+    let described = pickle::tensors(&pickle).map_err(|problem| file.flaw(problem))?;
+    described.into_iter().map(|(name, tensor)| Ok((name, archive.tensor(tensor)?))).collect()
+}
+
+struct Place {
+    offset: u64,
+    length: u64,
+}
+
+struct Archive<'a> {
+    file: &'a File,
+    zip: ZipArchive<BufReader<Reader<'a>>>,
+    /// The folder that all lies in.
+    root: String,
+}
+
+impl<'a> Archive<'a> {
+    fn open(file: &'a File) -> Result<Self> {
+        let broken =
+            |e: zip::result::ZipError| flaw_of(file.url(), format!("cut off or damaged: its directory: {e}"), e);
+        let zip = ZipArchive::new(BufReader::with_capacity(64 << 10, Reader { file, at: 0 })).map_err(broken)?;
+        let mut root = None;
+        for name in zip.file_names() {
+            let name = name.map_err(broken)?;
+            if let Some(folder) =
+                name.strip_suffix("data.pkl").filter(|folder| folder.is_empty() || folder.ends_with('/'))
+            {
+                root = Some(folder.to_string());
+                break;
+            }
+        }
+        let root = root.ok_or_else(|| file.flaw("is no archive of PyTorch's: it has no data.pkl"))?;
+        Ok(Archive { file, zip, root })
+    }
+
+    /// Where an entry lies in the file, if there is one.
+    fn place(&mut self, name: &str) -> Result<Option<Place>> {
+        let (file, name) = (self.file, format!("{}{name}", self.root));
+        let Some(index) = self.zip.index_for_name(&name) else { return Ok(None) };
+        let entry =
+            self.zip.by_index_raw(index).map_err(|e| flaw_of(file.url(), format!("damaged: {name}: {e}"), e))?;
+        if entry.compression() != CompressionMethod::Stored
+            || entry.encrypted()
+            || entry.size() != entry.compressed_size()
+        {
+            return Err(file.flaw(format!(
+                "{name} is compressed: PyTorch stores its tensors as they are; save them again by torch.save"
+            )));
+        }
+        let (offset, length) = (entry.data_start().unwrap_or(u64::MAX), entry.size());
+        match offset.checked_add(length) {
+            Some(end) if end <= file.size => Ok(Some(Place { offset, length })),
+            _ => Err(file
+                .flaw(format!("cut off or damaged: {name} claims {length} bytes from byte {offset} of {}", file.size))),
+        }
+    }
+
+    fn tensor(&mut self, of: Described) -> Result<Tensor> {
+        let number = match &of.number {
+            Ok(number) => *number,
+            Err(name) => return Ok(Tensor { offset: 0, number: Err(name.clone()), shape: of.shape }),
+        };
+        let name = format!("data/{}", of.storage);
+        let place = self
+            .place(&name)?
+            .ok_or_else(|| self.file.flaw(format!("damaged: it lacks {name:?}, where a tensor lies")))?;
+        let size = number.size();
+        let (held, count) = (place.length / size, of.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(n)));
+        let end = count.and_then(|count| count.checked_add(of.offset));
+        if of.numel > held || (of.is_contiguous() && end.is_none_or(|end| end > held)) {
+            return Err(self.file.flaw(format!(
+                "damaged: a tensor of shape {:?} claims more than the {held} numbers of {name:?}",
+                of.shape
+            )));
+        }
+        let number = if of.is_contiguous() { Ok(number) } else { Err(apart(number)) };
+        Ok(Tensor { offset: place.offset + of.offset.min(held) * size, number, shape: of.shape })
+    }
+}
+
+/// The name of what is no tensor in the order of its rows.
+fn apart(number: Number) -> String {
+    format!("a view of {} whose numbers lie apart (save tensor.contiguous())", number.name())
+}
+
+/// A file as the archive's reader wants it.
+struct Reader<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let end = self.file.size.min(self.at.saturating_add(out.len() as u64));
+        let bytes = self.file.read(self.at.min(end)..end).map_err(io::Error::other)?;
+        out[..bytes.len()].copy_from_slice(&bytes);
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+}
+
+impl Seek for Reader<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.file.size.checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.at)
+    }
+}
