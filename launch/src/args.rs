@@ -1,6 +1,7 @@
 //! The command line.
 
 mod export;
+mod harvest;
 mod launch;
 mod plan;
 mod scaling;
@@ -15,6 +16,7 @@ use kernels::mesh::Mesh;
 use loader::{number, patience};
 
 pub use self::export::{Export, Format};
+pub use self::harvest::Harvest;
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
 pub use self::scaling::{Fit, Objective, Recommend, Scaling, What};
@@ -67,6 +69,7 @@ pub enum Command {
     Sweep(Box<Sweep>),
     Inspect(Inspect),
     Synth(Synth),
+    Harvest(Box<Harvest>),
     Eval(Eval),
     Runs(Runs),
     Scaling(Scaling),

@@ -23,6 +23,7 @@ mod sweep;
 mod table;
 mod template;
 mod terminal;
+mod worker;
 mod world;
 
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Sweep(sweep) => commands::sweep::run(&sweep),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Synth(synth) => commands::synth::run(&synth),
+        Command::Harvest(harvest) => commands::harvest::run(&harvest),
         Command::Eval(eval) => commands::eval::run(&eval),
         Command::Runs(runs) => commands::runs::run(&runs),
         Command::Scaling(scaling) => commands::scaling::run(&scaling),

@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod eval;
 pub mod export;
+pub mod harvest;
 pub mod inspect;
 pub mod kernels;
 pub mod launch;
