@@ -11,6 +11,7 @@ mod failure;
 mod gpus;
 mod job;
 mod logging;
+mod origin;
 mod parent;
 mod progress;
 mod ranks;

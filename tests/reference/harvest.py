@@ -5,10 +5,11 @@
     harvest.py quantised DIR                 a GGUF file with every type of numbers
     harvest.py shrink GGUF OUT               a model of a few numbers with the tokenizer of a GGUF file
     harvest.py sentencepiece OUT             the same with a tokenizer of the kind "llama"
-    harvest.py compare MODEL OUT LAYER…      rows of OUT beside the streams of the model
-    harvest.py tokens MODEL TEXT OUT         tokens of OUT beside those of the model's tokenizer
+    harvest.py compare MODEL OUT LAYERS …    rows of OUT beside the streams of the model
+    harvest.py tokens MODEL TEXT OUT …       tokens of OUT beside those of the model's tokenizer
 
-MODEL is a folder or a .gguf file. `compare` and `tokens` print a JSON object."""
+MODEL is a folder or a .gguf file, LAYERS are numbers between commas. `compare` and `tokens` take any number of such triples, and print a list
+with a JSON object for each."""
 
 import json
 import os
@@ -155,15 +156,15 @@ def tiny_gguf(out, architecture, width, hidden, blocks, vocabulary, tokenizer, t
 
 
 def plain_tokenizer(writer):
-    """Bytes and nothing else."""
+    """Bytes, and one pair of them."""
     from tokenizers import pre_tokenizers
 
-    tokens = ["<s>", "</s>"] + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<s>", "</s>"] + sorted(pre_tokenizers.ByteLevel.alphabet()) + ["ka"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3] + [1] * 256)
-    writer.add_token_merges([])
+    writer.add_token_types([3, 3] + [1] * 257)
+    writer.add_token_merges(["k a"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_add_bos_token(True)
@@ -195,7 +196,7 @@ def quantised(folder):
             stored[:, offset : offset + 2] = numbers.view(numpy.uint8).reshape(-1, 2)
         return stored.reshape(rows, -1), kind
 
-    tiny_gguf(os.path.join(folder, "quantised.gguf"), "llama", 256, 512, 4, 258, plain_tokenizer, tensor)
+    tiny_gguf(os.path.join(folder, "quantised.gguf"), "llama", 256, 512, 4, 259, plain_tokenizer, tensor)
     assert {kind.name for kind in kinds} == set(used.values()), used
     print(json.dumps(used))
 
@@ -213,30 +214,53 @@ def shrink(source, out):
 
 
 def sentencepiece(out):
-    import collections
+    """A SentencePiece model of pairs with bytes for what it does not know, trained here; it stays beside the file, as the judge of it."""
+    import sentencepiece as library
 
-    counts = collections.Counter()
-    for document in mixed_text(200_000):
-        for word in document.split():
-            word = "▁" + word
-            for length in range(2, 6):
-                counts.update(word[at : at + length] for at in range(len(word) - length + 1))
-    pieces = [piece for piece, _ in counts.most_common(1500)]
-    letters = sorted({letter for piece in pieces for letter in piece} | {"▁"})
-    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)] + pieces + letters
-    types = [2, 3, 3] + [6] * 256 + [1] * (len(pieces) + len(letters))
+    with open(out + ".txt", "w", encoding="utf-8") as lines:
+        lines.writelines(" ".join(document.split()) + "\n" for document in mixed_text(200_000))
+    library.SentencePieceTrainer.train(
+        input=out + ".txt", model_prefix=out, vocab_size=2500, model_type="bpe", byte_fallback=True, character_coverage=0.98,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=True, minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    trained = library.SentencePieceProcessor(model_file=out + ".model")
+    ids = range(trained.vocab_size())
 
     def tokenizer(writer):
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        writer.add_token_list(tokens)
-        writer.add_token_scores([0.0] * 259 + [-float(rank) for rank in range(len(pieces))] + [-1e6 - rank for rank in range(len(letters))])
-        writer.add_token_types(types)
-        writer.add_unk_token_id(0)
-        writer.add_bos_token_id(1)
-        writer.add_eos_token_id(2)
+        writer.add_token_list([trained.id_to_piece(id) for id in ids])
+        writer.add_token_scores([trained.get_score(id) for id in ids])
+        writer.add_token_types([2 if trained.is_unknown(id) else 3 if trained.is_control(id) else 6 if trained.is_byte(id) else 1 for id in ids])
+        writer.add_unk_token_id(trained.unk_id())
+        writer.add_bos_token_id(trained.bos_id())
+        writer.add_eos_token_id(trained.eos_id())
 
-    tiny_gguf(out, "llama", 16, 32, 1, len(tokens), tokenizer, tiny_tensor)
+    tiny_gguf(out, "llama", 16, 32, 1, trained.vocab_size(), tokenizer, tiny_tensor)
+
+
+def python_tokenizer(model):
+    """A function from a text to its tokens, with nothing around them."""
+    if os.path.exists(model + ".model"):
+        import sentencepiece as library
+
+        return library.SentencePieceProcessor(model_file=model + ".model").encode
+    import transformers
+    from tokenizers import pre_tokenizers
+
+    path, file = place(model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, **file)
+    if file:
+        import gguf
+
+        # Of GGUF files transformers 5.23 knows a few rules for cutting, and takes GPT-2's for SmolLM2's, which cuts digits apart before: its
+        # own tokenizer.json has this sequence.
+        cut = gguf.GGUFReader(model).fields["tokenizer.ggml.pre"].contents()
+        if cut == "smollm":
+            digits, pairs = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pairs])
+            assert tokenizer("The", add_special_tokens=False)["input_ids"] == [504]
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def place(model):
@@ -269,7 +293,7 @@ def contexts_of(out):
     return dict(zip(table.column("context_id").to_pylist(), table.column("token_ids").to_pylist(), strict=True))
 
 
-def compare(model, out, *layers):
+def compare(model, out, layers):
     import torch
     import transformers
 
@@ -284,7 +308,7 @@ def compare(model, out, *layers):
     (network.embeddings if hasattr(network, "encoder") else network.embed_tokens).register_forward_hook(keep(0))
     for at, block in enumerate(stack):
         block.register_forward_hook(keep(at + 1))
-    layers = [int(layer) for layer in layers]
+    layers = [int(layer) for layer in layers.split(",")]
     tables = {layer: rows_of(out if len(layers) == 1 else os.path.join(out, f"layer-{layer}")) for layer in layers}
     found = {"rows": 0, "worst": {}, "contexts": 0}
     rows = {layer: numbers(table) for layer, table in tables.items()}
@@ -304,15 +328,11 @@ def compare(model, out, *layers):
             expected = expected.numpy()[positions[own]]
             error = numpy.linalg.norm(rows[layer][own] - expected, axis=1) / numpy.linalg.norm(expected, axis=1)
             found["worst"][str(layer)] = max(found["worst"].get(str(layer), 0.0), float(error.max(initial=0.0)))
-    print(json.dumps(found))
+    return found
 
 
 def tokens(model, source, out):
-    import pyarrow
-    import transformers
-
-    path, file = place(model)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path, **file)
+    encode = python_tokenizer(model)
     table = rows_of(os.path.join(out, "_contexts")).sort_by("context_id")
     ours = {}
     for document, ids in zip(table.column("doc_id").to_pylist(), table.column("token_ids").to_pylist(), strict=True):
@@ -321,16 +341,16 @@ def tokens(model, source, out):
     with open(source, encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             document = json.loads(line)["text"]
-            expected = tokenizer(document, add_special_tokens=False)["input_ids"]
-            got = ours.get(number, [])
+            expected, got = encode(document), ours.get(number, [])
             if got != expected:
                 at = next((at for at, (a, b) in enumerate(zip(got, expected)) if a != b), min(len(got), len(expected)))
-                sys.exit(f"document {number}, token {at}: {got[at:at + 8]}, and Python has {expected[at:at + 8]}: {tokenizer.decode(expected[max(0, at - 3):at + 8])!r}")
+                sys.exit(f"document {number}, token {at}: {got[at:at + 8]}, and Python has {expected[at:at + 8]} of {document[:200]!r}")
             count += len(expected)
-    framed = tokenizer("a b")["input_ids"]
-    plain = tokenizer("a b", add_special_tokens=False)["input_ids"]
-    print(json.dumps({"tokens": count, "pyarrow": pyarrow.__version__, "around": len(framed) - len(plain)}))
+    return {"tokens": count}
 
 
 if __name__ == "__main__":
-    {"models": models, "text": text, "quantised": quantised, "shrink": shrink, "sentencepiece": sentencepiece, "compare": compare, "tokens": tokens}[sys.argv[1]](*sys.argv[2:])
+    def triples(of):
+        return lambda *words: print(json.dumps([of(*words[at : at + 3]) for at in range(0, len(words), 3)]))
+
+    {"models": models, "text": text, "quantised": quantised, "shrink": shrink, "sentencepiece": sentencepiece, "compare": triples(compare), "tokens": triples(tokens)}[sys.argv[1]](*sys.argv[2:])

@@ -4,11 +4,11 @@ use indicatif::HumanCount;
 use kernels::cpu::Cpu;
 use loader::Store;
 use trainer::checkpoint;
-use trainer::export::{CONFIG, Form, INDEX, Origin, saelens};
+use trainer::export::{CONFIG, Form, INDEX, saelens};
 
 use crate::args::{Export, Format};
 use crate::failure::Failure;
-use crate::table;
+use crate::{origin, table};
 
 /// Writes the dictionary of a checkpoint in another tool's format.
 pub fn run(args: &Export) -> Result<(), Failure> {
@@ -41,15 +41,7 @@ pub fn run(args: &Export) -> Result<(), Failure> {
             return Err(Failure::arguments(format!("{} already holds an export: choose another --out", out.url())));
         }
     }
-    let origin = Origin {
-        model: args.model.clone(),
-        model_class: args.model_class_name.clone(),
-        hook: args.hook.clone(),
-        hook_head: args.hook_head_index,
-        dataset: args.dataset.clone(),
-        context_size: args.context_size,
-        prepend_bos: args.prepend_bos,
-    };
+    let origin = origin::of(args);
     let form = Form { dtype: args.dtype.into(), unit_norm: args.unit_norm, part_bytes: args.max_shard_size };
     let written = match args.format {
         Format::Saelens => saelens(&out, (&device, &store, &found), alive.as_deref(), form, &origin)?,

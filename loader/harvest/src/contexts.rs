@@ -91,7 +91,10 @@ impl<'a> Contexts<'a> {
             let problem = format!("contexts of {} tokens hold no text: {around} tokens stand around it", form.length);
             return Err(Error::arguments(problem).with(Help::Context));
         }
-        Ok(Contexts { documents, tokenizer, form, at: Start::default(), open: None })
+        let contexts = Contexts { documents, tokenizer, form, at: Start::default(), open: None };
+        contexts.check(tokenizer.prefix())?;
+        contexts.check(tokenizer.suffix())?;
+        Ok(contexts)
     }
 
     /// Where the next part begins.
@@ -183,20 +186,25 @@ impl<'a> Contexts<'a> {
     fn fill(&mut self) -> Result<bool> {
         while self.open.as_ref().is_none_or(|open| open.used == open.tokens.len()) {
             self.open = None;
-            let Some(document) = self.documents.next()? else { return Ok(false) };
+            let Some(document) = self.documents.read()? else { return Ok(false) };
             let mut tokens = self.tokenizer.encode(&document.text)?;
             // A text that begins with the token that stands in front of it anyway.
             if tokens.first().is_some_and(|first| self.tokenizer.prefix().last() == Some(first)) {
                 tokens.remove(0);
             }
-            if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.form.vocabulary) {
-                let problem =
-                    format!("gives token {token}, and the model has {}: it is another model's", self.form.vocabulary);
-                return Err(Error::data(self.tokenizer.url(), problem).with(Help::Tokenizer));
-            }
+            self.check(&tokens)?;
             self.open = Some(Open { at: document.at, tokens, used: 0 });
         }
         Ok(true)
+    }
+}
+
+impl Contexts<'_> {
+    /// That the model knows these tokens.
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let Some(token) = tokens.iter().find(|&&token| token as usize >= self.form.vocabulary) else { return Ok(()) };
+        let problem = format!("gives token {token}, and the model has {}: it is another model's", self.form.vocabulary);
+        Err(Error::data(self.tokenizer.url(), problem).with(Help::Tokenizer))
     }
 }
 

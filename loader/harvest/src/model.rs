@@ -16,6 +16,7 @@ mod encoder;
 pub(crate) mod gguf;
 mod math;
 pub(crate) mod scratch;
+mod turns;
 pub(crate) mod weights;
 
 use loader::Store;
@@ -88,7 +89,7 @@ impl Model {
                 let (json, url) = (small(&store, "config.json")?.unwrap_or_default(), store.url_of("config.json"));
                 let shape = Shape::of_config(&json, &url)?;
                 let config: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
-                let segments = config.get("type_vocab_size").and_then(serde_json::Value::as_u64).unwrap_or(2);
+                let segments = config.get("type_vocab_size").and_then(serde_json::Value::as_u64).unwrap_or(2).max(1);
                 (shape, Weights::of_folder(store)?, segments as usize, url)
             }
             Place::Gguf(gguf) => {
@@ -171,9 +172,12 @@ impl Model {
 
     /// The hook by which TransformerLens knows a layer's stream.
     pub fn hook(&self, layer: usize) -> String {
-        match layer {
-            0 => "hook_embed".into(),
-            layer => format!("blocks.{}.hook_resid_post", layer - 1),
+        match (layer, self.shape.class) {
+            (0, Class::Decoder) => "hook_embed".into(),
+            (0, Class::Encoder) => "hook_full_embed".into(),
+            (layer, Class::Decoder) => format!("blocks.{}.hook_resid_post", layer - 1),
+            // Behind the norm, which is in the block.
+            (layer, Class::Encoder) => format!("blocks.{}.hook_normalized_resid_post", layer - 1),
         }
     }
 

@@ -1,14 +1,15 @@
 //! From text to tokens, as the model's Python tokenizer does it: tokenizer.json by the library that Python's fast tokenizers are, or the
 //! vocabulary of a GGUF file, from which that library's own description is put together.
 
+mod special;
 mod vocabulary;
 
 use std::str::FromStr;
 
 use loader::Store;
-use serde_json::Value as Json;
 use xxhash_rust::xxh3::xxh3_64;
 
+use self::special::{Special, configured};
 use crate::error::{Error, Help, Result};
 use crate::model::Place;
 use crate::model::weights::small;
@@ -58,16 +59,6 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({}, {:?} … {:?})", self.url, self.prefix, self.suffix)
     }
-}
-
-/// Tokens that stand around a text, as far as they are known.
-#[derive(Default)]
-pub(crate) struct Special {
-    /// The one that begins a context.
-    pub(crate) bos: Option<u32>,
-    pub(crate) eos: Option<u32>,
-    /// What is put around a text, where that is not for the tokenizer's own rules to say.
-    pub(crate) adds: Option<(bool, bool)>,
 }
 
 impl Tokenizer {
@@ -168,37 +159,4 @@ impl Tokenizer {
     pub fn hash(&self) -> &str {
         &self.hash
     }
-}
-
-/// What the files beside a tokenizer.json say of its special tokens.
-fn configured(store: &Store, tokenizer: &[u8]) -> Result<Special> {
-    let read = |key: &str| -> Result<Json> {
-        let Some(json) = small(store, key)? else { return Ok(Json::Null) };
-        serde_json::from_slice(&json).map_err(|e| Error::data(store.url_of(key), format!("is no JSON: {e}")))
-    };
-    let (config, model) = (read("tokenizer_config.json")?, read("config.json")?);
-    let tokenizer: Json = serde_json::from_slice(tokenizer).unwrap_or_default();
-    // A token stands there as itself, or as an object with its settings.
-    let token = |name: &str| {
-        let token = config.get(name)?;
-        let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
-        id(&tokenizer, text)
-    };
-    let numbered = |name: &str| model.get(name).and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok());
-    let bos = token("bos_token").or_else(|| token("cls_token")).or_else(|| numbered("bos_token_id"));
-    let eos = token("eos_token").or_else(|| token("sep_token")).or_else(|| numbered("eos_token_id"));
-    // As transformers does it: flags that are given replace what tokenizer.json puts around a text.
-    let flag = |name: &str| config.get(name).and_then(Json::as_bool);
-    let (begins, ends) = (flag("add_bos_token"), flag("add_eos_token"));
-    let adds = (begins.is_some() || ends.is_some()).then(|| (begins.unwrap_or(false), ends.unwrap_or(false)));
-    Ok(Special { bos, eos, adds })
-}
-
-/// The number of a token in a tokenizer.json.
-fn id(tokenizer: &Json, text: &str) -> Option<u32> {
-    let added = tokenizer.get("added_tokens").and_then(Json::as_array).into_iter().flatten();
-    let of_added = added.filter(|token| token.get("content").and_then(Json::as_str) == Some(text));
-    let mut ids = of_added.filter_map(|token| token.get("id")?.as_u64());
-    let id = ids.next().or_else(|| tokenizer.get("model")?.get("vocab")?.get(text)?.as_u64());
-    id.and_then(|id| u32::try_from(id).ok())
 }

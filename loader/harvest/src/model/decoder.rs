@@ -13,6 +13,7 @@ use super::attention::{Heads, attention};
 use super::config::Shape;
 use super::math::{add_bias, rms_norm, rms_norm_in_place, rotate, silu_product};
 use super::scratch::{Scratch, sized};
+use super::turns::Turns;
 use super::weights::Weights;
 use crate::error::Result;
 
@@ -138,33 +139,5 @@ impl Block {
                 }
             }
         }
-    }
-}
-
-/// Cosines and sines of the rotary angles of each position.
-#[derive(Debug, Default)]
-pub(super) struct Turns {
-    pairs: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-impl Turns {
-    /// Those of positions below `length`.
-    pub(super) fn reach(&mut self, length: usize, frequencies: &[f32]) {
-        self.pairs = frequencies.len();
-        if self.pairs == 0 {
-            return;
-        }
-        for position in self.cos.len() / self.pairs..length {
-            // As transformers has it: the angle is rounded to f32 first.
-            self.cos.extend(frequencies.iter().map(|&frequency| (position as f32 * frequency).cos()));
-            self.sin.extend(frequencies.iter().map(|&frequency| (position as f32 * frequency).sin()));
-        }
-    }
-
-    fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let range = position * self.pairs..(position + 1) * self.pairs;
-        (&self.cos[range.clone()], &self.sin[range])
     }
 }

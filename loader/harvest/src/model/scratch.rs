@@ -1,6 +1,6 @@
 //! The memory of a thread between GEMMs, kept from one batch to the next: fresh memory for each would be zeroed by the system page by page.
 
-use super::decoder::Turns;
+use super::turns::Turns;
 
 /// Buffers, grown to what the largest batch needs.
 #[derive(Debug, Default)]

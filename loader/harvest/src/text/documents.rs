@@ -61,7 +61,7 @@ impl Documents {
     ///
     /// # Errors
     /// Where a file is damaged, lacks the column, or a document is too long; and those of the store.
-    pub fn next(&mut self) -> Result<Option<Document>> {
+    pub fn read(&mut self) -> Result<Option<Document>> {
         while let Some(file) = self.files.files.get(self.at.file as usize) {
             let mut open = match self.open.take() {
                 Some(open) => open,
@@ -69,7 +69,7 @@ impl Documents {
             };
             let found = match &mut open {
                 Open::Rows(rows) => rows.next()?.map(|text| (text, 1)),
-                Open::Bytes(bytes) => read(file, &self.options, self.at.offset, bytes)?,
+                Open::Bytes(bytes) => document(file, &self.options, self.at.offset, bytes)?,
             };
             match found {
                 Some((text, advance)) => {
@@ -95,7 +95,7 @@ fn open_at(file: &File, options: &TextOptions, offset: u64) -> Result<Open> {
 type Bytes = BufReader<Box<dyn Read + Send>>;
 
 /// A document of a file of lines or plain text, and the bytes that it took, what was skipped before it included.
-fn read(file: &File, options: &TextOptions, offset: u64, bytes: &mut Bytes) -> Result<Option<(String, u64)>> {
+fn document(file: &File, options: &TextOptions, offset: u64, bytes: &mut Bytes) -> Result<Option<(String, u64)>> {
     let mut taken = 0;
     match (file.format, options.split) {
         (Format::JsonLines, _) => loop {

@@ -6,7 +6,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::Special;
+use super::special::Special;
 use crate::error::{Error, Help, Result};
 use crate::model::gguf::{Gguf, Value};
 
