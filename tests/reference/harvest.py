@@ -3,7 +3,7 @@
     harvest.py models DIR                    tiny models of each class, with tokenizers
     harvest.py text FILE BYTES               mixed text as JSON lines, the same every time
     harvest.py quantised DIR                 a GGUF file with every type of numbers
-    harvest.py shrink GGUF OUT               a model of a few numbers with the tokenizer of a GGUF file
+    harvest.py shrink GGUF OUT [PRE]         a model of a few numbers with the tokenizer of a GGUF file, which cuts texts by the rule PRE
     harvest.py sentencepiece OUT             the same with a tokenizer of the kind "llama"
     harvest.py compare MODEL OUT LAYERS …    rows of OUT beside the streams of the model
     harvest.py tokens MODEL TEXT OUT …       tokens of OUT beside those of the model's tokenizer
@@ -106,13 +106,13 @@ def models(folder):
             json.dump({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}, out)
 
 
-def copy_tokenizer(writer, fields):
+def copy_tokenizer(writer, fields, pre):
     import gguf
 
     for name, field in fields.items():
         if not name.startswith("tokenizer."):
             continue
-        value = field.contents()
+        value = pre if pre and name == "tokenizer.ggml.pre" else field.contents()
         kind = field.types[0]
         if kind == gguf.GGUFValueType.ARRAY:
             writer.add_array(name, value)
@@ -205,12 +205,12 @@ def tiny_tensor(name, rows, columns):
     return (0.2 * numpy.random.default_rng(len(name)).standard_normal((rows, columns))).astype(numpy.float32)
 
 
-def shrink(source, out):
+def shrink(source, out, pre=None):
     import gguf
 
     fields = gguf.GGUFReader(source).fields
     tokens = len(fields["tokenizer.ggml.tokens"].contents())
-    tiny_gguf(out, "llama", 16, 32, 1, tokens, lambda writer: copy_tokenizer(writer, fields), tiny_tensor)
+    tiny_gguf(out, "llama", 16, 32, 1, tokens, lambda writer: copy_tokenizer(writer, fields, pre), tiny_tensor)
 
 
 def sentencepiece(out):
@@ -246,20 +246,22 @@ def python_tokenizer(model):
 
         return library.SentencePieceProcessor(model_file=model + ".model").encode
     import transformers
-    from tokenizers import pre_tokenizers
+    from tokenizers import normalizers, pre_tokenizers
 
     path, file = place(model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, **file)
     if file:
         import gguf
 
-        # Of GGUF files transformers 5.23 knows a few rules for cutting, and takes GPT-2's for SmolLM2's, which cuts digits apart before: its
-        # own tokenizer.json has this sequence.
+        # Of GGUF files transformers 5.23 knows some rules for cutting, and takes GPT-2's for SmolLM2's, which cuts digits apart before: its
+        # own tokenizer.json has this sequence. And it leaves out that Qwen2's composes letters first.
         cut = gguf.GGUFReader(model).fields["tokenizer.ggml.pre"].contents()
         if cut == "smollm":
             digits, pairs = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pairs])
             assert tokenizer("The", add_special_tokens=False)["input_ids"] == [504]
+        if cut == "qwen2":
+            tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -518,15 +518,26 @@ fn tokens_are_those_of_python() {
     python(&interpreter, &["text", &path("short.jsonl"), "200000"]);
     python(&interpreter, &["models", &path("")]);
     let installed = installed(&interpreter);
-    python(&interpreter, &["shrink", &installed.smollm.display().to_string(), &path("smollm.gguf")]);
+    for cut in ["smollm", "gpt-2", "llama-bpe", "qwen2"] {
+        let out = path(&format!("{cut}.gguf"));
+        python(&interpreter, &["shrink", &installed.smollm.display().to_string(), &out, cut]);
+    }
     python(&interpreter, &["sentencepiece", &path("sentencepiece.gguf")]);
     let minilm = installed.minilm.display().to_string();
     let models = [
         (path("smollm.gguf"), "text.jsonl", 500_000, "4096"),
+        (path("gpt-2.gguf"), "short.jsonl", 50_000, "500"),
+        (path("llama-bpe.gguf"), "short.jsonl", 50_000, "500"),
+        (path("qwen2.gguf"), "short.jsonl", 50_000, "500"),
         (path("sentencepiece.gguf"), "short.jsonl", 50_000, "500"),
         (minilm, "short.jsonl", 50_000, "512"),
         (path("llama"), "short.jsonl", 50_000, "500"),
     ];
+    // A cut that nobody knows is refused: another one would give other tokens in silence.
+    let (odd, text) = (path("odd.gguf"), path("short.jsonl"));
+    python(&interpreter, &["shrink", &installed.smollm.display().to_string(), &odd, "odd"]);
+    let refused = sae::run(&["harvest", &odd, "--text", &text, "--out", &path("odd"), "--layer", "0"]);
+    refused.exits(65).says(&["the rule \"odd\"", "--tokenizer"]);
     let mut asked = vec!["tokens".to_owned()];
     for (at, (model, text, _, context)) in models.iter().enumerate() {
         let (out, text) = (path(&format!("out-{at}")), path(text));

@@ -1,4 +1,4 @@
-//! Workers that make the shards of a model and a text: parts of whole contexts, each made by whichever worker comes first.
+//! Workers that make the shards of a model and a text: parts of whole contexts, each made by its worker, and by another.
 //!
 //! A worker tokenizes the text from the newest marker before its part, so that no list of the text's contexts is needed; that takes a
 //! thousandth of the time of the model.
@@ -89,7 +89,7 @@ pub enum Event {
 pub struct Progress {
     /// Rows that it has made.
     pub rows: u64,
-    /// Rows of the whole text before the part being made, and of this part so far, whoever made them.
+    /// Rows of the whole text before the part being made, and of this part so far, by any worker.
     pub reached: u64,
     /// Tokens that it has computed.
     pub tokens: u64,
