@@ -12,6 +12,7 @@ use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 use tests::fixture::Numbers;
+use tests::s3::S3;
 use tests::tiny::{self, Harvested, harvested, tree};
 use tests::{need, root, sae};
 
@@ -272,6 +273,37 @@ fn several_layers_and_several_workers_give_the_same_bytes() {
     assert_eq!((of("context_size"), of("prepend_bos"), of("dataset_path")), (16.into(), true.into(), "words".into()));
     let inspected = sae::run(&["inspect", &bench.text("one/layer-3"), "--json"]).exits(0).json();
     assert_eq!((&inspected["rows"], &inspected["width"]), (&2345.into(), &tiny::WIDTH.into()));
+}
+
+/// Model, text and shards in object storage: the bytes of local ones.
+#[test]
+fn any_store_will_do() {
+    let Some(python) = need::python() else { return };
+    let bench = Bench::new(true);
+    let documents = tiny::documents(60, 40, 10);
+    let (front, back) = (tiny::json_lines(&documents[..20]), tiny::json_lines(&documents[20..]));
+    std::fs::create_dir(bench.path("text")).expect("a folder");
+    bench.write("text/1.jsonl", &front);
+    bench.write("text/2.jsonl.zst", zstd::encode_all(back.as_bytes(), 1).expect("memory"));
+    let words = ["--layer", "2", "--shard-rows", "300"];
+    sae::run(&bench.words(&bench.text("text"), "local", &words)).exits(0);
+    let s3 = S3::start(&python);
+    for folder in ["tiny", "text"] {
+        tree(&bench.path(folder)).iter().for_each(|(name, bytes)| s3.put(&format!("{folder}/{name}"), bytes));
+    }
+    let environment = s3.environment();
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
+    for (text, out) in [("s3://bucket/text/", "folder"), ("s3://bucket/text/*.js*", "glob")] {
+        let place = format!("s3://bucket/{out}");
+        let given =
+            ["harvest", "s3://bucket/tiny", "--text", text, "--out", &place, "--context", "16", "--dtype", "f32"];
+        sae::run_with(&[&given[..], &words].concat(), &environment).exits(0);
+        let local = tree(&bench.path("local"));
+        assert!(local.len() > 8, "{:?}", local.keys());
+        for (name, bytes) in local.iter().filter(|(name, _)| name.ends_with(".parquet")) {
+            assert!(s3.get(&format!("{out}/{name}")) == *bytes, "{out}/{name}");
+        }
+    }
 }
 
 /// Starts a harvest, and ends it by a signal after a delay; how it ended: nothing where the signal did it.
