@@ -84,7 +84,8 @@ install() {
     command -v cargo-deny >/dev/null || cargo install --locked --version '^0.20' --root "$SAE_CACHE/tools" cargo-deny
     command -v cargo-mutants >/dev/null || cargo install --locked --version '^27' --root "$SAE_CACHE/tools" cargo-mutants
     PYTHON_REF="${PYTHON_REF:-$("$here/reference/venv.sh")}"
-    export PYTHON_REF
+    PYTHON_MODELS="${PYTHON_MODELS:-$("$here/reference/venv.sh" models)}"
+    export PYTHON_REF PYTHON_MODELS
 }
 
 install

@@ -2,6 +2,7 @@
 
 mod encode;
 mod export;
+mod harvest;
 mod ingest;
 mod launch;
 mod plan;
@@ -18,6 +19,7 @@ use loader::{number, patience};
 
 pub use self::encode::Encode;
 pub use self::export::{Export, Format};
+pub use self::harvest::Harvest;
 pub use self::ingest::{Ingest, SourceFormat};
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
@@ -72,6 +74,7 @@ pub enum Command {
     Inspect(Inspect),
     Ingest(Ingest),
     Synth(Synth),
+    Harvest(Box<Harvest>),
     Eval(Eval),
     Encode(Box<Encode>),
     Runs(Runs),

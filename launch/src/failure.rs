@@ -112,6 +112,20 @@ impl From<loader::Error> for Failure {
     }
 }
 
+impl From<harvest::Error> for Failure {
+    fn from(error: harvest::Error) -> Self {
+        let words = || remedy::of_harvest(&error);
+        match &error {
+            harvest::Error::Arguments { .. } => Failure::arguments(words()),
+            harvest::Error::Data { .. } => Failure::data(words()),
+            harvest::Error::Interrupted => Failure::interrupted(
+                "stopped: the part that was being made is left, and the same command goes on with it",
+            ),
+            harvest::Error::Loader(error) => error.clone().into(),
+        }
+    }
+}
+
 impl From<kernels::Error> for Failure {
     fn from(error: kernels::Error) -> Self {
         trainer::Error::from(error).into()

@@ -12,6 +12,7 @@ mod gpus;
 mod job;
 mod laws;
 mod logging;
+mod origin;
 mod parent;
 mod progress;
 mod ranks;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Command::Ingest(ingest) => commands::ingest::run(&ingest),
         Command::Synth(synth) => commands::synth::run(&synth),
         Command::Encode(encode) => commands::encode::run(&encode),
+        Command::Harvest(harvest) => commands::harvest::run(&harvest),
         Command::Eval(eval) => commands::eval::run(&eval),
         Command::Runs(runs) => commands::runs::run(&runs),
         Command::Scaling(scaling) => commands::scaling::run(&scaling),

@@ -27,6 +27,21 @@ pub fn unexpanded(error: &Unexpanded) -> String {
 
 const BY_FLAG: &str = ", or give it with --set and double quotes";
 
+/// What the command line can do against an error of harvesting.
+pub fn of_harvest(error: &harvest::Error) -> String {
+    use harvest::Help;
+    let remedy = match error.help() {
+        Some(Help::Tokenizer) => ". Name a tokenizer.json of the model with --tokenizer FILE",
+        Some(Help::NoBos) => ": say --bos auto or --bos never",
+        Some(Help::Column) => ": name the column or key with --column",
+        Some(Help::Split) => ", with --split lines or --split paragraphs",
+        Some(Help::Context) => ": change --context",
+        Some(Help::Layers) => " (--layer)",
+        None => "",
+    };
+    format!("{error}{remedy}")
+}
+
 /// Empty where the text says all.
 fn remedy(error: &Error) -> &'static str {
     use kernels::Error as Device;

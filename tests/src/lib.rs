@@ -31,6 +31,7 @@ pub mod s3;
 pub mod sae;
 pub mod slurm;
 pub mod sweeps;
+pub mod tiny;
 pub mod tls;
 pub mod tolerance;
 

@@ -35,6 +35,19 @@ fn found_python() -> Option<PathBuf> {
     std::env::var_os("PYTHON_REF").map(PathBuf::from).or_else(made_environment)
 }
 
+/// The Python of tests/reference/requirements-models.txt, which has everything of the other one too: PYTHON_MODELS, or the environment that
+/// `tests/reference/venv.sh models` has made.
+#[track_caller]
+pub fn models_python() -> Option<PathBuf> {
+    let files =
+        ["requirements.txt", "requirements-models.txt"].map(|name| crate::root().join("tests/reference").join(name));
+    let found = std::env::var_os("PYTHON_MODELS").map(PathBuf::from).or_else(|| environment_of(&files));
+    if found.is_none() {
+        missing("Python environment for models: make it with tests/reference/venv.sh models");
+    }
+    found
+}
+
 /// A C++ compiler for the emulator: CXX, or g++, and objcopy, which comes with it.
 #[track_caller]
 pub fn compiler() -> Option<String> {
@@ -61,7 +74,12 @@ pub fn programs(names: &[&str], packages: &str) -> bool {
 }
 
 fn made_environment() -> Option<PathBuf> {
-    let sum = Command::new("sha256sum").arg(crate::root().join("tests/reference/requirements.txt")).output().ok()?;
+    environment_of(&[crate::root().join("tests/reference/requirements.txt")])
+}
+
+/// The environment that is named by the hash of some files.
+fn environment_of(files: &[PathBuf]) -> Option<PathBuf> {
+    let sum = Command::new("sh").args(["-c", "cat \"$@\" | sha256sum", "sh"]).args(files).output().ok()?;
     let hash = String::from_utf8(sum.stdout).ok()?.get(..16)?.to_owned();
     let cache = match std::env::var_os("SAE_CACHE") {
         Some(cache) => PathBuf::from(cache),

@@ -8,7 +8,7 @@ mod codes;
 mod device;
 mod dictionary;
 mod engine;
-mod gemm;
+pub mod gemm;
 mod memory;
 mod moments;
 mod ops;

@@ -38,27 +38,27 @@ pub struct Export {
     /// features.safetensors says which the others are, and sae encode calls them by these numbers.
     #[arg(long)]
     pub alive_only: bool,
-    /// Model that the activations came from.
-    #[arg(long, default_value = "unknown", alias = "model-name")]
-    pub model: String,
+    /// Model that the activations came from; when absent, what the manifest of the training rows says, as of the four below.
+    #[arg(long, alias = "model-name")]
+    pub model: Option<String>,
     /// Class by which TransformerLens and SAELens load it.
     #[arg(long, value_name = "CLASS", default_value = "HookedTransformer")]
     pub model_class_name: String,
     /// Hook that they were taken at.
-    #[arg(long, default_value = "unknown", alias = "hook-name")]
-    pub hook: String,
+    #[arg(long, alias = "hook-name")]
+    pub hook: Option<String>,
     /// Head of the hook that they are of, if of one.
     #[arg(long, value_name = "HEAD")]
     pub hook_head_index: Option<usize>,
     /// Data set that the model read.
-    #[arg(long, default_value = "unknown", alias = "dataset-path")]
-    pub dataset: String,
+    #[arg(long, alias = "dataset-path")]
+    pub dataset: Option<String>,
     /// Tokens in a context.
-    #[arg(long, default_value_t = 1024)]
-    pub context_size: usize,
+    #[arg(long)]
+    pub context_size: Option<usize>,
     /// Whether contexts began with the token for that: true or false.
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub prepend_bos: bool,
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub prepend_bos: Option<bool>,
 }
 
 /// `--format`.

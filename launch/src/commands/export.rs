@@ -4,14 +4,12 @@ use indicatif::HumanCount;
 use kernels::cpu::Cpu;
 use loader::Store;
 use trainer::checkpoint;
-use trainer::export::{
-    CONFIG, CONFIG_OF_DICTIONARY_LEARNING, Form, INDEX, Origin, WEIGHTS_OF_DICTIONARY_LEARNING, export,
-};
+use trainer::export::{CONFIG, CONFIG_OF_DICTIONARY_LEARNING, Form, INDEX, WEIGHTS_OF_DICTIONARY_LEARNING, export};
 use trainer::trained::Trained;
 
 use crate::args::{Export, Format};
 use crate::failure::Failure;
-use crate::table;
+use crate::{origin, table};
 
 /// Writes a dictionary in another tool's format.
 pub fn run(args: &Export) -> Result<(), Failure> {
@@ -30,15 +28,7 @@ pub fn run(args: &Export) -> Result<(), Failure> {
             return Err(Failure::arguments(format!("{} already holds an export: choose another --out", out.url())));
         }
     }
-    let origin = Origin {
-        model: args.model.clone(),
-        model_class: args.model_class_name.clone(),
-        hook: args.hook.clone(),
-        hook_head: args.hook_head_index,
-        dataset: args.dataset.clone(),
-        context_size: args.context_size,
-        prepend_bos: args.prepend_bos,
-    };
+    let origin = origin::of(args);
     let form = Form {
         format: args.format.into(),
         dtype: args.dtype.into(),

@@ -4,6 +4,7 @@ pub mod doctor;
 pub mod encode;
 pub mod eval;
 pub mod export;
+pub mod harvest;
 pub mod ingest;
 pub mod inspect;
 pub mod kernels;

@@ -28,7 +28,7 @@ use crate::store::key;
 use crate::store::patience::{self, Patient};
 use crate::store::redact::{Redacted, redact};
 use crate::store::remote::{Lists, Remote};
-use crate::{Error, Result, Store, check_expanded};
+use crate::{Entry, Error, Result, Store, check_expanded};
 
 /// Where data lies: a store, a prefix (a folder or one file) and perhaps a glob below it.
 #[derive(Clone)]
@@ -100,6 +100,29 @@ impl Location {
                 Some(file.map_or_else(|| self.store(), |(folder, _)| folder.store()))
             }
         }
+    }
+
+    /// All files here, whatever they are, in the order of their names: the file that is named, what a pattern matches, or what lies below a
+    /// folder. None where there is nothing.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn files(&self) -> Result<Vec<(Store, Entry)>> {
+        if self.pattern.is_none()
+            && let Some((folder, name)) = self.split_file()
+            && let Some(entry) = folder.store.head(&name)?
+        {
+            return Ok(vec![(folder.store, entry)]);
+        }
+        let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
+        let is_meant = |entry: &Entry| self.pattern.as_ref().is_none_or(|p| p.matches_with(&entry.key, options));
+        let entries = if self.store.lists() { self.store.list("")? } else { Vec::new() };
+        Ok(entries.into_iter().filter(is_meant).map(|entry| (self.store.clone(), entry)).collect())
+    }
+
+    /// Whether one of [`Location::files`] was named itself.
+    pub fn names_file(&self, entry: &Entry) -> bool {
+        self.pattern.is_none() && self.split_file().is_some_and(|(_, name)| name == entry.key)
     }
 
     /// The location's folder and last name: how a single file is opened.

@@ -1,0 +1,216 @@
+//! Contexts: what a model reads at once, made from documents, numbered over the whole text.
+//!
+//! Packed, which is the default, the tokens of all documents follow each other and are cut into contexts of one length; rows of a document
+//! attend to what stands before it in the context, as they would in any program that is given the same tokens. By document a context holds
+//! tokens of one document, and a long document has several. Nothing is thrown away: the last context is as long as what is left.
+//!
+//! What the tokenizer puts around a text stands around each context. Where that is a token in front (BOS) and the model attends one way, a
+//! document that begins inside of a packed context has it too; no two stand beside each other, neither when a text brings its own.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Help, Result};
+use crate::text::{Documents, Position};
+use crate::tokens::Tokenizer;
+
+/// A context.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Context {
+    pub(crate) tokens: Vec<u32>,
+    /// The document of each token.
+    pub(crate) documents: Vec<u64>,
+}
+
+/// How contexts are made.
+#[derive(Clone, Debug)]
+pub(crate) struct Form {
+    /// Tokens, all that is put around them included.
+    pub(crate) length: usize,
+    pub(crate) by_document: bool,
+    /// Whether the first row of a context is kept.
+    pub(crate) keep_first: bool,
+    /// Whether BOS stands before a document inside of a context.
+    pub(crate) marks_documents: bool,
+    /// Tokens that the model knows.
+    pub(crate) vocabulary: usize,
+    /// Contexts of a part.
+    pub(crate) part: u64,
+    /// Rows after which nothing is made.
+    pub(crate) most_rows: Option<u64>,
+}
+
+/// Where a part begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Start {
+    pub(crate) part: u64,
+    /// The document that goes on or begins there.
+    pub(crate) document: Position,
+    /// Its tokens that were used before.
+    pub(crate) used: u64,
+    /// Contexts before.
+    pub(crate) contexts: u64,
+    /// Rows before.
+    pub(crate) rows: u64,
+}
+
+/// A part: contexts and the rows that are kept of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Part {
+    pub(crate) number: u64,
+    /// Number of its first context.
+    pub(crate) first: u64,
+    pub(crate) contexts: Vec<Context>,
+    /// Rows that are kept: fewer than the contexts have where the last was cut.
+    pub(crate) rows: u64,
+    /// Whether nothing comes behind it.
+    pub(crate) is_last: bool,
+}
+
+/// Makes contexts.
+pub(crate) struct Contexts<'a> {
+    documents: Documents,
+    tokenizer: &'a Tokenizer,
+    form: Form,
+    at: Start,
+    open: Option<Open>,
+}
+
+/// A document that is being used up.
+struct Open {
+    at: Position,
+    tokens: Vec<u32>,
+    used: usize,
+}
+
+impl<'a> Contexts<'a> {
+    /// # Errors
+    /// Where nothing fits between what stands around a context.
+    pub(crate) fn new(documents: Documents, tokenizer: &'a Tokenizer, form: Form) -> Result<Contexts<'a>> {
+        let around = tokenizer.prefix().len() + tokenizer.suffix().len();
+        if form.length <= around || form.length < 2 {
+            let problem = format!("contexts of {} tokens hold no text: {around} tokens stand around it", form.length);
+            return Err(Error::arguments(problem).with(Help::Context));
+        }
+        let contexts = Contexts { documents, tokenizer, form, at: Start::default(), open: None };
+        contexts.check(tokenizer.prefix())?;
+        contexts.check(tokenizer.suffix())?;
+        Ok(contexts)
+    }
+
+    /// Where the next part begins.
+    pub(crate) fn at(&self) -> Start {
+        self.at
+    }
+
+    /// Goes to the beginning of a part.
+    pub(crate) fn seek(&mut self, start: Start) -> Result<()> {
+        (self.at, self.open) = (start, None);
+        self.documents.seek(start.document);
+        if start.used > 0 && self.fill()? {
+            let open =
+                self.open.as_mut().filter(|open| open.at == start.document && open.tokens.len() as u64 > start.used);
+            let open =
+                open.ok_or_else(|| Error::arguments("the text is another one than that of the parts there are"))?;
+            open.used = start.used as usize;
+        }
+        Ok(())
+    }
+
+    /// The next part; nothing behind the last.
+    pub(crate) fn next(&mut self) -> Result<Option<Part>> {
+        let Start { part, contexts, rows, .. } = self.at;
+        if self.form.most_rows.is_some_and(|most| rows >= most) {
+            return Ok(None);
+        }
+        let mut made = Part { number: part, first: contexts, ..Part::default() };
+        while (made.contexts.len() as u64) < self.form.part && !made.is_last {
+            let Some(context) = self.context()? else { break };
+            made.rows += self.rows_of(&context);
+            made.contexts.push(context);
+            if let Some(left) = self.form.most_rows.map(|most| most - rows).filter(|left| made.rows >= *left) {
+                (made.rows, made.is_last) = (left, true);
+            }
+        }
+        if made.contexts.is_empty() {
+            return Ok(None);
+        }
+        made.is_last |= !self.fill()?;
+        let (document, used) = match &self.open {
+            Some(open) => (open.at, open.used as u64),
+            None => (self.documents.at(), 0),
+        };
+        self.at = Start {
+            part: part + 1,
+            document,
+            used,
+            contexts: contexts + made.contexts.len() as u64,
+            rows: rows + made.rows,
+        };
+        Ok(Some(made))
+    }
+
+    /// Rows that a context gives.
+    fn rows_of(&self, context: &Context) -> u64 {
+        (context.tokens.len() - usize::from(!self.form.keep_first)) as u64
+    }
+
+    /// The next context that gives rows.
+    fn context(&mut self) -> Result<Option<Context>> {
+        loop {
+            let (prefix, suffix) = (self.tokenizer.prefix(), self.tokenizer.suffix());
+            let end = self.form.length - suffix.len();
+            let mut context = Context::default();
+            while context.tokens.len() < end && self.fill()? {
+                let Some(open) = &mut self.open else { break };
+                let document = open.at.document;
+                if context.tokens.is_empty() {
+                    context.extend(prefix, document);
+                } else if self.form.by_document {
+                    break;
+                } else if open.used == 0 && self.form.marks_documents {
+                    context.extend(&prefix[prefix.len() - 1..], document);
+                }
+                let take = (end - context.tokens.len()).min(open.tokens.len() - open.used);
+                context.extend(&open.tokens[open.used..open.used + take], document);
+                open.used += take;
+            }
+            let Some(&last) = context.documents.last() else { return Ok(None) };
+            context.extend(suffix, last);
+            if self.rows_of(&context) > 0 {
+                return Ok(Some(context));
+            }
+        }
+    }
+
+    /// Makes sure that the open document has tokens left; false where there are no more documents.
+    fn fill(&mut self) -> Result<bool> {
+        while self.open.as_ref().is_none_or(|open| open.used == open.tokens.len()) {
+            self.open = None;
+            let Some(document) = self.documents.read()? else { return Ok(false) };
+            let mut tokens = self.tokenizer.encode(&document.text)?;
+            // A text that begins with the token that stands in front of it anyway.
+            if tokens.first().is_some_and(|first| self.tokenizer.prefix().last() == Some(first)) {
+                tokens.remove(0);
+            }
+            self.check(&tokens)?;
+            self.open = Some(Open { at: document.at, tokens, used: 0 });
+        }
+        Ok(true)
+    }
+}
+
+impl Contexts<'_> {
+    /// That the model knows these tokens.
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let Some(token) = tokens.iter().find(|&&token| token as usize >= self.form.vocabulary) else { return Ok(()) };
+        let problem = format!("gives token {token}, and the model has {}: it is another model's", self.form.vocabulary);
+        Err(Error::data(self.tokenizer.url(), problem).with(Help::Tokenizer))
+    }
+}
+
+impl Context {
+    fn extend(&mut self, tokens: &[u32], document: u64) {
+        self.tokens.extend_from_slice(tokens);
+        self.documents.resize(self.tokens.len(), document);
+    }
+}

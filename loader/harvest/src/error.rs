@@ -1,0 +1,77 @@
+//! What can go wrong, by what the caller can do about it. A caller's own setting that would help is in [`Error::help`]: only the caller
+//! knows what it is called.
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A setting of the caller's that would help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Help {
+    /// [`crate::Tokenizer::open`] with a file of its own.
+    Tokenizer,
+    /// [`crate::Bos`]: never.
+    NoBos,
+    /// [`crate::TextOptions::column`].
+    Column,
+    /// [`crate::TextOptions::split`].
+    Split,
+    /// Shorter contexts.
+    Context,
+    /// Fewer layers, or other ones.
+    Layers,
+}
+
+/// Everything that can go wrong in this crate.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// A wrong argument, or several that do not fit.
+    #[error("{problem}")]
+    Arguments {
+        /// What is wrong with it and what to do.
+        problem: String,
+        /// What the caller can set.
+        help: Option<Help>,
+    },
+    /// A model, a tokenizer or a text that cannot be used.
+    #[error("{location}: {problem}")]
+    Data {
+        /// The file, and what in it.
+        location: String,
+        /// What is wrong with it and what to do.
+        problem: String,
+        /// What the caller can set.
+        help: Option<Help>,
+    },
+    /// The caller asked to stop: what was being made is left, and the next start makes it.
+    #[error("stopped as asked")]
+    Interrupted,
+    /// Stores and shards.
+    #[error(transparent)]
+    Loader(#[from] loader::Error),
+}
+
+impl Error {
+    /// What the caller can set against it.
+    pub fn help(&self) -> Option<Help> {
+        match self {
+            Error::Arguments { help, .. } | Error::Data { help, .. } => *help,
+            Error::Interrupted | Error::Loader(_) => None,
+        }
+    }
+
+    pub(crate) fn arguments(problem: impl Into<String>) -> Self {
+        Error::Arguments { problem: problem.into(), help: None }
+    }
+
+    pub(crate) fn data(location: impl Into<String>, problem: impl Into<String>) -> Self {
+        Error::Data { location: location.into(), problem: problem.into(), help: None }
+    }
+
+    /// The same, with what the caller can set.
+    pub(crate) fn with(mut self, with: Help) -> Self {
+        if let Error::Arguments { help, .. } | Error::Data { help, .. } = &mut self {
+            *help = Some(with);
+        }
+        self
+    }
+}

@@ -1,0 +1,161 @@
+//! Which files are text, in which format, and their bytes one after the other.
+
+use std::io::{self, BufReader, Read};
+
+use flate2::read::MultiGzDecoder;
+use loader::{Location, Store};
+
+use super::Position;
+use crate::error::{Error, Result};
+
+/// How text lies in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Parquet, with a column of text.
+    Parquet,
+    /// A JSON object a line.
+    JsonLines,
+    /// The text itself.
+    Plain,
+}
+
+/// How bytes of a file are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Codec {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// A file of text.
+#[derive(Clone, Debug)]
+pub(super) struct File {
+    pub(super) store: Store,
+    pub(super) key: String,
+    pub(super) size: u64,
+    pub(super) format: Format,
+    codec: Codec,
+}
+
+/// The files of a text, in the order in which they are read: as they were named, those of a folder by their paths.
+#[derive(Clone, Debug)]
+pub struct Files {
+    pub(super) files: Vec<File>,
+}
+
+impl Files {
+    /// Looks for the files at paths, globs or URLs. In a folder and behind a glob files of a known kind are taken, by their names: `.parquet`,
+    /// `.pq`, `.jsonl`, `.ndjson`, `.json`, `.txt`, `.text` and `.md`, with `.gz`, `.zst` or neither behind; a file that is named itself
+    /// is plain text when it is none of these.
+    ///
+    /// # Errors
+    /// Where there are none, and those of the store.
+    pub fn find(places: &[String]) -> Result<Files> {
+        let mut files = Vec::new();
+        for place in places {
+            let location = Location::resolve(place)?;
+            let before = files.len();
+            for (store, entry) in location.files()? {
+                let is_named = location.names_file(&entry);
+                let hidden = entry.key.split('/').any(|part| part.starts_with(['.', '_']));
+                let kind = kind(&entry.key).or_else(|| is_named.then_some((Format::Plain, Codec::None)));
+                let Some((format, codec)) = kind.filter(|_| is_named || !hidden) else { continue };
+                files.push(File { store, key: entry.key, size: entry.size, format, codec });
+            }
+            if files.len() == before {
+                return Err(Error::data(
+                    place,
+                    "no text there: name files, or folders with .parquet, .jsonl, .txt or .md files, also .gz or .zst",
+                ));
+            }
+        }
+        Ok(Files { files })
+    }
+
+    /// What decides the text: each file's name and size.
+    pub fn identity(&self) -> Vec<(String, u64)> {
+        self.files.iter().map(|file| (file.key.clone(), file.size)).collect()
+    }
+
+    /// What share of the bytes lies before a position, as far as that is known: inside of compressed files and of Parquet it is not.
+    pub fn share(&self, at: Position) -> Option<f64> {
+        let all: u64 = self.files.iter().map(|file| file.size).sum();
+        let before: u64 = self.files.iter().take(at.file as usize).map(|file| file.size).sum();
+        let within = match self.files.get(at.file as usize) {
+            Some(file) if file.codec == Codec::None && file.format != Format::Parquet => at.offset.min(file.size),
+            _ => 0,
+        };
+        (all > 0).then(|| (before + within) as f64 / all as f64)
+    }
+}
+
+/// Format and codec by a name's end.
+fn kind(key: &str) -> Option<(Format, Codec)> {
+    let name = key.to_lowercase();
+    let codecs = [(".gz", Codec::Gzip), (".zst", Codec::Zstd)];
+    let (name, codec) = codecs
+        .iter()
+        .find_map(|(end, codec)| Some((name.strip_suffix(end)?, *codec)))
+        .unwrap_or((name.as_str(), Codec::None));
+    let format = match name.rsplit_once('.')?.1 {
+        "parquet" | "pq" if codec == Codec::None => Format::Parquet,
+        "jsonl" | "ndjson" | "json" => Format::JsonLines,
+        "txt" | "text" | "md" => Format::Plain,
+        _ => return None,
+    };
+    Some((format, codec))
+}
+
+/// Bytes that are fetched at once.
+const FETCHED: u64 = 4 << 20;
+
+/// An object, read from the front.
+struct Object {
+    store: Store,
+    key: String,
+    size: u64,
+    at: u64,
+    block: bytes::Bytes,
+}
+
+impl Read for Object {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        if self.block.is_empty() && self.at < self.size {
+            let end = self.size.min(self.at + FETCHED);
+            self.block = self.store.get_range(&self.key, self.at..end).map_err(io::Error::other)?;
+            self.at = end;
+        }
+        let count = self.block.len().min(to.len());
+        to[..count].copy_from_slice(&self.block.split_to(count));
+        Ok(count)
+    }
+}
+
+impl File {
+    pub(super) fn url(&self) -> String {
+        self.store.url_of(&self.key)
+    }
+
+    /// The file's bytes, decompressed, from `offset` on.
+    pub(super) fn read_from(&self, offset: u64) -> Result<BufReader<Box<dyn Read + Send>>> {
+        let start = if self.codec == Codec::None { offset } else { 0 };
+        let (store, key, size) = (self.store.clone(), self.key.clone(), self.size);
+        let object = Object { store, key, size, at: start, block: bytes::Bytes::new() };
+        let mut bytes: Box<dyn Read + Send> = match self.codec {
+            Codec::None => Box::new(object),
+            Codec::Gzip => Box::new(MultiGzDecoder::new(object)),
+            Codec::Zstd => Box::new(zstd::stream::read::Decoder::new(object).map_err(|e| self.failed(e))?),
+        };
+        // What is compressed has no other way to its middle.
+        io::copy(&mut (&mut bytes).take(offset - start), &mut io::sink()).map_err(|e| self.failed(e))?;
+        Ok(BufReader::with_capacity(1 << 18, bytes))
+    }
+
+    /// What a failure of reading is: the store's, or damage.
+    pub(super) fn failed(&self, error: io::Error) -> Error {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<loader::Error>()) {
+            Some(error) => Error::Loader(error.clone()),
+            None => Error::data(self.url(), format!("cannot be decompressed: {error}: make it again")),
+        }
+    }
+}

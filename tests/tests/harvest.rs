@@ -1,0 +1,494 @@
+//! From models and text to shards: rows beside those of transformers, tokens beside those of Python's tokenizers, contexts, formats of
+//! text, and workers that are killed. What is compared with Python needs the environment of `tests/reference/venv.sh models`.
+
+#[path = "harvest/beside_python.rs"]
+mod beside_python;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::{ArrayRef, StringArray};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use serde_json::Value;
+use tests::fixture::Numbers;
+use tests::s3::S3;
+use tests::tiny::{self, Harvested, harvested, tree};
+use tests::{need, sae};
+
+/// A folder with the tiny model and a text.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(begins: bool) -> Bench {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        tiny::model(&folder.path().join("tiny"), begins);
+        Bench { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        std::fs::write(self.path(name), bytes).expect("a file");
+        self.text(name)
+    }
+
+    /// The words of a harvest of the tiny model.
+    fn words(&self, text: &str, out: &str, more: &[&str]) -> Vec<String> {
+        let (model, out) = (self.text("tiny"), self.text(out));
+        let words = ["harvest", &model, "--text", text, "--out", &out, "--context", "16", "--dtype", "f32"];
+        words.iter().chain(more).map(|word| (*word).to_owned()).collect()
+    }
+
+    fn harvest(&self, text: &str, out: &str, more: &[&str]) -> Harvested {
+        sae::run(&self.words(text, out, more)).exits(0);
+        harvested(&self.path(out), &self.path(out))
+    }
+}
+
+/// The tokens of a document of words.
+fn tokens(document: &str) -> Vec<u32> {
+    let word = |word: &str| if word == "<s>" { 0 } else { word[1..].parse::<u32>().expect("a word") + 3 };
+    document.split_whitespace().map(word).collect()
+}
+
+#[test]
+fn packed_contexts_hold_every_token_once_and_begin_with_one_bos() {
+    let bench = Bench::new(true);
+    let mut documents = tiny::documents(40, 30, 1);
+    documents[3] = String::new();
+    documents[5].insert_str(0, "<s> ");
+    let text = bench.write("text.jsonl", tiny::json_lines(&documents));
+    let found = bench.harvest(&text, "packed", &["--layer", "2", "--keep-first"]);
+    let all: Vec<u32> =
+        documents.iter().flat_map(|document| tokens(document)).filter(|&token| token != tiny::BOS).collect();
+    let contexts: Vec<&Vec<u32>> = found.contexts.values().map(|(_, tokens)| tokens).collect();
+    let held: Vec<u32> =
+        contexts.iter().flat_map(|tokens| tokens.iter().copied()).filter(|&token| token != tiny::BOS).collect();
+    assert_eq!(held, all, "every token once, in order");
+    let (last, whole) = contexts.split_last().expect("contexts");
+    assert!(whole.iter().all(|tokens| tokens.len() == 16) && (2..=16).contains(&last.len()), "{contexts:?}");
+    for tokens in &contexts {
+        assert_eq!(tokens[0], tiny::BOS, "{tokens:?}");
+        assert!(tokens.windows(2).all(|pair| pair != [tiny::BOS, tiny::BOS]), "never two: {tokens:?}");
+    }
+    // A document that begins inside of a context has its own.
+    let inside = contexts.iter().flat_map(|tokens| &tokens[1..]).filter(|&&token| token == tiny::BOS).count();
+    assert!(inside > 10, "{inside}");
+    // Rows name their context, position, document and token.
+    assert_eq!(found.rows.len(), contexts.iter().map(|tokens| tokens.len()).sum::<usize>());
+    for row in &found.rows {
+        assert_eq!(found.contexts[&row.context].1[row.pos as usize], row.token as u32, "{row:?}");
+    }
+    let mut in_document = vec![Vec::new(); documents.len()];
+    found
+        .rows
+        .iter()
+        .filter(|row| row.token != 0)
+        .for_each(|row| in_document[row.document as usize].push(row.token as u32));
+    for (document, found) in documents.iter().zip(&in_document) {
+        let expected: Vec<u32> = tokens(document).into_iter().filter(|&token| token != tiny::BOS).collect();
+        assert_eq!(found, &expected, "{document}");
+    }
+
+    // The first row of each context is left out unless it is asked for, and the others are the same.
+    let usual = bench.harvest(&text, "usual", &["--layer", "2"]);
+    let kept: Vec<usize> = (0..found.rows.len()).filter(|&at| found.rows[at].pos > 0).collect();
+    assert_eq!(usual.rows, kept.iter().map(|&at| found.rows[at].clone()).collect::<Vec<_>>());
+    assert_eq!(usual.stored, kept.iter().map(|&at| found.stored[at].clone()).collect::<Vec<_>>());
+}
+
+#[test]
+fn bos_is_what_was_asked_for() {
+    let bench = Bench::new(false);
+    let documents = tiny::documents(6, 40, 2);
+    let text = bench.write("text.jsonl", tiny::json_lines(&documents));
+    let first = |out: &str, bos: &str| {
+        let found = bench.harvest(&text, out, &["--layer", "1", "--by-document", "--bos", bos]);
+        let begin = found.contexts.values().filter(|(_, tokens)| tokens[0] == tiny::BOS).count();
+        (begin, found.contexts.len())
+    };
+    // Its tokenizer puts none, and token 0 is a token like any other.
+    assert_eq!(first("auto", "auto").0, 0);
+    assert_eq!(first("never", "never").0, 0);
+    let (begin, all) = first("always", "always");
+    assert_eq!(begin, all);
+    let begins = Bench::new(true);
+    let text = begins.write("text.jsonl", tiny::json_lines(&documents));
+    for (bos, begin) in [("auto", true), ("always", true), ("never", false)] {
+        let found = begins.harvest(&text, bos, &["--layer", "0", "--by-document", "--bos", bos]);
+        assert!(found.contexts.values().all(|(_, tokens)| (tokens[0] == tiny::BOS) == begin), "{bos}");
+    }
+    // A context of one document, cut where it is long, nothing of another in it.
+    let found = begins.harvest(&text, "documents", &["--layer", "1", "--by-document"]);
+    let mut held = vec![Vec::new(); documents.len()];
+    for (document, tokens) in found.contexts.values() {
+        assert!(tokens.len() <= 16, "{tokens:?}");
+        held[*document as usize].extend_from_slice(&tokens[1..]);
+    }
+    assert_eq!(held, documents.iter().map(|document| tokens(document)).collect::<Vec<_>>());
+}
+
+/// Causal rows depend on what stands before them alone, so a document's first context is the same wherever the document stands.
+#[test]
+fn rows_follow_from_their_context() {
+    let bench = Bench::new(true);
+    let documents = tiny::documents(20, 60, 3);
+    let whole = bench.write("whole.jsonl", tiny::json_lines(&documents));
+    let one = bench.write("one.jsonl", tiny::json_lines(&documents[7..8]));
+    let words = ["--layer", "3", "--by-document"];
+    let (whole, one) = (bench.harvest(&whole, "whole", &words), bench.harvest(&one, "one", &words));
+    let of = |found: &Harvested, document: i64| -> Vec<Vec<f32>> {
+        let rows = found.rows.iter().zip(&found.stored).filter(|(row, _)| row.document == document);
+        rows.map(|(_, stored)| stored.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+            .collect()
+    };
+    let (among, alone) = (of(&whole, 7), of(&one, 0));
+    assert_eq!(among.len(), alone.len());
+    for (among, alone) in among.iter().flatten().zip(alone.iter().flatten()) {
+        assert!((among - alone).abs() <= 1e-4 * alone.abs().max(1.0), "{among} and {alone}");
+    }
+}
+
+#[test]
+fn every_format_of_text_gives_the_same_rows() {
+    let bench = Bench::new(true);
+    let documents = tiny::documents(50, 20, 4);
+    let lines = tiny::json_lines(&documents);
+    let plain = documents.join("\n") + "\n";
+    let gz = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).expect("memory");
+        encoder.finish().expect("memory")
+    };
+    // Two members one after the other are one file.
+    let (front, rest) = lines.as_bytes().split_at(500);
+    let mut members = gz(front);
+    members.extend(gz(rest));
+    let columns: [(&str, ArrayRef); 2] = [
+        ("id", Arc::new(arrow::array::Int32Array::from_iter_values(0..50))),
+        ("body", Arc::new(StringArray::from_iter_values(&documents))),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).expect("columns");
+    let properties =
+        parquet::file::properties::WriterProperties::builder().set_max_row_group_row_count(Some(7)).build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).expect("a writer");
+    writer.write(&batch).expect("rows");
+    let parquet = writer.into_inner().expect("a file");
+    let text = [
+        (bench.write("a.jsonl", &lines), vec![]),
+        (bench.write("b.ndjson.gz", members), vec![]),
+        (bench.write("c.jsonl.zst", zstd::encode_all(lines.as_bytes(), 1).expect("memory")), vec![]),
+        (bench.write("d.txt", &plain), vec!["--split", "lines"]),
+        (bench.write("e.md.gz", gz(documents.join("\n\n").as_bytes())), vec!["--split", "paragraphs"]),
+        (bench.write("f.parquet", parquet), vec!["--column", "body"]),
+        (bench.write("g.rst", &plain), vec!["--split", "lines"]),
+    ];
+    let mut first: Option<Harvested> = None;
+    for (number, (text, more)) in text.iter().enumerate() {
+        // Several workers begin inside of the text.
+        for worker in ["0/2", "1/2", "0/2"] {
+            let words = [&["--layer", "1", "--shard-rows", "64", "--worker", worker], more.as_slice()].concat();
+            sae::run(&bench.words(text, &format!("out-{number}"), &words)).exits(0);
+        }
+        let out = bench.path(&format!("out-{number}"));
+        let found = harvested(&out, &out);
+        let first = first.get_or_insert_with(|| found.clone());
+        assert_eq!((&found.rows, &found.stored), (&first.rows, &first.stored), "{text}");
+        assert_eq!(found.contexts, first.contexts, "{text}");
+    }
+    // A folder has its files in the order of their names, and a plain file is one document.
+    std::fs::create_dir_all(bench.path("corpus/_hidden")).expect("a folder");
+    bench.write("corpus/2.txt", &documents[1]);
+    bench.write("corpus/1.txt", &documents[0]);
+    bench.write("corpus/_hidden/3.txt", &documents[2]);
+    bench.write("corpus/4.bin", [0xff]);
+    let found = bench.harvest(&bench.text("corpus"), "folder", &["--layer", "1", "--by-document"]);
+    let held: Vec<i64> = found.contexts.values().map(|(document, _)| *document).collect();
+    let all: Vec<u32> = found.contexts.values().flat_map(|(_, tokens)| tokens[1..].to_vec()).collect();
+    assert_eq!(all, [tokens(&documents[0]), tokens(&documents[1])].concat());
+    assert!(held.iter().all(|document| [0, 1].contains(document)));
+}
+
+#[test]
+fn several_layers_and_several_workers_give_the_same_bytes() {
+    let bench = Bench::new(true);
+    let text = bench.write("text.jsonl", tiny::json_lines(&tiny::documents(200, 40, 5)));
+    let words = ["--layer", "1,3", "--rows", "2_345", "--shard-rows", "200"];
+    sae::run(&bench.words(&text, "one", &[&words[..], &["--threads", "1"]].concat())).exits(0);
+    let one = tree(&bench.path("one"));
+    assert!(one.keys().filter(|name| name.starts_with("parts/0")).count() > 10, "{:?}", one.keys());
+    // Three workers, the last of which begins first.
+    for worker in ["2/3", "0/3", "1/3"] {
+        let done = sae::run(&bench.words(&text, "three", &[&words[..], &["--worker", worker]].concat())).exits(0);
+        assert_eq!(done.stdout.contains("parts of other workers are missing"), worker != "1/3", "{}", done.stdout);
+    }
+    let three = tree(&bench.path("three"));
+    assert_eq!(one.keys().collect::<Vec<_>>(), three.keys().collect::<Vec<_>>());
+    for (name, bytes) in &one {
+        assert!(*bytes == three[name], "{name}");
+    }
+    for layer in [1, 3] {
+        let alone = format!("layer-{layer}-alone");
+        let words = ["--layer", &layer.to_string(), "--rows", "2345", "--shard-rows", "200"];
+        let alone = bench.harvest(&text, &alone, &words);
+        let together = harvested(&bench.path(&format!("one/layer-{layer}")), &bench.path("one"));
+        assert_eq!(together.rows.len(), 2345);
+        assert_eq!((&alone.rows, &alone.stored), (&together.rows, &together.stored), "layer {layer}");
+    }
+    // What was done is not done again, and another plan is refused with what differs.
+    let again = sae::run(&bench.words(&text, "one", &words)).exits(0);
+    assert!(again.stdout.contains("0 of "), "{}", again.stdout);
+    let other = sae::run(&bench.words(&text, "one", &[&words[..], &["--keep-first"]].concat())).exits(64);
+    assert!(other.stderr.contains("keep_first"), "{}", other.stderr);
+    // The manifest says where the rows come from, and the shards are a data set like any other.
+    let manifest: Value = serde_json::from_slice(&one["layer-3/manifest.json"]).expect("JSON");
+    let source = &manifest["source"];
+    assert_eq!(source["hook_name"], "blocks.2.hook_resid_post");
+    assert_eq!(
+        (&source["layer"], &source["context_size"], &source["prepend_bos"]),
+        (&3.into(), &16.into(), &true.into())
+    );
+    assert_eq!(source["model"], "tiny");
+    // An export takes it over.
+    let recipe = format!(
+        "[data]\ntrain = {:?}\n[sae]\nfeatures = 64\n[train]\nbatch = 64\nlr = 1e-3\nl1 = 1.0\n[run]\ndir = {:?}\n",
+        bench.text("one/layer-3"),
+        bench.text("run")
+    );
+    sae::run(&["train", &bench.write("recipe.toml", recipe), "--device", "cpu"]).exits(0);
+    sae::run(&["export", &bench.text("run"), "--out", &bench.text("exported"), "--dataset", "words"]).exits(0);
+    let config = std::fs::read(bench.path("exported/cfg.json")).expect("cfg.json");
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let of = |key: &str| config["metadata"][key].clone();
+    assert_eq!((of("model_name"), of("hook_name")), ("tiny".into(), "blocks.2.hook_resid_post".into()));
+    assert_eq!((of("context_size"), of("prepend_bos"), of("dataset_path")), (16.into(), true.into(), "words".into()));
+    let inspected = sae::run(&["inspect", &bench.text("one/layer-3"), "--json"]).exits(0).json();
+    assert_eq!((&inspected["rows"], &inspected["width"]), (&2345.into(), &tiny::WIDTH.into()));
+}
+
+/// Model, text and shards in object storage: the bytes of local ones.
+#[test]
+fn any_store_will_do() {
+    let Some(python) = need::python() else { return };
+    let bench = Bench::new(true);
+    let documents = tiny::documents(60, 40, 10);
+    let (front, back) = (tiny::json_lines(&documents[..20]), tiny::json_lines(&documents[20..]));
+    std::fs::create_dir(bench.path("text")).expect("a folder");
+    bench.write("text/1.jsonl", &front);
+    bench.write("text/2.jsonl.zst", zstd::encode_all(back.as_bytes(), 1).expect("memory"));
+    let words = ["--layer", "2", "--shard-rows", "300"];
+    sae::run(&bench.words(&bench.text("text"), "local", &words)).exits(0);
+    let s3 = S3::start(&python);
+    for folder in ["tiny", "text"] {
+        tree(&bench.path(folder)).iter().for_each(|(name, bytes)| s3.put(&format!("{folder}/{name}"), bytes));
+    }
+    let environment = s3.environment();
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
+    for (text, out) in [("s3://bucket/text/", "folder"), ("s3://bucket/text/*.js*", "glob")] {
+        let place = format!("s3://bucket/{out}");
+        let given =
+            ["harvest", "s3://bucket/tiny", "--text", text, "--out", &place, "--context", "16", "--dtype", "f32"];
+        sae::run_with(&[&given[..], &words].concat(), &environment).exits(0);
+        let local = tree(&bench.path("local"));
+        assert!(local.len() > 8, "{:?}", local.keys());
+        for (name, bytes) in local.iter().filter(|(name, _)| name.ends_with(".parquet")) {
+            assert!(s3.get(&format!("{out}/{name}")) == *bytes, "{out}/{name}");
+        }
+    }
+}
+
+/// Starts a harvest, and ends it by a signal after a delay; how it ended: nothing where the signal did it.
+fn ended(words: &[String], signal: &str, delay: Duration) -> Option<i32> {
+    let mut command = sae::sae(words);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sae starts");
+    let started = Instant::now();
+    while started.elapsed() < delay {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    sae::signal(&child, signal);
+    child.wait().expect("a child").code()
+}
+
+#[test]
+fn workers_that_are_killed_leave_every_row_once() {
+    let bench = Bench::new(true);
+    let text = bench.write("text.jsonl", tiny::json_lines(&tiny::documents(1000, 60, 6)));
+    let words = |out: &str, worker: &str| {
+        bench.words(&text, out, &["--layer", "1,2", "--shard-rows", "600", "--threads", "1", "--worker", worker])
+    };
+    sae::binary();
+    let started = Instant::now();
+    sae::run(&words("undisturbed", "0/1")).exits(0);
+    let wall = started.elapsed();
+    let undisturbed = tree(&bench.path("undisturbed"));
+    let (mut numbers, mut kills, mut rounds) = (Numbers::new(1), 0, 0);
+    while kills < 20 {
+        rounds += 1;
+        assert!(rounds < 20, "{kills} kills in {rounds} rounds of {wall:?}");
+        let out = format!("killed-{rounds}");
+        // Two workers in turn, each killed while it is at work or not yet begun.
+        let mut done = [false; 2];
+        while done != [true; 2] {
+            for (at, worker) in ["0/2", "1/2"].into_iter().enumerate() {
+                let delay = wall.mul_f64(0.6 * f64::from(numbers.unit().abs()));
+                match ended(&words(&out, worker), "KILL", delay) {
+                    None => kills += 1,
+                    Some(code) => {
+                        assert_eq!(code, 0);
+                        done[at] = true;
+                    }
+                }
+            }
+        }
+        sae::run(&words(&out, "0/2")).exits(0);
+        // What was being written when a process died is left beside, under a name of its own.
+        let left = tree(&bench.path(&out));
+        for (name, bytes) in &undisturbed {
+            assert!(left.get(name) == Some(bytes), "{name} after {kills} kills");
+        }
+        let more: Vec<&String> = left.keys().filter(|name| !undisturbed.contains_key(*name)).collect();
+        assert!(more.iter().all(|name| name.rsplit('/').next().is_some_and(|name| name.starts_with('.'))), "{more:?}");
+    }
+}
+
+#[test]
+fn a_signal_leaves_the_part_and_the_same_command_goes_on() {
+    let bench = Bench::new(true);
+    let text = bench.write("text.jsonl", tiny::json_lines(&tiny::documents(1000, 60, 8)));
+    let words = |out: &str| bench.words(&text, out, &["--layer", "3", "--shard-rows", "600", "--threads", "1"]);
+    sae::binary();
+    let started = Instant::now();
+    sae::run(&words("undisturbed")).exits(0);
+    let wall = started.elapsed();
+    let (mut numbers, mut stopped) = (Numbers::new(2), 0);
+    for attempt in 0.. {
+        assert!(attempt < 200, "{stopped} stops");
+        match ended(&words("stopped"), "TERM", wall.mul_f64(0.5 * f64::from(numbers.unit().abs()))) {
+            Some(75) => stopped += 1,
+            // Before the handler is there, the signal ends it as it ends any process.
+            None => {}
+            code => {
+                assert_eq!(code, Some(0));
+                break;
+            }
+        }
+    }
+    assert!(stopped > 0, "it was stopped while at work");
+    assert!(tree(&bench.path("undisturbed")) == tree(&bench.path("stopped")), "{stopped} stops");
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_with_what_to_do() {
+    let bench = Bench::new(true);
+    let text = bench.write("text.jsonl", tiny::json_lines(&tiny::documents(10, 20, 9)));
+    let refused = |model: &str, text: &str, more: &[&str], code: i32, says: &[&str]| {
+        let out = bench.text("refused");
+        let words = [&["harvest", model, "--text", text, "--out", &out][..], more].concat();
+        sae::run(&words).exits(code).says(says);
+        assert!(!bench.path("refused/manifest.json").exists());
+        let _ = std::fs::remove_dir_all(bench.path("refused"));
+    };
+    let tiny = bench.text("tiny");
+    let layer = ["--layer", "1"];
+    refused(&bench.text("absent"), &text, &layer, 64, &["is no model", "config.json"]);
+    refused(&tiny, &text, &["--layer", "4"], 64, &["has 3 blocks", "--layer"]);
+    refused(&tiny, &text, &["--layer", "1", "--context", "1"], 64, &["hold no text", "--context"]);
+    refused(&tiny, &bench.text("absent"), &layer, 65, &["no text there"]);
+    refused(&tiny, &text, &["--layer", "1", "--column", "body"], 65, &["byte 0", "it has text", "--column"]);
+    let broken = bench.write("broken.jsonl", "{\"text\": \"w1\"}\n{\"text\n");
+    refused(&tiny, &broken, &layer, 65, &["byte 15", "is no line of JSON"]);
+    let latin = bench.write("latin.txt", b"caf\xe9");
+    refused(&tiny, &latin, &layer, 65, &["not UTF-8 at byte 3"]);
+    let long = bench.write("long.txt", vec![b'a'; 40 << 20]);
+    refused(&tiny, &long, &layer, 65, &["32 MiB", "--split"]);
+    let cut = bench.write("cut.txt.gz", [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 75]);
+    refused(&tiny, &cut, &layer, 65, &["cannot be decompressed"]);
+    let empty = bench.write("empty.txt", "");
+    refused(&tiny, &empty, &layer, 65, &["no text that gives a row"]);
+    let table = bench.write("none.parquet", [b"PAR1".as_slice(), &[0xff; 64], b"PAR1"].concat());
+    refused(&tiny, &table, &layer, 65, &["is no Parquet"]);
+
+    // A head that claims more than there is, and one that is cut off.
+    let copy = |name: &str, file: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        tiny::model(&bench.path(name), true);
+        let path = bench.path(name).join(file);
+        let bytes = std::fs::read(&path).expect("a file");
+        std::fs::write(path, change(bytes)).expect("a file");
+        bench.text(name)
+    };
+    let lies = copy("lies", "model.safetensors", &|mut bytes| {
+        bytes[..8].copy_from_slice(&(1u64 << 60).to_le_bytes());
+        bytes
+    });
+    refused(&lies, &text, &layer, 65, &["model.safetensors", "claims"]);
+    let short = copy("short", "model.safetensors", &|bytes| bytes[..bytes.len() - 4000].to_vec());
+    refused(&short, &text, &layer, 65, &["model.safetensors", "tensor"]);
+    let wide = copy("wide", "config.json", &|bytes| {
+        String::from_utf8(bytes).expect("text").replace("\"hidden_size\":32", "\"hidden_size\":64").into_bytes()
+    });
+    refused(&wide, &text, &layer, 65, &["tensor", "configuration asks for"]);
+    for (from, to, says) in [
+        ("\"llama\"", "\"mamba\"", "model_type"),
+        ("\"silu\"", "\"relu\"", "hidden_act"),
+        ("\"rms_norm_eps\"", "\"rope_scaling\":{\"rope_type\":\"yarn\"},\"rms_norm_eps\"", "yarn"),
+    ] {
+        let other = copy("other", "config.json", &|bytes| {
+            String::from_utf8(bytes).expect("text").replace(from, to).into_bytes()
+        });
+        refused(&other, &text, &layer, 65, &["config.json", says]);
+    }
+    let windowed = copy("windowed", "config.json", &|bytes| {
+        String::from_utf8(bytes)
+            .expect("text")
+            .replace("\"rms_norm_eps\"", "\"sliding_window\":64,\"rms_norm_eps\"")
+            .into_bytes()
+    });
+    refused(&windowed, &text, &layer, 64, &["sliding window of 64", "--context"]);
+
+    // GGUF: what is no such file, a head that claims a count, and a tokenizer that nobody knows.
+    let head = |pairs: &[(&str, &str)]| {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(0u64.to_le_bytes());
+        bytes.extend((pairs.len() as u64).to_le_bytes());
+        for (key, value) in pairs {
+            bytes.extend((key.len() as u64).to_le_bytes());
+            bytes.extend(key.as_bytes());
+            bytes.extend(8u32.to_le_bytes());
+            bytes.extend((value.len() as u64).to_le_bytes());
+            bytes.extend(value.as_bytes());
+        }
+        bytes
+    };
+    let none = bench.write("none.gguf", b"GGML....");
+    refused(&none, &text, &layer, 65, &["does not begin with GGUF"]);
+    let mut many = head(&[]);
+    many[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+    refused(&bench.write("many.gguf", many), &text, &layer, 65, &["it speaks of"]);
+    let mut long = head(&[("general.architecture", "llama")]);
+    let at = long.len() - 13;
+    long[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    refused(&bench.write("long.gguf", long), &text, &layer, 65, &["it speaks of"]);
+    refused(
+        &bench.write("bare.gguf", head(&[("general.architecture", "llama")])),
+        &text,
+        &layer,
+        65,
+        &["tokenizer", "--tokenizer"],
+    );
+}
