@@ -63,7 +63,7 @@ fn python(interpreter: &Path, arguments: &[&str]) {
     );
 }
 
-fn arguments<'a>(case: &'a Value) -> impl Iterator<Item = &'a str> {
+fn arguments(case: &Value) -> impl Iterator<Item = &str> {
     case["arguments"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
