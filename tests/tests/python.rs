@@ -54,9 +54,17 @@ fn rows_from_python_train_to_the_same_bits() {
     let spec = synth::Spec { features: 128, width: 32, rows: 15_401, shards: 3, active: 4.0, ..Default::default() };
     fixture.synth("synth", &spec);
     write_shards(&fixture.path("plain"), 32, &plain_rows(9000, 32, 6), Dtype::F16, 3500);
-    for of in ["synth", "plain"] {
+    // Of several pages and row groups.
+    write_shards(&fixture.path("wide"), 16_384, &plain_rows(1300, 16_384, 7), Dtype::F16, 1200);
+    for of in ["synth", "plain", "wide"] {
         let again = format!("{of}-python");
         checked(&interpreter, &["rewrite", &fixture.text(of), &fixture.text(&again)], &[]);
+        assert_eq!(chunks(&fixture, of), chunks(&fixture, &again), "{of}: other pages, or other checksums of them");
+        if of == "wide" {
+            assert_eq!(chunks(&fixture, of).len(), 3, "row groups");
+            sae::run(&["inspect", &fixture.text(&again)]).exits(0);
+            continue;
+        }
         // The order of rows depends on names.
         for number in 0..3 {
             let [from, to] = [format!("{of}/shard-{number:05}.parquet"), format!("{of}/shard-{number:06}.parquet")];
@@ -67,6 +75,14 @@ fn rows_from_python_train_to_the_same_bits() {
         assert_eq!(rust.0, python.0, "metrics");
         assert_eq!(checkpoints::differing(&rust.1, &python.1), [""; 0]);
     }
+}
+
+/// What a manifest says of each row group's activations: rows, bytes, and checksums of pieces.
+fn chunks(fixture: &Fixture, data: &str) -> Vec<[String; 3]> {
+    let manifest = fixture.json(&format!("{data}/manifest.json"));
+    let shards = manifest["shards"].as_array().expect("shards").iter();
+    let groups = shards.flat_map(|shard| shard["row_groups"].as_array().expect("row groups").clone());
+    groups.map(|group| ["rows", "length", "pieces"].map(|key| group[key].to_string())).collect()
 }
 
 /// Losses and the last checkpoint of a run on a folder of shards.

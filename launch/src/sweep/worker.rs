@@ -223,7 +223,7 @@ impl<'a> Worker<'a> {
                     Ok(Told::Free(slots)) => idle.extend(slots),
                     Ok(Told::Outcome(member, _)) => {
                         self.held.claims().remove(&member.id);
-                        // The error that ends this worker stands for all; a claim that stays is taken over by others.
+                        // This worker ends with an error of its own; a claim that stays is taken over by others.
                         let _ = self.owner.release(&self.folder.store, &member.id);
                     }
                     Err(_) => break,
