@@ -317,7 +317,8 @@ impl Machine<'_> {
                     let slot = self.four()? as usize;
                     self.recall(slot)?;
                 }
-                b'.' => return self.pop(),
+                b'.' if self.marks.is_empty() => return self.pop(),
+                b'.' => return Err(damaged()),
                 other => {
                     return Err(format!(
                         "its pickle has the instruction {other:#04x}, which no tensor needs: save its tensors alone, or as safetensors"
