@@ -218,7 +218,8 @@ impl Machine<'_> {
     /// Follows the program to its end.
     fn run(&mut self) -> Outcome<Id> {
         loop {
-            match self.take(1)?[0] {
+            let instruction = self.take(1)?[0];
+            match instruction {
                 0x80 => drop(self.take(1)?),
                 0x95 => drop(self.take(8)?),
                 b'(' => {
