@@ -218,7 +218,8 @@ impl Machine<'_> {
     /// Follows the program to its end.
     fn run(&mut self) -> Outcome<Id> {
         loop {
-            match self.take(1)?[0] {
+            let instruction = self.take(1)?[0];
+            match instruction {
                 0x80 => drop(self.take(1)?),
                 0x95 => drop(self.take(8)?),
                 b'(' => {
@@ -317,7 +318,8 @@ impl Machine<'_> {
                     let slot = self.four()? as usize;
                     self.recall(slot)?;
                 }
-                b'.' => return self.pop(),
+                b'.' if self.marks.is_empty() => return self.pop(),
+                b'.' => return Err(damaged()),
                 other => {
                     return Err(format!(
                         "its pickle has the instruction {other:#04x}, which no tensor needs: save its tensors alone, or as safetensors"
