@@ -14,10 +14,10 @@ use super::config::Shape;
 use super::math::{add_bias, rms_norm, rms_norm_in_place, rotate, silu_product};
 use super::scratch::{Scratch, sized};
 use super::turns::Turns;
-use super::weights::Weights;
+use super::weights::{Weights, transposed};
 use crate::error::Result;
 
-/// The weights of a block; matrices are [out, in].
+/// The weights of a block; matrices are [in, out].
 pub(super) struct Block {
     norm_attention: Vec<f32>,
     norm_mlp: Vec<f32>,
@@ -67,14 +67,14 @@ impl Block {
         Ok(Block {
             norm_attention: weights.read(&name("input_layernorm.weight"), &[width])?,
             norm_mlp: weights.read(&name("post_attention_layernorm.weight"), &[width])?,
-            query_key_value,
+            query_key_value: transposed(&query_key_value, queries + 2 * keys, width),
             query_key_value_bias,
             norm_heads,
-            output: weights.read(&name("self_attn.o_proj.weight"), &[width, queries])?,
+            output: weights.matrix(&name("self_attn.o_proj.weight"), width, queries)?,
             output_bias: weights.optional(&name("self_attn.o_proj.bias"), &[width])?,
-            gate_up,
+            gate_up: transposed(&gate_up, 2 * hidden, width),
             gate_up_bias,
-            down: weights.read(&name("mlp.down_proj.weight"), &[width, hidden])?,
+            down: weights.matrix(&name("mlp.down_proj.weight"), width, hidden)?,
             down_bias: weights.optional(&name("mlp.down_proj.bias"), &[width])?,
         })
     }
@@ -88,7 +88,7 @@ impl Block {
         rms_norm(x, &self.norm_attention, epsilon, normed);
         let projected = sized(&mut scratch.wide, rows * all);
         let input = Matrix::new(normed, rows, width, width);
-        multiply(projected, all, false, input, Matrix::new(&self.query_key_value, all, width, width).t());
+        multiply(projected, all, false, input, Matrix::new(&self.query_key_value, width, all, all));
         if let Some(bias) = &self.query_key_value_bias {
             add_bias(projected, bias);
         }
@@ -102,7 +102,7 @@ impl Block {
             &mut scratch.scores,
         );
         let input = Matrix::new(mixed, rows, queries, queries);
-        multiply(x, width, true, input, Matrix::new(&self.output, width, queries, queries).t());
+        multiply(x, width, true, input, Matrix::new(&self.output, queries, width, width));
         if let Some(bias) = &self.output_bias {
             add_bias(x, bias);
         }
@@ -110,14 +110,14 @@ impl Block {
         rms_norm(x, &self.norm_mlp, epsilon, normed);
         let both = sized(&mut scratch.wide, rows * 2 * hidden);
         let input = Matrix::new(normed, rows, width, width);
-        multiply(both, 2 * hidden, false, input, Matrix::new(&self.gate_up, 2 * hidden, width, width).t());
+        multiply(both, 2 * hidden, false, input, Matrix::new(&self.gate_up, width, 2 * hidden, 2 * hidden));
         if let Some(bias) = &self.gate_up_bias {
             add_bias(both, bias);
         }
         let gated = sized(&mut scratch.mixed, rows * hidden);
         silu_product(both, hidden, gated);
         let input = Matrix::new(gated, rows, hidden, hidden);
-        multiply(x, width, true, input, Matrix::new(&self.down, width, hidden, hidden).t());
+        multiply(x, width, true, input, Matrix::new(&self.down, hidden, width, width));
         if let Some(bias) = &self.down_bias {
             add_bias(x, bias);
         }

@@ -12,7 +12,7 @@ use super::attention::{Heads, attention};
 use super::config::Shape;
 use super::math::{add_bias, gelu, layer_norm};
 use super::scratch::{Scratch, sized};
-use super::weights::Weights;
+use super::weights::{Weights, transposed};
 use crate::error::Result;
 
 /// What is added to a word, and the norm behind.
@@ -62,7 +62,7 @@ impl Places {
     }
 }
 
-/// The weights of a block; matrices are [out, in].
+/// The weights of a block; matrices are [in, out].
 pub(super) struct Block {
     query_key_value: Vec<f32>,
     query_key_value_bias: Vec<f32>,
@@ -88,14 +88,14 @@ impl Block {
             weights.append(&format!("{part}.bias"), &[width], &mut query_key_value_bias)?;
         }
         Ok(Block {
-            query_key_value,
+            query_key_value: transposed(&query_key_value, 3 * width, width),
             query_key_value_bias,
-            output: weights.read(&name("attention.output.dense.weight"), &[width, width])?,
+            output: weights.matrix(&name("attention.output.dense.weight"), width, width)?,
             output_bias: weights.read(&name("attention.output.dense.bias"), &[width])?,
             norm_attention: Norm::read(weights, &name("attention.output.LayerNorm"), width)?,
-            up: weights.read(&name("intermediate.dense.weight"), &[hidden, width])?,
+            up: weights.matrix(&name("intermediate.dense.weight"), hidden, width)?,
             up_bias: weights.read(&name("intermediate.dense.bias"), &[hidden])?,
-            down: weights.read(&name("output.dense.weight"), &[width, hidden])?,
+            down: weights.matrix(&name("output.dense.weight"), width, hidden)?,
             down_bias: weights.read(&name("output.dense.bias"), &[width])?,
             norm_mlp: Norm::read(weights, &name("output.LayerNorm"), width)?,
         })
@@ -107,23 +107,23 @@ impl Block {
         let rows = x.len() / width;
         let projected = sized(&mut scratch.wide, rows * 3 * width);
         let input = Matrix::new(x, rows, width, width);
-        multiply(projected, 3 * width, false, input, Matrix::new(&self.query_key_value, 3 * width, width, width).t());
+        multiply(projected, 3 * width, false, input, Matrix::new(&self.query_key_value, width, 3 * width, 3 * width));
         add_bias(projected, &self.query_key_value_bias);
         let mixed = sized(&mut scratch.mixed, rows * width);
         let form = Heads { heads, kv_heads: heads, width: head_width, causal: false };
         attention(form, projected, lengths, mixed, &mut scratch.scores);
         let input = Matrix::new(mixed, rows, width, width);
-        multiply(x, width, true, input, Matrix::new(&self.output, width, width, width).t());
+        multiply(x, width, true, input, Matrix::new(&self.output, width, width, width));
         add_bias(x, &self.output_bias);
         self.norm_attention.apply(x, epsilon);
 
         let inner = sized(&mut scratch.wide, rows * hidden);
         let input = Matrix::new(x, rows, width, width);
-        multiply(inner, hidden, false, input, Matrix::new(&self.up, hidden, width, width).t());
+        multiply(inner, hidden, false, input, Matrix::new(&self.up, width, hidden, hidden));
         add_bias(inner, &self.up_bias);
         gelu(inner);
         let input = Matrix::new(inner, rows, hidden, hidden);
-        multiply(x, width, true, input, Matrix::new(&self.down, width, hidden, hidden).t());
+        multiply(x, width, true, input, Matrix::new(&self.down, hidden, width, width));
         add_bias(x, &self.down_bias);
         self.norm_mlp.apply(x, epsilon);
     }
