@@ -65,7 +65,7 @@ impl File {
 
     /// `length` bytes from `offset`, with sums that cannot overflow.
     pub(crate) fn read_at(&self, offset: u64, length: u64) -> Result<Bytes> {
-        self.read(offset..offset.checked_add(length).unwrap_or(u64::MAX))
+        self.read(offset..offset.saturating_add(length))
     }
 
     /// The first bytes, as many as there are of so many.
