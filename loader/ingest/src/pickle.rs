@@ -188,7 +188,7 @@ impl Machine<'_> {
         if self.stack.len() > floor { self.stack.pop().ok_or_else(damaged) } else { Err(damaged()) }
     }
 
-    fn down_to_mark(&mut self) -> Outcome<Vec<Id>> {
+    fn above_mark(&mut self) -> Outcome<Vec<Id>> {
         let mark = self.marks.pop().ok_or_else(damaged)?;
         Ok(self.stack.split_off(mark))
     }
@@ -255,7 +255,7 @@ impl Machine<'_> {
                 b'}' => self.push(Value::Dict(Vec::new()))?,
                 b']' => self.push(Value::List(Vec::new()))?,
                 b't' => {
-                    let items = self.down_to_mark()?;
+                    let items = self.above_mark()?;
                     self.push(Value::Tuple(items))?;
                 }
                 n @ 0x85..=0x87 => {
@@ -268,7 +268,7 @@ impl Machine<'_> {
                     self.extend_list(&[item])?;
                 }
                 b'e' => {
-                    let items = self.down_to_mark()?;
+                    let items = self.above_mark()?;
                     self.extend_list(&items)?;
                 }
                 b's' => {
@@ -276,7 +276,7 @@ impl Machine<'_> {
                     self.extend_dict(&[key, value])?;
                 }
                 b'u' => {
-                    let items = self.down_to_mark()?;
+                    let items = self.above_mark()?;
                     self.extend_dict(&items)?;
                 }
                 b'c' => {
