@@ -310,7 +310,7 @@ impl Feed {
         }
         let (from, to) = (window.offset + start, window.offset + start + rows);
         let (first, last) = (self.order.step_of(stream, from), self.order.step_of(stream, to - 1));
-        if last < self.first_step {
+        if last < self.first_step || first >= self.until {
             return false;
         }
         last > first + 1
