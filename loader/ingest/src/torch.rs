@@ -68,7 +68,7 @@ fn tensors(file: &File) -> Result<Vec<(String, Tensor)>> {
         return Err(file.flaw("is big-endian: load it, and save it again on another machine"));
     }
     let described = pickle::tensors(&pickle).map_err(|problem| file.flaw(problem))?;
-    described.into_iter().map(|(name, tensor)| Ok((name, archive.tensor(tensor)?))).collect()
+    described.into_iter().map(|(name, tensor)| Ok((name, archive.tensor(&tensor)?))).collect()
 }
 
 struct Place {
@@ -124,10 +124,10 @@ impl<'a> Archive<'a> {
         }
     }
 
-    fn tensor(&mut self, of: Described) -> Result<Tensor> {
-        let number = match &of.number {
-            Ok(number) => *number,
-            Err(name) => return Ok(Tensor { offset: 0, number: Err(name.clone()), shape: of.shape }),
+    fn tensor(&mut self, of: &Described) -> Result<Tensor> {
+        let number = match of.number {
+            Ok(number) => number,
+            Err(name) => return Ok(Tensor { offset: 0, number: Err(name.into()), shape: of.shape.clone() }),
         };
         let name = format!("data/{}", of.storage);
         let place = self
@@ -143,7 +143,7 @@ impl<'a> Archive<'a> {
             )));
         }
         let number = if of.is_contiguous() { Ok(number) } else { Err(apart(number)) };
-        Ok(Tensor { offset: place.offset + of.offset.min(held) * size, number, shape: of.shape })
+        Ok(Tensor { offset: place.offset + of.offset.min(held) * size, number, shape: of.shape.clone() })
     }
 }
 
