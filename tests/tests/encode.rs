@@ -270,6 +270,9 @@ fn a_folder_of_several_dictionaries_names_them() {
         let out = fixture.text(&format!("hub/{hook}"));
         sae::run(&["export", &recipe.run.dir, "--out", &out, "--hook", hook]).exits(0);
     }
+    encode(&[&of_fresh[..], &["--columns", "token_id,doc_id,token_id"]].concat())
+        .exits(64)
+        .says(&["--columns token_id is there twice"]);
     let (hub, eval) = (fixture.text("hub"), fixture.text("eval"));
     for command in ["eval", "encode"] {
         let out = fixture.text("none");

@@ -456,6 +456,11 @@ fn columns(args: &Encode, dataset: &Dataset) -> Result<Vec<Scalar>, Failure> {
         }
         return Ok(found.columns);
     }
+    if let Some(name) =
+        args.columns.iter().enumerate().find_map(|(i, name)| args.columns[..i].contains(name).then_some(name))
+    {
+        return Err(Failure::arguments(format!("--columns {name} is there twice: name each column once")));
+    }
     let choose = |name: &String| {
         if let Some(column) = found.columns.iter().find(|column| column.name() == name) {
             return Ok(column.clone());
