@@ -128,7 +128,7 @@ fn every_format_comes_over_as_its_own_tool_wrote_it(Made { fixture, cases }: &Ma
     refused(&[&fixture.text("sources/npy"), "--from", "torch"], 65, &["no files of the format torch"]);
     refused(&[&fixture.text("sources")], 64, &["several formats", "--from"]);
     refused(&[&fixture.text("absent")], 65, &["not found"]);
-    refused(&[&fixture.text("sources/npy"), "--dtype", "f8"], 64, &["--dtype f8"]);
+    refused(&[&fixture.text("sources/npy"), "--dtype", "f8"], 64, &["'f8' for '--dtype", "write bf16, f16 or f32"]);
     // A store that lost a shard.
     fs::remove_file(fixture.path("sources/bionemo/shard_00001.parquet")).expect("a shard goes");
     refused(&[&fixture.text("sources/bionemo")], 65, &["not the whole store", "250 rows of 12 in 3 shards"]);

@@ -2,7 +2,7 @@
 
 use indicatif::HumanCount;
 use ingest::{Options, Outcome, Refusal, Survey};
-use loader::{Dtype, Error, Help, Store};
+use loader::{Error, Help, Store};
 
 use crate::args::{Ingest, SourceFormat};
 use crate::failure::Failure;
@@ -19,7 +19,7 @@ pub fn run(args: &Ingest) -> Result<(), Failure> {
         from: args.from.map(SourceFormat::format),
         name: args.tensor.clone(),
         layer: args.layer,
-        dtype: args.dtype.as_deref().map(dtype).transpose()?,
+        dtype: args.dtype,
         part_bytes: args.part_size << 20,
     };
     let out = Store::open(&args.out)?;
@@ -103,8 +103,4 @@ fn failure(error: Error) -> Failure {
         Some(Help::Column) => Failure::data(format!("{error}: name one with --tensor (or --column)")),
         _ => error.into(),
     }
-}
-
-fn dtype(name: &str) -> Result<Dtype, Failure> {
-    Dtype::parse(name).ok_or_else(|| Failure::arguments(format!("--dtype {name}: write f16, bf16 or f32")))
 }
