@@ -7,14 +7,14 @@ use loader::{Error, Help, Store};
 use crate::args::{Ingest, SourceFormat};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{signals, table, worker};
+use crate::{signals, table, worker, world};
 
 /// Parts that are made at the same time where nobody says how many: each holds two row groups.
 const MOST_THREADS: usize = 4;
 
 /// Looks into the source, and writes the parts of this worker.
 pub fn run(args: &Ingest) -> Result<(), Failure> {
-    let worker = worker::of(args.worker, |name| std::env::var(name).ok())?;
+    let worker = worker::of(args.worker, &world::environment())?;
     let options = Options {
         from: args.from.map(SourceFormat::format),
         name: args.tensor.clone(),
