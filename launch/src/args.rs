@@ -15,7 +15,7 @@ use clap::builder::RangedI64ValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use kernels::cuda::Arch;
 use kernels::mesh::Mesh;
-use loader::{number, patience};
+use loader::{Dtype, number, patience};
 
 pub use self::encode::Encode;
 pub use self::export::{Export, Format};
@@ -171,6 +171,11 @@ fn rows(text: &str) -> Result<u64, &'static str> {
     number::parse_count(text)
         .filter(|&rows| rows > 0)
         .ok_or("rows are a whole number above 0, such as 1000000, 1_000_000 or 1e6 (of names with M only 1M, 4M and 34M are known)")
+}
+
+/// The numbers of stored rows.
+fn dtype(text: &str) -> Result<Dtype, &'static str> {
+    Dtype::parse(text).ok_or("write bf16, f16 or f32")
 }
 
 /// A path on this machine.

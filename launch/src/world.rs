@@ -28,7 +28,7 @@ use crate::args::WorldArgs;
 use crate::device::Local;
 use crate::failure::Failure;
 
-pub use launchers::{Launcher, OF_RANKS, Variables};
+pub use launchers::{Launcher, OF_RANKS, Variables, task_of_step};
 
 use launchers::Place;
 

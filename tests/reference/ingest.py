@@ -240,6 +240,18 @@ def make_hostile(folder):
     bomb = b"\x80\x02]q\x00" + b"".join(b"](" + b"h%c" % i * 200 + b"eq%c" % (i + 1) for i in range(12)) + b"."
     torch_file("bomb", "its pickle has more", bomb)
     torch_file("circle", "deep", b"\x80\x02]q\x00h\x00a.")
+    # A long name of a storage, which a hundred thousand refer to.
+    number = lambda n: b"\x8a\x08" + struct.pack("<q", n)
+    text = lambda of: b"X" + struct.pack("<I", len(of)) + of
+    key = b"(" + text(b"storage") + b"ctorch\nFloatStorage\n" + text(b"k" * 200_000) + text(b"cpu") + number(8) + b"tq\x00Q"
+    torch_file("long-key", "the name of a storage", b"\x80\x02" + key + b"h\x00Q" * 100_000 + b".")
+    # A million tensors, which share lists, under names of 13 KiB.
+    program = tensor_pickle()[:-1] + b"q\x00"
+    for level in range(3):
+        program += b"](" + b"h%c" % level * 100 + b"eq%c" % (level + 1)
+    for level in range(3, 16):
+        program += b"}" + text(b"n" * 1024) + b"h%csq%c" % (level, level + 1)
+    torch_file("long-names", "names and shapes", program + b".")
     torch_file("absent", "it lacks", tensor_pickle().replace(b"X\x01\0\0\x000", b"X\x01\0\0\x007"))
     torch_file("escapes", "it lacks", tensor_pickle().replace(b"X\x01\0\0\x000", b"X\x06\0\0\x00../../"))
     torch.save(torch.ones(10, 12), f"{folder}/legacy.pt", _use_new_zipfile_serialization=False)

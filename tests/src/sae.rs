@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use crate::processes::wait_for;
+
 /// Seconds after which a command counts as hanging. Nothing here takes a tenth of it.
 const HANGS_AFTER: &str = "300";
 
@@ -129,4 +131,23 @@ pub fn run_with(args: &[impl AsRef<OsStr>], environment: &[(&str, &str)]) -> Fin
 /// When there is no kill(1).
 pub fn signal(child: &Child, name: &str) {
     let _ = Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status().expect("kill(1) runs");
+}
+
+/// Starts two commands at once, kills the first once `has_begun`, while both are at work, and waits for the other, which must do its share.
+///
+/// # Panics
+/// When one of them ends before, or the other fails.
+#[track_caller]
+pub fn kill_one_of_two(commands: [Command; 2], has_begun: impl Fn() -> bool) {
+    let start =
+        |mut command: Command| command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sae starts");
+    let [mut killed, mut other] = commands.map(start);
+    wait_for("the work of two", || has_begun().then_some(()));
+    for child in [&mut killed, &mut other] {
+        assert_eq!(child.try_wait().expect("a child"), None, "it ended before anything could be killed");
+    }
+    killed.kill().expect("it is killed");
+    assert_eq!(killed.wait().expect("it ends").code(), None, "it ended by itself");
+    let output = other.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

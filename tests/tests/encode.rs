@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use loader::{Dtype, synth};
 use tests::fixture::{Fixture, Numbers, json, plain_rows, text, write_shards};
+use tests::processes::wait_for;
 use tests::{checkpoints, need, root, sae};
 use trainer::recipe::{BiasInit, Every, Recipe};
 
@@ -50,6 +51,23 @@ fn assert_same(one: &Path, other: &Path) {
     let differ: Vec<&String> =
         one.iter().filter(|(name, bytes)| other[*name] != **bytes).map(|(name, _)| name).collect();
     assert!(differ.is_empty(), "{differ:?} differ");
+}
+
+/// The same, but for what a kill left half written: it has a name that nothing reads.
+#[track_caller]
+fn assert_same_but_for_temporary(whole: &Path, killed: &Path) {
+    let written = files(whole);
+    for name in files(killed).into_keys().filter(|name| !written.contains_key(name)) {
+        assert!(name.rsplit('/').next().is_some_and(|name| name.starts_with('.')), "{name}");
+        fs::remove_file(killed.join(name)).expect("removed");
+    }
+    assert_same(whole, killed);
+}
+
+/// How many parts are committed.
+fn markers(folder: &Path) -> usize {
+    let names = fs::read_dir(folder.join("parts")).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.to_string_lossy().starts_with(|c: char| c.is_ascii_digit())).count()
 }
 
 /// Pairs in the files of a folder, by row and feature, as bits.
@@ -146,18 +164,19 @@ fn workers_and_kills_leave_the_same_bytes() {
     fixture.synth("train", &spec);
     let recipe = trained(&fixture, |_| {});
     let data = fixture.text("train");
-    let in_parts_of = |rows: &str, out: &str, more: &[&str]| {
+    // As many parts as shards: a part holds whole row groups.
+    let on = |data: &str, out: &str, more: &[&str]| {
         let out = fixture.text(out);
-        let words = ["encode", &recipe.run.dir, "--data", &data, "--out", &out, "--part-rows", rows, "--device", "cpu"];
+        let words = ["encode", &recipe.run.dir, "--data", data, "--out", &out, "--part-rows", "500", "--device", "cpu"];
         sae::sae(&[&words[..], more].concat())
     };
-    // As many parts as shards: a part holds whole row groups.
-    let command = |out: &str, more: &[&str]| in_parts_of("1000", out, more);
-    let run = |out: &str, more: &[&str]| {
-        let output = command(out, more).output().expect("sae runs");
+    let ends = |mut command: Command| {
+        let output = command.output().expect("sae runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
+    let command = |out: &str, more: &[&str]| on(&data, out, more);
+    let run = |out: &str, more: &[&str]| ends(command(out, more));
     let started = Instant::now();
     let said = run("whole", &[]);
     let wall = started.elapsed();
@@ -191,23 +210,35 @@ fn workers_and_kills_leave_the_same_bytes() {
         }
         kills += u32::from(child.wait().expect("it ends").code().is_none());
     }
-    // What a kill left half written has a name that nothing reads.
-    let written = files(&whole);
-    for name in files(&fixture.path("killed")).into_keys().filter(|name| !written.contains_key(name)) {
-        assert!(name.rsplit('/').next().is_some_and(|name| name.starts_with('.')), "{name}");
-        fs::remove_file(fixture.path("killed").join(name)).expect("removed");
+    assert_same_but_for_temporary(&whole, &fixture.path("killed"));
+
+    // In many parts, so that no worker is done before anything could happen to it. Two at once, of which one is killed; each with parts of
+    // its own, and both with all of them.
+    fixture.synth("in-many", &synth::Spec { shards: 24, ..spec });
+    let in_many = fixture.text("in-many");
+    let many = |out: &str, more: &[&str]| on(&in_many, out, more);
+    ends(many("many", &[]));
+    let whole = fixture.path("many");
+    assert!(markers(&whole) >= 24, "{} parts", markers(&whole));
+    for (out, workers) in [("two", ["0/2", "1/2"]), ("twice", ["0/1", "0/1"])] {
+        let of = |worker| many(out, &["--worker", worker]);
+        sae::kill_one_of_two(workers.map(of), || markers(&fixture.path(out)) >= 2);
+        assert_eq!(fixture.path(out).join("encoding.json").exists(), workers[0] == workers[1], "{workers:?}");
+        ends(many(out, &["--worker", workers[0]]));
+        assert_same_but_for_temporary(&whole, &fixture.path(out));
     }
-    assert_same(&whole, &fixture.path("killed"));
 
     // A signal leaves the part that is being made, and says how to go on.
-    let mut child = in_parts_of("12000", "stopped", &[]).stderr(Stdio::piped()).spawn().expect("sae starts");
-    let begun = Instant::now();
-    while !fixture.path("stopped/parts/plan.json").exists() && begun.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let child = many("stopped", &[]).stderr(Stdio::piped()).spawn().expect("sae starts");
+    wait_for("a part", || (markers(&fixture.path("stopped")) >= 1).then_some(()));
     sae::signal(&child, "TERM");
-    let code = child.wait().expect("it ends").code();
-    assert!(code == Some(75) || code == Some(0), "{code:?}");
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{said}");
+    assert!(said.contains("the same command goes on"), "{said}");
+    assert!(!fixture.path("stopped/encoding.json").exists() && markers(&fixture.path("stopped")) < markers(&whole));
+    ends(many("stopped", &[]));
+    assert_same(&whole, &fixture.path("stopped"));
 }
 
 /// Rows that are not finite, rows of another width, another plan, columns that are not there: one message each, with what to do.
@@ -243,6 +274,9 @@ fn what_cannot_be_encoded_is_explained() {
     encode(&[&of_fresh[..], &["--columns", "token_id"]].concat())
         .exits(64)
         .says(&["--columns token_id", "the data have none"]);
+    encode(&[&of_fresh[..], &["--columns", "token_id,doc_id,token_id"]].concat())
+        .exits(64)
+        .says(&["--columns token_id is there twice"]);
     encode(&[&of_fresh[..], &["--checkpoint", "7"]].concat()).exits(64).says(&["no committed checkpoint of step 7"]);
     encode(&[&of_fresh[..], &["--worker", "3/3"]].concat()).exits(64).says(&["worker 3 of 3"]);
     write_shards(&fixture.path("narrow"), 16, &plain_rows(100, 16, 1), Dtype::F32, 300);

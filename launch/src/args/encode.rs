@@ -52,8 +52,9 @@ pub struct Encode {
     /// Numbers that a GPU multiplies: that of the run when absent (auto, mixed, bf16-sr), or f32 for those of a processor.
     #[arg(long, value_parser = precision)]
     pub precision: Option<Precision>,
-    /// This worker of so many that share the parts, as w/W from 0 on; told by SLURM's arrays and Kubernetes' indexed jobs where absent.
-    #[arg(long, value_name = "w/W", value_parser = worker)]
+    /// This worker of so many that share the parts, as w/W from 0 on; told by SLURM's arrays and
+    /// steps and Kubernetes' indexed jobs where absent.
+    #[arg(long, value_name = "w/W")]
     pub worker: Option<Worker>,
     /// Rows of a part, about: what is lost where a worker ends.
     #[arg(long, default_value = "65536", value_parser = rows)]
@@ -62,10 +63,6 @@ pub struct Encode {
     /// files of its own.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = shards)]
     pub feature_shards: usize,
-}
-
-fn worker(text: &str) -> Result<Worker, String> {
-    text.parse::<Worker>().map_err(|error| error.to_string())
 }
 
 fn precision(text: &str) -> Result<Precision, &'static str> {

@@ -4,7 +4,7 @@ use harvest::{Bos, Split};
 use loader::Dtype;
 use loader::parts::Worker;
 
-use super::rows;
+use super::{dtype, rows};
 
 /// Make activation shards from a language model and text, on the processor.
 #[derive(clap::Args, Debug)]
@@ -66,20 +66,12 @@ pub struct Harvest {
     /// Threads; all processors when absent.
     #[arg(long, value_name = "N", value_parser = batch)]
     pub threads: Option<usize>,
-    /// This worker of so many that share the parts, as w/W from 0 on; told by SLURM's arrays and Kubernetes' indexed jobs where absent.
-    #[arg(long, value_name = "w/W", value_parser = worker)]
+    /// This worker of so many that share the parts, as w/W from 0 on; told by SLURM's arrays and
+    /// steps and Kubernetes' indexed jobs where absent.
+    #[arg(long, value_name = "w/W")]
     pub worker: Option<Worker>,
-}
-
-fn dtype(text: &str) -> Result<Dtype, &'static str> {
-    let known = [Dtype::Bf16, Dtype::F16, Dtype::F32];
-    known.into_iter().find(|dtype| dtype.name() == text).ok_or("write bf16, f16 or f32")
 }
 
 fn batch(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|&count| count > 0).ok_or("a whole number above 0 is needed")
-}
-
-fn worker(text: &str) -> Result<Worker, String> {
-    text.parse::<Worker>().map_err(|error| error.to_string())
 }

@@ -3,7 +3,10 @@
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use ingest::Format;
+use loader::Dtype;
 use loader::parts::Worker;
+
+use super::dtype;
 
 /// Turn activations that another tool has written into shards.
 ///
@@ -30,12 +33,13 @@ pub struct Ingest {
     #[arg(long, value_name = "PLACE")]
     pub layer: Option<u64>,
     /// Stored format: f16, bf16 or f32; that of the source when absent (f64 becomes f32).
-    #[arg(long)]
-    pub dtype: Option<String>,
+    #[arg(long, value_parser = dtype)]
+    pub dtype: Option<Dtype>,
     /// MiB of a part, which is a shard: what is done again when a worker dies.
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = RangedU64ValueParser::<u64>::new().range(1..=65_536))]
     pub part_size: u64,
-    /// This worker of W, as w/W, from 0 on, where several take in one source. SLURM arrays and indexed Jobs say it by their variables.
+    /// This worker of W, as w/W, from 0 on, where several take in one source. The arrays and steps of SLURM and indexed Jobs say it by
+    /// their variables.
     #[arg(long, value_name = "w/W")]
     pub worker: Option<Worker>,
     /// Parts that are made at the same time; by default as many as there are cores, at most 4.

@@ -22,7 +22,7 @@ use crate::commands::eval::check_width;
 use crate::device::{self, Opened};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{signals, table, worker};
+use crate::{signals, table, worker, world};
 
 /// The file that says what was encoded, written last.
 const MANIFEST: &str = "encoding.json";
@@ -53,7 +53,7 @@ struct Note {
 /// Encodes the worker's parts that are not there yet, and closes the folder where all are.
 pub fn run(args: &Encode) -> Result<(), Failure> {
     let stop = signals::stop_on_signals(false)?;
-    let worker = worker::of(args.worker, |name| std::env::var(name).ok())?;
+    let worker = worker::of(args.worker, &world::environment())?;
     let trained = Trained::open(&args.run, args.checkpoint)?;
     let of_run = trained.recipe().and_then(|recipe| recipe.data.column.clone());
     let column = args.column.clone().or(of_run);
@@ -455,6 +455,11 @@ fn columns(args: &Encode, dataset: &Dataset) -> Result<Vec<Scalar>, Failure> {
             tracing::warn!("column {name} does not go along: {why}");
         }
         return Ok(found.columns);
+    }
+    if let Some(name) =
+        args.columns.iter().enumerate().find_map(|(i, name)| args.columns[..i].contains(name).then_some(name))
+    {
+        return Err(Failure::arguments(format!("--columns {name} is there twice: name each column once")));
     }
     let choose = |name: &String| {
         if let Some(column) = found.columns.iter().find(|column| column.name() == name) {

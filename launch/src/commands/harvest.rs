@@ -8,11 +8,11 @@ use indicatif::HumanCount;
 use crate::args::Harvest;
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{signals, table, worker};
+use crate::{signals, table, worker, world};
 
 /// Makes what is missing of this worker's parts.
 pub fn run(args: &Harvest) -> Result<(), Failure> {
-    let worker = worker::of(args.worker, |name| std::env::var(name).ok())?;
+    let worker = worker::of(args.worker, &world::environment())?;
     let options = Options {
         model: args.model.clone(),
         name: args.model_name.clone(),

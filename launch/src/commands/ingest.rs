@@ -2,24 +2,24 @@
 
 use indicatif::HumanCount;
 use ingest::{Options, Outcome, Refusal, Survey};
-use loader::{Dtype, Error, Help, Store};
+use loader::{Error, Help, Store};
 
 use crate::args::{Ingest, SourceFormat};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{signals, table, worker};
+use crate::{signals, table, worker, world};
 
 /// Parts that are made at the same time where nobody says how many: each holds two row groups.
 const MOST_THREADS: usize = 4;
 
 /// Looks into the source, and writes the parts of this worker.
 pub fn run(args: &Ingest) -> Result<(), Failure> {
-    let worker = worker::of(args.worker, |name| std::env::var(name).ok())?;
+    let worker = worker::of(args.worker, &world::environment())?;
     let options = Options {
         from: args.from.map(SourceFormat::format),
         name: args.tensor.clone(),
         layer: args.layer,
-        dtype: args.dtype.as_deref().map(dtype).transpose()?,
+        dtype: args.dtype,
         part_bytes: args.part_size << 20,
     };
     let out = Store::open(&args.out)?;
@@ -103,8 +103,4 @@ fn failure(error: Error) -> Failure {
         Some(Help::Column) => Failure::data(format!("{error}: name one with --tensor (or --column)")),
         _ => error.into(),
     }
-}
-
-fn dtype(name: &str) -> Result<Dtype, Failure> {
-    Dtype::parse(name).ok_or_else(|| Failure::arguments(format!("--dtype {name}: write f16, bf16 or f32")))
 }

@@ -179,12 +179,7 @@ fn hydra(variables: &Variables) -> Result<Option<Place>, Failure> {
 
 /// A step of SLURM. The script that sbatch runs has SLURM_PROCID and SLURM_NTASKS as well, and is one process.
 fn slurm(variables: &Variables) -> Result<Option<Place>, Failure> {
-    if !in_step(variables) {
-        return Ok(None);
-    }
-    let need = |name| number(variables, name)?.ok_or_else(|| incomplete("SLURM_STEP_ID", name));
-    // SLURM_NTASKS is the allocation's until a step sets it to its own.
-    let ranks = number(variables, "SLURM_STEP_NUM_TASKS")?.map_or_else(|| need("SLURM_NTASKS"), Ok)?;
+    let Some((rank, ranks)) = task_of_step(variables)? else { return Ok(None) };
     let node = number(variables, "SLURM_NODEID")?.unwrap_or(0);
     let counts = text(variables, "SLURM_STEP_TASKS_PER_NODE").or_else(|| text(variables, "SLURM_TASKS_PER_NODE"));
     let counts = counts.ok_or_else(|| incomplete("SLURM_STEP_ID", "SLURM_STEP_TASKS_PER_NODE"))?;
@@ -196,12 +191,29 @@ fn slurm(variables: &Variables) -> Result<Option<Place>, Failure> {
     let step = text(variables, "SLURM_STEP_ID").unwrap_or_default();
     Ok(Some(Place {
         launcher: Launcher::Slurm,
-        rank: need("SLURM_PROCID")?,
+        rank,
         ranks,
-        local_rank: need("SLURM_LOCALID")?,
+        local_rank: of_step(variables, "SLURM_LOCALID")?,
         local_ranks,
         attempt: Ok(format!("slurm-{job}.{restarts}.{step}")),
     }))
+}
+
+/// Which task of its step of SLURM a process is, and of how many, where srun started it.
+///
+/// # Errors
+/// [`trainer::Exit::Arguments`] when a variable is missing or no number.
+pub fn task_of_step(variables: &Variables) -> Result<Option<(usize, usize)>, Failure> {
+    if !in_step(variables) {
+        return Ok(None);
+    }
+    // SLURM_NTASKS is the allocation's until a step sets it to its own.
+    let tasks = number(variables, "SLURM_STEP_NUM_TASKS")?.map_or_else(|| of_step(variables, "SLURM_NTASKS"), Ok)?;
+    Ok(Some((of_step(variables, "SLURM_PROCID")?, tasks)))
+}
+
+fn of_step(variables: &Variables, name: &str) -> Result<usize, Failure> {
+    number(variables, name)?.ok_or_else(|| incomplete("SLURM_STEP_ID", name))
 }
 
 /// Tasks that somebody asked SLURM for, with a number or so many for each node, where this process is in the job and not in a step.

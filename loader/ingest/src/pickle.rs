@@ -3,9 +3,11 @@
 //! A pickle is a program for a stack machine that may call anything. Here nothing is called: of its instructions those are known that PyTorch
 //! writes for tensors, in dictionaries, lists and tuples of such; they build a description. The only names that may be spelled out are those of
 //! PyTorch's storages, of the functions that put a tensor or a parameter together, and of the ordered dictionary; any other is refused by name, used
-//! or not. All is bounded: values are shared and not copied, so that a small pickle cannot become a large one.
+//! or not. All is bounded, so that a small pickle cannot become a large one: texts and tensors are shared and not copied, and what is made of them anew,
+//! shapes and the names of tensors, has its bytes counted.
 
 use std::cell::Cell;
+use std::rc::Rc;
 
 use crate::numbers::Number;
 
@@ -17,8 +19,10 @@ const MAX_DEPTH: usize = 16;
 const MAX_TENSORS: usize = 1 << 20;
 /// Dimensions of a tensor, and arguments of a function.
 const MAX_ITEMS: usize = 64;
-/// Bytes of a name.
+/// Bytes of a name, of a tensor in its container or of a storage.
 const MAX_NAME: usize = 1024;
+/// Bytes of shapes, and of the names of tensors with those of their containers: 300,000 tensors take half of it.
+const MAX_BYTES: usize = 32 << 20;
 
 type Outcome<T> = std::result::Result<T, String>;
 
@@ -26,9 +30,9 @@ type Outcome<T> = std::result::Result<T, String>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Described {
     /// Which file of the archive: `data/KEY`.
-    pub(crate) storage: String,
+    pub(crate) storage: Rc<str>,
     /// `Err` has the name of a storage of other numbers.
-    pub(crate) number: Result<Number, String>,
+    pub(crate) number: Result<Number, &'static str>,
     /// Numbers that the storage has.
     pub(crate) numel: u64,
     /// Numbers before the first.
@@ -57,13 +61,13 @@ enum Value {
     None,
     Bool,
     Int(i64),
-    Text(String),
+    Text(Rc<str>),
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Global(Global),
-    Storage { key: String, number: Result<Number, String>, numel: u64 },
-    Tensor(Box<Described>),
+    Storage { key: Rc<str>, number: Result<Number, &'static str>, numel: u64 },
+    Tensor(Rc<Described>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +75,7 @@ enum Global {
     RebuildTensor,
     RebuildParameter,
     OrderedDict,
-    Storage(Result<Number, String>),
+    Storage(Result<Number, &'static str>),
 }
 
 /// Only these are known.
@@ -90,7 +94,7 @@ fn global(module: &str, name: &str) -> Outcome<Global> {
         ("torch", "IntStorage") => storage(Ok(Number::I32)),
         ("torch", "LongStorage") => storage(Ok(Number::I64)),
         ("torch", "ByteStorage") => storage(Ok(Number::U8)),
-        ("torch", "BoolStorage") => storage(Err("bool".into())),
+        ("torch", "BoolStorage") => storage(Err("bool")),
         _ => Err(format!(
             "its pickle names {}.{}, and only tensors are read, in dictionaries and lists of them: nothing of a pickle is executed. Load it where \
              you trust it, and save its tensors alone, or as safetensors",
@@ -105,7 +109,7 @@ fn shown(name: &str) -> String {
 }
 
 /// The tensors of a pickle with their names: those of nested containers are joined by dots, and elements of lists are numbered.
-pub(crate) fn tensors(pickle: &[u8]) -> Outcome<Vec<(String, Described)>> {
+pub(crate) fn tensors(pickle: &[u8]) -> Outcome<Vec<(String, Rc<Described>)>> {
     let mut machine = Machine {
         bytes: pickle,
         at: 0,
@@ -114,6 +118,7 @@ pub(crate) fn tensors(pickle: &[u8]) -> Outcome<Vec<(String, Described)>> {
         marks: Vec::new(),
         memo: Vec::new(),
         visits: Cell::new(0),
+        bytes_made: Cell::new(0),
     };
     let top = machine.run()?;
     let mut found = Vec::new();
@@ -131,6 +136,8 @@ struct Machine<'a> {
     memo: Vec<Option<Id>>,
     /// Values that were looked at for tensors: those that are shared, as often as they are shared.
     visits: Cell<usize>,
+    /// Bytes of shapes and names.
+    bytes_made: Cell<usize>,
 }
 
 const DAMAGED: &str = "damaged: its pickle is not one of tensors";
@@ -169,7 +176,7 @@ impl Machine<'_> {
     }
 
     fn text(&mut self, length: usize) -> Outcome<()> {
-        let text = std::str::from_utf8(self.take(length)?).map_err(|_| damaged())?.to_string();
+        let text = std::str::from_utf8(self.take(length)?).map_err(|_| damaged())?.into();
         self.push(Value::Text(text))
     }
 
@@ -179,6 +186,18 @@ impl Machine<'_> {
         }
         self.values.push(value);
         self.stack.push(self.values.len() - 1);
+        Ok(())
+    }
+
+    /// Counts bytes that are made beside those of the pickle.
+    fn makes(&self, bytes: usize) -> Outcome<()> {
+        self.bytes_made.set(self.bytes_made.get().saturating_add(bytes));
+        if self.bytes_made.get() > MAX_BYTES {
+            return Err(format!(
+                "the names and shapes of its tensors take more than {} MiB: save fewer tensors in a file",
+                MAX_BYTES >> 20
+            ));
+        }
         Ok(())
     }
 
@@ -389,10 +408,13 @@ impl Machine<'_> {
         else {
             return Err(damaged());
         };
-        if mark != "storage" {
+        if &**mark != "storage" {
             return Err(damaged());
         }
-        let storage = Value::Storage { key: key.clone(), number: number.clone(), numel: self.count(numel)? };
+        if key.len() > MAX_NAME {
+            return Err(format!("damaged: the name of a storage has {} bytes: {MAX_NAME} at most are read", key.len()));
+        }
+        let storage = Value::Storage { key: key.clone(), number: *number, numel: self.count(numel)? };
         self.push(storage)
     }
 
@@ -407,7 +429,7 @@ impl Machine<'_> {
                 let Value::Storage { key, number, numel } = &self.values[storage] else { return Err(damaged()) };
                 let tensor = Described {
                     storage: key.clone(),
-                    number: number.clone(),
+                    number: *number,
                     numel: *numel,
                     offset: self.count(offset)?,
                     shape: self.counts(shape)?,
@@ -416,7 +438,8 @@ impl Machine<'_> {
                 if tensor.shape.len() != tensor.strides.len() {
                     return Err(damaged());
                 }
-                self.push(Value::Tensor(Box::new(tensor)))
+                self.makes(size_of_val(&*tensor.shape) + size_of_val(&*tensor.strides))?;
+                self.push(Value::Tensor(Rc::new(tensor)))
             }
             (Global::RebuildParameter, &[tensor, ..]) if matches!(self.values[tensor], Value::Tensor(_)) => {
                 self.stack.push(tensor);
@@ -427,7 +450,7 @@ impl Machine<'_> {
     }
 
     /// Finds the tensors below a value. A value that is inside itself ends at the depth that containers may have.
-    fn collect(&self, id: Id, path: &mut Vec<String>, found: &mut Vec<(String, Described)>) -> Outcome<()> {
+    fn collect(&self, id: Id, path: &mut Vec<Rc<str>>, found: &mut Vec<(String, Rc<Described>)>) -> Outcome<()> {
         self.visits.set(self.visits.get() + 1);
         if path.len() > MAX_DEPTH || found.len() > MAX_TENSORS || self.visits.get() > MAX_VALUES {
             return Err(format!(
@@ -435,17 +458,21 @@ impl Machine<'_> {
             ));
         }
         match &self.values[id] {
-            Value::Tensor(tensor) => found.push((path.join("."), (**tensor).clone())),
+            Value::Tensor(tensor) => {
+                let name = path.join(".");
+                self.makes(name.len() + size_of_val(&*tensor.shape))?;
+                found.push((name, Rc::clone(tensor)));
+            }
             Value::List(items) | Value::Tuple(items) => {
                 for (i, &item) in items.iter().enumerate() {
-                    self.below(item, i.to_string(), path, found)?;
+                    self.below(item, i.to_string().into(), path, found)?;
                 }
             }
             Value::Dict(pairs) => {
                 for &(key, value) in pairs {
                     let name = match &self.values[key] {
-                        Value::Text(text) if text.len() <= MAX_NAME => text.clone(),
-                        Value::Int(n) => n.to_string(),
+                        Value::Text(text) if text.len() <= MAX_NAME => Rc::clone(text),
+                        Value::Int(n) => n.to_string().into(),
                         _ => return Err(damaged()),
                     };
                     self.below(value, name, path, found)?;
@@ -456,7 +483,13 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn below(&self, id: Id, name: String, path: &mut Vec<String>, found: &mut Vec<(String, Described)>) -> Outcome<()> {
+    fn below(
+        &self,
+        id: Id,
+        name: Rc<str>,
+        path: &mut Vec<Rc<str>>,
+        found: &mut Vec<(String, Rc<Described>)>,
+    ) -> Outcome<()> {
         path.push(name);
         let collected = self.collect(id, path, found);
         path.pop();
@@ -471,7 +504,7 @@ mod tests {
     /// The program of a tensor of two rows of three numbers, without its beginning and end.
     const TENSOR: &[u8] = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nHalfStorage\nX\x01\0\0\x007X\x03\0\0\0cpuK\x08tQK\x02K\x02K\x03\x86K\x03K\x01\x86\x89ccollections\nOrderedDict\n)RtR";
 
-    fn read(program: &[&[u8]]) -> Outcome<Vec<(String, Described)>> {
+    fn read(program: &[&[u8]]) -> Outcome<Vec<(String, Rc<Described>)>> {
         tensors(&[&[&b"\x80\x02"[..]], program, &[&b"."[..]]].concat().concat())
     }
 
@@ -488,7 +521,7 @@ mod tests {
 
     #[test]
     fn tensors_are_found_with_their_names() {
-        assert_eq!(read(&[TENSOR]), Ok(vec![(String::new(), tensor())]));
+        assert_eq!(read(&[TENSOR]), Ok(vec![(String::new(), Rc::new(tensor()))]));
         assert!(tensor().is_contiguous());
         assert!(!Described { strides: vec![1, 2], ..tensor() }.is_contiguous());
         assert!(
@@ -553,5 +586,54 @@ mod tests {
         assert!(tensors(b"").is_err() && tensors(b"\x80").is_err());
         // What lies below a mark is out of reach.
         assert!(read(&[b"K\x01(\x85"]).is_err());
+    }
+
+    /// The instruction of a text.
+    fn spelled(text: &str) -> Vec<u8> {
+        [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    #[test]
+    fn a_small_program_does_not_become_large() {
+        // The name of a storage, which many refer to.
+        let storage = |name: &str| {
+            [b"(X\x07\0\0\0storagectorch\nHalfStorage\n", &spelled(name)[..], b"X\x03\0\0\0cpuK\x08tq\0Q"].concat()
+        };
+        assert!(read(&[&storage(&"k".repeat(MAX_NAME)), &b"h\0Q".repeat(100)]).is_ok());
+        let error = read(&[&storage(&"k".repeat(MAX_NAME + 1))]).unwrap_err();
+        assert!(error.contains("the name of a storage has 1025 bytes"), "{error}");
+
+        // A million tensors that share a list, under names of 13 KiB; a hundred of them are read.
+        let named = |levels: u8| {
+            let mut program = [TENSOR, b"q\0"].concat();
+            for level in 0..levels {
+                program.extend([&b"]("[..], &[b'h', level].repeat(100), &[b'e', b'q', level + 1]].concat());
+            }
+            for level in levels..levels + 13 {
+                program.extend(
+                    [&b"}"[..], &spelled(&"n".repeat(MAX_NAME)), &[b'h', level, b's', b'q', level + 1]].concat(),
+                );
+            }
+            program
+        };
+        assert_eq!(read(&[&named(1)]).unwrap().len(), 100);
+        let error = read(&[&named(3)]).unwrap_err();
+        assert!(error.contains("the names and shapes of its tensors take more than 32 MiB"), "{error}");
+
+        // One tensor's arguments, of which another tensor of many dimensions is made again and again.
+        let dimensions = [&b"("[..], &b"K\x01".repeat(MAX_ITEMS), b"t"].concat();
+        let arguments = [
+            &b"ctorch._utils\n_rebuild_tensor_v2\nq\x01("[..],
+            &storage("7"),
+            b"K\0",
+            &dimensions,
+            &dimensions,
+            b"tq\x02",
+        ]
+        .concat();
+        let again = b"h\x01h\x02R";
+        assert!(read(&[&arguments, &again.repeat(100)]).is_ok());
+        let error = read(&[&arguments, &again.repeat(40_000)]).unwrap_err();
+        assert!(error.contains("names and shapes"), "{error}");
     }
 }

@@ -3,9 +3,11 @@
 //! The pickle is read by a parser that knows tensors alone ([`crate::pickle`]); nothing is executed. A storage is where the archive's directory says,
 //! if it lies in the file as it is: stored, not compressed nor encrypted.
 
+use std::cell::OnceCell;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::rc::Rc;
 
-use loader::Result;
+use loader::{Error, Result};
 use zip::{CompressionMethod, ZipArchive};
 
 use crate::files::{File, flaw_of};
@@ -68,7 +70,7 @@ fn tensors(file: &File) -> Result<Vec<(String, Tensor)>> {
         return Err(file.flaw("is big-endian: load it, and save it again on another machine"));
     }
     let described = pickle::tensors(&pickle).map_err(|problem| file.flaw(problem))?;
-    described.into_iter().map(|(name, tensor)| Ok((name, archive.tensor(tensor)?))).collect()
+    described.into_iter().map(|(name, tensor)| Ok((name, archive.tensor(&tensor)?))).collect()
 }
 
 struct Place {
@@ -79,15 +81,17 @@ struct Place {
 struct Archive<'a> {
     file: &'a File,
     zip: ZipArchive<BufReader<Reader<'a>>>,
+    failed: Failed,
     /// The folder that all lies in.
     root: String,
 }
 
 impl<'a> Archive<'a> {
     fn open(file: &'a File) -> Result<Self> {
-        let broken =
-            |e: zip::result::ZipError| flaw_of(file.url(), format!("cut off or damaged: its directory: {e}"), e);
-        let zip = ZipArchive::new(BufReader::with_capacity(64 << 10, Reader { file, at: 0 })).map_err(broken)?;
+        let failed = Failed::default();
+        let broken = |e| broken(file, &failed, "cut off or damaged: its directory", e);
+        let reader = Reader { file, at: 0, failed: Rc::clone(&failed) };
+        let zip = ZipArchive::new(BufReader::with_capacity(64 << 10, reader)).map_err(broken)?;
         let mut root = None;
         for name in zip.file_names() {
             let name = name.map_err(broken)?;
@@ -99,7 +103,7 @@ impl<'a> Archive<'a> {
             }
         }
         let root = root.ok_or_else(|| file.flaw("is no archive of PyTorch's: it has no data.pkl"))?;
-        Ok(Archive { file, zip, root })
+        Ok(Archive { file, zip, failed, root })
     }
 
     /// Where an entry lies in the file, if there is one.
@@ -107,7 +111,7 @@ impl<'a> Archive<'a> {
         let (file, name) = (self.file, format!("{}{name}", self.root));
         let Some(index) = self.zip.index_for_name(&name) else { return Ok(None) };
         let entry =
-            self.zip.by_index_raw(index).map_err(|e| flaw_of(file.url(), format!("damaged: {name}: {e}"), e))?;
+            self.zip.by_index_raw(index).map_err(|e| broken(file, &self.failed, &format!("damaged: {name}"), e))?;
         if entry.compression() != CompressionMethod::Stored
             || entry.encrypted()
             || entry.size() != entry.compressed_size()
@@ -124,10 +128,10 @@ impl<'a> Archive<'a> {
         }
     }
 
-    fn tensor(&mut self, of: Described) -> Result<Tensor> {
-        let number = match &of.number {
-            Ok(number) => *number,
-            Err(name) => return Ok(Tensor { offset: 0, number: Err(name.clone()), shape: of.shape }),
+    fn tensor(&mut self, of: &Described) -> Result<Tensor> {
+        let number = match of.number {
+            Ok(number) => number,
+            Err(name) => return Ok(Tensor { offset: 0, number: Err(name.into()), shape: of.shape.clone() }),
         };
         let name = format!("data/{}", of.storage);
         let place = self
@@ -143,7 +147,7 @@ impl<'a> Archive<'a> {
             )));
         }
         let number = if of.is_contiguous() { Ok(number) } else { Err(apart(number)) };
-        Ok(Tensor { offset: place.offset + of.offset.min(held) * size, number, shape: of.shape })
+        Ok(Tensor { offset: place.offset + of.offset.min(held) * size, number, shape: of.shape.clone() })
     }
 }
 
@@ -152,16 +156,32 @@ fn apart(number: Number) -> String {
     format!("a view of {} whose numbers lie apart (save tensor.contiguous())", number.name())
 }
 
+/// The first error of a file's store: the archive's reader keeps no error, or takes it for damage.
+type Failed = Rc<OnceCell<Error>>;
+
+/// Why an archive could not be read: its store's error where there was one, and damage otherwise.
+fn broken(file: &File, failed: &Failed, what: &str, error: zip::result::ZipError) -> Error {
+    failed.get().cloned().unwrap_or_else(|| flaw_of(file.url(), format!("{what}: {error}"), error))
+}
+
 /// A file as the archive's reader wants it.
 struct Reader<'a> {
     file: &'a File,
     at: u64,
+    failed: Failed,
 }
 
 impl Read for Reader<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        // A store that does not answer is not asked for the next place where a directory could lie.
+        if let Some(error) = self.failed.get() {
+            return Err(io::Error::other(error.clone()));
+        }
         let end = self.file.size.min(self.at.saturating_add(out.len() as u64));
-        let bytes = self.file.read(self.at.min(end)..end).map_err(io::Error::other)?;
+        let bytes = self.file.read(self.at.min(end)..end).map_err(|error| {
+            let _ = self.failed.set(error.clone());
+            io::Error::other(error)
+        })?;
         out[..bytes.len()].copy_from_slice(&bytes);
         self.at += bytes.len() as u64;
         Ok(bytes.len())
@@ -177,5 +197,43 @@ impl Seek for Reader<'_> {
         };
         self.at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         Ok(self.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use loader::{Entry, Store};
+    use zip::write::{SimpleFileOptions, ZipWriter};
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_fails_is_no_damage_of_an_archive() {
+        let store = Store::open("memory://torch-archives").unwrap();
+        let mut writer = ZipWriter::new(io::Cursor::new(Vec::new()));
+        for (name, bytes) in [("a/data.pkl", 10), ("a/data/0", 300_000)] {
+            writer
+                .start_file(name, SimpleFileOptions::default().compression_method(CompressionMethod::Stored))
+                .unwrap();
+            writer.write_all(&vec![0; bytes]).unwrap();
+        }
+        let bytes = writer.finish().unwrap().into_inner();
+        let file = |key: &str| File::new(&store, Entry { key: key.into(), size: bytes.len() as u64, etag: None });
+        let is_of_store = |error: Option<Error>| matches!(error, Some(Error::NotFound { .. }));
+
+        // While its directory is read, and later.
+        assert!(is_of_store(Archive::open(&file("absent.pt")).err()));
+        store.put("whole.pt", bytes.clone()).unwrap();
+        let whole = file("whole.pt");
+        let mut archive = Archive::open(&whole).unwrap();
+        assert_eq!(archive.place("data/0").unwrap().map(|place| place.length), Some(300_000));
+        store.delete("whole.pt").unwrap();
+        assert!(is_of_store(archive.place("data.pkl").err()));
+
+        // What is damaged is.
+        store.put("damaged.pt", vec![0; bytes.len()]).unwrap();
+        assert!(matches!(Archive::open(&file("damaged.pt")).err(), Some(Error::Data { .. })));
     }
 }
