@@ -1,5 +1,6 @@
 //! The command line of `sae harvest`.
 
+use clap::builder::RangedU64ValueParser;
 use harvest::{Bos, Split};
 use loader::Dtype;
 use loader::parts::Worker;
@@ -63,8 +64,8 @@ pub struct Harvest {
     /// Rows of a shard, about: what is lost where a worker ends. About a minute's or 32 MiB when absent.
     #[arg(long, value_parser = rows)]
     pub shard_rows: Option<u64>,
-    /// Threads; all processors when absent.
-    #[arg(long, value_name = "N", value_parser = batch)]
+    /// Threads, which make a batch each; as many as there are cores when absent.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub threads: Option<usize>,
     /// This worker of so many that share the parts, as w/W from 0 on; told by SLURM's arrays and
     /// steps and Kubernetes' indexed jobs where absent.
