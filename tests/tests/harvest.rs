@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use arrow::array::{ArrayRef, StringArray};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
+use parquet::file::properties::EnabledStatistics;
 use serde_json::Value;
 use tests::fixture::Numbers;
 use tests::s3::S3;
@@ -421,7 +422,22 @@ fn what_cannot_be_used_is_refused_with_what_to_do() {
     let empty = bench.write("empty.txt", "");
     refused(&tiny, &empty, &layer, 65, &["no text that gives a row"]);
     let table = bench.write("none.parquet", [b"PAR1".as_slice(), &[0xff; 64], b"PAR1"].concat());
-    refused(&tiny, &table, &layer, 65, &["is no Parquet"]);
+    refused(&tiny, &table, &layer, 65, &["none.parquet", "damaged"]);
+    // A few KB that become a text, or a page, of more than there may be.
+    let of_one_text = |name: &str, bytes: usize| {
+        let column: ArrayRef = Arc::new(StringArray::from_iter_values(["w1".to_owned(), "a".repeat(bytes)]));
+        let batch = RecordBatch::try_from_iter([("text", column)]).expect("a column");
+        let codec = parquet::basic::Compression::ZSTD(Default::default());
+        let properties = parquet::file::properties::WriterProperties::builder().set_compression(codec);
+        let properties = properties.set_dictionary_enabled(false).set_statistics_enabled(EnabledStatistics::None);
+        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties.build())).expect("a writer");
+        writer.write(&batch).expect("rows");
+        let file = writer.into_inner().expect("a file");
+        assert!(file.len() < 64 << 10, "{}", file.len());
+        bench.write(name, file)
+    };
+    refused(&tiny, &of_one_text("text.parquet", 40 << 20), &layer, 65, &["row 1", "32 MiB"]);
+    refused(&tiny, &of_one_text("page.parquet", 150 << 20), &layer, 65, &["page.parquet", "128 MiB"]);
 
     // A head that claims more than there is, and one that is cut off.
     let copy = |name: &str, file: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
