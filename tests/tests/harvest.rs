@@ -273,6 +273,12 @@ fn several_layers_and_several_workers_give_the_same_bytes() {
     assert!(again.stdout.contains("0 of "), "{}", again.stdout);
     let other = sae::run(&bench.words(&text, "one", &[&words[..], &["--keep-first"]].concat())).exits(64);
     assert!(other.stderr.contains("keep_first"), "{}", other.stderr);
+    // A text of the same name and size is another one.
+    let lines = std::fs::read_to_string(&text).expect("the text");
+    bench.write("text.jsonl", lines.replacen("\"w", "\"x", 1));
+    let other = sae::run(&bench.words(&text, "one", &words)).exits(64);
+    assert!(other.stderr.contains("text"), "{}", other.stderr);
+    bench.write("text.jsonl", &lines);
     // The manifest says where the rows come from, and the shards are a data set like any other.
     let manifest: Value = serde_json::from_slice(&one["layer-3/manifest.json"]).expect("JSON");
     let source = &manifest["source"];
