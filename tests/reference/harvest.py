@@ -8,13 +8,15 @@
     harvest.py sentencepiece OUT             the same with a tokenizer of the kind "llama"
     harvest.py compare MODEL OUT LAYERS …    rows of OUT beside the streams of the model
     harvest.py tokens MODEL TEXT OUT …       tokens of OUT beside those of the model's tokenizer
+    harvest.py auto MODEL TEXT OUT …         the same with what the tokenizer puts around a text
 
-MODEL is a folder or a .gguf file, LAYERS are numbers between commas. `compare` and `tokens` take any number of such triples, and print a list
+MODEL is a folder or a .gguf file, LAYERS are numbers between commas. `compare`, `tokens` and `auto` take any number of such triples, and print a list
 with a JSON object for each."""
 
 import json
 import os
 import random
+import shutil
 import sys
 
 import numpy
