@@ -301,8 +301,31 @@ fn several_layers_and_several_workers_give_the_same_bytes() {
     let of = |key: &str| config["metadata"][key].clone();
     assert_eq!((of("model_name"), of("hook_name")), ("tiny".into(), "blocks.2.hook_resid_post".into()));
     assert_eq!((of("context_size"), of("prepend_bos"), of("dataset_path")), (16.into(), true.into(), "words".into()));
+    // Of two layers no hook is known, and the rest is.
+    let recipe = format!(
+        "[data]\ntrain = [{:?}, {:?}]\n[sae]\nfeatures = 64\n[train]\nbatch = 64\nlr = 1e-3\nl1 = 1.0\n[run]\ndir = {:?}\n",
+        bench.text("one/layer-1"),
+        bench.text("one/layer-3"),
+        bench.text("both")
+    );
+    let exported = |run: &str, out: &str| {
+        let done = sae::run(&["export", &bench.text(run), "--out", &bench.text(out)]).exits(0);
+        let config = std::fs::read(bench.path(out).join("cfg.json")).expect("cfg.json");
+        let config: Value = serde_json::from_slice(&config).expect("JSON");
+        (config["metadata"]["model_name"].clone(), config["metadata"]["hook_name"].clone(), done.stderr.clone())
+    };
+    sae::run(&["train", &bench.write("both.toml", recipe), "--device", "cpu"]).exits(0);
+    let (model, hook, said) = exported("both", "exported-both");
+    assert_eq!((model, hook), ("tiny".into(), "unknown".into()));
+    assert!(said.contains("different things of hook_name"), "{said}");
     let inspected = sae::run(&["inspect", &bench.text("one/layer-3"), "--json"]).exits(0).json();
     assert_eq!((&inspected["rows"], &inspected["width"]), (&2345.into(), &tiny::WIDTH.into()));
+    // Rows of another layer in the same place are not those that the run was trained on.
+    std::fs::remove_dir_all(bench.path("one/layer-3")).expect("a folder");
+    std::fs::rename(bench.path("one/layer-1"), bench.path("one/layer-3")).expect("a folder");
+    let (model, hook, said) = exported("run", "exported-later");
+    assert_eq!((model, hook), ("unknown".into(), "unknown".into()));
+    assert!(said.contains("are not those that the run was trained on"), "{said}");
 }
 
 /// Model, text and shards in object storage: the bytes of local ones.
