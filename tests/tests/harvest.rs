@@ -501,6 +501,14 @@ fn what_cannot_be_used_is_refused_with_what_to_do() {
         bytes
     });
     refused(&lies, &text, &layer, 65, &["model.safetensors", "claims"]);
+    // Words of a million: no fault of the model's.
+    let loud = copy("loud", "model.safetensors", &|mut bytes| {
+        let head = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+        let words = (tiny::WORDS + 3) * tiny::WIDTH;
+        bytes[8 + head..8 + head + 4 * words].as_chunks_mut::<4>().0.fill(1e6f32.to_le_bytes());
+        bytes
+    });
+    refused(&loud, &text, &["--layer", "0", "--dtype", "f16"], 64, &["layer 0", "65504", "--dtype bf16"]);
     let short = copy("short", "model.safetensors", &|bytes| bytes[..bytes.len() - 4000].to_vec());
     refused(&short, &text, &layer, 65, &["model.safetensors", "tensor"]);
     let wide = copy("wide", "config.json", &|bytes| {
