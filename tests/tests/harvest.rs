@@ -416,6 +416,50 @@ fn workers_that_are_killed_leave_every_row_once() {
     }
 }
 
+/// Two workers at work at once, one of which is killed while the other goes on; and two that were given the same share.
+#[test]
+fn workers_at_once_leave_every_row_once() {
+    let bench = Bench::new(true);
+    let text = bench.write("text.jsonl", tiny::json_lines(&tiny::documents(1000, 60, 7)));
+    let words = |out: &str, worker: &str| {
+        bench.words(&text, out, &["--layer", "1,2", "--shard-rows", "600", "--threads", "1", "--worker", worker])
+    };
+    sae::binary();
+    let started = Instant::now();
+    sae::run(&words("undisturbed", "0/1")).exits(0);
+    let wall = started.elapsed();
+    let undisturbed = tree(&bench.path("undisturbed"));
+    let is_whole = |out: &str| {
+        let left = tree(&bench.path(out));
+        for (name, bytes) in &undisturbed {
+            assert!(left.get(name) == Some(bytes), "{out}/{name}");
+        }
+        let more: Vec<&String> = left.keys().filter(|name| !undisturbed.contains_key(*name)).collect();
+        assert!(more.iter().all(|name| name.rsplit('/').next().is_some_and(|name| name.starts_with('.'))), "{more:?}");
+    };
+    let start =
+        |words: &[String]| sae::sae(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sae starts");
+    let (mut numbers, mut kills) = (Numbers::new(3), 0);
+    for round in 0..20 {
+        let out = format!("round-{round}");
+        let mut other = start(&words(&out, "1/2"));
+        let ended = ended(&words(&out, "0/2"), "KILL", wall.mul_f64(0.6 * f64::from(numbers.unit().abs())));
+        kills += usize::from(ended.is_none());
+        assert_eq!(other.wait().expect("a child").code(), Some(0), "the other goes on: {out}");
+        sae::run(&words(&out, "0/2")).exits(0);
+        is_whole(&out);
+        if kills >= 3 {
+            break;
+        }
+    }
+    assert!(kills > 0, "none was killed while at work");
+    let twins = ["0/1", "0/1"].map(|worker| start(&words("twins", worker)));
+    for mut twin in twins {
+        assert_eq!(twin.wait().expect("a child").code(), Some(0));
+    }
+    is_whole("twins");
+}
+
 #[test]
 fn a_signal_leaves_the_part_and_the_same_command_goes_on() {
     let bench = Bench::new(true);
