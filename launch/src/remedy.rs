@@ -37,6 +37,7 @@ pub fn of_harvest(error: &harvest::Error) -> String {
         Some(Help::Split) => ", with --split lines or --split paragraphs",
         Some(Help::Context) => ": change --context",
         Some(Help::Layers) => " (--layer)",
+        Some(Help::Dtype) => ": write them with --dtype bf16 or --dtype f32",
         None => "",
     };
     format!("{error}{remedy}")

@@ -9,4 +9,5 @@ pub(crate) mod metadata;
 pub(crate) mod nested;
 pub(crate) mod pages;
 pub(crate) mod records;
+pub(crate) mod texts;
 pub(crate) mod thrift;

@@ -1,19 +1,22 @@
 """The Python side of tests/tests/harvest.rs: models as transformers makes them, texts, and what transformers computes of the same tokens.
 
     harvest.py models DIR                    tiny models of each class, with tokenizers
+    harvest.py framed DIR                    tokenizers that put something around a text or do not, and say so or say the opposite
     harvest.py text FILE BYTES               mixed text as JSON lines, the same every time
     harvest.py quantised DIR                 a GGUF file with every type of numbers
     harvest.py shrink GGUF OUT [PRE]         a model of a few numbers with the tokenizer of a GGUF file, which cuts texts by the rule PRE
     harvest.py sentencepiece OUT             the same with a tokenizer of the kind "llama"
     harvest.py compare MODEL OUT LAYERS …    rows of OUT beside the streams of the model
     harvest.py tokens MODEL TEXT OUT …       tokens of OUT beside those of the model's tokenizer
+    harvest.py auto MODEL TEXT OUT …         the same with what the tokenizer puts around a text
 
-MODEL is a folder or a .gguf file, LAYERS are numbers between commas. `compare` and `tokens` take any number of such triples, and print a list
+MODEL is a folder or a .gguf file, LAYERS are numbers between commas. `compare`, `tokens` and `auto` take any number of such triples, and print a list
 with a JSON object for each."""
 
 import json
 import os
 import random
+import shutil
 import sys
 
 import numpy
@@ -104,6 +107,33 @@ def models(folder):
         trained_tokenizer(frame).save(os.path.join(path, "tokenizer.json"))
         with open(os.path.join(path, "tokenizer_config.json"), "w") as out:
             json.dump({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}, out)
+
+
+    # As checkpoints that came from TensorFlow name their norms.
+    from safetensors.numpy import load_file, save_file
+
+    old = os.path.join(folder, "bert-old")
+    shutil.copytree(os.path.join(folder, "bert"), old)
+    weights = load_file(os.path.join(old, "model.safetensors"))
+    ends = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+    def renamed(name):
+        return next((name.removesuffix(new) + end for new, end in ends.items() if name.endswith(new)), name)
+
+    save_file({renamed(name): value for name, value in weights.items()}, os.path.join(old, "model.safetensors"))
+
+
+def framed(folder):
+    """Tokenizers with every frame around a text, and every pair of flags beside it."""
+    import itertools
+
+    for (at, frame), begins, ends in itertools.product(enumerate([None, "<s> $A", "$A </s>", "<s> $A </s>"]), [None, False, True], [None, False, True]):
+        path = os.path.join(folder, f"framed-{at}-{begins}-{ends}")
+        os.makedirs(path)
+        trained_tokenizer(frame).save(os.path.join(path, "tokenizer.json"))
+        flags = {name: value for name, value in [("add_bos_token", begins), ("add_eos_token", ends)] if value is not None}
+        with open(os.path.join(path, "tokenizer_config.json"), "w") as out:
+            json.dump({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", **flags}, out)
 
 
 def copy_tokenizer(writer, fields, pre):
@@ -333,8 +363,15 @@ def compare(model, out, layers):
     return found
 
 
-def tokens(model, source, out):
-    encode = python_tokenizer(model)
+def framed_tokens(model, source, out):
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    return tokens(model, source, out, lambda text: tokenizer(text)["input_ids"])
+
+
+def tokens(model, source, out, encode=None):
+    encode = encode or python_tokenizer(model)
     table = rows_of(os.path.join(out, "_contexts")).sort_by("context_id")
     ours = {}
     for document, ids in zip(table.column("doc_id").to_pylist(), table.column("token_ids").to_pylist(), strict=True):
@@ -355,4 +392,4 @@ if __name__ == "__main__":
     def triples(of):
         return lambda *words: print(json.dumps([of(*words[at : at + 3]) for at in range(0, len(words), 3)]))
 
-    {"models": models, "text": text, "quantised": quantised, "shrink": shrink, "sentencepiece": sentencepiece, "compare": triples(compare), "tokens": triples(tokens)}[sys.argv[1]](*sys.argv[2:])
+    {"models": models, "framed": framed, "auto": triples(framed_tokens), "text": text, "quantised": quantised, "shrink": shrink, "sentencepiece": sentencepiece, "compare": triples(compare), "tokens": triples(tokens)}[sys.argv[1]](*sys.argv[2:])

@@ -5,7 +5,8 @@
 //! tokens of one document, and a long document has several. Nothing is thrown away: the last context is as long as what is left.
 //!
 //! What the tokenizer puts around a text stands around each context. Where that is a token in front (BOS) and the model attends one way, a
-//! document that begins inside of a packed context has it too; no two stand beside each other, neither when a text brings its own.
+//! document that begins inside of a packed context has it too, and begins the next context where nothing of it would fit behind it. No two
+//! stand between documents: what a text brings of its own at its beginning is taken away, and behind one at a text's end none is put.
 
 use serde::{Deserialize, Serialize};
 
@@ -168,7 +169,14 @@ impl<'a> Contexts<'a> {
                 } else if self.form.by_document {
                     break;
                 } else if open.used == 0 && self.form.marks_documents {
-                    context.extend(&prefix[prefix.len() - 1..], document);
+                    let mark = &prefix[prefix.len() - 1..];
+                    if context.tokens.last() != mark.first() {
+                        // With no room for text behind it the document begins the next context.
+                        if context.tokens.len() + 1 >= end {
+                            break;
+                        }
+                        context.extend(mark, document);
+                    }
                 }
                 let take = (end - context.tokens.len()).min(open.tokens.len() - open.used);
                 context.extend(&open.tokens[open.used..open.used + take], document);
@@ -188,9 +196,10 @@ impl<'a> Contexts<'a> {
             self.open = None;
             let Some(document) = self.documents.read()? else { return Ok(false) };
             let mut tokens = self.tokenizer.encode(&document.text)?;
-            // A text that begins with the token that stands in front of it anyway.
-            if tokens.first().is_some_and(|first| self.tokenizer.prefix().last() == Some(first)) {
-                tokens.remove(0);
+            // A text that begins with the token that stands in front of it anyway, also several times.
+            if let Some(mark) = self.tokenizer.prefix().last() {
+                let own = tokens.iter().take_while(|&token| token == mark).count();
+                tokens.drain(..own);
             }
             self.check(&tokens)?;
             self.open = Some(Open { at: document.at, tokens, used: 0 });

@@ -19,6 +19,8 @@ pub enum Help {
     Context,
     /// Fewer layers, or other ones.
     Layers,
+    /// [`crate::Options::dtype`]: one with larger numbers.
+    Dtype,
 }
 
 /// Everything that can go wrong in this crate.

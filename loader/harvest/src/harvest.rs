@@ -156,7 +156,7 @@ pub fn harvest(options: &Options, stop: &AtomicBool, tell: &(dyn Fn(Event) + Syn
         most_rows: options.rows,
     };
     let source = source(options, &model, &tokenizer);
-    let plan = plan(options, (&model, &tokenizer, &files), &form, batch, &source);
+    let plan = plan(options, (&model, &tokenizer, &files), &form, batch, &source)?;
     let parts = Parts::open(&Store::open(&options.out)?, &plan)?;
     let committed = parts.committed()?.len() as u64;
     tell(Event::Read {
@@ -241,10 +241,10 @@ fn plan(
     form: &Form,
     batch: usize,
     source: &Source,
-) -> Plan {
-    /// Names and sizes of more files stand in the plan by their hash.
+) -> Result<Plan> {
+    /// The identities of more files stand in the plan by their hash.
     const NAMED: usize = 1000;
-    let identity = files.identity();
+    let identity = files.identity()?;
     let hash = format!("{:032x}", xxh3_128(serde_json::to_string(&identity).unwrap_or_default().as_bytes()));
     let text = if identity.len() > NAMED { json!({"files": identity.len(), "hash": hash}) } else { json!(identity) };
     let what = json!({
@@ -272,7 +272,7 @@ fn plan(
     let layout = WriteOptions { columns, ..WriteOptions::new(model.width(), options.dtype) };
     let folders =
         model.layers().iter().map(|&layer| (folder(model, layer), layout.clone())).collect::<BTreeMap<_, _>>();
-    Plan { what, folders }
+    Ok(Plan { what, folders })
 }
 
 /// Where the rows come from, as far as it is the same for all layers.

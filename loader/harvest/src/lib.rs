@@ -7,7 +7,8 @@
 //!
 //! The loop over blocks is the crate's own, on the GEMM of `kernels`. A framework was tried on paper and left: its tensors are allocated for
 //! each operation, its GEMM divides a product among threads and its elementwise operations run on one, so that a thread for each batch of
-//! contexts is faster and has the same bits for any number of threads; and its readers take memory for whatever a file claims.
+//! contexts is faster and has the same bits for any number of threads. Files are read here, so that what they claim is held against their
+//! length before memory is taken.
 
 mod contexts;
 mod error;

@@ -13,7 +13,7 @@ use parquet::file::properties::WriterProperties;
 use rayon::prelude::*;
 
 use crate::contexts::{Context, Part};
-use crate::error::{Error, Result};
+use crate::error::{Error, Help, Result};
 use crate::model::Model;
 use crate::model::scratch::Scratch;
 
@@ -118,7 +118,7 @@ impl Maker<'_> {
             rows: rows as u64,
             tokens: tokens.len() as u64,
         };
-        let mut problem = None;
+        let mut problem: Option<Error> = None;
         self.streams(&tokens, &lengths, &mut |index, x| {
             let mut stored = vec![0; rows * width * self.dtype.size()];
             let (mut from, mut to) = (0, stored.as_mut_slice());
@@ -130,25 +130,26 @@ impl Maker<'_> {
                 for row in kept.chunks_exact(width) {
                     made.norms[index].see(norm(row));
                     if self.dtype == Dtype::F16 && row.iter().any(|value| value.abs() > 65504.0) {
-                        problem = Some("has numbers beyond 65504, which f16 has not: write bf16 or f32".to_owned());
+                        problem.get_or_insert_with(|| {
+                            let text = "has numbers beyond 65504, which f16 cannot hold";
+                            Error::arguments(format!("layer {} {text}", layers[index])).with(Help::Dtype)
+                        });
                     }
                 }
             }
             if !made.norms[index].squares.is_finite() {
-                problem = Some(
-                    "has rows with NaN or infinity: its weights are damaged, or are not of this architecture".into(),
-                );
+                // The model's fault comes first, in whatever layer it shows.
+                if !matches!(problem, Some(Error::Data { .. })) {
+                    let text =
+                        "has rows with NaN or infinity: its weights are damaged, or are not of this architecture";
+                    problem = Some(Error::data("the model", format!("layer {} {text}", layers[index])));
+                }
             }
             made.layers.push(stored);
-            if let Some(problem) = &mut problem
-                && !problem.starts_with("layer")
-            {
-                *problem = format!("layer {} {problem}", layers[index]);
-            }
         });
         match problem {
             None => Ok(made),
-            Some(problem) => Err(Error::data("the model", problem)),
+            Some(problem) => Err(problem),
         }
     }
 

@@ -114,7 +114,7 @@ impl Tokenizer {
                 (one(begins, special.bos), one(ends, special.eos))
             }
             None => {
-                let (bare, whole) = (self.ids("a", false)?, self.ids("a", true)?);
+                let (bare, whole) = self.probe()?;
                 let at = (0..=whole.len().saturating_sub(bare.len())).find(|&at| whole[at..].starts_with(&bare));
                 let at = at.ok_or_else(|| Error::data(&self.url, "changes a text when it puts tokens around it"))?;
                 (whole[..at].to_vec(), whole[at + bare.len()..].to_vec())
@@ -125,6 +125,22 @@ impl Tokenizer {
             prefix.push(special.bos.ok_or_else(|| Error::data(&self.url, problem).with(Help::NoBos))?);
         }
         Ok((prefix, suffix))
+    }
+
+    /// The tokens of a text, which has some, by themselves and with what is put around them.
+    fn probe(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+        /// Tokens that are tried where the vocabulary has no letters.
+        const TRIED: u32 = 1000;
+        let added = self.inner.get_added_tokens_decoder();
+        let ordinary = (0..TRIED).filter(|token| !added.contains_key(token));
+        let others = ordinary.filter_map(|token| self.inner.id_to_token(token));
+        for text in std::iter::once("a".to_owned()).chain(others) {
+            let Ok(bare) = self.ids(&text, false) else { continue };
+            if !bare.is_empty() {
+                return Ok((bare, self.ids(&text, true)?));
+            }
+        }
+        Err(Error::data(&self.url, "has no token for any text").with(Help::Tokenizer))
     }
 
     fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>> {

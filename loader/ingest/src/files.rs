@@ -75,13 +75,12 @@ impl File {
 
     /// Takes note of what tells it from others: its name, size, beginning and end.
     pub(crate) fn identify(&self, hash: &mut Xxh3) -> Result<()> {
-        /// Bytes that are looked at from each end.
-        const LOOKED_AT: u64 = 32 << 10;
+        let (first, last) = self.store.ends(&self.key, self.size)?;
         hash.update(&(self.key.len() as u64).to_le_bytes());
         hash.update(self.key.as_bytes());
         hash.update(&self.size.to_le_bytes());
-        hash.update(&self.head(LOOKED_AT)?);
-        hash.update(&self.read(self.size - LOOKED_AT.min(self.size)..self.size)?);
+        hash.update(&first);
+        hash.update(&last);
         Ok(())
     }
 }

@@ -423,7 +423,7 @@ pub(super) fn inside(mut array: ArrayRef, outer: &mut [Vec<u32>]) -> Outcome<Arr
 }
 
 /// What a reader could not make of a chunk. What it does not know is no damage, and comes the same again.
-fn broken(e: impl std::error::Error + Send + Sync + 'static) -> Flaw {
+pub(super) fn broken(e: impl std::error::Error + Send + Sync + 'static) -> Flaw {
     let text = match e.to_string() {
         text if text.contains("NYI") => format!("cannot be read ({text}): write the file with another encoding"),
         text => format!("damaged: {text}"),

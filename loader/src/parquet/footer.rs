@@ -52,26 +52,8 @@ pub(crate) struct Footer {
 impl Footer {
     /// Reads the footer of an object of `size` bytes.
     pub(crate) fn read(store: &Store, key: &str, size: u64, wanted: Option<&str>) -> Result<Self> {
-        let name = store.url_of(key);
-        if size < 12 {
-            return Err(Error::data(name, format!("not a Parquet file: only {size} bytes")));
-        }
-        let tail = store.get_range(key, size - size.min(TAIL)..size)?;
-        let fail = |problem: Flaw| Error::data(name.clone(), problem);
-        let end = &tail[tail.len() - 8..];
-        if &end[4..] != b"PAR1" {
-            return Err(fail("not a Parquet file (or cut off): it does not end in PAR1".into()));
-        }
-        let length = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]]));
-        if length > MAX_FOOTER || length + 12 > size {
-            return Err(fail(format!("damaged: claims a footer of {length} bytes in a file of {size}").into()));
-        }
-        let bytes = if length + 8 <= tail.len() as u64 {
-            tail.slice(tail.len() - 8 - length as usize..tail.len() - 8)
-        } else {
-            store.get_range(key, size - 8 - length..size - 8)?
-        };
-        let data_end = size - 8 - length;
+        let fail = |problem: Flaw| Error::data(store.url_of(key), problem);
+        let (bytes, data_end) = bytes(store, key, size)?;
         let page = |at: u64| -> Result<Option<Page>> {
             let bytes = store.get_range(key, at..(at + HEADER).min(data_end))?;
             Ok(pages::header(&bytes).ok())
@@ -157,8 +139,32 @@ impl Footer {
     }
 }
 
+/// The bytes of the footer of an object of `size` bytes, and where it begins.
+pub(super) fn bytes(store: &Store, key: &str, size: u64) -> Result<(Bytes, u64)> {
+    let name = store.url_of(key);
+    if size < 12 {
+        return Err(Error::data(name, format!("not a Parquet file: only {size} bytes")));
+    }
+    let tail = store.get_range(key, size - size.min(TAIL)..size)?;
+    let fail = |problem: Flaw| Error::data(name.clone(), problem);
+    let end = &tail[tail.len() - 8..];
+    if &end[4..] != b"PAR1" {
+        return Err(fail("not a Parquet file (or cut off): it does not end in PAR1".into()));
+    }
+    let length = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]]));
+    if length > MAX_FOOTER || length + 12 > size {
+        return Err(fail(format!("damaged: claims a footer of {length} bytes in a file of {size}").into()));
+    }
+    let bytes = if length + 8 <= tail.len() as u64 {
+        tail.slice(tail.len() - 8 - length as usize..tail.len() - 8)
+    } else {
+        store.get_range(key, size - 8 - length..size - 8)?
+    };
+    Ok((bytes, size - 8 - length))
+}
+
 /// The metadata in a footer's bytes, with row groups that may be.
-fn decoded(bytes: &Bytes) -> std::result::Result<ParquetMetaData, Flaw> {
+pub(super) fn decoded(bytes: &Bytes) -> std::result::Result<ParquetMetaData, Flaw> {
     thrift::validate(bytes).map_err(|e| format!("damaged footer: it {e}"))?;
     let parsed = guarded(|| ParquetMetaDataReader::decode_metadata(bytes).map_err(|e| Flaw::of(e.to_string(), e)));
     let metadata = parsed.map_err(|flaw| flaw.said(|text| format!("damaged footer: {text}")))?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use tests::tiny::harvested;
 use tests::{need, root, sae};
 
 /// The Python side, which prints a JSON object.
@@ -52,6 +53,46 @@ fn rows_are_those_of_transformers_for_every_class() {
         // A few hundred operations in f32, in another order; quantised weights of random bytes make scores that round worse.
         assert!(worst(found) < if *model == "quantised.gguf" { 1e-4 } else { 2e-5 }, "{model}: {found}");
     }
+}
+
+/// Norms under the names that TensorFlow gave them are the same norms.
+#[test]
+fn old_names_of_norms_are_known() {
+    let Some(interpreter) = need::models_python() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    python(&interpreter, &["models", &path("")]);
+    python(&interpreter, &["text", &path("text.jsonl"), "5000"]);
+    let [new, old] = ["bert", "bert-old"].map(|model| {
+        let (out, text) = (path(&format!("out-{model}")), path("text.jsonl"));
+        let words = ["harvest", &path(model), "--text", &text, "--out", &out, "--layer", "4", "--rows", "200"];
+        sae::run(&[&words[..], &["--dtype", "f32", "--context", "70"]].concat()).exits(0);
+        harvested(Path::new(&out), Path::new(&out))
+    });
+    assert_eq!((new.rows, new.stored), (old.rows, old.stored));
+}
+
+#[test]
+fn what_stands_around_a_text_is_what_python_puts_there() {
+    let Some(interpreter) = need::models_python() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    python(&interpreter, &["models", &path("")]);
+    python(&interpreter, &["framed", &path("")]);
+    let text = path("short.jsonl");
+    std::fs::write(&text, "{\"text\":\"one two\"}\n{\"text\":\"three\"}\n").expect("a file");
+    let mut asked = vec!["auto".to_owned()];
+    for entry in std::fs::read_dir(folder.path()).expect("a folder") {
+        let framed = entry.expect("an entry").path().display().to_string();
+        if framed.contains("framed-") {
+            let (model, own, out) = (path("llama"), format!("{framed}/tokenizer.json"), format!("{framed}/out"));
+            let words = ["harvest", &model, "--tokenizer", &own, "--text", &text, "--out", &out, "--layer", "0"];
+            sae::run(&[&words[..], &["--by-document", "--keep-first", "--context", "64"]].concat()).exits(0);
+            asked.extend([framed, text.clone(), out]);
+        }
+    }
+    assert_eq!(asked.len(), 1 + 3 * 36);
+    python(&interpreter, &asked.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
 /// All layers of the tiny models that Python makes.

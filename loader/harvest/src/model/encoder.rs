@@ -29,9 +29,13 @@ struct Norm {
 
 impl Norm {
     fn read(weights: &mut Weights, name: &str, width: usize) -> Result<Norm> {
+        // Checkpoints that came from TensorFlow have kept its names.
+        let old = format!("{name}.gamma");
+        let is_old = weights.has(&old) && !weights.has(&format!("{name}.weight"));
+        let [weight, bias] = if is_old { ["gamma", "beta"] } else { ["weight", "bias"] };
         Ok(Norm {
-            weight: weights.read(&format!("{name}.weight"), &[width])?,
-            bias: weights.read(&format!("{name}.bias"), &[width])?,
+            weight: weights.read(&format!("{name}.{weight}"), &[width])?,
+            bias: weights.read(&format!("{name}.{bias}"), &[width])?,
         })
     }
 

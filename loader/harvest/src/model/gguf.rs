@@ -10,6 +10,12 @@ use crate::error::{Error, Result};
 /// Bytes of the head at most: vocabularies of a million tokens fit.
 const MOST_HEAD: u64 = 256 << 20;
 
+/// Bytes that what is kept of a head takes in memory at most: a vocabulary of two million tokens and its merges.
+const MOST_HELD: u64 = 256 << 20;
+
+/// Bytes that an entry takes besides its text.
+const ENTRY: u64 = 64;
+
 /// Bytes that are fetched at once.
 const FETCHED: u64 = 1 << 20;
 
@@ -51,7 +57,7 @@ impl Gguf {
             Some(entry) => entry.size,
             None => return Err(Error::data(url, "not found")),
         };
-        let mut head = Head { store: &store, key: &key, size, at: 0, block: Vec::new(), block_at: 0 };
+        let mut head = Head { store: &store, key: &key, size, at: 0, block: Vec::new(), block_at: 0, held: 0 };
         let (values, tensors) = head.read().map_err(|problem| match problem {
             Problem::Flaw(problem) => Error::data(url, format!("is no GGUF file that can be read: {problem}")),
             Problem::Error(error) => error,
@@ -122,6 +128,21 @@ impl From<&str> for Problem {
 
 type Parsed<T> = std::result::Result<T, Problem>;
 
+/// Types of values.
+const TEXT: u32 = 8;
+const LIST: u32 = 9;
+
+/// Bytes that a value in a list takes in the file at least.
+fn least(kind: u32) -> Parsed<u64> {
+    match kind {
+        0 | 1 | 7 => Ok(1),
+        2 | 3 => Ok(2),
+        4..=6 => Ok(4),
+        TEXT | 10..=12 => Ok(8),
+        _ => Err(format!("a list of values of type {kind}").into()),
+    }
+}
+
 /// The head while it is read, block by block.
 struct Head<'a> {
     store: &'a Store,
@@ -130,6 +151,8 @@ struct Head<'a> {
     at: u64,
     block: Vec<u8>,
     block_at: u64,
+    /// Bytes that are kept.
+    held: u64,
 }
 
 impl Head<'_> {
@@ -148,12 +171,26 @@ impl Head<'_> {
         for _ in 0..pairs {
             let key = self.string()?;
             let kind = self.u32()?;
+            // Lists of others than the tokenizer are nobody's business here, and may be of any length.
+            if kind == LIST && !key.starts_with("tokenizer.") {
+                let (kind, count) = (self.u32()?, self.u64()?);
+                self.skip(kind, count)?;
+                continue;
+            }
+            self.hold(ENTRY + key.len() as u64)?;
             let value = self.value(kind)?;
             values.insert(key, value);
         }
+        let architecture = match values.get("general.architecture") {
+            Some(Value::Text(name)) => format!("{name}."),
+            _ => String::new(),
+        };
+        let is_asked_for = |key: &str| ["general.", "tokenizer.", &architecture].iter().any(|own| key.starts_with(own));
+        values.retain(|key, _| is_asked_for(key));
         let mut places = BTreeMap::new();
         for _ in 0..tensors {
             let name = self.string()?;
+            self.hold(2 * ENTRY)?;
             let place = self.place().map_err(|problem| match problem {
                 Problem::Flaw(text) => Problem::Flaw(format!("tensor {name:?}: {text}")),
                 error => error,
@@ -208,8 +245,8 @@ impl Head<'_> {
             5 => Value::Integer(i32::from_le_bytes(self.array()?).into()),
             6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
             7 => Value::Bool(self.bytes(1)?[0] != 0),
-            8 => Value::Text(self.string()?),
-            9 => {
+            TEXT => Value::Text(self.string()?),
+            LIST => {
                 let (kind, count) = (self.u32()?, self.u64()?);
                 self.values(kind, count)?
             }
@@ -220,16 +257,15 @@ impl Head<'_> {
     }
 
     fn values(&mut self, kind: u32, count: u64) -> Parsed<Value> {
-        let least = match kind {
-            0 | 1 | 7 => 1,
-            2 | 3 => 2,
-            4..=6 => 4,
-            8 | 10..=12 => 8,
-            _ => return Err(format!("a list of values of type {kind}").into()),
+        self.check_count(count, least(kind)?)?;
+        let each = match kind {
+            TEXT => size_of::<String>(),
+            6 | 12 => size_of::<f32>(),
+            _ => size_of::<i64>(),
         };
-        self.check_count(count, least)?;
+        self.hold(count * each as u64)?;
         match kind {
-            8 => (0..count).map(|_| self.string()).collect::<Parsed<_>>().map(Value::Texts),
+            TEXT => (0..count).map(|_| self.string()).collect::<Parsed<_>>().map(Value::Texts),
             6 | 12 => {
                 let number = |value| match value {
                     Value::Float(value) => Ok(value as f32),
@@ -248,6 +284,31 @@ impl Head<'_> {
         }
     }
 
+    /// Passes by the values of a list.
+    fn skip(&mut self, kind: u32, count: u64) -> Parsed<()> {
+        let least = least(kind)?;
+        self.check_count(count, least)?;
+        if kind != TEXT {
+            self.at += count * least;
+            return Ok(());
+        }
+        for _ in 0..count {
+            let length = self.u64()?;
+            self.check_count(length, 1)?;
+            self.at += length;
+        }
+        Ok(())
+    }
+
+    /// Takes note of bytes that will be kept.
+    fn hold(&mut self, bytes: u64) -> Parsed<()> {
+        self.held = self.held.saturating_add(bytes);
+        if self.held > MOST_HELD {
+            return Err(format!("what its head says takes more than {} MiB", MOST_HELD >> 20).into());
+        }
+        Ok(())
+    }
+
     /// Whether so many things of at least so many bytes can still follow.
     fn check_count(&self, count: u64, least: u64) -> Parsed<()> {
         let left = self.size.min(MOST_HEAD).saturating_sub(self.at);
@@ -260,6 +321,7 @@ impl Head<'_> {
     fn string(&mut self) -> Parsed<String> {
         let length = self.u64()?;
         self.check_count(length, 1)?;
+        self.hold(length)?;
         let bytes = self.bytes(length as usize)?;
         String::from_utf8(bytes).map_err(|_| "a text that is not UTF-8".into())
     }
@@ -303,5 +365,38 @@ impl Head<'_> {
             (done, self.at) = (done + take, self.at + take as u64);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with one pair in its head: a list of `count` bytes, which are zeros.
+    fn with_list(folder: &std::path::Path, key: &str, count: u64) -> Result<Gguf> {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(0u64.to_le_bytes());
+        bytes.extend(1u64.to_le_bytes());
+        bytes.extend((key.len() as u64).to_le_bytes());
+        bytes.extend(key.as_bytes());
+        bytes.extend(LIST.to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend(count.to_le_bytes());
+        let path = folder.join("model.gguf");
+        std::fs::write(&path, &bytes).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(bytes.len() as u64 + count).unwrap();
+        Gguf::open(Store::open(folder.to_str().unwrap()).unwrap(), "model.gguf".into())
+    }
+
+    #[test]
+    fn a_head_takes_no_more_memory_than_is_asked_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = 100 << 20;
+        assert!(with_list(folder.path(), "other.list", count).unwrap().values.is_empty(), "nobody asks for it");
+        let refused = with_list(folder.path(), "tokenizer.ggml.token_type", count).unwrap_err().to_string();
+        assert!(refused.contains("256 MiB"), "eight bytes for each of one: {refused}");
+        let held = with_list(folder.path(), "tokenizer.ggml.token_type", 10).unwrap();
+        assert_eq!(held.values["tokenizer.ggml.token_type"], Value::Integers(vec![0; 10]));
     }
 }

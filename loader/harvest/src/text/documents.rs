@@ -2,15 +2,15 @@
 
 use std::io::{BufRead, BufReader, Read};
 
+use loader::TextRows;
 use serde_json::Value as Json;
 
 use super::file::{File, Files, Format};
-use super::rows::Rows;
-use super::{Position, Split, TextOptions};
+use super::{Position, Split, TextOptions, rows};
 use crate::error::{Error, Help, Result};
 
 /// Bytes of a document at most. Tokenizing takes fifty times as much memory.
-const MOST_BYTES: u64 = 32 << 20;
+pub(super) const MOST_BYTES: u64 = 32 << 20;
 
 /// A document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl std::fmt::Debug for Documents {
 }
 
 enum Open {
-    Rows(Box<Rows>),
+    Rows(Box<TextRows>),
     Bytes(BufReader<Box<dyn Read + Send>>),
 }
 
@@ -68,7 +68,7 @@ impl Documents {
                 None => open_at(file, &self.options, self.at.offset)?,
             };
             let found = match &mut open {
-                Open::Rows(rows) => rows.next()?.map(|text| (text, 1)),
+                Open::Rows(rows) => rows.next_text()?.map(|text| (text, 1)),
                 Open::Bytes(bytes) => document(file, &self.options, self.at.offset, bytes)?,
             };
             match found {
@@ -87,7 +87,7 @@ impl Documents {
 
 fn open_at(file: &File, options: &TextOptions, offset: u64) -> Result<Open> {
     match file.format {
-        Format::Parquet => Rows::open(file, &options.column, offset).map(|rows| Open::Rows(Box::new(rows))),
+        Format::Parquet => rows::open(file, &options.column, offset).map(|rows| Open::Rows(Box::new(rows))),
         Format::JsonLines | Format::Plain => file.read_from(offset).map(Open::Bytes),
     }
 }

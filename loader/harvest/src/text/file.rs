@@ -4,6 +4,8 @@ use std::io::{self, BufReader, Read};
 
 use flate2::read::MultiGzDecoder;
 use loader::{Location, Store};
+use rayon::prelude::*;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::Position;
 use crate::error::{Error, Result};
@@ -72,9 +74,19 @@ impl Files {
         Ok(Files { files })
     }
 
-    /// What decides the text: each file's name and size.
-    pub fn identity(&self) -> Vec<(String, u64)> {
-        self.files.iter().map(|file| (file.key.clone(), file.size)).collect()
+    /// What decides the text: each file's name and size, and a hash of its beginning and end.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn identity(&self) -> Result<Vec<(String, u64, String)>> {
+        let of = |file: &File| -> Result<(String, u64, String)> {
+            let (first, last) = file.store.ends(&file.key, file.size)?;
+            let mut hash = Xxh3::new();
+            hash.update(&first);
+            hash.update(&last);
+            Ok((file.key.clone(), file.size, format!("{:016x}", hash.digest())))
+        };
+        self.files.par_iter().map(of).collect()
     }
 
     /// What share of the bytes lies before a position, as far as that is known: inside of compressed files and of Parquet it is not.

@@ -33,11 +33,8 @@ pub(super) fn configured(store: &Store, tokenizer: &[u8]) -> Result<Special> {
     let numbered = |name: &str| model.get(name).and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok());
     let bos = token("bos_token").or_else(|| token("cls_token")).or_else(|| numbered("bos_token_id"));
     let eos = token("eos_token").or_else(|| token("sep_token")).or_else(|| numbered("eos_token_id"));
-    // As transformers does it: flags that are given replace what tokenizer.json puts around a text.
-    let flag = |name: &str| config.get(name).and_then(Json::as_bool);
-    let (begins, ends) = (flag("add_bos_token"), flag("add_eos_token"));
-    let adds = (begins.is_some() || ends.is_some()).then(|| (begins.unwrap_or(false), ends.unwrap_or(false)));
-    Ok(Special { bos, eos, adds })
+    // As transformers does it: what tokenizer.json puts around a text stands, whatever add_bos_token and add_eos_token say.
+    Ok(Special { bos, eos, adds: None })
 }
 
 /// The number of a token in a tokenizer.json.
