@@ -115,7 +115,7 @@ fn packed_contexts_hold_every_token_once_and_begin_with_one_bos() {
 #[test]
 fn no_two_bos_stand_between_documents() {
     let bench = Bench::new(true);
-    let twelve = vec!["w1"; 12].join(" ");
+    let twelve = ["w1"; 12].join(" ");
     let documents =
         ["<s> <s> w0 w1 w2 w3 w4 w5 w6 <s>", "w10 w11 w12 w13 w14", "<s> <s> <s> w20 w21", &twelve, "w2 w3", "<s>"];
     let text = bench.write("text.jsonl", tiny::json_lines(&documents.map(str::to_owned)));
