@@ -227,7 +227,8 @@ def _refuse_other_tensors(file: _File) -> None:
     """What has a tensor besides those of a ReLU dictionary is another function."""
     known = {*_ALL, "b_dec", *_FACTORS}
     if others := sorted(file.tensors.keys() - known):
-        raise ValueError(f"{file.place} holds {others[0]} besides W_enc, b_enc, W_dec and b_dec: only ReLU dictionaries are read, and they have no such tensor")
+        what = f"{file.place} holds {others[0]} besides W_enc, b_enc, W_dec and b_dec"
+        raise ValueError(f"{what}: only ReLU dictionaries are read, and they have no such tensor")
 
 
 def _feature_ids(store: Store, features: int) -> npt.NDArray[np.int64] | None:
