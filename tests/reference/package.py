@@ -377,6 +377,68 @@ def hostile_exports(export):
         refuses(sae.DamagedError, ["index"], sae.load, place)
 
 
+def altered(export, change):
+    """A copy of an export of one file, with whatever `change` does to its tensors, by their names."""
+    import safetensors.numpy
+
+    copy = pathlib.Path(tempfile.mkdtemp(dir=pathlib.Path(export).parent))
+    tensors = safetensors.numpy.load_file(f"{export}/sae_weights.safetensors")
+    change(tensors)
+    safetensors.numpy.save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, copy / "sae_weights.safetensors")
+    config = json.loads(pathlib.Path(export, "cfg.json").read_text())
+    (copy / "cfg.json").write_text(json.dumps(config | {"d_sae": len(tensors["b_enc"])}))
+    return copy
+
+
+def scaled(export):
+    """Factors on decoder rows are multiplied in, and whatever else a file holds beside the four tensors is refused by its name."""
+    expected = exported(export)
+    factors_f = np.random.default_rng(6).uniform(0.5, 2, len(expected["b_enc"])).astype(np.float32)
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        weights = sae.load(altered(export, lambda tensors: tensors.update({name: factors_f})))
+        assert same_bits(weights.W_dec[:], expected["W_dec"] * factors_f[:, None]), name
+        assert np.array_equal(weights.W_dec[[131, 4]], weights.W_dec[:][[131, 4]]) and same_bits(weights.W_enc.numpy(), np.ascontiguousarray(expected["W_enc"]))
+        wrong = altered(export, lambda tensors: tensors.update({name: factors_f[1:]}))
+        refuses(sae.DamagedError, [name, "shape"], sae.load, wrong)
+    for name in ("threshold", "log_threshold", "W_skip"):
+        other = altered(export, lambda tensors: tensors.update({name: factors_f}))
+        refuses(ValueError, [f"holds {name} besides"], sae.load, other)
+        refuses(ValueError, [f"holds {name} besides"], sae.encode, other, np.zeros((1, len(expected["b_dec"])), np.float32))
+
+
+def chosen(export, data):
+    """Features of an export that holds some of a run's are called by their numbers in the run, as its map says."""
+    import safetensors.numpy
+
+    ids = np.flatnonzero(np.random.default_rng(7).random(len(exported(export)["b_enc"])) < 0.4)
+
+    def keep(tensors):
+        tensors |= {"W_enc": tensors["W_enc"][:, ids], "b_enc": tensors["b_enc"][ids], "W_dec": tensors["W_dec"][ids]}
+
+    some = altered(export, keep)
+    mapped = lambda values: safetensors.numpy.save_file({"feature": values}, some / "features.safetensors")
+    mapped(ids)
+    rows = numbers(shards(data), np.float16)[:500]
+    whole, found = sae.encode(export, rows), sae.encode(some, rows)
+    of_both = np.isin(whole.feature, ids)
+    # Where rounding does not decide.
+    clear, is_clear = of_both & (whole.activation > 1e-3), found.activation > 1e-3
+    pairs = lambda of, which: [*zip(of.row[which].tolist(), of.feature[which].tolist())]
+    assert clear.sum() > 100 and abs(clear.sum() - is_clear.sum()) < 5 and len({*pairs(whole, clear)} ^ {*pairs(found, is_clear)}) < 10
+    assert found.shape == (500, len(ids)) and np.abs(found.dense() - whole.dense()[:, ids]).max() < 1e-3
+    assert np.array_equal(sae.load(some).feature_ids, ids) and sae.load(export).feature_ids is None
+    for wrong, words in ((ids[1:], "I64"), (ids.astype(np.int32), "I64"), (ids[::-1].copy(), "ascend"), (ids - 1 - ids[0], "ascend"), (ids + (1 << 32), "ascend")):
+        if wrong.dtype == np.int32:
+            (some / "features.safetensors").unlink()
+            safetensors.numpy.save_file({"feature": wrong.astype(np.float32)}, some / "features.safetensors")
+        else:
+            mapped(wrong)
+        refuses(sae.DamagedError, ["features.safetensors", words], sae.load, some)
+    for wrong in (b"", b"\xff" * 64, b"\0" * 9, b"x" * 10_000):
+        (some / "features.safetensors").write_bytes(wrong)
+        refuses(sae.DamagedError, ["features.safetensors"], sae.load, some)
+
+
 def encodes(run, export, data):
     """`sae.encode` of a run against numpy on its export: the same pairs but where rounding decides, and the same activations."""
     import torch
@@ -432,7 +494,8 @@ def texts():
     """Texts of all lengths, none twice."""
     rng, letters = np.random.default_rng(8), list("abcdefghijklmnopqrstuvwxyz ")
     drawn = ["".join(rng.choice(letters, count)) for count in (43, 0, 70, 1, 20, 26) * 5]
-    return [("<s>" if number % 6 == 5 else "") + text for number, text in enumerate(drawn)]
+    begin, end = {5: "<s>", 3: "<s><s>", 1: "<s><s><s>"}, {0: "<s>", 3: "<s>", 4: "<s>"}
+    return [begin.get(number % 6, "") + text + end.get(number % 6, "") for number, text in enumerate(drawn)]
 
 
 TEXTS = texts()
@@ -482,10 +545,11 @@ def harvests(folder):
 
 
 def tokens_of(contexts, table, tokens, options):
-    """BOS stands where a context or a text begins and nowhere else, and the texts are all there, each token with its text."""
+    """BOS stands where a context or a text begins, or a text has it, never twice, and the texts are all there, each token with its text."""
     bos = options.get("bos", "auto") != "never"
     bare = [tokens(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
-    bare = [ids[1:] if bos and ids[:1] == [0] else ids for ids in bare]
+    ends = [ids[-1:] == [0] for ids in bare]
+    bare = [[token for token in ids if not bos or token != 0] for ids in bare]
     joined = [token for _, ids in sorted(contexts.items()) for token in ids if not bos or token != 0]
     assert joined == [token for ids in bare for token in ids]
     rows = zip(*(table[name].to_pylist() for name in ("context_id", "pos", "doc_id", "token_id")))
@@ -498,11 +562,20 @@ def tokens_of(contexts, table, tokens, options):
     begins = {doc: ids[:1] for doc, ids in enumerate(bare)}
     for (context, _, doc, token), (after, _, next_doc, following) in zip(kept, kept[1:]):
         if token == 0 and context == after:
-            assert doc == next_doc and [following] == begins[doc]
-        assert not (context == after and doc != next_doc and following != 0), "a text without BOS"
+            assert [following] == begins[next_doc] and (doc == next_doc or ends[doc])
+        assert not (context == after and doc != next_doc and following != 0 and token != 0), "a text without BOS"
+    docs = {context: [] for context in contexts}
+    for context, _, doc, _ in kept:
+        docs[context].append(doc)
+    short = 0
     for context, ids in contexts.items():
-        assert ids[0] == 0 and (0, 0) not in zip(ids, ids[1:])
-        assert len(ids) == 12 or not options.get("packed", True) and 2 <= len(ids) < 12 or context + 1 == len(contexts)
+        assert ids[0] == 0 and (0, 0) not in zip(ids, ids[1:]), ids
+        if len(ids) == 12 or not options.get("packed", True) and 2 <= len(ids) < 12 or context + 1 == len(contexts):
+            continue
+        # One that would have ended with the BOS of a text.
+        assert len(ids) == 11 and ids[-1] != 0 and docs[context][-1] != docs[context + 1][0], (context, ids)
+        short += 1
+    assert short or not options.get("packed", True), "no text begins at the end of a context"
 
 
 def special_tokens(folder):
@@ -531,6 +604,10 @@ def special_tokens(folder):
         assert ids[0] == 0 and ids[-1] == 1
         with torch.no_grad():
             expected.append(model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0].numpy())
+    source = json.loads(pathlib.Path(folder, "manifest.json").read_text())["source"]
+    assert source["hook_name"] == "blocks.1.hook_normalized_resid_post", source
+    sae.harvest(model, tokenizer("<s> $A </s>"), TEXTS[:3], 0, f"{folder}-0", context=16)
+    assert json.loads(pathlib.Path(f"{folder}-0", "manifest.json").read_text())["source"]["hook_name"] == "hook_full_embed"
     assert done.rows == len(rows) and len({len(ids) for ids in contexts.values()}) > 3
     assert np.abs(rows - np.concatenate(expected)).max() < 1e-5
 
@@ -579,10 +656,79 @@ def harvest_again(folder):
     refuses(ValueError, ["no tokens"], sae.harvest, model, tokens, ["", "<s>"], 1, f"{folder}/z")
     refuses(ValueError, ["text 1", "int"], sae.harvest, model, tokens, ["a", 3], 1, f"{folder}/t")
     refuses(ValueError, ["worker"], sae.harvest, model, tokens, TEXTS, 1, f"{folder}/v", worker=(3, 3))
+    # Other weights under the same names, and another tokenizer of the same class.
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight.mul_(1.01)
+    refuses(ValueError, ["another plan", "weights"], sae.harvest, model, tokens, TEXTS, [1, 3], f"{folder}/whole", **options)
+    other = tokenizer()
+    other.add_tokens(["ab"])
+    refuses(ValueError, ["another plan", "vocabulary"], sae.harvest, llama(), other, TEXTS, [1, 3], f"{folder}/whole", **options)
+    padded = tokenizer()
+    padded(["a", "bcd"], padding=True, truncation=True, max_length=2)
+    assert done == sae.harvest(llama(), padded, TEXTS, [1, 3], f"{folder}/whole", **options), "what a call leaves behind decides nothing"
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.fill_(float("inf"))
     refuses(ValueError, ["layer 1", "not finite"], sae.harvest, model, tokens, TEXTS, 1, f"{folder}/w")
     assert not list(pathlib.Path(folder, "w").rglob("*.p*rti*l")) and not list(pathlib.Path(folder, "w").rglob("shard*"))
+
+
+def twin(out):
+    """Harvests, as one of two processes that have the same number, the system's too, as in two containers; for `shared_parts`."""
+    os.getpid = lambda: 7
+    sae.harvest(llama(), tokenizer(), TEXTS, [1, 3], out, context=12, part_bytes=3000, batch=3)
+
+
+def shared_parts(folder):
+    """Workers that begin together, with one plan or with several; shards that are gone before the manifest is written."""
+    from sae._errors import DamagedError
+    from sae._parts import Parts
+    from sae._store import Store
+
+    # Both have seen an empty folder: the first decides.
+    first, second, third = (Parts(Store(f"{folder}/begun")) for _ in range(3))
+    first.begin({"command": "a", "n": [1]})
+    refuses(ValueError, ["another plan", "command"], second.begin, {"command": "b", "n": [1]})
+    third.begin({"command": "a", "n": [1]})
+    assert json.loads(pathlib.Path(folder, "begun/parts/plan.json").read_text()) == {"command": "a", "n": [1]}
+    assert [path.name for path in pathlib.Path(folder, "begun/parts").iterdir()] == ["plan.json"]
+
+    model, tokens, options = llama(), tokenizer(), {"context": 12, "part_bytes": 3000, "batch": 3}
+    run = lambda out, **more: sae.harvest(model, tokens, iter(TEXTS), [1, 3], f"{folder}/{out}", **options | more)
+    run("whole")
+    # A marker that another plan has left.
+    assert not run("left", worker=(0, 2)).is_finished
+    marker = pathlib.Path(folder, "left/parts/000002.json")
+    kept = marker.read_text()
+    plan = json.loads(kept)["plan"]
+    marker.write_text(kept.replace(plan, plan[::-1]))
+    refuses(DamagedError, ["000002.json", "another plan"], run, "left", worker=(1, 2))
+    marker.write_text(kept)
+    # Shards that are gone or cut are named, nothing is made of them, and the remedy helps.
+    for change, words in ((lambda path: path.unlink(), "is gone"), (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes")):
+        shard = pathlib.Path(folder, "left/layer-3/shard-000002.parquet")
+        change(shard)
+        refuses(DamagedError, ["layer-3/shard-000002.parquet", words, "000002.json"], run, "left", worker=(1, 2))
+        assert not list(pathlib.Path(folder, "left").rglob("manifest.json"))
+        marker.unlink()
+        run("left", worker=(1, 2))
+        assert not list(pathlib.Path(folder, "left").rglob("manifest.json"))
+        if words == "bytes":
+            run("left", worker=(0, 2))
+            break
+        # Made again by its own worker, which finishes: begin anew for the other damage.
+        run("left", worker=(0, 2))
+        for manifest in pathlib.Path(folder, "left").rglob("manifest.json"):
+            manifest.unlink()
+    same_files(f"{folder}/left", f"{folder}/whole")
+    with_gap = sae.ShardWriter(f"{folder}/writer", 4, "f16", shard_rows=5)
+    with_gap.write(np.ones((12, 4), np.float32))
+    pathlib.Path(folder, "writer/shard-000001.parquet").unlink()
+    refuses(DamagedError, ["shard-000001.parquet", "is gone"], with_gap.finish)
+    assert not pathlib.Path(folder, "writer/manifest.json").exists()
+
+    twins = [subprocess.Popen([sys.executable, __file__, "twin", f"{folder}/twins"]) for _ in range(2)]
+    assert [process.wait() for process in twins] == [0, 0]
+    same_files(f"{folder}/twins", f"{folder}/whole")
 
 
 def remote(url, local):

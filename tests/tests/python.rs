@@ -8,7 +8,7 @@ use std::process::Command;
 use loader::{Dtype, synth};
 use tests::fixture::{Fixture, json_lines, plain_rows, text, write_shards};
 use tests::s3::S3;
-use tests::{checkpoints, need, root, sae};
+use tests::{checkpoints, need, root, sae, tiny};
 use trainer::recipe::{Adam, BiasInit, Every, Recipe};
 
 /// Runs checks, `--` between them, with some environment variables.
@@ -75,6 +75,24 @@ fn rows_from_python_train_to_the_same_bits() {
         assert_eq!(rust.0, python.0, "metrics");
         assert_eq!(checkpoints::differing(&rust.1, &python.1), [""; 0]);
     }
+}
+
+/// The same of rows that `sae harvest` has made of a model, in the order that is drawn for them.
+#[test]
+fn rows_of_a_harvest_train_to_the_same_bits() {
+    let Some(interpreter) = need::python() else { return };
+    let fixture = Fixture::new();
+    let [model, text, out] = ["tiny", "text.jsonl", "harvest"].map(|name| fixture.text(name));
+    tiny::model(Path::new(&model), true);
+    fs::write(&text, tiny::json_lines(&tiny::documents(700, 30, 3))).expect("written");
+    let what = ["harvest", &model, "--text", &text, "--out", &out, "--layer", "2"];
+    sae::run(&[&what[..], &["--context", "16", "--dtype", "f16", "--shard-rows", "3000"]].concat()).exits(0);
+    checked(&interpreter, &["rewrite", &out, &fixture.text("harvest-python")], &[]);
+    assert!(chunks(&fixture, "harvest").len() > 2, "several shards");
+    assert_eq!(chunks(&fixture, "harvest"), chunks(&fixture, "harvest-python"), "other rows");
+    let (rust, python) = (trained(&fixture, "harvest"), trained(&fixture, "harvest-python"));
+    assert_eq!(rust.0, python.0, "metrics");
+    assert_eq!(checkpoints::differing(&rust.1, &python.1), [""; 0]);
 }
 
 /// What a manifest says of each row group's activations: rows, bytes, and checksums of pieces.
@@ -151,6 +169,7 @@ fn a_run_is_read_as_it_is_exported() {
     checkpoints::copy(&fixture.path("dense"), Path::new(&damaged));
     checkpoints::copy(Path::new(&export), Path::new(&hostile));
     check(&["encodes", &dense, &export, &train]);
+    check(&["scaled", &export, "--", "chosen", &export, &train]);
     check(&["damage", &damaged]);
     check(&["hostile_exports", &hostile]);
     let words: Vec<&str> = checks.iter().map(String::as_str).collect();
@@ -162,10 +181,11 @@ fn a_run_is_read_as_it_is_exported() {
 fn a_harvest_is_the_hidden_states_of_transformers() {
     let Some(interpreter) = need::python() else { return };
     let fixture = Fixture::new();
-    let [llama, bert, again] = ["llama", "bert", "again"].map(|name| fixture.text(name));
+    let [llama, bert, again, shared] = ["llama", "bert", "again", "shared"].map(|name| fixture.text(name));
+    let checks = ["harvests", &llama, "--", "special_tokens", &bert, "--", "harvest_again", &again];
     checked(
         &interpreter,
-        &["harvests", &llama, "--", "special_tokens", &bert, "--", "harvest_again", &again],
+        &[&checks[..], &["--", "shared_parts", &shared]].concat(),
         &[("TRANSFORMERS_OFFLINE".into(), "1".into())],
     );
     for folder in ["again/whole/layer-1", "again/whole/layer-3", "llama/0"] {

@@ -30,7 +30,7 @@ _HEADER_BYTES = 1 << 20
 # What is kept of files that cannot be mapped, and how many of the others are mapped at once: each takes a file descriptor.
 _KEPT_BYTES = 256 << 20
 _MAPS = 64
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "U64": np.dtype("<u8"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "U64": np.dtype("<u8"), "I64": np.dtype("<i8"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 Array = npt.NDArray[Any]
 

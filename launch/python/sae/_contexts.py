@@ -2,8 +2,9 @@
 
 Packed, the tokens of all texts follow each other and are cut into contexts of one length; otherwise a context is of one text. What the tokenizer
 puts around a text (BOS, [CLS] and [SEP]) stands around each context, as `bos` says. Where that is a token in front, and the model attends one way,
-a text that begins inside of a packed context has it too. Special tokens are put around token ids and never around text, so none comes twice; a
-text that begins with BOS itself loses it.
+a text that begins inside of a packed context has it too, unless the text before ended in one; where only BOS would still fit, the context ends
+before it. Special tokens are put around token ids and never around text, so none comes twice; a text that begins with BOS itself, however
+often, loses it.
 """
 
 from __future__ import annotations
@@ -96,14 +97,16 @@ def _documents(tokenizer: Any, texts: Iterator[str], first: int, special: Specia
                 raise ValueError(f"text {place} is a {type(text).__name__}: texts are strings")
         for ids in _ids(tokenizer, some, False):
             # A text that begins with the token that stands in front of it anyway.
-            ids = ids[1:] if ids[:1] and ids[:1] == special.before[-1:] else ids
+            while ids and ids[:1] == special.before[-1:]:
+                ids = ids[1:]
             if ids:
                 yield number, ids
             number += 1
 
 
 def contexts(tokenizer: Any, texts: Iterable[str], form: Form, start: tuple[int, int] = (0, 0)) -> Iterator[Context]:
-    """Contexts from a place in the texts on. The last one, and without `packed` the last of each text, may be shorter.
+    """Contexts from a place in the texts on. The last one, and without `packed` the last of each text, may be shorter; one that ends where BOS
+    would be its last token is shorter by that.
 
     Raises:
         ValueError: when a text is no string.
@@ -132,9 +135,14 @@ def contexts(tokenizer: Any, texts: Iterable[str], form: Form, start: tuple[int,
                     continue
             if not tokens:
                 tokens, docs = list(before), [number] * len(before)
+                # A text that goes on with that token.
+                while used < len(ids) and ids[used : used + 1] == before[-1:]:
+                    used += 1
             elif not form.packed:
                 break
-            elif used == 0 and form.marks_texts:
+            elif used == 0 and form.marks_texts and tokens[-1] != before[-1]:
+                if len(tokens) + 1 == end:
+                    break
                 tokens.append(before[-1])
                 docs.append(number)
             take = min(end - len(tokens), len(ids) - used)

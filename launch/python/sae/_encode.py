@@ -22,16 +22,20 @@ class Activations(NamedTuple):
     row: npt.NDArray[np.int64]
     """`[n]`, counted from 0 in the rows that were given."""
     feature: npt.NDArray[np.int64]
-    """`[n]`"""
+    """`[n]`, by their numbers in the run."""
     activation: npt.NDArray[np.float32]
     """`[n]`, all positive."""
     shape: tuple[int, int]
-    """Rows and features."""
+    """Rows and features of the dictionary that encoded them."""
+    feature_ids: npt.NDArray[np.int64] | None = None
+    """As `Weights.feature_ids`."""
 
     def dense(self) -> npt.NDArray[np.float32]:
-        """`[rows, features]`, zero where nothing fires."""
+        """`[rows, features]`, zero where nothing fires. Columns are the dictionary's: of an export of some features, column `f` is of
+        feature `feature_ids[f]`."""
         dense = np.zeros(self.shape, np.float32)
-        dense[self.row, self.feature] = self.activation
+        places = self.feature if self.feature_ids is None else np.searchsorted(self.feature_ids, self.feature)
+        dense[self.row, places] = self.activation
         return dense
 
 
@@ -40,7 +44,8 @@ def encode(run: str | os.PathLike[str] | Weights, rows: Any, *, checkpoint: str 
 
     Features are gone through in blocks, so the dictionary need not fit into memory; a dictionary of millions of features is read once for
     each 16,384 rows. Sums are in f32, in numpy's order: they agree with `sae eval` and with numpy on the export up to rounding.
-    For whole data sets `sae encode` does the same in Rust.
+    For whole data sets `sae encode` does the same in Rust. As there, features are called by their numbers in the run, also where an export
+    holds some of them only.
 
     Args:
         run: as for `sae.load`, or what it returned.
@@ -61,7 +66,8 @@ def encode(run: str | os.PathLike[str] | Weights, rows: Any, *, checkpoint: str 
     for first in range(0, len(x_bd), _ROWS):
         found.append(_of_rows(weights, x_bd[first : first + _ROWS], first, threshold))
     row, feature, activation = (np.concatenate(of) for of in zip(*found)) if found else (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    return Activations(row, feature, activation, (len(x_bd), weights.features))
+    ids = weights.feature_ids
+    return Activations(row, feature if ids is None else ids[feature], activation, (len(x_bd), weights.features), ids)
 
 
 def _of_rows(weights: Weights, x_bd: npt.NDArray[np.float32], first_row: int, threshold: float) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import json
 import logging
 import os
 import time
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from ._arrays import SIZES, dtype_name, stored
 from ._columns import KNOWN, arrays
@@ -40,6 +42,12 @@ _ENCODERS = {
     "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "esm", "modernbert", "mpnet", "nomic_bert", "roberta",
     "xlm-roberta",
 }  # fmt: skip
+
+
+# Those of them whose blocks begin with the norm, as those of decoders do; behind the others TransformerLens calls the stream normalized.
+_NORM_IN_FRONT = {"esm", "modernbert"}
+# Values of a tensor that tell its model from others.
+_SAMPLE = 64
 
 
 class Harvested(NamedTuple):
@@ -149,8 +157,8 @@ def harvest(
     (the number of the text) and `token_id`; `_contexts/part-*.parquet` holds the tokens of every context.
 
     Rows are made in parts, each committed by a marker: called again with the same arguments after a crash, it makes what is missing and
-    nothing twice. Texts have to come in the same order each time. Several processes share the parts where each has its own `worker`, and
-    nothing else.
+    nothing twice. Texts have to come in the same order each time; other weights or another tokenizer are refused. Several processes share the parts
+    where each has its own `worker`, and nothing else; two of one number do the same work twice and harm nothing.
 
     Args:
         model: a causal LM or an encoder of `transformers`, or any model whose config has `num_hidden_layers`.
@@ -174,6 +182,7 @@ def harvest(
 
     Raises:
         ValueError: for arguments that are none, a folder that was begun with others, and streams that are not finite.
+        DamagedError: (a ValueError) when a shard that was committed is gone or of another size. No manifest is written then.
         StoreError: when the store does not answer.
     """
     layers = [layer] if isinstance(layer, int) else list(layer)
@@ -197,7 +206,9 @@ def harvest(
     sources = {folder: _source(model, tokenizer, of, form, metadata) for of, folder in folders.items()}
     plan = {
         "command": "harvest",
-        "version": 1,
+        "version": 2,
+        "weights": _weights_hash(model),
+        "vocabulary": _vocabulary_hash(tokenizer),
         "folders": list(folders.values()),
         "width": layout.width,
         "dtype": layout.dtype,
@@ -226,18 +237,57 @@ def harvest(
     return Harvested(rows, sum(int(marker.note.get("contexts", 0)) for marker in done.values()), is_finished)
 
 
+def _weights_hash(model: Any) -> str:
+    """A hash that tells a model's weights from those of any other training, though it is not over all of them: of names, formats, shapes and
+    some values of each tensor."""
+    import torch
+
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        # Weights that lie on a disk, and some that are packed, show no values.
+        with contextlib.suppress(RuntimeError, NotImplementedError, TypeError):
+            flat = tensor.detach().reshape(-1)
+            some = flat[:: max(len(flat) // _SAMPLE, 1)][:_SAMPLE]
+            digest.update(some.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _vocabulary_hash(tokenizer: Any) -> str | None:
+    """A hash of all that a tokenizer does, where it is one of the `tokenizers` library."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    # Calls leave their truncation and padding behind; here there is none.
+    content = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def _hook(model_type: str, layer: int) -> str:
+    """The hook by which TransformerLens knows a layer's stream, as in loader/harvest/src/model.rs."""
+    if model_type not in _ENCODERS:
+        return f"blocks.{layer - 1}.hook_resid_post" if layer else "hook_embed"
+    if layer == 0:
+        return "hook_full_embed"
+    # Behind the norm, which is in the block.
+    return f"blocks.{layer - 1}.hook_{'' if model_type in _NORM_IN_FRONT else 'normalized_'}resid_post"
+
+
 def _source(
     model: Any, tokenizer: Any, layer: int, form: Form, metadata: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What the manifest says of the rows."""
     config = model.config
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     known = {
         "tool": "sae.harvest",
         "model": getattr(config, "_name_or_path", "") or type(model).__name__,
         "model_class": type(model).__name__,
         "revision": getattr(config, "_commit_hash", None),
         "layer": layer,
-        "hook_name": f"blocks.{layer - 1}.hook_resid_post" if layer else "hook_embed",
+        "hook_name": _hook(text_config.model_type, layer),
         "context_size": form.length,
         "packed": form.packed,
         "prepend_bos": bool(form.special.before),

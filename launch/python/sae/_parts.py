@@ -2,7 +2,8 @@
 
 A part is a shard in each output folder and whatever else belongs to it. Its files are written under their own names, then the part is
 committed by one small file, `parts/000012.json`, which holds the shards' entries in the manifest. What lies there without a marker does
-not count and is written again. `parts/plan.json` says what decides the bytes: a writer with another plan is refused.
+not count and is written again. `parts/plan.json` says what decides the bytes: a writer with another plan is refused, and so are markers of
+another, which name their plan by its hash.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ._errors import DamagedError
+import xxhash
+
+from ._errors import DamagedError, StoreError
 from ._manifest import FILE_NAME, Shard, to_json
 from ._shard import Layout
 from ._store import Store
@@ -25,6 +28,10 @@ _SHARD = re.compile(r"(?:.*/)?[^/]+\.(?:parquet|pq)", re.IGNORECASE)
 # A marker holds the checksums of a shard: 30 bytes for each 4 MiB.
 _MARKER_BYTES = 64 << 20
 _READERS = 16
+
+
+def _marker_name(part: int) -> str:
+    return f"parts/{part:06}.json"
 
 
 def shard_name(part: int) -> str:
@@ -54,10 +61,12 @@ class Parts:
 
     def __init__(self, store: Store, plan: Mapping[str, Any] | None = None) -> None:
         self.store = store
+        # Shards that are seen here were there before the plan is looked for: another worker writes that first.
+        there = store.list()
         self.plan = self._read_plan()
         self.markers: dict[int, Marker] = {}
         if self.plan is None:
-            self._refuse_others(store.list())
+            self._refuse_others(there)
         else:
             self.markers = self._read_markers()
         if plan is not None:
@@ -66,13 +75,20 @@ class Parts:
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Says what will decide the bytes, before anything is written."""
         if self.plan is None:
-            self.plan = dict(plan)
-            self.store.put(PLAN, json.dumps(self.plan, indent=1, ensure_ascii=False).encode() + b"\n")
-            return
+            self.store.put_new(PLAN, json.dumps(plan, indent=1, ensure_ascii=False).encode() + b"\n")
+            # Of writers that begin together the one that was first decides.
+            self.plan = self._read_plan()
+            if self.plan is None:
+                raise StoreError(f"{self.store.url_of(PLAN)} is not there, though it was written: was the folder taken away?")
         differing = [key for key in sorted({*self.plan, *plan}) if self.plan.get(key) != plan.get(key)]
         if differing:
             said = ", ".join(f"{key} was {self.plan.get(key)!r} and is {plan.get(key)!r}" for key in differing)
             raise ValueError(f"{self.store.url} was begun with another plan: {said}: go on as it was begun, or name an empty folder")
+
+    @property
+    def hash(self) -> str:
+        """Of the plan, in whichever order it is written."""
+        return xxhash.xxh3_64_hexdigest(json.dumps(self.plan, sort_keys=True).encode())
 
     @property
     def is_finished(self) -> bool:
@@ -98,17 +114,33 @@ class Parts:
 
     def commit(self, part: int, marker: Marker) -> None:
         """Makes a part count. Its files are complete."""
-        content = {"shards": marker.shards, "note": marker.note}
-        self.store.put(f"parts/{part:06}.json", json.dumps(content, separators=(",", ":")).encode() + b"\n")
+        content = {"plan": self.hash, "shards": marker.shards, "note": marker.note}
+        self.store.put(_marker_name(part), json.dumps(content, separators=(",", ":")).encode() + b"\n")
         self.markers[part] = marker
 
     def finish(self, count: int, layout: Layout, sources: Mapping[str, dict[str, Any]]) -> None:
-        """Writes the manifests of the first `count` parts, which are all committed, and takes away what writers left that were killed."""
+        """Writes the manifests of the first `count` parts, which are all committed, and takes away what writers left that were killed.
+
+        Raises:
+            DamagedError: for a shard that is gone or of another size, and for a part beyond the last. No manifest is written then.
+        """
+        if beyond := [part for part in self.markers if part >= count]:
+            place = self.store.url_of(_marker_name(min(beyond)))
+            raise DamagedError(f"{place} is a part beyond the last, which is {count - 1}: are the texts those that it was begun with?")
+        sizes = {folder: self.store.below(folder).list() for folder in self.folders}
+        for folder in self.folders:
+            for part in range(count):
+                shard = self.markers[part].shards[folder]
+                found = sizes[folder].get(shard["path"])
+                if found != shard["size"]:
+                    place, marker = self.store.below(folder).url_of(shard["path"]), self.store.url_of(_marker_name(part))
+                    there = "is gone" if found is None else f"has {found} bytes"
+                    raise DamagedError(f"{place} {there}, and {marker} says {shard['size']}: delete that and run again")
         for folder in self.folders:
             store = self.store.below(folder)
             shards = [self.markers[part].shards[folder] for part in range(count)]
             known = {shard["path"] for shard in shards}
-            for name in store.list():
+            for name in sizes[folder]:
                 if re.fullmatch(r"shard-\d{6,}\.parquet", name) and name not in known:
                     store.delete(name)
             store.put(FILE_NAME, to_json(layout.width, layout.dtype, layout.shuffled, shards, sources.get(folder)))
@@ -122,9 +154,13 @@ class Parts:
     def _read_markers(self) -> dict[int, Marker]:
         names = [match for name in self.store.list("parts") if (match := _MARKER.fullmatch(name))]
 
+        expected = self.hash
+
         def read(match: re.Match[str]) -> tuple[int, Marker]:
             name = match[0]
             content = _object(self.store.get(name, _MARKER_BYTES), self.store.url_of(name))
+            if content.get("plan") != expected:
+                raise DamagedError(f"{self.store.url_of(name)} marks a part of another plan: take it away, and its part is written again")
             return int(match[1]), _marker(content, int(match[1]), self.folders, self.store.url_of(name))
 
         with ThreadPoolExecutor(_READERS) as readers:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import os
 import pathlib
+import secrets
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol
@@ -37,8 +38,8 @@ class _LocalOutput:
     def __init__(self, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        # Readers leave out what begins with a dot.
-        self._hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        # Readers leave out what begins with a dot. Processes of several machines or containers may have one number.
+        self._hidden = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
         self._file: BinaryIO = open(self._hidden, "wb")
 
     def write(self, data: bytes | bytearray) -> None:
@@ -229,6 +230,23 @@ class Store:
         except BaseException:
             output.abort()
             raise
+
+    def put_new(self, name: str, data: bytes) -> None:
+        """Writes a whole file where there is none, and leaves one that is there. On a disk one of several writers is the first; in object
+        storage the last of those that write at the same moment wins.
+        """
+        if self._local is None:
+            if self.size(name) is None:
+                self.put(name, data)
+            return
+        beside = f"{name}.{secrets.token_hex(4)}"
+        hidden = pathlib.PurePosixPath(beside).with_name("." + pathlib.PurePosixPath(beside).name).as_posix()
+        self.put(hidden, data)
+        try:
+            with self._named(name), contextlib.suppress(FileExistsError):
+                os.link(self._local / hidden, self._local / name)
+        finally:
+            self.delete(hidden)
 
     def delete(self, name: str) -> None:
         """Takes a file away; nothing happens when there is none."""

@@ -23,6 +23,11 @@ from ._store import Store
 _BLOCK_BYTES = 64 << 20
 
 
+# Factors on decoder rows, as SAELens once stored what it tuned last, and the one tensor of a file that says which features an export holds.
+_FACTORS = ("scaling_factor", "finetuning_scaling_factor")
+_MAP, _MAP_HEADER_BYTES = "features.safetensors", 4096
+
+
 # What of a block is read; the rest of it is empty.
 _ALL = ("W_enc", "b_enc", "W_dec")
 
@@ -125,6 +130,10 @@ class _File:
             raise DamagedError(f"{self.place} has no tensor {name} of shape {list(shape)}")
         return found
 
+    def first_of(self, names: Sequence[str]) -> str | None:
+        """The first of these tensors that the file has."""
+        return next((name for name in names if name in self.tensors), None)
+
     def rows(self, tensor: Tensor, first: int, end: int) -> Floats:
         """Rows of a tensor, or values of one of one dimension."""
         per_row = (tensor.end - tensor.start) // max(tensor.shape[0], 1)
@@ -162,10 +171,14 @@ class _OfExport:
             file.tensor("W_dec", (count, self.width))
             file.tensor("W_enc", (self.width, count))
             file.tensor("b_enc", (count,))
+            _refuse_other_tensors(file)
+            if factors := file.first_of(_FACTORS):
+                file.tensor(factors, (count,))
             self._parts.append((at, at + count, file))
             at += count
         if at != self.features:
             raise DamagedError(f"{place} says {self.features} features, and its files hold {at}")
+        self.feature_ids = _feature_ids(store, self.features)
 
     def read(self, first: int, end: int, names: Sequence[str]) -> Block:
         found: dict[str, list[Floats]] = {"W_enc": [np.empty((self.width, 0), np.float32)], "b_enc": [], "W_dec": []}
@@ -181,6 +194,9 @@ class _OfExport:
             for name, shape in (("b_enc", (count,)), ("W_dec", (count, self.width))):
                 if name in names:
                     found[name].append(file.rows(file.tensor(name, shape), lowest, highest))
+            factors = file.first_of(_FACTORS)
+            if factors and "W_dec" in names:
+                found["W_dec"][-1] *= file.rows(file.tensor(factors, (count,)), lowest, highest)[:, None]
         return Block(first, np.concatenate(found["W_enc"], axis=1), np.concatenate(found["b_enc"]), np.concatenate(found["W_dec"]))
 
     def b_dec(self) -> Floats:
@@ -205,6 +221,35 @@ def _refuse_other_functions(config: dict[str, Any], place: str) -> None:
             raise ValueError(f"{place}: {key} {said[key]!r}: only ReLU dictionaries are read (standard, relu)")
     if config.get("normalize_activations", "none") not in ("none", None, False):
         raise ValueError(f"{place}: normalize_activations = {config['normalize_activations']!r}: only weights that take raw rows are read (none)")
+
+
+def _refuse_other_tensors(file: _File) -> None:
+    """What has a tensor besides those of a ReLU dictionary is another function."""
+    known = {*_ALL, "b_dec", *_FACTORS}
+    if others := sorted(file.tensors.keys() - known):
+        what = f"{file.place} holds {others[0]} besides W_enc, b_enc, W_dec and b_dec"
+        raise ValueError(f"{what}: only ReLU dictionaries are read, and they have no such tensor")
+
+
+def _feature_ids(store: Store, features: int) -> npt.NDArray[np.int64] | None:
+    """What the features of an export are called in the run, `[F]` ascending; `None` where it holds all of them."""
+    place, size = store.url_of(_MAP), store.size(_MAP)
+    if size is None:
+        return None
+    again = "export the dictionary again"
+    if size > 8 * features + _MAP_HEADER_BYTES:
+        raise DamagedError(f"{place} has {size} bytes, more than a map of {features} features: {again}")
+    data = store.get(_MAP, size)
+    length = int.from_bytes(data[:8], "little")
+    if size < 8 or length > size - 8:
+        raise DamagedError(f"{place} is no map of features: it has no header: {again}")
+    tensor = parse_header(data[8 : 8 + length], 8 + length, size, place).get("feature")
+    if tensor is None or tensor.dtype != "I64" or tensor.shape != (features,):
+        raise DamagedError(f"{place} holds no tensor feature, I64 [{features}]: {again}")
+    ids = np.frombuffer(data[tensor.start : tensor.end], "<i8").astype(np.int64)
+    if (np.diff(ids) <= 0).any() or ids[0] < 0 or ids[-1] >= 1 << 32:
+        raise DamagedError(f"{place} holds features that do not ascend: {again}")
+    return ids
 
 
 def _names(store: Store) -> list[str]:
@@ -336,6 +381,9 @@ class Weights:
         """D, the numbers of a row."""
         self.features = source.features
         """F, the features of the dictionary."""
+        self.feature_ids: npt.NDArray[np.int64] | None = getattr(source, "feature_ids", None)
+        """`[F]`, ascending: what each feature is called in its run, where an export holds some of a run's features only (`sae export
+        --alive-only`). `None` where feature `f` is `f`. `W_enc`, `b_enc` and `W_dec` are indexed by place."""
         self.place = place
         """The checkpoint or the export that was found."""
         self.manifest = manifest
@@ -403,7 +451,7 @@ def load(
     Raises:
         FileNotFoundError: when there is no such checkpoint.
         DamagedError: (a ValueError) when a file is not what its manifest says, now or when it is read.
-        ValueError: for an export that is no ReLU dictionary of raw rows.
+        ValueError: for an export that is no ReLU dictionary of raw rows, or whose files hold tensors that such a one does not have.
         StoreError: when the store does not answer.
     """
     if checkpoint not in ("last", "best") and (isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 0):

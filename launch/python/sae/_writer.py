@@ -167,7 +167,7 @@ class ShardWriter:
     def _plan(self) -> dict[str, Any]:
         return {
             "command": "ShardWriter",
-            "version": 1,
+            "version": 2,
             "width": self._layout.width,
             "dtype": self._layout.dtype,
             "shard_rows": self._shard_rows,
