@@ -5,12 +5,9 @@ use std::io::{BufRead, BufReader, Read};
 use loader::TextRows;
 use serde_json::Value as Json;
 
-use super::file::{File, Files, Format};
+use super::file::{File, Files, Format, MOST_BYTES};
 use super::{Position, Split, TextOptions, rows};
 use crate::error::{Error, Help, Result};
-
-/// Bytes of a document at most. Tokenizing takes fifty times as much memory.
-pub(super) const MOST_BYTES: u64 = 32 << 20;
 
 /// A document.
 #[derive(Clone, Debug, PartialEq, Eq)]

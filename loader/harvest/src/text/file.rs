@@ -10,6 +10,9 @@ use xxhash_rust::xxh3::Xxh3;
 use super::Position;
 use crate::error::{Error, Result};
 
+/// Bytes of a document at most. Tokenizing takes fifty times as much memory.
+pub(super) const MOST_BYTES: u64 = 32 << 20;
+
 /// How text lies in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {

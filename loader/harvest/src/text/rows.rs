@@ -2,8 +2,7 @@
 
 use loader::{TextRows, Texts};
 
-use super::documents::MOST_BYTES;
-use super::file::File;
+use super::file::{File, MOST_BYTES};
 use crate::error::{Error, Help, Result};
 
 /// The rows of a file from a row on.
