@@ -165,8 +165,11 @@ fn refused(result: loader::Result<impl Sized>) -> String {
 
 #[test]
 fn another_plan_is_refused_with_its_difference() {
+    // One of which nothing was committed may be corrected.
     let (_folder, store) = temporary();
+    Parts::open(&store, &plan(2)).unwrap();
     Parts::open(&store, &plan(1)).unwrap();
+    let (_folder, store, _) = whole(1, |parts| parts);
     let error = refused(Parts::open(&store, &plan(2)));
     assert!(error.contains("what.seed is 1 there and 2 here"), "{error}");
     let mut wider = plan(1);

@@ -32,7 +32,7 @@ pub struct Harvest {
     #[arg(long, value_parser = rows)]
     pub rows: Option<u64>,
     /// Tokens of a context.
-    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = batch)]
     pub context: usize,
     /// One document a context, and several contexts for a long one, instead of documents packed one after the other.
     #[arg(long)]

@@ -140,6 +140,7 @@ impl Note {
 pub fn harvest(options: &Options, stop: &AtomicBool, tell: &(dyn Fn(Event) + Sync)) -> Result<Done> {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
     let threads = threads.map_err(|e| Error::arguments(format!("cannot start {} threads: {e}", options.threads)))?;
+    check_apart(options)?;
     let place = Place::find(&options.model)?;
     let tokenizer = Tokenizer::read(&place, options.tokenizer.as_deref(), options.bos)?;
     let files = Files::find(&options.text)?;
@@ -292,9 +293,21 @@ fn source(options: &Options, model: &Model, tokenizer: &Tokenizer) -> Source {
         "first_rows": options.keep_first,
         "tokenizer": last(tokenizer.url()),
         "tokenizer_hash": tokenizer.hash(),
-        "dataset": options.text.join(", "),
+        "dataset": options.text.iter().map(|text| text.trim_end_matches('/')).collect::<Vec<_>>().join(", "),
     });
     if let Json::Object(source) = source { source } else { Source::new() }
+}
+
+/// Refuses to write into the text: what is written there would be text when the same command goes on.
+fn check_apart(options: &Options) -> Result<()> {
+    let plain = |url: &str| format!("{}/", url.trim_start_matches("./").trim_end_matches('/'));
+    let out = plain(&options.out);
+    match options.text.iter().find(|text| out.starts_with(&plain(text)) || plain(text).starts_with(&out)) {
+        Some(text) => {
+            Err(Error::arguments(format!("{} and the text {text} lie in each other: name another folder", options.out)))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The same of one layer.

@@ -243,7 +243,15 @@ impl Parts {
         }
         // Of workers that begin together the one that was first decides.
         let there = read(store, PLAN)?;
-        compare(&there, &json, &store.url_of(PLAN))?;
+        if let Err(differing) = compare(&there, &json, &store.url_of(PLAN)) {
+            // A plan of which no part was ever committed binds nobody: mostly it could not be carried out, and was corrected. Markers name their
+            // plan, so that another worker which goes by it nevertheless is found out.
+            let is_begun = store.list(FOLDER)?.iter().any(|entry| part_of(&entry.key).is_some());
+            if is_begun || !matches!(differing, Error::Arguments(_)) {
+                return Err(differing);
+            }
+            store.put(PLAN, json.clone())?;
+        }
         let hash = format!("{:016x}", xxh3_64(&json));
         Ok(Parts { store: store.clone(), folders, hash, seen: Mutex::default() })
     }
