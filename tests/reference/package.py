@@ -143,6 +143,8 @@ def refusals(folder):
     refuses(ValueError, ["without of"], writer.write, rows, token_id=1)
     refuses(ValueError, ["with pos"], writer.write, rows, token_id=1, of=1, pos=1)
     refuses(ValueError, ["5 values for 6 rows"], writer.write, rows, token_id=[1] * 5, of=1)
+    turned = torch.arange(6).reshape(3, 2)
+    refuses(ValueError, ["[3, 2]", "[2, 3]"], writer.write, rows.reshape(2, 3, -1), token_id=turned, of=1)
     for wrong in (1 << 31, -(1 << 40), 1.5, "a", None, [None] * 6, [object()] * 6):
         refuses(ValueError, ["token_id"], writer.write, rows, token_id=wrong, of=1)
     assert writer.rows == 6

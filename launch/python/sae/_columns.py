@@ -58,6 +58,18 @@ def _values(value: Any) -> Any:
     return array.reshape(-1) if array.ndim else array
 
 
+def check_shapes(columns: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    """Refuses a column of more than one dimension whose shape is not that of the rows: its values would go to other rows.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    for name, value in columns.items():
+        own = tuple(getattr(value, "shape", ()))
+        if len(own) > 1 and own != shape:
+            raise ValueError(f"column {name} has the shape {list(own)}, and the rows have {list(shape)}")
+
+
 def arrays(columns: Mapping[str, Any], types: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Arrow arrays of the columns of some rows; a single value stands for all of them.
 

@@ -197,8 +197,8 @@ class ShardWriter:
         Args:
             rows: `[…, width]`, a torch tensor on any device or a numpy array of floats, bf16 of ml_dtypes included; `uint16` arrays are
                 taken for the bits of bf16 or f16, as `dtype` says. The dimensions before the last are rows in their order.
-            **columns: for each name a value for each row, as a tensor, an array or a list of any shape with that many values; or a single
-                one for all of them. Integers, floats, booleans or strings.
+            **columns: for each name a value for each row, as a tensor or an array of one dimension or of those that the rows have before the last, or a
+                list; or a single one for all of them. Integers, floats, booleans or strings.
 
         Raises:
             ValueError: for another width, rows that are not finite (training would be refused at them) or that the format does not hold,
@@ -209,6 +209,7 @@ class ShardWriter:
         if self._is_finished:
             raise ValueError(f"{self._parts.store.url} is finished: its manifest is written, and no rows are added to it")
         bits = stored(rows, self._layout.width, self._layout.dtype)
+        _columns.check_shapes(columns, tuple(rows.shape[:-1]))
         types = self._types if self._types is not None else _columns.types_of(columns, self._declared)
         values = _columns.arrays(columns, types, len(bits))
         if self._types is None:
