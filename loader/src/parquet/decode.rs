@@ -560,21 +560,13 @@ impl ChunkReader for Region {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parquet::thrift::integer;
 
     /// A v1 data page as Thrift writes it: PLAIN, `bytes` of body.
     fn page(values: u64, uncompressed: u64, bytes: usize) -> Vec<u8> {
-        let varint = |n: u64| {
-            let mut n = n << 1;
-            let mut out = Vec::new();
-            while n >= 0x80 {
-                out.push(n as u8 | 0x80);
-                n >>= 7;
-            }
-            out.push(n as u8);
-            out
-        };
-        let fields = [varint(0), varint(uncompressed), varint(bytes as u64)].map(|n| [vec![0x15], n].concat()).concat();
-        let data = [vec![0x2c, 0x15], varint(values), vec![0x15, 0, 0x15, 0x06, 0x15, 0x06, 0]].concat();
+        let fields =
+            [integer(0), integer(uncompressed), integer(bytes as u64)].map(|n| [vec![0x15], n].concat()).concat();
+        let data = [vec![0x2c, 0x15], integer(values), vec![0x15, 0, 0x15, 0x06, 0x15, 0x06, 0]].concat();
         [fields, data, vec![0], vec![7; bytes]].concat()
     }
 

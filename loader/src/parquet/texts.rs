@@ -329,6 +329,7 @@ mod tests {
     use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
     use super::*;
+    use crate::parquet::thrift::integer;
 
     fn file(folder: &std::path::Path, texts: &[String], codec: Compression) -> Vec<u8> {
         let column: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
@@ -390,16 +391,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut bytes = file(folder.path(), &["a".repeat(20 << 20)], Compression::GZIP(Default::default()));
         let page = pages::header(&bytes[4..]).unwrap();
-        let varint = |mut n: u64| {
-            let mut out = Vec::new();
-            while n >= 0x80 {
-                out.push(n as u8 | 0x80);
-                n >>= 7;
-            }
-            out.push(n as u8);
-            out
-        };
-        let (said, less) = (varint(2 * page.uncompressed as u64), varint(2 * 1_100_000));
+        let (said, less) = (integer(page.uncompressed as u64), integer(1_100_000));
         assert_eq!(said.len(), less.len());
         let at = 4 + bytes[4..4 + page.data].windows(said.len()).position(|bytes| bytes == said).unwrap();
         bytes[at..at + less.len()].copy_from_slice(&less);

@@ -202,6 +202,18 @@ fn schema(r: &mut Reader<'_>) -> Outcome<()> {
     Ok(())
 }
 
+/// A number above or at 0 as the protocol writes signed ones, for pages that tests make.
+#[cfg(test)]
+pub(crate) fn integer(number: u64) -> Vec<u8> {
+    let (mut left, mut out) = (number << 1, Vec::new());
+    while left >= 0x80 {
+        out.push(left as u8 | 0x80);
+        left >>= 7;
+    }
+    out.push(left as u8);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
