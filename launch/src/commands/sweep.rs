@@ -56,6 +56,10 @@ fn train(args: &SweepArgs) -> Result<(), Failure> {
     if args.dry_run {
         return dry_run(&spec, args, work.slots);
     }
+    if let DeviceChoice::Cuda(gpu) = args.device {
+        // Before anything is claimed: a machine without its GPU would fail all configurations.
+        Gpu::open(gpu.unwrap_or(0), Options::from_environment())?;
+    }
     let stop = signals::stop_on_signals(parent::bind()?)?;
     let owner = Owner::new(Duration::from_secs_f64(args.heartbeat));
     make_data(&folder, &spec, &owner, &stop)?;
@@ -125,11 +129,6 @@ fn work(args: &SweepArgs) -> Result<Work, Failure> {
         DeviceChoice::Cpu | DeviceChoice::Cuda(Some(_)) => 0,
         DeviceChoice::Auto | DeviceChoice::Cuda(None) => gpus(),
     };
-    // Before anything is claimed: a machine without its GPU would fail all configurations.
-    match args.device {
-        DeviceChoice::Cuda(gpu) => drop(Gpu::open(gpu.unwrap_or(0), Options::from_environment())?),
-        DeviceChoice::Auto | DeviceChoice::Cpu => {}
-    }
     let slots = args.slots.map_or(gpus.max(1), |slots| slots as usize);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if args.mesh_from.is_some() && slots == 1 {

@@ -155,11 +155,7 @@ impl Group<'_> {
 
 /// A run that failed. One that failed before it began has left no note.
 fn failed(member: &Claimed, error: &Error) -> Outcome {
-    let words = remedy::words(error);
-    if !member.store.head(&note::name(0)).is_ok_and(|note| note.is_some()) {
-        Note { error: words.clone(), ..Note::new(0, 0, "starting", error) }.leave(&member.store);
-    }
-    Outcome::Failed { exit: error.exit(), words }
+    unbegun(member, error.exit(), remedy::words(error), "starting")
 }
 
 /// A run whose device could not be opened.
