@@ -1,5 +1,6 @@
 //! Workers that are killed, stopped and at work at once.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,17 @@ fn ended(words: &[String], signal: &str, delay: Duration) -> Option<i32> {
     }
     sae::signal(&child, signal);
     child.wait().expect("a child").code()
+}
+
+/// All of `undisturbed` is there. What was being written when a process died is left beside, under a name of its own.
+#[track_caller]
+fn assert_whole(bench: &Bench, out: &str, undisturbed: &BTreeMap<String, Vec<u8>>) {
+    let left = tree(&bench.path(out));
+    for (name, bytes) in undisturbed {
+        assert!(left.get(name) == Some(bytes), "{out}/{name}");
+    }
+    let more: Vec<&String> = left.keys().filter(|name| !undisturbed.contains_key(*name)).collect();
+    assert!(more.iter().all(|name| name.rsplit('/').next().is_some_and(|name| name.starts_with('.'))), "{more:?}");
 }
 
 #[test]
@@ -56,13 +68,7 @@ fn workers_that_are_killed_leave_every_row_once() {
             }
         }
         sae::run(&words(&out, "0/2")).exits(0);
-        // What was being written when a process died is left beside, under a name of its own.
-        let left = tree(&bench.path(&out));
-        for (name, bytes) in &undisturbed {
-            assert!(left.get(name) == Some(bytes), "{name} after {kills} kills");
-        }
-        let more: Vec<&String> = left.keys().filter(|name| !undisturbed.contains_key(*name)).collect();
-        assert!(more.iter().all(|name| name.rsplit('/').next().is_some_and(|name| name.starts_with('.'))), "{more:?}");
+        assert_whole(&bench, &out, &undisturbed);
     }
 }
 
@@ -79,14 +85,7 @@ fn workers_at_once_leave_every_row_once() {
     sae::run(&words("undisturbed", "0/1")).exits(0);
     let wall = started.elapsed();
     let undisturbed = tree(&bench.path("undisturbed"));
-    let is_whole = |out: &str| {
-        let left = tree(&bench.path(out));
-        for (name, bytes) in &undisturbed {
-            assert!(left.get(name) == Some(bytes), "{out}/{name}");
-        }
-        let more: Vec<&String> = left.keys().filter(|name| !undisturbed.contains_key(*name)).collect();
-        assert!(more.iter().all(|name| name.rsplit('/').next().is_some_and(|name| name.starts_with('.'))), "{more:?}");
-    };
+    let is_whole = |out: &str| assert_whole(&bench, out, &undisturbed);
     let start =
         |words: &[String]| sae::sae(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sae starts");
     let (mut numbers, mut kills) = (Numbers::new(3), 0);
