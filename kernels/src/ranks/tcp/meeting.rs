@@ -208,6 +208,7 @@ fn dial(
     excuses: &Mutex<Vec<Option<String>>>,
     met: &Sender<Met>,
 ) {
+    let mut answered = false;
     while !ended.load(Ordering::Relaxed) {
         let rest = job.deadline.saturating_duration_since(Instant::now()).min(HANDSHAKE);
         if rest.is_zero() {
@@ -222,12 +223,19 @@ fn dial(
             }
             Err(error) => {
                 let excuse = match error.kind() {
+                    // One that answered before hangs up when its own time is over: what it answered says more.
+                    ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset if answered => None,
                     ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => {
-                        "it hung up: it belongs to another job".to_owned()
+                        Some("it hung up: it belongs to another job".to_owned())
                     }
-                    _ => error.to_string(),
+                    kind => {
+                        answered |= kind == ErrorKind::PermissionDenied;
+                        Some(error.to_string())
+                    }
                 };
-                excuses.lock().unwrap_or_else(PoisonError::into_inner)[peer] = Some(format!("{address}: {excuse}"));
+                if let Some(excuse) = excuse {
+                    excuses.lock().unwrap_or_else(PoisonError::into_inner)[peer] = Some(format!("{address}: {excuse}"));
+                }
                 thread::sleep(RETRY);
             }
         }
