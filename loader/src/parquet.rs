@@ -5,6 +5,7 @@ pub(crate) mod column;
 pub(crate) mod decode;
 pub(crate) mod footer;
 pub(crate) mod footers;
+mod inflate;
 pub(crate) mod metadata;
 pub(crate) mod nested;
 pub(crate) mod pages;

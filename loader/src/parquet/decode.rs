@@ -25,6 +25,7 @@ use crate::error::Flaw;
 use crate::parquet::chunks;
 use crate::parquet::column::Column;
 use crate::parquet::footer::{Footer, Layout};
+use crate::parquet::inflate;
 use crate::parquet::metadata::{NULLS, guarded};
 use crate::parquet::pages::{self, Run};
 use crate::stream::pool::Pooled;
@@ -190,6 +191,9 @@ pub(super) fn check_pages(chunk: &[u8], codec: Compression, limit: u64, least: u
     };
     if pages.iter().any(|p| p.uncompressed as u64 > (p.end - p.data) as u64 * ratio + 64) {
         return Err("damaged: a page declares more data than its bytes can hold".into());
+    }
+    if pages.iter().any(|p| inflate::is_longer(p, &chunk[p.data..p.end], codec)) {
+        return Err("damaged: a page holds more than its header says".into());
     }
     let data = || pages.iter().filter(|p| !p.is_dictionary());
     let values: u64 = data().map(|p| p.values as u64).sum();

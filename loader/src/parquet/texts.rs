@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::DataType;
 use bytes::Bytes;
-use flate2::read::MultiGzDecoder;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
@@ -24,6 +23,7 @@ use crate::error::Flaw;
 use crate::parquet::chunks::{self, Problem};
 use crate::parquet::decode::broken;
 use crate::parquet::footer;
+use crate::parquet::inflate;
 use crate::parquet::metadata::{check_codec, groups_with_rows, guarded};
 use crate::parquet::pages;
 use crate::{Error, Result, Store};
@@ -95,10 +95,6 @@ impl Texts {
         for (at, group) in groups_with_rows(&metadata) {
             let chunk = group.column(leaf);
             check_codec(chunk).map_err(|problem| fail(format!("row group {at}: {problem}").into()))?;
-            if matches!(chunk.compression(), Compression::BROTLI(_)) {
-                let problem = "compressed with brotli, whose pages may be of any size: write it with zstd or snappy";
-                return Err(fail(format!("row group {at}: {problem}").into()));
-            }
             let place = chunks::place(chunk);
             codecs.push((place.offset, chunk.compression()));
             let rows = group.num_rows() as u64;
@@ -260,20 +256,14 @@ impl Object {
         Ok(())
     }
 
-    /// Whether a page is as long as its header says: the reader goes on for as long as such a codec gives bytes.
-    fn check_gzip(&self, start: u64, bytes: &Bytes) -> ParquetResult<()> {
+    /// Looks at the data of the page that begins at `start`: the reader goes on for as long as some codecs give bytes.
+    fn check_length(&self, start: u64, bytes: &Bytes) -> ParquetResult<()> {
         let state = self.lock();
         let Some((page, _)) = state.page.filter(|(_, data)| *data == start) else { return Ok(()) };
         let chunk = state.codecs.partition_point(|(offset, _)| *offset <= start);
         let codec = chunk.checked_sub(1).map(|at| state.codecs[at].1);
-        if !matches!(codec, Some(Compression::GZIP(_))) {
-            return Ok(());
-        }
-        let levels = usize::try_from(page.levels).unwrap_or(0).min(bytes.len());
-        let mut decoder = MultiGzDecoder::new(&bytes[levels..]).take(page.uncompressed as u64 + 1);
-        let length = std::io::copy(&mut decoder, &mut std::io::sink()).unwrap_or(0);
         drop(state);
-        if length > page.uncompressed as u64 {
+        if codec.is_some_and(|codec| inflate::is_longer(&page, bytes, codec)) {
             let problem = "damaged: a page holds more than its header says";
             return self.asked(Err(Error::data(self.store.url_of(&self.key), problem)));
         }
@@ -300,7 +290,7 @@ impl ChunkReader for Object {
         if bytes.len() < length {
             return Err(ParquetError::EOF(format!("{length} bytes at {start} lie behind the end")));
         }
-        self.check_gzip(start, &bytes)?;
+        self.check_length(start, &bytes)?;
         Ok(bytes)
     }
 }
@@ -363,7 +353,12 @@ mod tests {
     fn rows_come_from_any_row_on() {
         let folder = tempfile::tempdir().unwrap();
         let texts = texts(3000, 1000);
-        for codec in [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::GZIP(Default::default())] {
+        for codec in [
+            Compression::UNCOMPRESSED,
+            Compression::SNAPPY,
+            Compression::GZIP(Default::default()),
+            Compression::BROTLI(Default::default()),
+        ] {
             file(folder.path(), &texts, codec);
             for from in [0, 1, 1500, 2999, 3000] {
                 let mut rows = rows(folder.path(), from).unwrap();
@@ -389,14 +384,16 @@ mod tests {
     #[test]
     fn a_page_may_not_hold_more_than_its_header_says() {
         let folder = tempfile::tempdir().unwrap();
-        let mut bytes = file(folder.path(), &["a".repeat(20 << 20)], Compression::GZIP(Default::default()));
-        let page = pages::header(&bytes[4..]).unwrap();
-        let (said, less) = (integer(page.uncompressed as u64), integer(1_100_000));
-        assert_eq!(said.len(), less.len());
-        let at = 4 + bytes[4..4 + page.data].windows(said.len()).position(|bytes| bytes == said).unwrap();
-        bytes[at..at + less.len()].copy_from_slice(&less);
-        std::fs::write(folder.path().join("x.parquet"), &bytes).unwrap();
-        let error = rows(folder.path(), 0).unwrap().next_text().unwrap_err().to_string();
-        assert!(error.contains("more than its header says"), "{error}");
+        for codec in [Compression::GZIP(Default::default()), Compression::BROTLI(Default::default())] {
+            let mut bytes = file(folder.path(), &["a".repeat(20 << 20)], codec);
+            let page = pages::header(&bytes[4..]).unwrap();
+            let (said, less) = (integer(page.uncompressed as u64), integer(1_100_000));
+            assert_eq!(said.len(), less.len());
+            let at = 4 + bytes[4..4 + page.data].windows(said.len()).position(|bytes| bytes == said).unwrap();
+            bytes[at..at + less.len()].copy_from_slice(&less);
+            std::fs::write(folder.path().join("x.parquet"), &bytes).unwrap();
+            let error = rows(folder.path(), 0).unwrap().next_text().unwrap_err().to_string();
+            assert!(error.contains("more than its header says"), "{codec}: {error}");
+        }
     }
 }
