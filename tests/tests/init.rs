@@ -383,9 +383,11 @@ fn what_cannot_be_started_from_is_explained() {
     let file = text(attempt.join("weights-000000.safetensors").strip_prefix(fixture.path("")).expect("below"));
     refused(&file, &[normalized], &["is one file of a checkpoint", "name the checkpoint"]);
     fs::write(fixture.path("text.safetensors"), "not safetensors").expect("written");
-    refused("text.safetensors", &[normalized], &["text.safetensors is not a safetensors file"]);
+    refused("text.safetensors", &[normalized], &["text.safetensors", "is no safetensors file"]);
     fs::write(fixture.path("ae.pt"), "pickle").expect("written");
-    refused("ae.pt", &[normalized], &["safetensors files alone"]);
+    refused("ae.pt", &[normalized], &["ae.pt", "is no zip archive of PyTorch's", "save it again"]);
+    fs::write(fixture.path("ae.ckpt"), "pickle").expect("written");
+    refused("ae.ckpt", &[normalized], &[".safetensors files", "torch.save"]);
     refused("train", &[], &["holds no committed checkpoint", "cfg.json"]);
 
     let turn = |matrix: &[f32], columns| Weights { w_enc_df: turned(matrix, columns), ..weights.clone() };
@@ -421,7 +423,7 @@ fn what_cannot_be_started_from_is_explained() {
     refused("wrong.safetensors", &[normalized], &["decoder.weight", "[160, 16]", "transposed", "[16, 160]"]);
     let doubles = vec![0; 8 * FEATURES * WIDTH];
     write(&[("W_enc", Stored::F64, &[WIDTH, FEATURES], &doubles), all[1], all[2], all[3]]);
-    refused("wrong.safetensors", &[normalized], &["W_enc in F64", "F32, F16 and BF16 are read"]);
+    refused("wrong.safetensors", &[normalized], &["W_enc in float64", "float32, float16 and bfloat16 are read"]);
     let mut with_nan = weights.clone();
     with_nan.w_dec_fd[7 * WIDTH + 3] = f32::NAN;
     with_nan.write(&fixture.path("nan.safetensors"));
@@ -452,7 +454,8 @@ fn damaged_weights_are_named() {
     for (case, bytes) in damaged.into_iter().enumerate() {
         fs::write(fixture.path("bare.safetensors"), bytes).expect("written");
         let finished = sae::run(&["train", &path, "--set", "train.init_space=raw", "--dry-run"]).exits(64);
-        let says = finished.stderr.contains("bare.safetensors is not a safetensors file");
+        let known = ["bare.safetensors: is no safetensors file", "bare.safetensors: cut off or damaged"];
+        let says = known.iter().any(|says| finished.stderr.contains(says));
         assert!(says && !finished.stderr.contains("panicked"), "{case}: {}", finished.stderr);
     }
     fs::create_dir(fixture.path("odd")).expect("a folder is made");

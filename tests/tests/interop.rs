@@ -221,8 +221,8 @@ fn a_run_starts_from_what_saelens_saved() {
     }
 }
 
-/// Dictionaries with the tensors of dictionary_learning: `make` writes one of its class AutoEncoder, as its trainers do but for the pickle;
-/// `same` compares what two folders, of it or of SAELens, make of the same rows; `hub` loads a folder as SAELens loads from the Hub.
+/// Dictionaries with the tensors of dictionary_learning: `make` writes one of its class AutoEncoder, as its trainers do, and its
+/// weights as safetensors; `same` compares what two folders, of it or of SAELens, make of the same rows; `hub` loads a folder as SAELens loads from the Hub.
 const DICTIONARY_LEARNING: &str = "
 import json, pathlib, sys, torch
 from safetensors.torch import load_file, save_file
@@ -247,7 +247,8 @@ def load(folder):
     config = json.loads((folder / 'config.json').read_text())['trainer']
     shifted = {'AutoEncoder': True, 'AutoEncoderNew': False}[config['dict_class']]
     dictionary = Dictionary(config['activation_dim'], config['dict_size'], shifted)
-    dictionary.load_state_dict(load_file(folder / 'ae.safetensors'))
+    archive = folder / 'ae.pt'
+    dictionary.load_state_dict(torch.load(archive) if archive.exists() else load_file(folder / 'ae.safetensors'))
     return dictionary
 
 torch.manual_seed(2)
@@ -259,7 +260,9 @@ if what == 'make':
             tensor.copy_(torch.randn_like(tensor) * 0.3)
     folder = pathlib.Path(folders[0])
     folder.mkdir()
-    save_file(made.state_dict(), folder / 'ae.safetensors')
+    torch.save(made.state_dict(), folder / 'ae.pt')
+    if len(folders) > 1:
+        save_file(made.state_dict(), folders[1])
     config = {'trainer': {'dict_class': 'AutoEncoder', 'activation_dim': 32, 'dict_size': 200}, 'buffer': {}}
     (folder / 'config.json').write_text(json.dumps(config))
 elif what == 'hub':
@@ -311,7 +314,8 @@ fn dictionaries_go_to_and_fro() {
     call(&["hub", &fixture.text("hub"), "blocks.3.hook_resid_post", &features]);
 
     let theirs = fixture.text("theirs");
-    call(&["make", &theirs]);
+    let bare = fixture.text("bare.safetensors");
+    call(&["make", &theirs, &bare]);
     let turned = fixture.text("turned");
     sae::run(&["export", &theirs, "--format", "saelens", "--out", &turned]).exits(0);
     call(&["same", &theirs, &turned]);
@@ -337,13 +341,29 @@ fn dictionaries_go_to_and_fro() {
         }
     }
 
-    // Without the tensors, and of another class.
-    std::fs::rename(fixture.path("theirs/ae.safetensors"), fixture.path("theirs/ae.pt")).expect("renamed");
+    // The archive by itself, and its tensors as safetensors, which come first where both are there.
+    let start = |from: String, raw: bool, run: &str| {
+        let mut recipe = recipe.clone();
+        (recipe.run.dir, recipe.train.init_from) = (fixture.text(run), Some(from));
+        recipe.train.init_space = raw.then_some(InitSpace::Raw);
+        sae::run(&["train", &fixture.save(run, &recipe)]).exits(0);
+        eval(&recipe.run.dir)
+    };
+    let whole = start(fixture.text("theirs"), false, "whole");
+    assert_eq!(start(fixture.text("theirs/ae.pt"), true, "archive"), whole);
+    std::fs::rename(&bare, fixture.path("theirs/ae.safetensors")).expect("renamed");
+    std::fs::write(fixture.path("theirs/ae.pt"), "damaged").expect("written");
+    assert_eq!(start(fixture.text("theirs"), false, "tensors"), whole);
+
+    // Damaged, absent, and of another class.
     let refused = |parts: &[&str]| {
         let out = fixture.text("none");
         sae::run(&["export", &fixture.text("theirs"), "--out", &out]).exits(64).says(parts);
     };
-    refused(&["ae.pt is a pickle", "save_file"]);
+    std::fs::remove_file(fixture.path("theirs/ae.safetensors")).expect("removed");
+    refused(&["ae.pt", "is no zip archive of PyTorch's"]);
+    std::fs::remove_file(fixture.path("theirs/ae.pt")).expect("removed");
+    refused(&["neither ae.safetensors nor ae.pt"]);
     std::fs::write(fixture.path("theirs/config.json"), r#"{"trainer": {"dict_class": "GatedAutoEncoder"}}"#)
         .expect("written");
     refused(&["GatedAutoEncoder", "AutoEncoderNew"]);

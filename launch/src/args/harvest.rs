@@ -17,7 +17,7 @@ use super::{dtype, rows};
 that\nwas ended goes on where it stood when the same command is given again. launch/README.md#from-a-model-to-shards says more."
 )]
 pub struct Harvest {
-    /// The model: a folder with config.json, tokenizer.json and safetensors, or a .gguf file; a path or URL.
+    /// The model: a folder with config.json, tokenizer.json and safetensors or pytorch_model.bin, or a .gguf file; a path or URL.
     pub model: String,
     /// Files, folders, globs or URLs of text: Parquet, JSON lines or plain text, also .gz or .zst.
     #[arg(long, required = true, num_args = 1..)]

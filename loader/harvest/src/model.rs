@@ -45,7 +45,7 @@ impl Place {
         let store = Store::open(url)?;
         if store.head("config.json")?.is_none() {
             return Err(Error::arguments(format!(
-                "{url} is no model: name a folder with config.json and safetensors, as transformers' save_pretrained or `hf download` make \
+                "{url} is no model: name a folder with config.json and weights, as transformers' save_pretrained or `hf download` make \
                  it, or a file that ends in .gguf"
             )));
         }
@@ -98,7 +98,7 @@ impl Model {
                     let problem = "has tables of rotary angles (rope_freqs), which are not read here: name the model's own folder";
                     return Err(Error::data(url, problem));
                 }
-                (shape, Weights::of_gguf(gguf), 0, url)
+                (shape, Weights::Gguf(gguf), 0, url)
             }
         };
         let mut layers = layers.to_vec();
@@ -114,25 +114,23 @@ impl Model {
         Model::load(shape, weights, layers, segments)
     }
 
-    fn load(shape: Shape, mut weights: Weights, layers: Vec<usize>, segments: usize) -> Result<Model> {
+    fn load(shape: Shape, weights: Weights, layers: Vec<usize>, segments: usize) -> Result<Model> {
         let last = layers.last().copied().unwrap_or(0);
         let table = [shape.vocabulary, shape.width];
         let (embedding, blocks) = match shape.class {
             Class::Decoder => {
                 let embedding = weights.read("embed_tokens.weight", &table)?;
-                let blocks =
-                    (0..last).map(|at| decoder::Block::read(&mut weights, &shape, at)).collect::<Result<_>>()?;
+                let blocks = (0..last).map(|at| decoder::Block::read(&weights, &shape, at)).collect::<Result<_>>()?;
                 (embedding, Blocks::Decoder(blocks))
             }
             Class::Encoder => {
                 let embedding = weights.read("embeddings.word_embeddings.weight", &table)?;
-                let places = encoder::Places::read(&mut weights, &shape, segments)?;
-                let blocks =
-                    (0..last).map(|at| encoder::Block::read(&mut weights, &shape, at)).collect::<Result<_>>()?;
+                let places = encoder::Places::read(&weights, &shape, segments)?;
+                let blocks = (0..last).map(|at| encoder::Block::read(&weights, &shape, at)).collect::<Result<_>>()?;
                 (embedding, Blocks::Encoder(places, blocks))
             }
         };
-        Ok(Model { hash: weights.hash(), shape, layers, embedding, blocks })
+        Ok(Model { hash: weights.hash()?, shape, layers, embedding, blocks })
     }
 
     /// Numbers of a row.

@@ -11,11 +11,12 @@ mod column;
 
 use arrow_ipc::{Endianness, MessageHeader, RecordBatch, root_as_message};
 use loader::{ColumnType, Error, ExtraColumn, Help, Result};
+use tensors::{File, Number, flaw, flaw_of};
 
 use crate::arrow::batch::{Batch, Place, stored};
 use crate::arrow::column::{Column, Leaf, form, span};
-use crate::files::{File, Found, flaw, flaw_of};
-use crate::numbers::Number;
+use crate::files::Found;
+use crate::numbers::{column_type, kept_as};
 use crate::unit::{Contents, Shape, Unit, renamed};
 
 /// Longest message that is believed, without its buffers.
@@ -29,14 +30,14 @@ const MAX_WIDTH: u64 = 1 << 20;
 pub(crate) fn data_files(found: &Found) -> Result<Option<Vec<String>>> {
     /// No longer one is theirs, of a million files.
     const MAX_BYTES: u64 = 64 << 20;
-    if found.files.iter().any(|file| file.key == "dataset_dict.json") {
+    if found.files.iter().any(|file| file.key() == "dataset_dict.json") {
         return Err(flaw(found.store.url(), "holds several splits of a data set: name the folder of one of them"));
     }
-    let Some(file) = found.files.iter().find(|file| file.key == "state.json") else { return Ok(None) };
-    if file.size > MAX_BYTES {
-        return Err(file.flaw(format!("{} bytes are no state of a data set", file.size)));
+    let Some(file) = found.files.iter().find(|file| file.key() == "state.json") else { return Ok(None) };
+    if file.size() > MAX_BYTES {
+        return Err(file.flaw(format!("{} bytes are no state of a data set", file.size())));
     }
-    let state: serde_json::Value = serde_json::from_slice(&file.read(0..file.size)?)
+    let state: serde_json::Value = serde_json::from_slice(&file.read(0..file.size())?)
         .map_err(|e| flaw_of(file.url(), format!("is no state of a data set: {e}"), e))?;
     for key in ["_indices_files", "_indices_data_files"] {
         if state.get(key).is_some_and(|indices| indices.as_array().is_some_and(|list| !list.is_empty())) {
@@ -61,7 +62,7 @@ pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
     let mut schema: Option<(Schema, Option<Shape>)> = None;
     let mut units = Vec::new();
     loop {
-        let start = file.read(at..(at + LOOK).min(file.size).max(at))?;
+        let start = file.read(at..(at + LOOK).min(file.size()).max(at))?;
         // The end of a stream may be left out.
         if start.is_empty() {
             break;
@@ -90,10 +91,10 @@ pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
             root_as_message(&bytes).map_err(|e| file.flaw(format!("damaged: the message at byte {at}: {e}")))?;
         let body = at + 8 + length;
         let body_length = u64::try_from(message.bodyLength()).unwrap_or(u64::MAX);
-        let end = body.checked_add(body_length).filter(|&end| end <= file.size).ok_or_else(|| {
+        let end = body.checked_add(body_length).filter(|&end| end <= file.size()).ok_or_else(|| {
             file.flaw(format!(
                 "cut off or damaged: the message at byte {at} claims a body of {body_length} bytes of {}",
-                file.size
+                file.size()
             ))
         })?;
         match message.header_type() {
@@ -159,7 +160,7 @@ impl Schema {
 
     fn shape(&self, width: u64) -> Shape {
         let kind = |column: &Column| match column.leaf {
-            Leaf::Numbers(number) => number.column(),
+            Leaf::Numbers(number) => column_type(number),
             _ => ColumnType::Text,
         };
         Shape {
@@ -212,7 +213,7 @@ impl Schema {
 /// Which column is the activations, and their numbers.
 fn choose(file: &File, columns: &[Column], wanted: Option<&str>) -> Result<(usize, Number)> {
     let fits = |column: &Column| match (column.leaf, column.lists.len()) {
-        (Leaf::Numbers(number), 1 | 2) if number.kept_as().is_some() => Some(number),
+        (Leaf::Numbers(number), 1 | 2) if kept_as(number).is_some() => Some(number),
         _ => None,
     };
     let fitting: Vec<(usize, Number)> = columns.iter().enumerate().filter_map(|(i, c)| Some((i, fits(c)?))).collect();

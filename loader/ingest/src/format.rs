@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use loader::Result;
 
-use crate::files::Found;
+use crate::files::{self, Found};
 use crate::{arrow, parquet, safetensors};
 
 /// A form in which other tools keep activations.
@@ -69,8 +69,8 @@ impl Format {
 
 /// The format that a source is in, or why that cannot be said.
 pub(crate) fn guess(found: &Found) -> Result<std::result::Result<Format, String>> {
-    let has = |key: &str| found.files.iter().any(|file| file.key == key);
-    let counted = |format: Format| found.files.iter().filter(|file| format.has(&file.extension())).count();
+    let has = |key: &str| found.files.iter().any(|file| file.key() == key);
+    let counted = |format: Format| found.files.iter().filter(|file| format.has(&files::extension(file))).count();
     if counted(Format::Parquet) > 0 && parquet::bionemo(found)?.is_some() {
         return Ok(Ok(Format::Bionemo));
     }
@@ -82,7 +82,7 @@ pub(crate) fn guess(found: &Found) -> Result<std::result::Result<Format, String>
     let there: Vec<Format> = known.into_iter().filter(|&format| counted(format) > 0).collect();
     match there.as_slice() {
         [Format::Safetensors] => {
-            let first = found.files.iter().find(|file| Format::Safetensors.has(&file.extension()));
+            let first = found.files.iter().find(|file| Format::Safetensors.has(&files::extension(file)));
             let is_vllm = first.map(safetensors::looks_like_vllm).transpose()?.unwrap_or(false);
             Ok(Ok(if is_vllm { Format::Vllm } else { Format::Safetensors }))
         }
@@ -117,7 +117,7 @@ fn by_content(found: &Found) -> Result<std::result::Result<Format, String>> {
         }
     }
     let mut extensions: BTreeMap<String, usize> = BTreeMap::new();
-    found.files.iter().for_each(|file| *extensions.entry(file.extension()).or_default() += 1);
+    found.files.iter().for_each(|file| *extensions.entry(files::extension(file)).or_default() += 1);
     let shown = extensions
         .iter()
         .take(8)

@@ -11,7 +11,6 @@ mod format;
 mod npy;
 mod numbers;
 mod parquet;
-mod pickle;
 mod safetensors;
 mod survey;
 mod tensor;

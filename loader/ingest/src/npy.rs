@@ -3,10 +3,9 @@
 //! Versions 1 to 3, in C order. bfloat16 is what `ml_dtypes` writes, bare bytes of two (`<V2`): NumPy has no name for it.
 
 use loader::Result;
+use tensors::{File, Number, Tensor};
 
-use crate::files::File;
-use crate::numbers::Number;
-use crate::tensor::{self, Tensor, Three};
+use crate::tensor::{self, Three};
 use crate::unit::Contents;
 
 /// Longest header that is believed.
@@ -42,7 +41,7 @@ fn header(file: &File) -> Result<Tensor> {
         let what = tensor.number.err().unwrap_or_else(|| "more bytes than can be counted".into());
         return Err(file.flaw(format!("holds {what}: float16, bfloat16, float32 or float64 are activations")));
     };
-    let there = file.size - tensor.offset;
+    let there = file.size() - tensor.offset;
     if bytes != there {
         let what = if there < bytes { "cut off" } else { "more than one array" };
         return Err(file.flaw(format!("{what}: {:?} takes {bytes} bytes, and {there} follow the header", tensor.shape)));

@@ -1,85 +1,25 @@
-//! Numbers as other tools store them, and what becomes of them in a shard.
+//! What becomes of numbers in a shard.
 
 use std::borrow::Cow;
 
 use half::{bf16, f16};
 use loader::{ColumnType, ColumnValues, Dtype};
+use tensors::Number;
 
-/// How a number is stored; the least significant byte comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Number {
-    I8,
-    I16,
-    I32,
-    I64,
-    U8,
-    U16,
-    U32,
-    U64,
-    F16,
-    Bf16,
-    F32,
-    F64,
+/// What activations of such numbers are kept as: f64 is narrowed. Integers are no activations.
+pub(crate) fn kept_as(number: Number) -> Option<Dtype> {
+    if number == Number::F64 { Some(Dtype::F32) } else { number.dtype() }
 }
 
-impl Number {
-    /// Bytes.
-    pub(crate) fn size(self) -> u64 {
-        match self {
-            Number::I8 | Number::U8 => 1,
-            Number::I16 | Number::U16 | Number::F16 | Number::Bf16 => 2,
-            Number::I32 | Number::U32 | Number::F32 => 4,
-            Number::I64 | Number::U64 | Number::F64 => 8,
-        }
-    }
-
-    /// Its name in messages.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Number::I8 => "int8",
-            Number::I16 => "int16",
-            Number::I32 => "int32",
-            Number::I64 => "int64",
-            Number::U8 => "uint8",
-            Number::U16 => "uint16",
-            Number::U32 => "uint32",
-            Number::U64 => "uint64",
-            Number::F16 => "float16",
-            Number::Bf16 => "bfloat16",
-            Number::F32 => "float32",
-            Number::F64 => "float64",
-        }
-    }
-
-    /// What activations of such numbers are kept as: f64 is narrowed. Integers are no activations.
-    pub(crate) fn kept_as(self) -> Option<Dtype> {
-        match self {
-            Number::F16 => Some(Dtype::F16),
-            Number::Bf16 => Some(Dtype::Bf16),
-            Number::F32 | Number::F64 => Some(Dtype::F32),
-            _ => None,
-        }
-    }
-
-    /// The numbers of a format of shards.
-    pub(crate) fn of(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F16 => Number::F16,
-            Dtype::Bf16 => Number::Bf16,
-            Dtype::F32 => Number::F32,
-        }
-    }
-
-    /// The type of a column of such numbers.
-    pub(crate) fn column(self) -> ColumnType {
-        match self {
-            Number::I8 | Number::I16 | Number::I32 => ColumnType::I32,
-            Number::I64 => ColumnType::I64,
-            Number::U8 | Number::U16 | Number::U32 => ColumnType::U32,
-            Number::U64 => ColumnType::U64,
-            Number::F16 | Number::Bf16 | Number::F32 => ColumnType::F32,
-            Number::F64 => ColumnType::F64,
-        }
+/// The type of a column of such numbers.
+pub(crate) fn column_type(number: Number) -> ColumnType {
+    match number {
+        Number::I8 | Number::I16 | Number::I32 => ColumnType::I32,
+        Number::I64 => ColumnType::I64,
+        Number::U8 | Number::U16 | Number::U32 => ColumnType::U32,
+        Number::U64 => ColumnType::U64,
+        Number::F16 | Number::Bf16 | Number::F32 => ColumnType::F32,
+        Number::F64 => ColumnType::F64,
     }
 }
 
@@ -115,7 +55,7 @@ pub(crate) struct Beyond {
 
 /// Activations in the format of a shard: the same bits where it is their own, to the nearest otherwise.
 pub(crate) fn converted(number: Number, bytes: &[u8], dtype: Dtype) -> Result<Cow<'_, [u8]>, Beyond> {
-    if number == Number::of(dtype) {
+    if number == Number::from(dtype) {
         return Ok(Cow::Borrowed(bytes));
     }
     let mut out = vec![0; bytes.len() / number.size() as usize * dtype.size()];
@@ -195,7 +135,7 @@ mod tests {
         assert_eq!(values(Number::I64, &(-7i64).to_le_bytes()), vec![-7i64].into());
         assert_eq!(values(Number::Bf16, &[0x80, 0x3f]), vec![1f32].into());
         for number in [Number::I16, Number::U64, Number::F16, Number::F64, Number::U8, Number::U32] {
-            assert_eq!(values(number, &[0; 16]).kind(), number.column());
+            assert_eq!(values(number, &[0; 16]).kind(), column_type(number));
         }
     }
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use loader::{RecordRows, Result};
 use serde::Deserialize;
+use tensors::{File, Number, flaw};
 
-use crate::files::{File, Found, flaw};
-use crate::numbers::Number;
+use crate::files::Found;
 use crate::unit::{Contents, Places, Records, Rows, Shape, Take, Unit, renamed};
 
 pub(crate) fn contents(file: &File, column: Option<&str>) -> Result<Contents> {
-    let records = Arc::new(loader::Records::open(file.store(), &file.key, file.size, column)?);
+    let records = Arc::new(loader::Records::open(file.store(), file.key(), file.size(), column)?);
     let groups = records.groups().enumerate();
     let of = |group| Group { records: Arc::clone(&records), group };
     let units =
@@ -26,7 +26,7 @@ pub(crate) fn contents(file: &File, column: Option<&str>) -> Result<Contents> {
     let (columns, unnamed) = renamed(named(&records));
     let shape = Shape {
         width: width as u64,
-        number: Number::of(dtype),
+        number: Number::from(dtype),
         is_double: records.is_double(),
         contexts: records.is_nested(),
         columns: columns.into_iter().map(|(name, (_, kind))| loader::ExtraColumn::new(name, kind)).collect(),
@@ -77,8 +77,8 @@ pub(crate) struct Metadata {
 pub(crate) fn bionemo(found: &Found) -> Result<Option<Metadata>> {
     /// No longer one is theirs.
     const MAX_BYTES: u64 = 1 << 20;
-    match found.files.iter().find(|file| file.key == "metadata.json") {
-        Some(file) if file.size <= MAX_BYTES => Ok(serde_json::from_slice(&file.read(0..file.size)?).ok()),
+    match found.files.iter().find(|file| file.key() == "metadata.json") {
+        Some(file) if file.size() <= MAX_BYTES => Ok(serde_json::from_slice(&file.read(0..file.size())?).ok()),
         _ => Ok(None),
     }
 }

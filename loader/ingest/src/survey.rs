@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use loader::parts::Plan;
 use loader::{ColumnType, Dtype, Error, ExtraColumn, Result, Source, WriteOptions};
 use serde_json::{Value, json};
+use tensors::{File, flaw};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::files::{self, File, Found, flaw};
+use crate::files::{self, Found};
 use crate::format::{self, Format};
+use crate::numbers::kept_as;
 use crate::unit::{Contents, Shape, Unit};
 use crate::{arrow, npy, parquet, safetensors, torch};
 
@@ -121,7 +123,7 @@ impl Survey {
     fn looked_into(url: String, format: Format, files: Vec<File>, options: Options, ignored: usize) -> Result<Survey> {
         let look = |file: &File| -> Result<(Contents, u64)> {
             let mut hash = Xxh3::new();
-            file.identify(&mut hash)?;
+            files::identify(file, &mut hash)?;
             Ok((contents(file, format, &options)?, hash.digest()))
         };
         let looked = each(&files, look)?;
@@ -139,7 +141,7 @@ impl Survey {
         let Some((_, shape)) = first.filter(|_| units.iter().any(|unit| unit.rows > 0)) else {
             return Err(flaw(&url, format!("no rows in {} files", files.len())));
         };
-        let kept = shape.number.kept_as().unwrap_or(Dtype::F32);
+        let kept = kept_as(shape.number).unwrap_or(Dtype::F32);
         let dtype = options.dtype.unwrap_or(kept);
         let parts = cut(&units, shape.width * dtype.size() as u64, options.part_bytes.max(1));
         let identity = format!("{:032x}", identity.digest128());
@@ -236,7 +238,7 @@ impl Survey {
                 "identity": self.identity,
                 "files": self.files.len(),
                 "rows": self.rows(),
-                "first_files": self.files.iter().take(NAMED).map(|file| json!([file.key, file.size])).collect::<Vec<_>>(),
+                "first_files": self.files.iter().take(NAMED).map(|file| json!([file.key(), file.size()])).collect::<Vec<_>>(),
             },
         });
         let options = WriteOptions { columns: self.columns(), ..WriteOptions::new(self.width(), self.dtype) };
@@ -281,14 +283,14 @@ fn of_format(found: Found, format: Format) -> Result<Vec<File>> {
         && let Some(listed) = arrow::data_files(&found)?
     {
         let named = |name: String| {
-            let file = files.iter().find(|file| file.key == name).cloned();
+            let file = files.iter().find(|file| file.key() == name).cloned();
             file.ok_or_else(|| {
                 flaw(store.url_of("state.json"), format!("lists {name}, which is not there: copy the data set again"))
             })
         };
         return listed.into_iter().map(named).collect();
     }
-    let fitting: Vec<File> = files.iter().filter(|file| format.has(&file.extension())).cloned().collect();
+    let fitting: Vec<File> = files.iter().filter(|file| format.has(&files::extension(file))).cloned().collect();
     // One file may be called as it likes.
     let fitting = if fitting.is_empty() && files.len() == 1 { files.clone() } else { fitting };
     if fitting.is_empty() {

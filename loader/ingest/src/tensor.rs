@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use loader::{ColumnValues, Error, ExtraColumn, Help, Result};
+use tensors::{File, Number, Tensor};
 
-use crate::files::File;
-use crate::numbers::{Number, values};
+use crate::numbers::{column_type, kept_as, values};
 use crate::unit::{BLOCK, Contents, Places, Records, Rows, Shape, Take, Unit, renamed};
 
 /// Widest rows that are believed.
@@ -13,31 +13,8 @@ const MAX_WIDTH: u64 = 1 << 20;
 
 type Outcome<T> = std::result::Result<T, String>;
 
-/// A tensor in C order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tensor {
-    /// Where it begins in the file.
-    pub(crate) offset: u64,
-    /// `Err` has the name of numbers that are not read.
-    pub(crate) number: Outcome<Number>,
-    pub(crate) shape: Vec<u64>,
-}
-
-impl Tensor {
-    /// Its bytes, where they are a number.
-    pub(crate) fn bytes(&self) -> Option<u64> {
-        let size = self.number.as_ref().ok()?.size();
-        self.shape.iter().try_fold(size, |bytes, &n| bytes.checked_mul(n))
-    }
-
-    fn described(&self) -> String {
-        let number = self.number.as_ref().map_or_else(Clone::clone, |number| number.name().to_string());
-        format!("{number} {:?}", self.shape)
-    }
-
-    fn is_activations(&self) -> bool {
-        (2..=3).contains(&self.shape.len()) && self.number.as_ref().is_ok_and(|number| number.kept_as().is_some())
-    }
+fn is_activations(tensor: &Tensor) -> bool {
+    (2..=3).contains(&tensor.shape.len()) && tensor.number.as_ref().is_ok_and(|&number| kept_as(number).is_some())
 }
 
 /// Rows at equal distances.
@@ -83,7 +60,7 @@ pub(crate) fn contents(
     let (name, tensor) = (tensors[at].0.clone(), tensors[at].1.clone());
     let fail = |problem: String| file.flaw(format!("tensor {name:?}: {problem}"));
     let number = match &tensor.number {
-        Ok(number) if number.kept_as().is_some() => *number,
+        Ok(number) if kept_as(*number).is_some() => *number,
         _ => {
             return Err(fail(format!(
                 "is {}: float16, bfloat16, float32 or float64 are activations",
@@ -116,7 +93,7 @@ pub(crate) fn contents(
     }
     let (beside, unnamed) = renamed(beside);
     left_out.extend(unnamed);
-    let columns = beside.iter().map(|(name, strip)| ExtraColumn::new(name, strip.number.column())).collect();
+    let columns = beside.iter().map(|(name, strip)| ExtraColumn::new(name, column_type(strip.number))).collect();
     let slab = Slab {
         offset: tensor.offset + layer * row_bytes,
         stride,
@@ -173,7 +150,7 @@ fn choose(file: &File, tensors: &[(String, Tensor)], wanted: Option<&str>) -> Re
         let found = all.iter().copied().find(|&i| tensors[i].0 == wanted);
         return found.ok_or_else(|| file.flaw(format!("no tensor is named {wanted:?}: there are {}", list(&all))));
     }
-    let fitting: Vec<usize> = all.iter().copied().filter(|&i| tensors[i].1.is_activations()).collect();
+    let fitting: Vec<usize> = all.iter().copied().filter(|&i| is_activations(&tensors[i].1)).collect();
     // One number for each row of a larger tensor stands beside it.
     let beside = |&i: &usize| {
         let shape = &tensors[i].1.shape;

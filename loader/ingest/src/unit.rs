@@ -6,9 +6,7 @@
 use std::ops::Range;
 
 use loader::{ColumnValues, ExtraColumn, Result};
-
-use crate::files::File;
-use crate::numbers::Number;
+use tensors::{File, Number};
 
 /// A piece of a file.
 #[derive(Debug)]

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use tests::tiny::harvested;
+use tests::tiny::{self, harvested, tree};
 use tests::{need, root, sae};
+
+use super::Bench;
 
 /// The Python side, which prints a JSON object.
 fn python(python: &Path, words: &[&str]) -> Value {
@@ -53,6 +55,50 @@ fn rows_are_those_of_transformers_for_every_class() {
         // A few hundred operations in f32, in another order; quantised weights of random bytes make scores that round worse.
         assert!(worst(found) < if *model == "quantised.gguf" { 1e-4 } else { 2e-5 }, "{model}: {found}");
     }
+}
+
+/// A model as PyTorch alone saves it, in one file and in two, is the model.
+#[test]
+fn archives_of_pytorch_are_models_too() {
+    const SAVE: &str = "
+import json, pathlib, sys, torch
+from safetensors.torch import load_file
+model, one, two = map(pathlib.Path, sys.argv[1:])
+weights = load_file(model / 'model.safetensors')
+for folder in one, two:
+    folder.mkdir()
+    for name in 'config.json', 'tokenizer.json', 'tokenizer_config.json':
+        if (model / name).exists():
+            (folder / name).write_bytes((model / name).read_bytes())
+torch.save(weights, one / 'pytorch_model.bin')
+parts = {f'pytorch_model-0000{at + 1}-of-00002.bin': list(weights)[at::2] for at in range(2)}
+for part, names in parts.items():
+    torch.save({name: weights[name] for name in names}, two / part)
+index = {'weight_map': {name: part for part, names in parts.items() for name in names}}
+(two / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
+";
+    let Some(interpreter) = need::models_python() else { return };
+    let bench = Bench::new(true);
+    let [model, one, two] = ["tiny", "one", "two"].map(|name| bench.text(name));
+    let saved = Command::new(interpreter).args(["-c", SAVE, &model, &one, &two]).output().expect("Python runs");
+    assert!(saved.status.success(), "{}", String::from_utf8_lossy(&saved.stderr));
+    let text = bench.write("text.jsonl", tiny::json_lines(&tiny::documents(30, 40, 11)));
+    let rows = |model: &str| {
+        let out = format!("{model}-out");
+        let words = ["harvest", model, "--text", &text, "--out", &out, "--context", "16", "--dtype", "f32"];
+        sae::run(&[&words[..], &["--layer", "2", "--model-name", "same"]].concat()).exits(0);
+        tree(Path::new(&out))
+    };
+    let wanted = rows(&model);
+    assert!(wanted.keys().any(|name| name.ends_with(".parquet")), "{:?}", wanted.keys());
+    assert!(rows(&one) == wanted && rows(&two) == wanted, "other bytes");
+    // Nothing of a pickle is executed.
+    let archive = std::fs::read(bench.path("one/pytorch_model.bin")).expect("the archive");
+    let at = archive.windows(12).position(|bytes| bytes == b"torch._utils").expect("a name");
+    let hostile = [&archive[..at], b"posixxxxxxxx", &archive[at + 12..]].concat();
+    std::fs::write(bench.path("one/pytorch_model.bin"), hostile).expect("written");
+    let words = ["harvest", &one, "--text", &text, "--out", &bench.text("none"), "--layer", "2"];
+    sae::run(&words).exits(65).says(&["pytorch_model.bin", "nothing of a pickle is executed"]);
 }
 
 /// Norms under the names that TensorFlow gave them are the same norms.

@@ -14,3 +14,6 @@ pub const CONFIG_OF_DICTIONARY_LEARNING: &str = "config.json";
 
 /// In a folder of dictionary_learning, the weights.
 pub const WEIGHTS_OF_DICTIONARY_LEARNING: &str = "ae.safetensors";
+
+/// What dictionary_learning itself calls its file of weights: an archive of `torch.save`. It is read where the other is not there, and never written.
+pub(super) const ARCHIVE_OF_DICTIONARY_LEARNING: &str = "ae.pt";

@@ -12,6 +12,7 @@
 //! recipe both speak they must agree. Everything that could mean another function (architecture, normalisation, an unknown tensor) is
 //! refused by its name.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use kernels::cpu::Cpu;
@@ -20,8 +21,11 @@ use loader::Store;
 use super::block::Block;
 use super::config::{self, Config};
 use super::feature_map;
-use super::names::{CONFIG, CONFIG_OF_DICTIONARY_LEARNING, INDEX, WEIGHTS, WEIGHTS_OF_DICTIONARY_LEARNING};
-use super::weights::{Fits, Weights};
+use super::names::{
+    ARCHIVE_OF_DICTIONARY_LEARNING, CONFIG, CONFIG_OF_DICTIONARY_LEARNING, INDEX, WEIGHTS,
+    WEIGHTS_OF_DICTIONARY_LEARNING,
+};
+use super::weights::{Fits, SAFETENSORS, Weights};
 use crate::checkpoint::{self, Found, Which};
 use crate::recipe::{InitSpace, Recipe};
 use crate::{Error, Message, evaluate};
@@ -200,17 +204,17 @@ impl Source {
 
 /// Files are told by their name: a folder may not be there yet, or lie where nothing can be listed.
 fn is_file(url: &str) -> bool {
-    const FILES: [&str; 6] = [".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt"];
+    const FILES: [&str; 6] = [SAFETENSORS, ".pt", ".pth", ".bin", ".npz", ".ckpt"];
     FILES.iter().any(|ending| url.ends_with(ending)) && !std::path::Path::new(url).is_dir()
         || std::path::Path::new(url).is_file()
 }
 
 fn of_file(url: &str, space: Option<InitSpace>, fits: Fits) -> Result<Source, Error> {
     let refuse = |what: String| Err(Error::Weights(format!("{url}{what}").into()));
-    if !url.ends_with(".safetensors") {
+    if ![SAFETENSORS, ".pt", ".pth", ".bin"].iter().any(|ending| url.ends_with(ending)) {
         return refuse(
-            ": weights are read from .safetensors files alone, since others may run programs: convert it, or name a run, a \
-             checkpoint or a SAELens folder"
+            ": weights are read from .safetensors files and from the archives that torch.save makes of tensors (.pt): convert it, or name a \
+             run, a checkpoint or a folder of SAELens or dictionary_learning"
                 .into(),
         );
     }
@@ -278,18 +282,25 @@ fn weights_of_folder(url: &str, fits: Fits) -> Result<Option<Source>, Error> {
     let Some(config) = read_config_of_dictionary_learning(&store)? else { return Ok(None) };
     let place = store.url_of(CONFIG_OF_DICTIONARY_LEARNING);
     fits.check_config(&place, config.width, config.features)?;
-    if store.head(WEIGHTS_OF_DICTIONARY_LEARNING)?.is_none() {
-        return Err(Error::Weights(format!(
-            "{url} holds no {WEIGHTS_OF_DICTIONARY_LEARNING}, and ae.pt is a pickle, which could run any program and is not read: make the \
-             one of the other in Python, which runs none of it so: safetensors.torch.save_file({{name: tensor.contiguous() for name, tensor \
-             in torch.load(\"ae.pt\", weights_only=True).items()}}, \"{WEIGHTS_OF_DICTIONARY_LEARNING}\")"
-        ).into()));
-    }
-    let weights = Weights::open(&store, &[WEIGHTS_OF_DICTIONARY_LEARNING.to_owned()], fits)?;
+    let is_there = |file: &str| store.head(file).map(|entry| entry.is_some());
+    let file = match is_there(WEIGHTS_OF_DICTIONARY_LEARNING)? {
+        true => WEIGHTS_OF_DICTIONARY_LEARNING,
+        false if is_there(ARCHIVE_OF_DICTIONARY_LEARNING)? => ARCHIVE_OF_DICTIONARY_LEARNING,
+        false => {
+            return Err(Error::Weights(
+                format!(
+                    "{url} holds neither {WEIGHTS_OF_DICTIONARY_LEARNING} nor {ARCHIVE_OF_DICTIONARY_LEARNING}, where the weights of \
+                     {CONFIG_OF_DICTIONARY_LEARNING} would lie"
+                )
+                .into(),
+            ));
+        }
+    };
+    let weights = Weights::open(&store, &[file.to_owned()], fits)?;
     let subtracts_decoder_bias = weights.subtracts_decoder_bias();
     if subtracts_decoder_bias != config.subtracts_decoder_bias {
         return Err(Error::Weights(
-            format!("{place} names another class of dictionaries than the tensors of {WEIGHTS_OF_DICTIONARY_LEARNING} are of").into(),
+            format!("{place} names another class of dictionaries than the tensors of {file} are of").into(),
         ));
     }
     let holds = Holds::Weights(weights);
@@ -304,36 +315,23 @@ fn read_config_of_dictionary_learning(store: &Store) -> Result<Option<Config>, E
     }
 }
 
-/// Where a folder of this machine has dictionaries below it, as one of the Hugging Face Hub has: their names, behind a colon.
+/// Where a folder has dictionaries below it, as one of the Hugging Face Hub has: their names, behind a colon.
 pub(crate) fn several(store: &Store) -> String {
-    /// Folders that are looked into, and how deep.
-    const MOST: usize = 2000;
-    const DEEPEST: usize = 4;
-    let Some(root) = store.local_path() else { return String::new() };
-    let (mut found, mut folders, mut looked) = (Vec::new(), vec![(root.to_path_buf(), 0)], 0);
-    while let Some((folder, depth)) = folders.pop() {
-        looked += 1;
-        if depth > 0 && folder.join(CONFIG).is_file() && folder.join(WEIGHTS).is_file() {
-            found.extend(folder.strip_prefix(root).ok().map(|name| name.display().to_string()));
-            continue;
-        }
-        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-        let below = entries.map(|entry| entry.path()).filter(|path| path.is_dir());
-        folders.extend(
-            below
-                .take(MOST.saturating_sub(looked + folders.len()))
-                .filter(|_| depth < DEEPEST)
-                .map(|path| (path, depth + 1)),
-        );
-    }
-    found.sort();
+    /// Files that are looked at: a folder may be a whole disk or bucket.
+    const MOST: usize = 10_000;
+    /// Dictionaries that are named.
+    const NAMED: usize = 10;
+    let entries = store.list_some("", MOST).unwrap_or_default();
+    let keys: BTreeSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
+    let folders = keys.iter().filter_map(|key| key.strip_suffix(CONFIG)?.strip_suffix('/'));
+    let found: Vec<&str> = folders.filter(|folder| keys.contains(format!("{folder}/{WEIGHTS}").as_str())).collect();
     match found.len() {
         0 => String::new(),
         count => {
-            let more = if count > 10 { format!(" and {} more", count - 10) } else { String::new() };
+            let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
             format!(
                 "; it has {count} dictionaries below it, of which one is to be named: {}{more}",
-                found[..count.min(10)].join(", ")
+                found[..count.min(NAMED)].join(", ")
             )
         }
     }

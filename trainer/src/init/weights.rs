@@ -8,17 +8,19 @@
 //! Read some features at a time, so that a rank holds no more than a block besides what it keeps: of one of the matrices these are
 //! columns, which a large file is asked for row by row.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
 use loader::{Dtype, Store};
 use rayon::prelude::*;
-use safetensors::tensor::{Metadata, TensorInfo};
+use tensors::{Format, Tensors};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::block::{Block, transpose};
 use crate::{Error, Message};
+
+/// How files of safetensors end. Others are archives of `torch.save`.
+pub(super) const SAFETENSORS: &str = ".safetensors";
 
 /// Bytes of a file that is read as a whole. In a larger one the four tensors are read in parts.
 pub(super) const WHOLE_BYTES: u64 = 256 << 20;
@@ -28,9 +30,6 @@ pub(super) const BLOCK_BYTES: usize = 256 << 20;
 
 /// Bytes asked for at once where rows lie beside each other.
 const REQUEST_BYTES: usize = 16 << 20;
-
-/// Most bytes of a header, as the format has it.
-const MOST_HEADER_BYTES: u64 = 100_000_000;
 
 /// What a run's weights must be; nothing where they are looked at by themselves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,26 +109,11 @@ impl Tensor {
 
 #[derive(Clone, Debug)]
 struct File {
-    store: Store,
-    key: String,
-    size: u64,
+    file: tensors::File,
     /// All of a small one.
     whole: Option<Bytes>,
     /// What says where its tensors lie.
     head: Bytes,
-}
-
-/// What a file says of its tensors, by their names.
-struct Header {
-    tensors: BTreeMap<String, Stored>,
-}
-
-/// A tensor as it is stored: row-major, little endian, in one piece.
-struct Stored {
-    /// The name of one that is not read.
-    dtype: Result<Dtype, String>,
-    shape: Vec<usize>,
-    from: u64,
 }
 
 impl Weights {
@@ -144,7 +128,8 @@ impl Weights {
             let first = parts.last().map_or(0, |part| part.features.end);
             // Of several files each has some of the features.
             let features = fits.features.filter(|_| files.len() == 1);
-            let (part, of_part) = Part::open(File::open(store, key)?, first, Fits { width, features })?;
+            let (file, named) = File::open(store, key)?;
+            let (part, of_part) = Part::open(file, &named, first, Fits { width, features })?;
             width = Some(of_part);
             parts.push(part);
         }
@@ -249,8 +234,8 @@ const WITH_SHIFT: Layout = Layout { decoder_bias: "bias", subtracts_decoder_bias
 
 impl Layout {
     /// That of a file with tensors of these names.
-    fn of(header: &Header) -> &'static Layout {
-        let has = |name: &str| header.tensors.contains_key(name);
+    fn of(named: &[(String, tensors::Tensor)]) -> &'static Layout {
+        let has = |name: &str| named.iter().any(|(has, _)| has == name);
         match has("encoder.weight") && has("decoder.weight") {
             false => &SAELENS,
             true if has("bias") => &WITH_SHIFT,
@@ -265,13 +250,13 @@ impl Layout {
 
 impl Part {
     /// Also the width of its rows.
-    fn open(mut file: File, first: usize, fits: Fits) -> Result<(Part, usize), Error> {
-        let header = file.header()?;
+    fn open(file: File, named: &[(String, tensors::Tensor)], first: usize, fits: Fits) -> Result<(Part, usize), Error> {
         let refuse = |what: String| Error::Weights(format!("{} {what}", file.name()).into());
-        let layout = Layout::of(&header);
-        let find = |name: &str| -> Result<&Stored, Error> {
-            header.tensors.get(name).ok_or_else(|| {
-                let names: Vec<&str> = header.tensors.keys().map(String::as_str).collect();
+        let layout = Layout::of(named);
+        let get = |name: &str| named.iter().find(|(has, _)| has == name).map(|(_, tensor)| tensor);
+        let find = |name: &str| -> Result<&tensors::Tensor, Error> {
+            get(name).ok_or_else(|| {
+                let names: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
                 refuse(format!("has no tensor {name}; it has: {}{}", names.join(", "), foreign(&names)))
             })
         };
@@ -281,14 +266,14 @@ impl Part {
         const SCALINGS: [&str; 2] = ["scaling_factor", "finetuning_scaling_factor"];
         let [w_enc, b_enc, w_dec, b_dec] = layout.names();
         let known = |name: &str| layout.names().contains(&name) || SCALINGS.contains(&name);
-        if let Some(other) = header.tensors.keys().find(|name| !known(name)) {
+        if let Some((other, _)) = named.iter().find(|(name, _)| !known(name)) {
             return Err(refuse(format!(
                 "holds {other} besides {w_enc}, {b_enc}, {w_dec} and {b_dec}: only ReLU dictionaries can be gone on with, and they have \
                  no such tensor"
             )));
         }
         // Of a vector; anything else has no such shape below.
-        let count = |name: &str| Ok::<usize, Error>(find(name)?.shape.first().copied().unwrap_or_default());
+        let count = |name: &str| Ok::<usize, Error>(find(name)?.shape.first().map_or(0, |&n| n as usize));
         let features = fits.features.map_or_else(|| count(b_enc), Ok)?;
         let width = fits.width.map_or_else(|| count(b_dec), Ok)?;
         if features == 0 || width == 0 {
@@ -296,9 +281,9 @@ impl Part {
         }
         let tensor = |name: &str, shape: &[usize]| -> Result<Tensor, Error> {
             let stored = find(name)?;
-            if stored.shape != shape {
-                let turned: Vec<usize> = shape.iter().rev().copied().collect();
-                let what = match stored.shape == turned && shape.len() == 2 {
+            let wanted: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
+            if stored.shape != wanted {
+                let what = match shape.len() == 2 && stored.shape.iter().rev().eq(&wanted) {
                     true => ", which is transposed: turn it around",
                     false => "",
                 };
@@ -307,14 +292,16 @@ impl Part {
                     stored.shape
                 )));
             }
-            let refused = |dtype| refuse(format!("has {name} in {dtype}: F32, F16 and BF16 are read"));
-            Ok(Tensor { from: stored.from, dtype: stored.dtype.clone().map_err(refused)? })
+            let refused =
+                |number: &str| refuse(format!("has {name} in {number}: float32, float16 and bfloat16 are read"));
+            let number = stored.number.as_ref().map_err(|number| refused(number))?;
+            Ok(Tensor { from: stored.offset, dtype: number.dtype().ok_or_else(|| refused(number.name()))? })
         };
         let matrix = |(name, by_feature): (&str, bool)| {
             let shape = if by_feature { [features, width] } else { [width, features] };
             Ok::<Matrix, Error>(Matrix { tensor: tensor(name, &shape)?, by_feature })
         };
-        let factors = SCALINGS.into_iter().find(|name| header.tensors.contains_key(*name));
+        let factors = SCALINGS.into_iter().find(|name| get(name).is_some());
         let part = Part {
             w_enc: matrix(layout.encoder)?,
             b_enc: tensor(b_enc, &[features])?,
@@ -352,65 +339,31 @@ impl Part {
 }
 
 impl File {
-    fn open(store: &Store, key: &str) -> Result<File, Error> {
-        let entry = store.head(key)?.ok_or_else(|| loader::Error::NotFound {
+    /// Also what it says of its tensors.
+    fn open(store: &Store, key: &str) -> Result<(File, Vec<(String, tensors::Tensor)>), Error> {
+        let file = tensors::File::find(store, key)?.ok_or_else(|| loader::Error::NotFound {
             location: store.url_of(key),
             hint: ": weights were to be read from it".into(),
             source: None,
         })?;
-        let whole = (entry.size <= WHOLE_BYTES).then(|| store.get(key)).transpose()?;
-        let size = whole.as_ref().map_or(entry.size, |bytes| bytes.len() as u64);
-        Ok(File { store: store.clone(), key: key.to_owned(), size, whole, head: Bytes::new() })
+        let format = if key.ends_with(SAFETENSORS) { Format::Safetensors } else { Format::Torch };
+        let Tensors { named, head } = format.read(&file).map_err(|error| match error {
+            loader::Error::Data { .. } => Error::Weights(Message::of(error.to_string(), error)),
+            of_store => of_store.into(),
+        })?;
+        let whole = (file.size() <= WHOLE_BYTES).then(|| file.read(0..file.size())).transpose()?;
+        Ok((File { file, whole, head }, named))
     }
 
     fn name(&self) -> String {
-        self.store.url_of(&self.key)
+        self.file.url()
     }
 
     fn bytes(&self, range: Range<u64>) -> Result<Bytes, Error> {
         match &self.whole {
             Some(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize)),
-            None => Ok(self.store.get_range(&self.key, range)?),
+            None => Ok(self.file.read(range)?),
         }
-    }
-
-    /// What it says of its tensors.
-    fn header(&mut self) -> Result<Header, Error> {
-        const LENGTH: u64 = 8;
-        let not_one = |what: &str| format!("{} is not a safetensors file: {what}", self.name());
-        let refuse = |what: &str| Error::Weights(not_one(what).into());
-        if self.size < LENGTH {
-            return Err(refuse("it is too short for a header"));
-        }
-        let length = self.bytes(0..LENGTH)?;
-        let length = length.first_chunk().map_or(u64::MAX, |length| u64::from_le_bytes(*length));
-        if length > MOST_HEADER_BYTES.min(self.size - LENGTH) {
-            return Err(refuse("its header is longer than the file, or than any may be"));
-        }
-        let end = LENGTH + length;
-        let head = self.bytes(LENGTH..end)?;
-        let header: Metadata = serde_json::from_slice(&head)
-            .map_err(|error| Message::of(not_one(&format!("its header: {error}")), error))
-            .map_err(Error::Weights)?;
-        if end + header.data_len() as u64 != self.size {
-            return Err(refuse(&format!(
-                "it has {} bytes, and its header names {}: it may have been cut off",
-                self.size,
-                end + header.data_len() as u64
-            )));
-        }
-        let stored = |info: &TensorInfo| {
-            let dtype = match info.dtype {
-                safetensors::Dtype::F32 => Ok(Dtype::F32),
-                safetensors::Dtype::F16 => Ok(Dtype::F16),
-                safetensors::Dtype::BF16 => Ok(Dtype::Bf16),
-                other => Err(format!("{other:?}")),
-            };
-            Stored { dtype, shape: info.shape.clone(), from: end + info.data_offsets.0 as u64 }
-        };
-        let tensors = header.tensors().into_iter().map(|(name, info)| (name, stored(info))).collect();
-        self.head = head;
-        Ok(Header { tensors })
     }
 
     fn values(&self, tensor: &Tensor, values: Range<usize>) -> Result<Vec<f32>, Error> {

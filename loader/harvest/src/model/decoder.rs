@@ -34,7 +34,7 @@ pub(super) struct Block {
 
 impl Block {
     /// Reads block `at`.
-    pub(super) fn read(weights: &mut Weights, shape: &Shape, at: usize) -> Result<Block> {
+    pub(super) fn read(weights: &Weights, shape: &Shape, at: usize) -> Result<Block> {
         let Shape { width, hidden, head_width, .. } = *shape;
         let (queries, keys) = (shape.heads * head_width, shape.kv_heads * head_width);
         let name = |part: &str| format!("layers.{at}.{part}");

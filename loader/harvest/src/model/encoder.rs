@@ -28,7 +28,7 @@ struct Norm {
 }
 
 impl Norm {
-    fn read(weights: &mut Weights, name: &str, width: usize) -> Result<Norm> {
+    fn read(weights: &Weights, name: &str, width: usize) -> Result<Norm> {
         // Checkpoints that came from TensorFlow have kept its names.
         let old = format!("{name}.gamma");
         let is_old = weights.has(&old) && !weights.has(&format!("{name}.weight"));
@@ -46,7 +46,7 @@ impl Norm {
 
 impl Places {
     /// Reads them; `segments` is how many types of them there are.
-    pub(super) fn read(weights: &mut Weights, shape: &Shape, segments: usize) -> Result<Places> {
+    pub(super) fn read(weights: &Weights, shape: &Shape, segments: usize) -> Result<Places> {
         let (width, most) = (shape.width, shape.most_tokens.unwrap_or(0));
         let mut positions = weights.read("embeddings.position_embeddings.weight", &[most, width])?;
         let types = weights.read("embeddings.token_type_embeddings.weight", &[segments, width])?;
@@ -82,7 +82,7 @@ pub(super) struct Block {
 
 impl Block {
     /// Reads block `at`.
-    pub(super) fn read(weights: &mut Weights, shape: &Shape, at: usize) -> Result<Block> {
+    pub(super) fn read(weights: &Weights, shape: &Shape, at: usize) -> Result<Block> {
         let Shape { width, hidden, .. } = *shape;
         let name = |part: &str| format!("encoder.layer.{at}.{part}");
         let (mut query_key_value, mut query_key_value_bias) = (Vec::new(), Vec::new());

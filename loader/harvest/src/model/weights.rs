@@ -1,27 +1,26 @@
-//! Where weights come from: the safetensors of a Hugging Face folder, or a GGUF file, by the names of the former. A tensor is read at a
-//! time and becomes f32; a hash of what was read says afterwards which weights they were.
+//! Where weights come from: the files of a Hugging Face folder, safetensors or PyTorch's, or a GGUF file, by the names of the former. A tensor is
+//! read at a time and becomes f32.
 
 use std::collections::BTreeMap;
 
 use loader::Store;
-use serde::Deserialize;
+use rayon::prelude::*;
 use serde_json::Value as Json;
-use xxhash_rust::xxh3::Xxh3;
+use tensors::{File, Format, Number};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::dequantize::Kind;
 use super::gguf::{Gguf, Place};
 use crate::error::{Error, Result};
 
-/// Bytes of a head or an index at most.
+/// Bytes of a configuration or an index at most.
 const MOST_JSON: u64 = 256 << 20;
 
-/// An open model.
-pub(crate) struct Weights {
-    source: Source,
-    hash: Xxh3,
-}
+/// Bytes of a tensor that stand for it in a model's hash: those in its middle.
+const SAMPLE: u64 = 4 << 10;
 
-enum Source {
+/// An open model.
+pub(crate) enum Weights {
     Folder { store: Store, prefix: &'static str, tensors: BTreeMap<String, (String, Place)> },
     Gguf(Gguf),
 }
@@ -30,12 +29,13 @@ impl Weights {
     /// The tensors of a folder.
     ///
     /// # Errors
-    /// Where it has no safetensors, or their heads are no such heads.
+    /// Where it has no files of weights, or they are no such files.
     pub(crate) fn of_folder(store: Store) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
-        for file in files(&store)? {
-            for (name, place) in head(&store, &file)? {
-                tensors.insert(name, (file.clone(), place));
+        for key in files(&store)? {
+            let file = File::find(&store, &key)?.ok_or_else(|| Error::data(store.url_of(&key), "not found"))?;
+            for (name, place) in places(&file)? {
+                tensors.insert(name, (key.clone(), place));
             }
         }
         // Models with a head keep what is below it under a name of its own.
@@ -46,12 +46,7 @@ impl Weights {
                 .any(|name| tensors.contains_key(&format!("{prefix}{name}")))
         };
         let prefix = known.into_iter().find(|prefix| has(prefix)).unwrap_or("");
-        Ok(Weights { source: Source::Folder { store, prefix, tensors }, hash: Xxh3::new() })
-    }
-
-    /// The tensors of a GGUF file.
-    pub(crate) fn of_gguf(gguf: Gguf) -> Weights {
-        Weights { source: Source::Gguf(gguf), hash: Xxh3::new() }
+        Ok(Weights::Folder { store, prefix, tensors })
     }
 
     /// Whether there is a tensor of this name.
@@ -60,19 +55,19 @@ impl Weights {
     }
 
     fn find(&self, name: &str) -> Option<(&Store, &str, &Place)> {
-        match &self.source {
-            Source::Folder { store, prefix, tensors } => {
+        match self {
+            Weights::Folder { store, prefix, tensors } => {
                 let (file, place) = tensors.get(&format!("{prefix}{name}"))?;
                 Some((store, file, place))
             }
-            Source::Gguf(gguf) => Some((&gguf.store, &gguf.key, gguf.tensors.get(&in_gguf(name)?)?)),
+            Weights::Gguf(gguf) => Some((&gguf.store, &gguf.key, gguf.tensors.get(&in_gguf(name)?)?)),
         }
     }
 
     fn url(&self) -> String {
-        match &self.source {
-            Source::Folder { store, .. } => store.url().to_owned(),
-            Source::Gguf(gguf) => gguf.url(),
+        match self {
+            Weights::Folder { store, .. } => store.url().to_owned(),
+            Weights::Gguf(gguf) => gguf.url(),
         }
     }
 
@@ -80,7 +75,7 @@ impl Weights {
     ///
     /// # Errors
     /// Where it is absent or has another shape, and those of the store.
-    pub(crate) fn append(&mut self, name: &str, shape: &[usize], to: &mut Vec<f32>) -> Result<()> {
+    pub(crate) fn append(&self, name: &str, shape: &[usize], to: &mut Vec<f32>) -> Result<()> {
         let Some((store, file, place)) = self.find(name) else {
             return Err(Error::data(self.url(), format!("lacks the tensor {name}")));
         };
@@ -90,13 +85,11 @@ impl Weights {
         }
         let stored = store.get_range(file, place.offset..place.offset + place.bytes)?;
         to.extend(place.kind.to_f32(&stored));
-        self.hash.update(name.as_bytes());
-        self.hash.update(&stored);
         Ok(())
     }
 
     /// The same by itself.
-    pub(crate) fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let mut values = Vec::new();
         self.append(name, shape, &mut values)?;
         Ok(values)
@@ -104,18 +97,39 @@ impl Weights {
 
     /// A matrix [out, in] as [in, out]: the GEMM reads weights in their order then, where it would copy them in another one for each batch,
     /// which was a tenth of the time.
-    pub(crate) fn matrix(&mut self, name: &str, out: usize, width: usize) -> Result<Vec<f32>> {
+    pub(crate) fn matrix(&self, name: &str, out: usize, width: usize) -> Result<Vec<f32>> {
         self.read(name, &[out, width]).map(|matrix| transposed(&matrix, out, width))
     }
 
     /// The same where it is there.
-    pub(crate) fn optional(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
+    pub(crate) fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
         self.has(name).then(|| self.read(name, shape)).transpose()
     }
 
-    /// A hash of all that was read so far, 32 hex digits.
-    pub(crate) fn hash(&self) -> String {
-        format!("{:032x}", self.hash.digest128())
+    /// A hash that tells this model from any other, its fine-tuned ones included, whichever of its layers are read: of the names and shapes of its
+    /// tensors and of some bytes of each, 32 hex digits.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) fn hash(&self) -> Result<String> {
+        let all: Vec<(&String, &Store, &str, &Place)> = match self {
+            Weights::Folder { store, tensors, .. } => {
+                tensors.iter().map(|(name, (file, place))| (name, store, file.as_str(), place)).collect()
+            }
+            Weights::Gguf(gguf) => {
+                gguf.tensors.iter().map(|(name, place)| (name, &gguf.store, gguf.key.as_str(), place)).collect()
+            }
+        };
+        let sample = |&(_, store, file, place): &(&String, &Store, &str, &Place)| -> Result<u64> {
+            let (start, length) = (place.offset + place.bytes.saturating_sub(SAMPLE) / 2, place.bytes.min(SAMPLE));
+            Ok(if length == 0 { 0 } else { xxh3_64(&store.get_range(file, start..start + length)?) })
+        };
+        let samples = all.par_iter().map(sample).collect::<Result<Vec<u64>>>()?;
+        let mut hash = Xxh3::new();
+        for ((name, _, _, place), sample) in all.iter().zip(samples) {
+            hash.update(format!("{name} {:?} {:?} {sample:016x}\n", place.kind, place.shape).as_bytes());
+        }
+        Ok(format!("{:032x}", hash.digest128()))
     }
 }
 
@@ -171,76 +185,51 @@ pub(crate) fn small(store: &Store, key: &str) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// The safetensors of a folder: those that an index names, or the one there is.
+/// The files of weights of a folder: those that an index names, or the one there is; safetensors where it has both kinds.
 fn files(store: &Store) -> Result<Vec<String>> {
-    const INDEX: &str = "model.safetensors.index.json";
-    if let Some(json) = small(store, INDEX)? {
-        let fail = |problem: String| Error::data(store.url_of(INDEX), problem);
-        let index: Json = serde_json::from_slice(&json).map_err(|e| fail(format!("is no JSON: {e}")))?;
-        let map = index.get("weight_map").and_then(Json::as_object).ok_or_else(|| fail("lacks weight_map".into()))?;
-        let mut files: Vec<String> = map.values().filter_map(|file| file.as_str().map(str::to_owned)).collect();
-        files.sort();
-        files.dedup();
-        if let Some(file) = files.iter().find(|file| file.contains(['/', '\\']) || file.as_str() == "..") {
-            return Err(fail(format!("names {file:?}, which is no file beside it")));
+    const KINDS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+    for one in KINDS {
+        let index = format!("{one}.index.json");
+        if let Some(json) = small(store, &index)? {
+            return of_index(&json).map_err(|problem| Error::data(store.url_of(&index), problem));
         }
-        return Ok(files);
+        if store.head(one)?.is_some() {
+            return Ok(vec![one.into()]);
+        }
     }
-    if store.head("model.safetensors")?.is_some() {
-        return Ok(vec!["model.safetensors".into()]);
-    }
-    let has_pickle = store.head("pytorch_model.bin")?.is_some();
-    let also = if has_pickle {
-        " (pytorch_model.bin is a pickle, which runs code when it is read: not read here)"
-    } else {
-        ""
-    };
-    Err(Error::data(
-        store.url(),
-        format!("has no model.safetensors and no {INDEX}{also}: save the model with save_pretrained of transformers"),
-    ))
+    let problem = format!(
+        "has no {} and no {}, nor an index of several such files: save the model with save_pretrained of transformers",
+        KINDS[0], KINDS[1]
+    );
+    Err(Error::data(store.url(), problem))
 }
 
-#[derive(Deserialize)]
-struct Info {
-    dtype: String,
-    shape: Vec<usize>,
-    data_offsets: (u64, u64),
+/// The files that an index names, each beside it.
+fn of_index(json: &[u8]) -> std::result::Result<Vec<String>, String> {
+    let index: Json = serde_json::from_slice(json).map_err(|e| format!("is no JSON: {e}"))?;
+    let map = index.get("weight_map").and_then(Json::as_object).ok_or("lacks weight_map")?;
+    let mut files: Vec<String> = map.values().filter_map(|file| file.as_str().map(str::to_owned)).collect();
+    files.sort();
+    files.dedup();
+    match files.iter().find(|file| file.contains(['/', '\\']) || file.as_str() == "..") {
+        Some(file) => Err(format!("names {file:?}, which is no file beside it")),
+        None => Ok(files),
+    }
 }
 
-/// The tensors of a file, where each lies in it.
-fn head(store: &Store, file: &str) -> Result<Vec<(String, Place)>> {
-    let fail = |problem: String| {
-        Error::data(store.url_of(file), format!("is no safetensors file that can be read: {problem}"))
-    };
-    let size = store.head(file)?.ok_or_else(|| Error::data(store.url_of(file), "not found"))?.size;
-    if size < 8 {
-        return Err(fail(format!("it has {size} bytes")));
-    }
-    let length = store.get_range(file, 0..8)?;
-    let length = u64::from_le_bytes(<[u8; 8]>::try_from(&length[..]).map_err(|_| fail("it ends".into()))?);
-    if length > MOST_JSON || length > size - 8 {
-        return Err(fail(format!("its head claims {length} bytes of {size}")));
-    }
-    let json = store.get_range(file, 8..8 + length)?;
-    let entries: BTreeMap<String, Json> = serde_json::from_slice(&json).map_err(|e| fail(format!("its head: {e}")))?;
+/// The tensors of a file, where each lies in it. Numbers of other kinds may stand beside the weights, such as tables of positions.
+fn places(file: &File) -> Result<Vec<(String, Place)>> {
+    let format = if file.key().ends_with(".bin") { Format::Torch } else { Format::Safetensors };
     let mut places = Vec::new();
-    for (name, entry) in entries.into_iter().filter(|(name, _)| name != "__metadata__") {
-        let info: Info = serde_json::from_value(entry).map_err(|e| fail(format!("tensor {name}: {e}")))?;
-        let kind = match info.dtype.as_str() {
-            "F32" => Kind::F32,
-            "F16" => Kind::F16,
-            "BF16" => Kind::Bf16,
-            // Others may stand beside the weights, such as tables of positions.
+    for (name, tensor) in format.read(file)?.named {
+        let kind = match tensor.number {
+            Ok(Number::F32) => Kind::F32,
+            Ok(Number::F16) => Kind::F16,
+            Ok(Number::Bf16) => Kind::Bf16,
             _ => continue,
         };
-        let count = info.shape.iter().try_fold(1u64, |count, &length| count.checked_mul(length as u64));
-        let bytes = count.and_then(|count| kind.bytes(count, 1)).filter(|&bytes| bytes <= size);
-        let (from, to) = info.data_offsets;
-        if bytes.is_none() || to.checked_sub(from) != bytes || to > size - 8 - length {
-            return Err(fail(format!("tensor {name} of {} {:?} lies at {from} to {to}", info.dtype, info.shape)));
-        }
-        places.push((name, Place { shape: info.shape, kind, offset: 8 + length + from, bytes: to - from }));
+        let shape = tensor.shape.iter().map(|&length| usize::try_from(length).unwrap_or(usize::MAX)).collect();
+        places.push((name, Place { shape, kind, offset: tensor.offset, bytes: tensor.bytes().unwrap_or(0) }));
     }
     Ok(places)
 }

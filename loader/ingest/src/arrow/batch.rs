@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use arrow_ipc::RecordBatch;
 use loader::{ColumnValues, Error, Result};
+use tensors::{File, Number, flaw_of};
 
 use crate::arrow::column::{Column, Leaf, List};
-use crate::files::{File, flaw_of};
-use crate::numbers::{Number, values};
+use crate::numbers::values;
 use crate::unit::{BLOCK, Places, Records, Rows, Shape, Take};
 
 type Outcome<T> = std::result::Result<T, String>;

@@ -1,8 +1,7 @@
 //! Columns as the schema of an Arrow file has them: lists around values, and which of a batch's buffers are theirs.
 
 use arrow_ipc::{Field, Precision, Type};
-
-use crate::numbers::Number;
+use tensors::Number;
 
 /// Lists around values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

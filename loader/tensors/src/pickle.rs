@@ -9,7 +9,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::numbers::Number;
+use crate::Number;
 
 /// Values that are believed: those of a list of 300,000 tensors.
 const MAX_VALUES: usize = 8 << 20;

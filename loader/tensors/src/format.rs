@@ -1,0 +1,27 @@
+//! The formats, by which a file's tensors are read.
+
+use loader::Result;
+
+use crate::{File, Tensors, safetensors, torch};
+
+/// How tensors lie in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A header in JSON, then the tensors' bytes.
+    Safetensors,
+    /// An archive of `torch.save`.
+    Torch,
+}
+
+impl Format {
+    /// Looks at a file's head. A tensor with known numbers lies inside of the file with all of its bytes.
+    ///
+    /// # Errors
+    /// [`loader::Error::Data`] where the file is none of this format, is damaged or cut off; those of the store.
+    pub fn read(self, file: &File) -> Result<Tensors> {
+        match self {
+            Format::Safetensors => safetensors::tensors(file),
+            Format::Torch => torch::tensors(file),
+        }
+    }
+}

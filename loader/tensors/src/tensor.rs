@@ -1,0 +1,40 @@
+//! What files say of their tensors.
+
+use bytes::Bytes;
+
+use crate::Number;
+
+/// A tensor whose values lie in a file as they are, in the order of its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// `Err` has the name of numbers that are not read.
+    pub number: std::result::Result<Number, String>,
+    /// Its dimensions.
+    pub shape: Vec<u64>,
+}
+
+impl Tensor {
+    /// Its bytes, where its numbers are known.
+    pub fn bytes(&self) -> Option<u64> {
+        let size = self.number.as_ref().ok()?.size();
+        self.shape.iter().try_fold(size, |bytes, &n| bytes.checked_mul(n))
+    }
+
+    /// Numbers and shape, for messages.
+    pub fn described(&self) -> String {
+        let number = self.number.as_ref().map_or_else(Clone::clone, |number| number.name().to_string());
+        format!("{number} {:?}", self.shape)
+    }
+}
+
+/// The tensors of a file.
+#[derive(Debug, Clone)]
+pub struct Tensors {
+    /// By name: safetensors by the order of their names, those of an archive as they stand in it, with names of nested containers joined by dots and
+    /// elements of lists numbered.
+    pub named: Vec<(String, Tensor)>,
+    /// What says where they lie, as it stands in the file: safetensors' header, or the archive's pickle.
+    pub head: Bytes,
+}
