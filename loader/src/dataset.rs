@@ -36,7 +36,7 @@ use self::manifest::GroupId;
 use self::place::{FoundShard, Place};
 use self::stored::StoredShard;
 use crate::parquet::footer::Footer;
-use crate::{Dtype, Error, Manifest, Piece, Result, RowId, Shard, Store};
+use crate::{Dtype, Error, Manifest, Piece, Result, RowId, Shard, Source, Store};
 
 /// Shards of one width and dtype. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -190,6 +190,11 @@ impl Dataset {
     /// Whether the rows are globally shuffled.
     pub fn prepared(&self) -> bool {
         self.inner.manifest.prepared
+    }
+
+    /// Where the rows come from, as far as the manifests of all of them say the same.
+    pub fn rows_source(&self) -> Option<&Source> {
+        self.inner.manifest.source.as_ref()
     }
 
     /// Whether a manifest described every shard, so that no footer had to be read.

@@ -211,6 +211,7 @@ fn state(features: usize, width: usize) -> State {
         closing_open: true,
         held_out: Some(metrics),
         eval: Some("0123".into()),
+        source: Some(loader::Source::from_iter([("layer".to_owned(), 3.into())])),
         active: Some(13),
         step_s: 14.5,
         wall_s: 15.5,

@@ -28,7 +28,7 @@ pub fn run(args: &Export) -> Result<(), Failure> {
             return Err(Failure::arguments(format!("{} already holds an export: choose another --out", out.url())));
         }
     }
-    let origin = origin::of(args);
+    let origin = origin::of(args, &trained);
     let form = Form {
         format: args.format.into(),
         dtype: args.dtype.into(),

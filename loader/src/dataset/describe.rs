@@ -104,12 +104,25 @@ pub(super) fn combine(found: &[FoundShard], described: Vec<Described>) -> Result
     let prepared = described.iter().filter(|d| d.shard.rows > 0 || !has_rows).all(|d| d.prepared);
     let checksummed = described.iter().all(|d| d.checksummed);
     let column = one_column(found, &described)?;
-    // Said of all rows, or of none.
-    let source = described.first().and_then(|d| d.source.clone());
-    let source = source.filter(|source| described.iter().all(|d| d.source.as_ref() == Some(source)));
+    let source = of_all(&described);
     let shards = described.into_iter().map(|d| d.shard).collect();
     let manifest = Manifest::new(width, dtype, prepared, checksummed, shards).with_column(column);
-    Ok(manifest.with_source(source.map(Arc::unwrap_or_clone)))
+    Ok(manifest.with_source(source))
+}
+
+/// What is said of all rows alike; nothing where of some nothing is said.
+fn of_all(described: &[Described]) -> Option<Source> {
+    let mut all = described.first()?.source.as_deref()?.clone();
+    let mut seen = None;
+    for d in described {
+        let source = d.source.as_ref()?;
+        // Shards of one manifest share what it says.
+        if seen.is_none_or(|seen| !Arc::ptr_eq(seen, source)) {
+            all.retain(|key, value| source.get(key) == Some(value));
+            seen = Some(source);
+        }
+    }
+    Some(all)
 }
 
 /// The name of the column of all shards that say theirs.

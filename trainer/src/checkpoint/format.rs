@@ -65,6 +65,8 @@ pub struct State {
     pub held_out: Option<Metrics>,
     /// Identity of `data.eval`, if there is any: the same on every evaluation of a run.
     pub eval: Option<String>,
+    /// Where the training rows come from, as far as the manifests beside them said so when the run began.
+    pub source: Option<loader::Source>,
     /// Active features of all rows trained on; `None` when the run goes on from a checkpoint in which they were not counted.
     pub active: Option<u64>,
     /// Seconds spent in steps, over all starts of the run.
@@ -135,6 +137,9 @@ pub struct Manifest {
     pub held_out: Option<Metrics>,
     /// See [`State::eval`].
     pub eval: Option<String>,
+    /// See [`State::source`]; absent in a checkpoint made before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<loader::Source>,
     /// See [`State::active`].
     #[serde(default)]
     pub active: Option<u64>,

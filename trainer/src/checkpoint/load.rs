@@ -261,6 +261,7 @@ fn host_state(store: &Store, found: &Found, file: &File, tensors: &SafeTensors<'
         closing_open: manifest.closing_open,
         held_out: manifest.held_out.clone(),
         eval: manifest.eval.clone(),
+        source: manifest.source.clone(),
         active: manifest.active,
         step_s: manifest.step_s.unwrap_or(manifest.wall_s),
         wall_s: manifest.wall_s,

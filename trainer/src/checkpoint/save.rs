@@ -330,6 +330,7 @@ impl Seal {
             closing_open: state.closing_open,
             held_out: state.held_out.clone(),
             eval: state.eval.clone(),
+            source: state.source.clone(),
             active: state.active,
             step_s: Some(state.step_s),
             wall_s: state.wall_s,

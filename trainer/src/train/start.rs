@@ -151,6 +151,7 @@ fn first_state(
         closing_open: false,
         held_out: None,
         eval: data.eval_identity(),
+        source: data.train.rows_source().cloned(),
         active: Some(0),
         step_s: 0.0,
         wall_s: 0.0,
