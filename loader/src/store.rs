@@ -232,12 +232,17 @@ impl Store {
     /// All objects below a folder of this one (`""` for all), sorted by key. An absent folder is empty. Objects whose keys cannot be
     /// named are left out, with one warning that names them.
     pub fn list(&self, folder: &str) -> Result<Vec<Entry>> {
+        self.list_some(folder, usize::MAX)
+    }
+
+    /// The same of a place that may hold anything: some of them where there are more than about `most`.
+    pub fn list_some(&self, folder: &str, most: usize) -> Result<Vec<Entry>> {
         match &self.backend {
-            Backend::Local(root) => local::list(root, folder),
+            Backend::Local(root) => local::list(root, folder, most),
             Backend::Remote(root) => {
                 let url = self.url_of(folder);
                 let below = root.below(folder, || url.clone())?;
-                let (entries, unnamed) = io::wait(below.list(root.key.clone(), url))?;
+                let (entries, unnamed) = io::wait(below.list(root.key.clone(), url, most))?;
                 self.warn_of(unnamed);
                 Ok(entries)
             }

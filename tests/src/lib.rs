@@ -21,6 +21,7 @@ pub mod mesh;
 pub mod need;
 pub mod network;
 pub mod on_gpu;
+pub mod pairs;
 pub mod processes;
 pub mod proxy;
 pub mod ranks;

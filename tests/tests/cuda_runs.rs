@@ -6,9 +6,10 @@ use tests::checkpoints::Tensors;
 use tests::emulator::Variant::Plain;
 use tests::emulator::{Emulator, borrowed};
 use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
+use tests::pairs::pairs;
 use tests::sae::Finished;
 use tests::{checkpoints, golden, sae};
-use trainer::recipe::{Every, InitSpace, Order, Recipe, Scale};
+use trainer::recipe::{BiasInit, Every, InitSpace, Order, Recipe, Scale};
 
 /// Memory modes of a GPU: bf16 and 8 bits in checkpoints of binary32, and back.
 #[test]
@@ -244,4 +245,36 @@ fn a_gpu_that_is_too_small_is_said_with_what_would_fit() {
     let said = sae::run_with(&["train", &large, "--device", "cuda"], &borrowed(&small)).exits(64);
     said.says(&["does not fit", "train.moments = \"bf16\" would fit"]);
     assert!(!fixture.path("run/config.toml").exists(), "nothing was begun");
+}
+
+/// `sae encode` on a GPU finds the pairs that it finds on the processor, within rounding: where numbers are binary32, and where products are
+/// of bf16.
+#[test]
+fn a_gpu_encodes_what_the_processor_does() {
+    let Some(emulator) = Emulator::build(Plain) else { return };
+    let fixture = Fixture::with_data();
+    let mut recipe = fixture.recipe("run");
+    recipe.sae.features = 192;
+    (recipe.sae.bias_init, recipe.sae.bias_init_l0) = (BiasInit::Calibrated, 8.0);
+    recipe.train.tokens = Some(2560);
+    sae::run(&["train", &fixture.save("recipe", &recipe), "--device", "cpu"]).exits(0);
+    let data = fixture.text("eval");
+    let on = |device: &str, out: &str, precision: &str| {
+        let words = ["encode", &recipe.run.dir, "--data", &data, "--out", &fixture.text(out), "--device", device];
+        let environment = emulator.settings(&[]);
+        sae::run_with(&[&words[..], &["--precision", precision]].concat(), &borrowed(&environment)).exits(0);
+        pairs(&fixture.path(out))
+    };
+    let exact = on("cpu", "cpu", "f32");
+    let largest = exact.values().copied().fold(0.0, f32::max);
+    assert!(exact.len() > 4 * 1024, "{} pairs of 1,024 rows", exact.len());
+    for (precision, tolerance) in [("f32", 1e-5), ("mixed", 2e-2)] {
+        let on_gpu = on("cuda", precision, precision);
+        for pair in exact.keys().chain(on_gpu.keys()) {
+            let [a, b] = [&exact, &on_gpu].map(|of| of.get(pair).copied().unwrap_or(0.0));
+            assert!((a - b).abs() <= tolerance * largest, "{precision}, {pair:?}: {a} and {b} of {largest}");
+        }
+        let both = exact.keys().filter(|pair| on_gpu.contains_key(pair)).count();
+        assert!(100 * both >= 95 * exact.len(), "{precision}: {both} of {} pairs", exact.len());
+    }
 }

@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use loader::{Dtype, synth};
 use tests::fixture::{Fixture, Numbers, json, plain_rows, text, write_shards};
+use tests::pairs::pairs;
 use tests::processes::wait_for;
+use tests::s3::S3;
 use tests::{checkpoints, need, root, sae};
 use trainer::recipe::{BiasInit, Every, Recipe};
 
@@ -70,28 +72,6 @@ fn markers(folder: &Path) -> usize {
     names.filter(|name| name.to_string_lossy().starts_with(|c: char| c.is_ascii_digit())).count()
 }
 
-/// Pairs in the files of a folder, by row and feature, as bits.
-fn pairs(folder: &Path) -> BTreeMap<(u64, u32), u32> {
-    use arrow::array::AsArray;
-    use arrow::datatypes::{Float32Type, UInt32Type, UInt64Type};
-    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir(folder.join("activations")).expect("pairs").flatten() {
-        let file = fs::File::open(entry.path()).expect("a file");
-        for batch in ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet").build().expect("a reader") {
-            let batch = batch.expect("rows");
-            let (row, feature) =
-                (batch.column(0).as_primitive::<UInt64Type>(), batch.column(1).as_primitive::<UInt32Type>());
-            let activation = batch.column(2).as_primitive::<Float32Type>();
-            for i in 0..batch.num_rows() {
-                let before = all.insert((row.value(i), feature.value(i)), activation.value(i).to_bits());
-                assert_eq!(before, None, "a pair comes once");
-            }
-        }
-    }
-    all
-}
-
 /// What is written is what NumPy makes of the export, with the columns that came along: of a run, of its export, of an export in the
 /// layout of dictionary_learning, of one of features that are alive, which keep their numbers; with a filter, in shards of features, and
 /// of a dictionary of which half the features fire.
@@ -141,8 +121,8 @@ fn pairs_are_those_of_numpy_on_the_export() {
         check(&out, export, more);
     }
     encoded(run, "cut", &["--no-filter", "--feature-shards", "3"]);
-    let (cut, whole) = (pairs(&fixture.path("cut")), pairs(&fixture.path("all-rows")));
-    assert_eq!(cut, whole, "shards of features hold the same bits");
+    let bits = |of: &str| pairs(&fixture.path(of)).into_iter().map(|(pair, value)| (pair, value.to_bits()));
+    assert!(bits("cut").eq(bits("all-rows")), "shards of features hold the same bits");
     assert!(fixture.path("cut/activations/part-000000-02.parquet").exists());
 
     let dense = trained(&fixture, |recipe| {
@@ -323,4 +303,49 @@ fn a_folder_of_several_dictionaries_names_them() {
     encode(&[&one, "--data", &eval, "--out", &fixture.text("encoded")]).exits(0);
     let says = json(&fixture.path("encoded/encoding.json"));
     assert!((says["l0"].as_f64().expect("a number") - of_export["l0"].as_f64().expect("a number")).abs() < 1e-6);
+}
+
+/// Run, data and pairs in object storage: the bytes of local ones. A folder there that has dictionaries below it names them.
+#[test]
+fn any_store_will_do() {
+    let Some(python) = need::python() else { return };
+    let s3 = S3::start(&python);
+    let fixture = Fixture::new();
+    let spec = synth::Spec { features: 128, width: 32, rows: 4000, shards: 2, active: 4.0, ..Default::default() };
+    fixture.synth("train", &spec);
+    let recipe = trained(&fixture, |recipe| recipe.train.tokens = Some(2560));
+    let environment = s3.environment();
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let on_s3 = |words: &[&str]| sae::run_with(words, &environment);
+    for (name, bytes) in files(&fixture.path("train")) {
+        s3.put(&format!("train/{name}"), &bytes);
+    }
+    for (name, bytes) in files(Path::new(&recipe.run.dir)) {
+        s3.put(&format!("run/{name}"), &bytes);
+    }
+    let words = |run: &str, data: &str, out: &str| {
+        ["encode", run, "--data", data, "--out", out, "--part-rows", "1000", "--device", "cpu"].map(str::to_owned)
+    };
+    let encoded = |run: &str, data: &str, out: &str, workers: &[&str]| {
+        for worker in workers {
+            let words = words(run, data, out);
+            on_s3(&[&words.each_ref().map(String::as_str)[..], &["--worker", worker]].concat()).exits(0);
+        }
+    };
+    encoded(&recipe.run.dir, &fixture.text("train"), &fixture.text("local"), &["0/1"]);
+    encoded("s3://bucket/run", "s3://bucket/train", "s3://bucket/encoded", &["1/2", "0/2"]);
+    let local = files(&fixture.path("local"));
+    assert!(local.len() >= 8, "{:?}", local.keys());
+    for (name, bytes) in local {
+        assert!(s3.get(&format!("encoded/{name}")) == bytes, "{name}");
+    }
+
+    for hook in ["blocks.3.hook_resid_post", "blocks.7.hook_resid_post"] {
+        let out = format!("s3://bucket/hub/{hook}");
+        on_s3(&["export", &recipe.run.dir, "--out", &out, "--hook", hook]).exits(0);
+    }
+    on_s3(&["eval", "s3://bucket/hub", "--data", "s3://bucket/train"])
+        .exits(65)
+        .says(&["2 dictionaries below it", "blocks.3.hook_resid_post, blocks.7.hook_resid_post"]);
+    on_s3(&["eval", "s3://bucket/hub/blocks.7.hook_resid_post", "--data", "s3://bucket/train"]).exits(0);
 }

@@ -30,14 +30,14 @@ enum From {
     Behind(String),
 }
 
-/// Lists all below a folder.
-pub(crate) async fn list(pages: &dyn PaginatedListStore, folder: &Key) -> Result<Listing> {
+/// Lists what is below a folder: all of it, or the pages in which `most` objects come.
+pub(crate) async fn list(pages: &dyn PaginatedListStore, folder: &Key, most: usize) -> Result<Listing> {
     if !folder.is_root() {
-        return below(pages, Some(&format!("{folder}/"))).await;
+        return below(pages, Some(&format!("{folder}/")), most).await;
     }
     // The client cuts a `/` at the beginning of a key off, so that it would pass for another.
-    let slashed = below(pages, Some("/")).await?;
-    let mut all = below(pages, None).await?;
+    let slashed = below(pages, Some("/"), most).await?;
+    let mut all = below(pages, None, most).await?;
     if !(slashed.objects.is_empty() && slashed.unnamed.is_empty()) {
         for other in slashed.objects {
             if let Some(at) = all.objects.iter().position(|o| o.location == other.location && o.e_tag == other.e_tag) {
@@ -60,7 +60,7 @@ pub(crate) async fn is_empty(pages: &dyn PaginatedListStore, folder: &Key) -> Re
     }
 }
 
-async fn below(pages: &dyn PaginatedListStore, prefix: Option<&str>) -> Result<Listing> {
+async fn below(pages: &dyn PaginatedListStore, prefix: Option<&str>, most: usize) -> Result<Listing> {
     let mut listing = Listing::default();
     let (mut from, mut size) = (From::Start, PAGE);
     loop {
@@ -75,6 +75,7 @@ async fn below(pages: &dyn PaginatedListStore, prefix: Option<&str>) -> Result<L
             Ok(page) => {
                 listing.objects.extend(page.result.objects);
                 match page.page_token.filter(|token| !token.is_empty()) {
+                    Some(_) if listing.objects.len() >= most => return Ok(listing),
                     Some(token) => from = From::Page(token),
                     None => return Ok(listing),
                 }

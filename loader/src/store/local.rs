@@ -236,10 +236,11 @@ pub(crate) fn tag(m: &fs::Metadata) -> String {
     format!("{:x}-{:x}-{:x}", m.ino(), m.mtime().wrapping_mul(1_000_000_000).wrapping_add(m.mtime_nsec()), m.len())
 }
 
-/// All files below a folder, with keys relative to `root`, sorted. An absent folder is empty.
-pub(crate) fn list(root: &Path, folder: &str) -> Result<Vec<Entry>> {
+/// All files below a folder, with keys relative to `root`, sorted; where there are more than `most`, those of the folders that were looked into
+/// until then. An absent folder is empty.
+pub(crate) fn list(root: &Path, folder: &str, most: usize) -> Result<Vec<Entry>> {
     let (mut pending, mut found) = (vec![root.join(folder)], Vec::new());
-    while let Some(folder) = pending.pop() {
+    while let Some(folder) = pending.pop().filter(|_| found.len() <= most) {
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,

@@ -152,11 +152,11 @@ impl Remote {
     }
 
     /// All objects below this folder, sorted, with keys relative to `root`; and the keys that cannot be named.
-    pub(crate) async fn list(self, root: Key, url: String) -> Result<(Vec<Entry>, Vec<String>)> {
+    pub(crate) async fn list(self, root: Key, url: String, most: usize) -> Result<(Vec<Entry>, Vec<String>)> {
         let listing = match &self.lists {
-            Lists::Pages(pages) => listing::list(&**pages, &self.key).await,
+            Lists::Pages(pages) => listing::list(&**pages, &self.key, most).await,
             Lists::Whole | Lists::No => {
-                let objects = self.client.list(Some(&self.key)).try_collect().await;
+                let objects = self.client.list(Some(&self.key)).take(most).try_collect().await;
                 objects.map(|objects| Listing { objects, ..Listing::default() })
             }
         };
