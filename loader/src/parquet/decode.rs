@@ -563,30 +563,37 @@ impl ChunkReader for Region {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
+    use flate2::read::GzEncoder;
+
     use super::*;
     use crate::parquet::thrift::integer;
 
-    /// A v1 data page as Thrift writes it: PLAIN, `bytes` of body.
-    fn page(values: u64, uncompressed: u64, bytes: usize) -> Vec<u8> {
-        let fields =
-            [integer(0), integer(uncompressed), integer(bytes as u64)].map(|n| [vec![0x15], n].concat()).concat();
+    /// A v1 data page as Thrift writes it: PLAIN, with this body.
+    fn page(values: u64, uncompressed: u64, body: &[u8]) -> Vec<u8> {
+        let fields = [integer(0), integer(uncompressed), integer(body.len() as u64)].map(|n| [vec![0x15], n].concat());
         let data = [vec![0x2c, 0x15], integer(values), vec![0x15, 0, 0x15, 0x06, 0x15, 0x06, 0]].concat();
-        [fields, data, vec![0], vec![7; bytes]].concat()
+        [&fields.concat(), &data, &[0][..], body].concat()
     }
 
     #[test]
     fn pages_that_declare_the_impossible_are_refused() {
         let check = |page: &[u8], codec, rows: u64| check_pages(page, codec, rows * 216 + MORE, rows);
         let says = |outcome: Outcome<usize>, text: &str| assert!(outcome.unwrap_err().to_string().contains(text));
-        let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
-        assert_eq!(check(&page(10, 1000, 1000), Compression::UNCOMPRESSED, 10).unwrap(), 1000);
-        assert_eq!(check(&page(10, 1000, 60), Compression::SNAPPY, 10).unwrap(), 1000);
-        says(check(&page(10, 1000, 1000), Compression::UNCOMPRESSED, 11), "11 rows are declared, and 10 values");
+        let (zstd, body) = (Compression::ZSTD(parquet::basic::ZstdLevel::default()), &[7; 1000]);
+        assert_eq!(check(&page(10, 1000, body), Compression::UNCOMPRESSED, 10).unwrap(), 1000);
+        assert_eq!(check(&page(10, 1000, &[7; 60]), Compression::SNAPPY, 10).unwrap(), 1000);
+        says(check(&page(10, 1000, body), Compression::UNCOMPRESSED, 11), "11 rows are declared, and 10 values");
         let (rows, lie) = (1 << 30, 1 << 30);
-        says(check(&page(rows, lie, 1000), Compression::UNCOMPRESSED, 1 << 30), "more data than its bytes can hold");
-        says(check(&page(rows, lie, 1000), Compression::LZ4_RAW, 1 << 30), "more data than its bytes can hold");
-        says(check(&page(rows, lie, 1000), zstd, 1 << 30), "more data than its bytes can hold");
-        let held = check(&page(rows, 1 << 20, 1000), zstd, 1 << 30).unwrap();
+        says(check(&page(rows, lie, body), Compression::UNCOMPRESSED, 1 << 30), "more data than its bytes can hold");
+        says(check(&page(rows, lie, body), Compression::LZ4_RAW, 1 << 30), "more data than its bytes can hold");
+        says(check(&page(rows, lie, body), zstd, 1 << 30), "more data than its bytes can hold");
+        let held = check(&page(rows, 1 << 20, body), zstd, 1 << 30).unwrap();
         assert_eq!(held, 1 << 20, "no more than this is reserved");
+        let (gzip, mut zeros) = (Compression::GZIP(Default::default()), Vec::new());
+        GzEncoder::new(&[0; 1000][..], Default::default()).read_to_end(&mut zeros).unwrap();
+        assert_eq!(check(&page(10, 1000, &zeros), gzip, 10).unwrap(), 1000);
+        says(check(&page(10, 999, &zeros), gzip, 10), "more than its header says");
     }
 }
