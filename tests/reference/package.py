@@ -167,6 +167,15 @@ def refusals(folder):
     # A read-only place says so.
     pathlib.Path(f"{folder}/file").write_bytes(b"")
     refuses(OSError, ["file"], sae.ShardWriter(f"{folder}/file/below", 4).write, rows)
+    # A shard that no part has would be taken for rows: it is named, and left to whoever knows what it is.
+    left = new("left", shard_rows=6)
+    left.write(rows)
+    stray = pathlib.Path(f"{folder}/left/shard-000009.parquet")
+    stray.write_bytes(b"x")
+    refuses(sae.DamagedError, ["shard-000009.parquet", "of no part"], left.finish)
+    assert stray.read_bytes() == b"x" and not os.path.exists(f"{folder}/left/manifest.json")
+    stray.unlink()
+    assert left.finish() == 6
 
 
 def child(out, seed):
@@ -757,6 +766,29 @@ def remote(url, local):
         assert np.array_equal(weights.W_dec[some], expected["W_dec"][some]) and np.array_equal(weights.W_enc[:, 7], expected["W_enc"][:, 7])
         assert len(sae.encode(weights, rows[:10] * 30).row) > 0
     refuses(FileNotFoundError, ["no committed checkpoint"], sae.load, f"{url}/nothing")
+    twins_in_object_storage(f"{url}/twins", rows)
+
+
+def twins_in_object_storage(url, rows):
+    """Of two writers of the same one fails when the other has finished: what that has written stays, whole."""
+    from sae._store import Store
+
+    store = Store(url)
+    whole = lambda: {name: store.get(name, 1 << 30) for name in store.list()}
+    new = lambda: sae.ShardWriter(url, 32, "f16", shard_rows=1200)
+    failing, other = new(), new()
+    failing.write(rows[:700])
+    with other:
+        other.write(rows[:2000])
+    written = whole()
+    assert len(written) == 6, "two shards with their markers, the plan and the manifest"
+    failing.abort()
+    assert whole() == written, "something else is there"
+    output = store.open("a/b%20c#d")
+    output.write(b"1")
+    assert store.size("a/b%20c#d") is None, "an object that is not whole is there"
+    output.commit()
+    assert store.get("a/b%20c#d", 9) == b"1"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """A folder on a disk or in object storage: what is written there is there whole or not at all.
 
-Local files are written under a hidden name, forced to the disk and renamed. Objects appear when they are complete; what a stream that was
-left may leave is taken away again. Names are relative, with `/` between their parts.
+Local files are written under a hidden name, forced to the disk and renamed. Objects are kept in a temporary file until they are whole. So a writer that fails leaves
+what others have written as it is, and takes nothing away but what it made itself. Names are relative, with `/` between their parts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import mmap
 import os
 import pathlib
 import secrets
+import tempfile
 import urllib.parse
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
@@ -31,7 +34,7 @@ class Output(Protocol):
         """Makes the file visible under its name."""
 
     def abort(self) -> None:
-        """Leaves nothing behind, as far as the store lets it."""
+        """Leaves nothing behind. What others have under its name stays."""
 
 
 class _LocalOutput:
@@ -58,21 +61,32 @@ class _LocalOutput:
 
 
 class _RemoteOutput:
+    """An object, kept in a temporary file until it is whole. Arrow completes an upload however its stream ends: one that began before all was there
+    could end as a piece in the place of the whole object that another writer of the same has put there.
+    """
+
     def __init__(self, fs: Any, path: str) -> None:
         self._fs, self._path = fs, path
-        self._stream = fs.open_output_stream(path)
+        self._file = tempfile.TemporaryFile(prefix="sae-")
 
     def write(self, data: bytes | bytearray) -> None:
-        self._stream.write(data)
+        self._file.write(data)
 
     def commit(self) -> None:
-        self._stream.close()
+        # In a thread of its own, which is waited for: Ctrl-C comes to the main thread alone, and must not come between these calls.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._upload).result()
+        self._file.close()
+
+    def _upload(self) -> None:
+        self._file.flush()
+        is_empty = self._file.tell() == 0
+        whole = b"" if is_empty else mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        with self._fs.open_output_stream(self._path) as stream:
+            stream.write(pa.py_buffer(whole))
 
     def abort(self) -> None:
-        # Arrow completes an upload when its stream ends, in whatever way.
-        with contextlib.suppress(OSError):
-            self._stream.close()
-            self._fs.delete_file(self._path)
+        self._file.close()
 
 
 def _s3() -> Any:

@@ -108,7 +108,8 @@ class ShardWriter:
     behind them. Left by an exception (Ctrl-C too) it is the same; left without one it writes the rest and the manifest.
     One writer at a time writes a folder; several processes write a folder each, and `data.train` lists them.
 
-    Memory: about 140 MiB, whatever is written.
+    Memory: about 140 MiB, whatever is written. In object storage a shard is complete in a temporary file (`TMPDIR`) before it is sent, and is held in
+    memory while it is.
 
     Args:
         url: a folder by its path or URL (`s3://`, `gs://`); made if it is not there. It holds nothing, or what such a writer began.
