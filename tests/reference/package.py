@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, os.environ.get("SAE_PACKAGE", str(ROOT / "launch/python")))
 
 import pyarrow as pa  # noqa: E402
+import pyarrow.fs  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 import sae  # noqa: E402
@@ -115,8 +116,8 @@ def refusals(folder):
         refuses(ValueError, ["width"], sae.ShardWriter, f"{folder}/x", width)
     for dtype in ("f8", "int8", np.int32, torch.int64, "f64"):
         refuses(ValueError, ["choose f32, f16 or bf16"], sae.ShardWriter, f"{folder}/x", 4, dtype)
-    for url, words in (("", ["empty"]), ("ftp://x/y", ["ftp"]), ("s3://", ["no bucket"]), ("file://host/x", ["file:///"])):
-        refuses(ValueError, words, sae.ShardWriter, url, 4)
+    for url in (3, b"x", None, True):
+        refuses(ValueError, ["no path or URL", repr(url)], sae.ShardWriter, url, 4)
     refuses(ValueError, ["bytes"], new, metadata={"a": "x" * (1 << 17)})
     refuses(ValueError, ["JSON"], new, metadata={"a": object()})
     refuses(ValueError, ["JSON"], new, metadata={"a": float("nan")})
@@ -176,6 +177,73 @@ def refusals(folder):
     assert stray.read_bytes() == b"x" and not os.path.exists(f"{folder}/left/manifest.json")
     stray.unlink()
     assert left.finish() == 6
+
+
+def places(folder):
+    """A text means the same place as to the program, or is refused (loader/src/store/address.rs)."""
+    from sae._address import parse
+    from sae._store import Store
+
+    for text, expected in {
+        "a%20b/#c?d": ("", "", "a%20b/#c?d"),
+        "file:///a%20b/%5B0%5D": ("", "", "/a b/[0]"),
+        "FILE://localhost/a": ("", "", "/a"),
+        "s3://bucket/a%20b#c?d=e/ü~": ("s3", "bucket", "a%20b#c?d=e/ü~"),
+        "S3A://bucket/": ("s3a", "bucket", ""),
+        "gs://bucket/a/": ("gs", "bucket", "a"),
+        "az://box/a@b": ("az", "box", "a@b"),
+        "abfss://box@account.dfs.core.windows.net/a": ("abfss", "box@account.dfs.core.windows.net", "a"),
+        "1x://y": ("", "", "1x://y"),
+    }.items():
+        assert parse(text) == expected, (text, parse(text))
+    for text, words in {
+        "": ["empty"],
+        "ftp://x/y": ["ftp:// is not read"],
+        "https://x/y": ["https:// is not read"],
+        "s3://": ["no bucket"],
+        "s3://host:9000/x": ["no bucket is called host:9000", "AWS_ENDPOINT"],
+        "s3://key:secret@bucket/x": ["do not belong in a URL"],
+        "s3://bucket/x?X-Amz-Signature=secret": ["do not belong in a URL"],
+        "az://box:secret@account/x": ["do not belong in a URL"],
+        "file:///x?sig=secret": ["do not belong in a URL"],
+        "file://host/x": ["write file:///"],
+        "file://localhost": ["write file:///"],
+        "file:///a#b": ["%23"],
+        "file:///%ff": ["percent-encoded UTF-8"],
+        "s3://bucket/a//b": ["is empty"],
+        "s3://bucket/a/../b": ["`..`"],
+        "s3://bucket/a\nb": ["control character"],
+        "$SCRATCH_OF_NOBODY/a": ["$SCRATCH_OF_NOBODY is a variable", "expandvars"],
+        "a/${X_OF_NOBODY}": ["$X_OF_NOBODY is a variable"],
+    }.items():
+        refuses(ValueError, words, parse, text)
+        try:
+            parse(text)
+        except ValueError as error:
+            assert "secret" not in str(error), error
+    os.mkdir(f"{folder}/$acts")
+    assert parse(f"{folder}/$acts/new").path == f"{folder}/$acts/new"
+
+    # Arrow's file systems are made without a request.
+    assert Store("gs://bucket/a/b")._root == "bucket/a/b" and type(Store("gs://bucket")._fs).__name__ == "GcsFileSystem"
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        del os.environ[name]
+    refuses(ValueError, ["AZURE_STORAGE_ACCOUNT_NAME", "az://box@ACCOUNT.dfs.core.windows.net"], Store, "az://box/a")
+    for wrong in ("abfss://box@account.example.com/a", "abfss://@account.dfs.core.windows.net/a"):
+        refuses(ValueError, ["CONTAINER@ACCOUNT.dfs.core.windows.net"], Store, wrong)
+    whole = Store("abfss://box@account.dfs.core.windows.net/a/b/")
+    os.environ |= {"AZURE_STORAGE_ACCOUNT_NAME": "other", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5", "AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:1"}
+    named = Store("wasbs://box/a")
+    assert (whole._root, named._root) == ("box/a/b", "box/a") and {type(of._fs) for of in (whole, named)} == {pa.fs.AzureFileSystem}
+    assert whole.below("c").url == "abfss://box@account.dfs.core.windows.net/a/b/c"
+    # A pyarrow of before.
+    azure = pa.fs.AzureFileSystem
+    del pa.fs.AzureFileSystem
+    refuses(ValueError, [f"pyarrow {pa.__version__} has no AzureFileSystem", "newer"], Store, "az://box/a")
+    pa.fs.AzureFileSystem = lambda account, account_key: None
+    os.environ |= {"AZURE_TENANT_ID": "a", "AZURE_CLIENT_ID": "b", "AZURE_CLIENT_SECRET": "c"}
+    refuses(ValueError, ["does not take these credentials", "newer"], Store, "az://box/a")
+    pa.fs.AzureFileSystem = azure
 
 
 def child(out, seed):

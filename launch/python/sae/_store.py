@@ -13,7 +13,6 @@ import os
 import pathlib
 import secrets
 import tempfile
-import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Protocol
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.fs
 
+from . import _address, _filesystems
 from ._errors import StoreError
 
 
@@ -89,53 +89,24 @@ class _RemoteOutput:
         self._file.close()
 
 
-def _s3() -> Any:
-    """S3 with the variables that `sae` reads; credentials beyond them are found by Arrow as the AWS tools find theirs."""
-    options: dict[str, Any] = {}
-    endpoint = next((os.environ[name] for name in ("AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
-    if endpoint:
-        scheme, _, host = endpoint.rpartition("://")
-        options["scheme"], options["endpoint_override"] = scheme or "https", host.rstrip("/")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region:
-        options["region"] = region
-    return pa.fs.S3FileSystem(**options)
-
-
 class Store:
-    """A folder by its path or URL: `runs/my`, `file:///data`, `s3://bucket/prefix`, `gs://bucket/prefix`.
+    """A folder by its path or URL: `runs/my`, `file:///data`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
 
     Raises:
-        ValueError: for an empty path, a URL without a bucket, or a scheme that is none of these.
+        ValueError: for what is no such place.
+        StoreError: for one that Arrow cannot open.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
+        address = _address.parse(url)
         text = os.fspath(url)
-        if not text:
-            raise ValueError("empty path: give a folder or a URL such as s3://bucket/prefix")
         self.url = text.rstrip("/") or "/"
         self._local: pathlib.Path | None = None
         self._fs: Any = None
-        scheme, separator, rest = text.partition("://")
-        if not separator:
-            self._local = pathlib.Path(text).absolute()
-            return
-        bucket, _, prefix = rest.partition("/")
-        scheme = scheme.lower()
-        if scheme == "file":
-            if bucket not in ("", "localhost"):
-                raise ValueError(f"{text}: write file:///absolute/path")
-            self._local = pathlib.Path("/" + urllib.parse.unquote(prefix))
-            return
-        if scheme not in ("s3", "s3a", "gs"):
-            raise ValueError(f"{scheme}:// is not written or read from Python: give a path, file://, s3:// or gs://")
-        if not bucket or "@" in bucket:
-            raise ValueError(f"no bucket: write {scheme}://BUCKET/PREFIX")
-        try:
-            self._fs = pa.fs.GcsFileSystem() if scheme == "gs" else _s3()
-        except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{self.url}: {error}") from error
-        self._root = "/".join([bucket, *[part for part in prefix.split("/") if part]])
+        if address.scheme:
+            self._fs, self._root = _filesystems.of(address)
+        else:
+            self._local = pathlib.Path(address.path).absolute()
 
     @classmethod
     def of(cls, place: str | os.PathLike[str] | Store) -> Store:
@@ -156,7 +127,7 @@ class Store:
 
     def url_of(self, name: str) -> str:
         """A file as it is called in messages."""
-        return f"{self.url.rstrip('/')}/{name}"
+        return f"{self.url.rstrip('/')}/{name}" if name else self.url
 
     def local(self, name: str) -> pathlib.Path | None:
         """The path of a file, where files have one."""

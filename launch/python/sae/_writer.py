@@ -112,7 +112,7 @@ class ShardWriter:
     memory while it is.
 
     Args:
-        url: a folder by its path or URL (`s3://`, `gs://`); made if it is not there. It holds nothing, or what such a writer began.
+        url: a folder by its path or URL (`s3://`, `gs://`, `az://`); made if it is not there. It holds nothing, or what such a writer began.
         width: numbers in a row, 1 to 2^20.
         dtype: how they are stored: `"bf16"`, `"f16"` or `"f32"`, or such a dtype of numpy or torch. Numbers that come in another format are
             rounded to the nearest.
