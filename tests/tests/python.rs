@@ -26,12 +26,13 @@ fn checked(interpreter: &Path, checks: &[&str], environment: &[(String, String)]
 fn a_writer_takes_what_there_is_and_refuses_the_rest() {
     let Some(interpreter) = need::python() else { return };
     let fixture = Fixture::new();
-    let [formats, refusals, places, killed] = ["formats", "refusals", "places", "killed"].map(|name| {
-        fs::create_dir(fixture.path(name)).expect("a folder");
-        fixture.text(name)
-    });
-    let refusals = ["formats", &formats, "--", "refusals", &refusals, "--", "places", &places];
-    checked(&interpreter, &[&refusals[..], &["--", "killed", &killed, "5"]].concat(), &[]);
+    let [formats, refusals, columns, places, killed] =
+        ["formats", "refusals", "columns", "places", "killed"].map(|name| {
+            fs::create_dir(fixture.path(name)).expect("a folder");
+            fixture.text(name)
+        });
+    let refusals = ["formats", &formats, "--", "refusals", &refusals, "--", "columns", &columns];
+    checked(&interpreter, &[&refusals[..], &["--", "places", &places, "--", "killed", &killed, "5"]].concat(), &[]);
     // The loader verifies the checksums, and finds the columns.
     for folder in ["killed/whole", "killed/killed", "formats/own-bits", "formats/torch-f32"] {
         let report = sae::run(&["inspect", &fixture.text(folder), "--json"]).exits(0).json();

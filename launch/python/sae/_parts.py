@@ -57,11 +57,12 @@ class Parts:
     """The parts of a data set, whose writer goes by `plan`.
 
     Raises:
-        ValueError: when the folder holds shards that were not written in parts, or parts of another plan.
+        ValueError: when the folder is a file, or holds shards that were not written in parts, or parts of another plan.
     """
 
     def __init__(self, store: Store, plan: Mapping[str, Any] | None = None) -> None:
         self.store = store
+        store.refuse_file()
         # Shards that are seen here were there before the plan is looked for: another worker writes that first.
         there = store.list()
         self.plan = self._read_plan()

@@ -133,6 +133,17 @@ class Store:
         """The path of a file, where files have one."""
         return None if self._local is None else self._local / name
 
+    def refuse_file(self) -> None:
+        """Refuses a place on this machine where no folder can be.
+
+        Raises:
+            ValueError: naming the file that is in its way.
+        """
+        with self._named(""):
+            above = next((path for path in (self._local, *self._local.parents) if path.exists()), None) if self._local else None
+            if above is not None and not above.is_dir():
+                raise ValueError(f"{self.url}: {above} is a file, and a folder is needed: name another")
+
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:
         """Errors that say where they happened."""
