@@ -21,6 +21,18 @@ fn checked(interpreter: &Path, checks: &[&str], environment: &[(String, String)]
     assert!(output.status.success(), "{checks:?}: {said}");
 }
 
+/// The package is typed, as its marker says; its pyproject.toml names the packages that are not.
+#[test]
+fn the_package_is_typed() {
+    let Some(interpreter) = need::models_python() else { return };
+    let fixture = Fixture::new();
+    let mut command = Command::new(interpreter);
+    command.args(["-m", "mypy", "--strict", "--cache-dir", &fixture.text("cache")]);
+    let output = command.current_dir(root().join("launch/python")).output().expect("mypy runs");
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{said}");
+}
+
 /// Rows of every format, those that are refused, and each once however often its writer was killed.
 #[test]
 fn a_writer_takes_what_there_is_and_refuses_the_rest() {
