@@ -287,6 +287,14 @@ def places(folder):
     os.mkdir(f"{folder}/$acts")
     assert parse(f"{folder}/$acts/new").path == f"{folder}/$acts/new"
 
+    # What goes wrong with a file on its way is said with its name.
+    output = Store(folder).open("taken")
+    output.write(b"x")
+    os.mkdir(f"{folder}/taken")
+    refuses(sae.StoreError, [f"{folder}/taken: ", "directory"], output.commit)
+    output.abort()
+    assert sorted(os.listdir(folder)) == ["$acts", "taken"]
+
     # Arrow's file systems are made without a request.
     assert Store("gs://bucket/a/b")._root == "bucket/a/b" and type(Store("gs://bucket")._fs).__name__ == "GcsFileSystem"
     for name in [name for name in os.environ if name.startswith("AZURE_")]:

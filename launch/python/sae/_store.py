@@ -13,8 +13,9 @@ import os
 import pathlib
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
@@ -87,6 +88,25 @@ class _RemoteOutput:
 
     def abort(self) -> None:
         self._file.close()
+
+
+class _Named:
+    """An output whose errors say what they are about."""
+
+    def __init__(self, output: Output, named: Callable[[], AbstractContextManager[None]]) -> None:
+        self._output, self._named = output, named
+
+    def write(self, data: bytes | bytearray) -> None:
+        with self._named():
+            self._output.write(data)
+
+    def commit(self) -> None:
+        with self._named():
+            self._output.commit()
+
+    def abort(self) -> None:
+        with self._named():
+            self._output.abort()
 
 
 class Store:
@@ -211,18 +231,20 @@ class Store:
 
     def open(self, name: str) -> Output:
         """Begins a file."""
+        output: Output
         with self._named(name):
             if self._local is not None:
-                return _LocalOutput(self._local / name)
-            return _RemoteOutput(self._fs, f"{self._root}/{name}")
+                output = _LocalOutput(self._local / name)
+            else:
+                output = _RemoteOutput(self._fs, f"{self._root}/{name}")
+        return _Named(output, lambda: self._named(name))
 
     def put(self, name: str, data: bytes) -> None:
         """Writes a whole file."""
         output = self.open(name)
         try:
-            with self._named(name):
-                output.write(data)
-                output.commit()
+            output.write(data)
+            output.commit()
         except BaseException:
             output.abort()
             raise
