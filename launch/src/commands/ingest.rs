@@ -4,7 +4,7 @@ use indicatif::HumanCount;
 use ingest::{Options, Outcome, Refusal, Survey};
 use loader::{Error, Help, Store};
 
-use crate::args::{Ingest, SourceFormat};
+use crate::args::Ingest;
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::{signals, table, worker, world};
@@ -16,7 +16,7 @@ const MOST_THREADS: usize = 4;
 pub fn run(args: &Ingest) -> Result<(), Failure> {
     let worker = worker::of(args.worker, &world::environment())?;
     let options = Options {
-        from: args.from.map(SourceFormat::format),
+        from: args.from,
         name: args.tensor.clone(),
         layer: args.layer,
         dtype: args.dtype,

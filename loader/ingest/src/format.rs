@@ -1,8 +1,9 @@
 //! Which formats there are, and which one a source is in.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
-use loader::Result;
+use loader::{Error, Result};
 
 use crate::files::Found;
 use crate::{arrow, parquet, safetensors};
@@ -38,7 +39,7 @@ impl Format {
         Format::Torch,
     ];
 
-    /// Its name.
+    /// Its name, by which it is asked for.
     pub fn name(self) -> &'static str {
         match self {
             Format::Npy => "npy",
@@ -48,6 +49,21 @@ impl Format {
             Format::Bionemo => "bionemo",
             Format::Vllm => "vllm",
             Format::Torch => "torch",
+        }
+    }
+
+    /// What it is, in a line for people who choose one.
+    pub fn about(self) -> &'static str {
+        match self {
+            Format::Npy => "NumPy's .npy: [rows, width] or [contexts, positions, width]",
+            Format::Safetensors => "safetensors, with tensors of these shapes",
+            Format::Arrow => {
+                "A data set saved by Hugging Face's datasets (save_to_disk), SAELens' activation cache, other Arrow files"
+            }
+            Format::Parquet => "Parquet, with a row or a context in a record",
+            Format::Bionemo => "A store of BioNeMo's",
+            Format::Vllm => "Hidden states that vLLM extracted, a file for each request",
+            Format::Torch => "Archives of torch.save, of which tensors alone are read: no pickle is executed",
         }
     }
 
@@ -64,6 +80,16 @@ impl Format {
 
     pub(crate) fn has(self, extension: &str) -> bool {
         self.extensions().contains(&extension)
+    }
+}
+
+/// Reads a format's name.
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let named = Format::ALL.into_iter().find(|format| format.name() == name);
+        named.ok_or_else(|| Error::Arguments(format!("{name:?} is no format that is read")))
     }
 }
 
