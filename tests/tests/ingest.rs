@@ -206,6 +206,63 @@ fn npy(path: &Path, header: &str, rows: &[u8]) {
     fs::write(path, bytes).expect("a file is written");
 }
 
+/// An array of rows of two numbers, of the type that a `descr` names.
+fn rows_of_two<const N: usize>(path: &Path, descr: &str, numbers: &[[u8; N]]) {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}, 2), }}", numbers.len() / 2);
+    npy(path, &header, &numbers.concat());
+}
+
+/// A source that cannot be read by the name that it was given is called by that name, with what helps.
+#[test]
+fn sources_that_are_none_are_named() {
+    let fixture = Fixture::new();
+    let put = |name: &str, bytes: &[u8]| {
+        fs::create_dir_all(fixture.path(name).parent().expect("a folder")).expect("a folder");
+        fs::write(fixture.path(name), bytes).expect("a file is written");
+    };
+    put("empty", b"");
+    put("notes/a.txt", b"text");
+    put("zip/a.npz", b"PK\x03\x04");
+    put("hidden/.a.npy", b"");
+    rows_of_two(&fixture.path("twice/a.npy"), "<f4", &[[0; 4]; 4]);
+    std::os::unix::fs::symlink("a.npy", fixture.path("twice/b.npy")).expect("a link");
+    put("listed/a.arrow", b"");
+    put("listed/state.json", br#"{"_data_files": [{"filename": "a.arrow"}, {"filename": "a.arrow"}]}"#);
+    for (source, code, says) in [
+        ("empty", 65, &["empty: is empty"][..]),
+        ("notes/a.txt", 64, &["notes/a.txt holds no files of a known format", "--from"]),
+        ("notes", 64, &["notes holds no files of a known format: 1 of .txt"]),
+        ("zip/a.npz", 65, &["zip/a.npz: is a zip of NumPy's arrays", "numpy.load", "numpy.save"]),
+        ("zip", 65, &["zip/a.npz: is a zip of NumPy's arrays"]),
+        ("hidden", 65, &["hidden: holds nothing but files and folders whose names begin with . or _"]),
+        ("twice", 65, &["twice/b.npy: is one file with", "twice/a.npy", "would come twice"]),
+        ("listed", 65, &["listed/a.arrow: is listed twice"]),
+    ] {
+        let ended = sae::run(&["ingest", &fixture.text(source), "--out", &fixture.text("out")]).exits(code).says(says);
+        assert!(
+            !ended.stderr.contains("--column") && (code == 64) == ended.stderr.contains("--from"),
+            "{}",
+            ended.stderr
+        );
+    }
+    let named = sae::run(&["ingest", &fixture.text("zip"), "--from", "torch", "--out", &fixture.text("out")]);
+    named.exits(65).says(&["zip/a.npz: is a zip of NumPy's arrays"]);
+
+    // What is written would be read by the next start.
+    rows_of_two(&fixture.path("source/a.npy"), "<f4", &[[0; 4]; 4]);
+    std::os::unix::fs::symlink(fixture.path("source"), fixture.path("link")).expect("a link");
+    for out in ["source", "source/shards", "link/shards/of/it", "source/../link"] {
+        sae::run(&["ingest", &fixture.text("source"), "--out", &fixture.text(out)])
+            .exits(64)
+            .says(&["lies in the source", "name a folder outside of it"]);
+        assert_eq!(below(&fixture.path("source")).len(), 1, "something was written");
+    }
+    // A file has nothing below it, so its own folder will do.
+    for (source, out) in [("source", "source-shards"), ("source/a.npy", "source")] {
+        sae::run(&["ingest", &fixture.text(source), "--out", &fixture.text(out)]).exits(0);
+    }
+}
+
 const WIDTH: usize = 64;
 
 /// Three files of 48 MiB in all: with parts of 1 MiB many are made in one run.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use loader::{Error, Result};
 
-use crate::files::Found;
+use crate::files::{File, Found, flaw};
 use crate::{arrow, parquet, safetensors};
 
 /// A form in which other tools keep activations.
@@ -93,8 +93,20 @@ impl FromStr for Format {
     }
 }
 
-/// The format that a source is in, or why that cannot be said.
-pub(crate) fn guess(found: &Found) -> Result<std::result::Result<Format, String>> {
+/// Refuses a source of NumPy's archives, which look like PyTorch's from outside. Among files of a format they are other files.
+pub(crate) fn refuse_archives(found: &Found) -> Result<()> {
+    let is_known = |file: &File| Format::ALL.iter().any(|format| format.has(&file.extension()));
+    match found.files.iter().find(|file| file.extension() == "npz") {
+        Some(file) if !found.files.iter().any(is_known) => Err(file.flaw(
+            "is a zip of NumPy's arrays, of which one has to be taken out: a = numpy.load(\"….npz\"), a.files are its names, \
+             numpy.save(\"acts.npy\", a[\"NAME\"])",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The format that a source of this name is in, or why that cannot be said.
+pub(crate) fn guess(found: &Found, url: &str) -> Result<std::result::Result<Format, String>> {
     let has = |key: &str| found.files.iter().any(|file| file.key == key);
     let counted = |format: Format| found.files.iter().filter(|file| format.has(&file.extension())).count();
     if counted(Format::Parquet) > 0 && parquet::bionemo(found)?.is_some() {
@@ -113,21 +125,23 @@ pub(crate) fn guess(found: &Found) -> Result<std::result::Result<Format, String>
             Ok(Ok(if is_vllm { Format::Vllm } else { Format::Safetensors }))
         }
         [format] => Ok(Ok(*format)),
-        [] => by_content(found),
+        [] => by_content(found, url),
         several => {
             let counts = several.iter().map(|&format| format!("{} of {}", counted(format), format.name()));
-            Ok(Err(format!(
-                "{} holds files of several formats: {}",
-                found.store.url(),
-                counts.collect::<Vec<_>>().join(", ")
-            )))
+            Ok(Err(format!("{url} holds files of several formats: {}", counts.collect::<Vec<_>>().join(", "))))
         }
     }
 }
 
 /// By the first bytes of a file whose name says nothing.
-fn by_content(found: &Found) -> Result<std::result::Result<Format, String>> {
+fn by_content(found: &Found, url: &str) -> Result<std::result::Result<Format, String>> {
+    if found.files.is_empty() {
+        return Err(flaw(url, "holds nothing but files and folders whose names begin with . or _, which are not read"));
+    }
     if let [file] = found.files.as_slice() {
+        if file.size == 0 {
+            return Err(file.flaw("is empty: copy it again"));
+        }
         let head = file.head(8)?;
         let begins = |magic: &[u8]| head.starts_with(magic);
         for (format, magic) in [
@@ -151,5 +165,5 @@ fn by_content(found: &Found) -> Result<std::result::Result<Format, String>> {
         .collect::<Vec<_>>()
         .join(", ");
     let zst = if extensions.contains_key("zst") { " (decompress them first: zstd -d)" } else { "" };
-    Ok(Err(format!("{} holds no files of a known format: {shown}{zst}", found.store.url())))
+    Ok(Err(format!("{url} holds no files of a known format: {shown}{zst}")))
 }

@@ -5,6 +5,7 @@
 //! read in ranges of records, so memory does not grow with them (Parquet: with their row groups). What a file claims is held against its size before
 //! memory is taken; nothing in it is executed, and no name in it is a path that is written to.
 
+mod apart;
 mod arrow;
 mod files;
 mod format;

@@ -30,7 +30,8 @@ const TOLD_EVERY: Duration = Duration::from_millis(100);
 /// worker's rows that are done, of how many.
 ///
 /// # Errors
-/// [`Error::Arguments`] where the folder holds other shards or parts of another plan; [`Error::Data`] where a file is damaged; those of the stores.
+/// [`Error::Arguments`] where the folder lies in the source, or holds other shards or parts of another plan; [`Error::Data`] where a file is damaged;
+/// those of the stores.
 pub fn write(
     survey: &Survey,
     out: &Store,
@@ -39,6 +40,7 @@ pub fn write(
     stop: &AtomicBool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Outcome> {
+    survey.refuse_inside(out)?;
     let parts = Parts::open(out, &survey.plan())?;
     let count = survey.parts();
     let left = parts.left(worker, count)?;
