@@ -112,6 +112,7 @@ fn every_format_comes_over_as_its_own_tool_wrote_it(Made { fixture, cases }: &Ma
         (&source["hook_name"], &source["context_length"]),
         (&Value::from("blocks.3.hook_resid_post"), &Value::from(8))
     );
+    assert!(source["non_finite_rows"].as_u64() > Some(0) && source["non_finite_rows"] == inspected["non_finite"]);
 
     // A choice that is not made, or made wrong.
     let several = fixture.text("sources/safetensors-named");
@@ -210,6 +211,49 @@ fn npy(path: &Path, header: &str, rows: &[u8]) {
 fn rows_of_two<const N: usize>(path: &Path, descr: &str, numbers: &[[u8; N]]) {
     let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}, 2), }}", numbers.len() / 2);
     npy(path, &header, &numbers.concat());
+}
+
+/// Rows that no run takes come over, since a filter may leave them out, and are told of once, by the worker that sees all parts.
+#[test]
+fn rows_that_are_not_finite_are_counted_and_the_first_is_named() {
+    let fixture = Fixture::new();
+    let (nan, infinite, one) = (f32::NAN.to_le_bytes(), f32::NEG_INFINITY.to_le_bytes(), 1f32.to_le_bytes());
+    rows_of_two(&fixture.path("plain/a.npy"), "<f4", &[one; 6]);
+    rows_of_two(&fixture.path("plain/b.npy"), "<f4", &[one, one, nan, one, one, infinite, nan, nan]);
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 2), }";
+    npy(&fixture.path("contexts/a.npy"), header, &[[one; 4], [one, one, infinite, one]].concat().concat());
+    for (source, count, first) in [("plain", 3, "row 1 of b.npy"), ("contexts", 1, "row 1 of context 1 of a.npy")] {
+        let out = fixture.text(&format!("{source}-shards"));
+        let worker = |which: &str| {
+            sae::run(&["ingest", &fixture.text(source), "--out", &out, "--part-size", "1", "--worker", which]).exits(0)
+        };
+        assert!(!worker("1/2").stderr.contains("NaN"));
+        let last = worker("0/2").says(&[
+            &format!("in {count} of"),
+            &format!("first in {first}:"),
+            "data.filter.finite = true",
+        ]);
+        assert!(last.stdout.contains("rows with NaN or infinity"), "{}", last.stdout);
+        let inspected = sae::run(&["inspect", &out, "--json"]).exits(0).json();
+        assert_eq!(inspected["non_finite"], Value::from(count));
+        assert_eq!(json(&Path::new(&out).join("manifest.json"))["source"]["non_finite_rows"], inspected["non_finite"]);
+    }
+    // All are finite, and nothing is said.
+    let whole = fixture.text("plain/a.npy");
+    let ended = sae::run(&["ingest", &whole, "--out", &fixture.text("whole")]).exits(0);
+    assert!(!ended.stderr.contains("NaN") && !ended.stdout.contains("NaN"));
+    assert!(json(&fixture.path("whole/manifest.json"))["source"]["non_finite_rows"].is_null());
+    // What would become infinite is refused, with a format that holds it where there is one.
+    let large = |number: f64| number.to_le_bytes();
+    rows_of_two(&fixture.path("f64.npy"), "<f8", &[1.0, 1.0, 1.0, 1e39].map(large));
+    rows_of_two(&fixture.path("f32.npy"), "<f4", &[1f32, 1.0, -70_000.0, 1.0].map(f32::to_le_bytes));
+    for (source, more, says) in [
+        ("f64.npy", &[][..], "row 1 holds 1e39, which f32 does not: no format of a shard does: scale the rows"),
+        ("f32.npy", &["--dtype", "f16"], "row 1 holds -7e4, which f16 does not: store bf16 or f32"),
+    ] {
+        let call = ["ingest", &fixture.text(source), "--out", &fixture.text("refused")];
+        sae::run(&[&call[..], more].concat()).exits(65).says(&[source, says]);
+    }
 }
 
 /// A source that cannot be read by the name that it was given is called by that name, with what helps.

@@ -8,6 +8,7 @@
 mod apart;
 mod arrow;
 mod files;
+mod finite;
 mod format;
 mod npy;
 mod numbers;
@@ -20,6 +21,7 @@ mod torch;
 mod unit;
 mod work;
 
+pub use finite::NonFinite;
 pub use format::Format;
 pub use survey::{Options, Refusal, Survey};
 pub use work::{Outcome, write};

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::files::{self, File, Found, flaw};
+use crate::finite::NonFinite;
 use crate::format::{self, Format};
 use crate::unit::{Contents, Shape, Unit};
 use crate::{apart, arrow, npy, parquet, safetensors, torch};
@@ -239,6 +240,17 @@ impl Survey {
         self.shape.contexts && self.shape.columns.iter().all(|column| column.name != name)
     }
 
+    /// A row as messages call it: by its number in its file, or by that of its context and its place there. `record` is counted from the
+    /// beginning of a unit.
+    pub(crate) fn row_name(&self, unit: usize, record: u64, pos: Option<i32>) -> String {
+        let before = self.units[..unit].iter().rev().take_while(|before| before.file == self.units[unit].file);
+        let number = before.fold(record, |number, unit| number.saturating_add(unit.records));
+        match pos {
+            Some(pos) => format!("row {pos} of context {number}"),
+            None => format!("row {number}"),
+        }
+    }
+
     /// Refuses an output that lies in the source.
     pub(crate) fn refuse_inside(&self, out: &Store) -> Result<()> {
         self.folder.as_ref().map_or(Ok(()), |folder| apart::refuse_inside(folder, out))
@@ -264,8 +276,8 @@ impl Survey {
         Plan { what, folders: BTreeMap::from([(String::new(), options)]) }
     }
 
-    /// What the manifest says of where the rows come from.
-    pub(crate) fn source(&self) -> Source {
+    /// What the manifest says of where the rows come from, and what is known of them.
+    pub(crate) fn source(&self, non_finite: &NonFinite) -> Source {
         let mut source = Source::new();
         let mut say = |key: &str, value: Value| drop(source.insert(key.into(), value));
         say("tool", "sae ingest".into());
@@ -289,6 +301,9 @@ impl Survey {
         }
         if let Some(layer) = self.options.layer {
             say("layer_place", layer.into());
+        }
+        if non_finite.rows > 0 {
+            say("non_finite_rows", non_finite.rows.into());
         }
         source
     }
