@@ -20,7 +20,7 @@ use loader::{Dtype, number, patience};
 pub use self::encode::Encode;
 pub use self::export::{Export, Format};
 pub use self::harvest::Harvest;
-pub use self::ingest::{Ingest, SourceFormat};
+pub use self::ingest::Ingest;
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
 pub use self::plan::{L0, MTBF, PlanArgs};
 pub use self::scaling::{Fit, Objective, Recommend, Scaling, What};

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, os.environ.get("SAE_PACKAGE", str(ROOT / "launch/python")))
 
 import pyarrow as pa  # noqa: E402
+import pyarrow.fs  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 import sae  # noqa: E402
@@ -115,20 +116,34 @@ def refusals(folder):
         refuses(ValueError, ["width"], sae.ShardWriter, f"{folder}/x", width)
     for dtype in ("f8", "int8", np.int32, torch.int64, "f64"):
         refuses(ValueError, ["choose f32, f16 or bf16"], sae.ShardWriter, f"{folder}/x", 4, dtype)
-    for url, words in (("", ["empty"]), ("ftp://x/y", ["ftp"]), ("s3://", ["no bucket"]), ("file://host/x", ["file:///"])):
-        refuses(ValueError, words, sae.ShardWriter, url, 4)
+    for url in (3, b"x", None, True):
+        refuses(ValueError, ["no path or URL", repr(url)], sae.ShardWriter, url, 4)
     refuses(ValueError, ["bytes"], new, metadata={"a": "x" * (1 << 17)})
     refuses(ValueError, ["JSON"], new, metadata={"a": object()})
     refuses(ValueError, ["JSON"], new, metadata={"a": float("nan")})
-    refuses(ValueError, ["type"], new, columns={"a": "list<int32>"})
-    refuses(ValueError, ["shard_rows"], new, shard_rows=0)
+    for columns, words in (
+        ({"a": "list<int32>"}, ["column a", "type 'list<int32>'"]),
+        ({"a": int}, ["column a", "type <class 'int'>"]),
+        ({3: "int32"}, ["called 3"]),
+        ({"activation": "int32"}, ["'activation'"]),
+        (["a"], ["columns ['a']", "types by names"]),
+    ):
+        refuses(ValueError, words, new, columns=columns)
+    for rows_of_shard in (0, -1, 2.0, "9", True, [4]):
+        refuses(ValueError, [f"shard_rows {rows_of_shard!r}: a whole number"], new, shard_rows=rows_of_shard)
+    for shuffled in ("no", 1, None):
+        refuses(ValueError, [f"shuffled {shuffled!r}: True or False"], new, shuffled=shuffled)
     assert not os.path.exists(f"{folder}/x") and not os.path.exists(f"{folder}/w")
 
     writer = new()
     for wrong in (np.ones((6, 5), np.float32), np.ones(4 * 6, np.float32), np.float32(1), torch.ones(2, 3, 5)):
         refuses(ValueError, ["last dimension"], writer.write, wrong)
-    for wrong in (np.ones((6, 4), np.int32), torch.ones(6, 4, dtype=torch.int64), np.ones((6, 4), complex), np.full((6, 4), "a")):
+    for wrong in (np.ones((6, 4), np.int32), torch.ones(6, 4, dtype=torch.int64), np.ones((6, 4), complex), np.full((6, 4), "a"), [["a"] * 4]):
         refuses(ValueError, ["floats"], writer.write, wrong)
+    for bits in (np.ones((6, 4), np.int16), torch.ones(6, 4, dtype=torch.int16)):
+        refuses(ValueError, ["floats", "numpy's uint16"], writer.write, bits)
+    for wrong in ([[1.0, 2.0], [3.0]], None, "rows"):
+        refuses(ValueError, ["rows"], writer.write, wrong)
     for value, words in ((np.nan, ["row 3", "not finite"]), (np.inf, ["row 3", "not finite"]), (1e6, ["row 3", "f16 cannot"])):
         bad = rows.copy()
         bad[3, 2] = value
@@ -145,9 +160,32 @@ def refusals(folder):
     refuses(ValueError, ["5 values for 6 rows"], writer.write, rows, token_id=[1] * 5, of=1)
     turned = torch.arange(6).reshape(3, 2)
     refuses(ValueError, ["[3, 2]", "[2, 3]"], writer.write, rows.reshape(2, 3, -1), token_id=turned, of=1)
-    for wrong in (1 << 31, -(1 << 40), 1.5, "a", None, [None] * 6, [object()] * 6):
-        refuses(ValueError, ["token_id"], writer.write, rows, token_id=wrong, of=1)
+    refuses(ValueError, ["[3, 2]", "[2, 3]"], writer.write, rows.reshape(2, 3, -1), token_id=turned.tolist(), of=1)
+    for wrong, words in (
+        (1 << 31, "holds 2147483648, and int32 goes from -2147483648 to 2147483647"),
+        (1 << 64, "holds 18446744073709551616, and whole numbers have 64 bits"),
+        ([1 << 63, -1] * 3, "holds 9223372036854775808, and whole numbers have 64 bits"),
+        (-1, "holds -1: its numbers begin at 0"),
+        (1.5, "is float64, and has to be int32"),
+        (torch.ones(6), "is float32, and has to be int32"),
+        (True, "is bool, and has to be int32"),
+        ("a", "and has to be int32"),
+        (None, "without a value"),
+        ([1, 2, 3, 4, 5, None], "without a value"),
+        ([1, 2, 3, 4, 5, "6"], "mixes int and str"),
+        ([1, 2, 3, 4, 5, True], "mixes bool and int"),
+        ([[1, 2], [3], [4, 5, 6]], "several lengths"),
+        ([object()] * 6, "is object"),
+        ([b"a"] * 6, "is |S1"),
+        (np.array(["2026-01-01"] * 6, "datetime64[D]"), "is datetime64[D]"),
+    ):
+        refuses(ValueError, ["column token_id", words], writer.write, rows, token_id=wrong, of=1)
+    refuses(ValueError, ["column of", "int64"], writer.write, rows, token_id=1, of=np.uint64(1 << 63))
     assert writer.rows == 6
+    for name in ("doc_id", "pos", "context_id"):
+        refuses(ValueError, [f"column {name} holds -3: its numbers begin at 0"], new("w2").write, rows, **{name: [0, 1, -3, 0, 0, 0]})
+    refuses(ValueError, ["columns declares token_ids", "without"], new("w2", columns={"token_ids": "int64"}).write, rows, token_id=1)
+    assert not os.path.exists(f"{folder}/w2"), "nothing was begun"
     refuses(ValueError, ["another plan", "width"], sae.ShardWriter, f"{folder}/w", 5, "f16")
     refuses(ValueError, ["another plan", "metadata"], new, metadata={"a": 1})
     refuses(ValueError, ["another plan", "shard_rows"], new, shard_rows=7)
@@ -164,9 +202,119 @@ def refusals(folder):
     for content in (b"", b"[]", b"{", b"\xff", b'{"shards": {"": {}}, "note": {}}', b'{"shards": {"": {"path": "../../x", "size": 1, "rows": 1, "raw": true, "row_groups": []}}}'):
         pathlib.Path(f"{folder}/w/parts/000000.json").write_bytes(content)
         refuses(sae.DamagedError, ["000000.json"], new)
-    # A read-only place says so.
+    # A place that is a file, or below one, is none from the start.
     pathlib.Path(f"{folder}/file").write_bytes(b"")
-    refuses(OSError, ["file"], sae.ShardWriter(f"{folder}/file/below", 4).write, rows)
+    for place in ("file", "file/below", "file/below/it"):
+        refuses(ValueError, [f"{folder}/file is a file, and a folder is needed"], sae.ShardWriter, f"{folder}/{place}", 4)
+    # A shard that no part has would be taken for rows: it is named, and left where it is.
+    left = new("left", shard_rows=6)
+    left.write(rows)
+    stray = pathlib.Path(f"{folder}/left/shard-000009.parquet")
+    stray.write_bytes(b"x")
+    refuses(sae.DamagedError, ["shard-000009.parquet", "of no part"], left.finish)
+    assert stray.read_bytes() == b"x" and not os.path.exists(f"{folder}/left/manifest.json")
+    stray.unlink()
+    assert left.finish() == 6
+
+
+def columns(folder):
+    """Values that fit come back, however they are handed over, in the types that were declared, are known, or were given."""
+    import torch
+
+    cases = {
+        "token_id": ([[0, 1, 2], [3, 4, (1 << 31) - 1]], "int32"),
+        "doc_id": (torch.arange(6).reshape(2, 3), "int64"),
+        "context_id": (np.array([(1 << 64) - 1] * 6, np.uint64), "uint64"),
+        "large": ([(1 << 64) - 1, 0, 0, 0, 0, 0], "uint64"),
+        "small": (np.arange(-3, 3, dtype=">i2"), "int16"),
+        "word": (np.array(["ü", "b", "", "d", "e", "f"], object), "string"),
+        "flag": ([True, False] * 3, "bool"),
+        "score": (torch.arange(6, dtype=torch.bfloat16), "float"),
+        "wide": (7, "double"),
+        "narrow": ([1, 2, 3, 4, 5, 1 << 40], "int64"),
+    }
+    with sae.ShardWriter(f"{folder}/columns", 4, "f32", columns={"wide": "double", "narrow": "int64"}) as writer:
+        writer.write(np.ones((2, 3, 4), np.float32).tolist(), **{name: value for name, (value, _) in cases.items()})
+    table = shards(f"{folder}/columns")
+    for name, (value, kind) in cases.items():
+        flat = value.reshape(-1).tolist() if hasattr(value, "reshape") else np.array(value, object).reshape(-1).tolist()
+        expected = flat * (6 // len(flat))
+        assert (table[name].to_pylist(), str(table.schema.field(name).type)) == (expected, kind), name
+
+
+def places(folder):
+    """A text means the same place as to the program, or is refused (loader/src/store/address.rs)."""
+    from sae._address import parse
+    from sae._store import Store
+
+    for text, expected in {
+        "a%20b/#c?d": ("", "", "a%20b/#c?d"),
+        "file:///a%20b/%5B0%5D": ("", "", "/a b/[0]"),
+        "FILE://localhost/a": ("", "", "/a"),
+        "s3://bucket/a%20b#c?d=e/ü~": ("s3", "bucket", "a%20b#c?d=e/ü~"),
+        "S3A://bucket/": ("s3a", "bucket", ""),
+        "gs://bucket/a/": ("gs", "bucket", "a"),
+        "az://box/a@b": ("az", "box", "a@b"),
+        "abfss://box@account.dfs.core.windows.net/a": ("abfss", "box@account.dfs.core.windows.net", "a"),
+        "1x://y": ("", "", "1x://y"),
+    }.items():
+        assert parse(text) == expected, (text, parse(text))
+    for text, words in {
+        "": ["empty"],
+        "ftp://x/y": ["ftp:// is not read"],
+        "https://x/y": ["https:// is not read"],
+        "s3://": ["no bucket"],
+        "s3://host:9000/x": ["no bucket is called host:9000", "AWS_ENDPOINT"],
+        "s3://key:secret@bucket/x": ["do not belong in a URL"],
+        "s3://bucket/x?X-Amz-Signature=secret": ["do not belong in a URL"],
+        "az://box:secret@account/x": ["do not belong in a URL"],
+        "file:///x?sig=secret": ["do not belong in a URL"],
+        "file://host/x": ["write file:///"],
+        "file://localhost": ["write file:///"],
+        "file:///a#b": ["%23"],
+        "file:///%ff": ["percent-encoded UTF-8"],
+        "s3://bucket/a//b": ["is empty"],
+        "s3://bucket/a/../b": ["`..`"],
+        "s3://bucket/a\nb": ["control character"],
+        "$SCRATCH_OF_NOBODY/a": ["$SCRATCH_OF_NOBODY is a variable", "expandvars"],
+        "a/${X_OF_NOBODY}": ["$X_OF_NOBODY is a variable"],
+    }.items():
+        refuses(ValueError, words, parse, text)
+        try:
+            parse(text)
+        except ValueError as error:
+            assert "secret" not in str(error), error
+    os.mkdir(f"{folder}/$acts")
+    assert parse(f"{folder}/$acts/new").path == f"{folder}/$acts/new"
+
+    # What goes wrong with a file on its way is said with its name.
+    output = Store(folder).open("taken")
+    output.write(b"x")
+    os.mkdir(f"{folder}/taken")
+    refuses(sae.StoreError, [f"{folder}/taken: ", "directory"], output.commit)
+    output.abort()
+    assert sorted(os.listdir(folder)) == ["$acts", "taken"]
+
+    # Arrow's file systems are made without a request.
+    assert Store("gs://bucket/a/b")._root == "bucket/a/b" and type(Store("gs://bucket")._fs).__name__ == "GcsFileSystem"
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        del os.environ[name]
+    refuses(ValueError, ["AZURE_STORAGE_ACCOUNT_NAME", "az://box@ACCOUNT.dfs.core.windows.net"], Store, "az://box/a")
+    for wrong in ("abfss://box@account.example.com/a", "abfss://@account.dfs.core.windows.net/a"):
+        refuses(ValueError, ["CONTAINER@ACCOUNT.dfs.core.windows.net"], Store, wrong)
+    whole = Store("abfss://box@account.dfs.core.windows.net/a/b/")
+    os.environ |= {"AZURE_STORAGE_ACCOUNT_NAME": "other", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5", "AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:1"}
+    named = Store("wasbs://box/a")
+    assert (whole._root, named._root) == ("box/a/b", "box/a") and {type(of._fs) for of in (whole, named)} == {pa.fs.AzureFileSystem}
+    assert whole.below("c").url == "abfss://box@account.dfs.core.windows.net/a/b/c"
+    # A pyarrow of before.
+    azure = pa.fs.AzureFileSystem
+    del pa.fs.AzureFileSystem
+    refuses(ValueError, [f"pyarrow {pa.__version__} has no AzureFileSystem", "newer"], Store, "az://box/a")
+    pa.fs.AzureFileSystem = lambda account, account_key: None
+    os.environ |= {"AZURE_TENANT_ID": "a", "AZURE_CLIENT_ID": "b", "AZURE_CLIENT_SECRET": "c"}
+    refuses(ValueError, ["does not take these credentials", "newer"], Store, "az://box/a")
+    pa.fs.AzureFileSystem = azure
 
 
 def child(out, seed):
@@ -324,6 +472,10 @@ def damage(run):
     refuses(FileNotFoundError, ["no committed checkpoint"], sae.load, pathlib.Path(run).parent)
     refuses(ValueError, ["checkpoint already"], sae.load, newest, "best")
     refuses(ValueError, ["choose"], sae.load, run, "newest")
+    for wrong in (True, 1.5, -1, None):
+        refuses(ValueError, [f"checkpoint {wrong!r}: choose"], sae.load, run, wrong)
+    refuses(ValueError, ["unit_norm 'no': True or False"], sae.load, run, unit_norm="no")
+    refuses(ValueError, ["no path or URL"], sae.load, 3)
     # Manifests that were sealed again after somebody had changed them.
     import xxhash
 
@@ -466,7 +618,8 @@ def encodes(run, export, data):
     assert 0 < len(strong.row) < len(found.row) and strong.activation.min() > np.median(found.activation)
     refuses(ValueError, ["width"], sae.encode, run, x[:, 1:])
     refuses(ValueError, ["not finite"], sae.encode, run, np.full_like(x, np.nan))
-    refuses(ValueError, ["threshold"], sae.encode, run, x, threshold=-1.0)
+    for threshold in (-1.0, np.nan, "1", True, None):
+        refuses(ValueError, [f"threshold {threshold!r}"], sae.encode, run, x, threshold=threshold)
 
 
 def tokenizer(special="<s> $A"):
@@ -657,7 +810,15 @@ def harvest_again(folder):
     refuses(ValueError, ["no room"], sae.harvest, model, tokenizer("<s> $A </s>"), TEXTS, 1, f"{folder}/y", context=2)
     refuses(ValueError, ["no tokens"], sae.harvest, model, tokens, ["", "<s>"], 1, f"{folder}/z")
     refuses(ValueError, ["text 1", "int"], sae.harvest, model, tokens, ["a", 3], 1, f"{folder}/t")
-    refuses(ValueError, ["worker"], sae.harvest, model, tokens, TEXTS, 1, f"{folder}/v", worker=(3, 3))
+    for worker in ((3, 3), (0,), 1, (0.0, 1), ("0", "2"), None):
+        refuses(ValueError, [f"worker {worker!r}: (w, W)"], sae.harvest, model, tokens, TEXTS, 1, f"{folder}/v", worker=worker)
+    for layer in (True, 1.0, "1", [], [1, 1], [True], None, -1):
+        refuses(ValueError, [f"layer {layer!r}: the model has layers 0"], sae.harvest, model, tokens, TEXTS, layer, f"{folder}/v")
+    for name, wrong in (("context", "12"), ("context", 1), ("batch", True), ("part_bytes", 1e6), ("packed", "no"), ("keep_first", 1)):
+        refuses(ValueError, [f"{name} {wrong!r}: "], sae.harvest, model, tokens, TEXTS, 1, f"{folder}/v", **{name: wrong})
+    for wrong in ("a text", b"a text", None, 3):
+        refuses(ValueError, [f"texts is a {type(wrong).__name__}"], sae.harvest, model, tokens, wrong, 1, f"{folder}/v")
+    assert not pathlib.Path(folder, "v").exists(), "nothing was begun"
     # Other weights under the same names, and another tokenizer of the same class.
     with torch.no_grad():
         model.model.layers[3].mlp.up_proj.weight.mul_(1.01)
@@ -757,6 +918,29 @@ def remote(url, local):
         assert np.array_equal(weights.W_dec[some], expected["W_dec"][some]) and np.array_equal(weights.W_enc[:, 7], expected["W_enc"][:, 7])
         assert len(sae.encode(weights, rows[:10] * 30).row) > 0
     refuses(FileNotFoundError, ["no committed checkpoint"], sae.load, f"{url}/nothing")
+    twins_in_object_storage(f"{url}/twins", rows)
+
+
+def twins_in_object_storage(url, rows):
+    """Of two writers of the same one fails when the other has finished: what that has written stays, whole."""
+    from sae._store import Store
+
+    store = Store(url)
+    whole = lambda: {name: store.get(name, 1 << 30) for name in store.list()}
+    new = lambda: sae.ShardWriter(url, 32, "f16", shard_rows=1200)
+    failing, other = new(), new()
+    failing.write(rows[:700])
+    with other:
+        other.write(rows[:2000])
+    written = whole()
+    assert len(written) == 6, "two shards with their markers, the plan and the manifest"
+    failing.abort()
+    assert whole() == written, "something else is there"
+    output = store.open("a/b%20c#d")
+    output.write(b"1")
+    assert store.size("a/b%20c#d") is None, "an object that is not whole is there"
+    output.commit()
+    assert store.get("a/b%20c#d", 9) == b"1"
 
 
 if __name__ == "__main__":

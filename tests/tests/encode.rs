@@ -136,6 +136,27 @@ fn pairs_are_those_of_numpy_on_the_export() {
     check("of-dense", "dense-export", &[]);
 }
 
+/// A dictionary that dictionary_learning's own trainer has made, in the formats in which its folders are read: the activations are its own.
+#[test]
+fn dictionaries_of_dictionary_learning_encode_as_they_do_there() {
+    let Some(interpreter) = need::models_python() else { return };
+    let fixture = Fixture::with_data();
+    let python = |arguments: &[&str]| {
+        let mut command = Command::new(&interpreter);
+        let output = command.arg("tests/reference/dictionaries.py").args(arguments).current_dir(root()).output();
+        let output = output.expect("Python runs");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let [theirs, train, eval] = ["theirs", "train", "eval"].map(|name| fixture.text(name));
+    python(&["make", &theirs, &train]);
+    let encodes = |format: &str| {
+        let out = fixture.text(format);
+        encode(&[&format!("{theirs}/{format}"), "--data", &eval, "--out", &out]).exits(0);
+        python(&["check", &theirs, &eval, &out]);
+    };
+    encodes("safetensors");
+}
+
 /// One worker, three workers, and workers that are killed again and again leave the same bytes, each pair once.
 #[test]
 fn workers_and_kills_leave_the_same_bytes() {

@@ -112,6 +112,7 @@ fn every_format_comes_over_as_its_own_tool_wrote_it(Made { fixture, cases }: &Ma
         (&source["hook_name"], &source["context_length"]),
         (&Value::from("blocks.3.hook_resid_post"), &Value::from(8))
     );
+    assert!(source["non_finite_rows"].as_u64() > Some(0) && source["non_finite_rows"] == inspected["non_finite"]);
 
     // A choice that is not made, or made wrong.
     let several = fixture.text("sources/safetensors-named");
@@ -204,6 +205,106 @@ fn npy(path: &Path, header: &str, rows: &[u8]) {
     let bytes = [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), rows].concat();
     fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
     fs::write(path, bytes).expect("a file is written");
+}
+
+/// An array of rows of two numbers, of the type that a `descr` names.
+fn rows_of_two<const N: usize>(path: &Path, descr: &str, numbers: &[[u8; N]]) {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}, 2), }}", numbers.len() / 2);
+    npy(path, &header, &numbers.concat());
+}
+
+/// Rows that no run takes come over, since a filter may leave them out, and are told of once, by the worker that sees all parts.
+#[test]
+fn rows_that_are_not_finite_are_counted_and_the_first_is_named() {
+    let fixture = Fixture::new();
+    let (nan, infinite, one) = (f32::NAN.to_le_bytes(), f32::NEG_INFINITY.to_le_bytes(), 1f32.to_le_bytes());
+    rows_of_two(&fixture.path("plain/a.npy"), "<f4", &[one; 6]);
+    rows_of_two(&fixture.path("plain/b.npy"), "<f4", &[one, one, nan, one, one, infinite, nan, nan]);
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 2), }";
+    npy(&fixture.path("contexts/a.npy"), header, &[[one; 4], [one, one, infinite, one]].concat().concat());
+    for (source, count, first) in [("plain", 3, "row 1 of b.npy"), ("contexts", 1, "row 1 of context 1 of a.npy")] {
+        let out = fixture.text(&format!("{source}-shards"));
+        let worker = |which: &str| {
+            sae::run(&["ingest", &fixture.text(source), "--out", &out, "--part-size", "1", "--worker", which]).exits(0)
+        };
+        assert!(!worker("1/2").stderr.contains("NaN"));
+        let last = worker("0/2").says(&[
+            &format!("in {count} of"),
+            &format!("first in {first}:"),
+            "data.filter.finite = true",
+        ]);
+        assert!(last.stdout.contains("rows with NaN or infinity"), "{}", last.stdout);
+        let inspected = sae::run(&["inspect", &out, "--json"]).exits(0).json();
+        assert_eq!(inspected["non_finite"], Value::from(count));
+        assert_eq!(json(&Path::new(&out).join("manifest.json"))["source"]["non_finite_rows"], inspected["non_finite"]);
+    }
+    // All are finite, and nothing is said.
+    let whole = fixture.text("plain/a.npy");
+    let ended = sae::run(&["ingest", &whole, "--out", &fixture.text("whole")]).exits(0);
+    assert!(!ended.stderr.contains("NaN") && !ended.stdout.contains("NaN"));
+    assert!(json(&fixture.path("whole/manifest.json"))["source"]["non_finite_rows"].is_null());
+    // What would become infinite is refused, with a format that holds it where there is one.
+    let large = |number: f64| number.to_le_bytes();
+    rows_of_two(&fixture.path("f64.npy"), "<f8", &[1.0, 1.0, 1.0, 1e39].map(large));
+    rows_of_two(&fixture.path("f32.npy"), "<f4", &[1f32, 1.0, -70_000.0, 1.0].map(f32::to_le_bytes));
+    for (source, more, says) in [
+        ("f64.npy", &[][..], "row 1 holds 1e39, which f32 does not: no format of a shard does: scale the rows"),
+        ("f32.npy", &["--dtype", "f16"], "row 1 holds -7e4, which f16 does not: store bf16 or f32"),
+    ] {
+        let call = ["ingest", &fixture.text(source), "--out", &fixture.text("refused")];
+        sae::run(&[&call[..], more].concat()).exits(65).says(&[source, says]);
+    }
+}
+
+/// A source that cannot be read by the name that it was given is called by that name, with what helps.
+#[test]
+fn sources_that_are_none_are_named() {
+    let fixture = Fixture::new();
+    let put = |name: &str, bytes: &[u8]| {
+        fs::create_dir_all(fixture.path(name).parent().expect("a folder")).expect("a folder");
+        fs::write(fixture.path(name), bytes).expect("a file is written");
+    };
+    put("empty", b"");
+    put("notes/a.txt", b"text");
+    put("zip/a.npz", b"PK\x03\x04");
+    put("hidden/.a.npy", b"");
+    rows_of_two(&fixture.path("twice/a.npy"), "<f4", &[[0; 4]; 4]);
+    std::os::unix::fs::symlink("a.npy", fixture.path("twice/b.npy")).expect("a link");
+    put("listed/a.arrow", b"");
+    put("listed/state.json", br#"{"_data_files": [{"filename": "a.arrow"}, {"filename": "a.arrow"}]}"#);
+    for (source, code, says) in [
+        ("empty", 65, &["empty: is empty"][..]),
+        ("notes/a.txt", 64, &["notes/a.txt holds no files of a known format", "--from"]),
+        ("notes", 64, &["notes holds no files of a known format: 1 of .txt"]),
+        ("zip/a.npz", 65, &["zip/a.npz: is a zip of NumPy's arrays", "numpy.load", "numpy.save"]),
+        ("zip", 65, &["zip/a.npz: is a zip of NumPy's arrays"]),
+        ("hidden", 65, &["hidden: holds nothing but files and folders whose names begin with . or _"]),
+        ("twice", 65, &["twice/b.npy: is one file with", "twice/a.npy", "would come twice"]),
+        ("listed", 65, &["listed/a.arrow: is listed twice"]),
+    ] {
+        let ended = sae::run(&["ingest", &fixture.text(source), "--out", &fixture.text("out")]).exits(code).says(says);
+        assert!(
+            !ended.stderr.contains("--column") && (code == 64) == ended.stderr.contains("--from"),
+            "{}",
+            ended.stderr
+        );
+    }
+    let named = sae::run(&["ingest", &fixture.text("zip"), "--from", "torch", "--out", &fixture.text("out")]);
+    named.exits(65).says(&["zip/a.npz: is a zip of NumPy's arrays"]);
+
+    // What is written would be read by the next start.
+    rows_of_two(&fixture.path("source/a.npy"), "<f4", &[[0; 4]; 4]);
+    std::os::unix::fs::symlink(fixture.path("source"), fixture.path("link")).expect("a link");
+    for out in ["source", "source/shards", "link/shards/of/it", "source/../link"] {
+        sae::run(&["ingest", &fixture.text("source"), "--out", &fixture.text(out)])
+            .exits(64)
+            .says(&["lies in the source", "name a folder outside of it"]);
+        assert_eq!(below(&fixture.path("source")).len(), 1, "something was written");
+    }
+    // A file has nothing below it, so its own folder will do.
+    for (source, out) in [("source", "source-shards"), ("source/a.npy", "source")] {
+        sae::run(&["ingest", &fixture.text(source), "--out", &fixture.text(out)]).exits(0);
+    }
 }
 
 const WIDTH: usize = 64;

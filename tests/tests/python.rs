@@ -21,17 +21,30 @@ fn checked(interpreter: &Path, checks: &[&str], environment: &[(String, String)]
     assert!(output.status.success(), "{checks:?}: {said}");
 }
 
+/// The package is typed, as its marker says; its pyproject.toml names the packages that are not.
+#[test]
+fn the_package_is_typed() {
+    let Some(interpreter) = need::models_python() else { return };
+    let fixture = Fixture::new();
+    let mut command = Command::new(interpreter);
+    command.args(["-m", "mypy", "--strict", "--cache-dir", &fixture.text("cache")]);
+    let output = command.current_dir(root().join("launch/python")).output().expect("mypy runs");
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{said}");
+}
+
 /// Rows of every format, those that are refused, and each once however often its writer was killed.
 #[test]
 fn a_writer_takes_what_there_is_and_refuses_the_rest() {
     let Some(interpreter) = need::python() else { return };
     let fixture = Fixture::new();
-    let [formats, refusals, killed] = ["formats", "refusals", "killed"].map(|name| {
-        fs::create_dir(fixture.path(name)).expect("a folder");
-        fixture.text(name)
-    });
-    let checks = ["formats", &formats, "--", "refusals", &refusals, "--", "killed", &killed, "5"];
-    checked(&interpreter, &checks, &[]);
+    let [formats, refusals, columns, places, killed] =
+        ["formats", "refusals", "columns", "places", "killed"].map(|name| {
+            fs::create_dir(fixture.path(name)).expect("a folder");
+            fixture.text(name)
+        });
+    let refusals = ["formats", &formats, "--", "refusals", &refusals, "--", "columns", &columns];
+    checked(&interpreter, &[&refusals[..], &["--", "places", &places, "--", "killed", &killed, "5"]].concat(), &[]);
     // The loader verifies the checksums, and finds the columns.
     for folder in ["killed/whole", "killed/killed", "formats/own-bits", "formats/torch-f32"] {
         let report = sae::run(&["inspect", &fixture.text(folder), "--json"]).exits(0).json();

@@ -46,8 +46,23 @@ def is_torch(value: Any) -> bool:
 def to_numpy(value: Any) -> npt.NDArray[Any]:
     """A copy in ordinary memory, of a tensor of integers or floats."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        # numpy has no bf16 of its own: as f32 its numbers are the same.
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).detach().cpu().numpy()
     return np.array(value, copy=True)
+
+
+def as_array(rows: Any) -> Any:
+    """Rows as a tensor or an array.
+
+    Raises:
+        ValueError: for what is neither, and is no lists of numbers.
+    """
+    if is_torch(rows) and hasattr(rows, "detach"):
+        return rows
+    try:
+        return np.asarray(rows)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rows are no array of rows of one width: {error}") from error
 
 
 def stored(rows: Any, width: int, dtype: str) -> Bytes:
@@ -56,9 +71,9 @@ def stored(rows: Any, width: int, dtype: str) -> Bytes:
     Raises:
         ValueError: for another width, numbers that are no floats, and rows that are not finite or become so in `dtype`.
     """
-    if is_torch(rows):
-        return _stored_torch(rows, width, dtype)
-    array = np.asarray(rows)
+    array = as_array(rows)
+    if is_torch(array):
+        return _stored_torch(array, width, dtype)
     _check_width(array.shape, width)
     array = array.reshape(-1, width)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2 and dtype != "f32":
@@ -86,7 +101,7 @@ def _stored_torch(rows: Any, width: int, dtype: str) -> Bytes:
     import torch
 
     if not rows.is_floating_point():
-        raise ValueError(f"rows are {rows.dtype}: activations are floats")
+        raise ValueError(f"rows are {rows.dtype}: activations are floats{_hint(rows.dtype)}")
     _check_width(tuple(rows.shape), width)
     given = rows.detach().reshape(-1, width)
     # Narrowed where it lies, so that half of the bytes go to the host.
@@ -106,8 +121,7 @@ def _narrowed(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
         if dtype == "bf16":
             return array.view("<u2") if array.flags.c_contiguous else np.ascontiguousarray(array).view("<u2")
     elif array.dtype.kind != "f":
-        hint = "; bits of bf16 or f16 are handed over as uint16 with that dtype" if array.dtype.kind in "ui" else ""
-        raise ValueError(f"rows are {array.dtype}: activations are floats{hint}")
+        raise ValueError(f"rows are {array.dtype}: activations are floats{_hint(array.dtype)}")
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype == "bf16":
             bits = np.ascontiguousarray(array, dtype="<f4").view("<u4")
@@ -116,6 +130,11 @@ def _narrowed(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
             narrow = ((bits + carry) >> np.uint32(16)).astype("<u2")
             return np.where(np.isnan(array), np.uint16(0x7FC0), narrow) if np.isnan(array).any() else narrow
         return array.astype({"f32": "<f4", "f16": "<f2"}[dtype])
+
+
+def _hint(dtype: Any) -> str:
+    """What to do with numbers that may be bits of activations."""
+    return "; bits of bf16 or f16 are handed over as numpy's uint16, with that dtype" if "int16" in str(dtype) else ""
 
 
 def _finite(bits: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from typing import Any, NamedTuple
 
@@ -56,8 +57,8 @@ def encode(run: str | os.PathLike[str] | Weights, rows: Any, *, checkpoint: str 
     Raises:
         ValueError: for rows of another width or that are not finite; what `sae.load` raises.
     """
-    if not threshold >= 0.0:
-        raise ValueError(f"threshold {threshold!r}: activations of 0 are none")
+    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not threshold >= 0.0:
+        raise ValueError(f"threshold {threshold!r}: a number from 0 on is needed, since activations of 0 are none")
     weights = run if isinstance(run, Weights) else load(run, checkpoint)
     x_bd = as_f32(rows, weights.width)
     if weights.apply_b_dec_to_input:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from ._arguments import boolean, integer
 from ._arrays import SIZES, dtype_name, stored
 from ._columns import KNOWN, arrays
 from ._contexts import Context, Form, Special, contexts, with_last
@@ -185,15 +186,12 @@ def harvest(
         DamagedError: (a ValueError) when a shard that was committed is gone or of another size. No manifest is written then.
         StoreError: when the store does not answer.
     """
-    layers = [layer] if isinstance(layer, int) else list(layer)
     blocks = _blocks_of(model) if blocks is None else blocks
-    if not layers or len({*layers}) != len(layers) or not all(isinstance(of, int) and 0 <= of <= len(blocks) for of in layers):
-        raise ValueError(f"layer {layer!r}: the model has layers 0 (embeddings) to {len(blocks)}")
-    for name, number, least in (("context", context, 2), ("batch", batch, 1), ("part_bytes", part_bytes, 1)):
-        if number < least:
-            raise ValueError(f"{name} {number}: at least {least}")
-    if not 0 <= worker[0] < worker[1]:
-        raise ValueError(f"worker {worker}: (w, W) with w below W")
+    layers, worker = _checked_layers(layer, len(blocks)), _checked_worker(worker)
+    context, batch, part_bytes = integer("context", context, 2), integer("batch", batch, 1), integer("part_bytes", part_bytes, 1)
+    packed, keep_first = boolean("packed", packed), boolean("keep_first", keep_first)
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise ValueError(f"texts is a {type(texts).__name__}: strings one after the other are needed, such as a list of them")
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     layout = Layout(checked_width(int(config.hidden_size)), dtype_name(dtype))
     special = Special.of(tokenizer, bos)
@@ -235,6 +233,26 @@ def harvest(
         raise ValueError("the texts hold no tokens")
     rows = sum(marker.rows for marker in done.values())
     return Harvested(rows, sum(int(marker.note.get("contexts", 0)) for marker in done.values()), is_finished)
+
+
+def _checked_layers(layer: Any, blocks: int) -> list[int]:
+    some = list(layer) if isinstance(layer, (Sequence, np.ndarray)) and not isinstance(layer, (str, bytes)) and np.ndim(layer) else [layer]
+    try:
+        layers = [integer("layer", of, 0, blocks) for of in some]
+    except ValueError:
+        layers = []
+    if not layers or len({*layers}) != len(layers):
+        raise ValueError(f"layer {layer!r}: the model has layers 0 (embeddings) to {blocks}: name one, or several in a list, each once")
+    return layers
+
+
+def _checked_worker(worker: Any) -> tuple[int, int]:
+    try:
+        index, count = worker
+        count = integer("W", count, 1)
+        return integer("w", index, 0, count - 1), count
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"worker {worker!r}: (w, W) is needed, whole numbers with w below W") from error
 
 
 def _weights_hash(model: Any) -> str:
@@ -382,7 +400,7 @@ class _Job:
             kept_bs[:, 0] = False
         batch_of, pos = np.nonzero(kept_bs)
         given = {"context_id": batch_of + first, "pos": pos, "doc_id": docs_bs[kept_bs], "token_id": tokens_bs[kept_bs]}
-        columns = arrays(given, self._types, len(pos))
+        columns = arrays(given, self._types)
         for layer, stream in streams.items():
             with torch.inference_mode():
                 rows = stream[torch.from_numpy(kept_bs).to(stream.device)]

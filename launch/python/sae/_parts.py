@@ -24,6 +24,7 @@ from ._store import Store
 
 PLAN = "parts/plan.json"
 _MARKER = re.compile(r"parts/(\d{6,})\.json")
+_OF_PART = re.compile(r"shard-\d{6,}\.parquet")
 _SHARD = re.compile(r"(?:.*/)?[^/]+\.(?:parquet|pq)", re.IGNORECASE)
 # A marker holds the checksums of a shard: 30 bytes for each 4 MiB.
 _MARKER_BYTES = 64 << 20
@@ -56,11 +57,12 @@ class Parts:
     """The parts of a data set, whose writer goes by `plan`.
 
     Raises:
-        ValueError: when the folder holds shards that were not written in parts, or parts of another plan.
+        ValueError: when the folder is a file, or holds shards that were not written in parts, or parts of another plan.
     """
 
     def __init__(self, store: Store, plan: Mapping[str, Any] | None = None) -> None:
         self.store = store
+        store.refuse_file()
         # Shards that are seen here were there before the plan is looked for: another worker writes that first.
         there = store.list()
         self.plan = self._read_plan()
@@ -119,10 +121,10 @@ class Parts:
         self.markers[part] = marker
 
     def finish(self, count: int, layout: Layout, sources: Mapping[str, dict[str, Any]]) -> None:
-        """Writes the manifests of the first `count` parts, which are all committed, and takes away what writers left that were killed.
+        """Writes the manifests of the first `count` parts, which are all committed.
 
         Raises:
-            DamagedError: for a shard that is gone or of another size, and for a part beyond the last. No manifest is written then.
+            DamagedError: for a shard that is gone or of another size, one of no part, and a part beyond the last. No manifest is written then.
         """
         if beyond := [part for part in self.markers if part >= count]:
             place = self.store.url_of(_marker_name(min(beyond)))
@@ -136,13 +138,13 @@ class Parts:
                     place, marker = self.store.below(folder).url_of(shard["path"]), self.store.url_of(_marker_name(part))
                     there = "is gone" if found is None else f"has {found} bytes"
                     raise DamagedError(f"{place} {there}, and {marker} says {shard['size']}: delete that and run again")
+            known = {shard_name(part) for part in range(count)}
+            if others := sorted(name for name in sizes[folder] if _OF_PART.fullmatch(name) and name not in known):
+                place = self.store.below(folder).url_of(others[0])
+                raise DamagedError(f"{place} is of no part: a writer that was killed has left it, and readers would take it for rows: delete it and run again")
         for folder in self.folders:
             store = self.store.below(folder)
             shards = [self.markers[part].shards[folder] for part in range(count)]
-            known = {shard["path"] for shard in shards}
-            for name in sizes[folder]:
-                if re.fullmatch(r"shard-\d{6,}\.parquet", name) and name not in known:
-                    store.delete(name)
             store.put(FILE_NAME, to_json(layout.width, layout.dtype, layout.shuffled, shards, sources.get(folder)))
 
     def _read_plan(self) -> dict[str, Any] | None:

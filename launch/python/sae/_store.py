@@ -1,23 +1,27 @@
 """A folder on a disk or in object storage: what is written there is there whole or not at all.
 
-Local files are written under a hidden name, forced to the disk and renamed. Objects appear when they are complete; what a stream that was
-left may leave is taken away again. Names are relative, with `/` between their parts.
+Local files are written under a hidden name, forced to the disk and renamed. Objects are kept in a temporary file until they are whole. So a writer that fails leaves
+what others have written as it is, and takes nothing away but what it made itself. Names are relative, with `/` between their parts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import mmap
 import os
 import pathlib
 import secrets
-import urllib.parse
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.fs
 
+from . import _address, _filesystems
 from ._errors import StoreError
 
 
@@ -31,7 +35,7 @@ class Output(Protocol):
         """Makes the file visible under its name."""
 
     def abort(self) -> None:
-        """Leaves nothing behind, as far as the store lets it."""
+        """Leaves nothing behind. What others have under its name stays."""
 
 
 class _LocalOutput:
@@ -58,70 +62,71 @@ class _LocalOutput:
 
 
 class _RemoteOutput:
+    """An object, kept in a temporary file until it is whole. Arrow completes an upload however its stream ends: one that began before all was there
+    could end as a piece in the place of the whole object that another writer of the same has put there.
+    """
+
     def __init__(self, fs: Any, path: str) -> None:
         self._fs, self._path = fs, path
-        self._stream = fs.open_output_stream(path)
+        self._file = tempfile.TemporaryFile(prefix="sae-")
 
     def write(self, data: bytes | bytearray) -> None:
-        self._stream.write(data)
+        self._file.write(data)
 
     def commit(self) -> None:
-        self._stream.close()
+        # In a thread of its own, which is waited for: Ctrl-C comes to the main thread alone, and must not come between these calls.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._upload).result()
+        self._file.close()
+
+    def _upload(self) -> None:
+        self._file.flush()
+        is_empty = self._file.tell() == 0
+        whole = b"" if is_empty else mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        with self._fs.open_output_stream(self._path) as stream:
+            stream.write(pa.py_buffer(whole))
 
     def abort(self) -> None:
-        # Arrow completes an upload when its stream ends, in whatever way.
-        with contextlib.suppress(OSError):
-            self._stream.close()
-            self._fs.delete_file(self._path)
+        self._file.close()
 
 
-def _s3() -> Any:
-    """S3 with the variables that `sae` reads; credentials beyond them are found by Arrow as the AWS tools find theirs."""
-    options: dict[str, Any] = {}
-    endpoint = next((os.environ[name] for name in ("AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
-    if endpoint:
-        scheme, _, host = endpoint.rpartition("://")
-        options["scheme"], options["endpoint_override"] = scheme or "https", host.rstrip("/")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region:
-        options["region"] = region
-    return pa.fs.S3FileSystem(**options)
+class _Named:
+    """An output whose errors say what they are about."""
+
+    def __init__(self, output: Output, named: Callable[[], AbstractContextManager[None]]) -> None:
+        self._output, self._named = output, named
+
+    def write(self, data: bytes | bytearray) -> None:
+        with self._named():
+            self._output.write(data)
+
+    def commit(self) -> None:
+        with self._named():
+            self._output.commit()
+
+    def abort(self) -> None:
+        with self._named():
+            self._output.abort()
 
 
 class Store:
-    """A folder by its path or URL: `runs/my`, `file:///data`, `s3://bucket/prefix`, `gs://bucket/prefix`.
+    """A folder by its path or URL: `runs/my`, `file:///data`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
 
     Raises:
-        ValueError: for an empty path, a URL without a bucket, or a scheme that is none of these.
+        ValueError: for what is no such place.
+        StoreError: for one that Arrow cannot open.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
+        address = _address.parse(url)
         text = os.fspath(url)
-        if not text:
-            raise ValueError("empty path: give a folder or a URL such as s3://bucket/prefix")
         self.url = text.rstrip("/") or "/"
         self._local: pathlib.Path | None = None
         self._fs: Any = None
-        scheme, separator, rest = text.partition("://")
-        if not separator:
-            self._local = pathlib.Path(text).absolute()
-            return
-        bucket, _, prefix = rest.partition("/")
-        scheme = scheme.lower()
-        if scheme == "file":
-            if bucket not in ("", "localhost"):
-                raise ValueError(f"{text}: write file:///absolute/path")
-            self._local = pathlib.Path("/" + urllib.parse.unquote(prefix))
-            return
-        if scheme not in ("s3", "s3a", "gs"):
-            raise ValueError(f"{scheme}:// is not written or read from Python: give a path, file://, s3:// or gs://")
-        if not bucket or "@" in bucket:
-            raise ValueError(f"no bucket: write {scheme}://BUCKET/PREFIX")
-        try:
-            self._fs = pa.fs.GcsFileSystem() if scheme == "gs" else _s3()
-        except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{self.url}: {error}") from error
-        self._root = "/".join([bucket, *[part for part in prefix.split("/") if part]])
+        if address.scheme:
+            self._fs, self._root = _filesystems.of(address)
+        else:
+            self._local = pathlib.Path(address.path).absolute()
 
     @classmethod
     def of(cls, place: str | os.PathLike[str] | Store) -> Store:
@@ -142,11 +147,22 @@ class Store:
 
     def url_of(self, name: str) -> str:
         """A file as it is called in messages."""
-        return f"{self.url.rstrip('/')}/{name}"
+        return f"{self.url.rstrip('/')}/{name}" if name else self.url
 
     def local(self, name: str) -> pathlib.Path | None:
         """The path of a file, where files have one."""
         return None if self._local is None else self._local / name
+
+    def refuse_file(self) -> None:
+        """Refuses a place on this machine where no folder can be.
+
+        Raises:
+            ValueError: naming the file that is in its way.
+        """
+        with self._named(""):
+            above = next((path for path in (self._local, *self._local.parents) if path.exists()), None) if self._local else None
+            if above is not None and not above.is_dir():
+                raise ValueError(f"{self.url}: {above} is a file, and a folder is needed: name another")
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:
@@ -215,18 +231,20 @@ class Store:
 
     def open(self, name: str) -> Output:
         """Begins a file."""
+        output: Output
         with self._named(name):
             if self._local is not None:
-                return _LocalOutput(self._local / name)
-            return _RemoteOutput(self._fs, f"{self._root}/{name}")
+                output = _LocalOutput(self._local / name)
+            else:
+                output = _RemoteOutput(self._fs, f"{self._root}/{name}")
+        return _Named(output, lambda: self._named(name))
 
     def put(self, name: str, data: bytes) -> None:
         """Writes a whole file."""
         output = self.open(name)
         try:
-            with self._named(name):
-                output.write(data)
-                output.commit()
+            output.write(data)
+            output.commit()
         except BaseException:
             output.abort()
             raise

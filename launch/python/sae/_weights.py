@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _checkpoint
+from ._arguments import boolean, integer
 from ._arrays import Floats, widened
 from ._checkpoint import Found, Tensor, parse_header
 from ._errors import DamagedError
@@ -439,7 +440,7 @@ def load(
     ```
 
     Args:
-        run: the folder of a run, on a disk, `s3://` or `gs://`; one of a checkpoint in it (`…/checkpoints/step-…`), or a copy of one; or a
+        run: the folder of a run, on a disk, `s3://`, `gs://` or `az://`; one of a checkpoint in it (`…/checkpoints/step-…`), or a copy of one; or a
             folder that `sae export` or SAELens wrote, in parts too.
         checkpoint: of a run: `"last"`, `"best"` (the least held-out loss) or a number of steps. As `sae export --checkpoint`.
         unit_norm: scale decoder rows to norm 1 with the same reconstructions, as `sae export --unit-norm`.
@@ -454,10 +455,13 @@ def load(
         ValueError: for an export that is no ReLU dictionary of raw rows, or whose files hold tensors that such a one does not have.
         StoreError: when the store does not answer.
     """
-    if checkpoint not in ("last", "best") and (isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 0):
-        raise ValueError(f"checkpoint {checkpoint!r}: choose \"last\", \"best\" or the number of a step")
+    try:
+        checkpoint = checkpoint if checkpoint in ("last", "best") else integer("checkpoint", checkpoint, 0)
+    except ValueError:
+        raise ValueError(f"checkpoint {checkpoint!r}: choose \"last\", \"best\" or the number of a step") from None
+    unit_norm, verify = boolean("unit_norm", unit_norm), boolean("verify", verify)
+    store = Store(run)
     path = os.fspath(run)
-    store = Store(path)
     try:
         config = json.loads(store.get("cfg.json", 64 << 20))
     except FileNotFoundError:

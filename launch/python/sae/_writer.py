@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from . import _columns
-from ._arrays import Bytes, dtype_name, stored
+from ._arguments import boolean, integer
+from ._arrays import Bytes, as_array, dtype_name, stored
 from ._manifest import SOURCE_BYTES
 from ._parts import Marker, Parts, shard_name
 from ._shard import Layout, ShardFile
@@ -28,9 +29,7 @@ def checked_width(width: int) -> int:
     Raises:
         ValueError: for any other.
     """
-    if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= _MOST_WIDTH:
-        raise ValueError(f"width {width!r}: rows have 1 to {_MOST_WIDTH} numbers")
-    return width
+    return integer("width", width, 1, _MOST_WIDTH)
 
 
 def checked_source(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -108,10 +107,11 @@ class ShardWriter:
     behind them. Left by an exception (Ctrl-C too) it is the same; left without one it writes the rest and the manifest.
     One writer at a time writes a folder; several processes write a folder each, and `data.train` lists them.
 
-    Memory: about 140 MiB, whatever is written.
+    Memory: about 140 MiB, whatever is written. In object storage a shard is complete in a temporary file (`TMPDIR`) before it is sent, and is held in
+    memory while it is.
 
     Args:
-        url: a folder by its path or URL (`s3://`, `gs://`); made if it is not there. It holds nothing, or what such a writer began.
+        url: a folder by its path or URL (`s3://`, `gs://`, `az://`); made if it is not there. It holds nothing, or what such a writer began.
         width: numbers in a row, 1 to 2^20.
         dtype: how they are stored: `"bf16"`, `"f16"` or `"f32"`, or such a dtype of numpy or torch. Numbers that come in another format are
             rounded to the nearest.
@@ -137,16 +137,10 @@ class ShardWriter:
         shard_rows: int | None = None,
         shuffled: bool = False,
     ) -> None:
-        self._layout = Layout(checked_width(width), dtype_name(dtype), bool(shuffled))
-        if shard_rows is None:
-            shard_rows = 8 * self._layout.group_rows
-        if isinstance(shard_rows, bool) or not isinstance(shard_rows, int) or shard_rows < 1:
-            raise ValueError(f"shard_rows {shard_rows!r}: a shard has one row at least")
-        self._shard_rows = shard_rows
+        self._layout = Layout(checked_width(width), dtype_name(dtype), boolean("shuffled", shuffled))
+        self._shard_rows = 8 * self._layout.group_rows if shard_rows is None else integer("shard_rows", shard_rows, 1)
         self._source = checked_source(metadata)
-        self._declared = dict(columns or {})
-        for name in self._declared.values():
-            _columns.parsed_type(name)
+        self._declared = _columns.declared(columns)
         self._parts = Parts(Store.of(url))
         self._types: dict[str, Any] | None = None
         if self._parts.plan is not None:
@@ -162,7 +156,7 @@ class ShardWriter:
     def _planned_types(self, columns: Any) -> dict[str, Any]:
         if not isinstance(columns, dict):
             raise ValueError(f"{self._parts.store.url} was begun by another command: name an empty folder")
-        return {name: _columns.parsed_type(str(kind)) for name, kind in columns.items()}
+        return {name: _columns.parsed_type(name, str(kind)) for name, kind in columns.items()}
 
     def _plan(self) -> dict[str, Any]:
         return {
@@ -195,10 +189,11 @@ class ShardWriter:
         """Appends rows.
 
         Args:
-            rows: `[…, width]`, a torch tensor on any device or a numpy array of floats, bf16 of ml_dtypes included; `uint16` arrays are
+            rows: `[…, width]`, a torch tensor on any device, a numpy array of floats, bf16 of ml_dtypes included, or lists of them; `uint16` arrays are
                 taken for the bits of bf16 or f16, as `dtype` says. The dimensions before the last are rows in their order.
             **columns: for each name a value for each row, as a tensor or an array of one dimension or of those that the rows have before the last, or a
-                list; or a single one for all of them. Integers, floats, booleans or strings.
+                list; or a single one for all of them. Integers, floats, booleans or strings; in `token_id`, `doc_id`, `pos` and `context_id`
+                numbers from 0 on.
 
         Raises:
             ValueError: for another width, rows that are not finite (training would be refused at them) or that the format does not hold,
@@ -208,10 +203,11 @@ class ShardWriter:
         self._refuse_if_over()
         if self._is_finished:
             raise ValueError(f"{self._parts.store.url} is finished: its manifest is written, and no rows are added to it")
-        bits = stored(rows, self._layout.width, self._layout.dtype)
-        _columns.check_shapes(columns, tuple(rows.shape[:-1]))
-        types = self._types if self._types is not None else _columns.types_of(columns, self._declared)
-        values = _columns.arrays(columns, types, len(bits))
+        given = as_array(rows)
+        bits = stored(given, self._layout.width, self._layout.dtype)
+        of_rows = _columns.given(columns, tuple(given.shape[:-1]))
+        types = self._types if self._types is not None else _columns.types_of(of_rows, self._declared)
+        values = _columns.arrays(of_rows, types)
         if self._types is None:
             self._types = types
             self._parts.begin(self._plan())

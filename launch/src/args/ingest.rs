@@ -1,7 +1,6 @@
 //! `sae ingest`.
 
-use clap::ValueEnum;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use ingest::Format;
 use loader::Dtype;
 use loader::parts::Worker;
@@ -24,8 +23,8 @@ pub struct Ingest {
     #[arg(long)]
     pub out: String,
     /// The format; guessed from names and first bytes when absent.
-    #[arg(long, value_enum)]
-    pub from: Option<SourceFormat>,
+    #[arg(long, value_parser = format())]
+    pub from: Option<Format>,
     /// The tensor or column of activations, where several could be meant.
     #[arg(long, visible_alias = "column", value_name = "NAME")]
     pub tensor: Option<String>,
@@ -47,36 +46,8 @@ pub struct Ingest {
     pub threads: Option<usize>,
 }
 
-/// `--from`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SourceFormat {
-    /// NumPy's .npy: [rows, width] or [contexts, positions, width].
-    Npy,
-    /// safetensors, with tensors of these shapes.
-    Safetensors,
-    /// A data set saved by Hugging Face's datasets (save_to_disk), SAELens' activation cache, other Arrow files.
-    Arrow,
-    /// Parquet, with a row or a context in a record.
-    Parquet,
-    /// A store of BioNeMo's.
-    Bionemo,
-    /// Hidden states that vLLM extracted, a file for each request.
-    Vllm,
-    /// Archives of torch.save, of which tensors alone are read: no pickle is executed.
-    Torch,
-}
-
-impl SourceFormat {
-    /// The format that is meant.
-    pub fn format(self) -> Format {
-        match self {
-            SourceFormat::Npy => Format::Npy,
-            SourceFormat::Safetensors => Format::Safetensors,
-            SourceFormat::Arrow => Format::Arrow,
-            SourceFormat::Parquet => Format::Parquet,
-            SourceFormat::Bionemo => Format::Bionemo,
-            SourceFormat::Vllm => Format::Vllm,
-            SourceFormat::Torch => Format::Torch,
-        }
-    }
+/// A format by its name; they are listed with what they are.
+fn format() -> impl TypedValueParser<Value = Format> {
+    let listed = Format::ALL.map(|format| PossibleValue::new(format.name()).help(format.about()));
+    PossibleValuesParser::new(listed).try_map(|name| name.parse::<Format>())
 }

@@ -1,10 +1,10 @@
 //! `sae ingest`.
 
 use indicatif::HumanCount;
-use ingest::{Options, Outcome, Refusal, Survey};
-use loader::{Error, Help, Store};
+use ingest::{NonFinite, Options, Outcome, Refusal, Survey};
+use loader::{Error, Help, Manifest, Store};
 
-use crate::args::{Ingest, SourceFormat};
+use crate::args::Ingest;
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::{signals, table, worker, world};
@@ -16,7 +16,7 @@ const MOST_THREADS: usize = 4;
 pub fn run(args: &Ingest) -> Result<(), Failure> {
     let worker = worker::of(args.worker, &world::environment())?;
     let options = Options {
-        from: args.from.map(SourceFormat::format),
+        from: args.from,
         name: args.tensor.clone(),
         layer: args.layer,
         dtype: args.dtype,
@@ -41,21 +41,8 @@ pub fn run(args: &Ingest) -> Result<(), Failure> {
         }
     }
     match outcome? {
-        Outcome::Whole(manifest) => {
-            let columns = survey.columns().into_iter().map(|column| column.name).collect::<Vec<_>>().join(", ");
-            let mut rows = vec![
-                ("from", format!("{} ({} files)", survey.format().name(), HumanCount(survey.files() as u64))),
-                ("rows", HumanCount(manifest.rows()).to_string()),
-                ("width", manifest.width.to_string()),
-                ("format", manifest.dtype.to_string()),
-                ("columns", if columns.is_empty() { "none".into() } else { columns }),
-                ("shards", manifest.shards.len().to_string()),
-            ];
-            if let Some(contexts) = survey.contexts() {
-                rows.insert(2, ("contexts", HumanCount(contexts).to_string()));
-            }
-            table::print(&args.out, &rows);
-            table::say(format!("next: sae inspect {}", table::quoted(&args.out)));
+        Outcome::Whole { manifest, non_finite } => {
+            finished(args, &survey, &manifest, &non_finite);
             Ok(())
         }
         Outcome::Waiting(parts) => {
@@ -69,6 +56,35 @@ pub fn run(args: &Ingest) -> Result<(), Failure> {
             "stopped; the parts that are written stay: the same command goes on with the others",
         )),
     }
+}
+
+/// What has come of it.
+fn finished(args: &Ingest, survey: &Survey, manifest: &Manifest, non_finite: &NonFinite) {
+    let columns = survey.columns().into_iter().map(|column| column.name).collect::<Vec<_>>().join(", ");
+    let mut rows = vec![
+        ("from", format!("{} ({} files)", survey.format().name(), HumanCount(survey.files() as u64))),
+        ("rows", HumanCount(manifest.rows()).to_string()),
+        ("width", manifest.width.to_string()),
+        ("format", manifest.dtype.to_string()),
+        ("columns", if columns.is_empty() { "none".into() } else { columns }),
+        ("shards", manifest.shards.len().to_string()),
+    ];
+    if let Some(contexts) = survey.contexts() {
+        rows.insert(2, ("contexts", HumanCount(contexts).to_string()));
+    }
+    if non_finite.rows > 0 {
+        rows.push(("rows with NaN or infinity", HumanCount(non_finite.rows).to_string()));
+        tracing::warn!(
+            rows = non_finite.rows,
+            "NaN or infinite values are in {} of {} rows, first in {}: a run would stop at the first of them that it meets; data.filter.finite = \
+             true in its recipe leaves such rows out",
+            HumanCount(non_finite.rows),
+            HumanCount(manifest.rows()),
+            non_finite.first
+        );
+    }
+    table::print(&args.out, &rows);
+    table::say(format!("next: sae inspect {}", table::quoted(&args.out)));
 }
 
 /// What is taken in, and what is not.

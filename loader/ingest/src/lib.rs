@@ -5,8 +5,10 @@
 //! read in ranges of records, so memory does not grow with them (Parquet: with their row groups). What a file claims is held against its size before
 //! memory is taken; nothing in it is executed, and no name in it is a path that is written to.
 
+mod apart;
 mod arrow;
 mod files;
+mod finite;
 mod format;
 mod npy;
 mod numbers;
@@ -18,6 +20,7 @@ mod torch;
 mod unit;
 mod work;
 
+pub use finite::NonFinite;
 pub use format::Format;
 pub use survey::{Options, Refusal, Survey};
 pub use work::{Outcome, write};

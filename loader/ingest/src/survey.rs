@@ -6,16 +6,17 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use loader::parts::Plan;
-use loader::{ColumnType, Dtype, Error, ExtraColumn, Result, Source, WriteOptions};
+use loader::{ColumnType, Dtype, Error, ExtraColumn, Result, Source, Store, WriteOptions};
 use serde_json::{Value, json};
 use tensors::{File, flaw};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::files::{self, Found};
+use crate::finite::NonFinite;
 use crate::format::{self, Format};
 use crate::numbers::kept_as;
 use crate::unit::{Contents, Shape, Unit};
-use crate::{arrow, npy, parquet, safetensors, torch};
+use crate::{apart, arrow, npy, parquet, safetensors, torch};
 
 /// Files that are looked into at the same time.
 const THREADS: usize = 16;
@@ -56,7 +57,9 @@ pub(crate) struct Slice {
 #[derive(Debug)]
 pub struct Survey {
     format: Format,
+    /// What was named, a file or a folder.
     url: String,
+    folder: Option<Store>,
     pub(crate) files: Vec<File>,
     pub(crate) shape: Shape,
     pub(crate) units: Vec<Unit>,
@@ -90,9 +93,14 @@ impl Survey {
     /// format; those of the store.
     pub fn of(source: &str, options: Options) -> std::result::Result<Survey, Refusal> {
         let found = files::find(source)?;
+        let named = Store::open(source)?;
+        // A file is found in the folder around it.
+        let is_folder = found.store.url() == named.url();
+        let url = named.url().to_string();
+        format::refuse_archives(&found)?;
         let format = match options.from {
             Some(format) => format,
-            None => format::guess(&found)?.map_err(Refusal::Format)?,
+            None => format::guess(&found, &url)?.map_err(Refusal::Format)?,
         };
         if options.layer.is_some() && format != Format::Vllm {
             return Err(Error::Arguments(format!(
@@ -106,21 +114,29 @@ impl Survey {
                 Error::Arguments("an .npy file holds one array without a name: none can be chosen".into()).into()
             );
         }
-        let all = found.files.len();
-        let (url, bionemo) = (found.store.url().to_string(), parquet::bionemo(&found)?);
-        let files = of_format(found, format)?;
+        let (all, bionemo) = (found.files.len(), parquet::bionemo(&found)?);
+        let files = of_format(found, format, &url)?;
+        apart::refuse_twice(&files)?;
         let ignored = all - files.len();
-        let survey = Survey::looked_into(url, format, files, options, ignored)?;
+        let survey = Survey::looked_into(url, is_folder.then_some(named), format, files, options, ignored)?;
         if format == Format::Bionemo {
+            let url = &survey.url;
             let metadata = bionemo.ok_or_else(|| {
-                flaw(&survey.url, "is no store of BioNeMo's: it has no metadata.json with n_samples, hidden_dim and n_shards (as Parquet it may be read)")
+                flaw(url, "is no store of BioNeMo's: it has no metadata.json with n_samples, hidden_dim and n_shards (as Parquet it may be read)")
             })?;
-            metadata.check(&survey.url, survey.files.len() as u64, survey.rows(), survey.shape.width)?;
+            metadata.check(url, survey.files.len() as u64, survey.rows(), survey.shape.width)?;
         }
         Ok(survey)
     }
 
-    fn looked_into(url: String, format: Format, files: Vec<File>, options: Options, ignored: usize) -> Result<Survey> {
+    fn looked_into(
+        url: String,
+        folder: Option<Store>,
+        format: Format,
+        files: Vec<File>,
+        options: Options,
+        ignored: usize,
+    ) -> Result<Survey> {
         let look = |file: &File| -> Result<(Contents, u64)> {
             let mut hash = Xxh3::new();
             files::identify(file, &mut hash)?;
@@ -145,7 +161,7 @@ impl Survey {
         let dtype = options.dtype.unwrap_or(kept);
         let parts = cut(&units, shape.width * dtype.size() as u64, options.part_bytes.max(1));
         let identity = format!("{:032x}", identity.digest128());
-        Ok(Survey { format, url, files, shape, units, parts, dtype, options, identity, ignored })
+        Ok(Survey { format, url, folder, files, shape, units, parts, dtype, options, identity, ignored })
     }
 
     /// The format of the source.
@@ -226,6 +242,22 @@ impl Survey {
         self.shape.contexts && self.shape.columns.iter().all(|column| column.name != name)
     }
 
+    /// A row as messages call it: by its number in its file, or by that of its context and its place there. `record` is counted from the
+    /// beginning of a unit.
+    pub(crate) fn row_name(&self, unit: usize, record: u64, pos: Option<i32>) -> String {
+        let before = self.units[..unit].iter().rev().take_while(|before| before.file == self.units[unit].file);
+        let number = before.fold(record, |number, unit| number.saturating_add(unit.records));
+        match pos {
+            Some(pos) => format!("row {pos} of context {number}"),
+            None => format!("row {number}"),
+        }
+    }
+
+    /// Refuses an output that lies in the source.
+    pub(crate) fn refuse_inside(&self, out: &Store) -> Result<()> {
+        self.folder.as_ref().map_or(Ok(()), |folder| apart::refuse_inside(folder, out))
+    }
+
     /// What decides the bytes of the shards.
     pub fn plan(&self) -> Plan {
         let what = json!({
@@ -246,8 +278,8 @@ impl Survey {
         Plan { what, folders: BTreeMap::from([(String::new(), options)]) }
     }
 
-    /// What the manifest says of where the rows come from.
-    pub(crate) fn source(&self) -> Source {
+    /// What the manifest says of where the rows come from, and what is known of them.
+    pub(crate) fn source(&self, non_finite: &NonFinite) -> Source {
         let mut source = Source::new();
         let mut say = |key: &str, value: Value| drop(source.insert(key.into(), value));
         say("tool", "sae ingest".into());
@@ -272,12 +304,15 @@ impl Survey {
         if let Some(layer) = self.options.layer {
             say("layer_place", layer.into());
         }
+        if non_finite.rows > 0 {
+            say("non_finite_rows", non_finite.rows.into());
+        }
         source
     }
 }
 
-/// The files of a format.
-fn of_format(found: Found, format: Format) -> Result<Vec<File>> {
+/// The files of a format in a source of this name.
+fn of_format(found: Found, format: Format, url: &str) -> Result<Vec<File>> {
     let Found { files, store } = &found;
     if format == Format::Arrow
         && let Some(listed) = arrow::data_files(&found)?
@@ -294,7 +329,7 @@ fn of_format(found: Found, format: Format) -> Result<Vec<File>> {
     // One file may be called as it likes.
     let fitting = if fitting.is_empty() && files.len() == 1 { files.clone() } else { fitting };
     if fitting.is_empty() {
-        return Err(flaw(store.url(), format!("no files of the format {}", format.name())));
+        return Err(flaw(url, format!("no files of the format {}", format.name())));
     }
     Ok(fitting)
 }

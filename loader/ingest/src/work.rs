@@ -7,16 +7,24 @@ use std::time::Duration;
 
 use loader::parts::{Marker, Parts, Worker};
 use loader::{ColumnValues, Error, Manifest, Result, Store};
+use serde::Deserialize;
+use serde_json::json;
 
+use crate::finite::{NonFinite, remedy};
 use crate::numbers::converted;
 use crate::survey::{Slice, Survey};
-use crate::unit::Rows;
+use crate::unit::{Places, Rows};
 
 /// What a worker has come to.
 #[derive(Debug)]
 pub enum Outcome {
-    /// All parts are there, and the manifest of them.
-    Whole(Manifest),
+    /// All parts are there.
+    Whole {
+        /// The manifest of them.
+        manifest: Manifest,
+        /// Their rows that are not finite, which other workers have written too.
+        non_finite: NonFinite,
+    },
     /// Its own parts are there; so many of other workers are not. The worker that sees all of them writes the manifest.
     Waiting(u64),
     /// It was asked to stop. What it had committed stays.
@@ -30,7 +38,8 @@ const TOLD_EVERY: Duration = Duration::from_millis(100);
 /// worker's rows that are done, of how many.
 ///
 /// # Errors
-/// [`Error::Arguments`] where the folder holds other shards or parts of another plan; [`Error::Data`] where a file is damaged; those of the stores.
+/// [`Error::Arguments`] where the folder lies in the source, or holds other shards or parts of another plan; [`Error::Data`] where a file is damaged;
+/// those of the stores.
 pub fn write(
     survey: &Survey,
     out: &Store,
@@ -39,6 +48,7 @@ pub fn write(
     stop: &AtomicBool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Outcome> {
+    survey.refuse_inside(out)?;
     let parts = Parts::open(out, &survey.plan())?;
     let count = survey.parts();
     let left = parts.left(worker, count)?;
@@ -93,51 +103,66 @@ pub fn write(
     if missing > 0 {
         return Ok(Outcome::Waiting(missing));
     }
-    let source = survey.source();
+    let non_finite = parts.committed()?.values().map(|marker| noted(marker)).fold(NonFinite::default(), NonFinite::and);
+    let source = survey.source(&non_finite);
     let mut manifests = parts.finish(count, |_| Some(source.clone()))?;
-    manifests.pop().map(Outcome::Whole).ok_or_else(|| Error::Arguments("the plan has no folder".into()))
+    let manifest = manifests.pop().ok_or_else(|| Error::Arguments("the plan has no folder".into()))?;
+    Ok(Outcome::Whole { manifest, non_finite })
+}
+
+/// The key of a marker's note under which it has the rows of its part that are not finite. Where there are none, it has no note.
+const NON_FINITE: &str = "non_finite";
+
+fn noted(marker: &Marker) -> NonFinite {
+    marker.note.get(NON_FINITE).and_then(|noted| NonFinite::deserialize(noted).ok()).unwrap_or_default()
 }
 
 /// Makes a part and commits it.
 fn make(survey: &Survey, parts: &Parts, part: u64, is_over: &dyn Fn() -> bool, done: &AtomicU64) -> Result<()> {
     let mut writer = parts.shard("", part)?;
-    for Slice { unit, records, first_record } in &survey.parts[part as usize] {
-        let unit = &survey.units[*unit];
+    let mut non_finite = NonFinite::default();
+    let row_bytes = survey.width() * survey.dtype().size();
+    for Slice { unit: number, records, first_record } in &survey.parts[part as usize] {
+        let unit = &survey.units[*number];
         let file = &survey.files[unit.file];
+        // Where records are rows, those that were handed over count them.
+        let mut first = records.start;
         let mut take = |rows: Rows<'_>| -> Result<()> {
             if is_over() {
                 return Err(Error::Arguments("stopped".into()));
             }
             let Rows { bytes, places, columns } = rows;
+            let name = |row: usize| {
+                let place = places.as_ref().and_then(|of| of.record.get(row).zip(of.pos.get(row)));
+                let (record, pos) = place.map_or((first + row as u64, None), |(&record, &pos)| (record, Some(pos)));
+                survey.row_name(*number, record, pos)
+            };
             let stored = converted(survey.shape.number, bytes, survey.dtype()).map_err(|beyond| {
-                let row = writer.rows() + (beyond.at / survey.width().max(1)) as u64;
-                let (number, dtype) = (beyond.number, survey.dtype());
-                file.flaw(format!("row {row} of part {part} holds {number:e}, which {dtype} does not: keep the format of the source, or take bf16 or f32"))
+                let (row, remedy) = (name(beyond.at / survey.width().max(1)), remedy(beyond.number));
+                file.flaw(format!("{row} holds {:e}, which {} does not: {remedy}", beyond.number, survey.dtype()))
             })?;
+            non_finite.look_at(&stored, row_bytes, survey.dtype(), |row| format!("{} of {}", name(row), file.key()));
             let mut along: Vec<ColumnValues<'_>> = Vec::with_capacity(columns.len() + 2);
-            if let Some(places) = places {
+            if let Some(Places { record, pos }) = places {
                 if survey.makes("context_id") {
-                    along.push(
-                        places
-                            .record
-                            .into_iter()
-                            .map(|record| first_record.saturating_add(record))
-                            .collect::<Vec<u64>>()
-                            .into(),
-                    );
+                    let numbers = record.into_iter().map(|record| first_record.saturating_add(record));
+                    along.push(numbers.collect::<Vec<u64>>().into());
                 }
                 if survey.makes("pos") {
-                    along.push(places.pos.into());
+                    along.push(pos.into());
                 }
             }
             along.extend(columns);
             let before = writer.rows();
             writer.write(&stored, &along)?;
-            done.fetch_add(writer.rows() - before, Ordering::Relaxed);
+            let written = writer.rows() - before;
+            first += written;
+            done.fetch_add(written, Ordering::Relaxed);
             Ok(())
         };
         unit.what.read(file, &survey.shape, records.clone(), &mut take)?;
     }
-    let shard = writer.finish()?;
-    parts.commit(part, &Marker::default().with_shard("", shard))
+    let marker = Marker::default().with_shard("", writer.finish()?);
+    let marker = if non_finite.rows > 0 { marker.with_note(json!({ NON_FINITE: non_finite })) } else { marker };
+    parts.commit(part, &marker)
 }
