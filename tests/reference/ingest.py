@@ -236,6 +236,8 @@ def make_hostile(folder):
     torch_file("behind", "claims more", tensor_pickle(offset=1 << 61))
     torch_file("lying", "claims more", tensor_pickle(numel=121))
     torch_file("negative", "damaged", tensor_pickle(shape=(-10, 12)))
+    torch_file("turned", "contiguous", tensor_pickle(strides=(1, 10)))
+    torch_file("turned-behind", "claims more", tensor_pickle(strides=(1, 10), offset=60))
     torch_file("view", "contiguous", tensor_pickle(strides=(24, 1), shape=(5, 12)))
     bomb = b"\x80\x02]q\x00" + b"".join(b"](" + b"h%c" % i * 200 + b"eq%c" % (i + 1) for i in range(12)) + b"."
     torch_file("bomb", "its pickle has more", bomb)

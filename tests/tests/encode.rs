@@ -149,12 +149,11 @@ fn dictionaries_of_dictionary_learning_encode_as_they_do_there() {
     };
     let [theirs, train, eval] = ["theirs", "train", "eval"].map(|name| fixture.text(name));
     python(&["make", &theirs, &train]);
-    let encodes = |format: &str| {
+    for format in ["safetensors", "pickle"] {
         let out = fixture.text(format);
         encode(&[&format!("{theirs}/{format}"), "--data", &eval, "--out", &out]).exits(0);
         python(&["check", &theirs, &eval, &out]);
-    };
-    encodes("safetensors");
+    }
 }
 
 /// One worker, three workers, and workers that are killed again and again leave the same bytes, each pair once.

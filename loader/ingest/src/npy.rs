@@ -36,7 +36,7 @@ fn header(file: &File) -> Result<Tensor> {
     let text = file.read_at(start, length)?;
     let text = std::str::from_utf8(&text).map_err(|_| file.flaw("damaged: its header is no text"))?;
     let parsed = parse(text).map_err(|problem| file.flaw(problem))?;
-    let tensor = Tensor { offset: start + length, number: parsed.number, shape: parsed.shape };
+    let tensor = Tensor { offset: start + length, number: parsed.number, transposed: None, shape: parsed.shape };
     let Some(bytes) = tensor.bytes() else {
         let what = tensor.number.err().unwrap_or_else(|| "more bytes than can be counted".into());
         return Err(file.flaw(format!("holds {what}: float16, bfloat16, float32 or float64 are activations")));

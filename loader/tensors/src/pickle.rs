@@ -44,13 +44,23 @@ pub(crate) struct Described {
 impl Described {
     /// Whether its numbers follow each other in the order of rows.
     pub(crate) fn is_contiguous(&self) -> bool {
-        let mut wanted = 1u64;
-        self.shape.iter().zip(&self.strides).rev().all(|(&n, &stride)| {
-            let fits = n <= 1 || stride == wanted;
-            wanted = wanted.saturating_mul(n);
-            fits
-        })
+        is_dense(self.shape.iter().zip(&self.strides).rev())
     }
+
+    /// Whether it is a matrix whose numbers follow each other in the order of columns.
+    pub(crate) fn is_transposed(&self) -> bool {
+        self.shape.len() == 2 && !self.is_contiguous() && is_dense(self.shape.iter().zip(&self.strides))
+    }
+}
+
+/// Whether numbers follow each other, by length and stride of each dimension from the innermost on.
+fn is_dense<'a>(mut dimensions: impl Iterator<Item = (&'a u64, &'a u64)>) -> bool {
+    let mut wanted = 1u64;
+    dimensions.all(|(&n, &stride)| {
+        let fits = n <= 1 || stride == wanted;
+        wanted = wanted.saturating_mul(n);
+        fits
+    })
 }
 
 /// Where a value lies among all.

@@ -31,7 +31,7 @@ pub(crate) fn tensors(file: &File) -> Result<Tensors> {
     for (name, info) in listed {
         let (from, to) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         let shape = info.shape.iter().map(|&n| n as u64).collect();
-        let tensor = Tensor { offset: start.saturating_add(from), number: number(info.dtype), shape };
+        let tensor = Tensor { offset: start.saturating_add(from), number: number(info.dtype), transposed: None, shape };
         if tensor.number.is_ok() && tensor.bytes() != to.checked_sub(from) {
             return Err(file.flaw(format!("damaged: tensor {name:?} does not take the bytes that it claims")));
         }

@@ -9,8 +9,11 @@ use crate::Number;
 pub struct Tensor {
     /// Where it begins in the file.
     pub offset: u64,
-    /// `Err` has the name of numbers that are not read.
+    /// `Err` has the name of what is not read.
     pub number: std::result::Result<Number, String>,
+    /// The numbers of a matrix that is the transpose of what lies there, its columns one after the other. Whoever does not turn it around finds it
+    /// among what is not read.
+    pub transposed: Option<Number>,
     /// Its dimensions.
     pub shape: Vec<u64>,
 }

@@ -104,7 +104,9 @@ impl<'a> Archive<'a> {
     fn tensor(&mut self, of: &Described) -> Result<Tensor> {
         let number = match of.number {
             Ok(number) => number,
-            Err(name) => return Ok(Tensor { offset: 0, number: Err(name.into()), shape: of.shape.clone() }),
+            Err(name) => {
+                return Ok(Tensor { offset: 0, number: Err(name.into()), transposed: None, shape: of.shape.clone() });
+            }
         };
         let name = format!("data/{}", of.storage);
         let place = self
@@ -113,14 +115,16 @@ impl<'a> Archive<'a> {
         let size = number.size();
         let (held, count) = (place.length / size, of.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(n)));
         let end = count.and_then(|count| count.checked_add(of.offset));
-        if of.numel > held || (of.is_contiguous() && end.is_none_or(|end| end > held)) {
+        let is_dense = of.is_contiguous() || of.is_transposed();
+        if of.numel > held || (is_dense && end.is_none_or(|end| end > held)) {
             return Err(self.file.flaw(format!(
                 "damaged: a tensor of shape {:?} claims more than the {held} numbers of {name:?}",
                 of.shape
             )));
         }
+        let transposed = of.is_transposed().then_some(number);
         let number = if of.is_contiguous() { Ok(number) } else { Err(apart(number)) };
-        Ok(Tensor { offset: place.offset + of.offset.min(held) * size, number, shape: of.shape.clone() })
+        Ok(Tensor { offset: place.offset + of.offset.min(held) * size, number, transposed, shape: of.shape.clone() })
     }
 }
 

@@ -294,12 +294,15 @@ impl Part {
             }
             let refused =
                 |number: &str| refuse(format!("has {name} in {number}: float32, float16 and bfloat16 are read"));
-            let number = stored.number.as_ref().map_err(|number| refused(number))?;
+            let number =
+                stored.transposed.as_ref().map_or(stored.number.as_ref(), Ok).map_err(|number| refused(number))?;
             Ok(Tensor { from: stored.offset, dtype: number.dtype().ok_or_else(|| refused(number.name()))? })
         };
-        let matrix = |(name, by_feature): (&str, bool)| {
+        let matrix = |(name, by_feature): (&str, bool)| -> Result<Matrix, Error> {
             let shape = if by_feature { [features, width] } else { [width, features] };
-            Ok::<Matrix, Error>(Matrix { tensor: tensor(name, &shape)?, by_feature })
+            // What lies there may be the transpose, as dictionary_learning makes its encoder.
+            let turned = get(name).is_some_and(|stored| stored.transposed.is_some());
+            Ok(Matrix { tensor: tensor(name, &shape)?, by_feature: by_feature != turned })
         };
         let factors = SCALINGS.into_iter().find(|name| get(name).is_some());
         let part = Part {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use loader::Store;
 use rayon::prelude::*;
 use serde_json::Value as Json;
-use tensors::{File, Format, Number};
+use tensors::{File, Format, Number, Tensor};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::dequantize::Kind;
@@ -21,7 +21,13 @@ const SAMPLE: u64 = 4 << 10;
 
 /// An open model.
 pub(crate) enum Weights {
-    Folder { store: Store, prefix: &'static str, tensors: BTreeMap<String, (String, Place)> },
+    Folder {
+        store: Store,
+        prefix: &'static str,
+        tensors: BTreeMap<String, (String, Place)>,
+        /// What is not read, such as tables of positions: what each is.
+        others: BTreeMap<String, String>,
+    },
     Gguf(Gguf),
 }
 
@@ -31,11 +37,15 @@ impl Weights {
     /// # Errors
     /// Where it has no files of weights, or they are no such files.
     pub(crate) fn of_folder(store: Store) -> Result<Weights> {
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut others) = (BTreeMap::new(), BTreeMap::new());
         for key in files(&store)? {
             let file = File::find(&store, &key)?.ok_or_else(|| Error::data(store.url_of(&key), "not found"))?;
-            for (name, place) in places(&file)? {
-                tensors.insert(name, (key.clone(), place));
+            let format = if key.ends_with(".bin") { Format::Torch } else { Format::Safetensors };
+            for (name, tensor) in format.read(&file)?.named {
+                match Place::of(&tensor) {
+                    Some(place) => drop(tensors.insert(name, (key.clone(), place))),
+                    None => drop(others.insert(name, tensor.described())),
+                }
             }
         }
         // Models with a head keep what is below it under a name of its own.
@@ -46,7 +56,7 @@ impl Weights {
                 .any(|name| tensors.contains_key(&format!("{prefix}{name}")))
         };
         let prefix = known.into_iter().find(|prefix| has(prefix)).unwrap_or("");
-        Ok(Weights::Folder { store, prefix, tensors })
+        Ok(Weights::Folder { store, prefix, tensors, others })
     }
 
     /// Whether there is a tensor of this name.
@@ -56,11 +66,19 @@ impl Weights {
 
     fn find(&self, name: &str) -> Option<(&Store, &str, &Place)> {
         match self {
-            Weights::Folder { store, prefix, tensors } => {
+            Weights::Folder { store, prefix, tensors, .. } => {
                 let (file, place) = tensors.get(&format!("{prefix}{name}"))?;
                 Some((store, file, place))
             }
             Weights::Gguf(gguf) => Some((&gguf.store, &gguf.key, gguf.tensors.get(&in_gguf(name)?)?)),
+        }
+    }
+
+    /// What a tensor is that is not read.
+    fn other(&self, name: &str) -> Option<&str> {
+        match self {
+            Weights::Folder { prefix, others, .. } => others.get(&format!("{prefix}{name}")).map(String::as_str),
+            Weights::Gguf(_) => None,
         }
     }
 
@@ -77,7 +95,11 @@ impl Weights {
     /// Where it is absent or has another shape, and those of the store.
     pub(crate) fn append(&self, name: &str, shape: &[usize], to: &mut Vec<f32>) -> Result<()> {
         let Some((store, file, place)) = self.find(name) else {
-            return Err(Error::data(self.url(), format!("lacks the tensor {name}")));
+            let problem = match self.other(name) {
+                Some(described) => format!("tensor {name} is {described}: float32, float16 and bfloat16 are read"),
+                None => format!("lacks the tensor {name}"),
+            };
+            return Err(Error::data(self.url(), problem));
         };
         if place.shape != shape {
             let problem = format!("tensor {name} is {:?}, and the configuration asks for {shape:?}", place.shape);
@@ -217,19 +239,17 @@ fn of_index(json: &[u8]) -> std::result::Result<Vec<String>, String> {
     }
 }
 
-/// The tensors of a file, where each lies in it. Numbers of other kinds may stand beside the weights, such as tables of positions.
-fn places(file: &File) -> Result<Vec<(String, Place)>> {
-    let format = if file.key().ends_with(".bin") { Format::Torch } else { Format::Safetensors };
-    let mut places = Vec::new();
-    for (name, tensor) in format.read(file)?.named {
+impl Place {
+    /// That of a tensor, where it is read.
+    fn of(tensor: &Tensor) -> Option<Place> {
         let kind = match tensor.number {
             Ok(Number::F32) => Kind::F32,
             Ok(Number::F16) => Kind::F16,
             Ok(Number::Bf16) => Kind::Bf16,
-            _ => continue,
+            _ => return None,
         };
-        let shape = tensor.shape.iter().map(|&length| usize::try_from(length).unwrap_or(usize::MAX)).collect();
-        places.push((name, Place { shape, kind, offset: tensor.offset, bytes: tensor.bytes().unwrap_or(0) }));
+        let shape =
+            tensor.shape.iter().map(|&length| usize::try_from(length)).collect::<std::result::Result<_, _>>().ok()?;
+        Some(Place { shape, kind, offset: tensor.offset, bytes: tensor.bytes()? })
     }
-    Ok(places)
 }

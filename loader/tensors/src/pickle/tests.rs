@@ -24,7 +24,9 @@ fn tensor() -> Described {
 fn tensors_are_found_with_their_names() {
     assert_eq!(read(&[TENSOR]), Ok(vec![(String::new(), Rc::new(tensor()))]));
     assert!(tensor().is_contiguous());
-    assert!(!Described { strides: vec![1, 2], ..tensor() }.is_contiguous());
+    let turned = Described { strides: vec![1, 2], ..tensor() };
+    assert!(!turned.is_contiguous() && turned.is_transposed() && !tensor().is_transposed());
+    assert!(!Described { strides: vec![1, 3], ..tensor() }.is_transposed());
     assert!(Described { shape: vec![1, 3], strides: vec![99, 1], ..tensor() }.is_contiguous(), "one row has no next");
     let list = read(&[b"](", TENSOR, TENSOR, b"e"]).unwrap();
     assert_eq!(list.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["0", "1"]);
