@@ -25,6 +25,13 @@ pub(crate) fn read_error(url: &str, e: object_store::Error) -> Error {
             let problem = "the credentials in the environment have expired: put new ones there".into();
             Error::Denied { location, problem, source: Some(e.into()) }
         }
+        // The answer to a HEAD has no body that could say why.
+        _ if text.trim_end().ends_with("status code: 400 Bad Request:") => {
+            let problem = "the store refuses and gives no reason, as it does where the credentials in the environment have expired or are of another \
+                           region: put new ones there, or set AWS_REGION"
+                .into();
+            Error::Denied { location, problem, source: Some(e.into()) }
+        }
         E::NotFound { .. } => Error::NotFound { location, hint: String::new(), source: Some(e.into()) },
         // Listings report a refusal without its type.
         refusal if matches!(refusal, E::PermissionDenied { .. } | E::Unauthenticated { .. }) || is_refusal(&text) => {
@@ -66,8 +73,29 @@ pub(crate) fn write_error(url: &str, e: object_store::Error) -> Error {
     }
 }
 
-/// The first line, of bounded length: servers answer with whole XML documents.
+/// What a store said, in a line of bounded length: of its XML document, where it answered with one, the code and the message.
 fn brief(text: &str) -> String {
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let inside = |tag: &str| {
+        let (_, after) = text.split_once(&format!("<{tag}>"))?;
+        Some(after.split_once(&format!("</{tag}>"))?.0)
+    };
+    let said = match (inside("Code"), inside("Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        _ => text.to_owned(),
+    };
+    let line: String = said.split_whitespace().collect::<Vec<_>>().join(" ");
     if line.chars().count() > 400 { format!("{}…", line.chars().take(400).collect::<String>()) } else { line }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_document_the_code_and_the_message_are_said() {
+        let xml = "status code: 403 Forbidden: <?xml version=\"1.0\"?>\n<Error><Code>AccessDenied</Code><Message>Access\nDenied</Message><HostId>x</HostId></Error>";
+        assert_eq!(brief(xml), "AccessDenied: Access Denied");
+        assert_eq!(brief("status code: 403 Forbidden:\n no"), "status code: 403 Forbidden: no");
+        assert_eq!(brief(&"x".repeat(500)).chars().count(), 401);
+    }
 }
