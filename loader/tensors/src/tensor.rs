@@ -11,7 +11,7 @@ pub struct Tensor {
     pub offset: u64,
     /// `Err` has the name of what is not read.
     pub number: std::result::Result<Number, String>,
-    /// The numbers of a matrix that is the transpose of what lies there, its columns one after the other. Whoever does not turn it around finds it
+    /// The numbers of a matrix that is the transpose of what lies there, its columns one after the other. A reader that does not turn it around finds it
     /// among what is not read.
     pub transposed: Option<Number>,
     /// Its dimensions.
