@@ -14,9 +14,9 @@ use arrow::array::{ArrayRef, StringArray};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::EnabledStatistics;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::s3::S3;
-use tests::tiny::{self, Harvested, harvested, tree};
+use tests::tiny::{self, Harvested, Row, harvested, tree};
 use tests::{need, sae};
 
 /// A folder with the tiny model and a text.
@@ -104,14 +104,21 @@ fn packed_contexts_hold_every_token_once_and_begin_with_one_bos() {
         assert_eq!(found, &expected, "{document}");
     }
 
-    // The first row of each context is left out unless it is asked for, and the others are the same.
+    // The first row of each context and those of BOS inside of it are left out unless they are asked for, and the others are the same.
     let usual = bench.harvest(&text, "usual", &["--layer", "2"]);
-    let kept: Vec<usize> = (0..found.rows.len()).filter(|&at| found.rows[at].pos > 0).collect();
+    let is_kept = |row: &Row| row.pos > 0 && row.token != tiny::BOS as i32;
+    let kept: Vec<usize> = (0..found.rows.len()).filter(|&at| is_kept(&found.rows[at])).collect();
     assert_eq!(usual.rows, kept.iter().map(|&at| found.rows[at].clone()).collect::<Vec<_>>());
     assert_eq!(usual.stored, kept.iter().map(|&at| found.stored[at].clone()).collect::<Vec<_>>());
+    assert_eq!(usual.contexts, found.contexts);
+    // Of which so many are the first of all.
+    let rows = kept.len() / 2;
+    let some = bench.harvest(&text, "some", &["--layer", "2", "--rows", &rows.to_string(), "--shard-rows", "64"]);
+    assert_eq!((&some.rows[..], &some.stored[..]), (&usual.rows[..rows], &usual.stored[..rows]));
 }
 
-/// Texts that bring BOS of their own, several times and at their end; and a document for which a context has no room behind BOS.
+/// Texts that bring BOS of their own, several times, at their end and where a context ends; and a document for which a context has no room
+/// behind BOS.
 #[test]
 fn no_two_bos_stand_between_documents() {
     let bench = Bench::new(true);
@@ -127,6 +134,24 @@ fn no_two_bos_stand_between_documents() {
         vec![0, 5, 6],
     ];
     assert_eq!(contexts, expected);
+
+    let fifteen = ["w1"; 15].join(" ");
+    let documents = [format!("{fifteen} <s> w10"), format!("{} <s>", ["w1"; 13].join(" ")), "w11".to_owned()];
+    let text = bench.write("cut.jsonl", tiny::json_lines(&documents));
+    let found = bench.harvest(&text, "cut", &["--layer", "1", "--keep-first"]);
+    let first = [vec![0], vec![4; 15]].concat();
+    let second = [vec![0, 13, 0], vec![4; 13]].concat();
+    let expected = [(0, first.clone()), (0, second), (2, vec![0, 14])];
+    assert_eq!(found.contexts.into_values().collect::<Vec<_>>(), expected);
+    let found = bench.harvest(&text, "cut-by-document", &["--layer", "1", "--keep-first", "--by-document"]);
+    let second = [vec![0], vec![4; 13], vec![0]].concat();
+    let expected = [(0, first), (0, vec![0, 13]), (1, second), (2, vec![0, 14])];
+    assert_eq!(found.contexts.into_values().collect::<Vec<_>>(), expected);
+    let text = bench.write("end.jsonl", tiny::json_lines(&[format!("{fifteen} <s>")]));
+    for (out, more) in [("end", &[][..]), ("end-by-document", &["--by-document"])] {
+        let found = bench.harvest(&text, out, &[&["--layer", "1", "--keep-first"], more].concat());
+        assert_eq!(found.contexts.into_values().collect::<Vec<_>>(), [(0, [vec![0], vec![4; 15]].concat())], "{out}");
+    }
 }
 
 #[test]

@@ -40,7 +40,8 @@ pub struct Harvest {
     /// The token in front of a context: auto (as the Python tokenizer has it), always or never.
     #[arg(long, default_value = "auto", value_name = "WHEN")]
     pub bos: Bos,
-    /// Keep the first row of each context, which carries a hundred times the norm of the others in many models.
+    /// Keep the rows of attention sinks, which are left out otherwise: the first of each context, and those of BOS before later
+    /// documents. In many models they carry a hundred times the norm of the others.
     #[arg(long)]
     pub keep_first: bool,
     /// Numbers of the rows: bf16, f16 or f32.

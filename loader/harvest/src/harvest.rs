@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::contexts::{Contexts, Form, Part, Start};
+use crate::contexts::{Contexts, Form, Part, Sinks, Start, check_length};
 use crate::error::{Error, Help, Result};
 use crate::model::{Model, Place};
 use crate::rows::{Beside, Heavy, LayerNorms, Made, Maker, contexts_file};
@@ -44,7 +44,7 @@ pub struct Options {
     pub by_document: bool,
     /// What stands in front of a context.
     pub bos: Bos,
-    /// Whether the first row of a context is kept.
+    /// Whether the rows of attention sinks are kept: the first of a context, and those of BOS inside of it.
     pub keep_first: bool,
     /// Format of the rows.
     pub dtype: Dtype,
@@ -143,15 +143,17 @@ pub fn harvest(options: &Options, stop: &AtomicBool, tell: &(dyn Fn(Event) + Syn
     check_apart(options)?;
     let place = Place::find(&options.model)?;
     let tokenizer = Tokenizer::read(&place, options.tokenizer.as_deref(), options.bos)?;
+    check_length(options.context, &tokenizer)?;
     let files = Files::find(&options.text)?;
     let model = Model::read(place, &options.layers)?;
     model.check_context(options.context)?;
     let batch = options.batch.unwrap_or_else(|| (BATCH_TOKENS / options.context).max(1));
+    let sinks =
+        Sinks { bos: tokenizer.prefix().last().copied().filter(|_| !model.is_encoder()), kept: options.keep_first };
     let form = Form {
         length: options.context,
         by_document: options.by_document,
-        keep_first: options.keep_first,
-        marks_documents: !tokenizer.prefix().is_empty() && !model.is_encoder(),
+        sinks,
         vocabulary: model.vocabulary(),
         part: part_contexts(options, &model, batch),
         most_rows: options.rows,
@@ -168,9 +170,8 @@ pub fn harvest(options: &Options, stop: &AtomicBool, tell: &(dyn Fn(Event) + Syn
         part_rows: form.part * (options.context - usize::from(!options.keep_first)) as u64,
         committed,
     });
-    let (dtype, keep_first) = (options.dtype, options.keep_first);
-    let scratch = Mutex::default();
-    let maker = Maker { model: &model, dtype, keep_first, batch, threads: &threads, stop, scratch };
+    let (dtype, scratch) = (options.dtype, Mutex::default());
+    let maker = Maker { model: &model, dtype, sinks, batch, threads: &threads, stop, scratch };
     let documents = Documents::new(files.clone(), options.reading.clone(), Position::default());
     let contexts = Contexts::new(documents, &tokenizer, form)?;
     let norms = vec![LayerNorms::default(); model.layers().len()];
@@ -257,7 +258,7 @@ fn plan(
         "split": options.reading.split.name(),
         "before": tokenizer.prefix(),
         "behind": tokenizer.suffix(),
-        "keep_first": form.keep_first,
+        "keep_first": form.sinks.kept,
         "contexts_of_a_part": form.part,
         "contexts_of_a_batch": batch,
         "rows": form.most_rows,
@@ -425,7 +426,7 @@ impl Work<'_> {
 
     /// Writes all files of a part, then its marker.
     fn write(&self, part: &Part, made: &[Made]) -> Result<()> {
-        let beside = Beside::of(part, self.options.keep_first);
+        let beside = Beside::of(part, self.maker.sinks);
         let row_bytes = self.maker.model.width() * self.options.dtype.size();
         let mut marker = Marker::default();
         for (index, &layer) in self.maker.model.layers().iter().enumerate() {
