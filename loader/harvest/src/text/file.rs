@@ -1,9 +1,10 @@
 //! Which files are text, in which format, and their bytes one after the other.
 
+use std::collections::HashMap;
 use std::io::{self, BufReader, Read};
 
 use flate2::read::MultiGzDecoder;
-use loader::{Location, Store};
+use loader::{Location, Resolver, Store};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -54,9 +55,10 @@ impl Files {
     /// is plain text when it is none of these.
     ///
     /// # Errors
-    /// Where there are none, and those of the store.
+    /// Where there are none, or one comes twice, and those of the store.
     pub fn find(places: &[String]) -> Result<Files> {
-        let mut files = Vec::new();
+        let mut files: Vec<File> = Vec::new();
+        let (mut found, mut resolver) = (HashMap::new(), Resolver::default());
         for place in places {
             let location = Location::resolve(place)?;
             let before = files.len();
@@ -65,7 +67,11 @@ impl Files {
                 let hidden = entry.key.split('/').any(|part| part.starts_with(['.', '_']));
                 let kind = kind(&entry.key).or_else(|| is_named.then_some((Format::Plain, Codec::None)));
                 let Some((format, codec)) = kind.filter(|_| is_named || !hidden) else { continue };
-                files.push(File { store, key: entry.key, size: entry.size, format, codec });
+                let file = File { store, key: entry.key, size: entry.size, format, codec };
+                if let Some(first) = found.insert(resolver.place(&file.store, &file.key), files.len()) {
+                    return Err(twice(&files[first], &file));
+                }
+                files.push(file);
             }
             if files.len() == before {
                 return Err(Error::data(
@@ -102,6 +108,15 @@ impl Files {
         };
         (all > 0).then(|| (before + within) as f64 / all as f64)
     }
+}
+
+fn twice(first: &File, second: &File) -> Error {
+    let (first, second) = (first.url(), second.url());
+    let problem = match first == second {
+        true => "is named twice, and would be read twice: name it once".to_owned(),
+        false => format!("is the same file as {first}, and would be read twice: name or keep one of them"),
+    };
+    Error::arguments(format!("{second} {problem}"))
 }
 
 /// Format and codec by a name's end.
