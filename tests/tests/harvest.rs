@@ -3,6 +3,8 @@
 
 #[path = "harvest/beside_python.rs"]
 mod beside_python;
+#[path = "harvest/unreadable.rs"]
+mod unreadable;
 #[path = "harvest/workers.rs"]
 mod workers;
 
@@ -402,17 +404,17 @@ fn what_cannot_be_used_is_refused_with_what_to_do() {
     refused(&tiny, &bench.text("absent"), &layer, 65, &["no text there"]);
     refused(&tiny, &text, &["--layer", "1", "--column", "body"], 65, &["byte 0", "it has text", "--column"]);
     let broken = bench.write("broken.jsonl", "{\"text\": \"w1\"}\n{\"text\n");
-    refused(&tiny, &broken, &layer, 65, &["byte 15", "is no line of JSON"]);
+    refused(&tiny, &broken, &layer, 65, &["byte 15", "is no line of JSON", "--skip-unreadable"]);
     let latin = bench.write("latin.txt", b"caf\xe9");
-    refused(&tiny, &latin, &layer, 65, &["not UTF-8 at byte 3"]);
+    refused(&tiny, &latin, &layer, 65, &["not UTF-8 at byte 3", "--skip-unreadable"]);
     let long = bench.write("long.txt", vec![b'a'; 40 << 20]);
     refused(&tiny, &long, &layer, 65, &["32 MiB", "--split"]);
     let cut = bench.write("cut.txt.gz", [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 75]);
-    refused(&tiny, &cut, &layer, 65, &["cannot be decompressed"]);
+    refused(&tiny, &cut, &layer, 65, &["cannot be decompressed", "--skip-unreadable"]);
     let empty = bench.write("empty.txt", "");
     refused(&tiny, &empty, &layer, 65, &["no text that gives a row"]);
     let table = bench.write("none.parquet", [b"PAR1".as_slice(), &[0xff; 64], b"PAR1"].concat());
-    refused(&tiny, &table, &layer, 65, &["none.parquet", "damaged"]);
+    refused(&tiny, &table, &layer, 65, &["none.parquet", "damaged", "--skip-unreadable"]);
     // A few KB that become a text, or a page, of more than there may be.
     let of_one_text = |name: &str, bytes: usize| {
         let column: ArrayRef = Arc::new(StringArray::from_iter_values(["w1".to_owned(), "a".repeat(bytes)]));

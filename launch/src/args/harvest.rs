@@ -47,12 +47,16 @@ pub struct Harvest {
     /// Numbers of the rows: bf16, f16 or f32.
     #[arg(long, default_value = "bf16", value_parser = dtype)]
     pub dtype: Dtype,
-    /// The column of Parquet, and the key of JSON lines, that holds the text.
-    #[arg(long, default_value = "text")]
-    pub column: String,
-    /// What is a document in a plain file: file (all of it), lines or paragraphs.
-    #[arg(long, default_value = "file", value_name = "AT")]
-    pub split: Split,
+    /// The column of Parquet, and the key of JSON lines, that holds the text: text when absent.
+    #[arg(long)]
+    pub column: Option<String>,
+    /// What is a document in a plain file: file (all of it; when absent), lines or paragraphs.
+    #[arg(long, value_name = "AT")]
+    pub split: Option<Split>,
+    /// Leave out what cannot be read, and count it: a line or paragraph by itself, else the rest of its file. Without it
+    /// that ends the command, and the same command with it goes on.
+    #[arg(long)]
+    pub skip_unreadable: bool,
     /// A tokenizer.json in place of the model's own tokenizer.
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<String>,

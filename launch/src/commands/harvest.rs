@@ -18,7 +18,7 @@ pub fn run(args: &Harvest) -> Result<(), Failure> {
         name: args.model_name.clone(),
         tokenizer: args.tokenizer.clone(),
         text: args.text.clone(),
-        reading: TextOptions { column: args.column.clone(), split: args.split },
+        reading: TextOptions { column: args.column.clone(), split: args.split, skip_unreadable: args.skip_unreadable },
         layers: args.layer.clone(),
         out: args.out.clone(),
         context: args.context,
@@ -157,6 +157,9 @@ fn close(done: &Done, args: &Harvest) {
         .collect();
     if !norms.is_empty() {
         rows.push(("mean and largest norm of layer", norms.join(", ")));
+    }
+    if !done.skipped.is_none() {
+        rows.push(("left out, unreadable", done.skipped.to_string()));
     }
     if let Some((_, manifest)) = done.manifests.first() {
         rows.push(("rows of all", HumanCount(manifest.rows()).to_string()));
