@@ -294,11 +294,20 @@ fn several_layers_and_several_workers_give_the_same_bytes() {
         assert_eq!(together.rows.len(), 2345);
         assert_eq!((&alone.rows, &alone.stored), (&together.rows, &together.stored), "layer {layer}");
     }
-    // What was done is not done again, and another plan is refused with what differs.
+    // What was done is not done again, and other options are refused with what differs.
     let again = sae::run(&bench.words(&text, "one", &words)).exits(0);
     assert!(again.stdout.contains("0 of "), "{}", again.stdout);
-    let other = sae::run(&bench.words(&text, "one", &[&words[..], &["--keep-first"]].concat())).exits(64);
-    assert!(other.stderr.contains("keep_first"), "{}", other.stderr);
+    let other = |from: &str, to: &str, says: &str| {
+        let given = bench.words(&text, "one", &words).join(" ").replace(from, to);
+        let given: Vec<&str> = given.split(' ').collect();
+        sae::run(&given).exits(64).says(&["other options or data", says, "or name an empty folder"]);
+    };
+    other("--rows", "--keep-first --rows", "(first rows: no there, yes here)");
+    other("2_345", "9", "(rows: 2345 there, 9 here)");
+    other("1,3", "2", "(layers: [1,3] there, [2] here)");
+    other("f32", "bf16", "(dtype: f32 there, bf16 here)");
+    other("--context 16", "--context 32", "(context size: 16 there, 32 here)");
+    other("--shard-rows 200", "--shard-rows 320", "(shard rows: 192 there, 320 here)");
     // A text of the same name and size is another one.
     let lines = std::fs::read_to_string(&text).expect("the text");
     bench.write("text.jsonl", lines.replacen("\"w", "\"x", 1));
