@@ -311,8 +311,9 @@ fn several_layers_and_several_workers_give_the_same_bytes() {
     // A text of the same name and size is another one.
     let lines = std::fs::read_to_string(&text).expect("the text");
     bench.write("text.jsonl", lines.replacen("\"w", "\"x", 1));
-    let other = sae::run(&bench.words(&text, "one", &words)).exits(64);
-    assert!(other.stderr.contains("text"), "{}", other.stderr);
+    other("", "", "(text text.jsonl first and last bytes: ");
+    bench.write("text.jsonl", lines.clone() + &lines);
+    other("", "", &format!("(text text.jsonl bytes: {} there, {} here)", lines.len(), 2 * lines.len()));
     bench.write("text.jsonl", &lines);
     // The manifest says where the rows come from, and the shards are a data set like any other.
     let manifest: Value = serde_json::from_slice(&one["layer-3/manifest.json"]).expect("JSON");
@@ -394,6 +395,16 @@ fn any_store_will_do() {
     }
 }
 
+/// The tiny model's tokenizer, which puts a token behind a text too.
+fn framed_tokenizer(bench: &Bench) -> String {
+    let json = std::fs::read(bench.path("tiny/tokenizer.json")).expect("a tokenizer");
+    let mut json: Value = serde_json::from_slice(&json).expect("JSON");
+    let frame = &mut json["post_processor"];
+    frame["single"].as_array_mut().expect("a template").push(json!({"SpecialToken": {"id": "</s>", "type_id": 0}}));
+    frame["special_tokens"]["</s>"] = json!({"id": "</s>", "ids": [1], "tokens": ["</s>"]});
+    json.to_string()
+}
+
 #[test]
 fn what_cannot_be_used_is_refused_with_what_to_do() {
     let bench = Bench::new(true);
@@ -408,8 +419,36 @@ fn what_cannot_be_used_is_refused_with_what_to_do() {
     let tiny = bench.text("tiny");
     let layer = ["--layer", "1"];
     refused(&bench.text("absent"), &text, &layer, 64, &["is no model", "config.json"]);
-    refused(&tiny, &text, &["--layer", "4"], 64, &["has 3 blocks", "--layer"]);
-    refused(&tiny, &text, &["--layer", "1", "--context", "1"], 64, &["hold no text", "--context"]);
+    refused(
+        &tiny,
+        &text,
+        &["--layer", "4"],
+        64,
+        &["has 3 blocks, so layers 0 (the embeddings) to 3", "layer 4", "--layer"],
+    );
+    for layers in ["-1", "1-3", "1..3", "one", "1,,2"] {
+        refused(&tiny, &text, &["--layer", layers], 64, &["0 (the embeddings)", "8,15,22"]);
+    }
+    for context in ["0", "1"] {
+        refused(&tiny, &text, &["--layer", "1", "--context", context], 64, &["--context", "above 1"]);
+    }
+    let framed = bench.write("framed.json", framed_tokenizer(&bench));
+    let framed = ["--layer", "1", "--tokenizer", &framed, "--context", "2"];
+    refused(&tiny, &text, &framed, 64, &["at least 3 tokens, of which 2 stand around the text", "--context"]);
+    let plain = bench.write("plain.txt", "w1 w2");
+    refused(&tiny, &plain, &["--layer", "1", "--column", "body"], 64, &["plain", "leave out --column"]);
+    refused(&tiny, &text, &["--layer", "1", "--split", "lines"], 64, &["line of JSON", "leave out --split"]);
+    // A file of text is read once.
+    let twice = |first: &str, second: &str, says: &[&str]| {
+        let again = ["--layer", "1", "--text", second];
+        refused(&tiny, first, &again, 64, says);
+    };
+    std::fs::create_dir(bench.path("folder")).expect("a folder");
+    std::fs::hard_link(&text, bench.path("folder/linked.jsonl")).expect("a link");
+    twice(&text, &text, &["text.jsonl is named twice"]);
+    twice(&bench.text("*.jsonl"), &bench.text("t*.jsonl"), &["text.jsonl is named twice"]);
+    twice(&bench.text("folder"), &bench.text("folder/linked.jsonl"), &["linked.jsonl is named twice"]);
+    twice(&text, &bench.text("folder"), &["linked.jsonl is the same file as ", "text.jsonl"]);
     refused(&tiny, &bench.text("absent"), &layer, 65, &["no text there"]);
     refused(&tiny, &text, &["--layer", "1", "--column", "body"], 65, &["byte 0", "it has text", "--column"]);
     let broken = bench.write("broken.jsonl", "{\"text\": \"w1\"}\n{\"text\n");
@@ -461,6 +500,9 @@ fn what_cannot_be_used_is_refused_with_what_to_do() {
         bytes
     });
     refused(&loud, &text, &["--layer", "0", "--dtype", "f16"], 64, &["layer 0", "65504", "--dtype bf16"]);
+    let mute = copy("mute", "tokenizer.json", &|bytes| bytes);
+    std::fs::remove_file(bench.path("mute/tokenizer.json")).expect("a file");
+    refused(&mute, &text, &layer, 65, &["not found: save the tokenizer", "of transformers. Name a tokenizer.json"]);
     let short = copy("short", "model.safetensors", &|bytes| bytes[..bytes.len() - 4000].to_vec());
     refused(&short, &text, &layer, 65, &["model.safetensors", "tensor"]);
     let wide = copy("wide", "config.json", &|bytes| {

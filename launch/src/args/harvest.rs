@@ -23,7 +23,7 @@ pub struct Harvest {
     #[arg(long, required = true, num_args = 1..)]
     pub text: Vec<String>,
     /// Layers whose rows are written: into --out itself, or of several into a folder for each.
-    #[arg(long, required = true, value_name = "L,…", value_delimiter = ',')]
+    #[arg(long, required = true, value_name = "L,…", value_delimiter = ',', allow_hyphen_values = true, value_parser = layer)]
     pub layer: Vec<usize>,
     /// New folder or URL, or one in which the same command was begun.
     #[arg(long)]
@@ -32,7 +32,7 @@ pub struct Harvest {
     #[arg(long, value_parser = rows)]
     pub rows: Option<u64>,
     /// Tokens of a context.
-    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = batch)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = context)]
     pub context: usize,
     /// One document a context, and several contexts for a long one, instead of documents packed one after the other.
     #[arg(long)]
@@ -76,6 +76,15 @@ pub struct Harvest {
     /// steps and Kubernetes' indexed jobs where absent.
     #[arg(long, value_name = "w/W")]
     pub worker: Option<Worker>,
+}
+
+fn layer(text: &str) -> Result<usize, &'static str> {
+    let problem = "a layer is a number from 0 (the embeddings) to the number of the model's blocks, and several are written 8,15,22";
+    text.trim().parse().map_err(|_| problem)
+}
+
+fn context(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|&tokens| tokens > 1).ok_or("a whole number above 1 is needed")
 }
 
 fn batch(text: &str) -> Result<usize, &'static str> {
