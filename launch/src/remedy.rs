@@ -30,17 +30,20 @@ const BY_FLAG: &str = ", or give it with --set and double quotes";
 /// What the command line can do against an error of harvesting.
 pub fn of_harvest(error: &harvest::Error) -> String {
     use harvest::Help;
-    let remedy = match error.help() {
-        Some(Help::Tokenizer) => ". Name a tokenizer.json of the model with --tokenizer FILE",
-        Some(Help::NoBos) => ": say --bos auto or --bos never",
-        Some(Help::Column) => ": name the column or key with --column",
-        Some(Help::Split) => ", with --split lines or --split paragraphs",
-        Some(Help::Context) => ": change --context",
-        Some(Help::Layers) => " (--layer)",
-        Some(Help::Dtype) => ": write them with --dtype bf16 or --dtype f32",
-        None => "",
+    let remedy = |help: &Help| match help {
+        Help::Tokenizer => ". Name a tokenizer.json of the model with --tokenizer FILE",
+        Help::NoBos => ": say --bos auto or --bos never",
+        Help::Column => ": name the column or key with --column",
+        Help::NoColumn => ": leave out --column",
+        Help::Split => ", with --split lines or --split paragraphs",
+        Help::NoSplit => ": leave out --split",
+        Help::SkipUnreadable => ". With --skip-unreadable the same command goes on without it",
+        Help::Context => ": change --context",
+        Help::Layers => " (--layer)",
+        Help::Dtype => ": write them with --dtype bf16 or --dtype f32",
     };
-    format!("{error}{remedy}")
+    let remedies: String = error.help().iter().map(remedy).collect();
+    format!("{error}{remedies}")
 }
 
 /// Empty where the text says all.

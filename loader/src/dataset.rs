@@ -28,7 +28,7 @@ pub use self::contents::{Contents, Folder, LeftOut};
 pub use self::options::OpenOptions;
 pub use self::rule::Why;
 pub use self::rule::is_shard_name;
-pub use self::same::SameBy;
+pub use self::same::{Resolver, SameBy};
 
 use self::describe::{Described, combine, describe};
 use self::find::find;
@@ -109,7 +109,7 @@ impl Dataset {
         let is_double = described.iter().any(|d| d.is_double);
         let sums: Vec<_> = described.iter().map(Described::sums).collect();
         let manifest = combine(&found, described)?;
-        let mut resolver = same::Resolver::default();
+        let mut resolver = Resolver::default();
         let source = |(f, sums): (FoundShard, _)| {
             let place = resolver.place(&f.store, &f.key);
             StoredShard { store: f.store, key: f.key, place, sums }

@@ -49,7 +49,7 @@ pub use dataset::sample::{Sample, sample};
 pub use dataset::scalars::{Scalar, Scalars, Values};
 pub use dataset::skip::{RowFilter, SkipList};
 pub use dataset::tokens::TokenColumn;
-pub use dataset::{Contents, Dataset, Folder, LeftOut, OpenOptions, SameBy, Why, is_shard_name};
+pub use dataset::{Contents, Dataset, Folder, LeftOut, OpenOptions, Resolver, SameBy, Why, is_shard_name};
 pub use dtype::Dtype;
 pub use error::{Cause, Error, Help, Result};
 pub use make::columns::{ColumnType, ColumnValues, ExtraColumn};

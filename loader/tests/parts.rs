@@ -171,14 +171,14 @@ fn another_plan_is_refused_with_its_difference() {
     Parts::open(&store, &plan(1)).unwrap();
     let (_folder, store, _) = whole(1, |parts| parts);
     let error = refused(Parts::open(&store, &plan(2)));
-    assert!(error.contains("what.seed is 1 there and 2 here"), "{error}");
+    assert!(error.contains("other options or data (seed: 1 there, 2 here): go on with those"), "{error}");
     let mut wider = plan(1);
     wider.folders.values_mut().for_each(|options| options.width = 9);
     let error = refused(Parts::open(&store, &wider));
-    assert!(error.contains("folders.layer-1.width is 8 there and 9 here"), "{error}");
+    assert!(error.contains("data (width: 8 there, 9 here)"), "once for both folders: {error}");
     let mut sources = plan(1);
     sources.what["sources"][0]["size"] = 8.into();
-    assert!(refused(Parts::open(&store, &sources)).contains("what.sources[0].size is 7 there and 8 here"));
+    assert!(refused(Parts::open(&store, &sources)).contains("(sources 1 size: 7 there, 8 here)"));
     store.put("parts/plan.json", &b"{"[..]).unwrap();
     assert!(matches!(Parts::open(&store, &plan(1)), Err(Error::Data { .. })));
 }

@@ -672,7 +672,8 @@ def harvests(folder):
     import torch
 
     model, tokens = llama(), tokenizer()
-    for number, (layers, options) in enumerate([(2, {}), ([0, 1, 4], {"packed": False}), ([3], {"keep_first": True, "bos": "never"}), (4, {"batch": 1})]):
+    cases = [(2, {}), ([0, 1, 4], {"packed": False}), ([3], {"keep_first": True, "bos": "never"}), (4, {"batch": 1, "keep_first": True})]
+    for number, (layers, options) in enumerate(cases):
         out, several = f"{folder}/{number}", isinstance(layers, list) and len(layers) > 1
         done = sae.harvest(model, tokens, iter(TEXTS), layers, out, context=12, dtype="f32", part_bytes=9000, **options)
         assert done.is_finished and not model.training
@@ -688,9 +689,9 @@ def harvests(folder):
                 hook.remove()
                 last = streams["last"][0] if isinstance(streams["last"], tuple) else streams["last"]
                 stream = last if layer == 4 else hidden[layer]  # hidden_states ends with the final norm
-                first = 0 if options.get("keep_first") else 1
-                expected.append(stream[0, first:].numpy())
-                columns += [(context, pos, ids[pos]) for pos in range(first, len(ids))]
+                kept = [pos for pos, token in enumerate(ids) if options.get("keep_first") or pos > 0 and token != 0]
+                expected.append(stream[0, kept].numpy())
+                columns += [(context, pos, ids[pos]) for pos in kept]
             expected = np.concatenate(expected)
             assert rows.shape == expected.shape and np.abs(rows - expected).max() < 1e-5, np.abs(rows - expected).max()
             assert columns == list(zip(*(table[name].to_pylist() for name in ("context_id", "pos", "token_id"))))
@@ -715,8 +716,8 @@ def tokens_of(contexts, table, tokens, options):
     assert [(doc, token) for _, _, doc, token in kept if token != 0] == by_doc
     # Inside of a context BOS is of the text that it begins.
     begins = {doc: ids[:1] for doc, ids in enumerate(bare)}
-    for (context, _, doc, token), (after, _, next_doc, following) in zip(kept, kept[1:]):
-        if token == 0 and context == after:
+    for (context, pos, doc, token), (after, _, next_doc, following) in zip(kept, kept[1:]) if options.get("keep_first") else []:
+        if pos > 0 and token == 0 and context == after:
             assert [following] == begins[next_doc] and (doc == next_doc or ends[doc])
         assert not (context == after and doc != next_doc and following != 0 and token != 0), "a text without BOS"
     docs = {context: [] for context in contexts}
@@ -735,7 +736,7 @@ def tokens_of(contexts, table, tokens, options):
 
 def special_tokens(folder):
     """What tokenizers put around texts, and `bos` that is asked for."""
-    from sae._contexts import Special
+    from sae._contexts import Form, Special, contexts
 
     assert Special.of(tokenizer(), "auto") == ([0], []) and Special.of(tokenizer(), "always") == ([0], [])
     assert Special.of(tokenizer(None), "auto") == ([], []) and Special.of(tokenizer(None), "always") == ([0], [])
@@ -745,6 +746,11 @@ def special_tokens(folder):
     without.bos_token = None
     refuses(ValueError, ["no BOS"], Special.of, without, "always")
     refuses(ValueError, ["bos 'yes'"], Special.of, without, "yes")
+    # A text that is cut before a BOS of its own, and one of which nothing else is left then.
+    form = Form(6, Special([0], []), packed=True, marks_texts=True, keep_first=False)
+    cut = list(contexts(tokenizer(), ["abcde<s>f", "ghi<s>", "j"], form))
+    assert [of.tokens for of in cut] == [[0, 4, 5, 6, 7, 8], [0, 9, 0, 10, 11, 12], [0, 13]] and cut[2].docs == [2, 2]
+    assert form.keeps(cut[1].tokens) == [False, True, False, True, True, True]
     # An encoder, whose contexts end with a token too; its attention sees padding unless it is masked.
     import torch
     from transformers import BertConfig, BertModel

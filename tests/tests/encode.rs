@@ -268,7 +268,7 @@ fn what_cannot_be_encoded_is_explained() {
     let (train, fresh) = (fixture.text("train"), fixture.text("fresh"));
     encode(&[run, "--data", &train, "--out", &out])
         .exits(64)
-        .says(&["another plan", "part_rows is 200 there and 65536 here"]);
+        .says(&["other options or data", "part rows: 200 there, 65536 here"]);
     encode(&[run, "--data", &train, "--out", &train]).exits(64).says(&["already holds shards"]);
     let of_fresh = [run, "--data", &train, "--out", &fresh];
     encode(&[&of_fresh[..], &["--columns", "token_id"]].concat())

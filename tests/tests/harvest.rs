@@ -3,6 +3,8 @@
 
 #[path = "harvest/beside_python.rs"]
 mod beside_python;
+#[path = "harvest/unreadable.rs"]
+mod unreadable;
 #[path = "harvest/workers.rs"]
 mod workers;
 
@@ -14,9 +16,9 @@ use arrow::array::{ArrayRef, StringArray};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::EnabledStatistics;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::s3::S3;
-use tests::tiny::{self, Harvested, harvested, tree};
+use tests::tiny::{self, Harvested, Row, harvested, tree};
 use tests::{need, sae};
 
 /// A folder with the tiny model and a text.
@@ -104,14 +106,21 @@ fn packed_contexts_hold_every_token_once_and_begin_with_one_bos() {
         assert_eq!(found, &expected, "{document}");
     }
 
-    // The first row of each context is left out unless it is asked for, and the others are the same.
+    // The first row of each context and those of BOS inside of it are left out unless they are asked for, and the others are the same.
     let usual = bench.harvest(&text, "usual", &["--layer", "2"]);
-    let kept: Vec<usize> = (0..found.rows.len()).filter(|&at| found.rows[at].pos > 0).collect();
+    let is_kept = |row: &Row| row.pos > 0 && row.token != tiny::BOS as i32;
+    let kept: Vec<usize> = (0..found.rows.len()).filter(|&at| is_kept(&found.rows[at])).collect();
     assert_eq!(usual.rows, kept.iter().map(|&at| found.rows[at].clone()).collect::<Vec<_>>());
     assert_eq!(usual.stored, kept.iter().map(|&at| found.stored[at].clone()).collect::<Vec<_>>());
+    assert_eq!(usual.contexts, found.contexts);
+    // Of which so many are the first of all.
+    let rows = kept.len() / 2;
+    let some = bench.harvest(&text, "some", &["--layer", "2", "--rows", &rows.to_string(), "--shard-rows", "64"]);
+    assert_eq!((&some.rows[..], &some.stored[..]), (&usual.rows[..rows], &usual.stored[..rows]));
 }
 
-/// Texts that bring BOS of their own, several times and at their end; and a document for which a context has no room behind BOS.
+/// Texts that bring BOS of their own, several times, at their end and where a context ends; and a document for which a context has no room
+/// behind BOS.
 #[test]
 fn no_two_bos_stand_between_documents() {
     let bench = Bench::new(true);
@@ -127,6 +136,24 @@ fn no_two_bos_stand_between_documents() {
         vec![0, 5, 6],
     ];
     assert_eq!(contexts, expected);
+
+    let fifteen = ["w1"; 15].join(" ");
+    let documents = [format!("{fifteen} <s> w10"), format!("{} <s>", ["w1"; 13].join(" ")), "w11".to_owned()];
+    let text = bench.write("cut.jsonl", tiny::json_lines(&documents));
+    let found = bench.harvest(&text, "cut", &["--layer", "1", "--keep-first"]);
+    let first = [vec![0], vec![4; 15]].concat();
+    let second = [vec![0, 13, 0], vec![4; 13]].concat();
+    let expected = [(0, first.clone()), (0, second), (2, vec![0, 14])];
+    assert_eq!(found.contexts.into_values().collect::<Vec<_>>(), expected);
+    let found = bench.harvest(&text, "cut-by-document", &["--layer", "1", "--keep-first", "--by-document"]);
+    let second = [vec![0], vec![4; 13], vec![0]].concat();
+    let expected = [(0, first), (0, vec![0, 13]), (1, second), (2, vec![0, 14])];
+    assert_eq!(found.contexts.into_values().collect::<Vec<_>>(), expected);
+    let text = bench.write("end.jsonl", tiny::json_lines(&[format!("{fifteen} <s>")]));
+    for (out, more) in [("end", &[][..]), ("end-by-document", &["--by-document"])] {
+        let found = bench.harvest(&text, out, &[&["--layer", "1", "--keep-first"], more].concat());
+        assert_eq!(found.contexts.into_values().collect::<Vec<_>>(), [(0, [vec![0], vec![4; 15]].concat())], "{out}");
+    }
 }
 
 #[test]
@@ -271,16 +298,26 @@ fn several_layers_and_several_workers_give_the_same_bytes() {
             .map(|json| serde_json::from_slice::<Value>(json).expect("JSON")["source"]["model_hash"].clone());
         assert!(alone == together && alone.is_string(), "layer {layer}: {alone} and {together}");
     }
-    // What was done is not done again, and another plan is refused with what differs.
+    // What was done is not done again, and other options are refused with what differs.
     let again = sae::run(&bench.words(&text, "one", &words)).exits(0);
     assert!(again.stdout.contains("0 of "), "{}", again.stdout);
-    let other = sae::run(&bench.words(&text, "one", &[&words[..], &["--keep-first"]].concat())).exits(64);
-    assert!(other.stderr.contains("keep_first"), "{}", other.stderr);
+    let other = |from: &str, to: &str, says: &str| {
+        let given = bench.words(&text, "one", &words).join(" ").replace(from, to);
+        let given: Vec<&str> = given.split(' ').collect();
+        sae::run(&given).exits(64).says(&["other options or data", says, "or name an empty folder"]);
+    };
+    other("--rows", "--keep-first --rows", "(first rows: no there, yes here)");
+    other("2_345", "9", "(rows: 2345 there, 9 here)");
+    other("1,3", "2", "(layers: [1,3] there, [2] here)");
+    other("f32", "bf16", "(dtype: f32 there, bf16 here)");
+    other("--context 16", "--context 32", "(context size: 16 there, 32 here)");
+    other("--shard-rows 200", "--shard-rows 320", "(shard rows: 192 there, 320 here)");
     // A text of the same name and size is another one.
     let lines = std::fs::read_to_string(&text).expect("the text");
     bench.write("text.jsonl", lines.replacen("\"w", "\"x", 1));
-    let other = sae::run(&bench.words(&text, "one", &words)).exits(64);
-    assert!(other.stderr.contains("text"), "{}", other.stderr);
+    other("", "", "(text text.jsonl first and last bytes: ");
+    bench.write("text.jsonl", lines.clone() + &lines);
+    other("", "", &format!("(text text.jsonl bytes: {} there, {} here)", lines.len(), 2 * lines.len()));
     bench.write("text.jsonl", &lines);
     // The manifest says where the rows come from, and the shards are a data set like any other.
     let manifest: Value = serde_json::from_slice(&one["layer-3/manifest.json"]).expect("JSON");
@@ -358,6 +395,16 @@ fn any_store_will_do() {
     }
 }
 
+/// The tiny model's tokenizer, which puts a token behind a text too.
+fn framed_tokenizer(bench: &Bench) -> String {
+    let json = std::fs::read(bench.path("tiny/tokenizer.json")).expect("a tokenizer");
+    let mut json: Value = serde_json::from_slice(&json).expect("JSON");
+    let frame = &mut json["post_processor"];
+    frame["single"].as_array_mut().expect("a template").push(json!({"SpecialToken": {"id": "</s>", "type_id": 0}}));
+    frame["special_tokens"]["</s>"] = json!({"id": "</s>", "ids": [1], "tokens": ["</s>"]});
+    json.to_string()
+}
+
 #[test]
 fn what_cannot_be_used_is_refused_with_what_to_do() {
     let bench = Bench::new(true);
@@ -372,22 +419,50 @@ fn what_cannot_be_used_is_refused_with_what_to_do() {
     let tiny = bench.text("tiny");
     let layer = ["--layer", "1"];
     refused(&bench.text("absent"), &text, &layer, 64, &["is no model", "config.json"]);
-    refused(&tiny, &text, &["--layer", "4"], 64, &["has 3 blocks", "--layer"]);
-    refused(&tiny, &text, &["--layer", "1", "--context", "1"], 64, &["hold no text", "--context"]);
+    refused(
+        &tiny,
+        &text,
+        &["--layer", "4"],
+        64,
+        &["has 3 blocks, so layers 0 (the embeddings) to 3", "layer 4", "--layer"],
+    );
+    for layers in ["-1", "1-3", "1..3", "one", "1,,2"] {
+        refused(&tiny, &text, &["--layer", layers], 64, &["0 (the embeddings)", "8,15,22"]);
+    }
+    for context in ["0", "1"] {
+        refused(&tiny, &text, &["--layer", "1", "--context", context], 64, &["--context", "above 1"]);
+    }
+    let framed = bench.write("framed.json", framed_tokenizer(&bench));
+    let framed = ["--layer", "1", "--tokenizer", &framed, "--context", "2"];
+    refused(&tiny, &text, &framed, 64, &["at least 3 tokens, of which 2 stand around the text", "--context"]);
+    let plain = bench.write("plain.txt", "w1 w2");
+    refused(&tiny, &plain, &["--layer", "1", "--column", "body"], 64, &["plain", "leave out --column"]);
+    refused(&tiny, &text, &["--layer", "1", "--split", "lines"], 64, &["line of JSON", "leave out --split"]);
+    // A file of text is read once.
+    let twice = |first: &str, second: &str, says: &[&str]| {
+        let again = ["--layer", "1", "--text", second];
+        refused(&tiny, first, &again, 64, says);
+    };
+    std::fs::create_dir(bench.path("folder")).expect("a folder");
+    std::fs::hard_link(&text, bench.path("folder/linked.jsonl")).expect("a link");
+    twice(&text, &text, &["text.jsonl is named twice"]);
+    twice(&bench.text("*.jsonl"), &bench.text("t*.jsonl"), &["text.jsonl is named twice"]);
+    twice(&bench.text("folder"), &bench.text("folder/linked.jsonl"), &["linked.jsonl is named twice"]);
+    twice(&text, &bench.text("folder"), &["linked.jsonl is the same file as ", "text.jsonl"]);
     refused(&tiny, &bench.text("absent"), &layer, 65, &["no text there"]);
     refused(&tiny, &text, &["--layer", "1", "--column", "body"], 65, &["byte 0", "it has text", "--column"]);
     let broken = bench.write("broken.jsonl", "{\"text\": \"w1\"}\n{\"text\n");
-    refused(&tiny, &broken, &layer, 65, &["byte 15", "is no line of JSON"]);
+    refused(&tiny, &broken, &layer, 65, &["byte 15", "is no line of JSON", "--skip-unreadable"]);
     let latin = bench.write("latin.txt", b"caf\xe9");
-    refused(&tiny, &latin, &layer, 65, &["not UTF-8 at byte 3"]);
+    refused(&tiny, &latin, &layer, 65, &["not UTF-8 at byte 3", "--skip-unreadable"]);
     let long = bench.write("long.txt", vec![b'a'; 40 << 20]);
     refused(&tiny, &long, &layer, 65, &["32 MiB", "--split"]);
     let cut = bench.write("cut.txt.gz", [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 75]);
-    refused(&tiny, &cut, &layer, 65, &["cannot be decompressed"]);
+    refused(&tiny, &cut, &layer, 65, &["cannot be decompressed", "--skip-unreadable"]);
     let empty = bench.write("empty.txt", "");
     refused(&tiny, &empty, &layer, 65, &["no text that gives a row"]);
     let table = bench.write("none.parquet", [b"PAR1".as_slice(), &[0xff; 64], b"PAR1"].concat());
-    refused(&tiny, &table, &layer, 65, &["none.parquet", "damaged"]);
+    refused(&tiny, &table, &layer, 65, &["none.parquet", "damaged", "--skip-unreadable"]);
     // A few KB that become a text, or a page, of more than there may be.
     let of_one_text = |name: &str, bytes: usize| {
         let column: ArrayRef = Arc::new(StringArray::from_iter_values(["w1".to_owned(), "a".repeat(bytes)]));
@@ -425,6 +500,9 @@ fn what_cannot_be_used_is_refused_with_what_to_do() {
         bytes
     });
     refused(&loud, &text, &["--layer", "0", "--dtype", "f16"], 64, &["layer 0", "65504", "--dtype bf16"]);
+    let mute = copy("mute", "tokenizer.json", &|bytes| bytes);
+    std::fs::remove_file(bench.path("mute/tokenizer.json")).expect("a file");
+    refused(&mute, &text, &layer, 65, &["not found: save the tokenizer", "of transformers. Name a tokenizer.json"]);
     let short = copy("short", "model.safetensors", &|bytes| bytes[..bytes.len() - 4000].to_vec());
     refused(&short, &text, &layer, 65, &["model.safetensors", "tensor"]);
     let wide = copy("wide", "config.json", &|bytes| {

@@ -467,8 +467,8 @@ fn killed_workers_and_any_number_of_them_write_the_same_bytes() {
     // Another source, or another format, does not mix with it.
     sae::run(&call(&stopped, &["--dtype", "bf16"]))
         .exits(64)
-        .says(&["another plan", "dtype is \"f32\" there and \"bf16\" here"]);
+        .says(&["other options or data", "dtype: f32 there, bf16 here"]);
     fs::remove_file(fixture.path("large/2.npy")).expect("a file goes");
-    sae::run(&call(&stopped, &[])).exits(64).says(&["another plan", "source.files is 3 there and 2 here"]);
+    sae::run(&call(&stopped, &[])).exits(64).says(&["other options or data", "source files: 3 there, 2 here"]);
     assert!(below(Path::new(&stopped)) == expected, "nothing has changed");
 }

@@ -76,7 +76,13 @@ class Form(NamedTuple):
     marks_texts: bool
     """Whether BOS stands before a text inside of a context, too."""
     keep_first: bool
-    """Whether the first row of a context is kept; one without any other is left out otherwise."""
+    """Whether the rows of attention sinks are kept; a context without any other is left out otherwise."""
+
+    def keeps(self, tokens: list[int]) -> list[bool]:
+        """Which tokens of a context have a row that is kept: all, or those that are no attention sinks, which are the first of a context and, where
+        texts are marked by BOS inside of it, BOS."""
+        bos = self.special.before[-1] if self.marks_texts else None
+        return [self.keep_first or at > 0 and token != bos for at, token in enumerate(tokens)]
 
     def check(self) -> None:
         """
@@ -134,10 +140,12 @@ def contexts(tokenizer: Any, texts: Iterable[str], form: Form, start: tuple[int,
                 if used >= len(ids):
                     continue
             if not tokens:
-                tokens, docs = list(before), [number] * len(before)
                 # A text that goes on with that token.
                 while used < len(ids) and ids[used : used + 1] == before[-1:]:
                     used += 1
+                if used == len(ids):
+                    continue
+                tokens, docs = list(before), [number] * len(before)
             elif not form.packed:
                 break
             elif used == 0 and form.marks_texts and tokens[-1] != before[-1]:
@@ -152,7 +160,7 @@ def contexts(tokenizer: Any, texts: Iterable[str], form: Form, start: tuple[int,
         if not docs:
             return
         tokens, docs = [*tokens, *behind], docs + [docs[-1]] * len(behind)
-        if len(tokens) > (0 if form.keep_first else 1):
+        if any(form.keeps(tokens)):
             yield Context(tokens, docs, *((number, used) if used < len(ids) else (number + 1, 0)))
 
 

@@ -172,8 +172,8 @@ def harvest(
             `"never"`: none. Two BOS never stand beside each other.
         packed: contexts run on from one text to the next, with BOS between them where contexts have it; otherwise each is of one text, and the
             last of a text is shorter.
-        keep_first: keep the rows of position 0. Their norms are up to 100 times those of others in later layers, and what is trained with
-            them learns little else.
+        keep_first: keep the rows of attention sinks: position 0, and BOS before later texts of a packed context. Their norms are up to 100 times
+            those of others in later layers, and what is trained with them learns little else.
         batch: contexts in a forward pass. Shorter ones are padded on the right and masked; padding makes no rows.
         dtype: how rows are stored, as of `sae.ShardWriter`.
         metadata: what is said of the rows in the manifest beside what is known (model, layer, context length, tokenizer): the data set, say.
@@ -204,7 +204,7 @@ def harvest(
     sources = {folder: _source(model, tokenizer, of, form, metadata) for of, folder in folders.items()}
     plan = {
         "command": "harvest",
-        "version": 2,
+        "version": 3,
         "weights": _weights_hash(model),
         "vocabulary": _vocabulary_hash(tokenizer),
         "folders": list(folders.values()),
@@ -217,7 +217,7 @@ def harvest(
         "sources": sources,
     }
     parts = Parts(Store.of(out), plan)
-    job = _Job(parts, _Taps(model, blocks, layers), folders, layout, keep_first, batch, getattr(tokenizer, "pad_token_id", None) or 0)
+    job = _Job(parts, _Taps(model, blocks, layers), folders, layout, form, batch, getattr(tokenizer, "pad_token_id", None) or 0)
     was_training = model.training
     model.eval()
     try:
@@ -351,10 +351,10 @@ class _Job:
     """What making parts takes."""
 
     def __init__(
-        self, parts: Parts, taps: _Taps, folders: dict[int, str], layout: Layout, keep_first: bool, batch: int, padding: int
+        self, parts: Parts, taps: _Taps, folders: dict[int, str], layout: Layout, form: Form, batch: int, padding: int
     ) -> None:
         self.parts, self.taps, self._folders, self._layout = parts, taps, folders, layout
-        self._keep_first, self._batch, self._padding = keep_first, batch, padding
+        self._form, self._batch, self._padding = form, batch, padding
         self._types = {name: KNOWN[name] for name in ("context_id", "pos", "doc_id", "token_id")}
         self._has_looked = False
 
@@ -384,10 +384,12 @@ class _Job:
 
         longest = max(len(context.tokens) for context in some)
         tokens_bs = np.full((len(some), longest), self._padding, np.int64)
-        mask_bs, docs_bs = np.zeros((len(some), longest), bool), np.zeros((len(some), longest), np.int64)
+        docs_bs = np.zeros((len(some), longest), np.int64)
+        mask_bs, kept_bs = np.zeros((len(some), longest), bool), np.zeros((len(some), longest), bool)
         for row, context in enumerate(some):
             count = len(context.tokens)
             tokens_bs[row, :count], docs_bs[row, :count], mask_bs[row, :count] = context.tokens, context.docs, True
+            kept_bs[row, :count] = self._form.keeps(context.tokens)
         model = self.taps._model
         device = model.get_input_embeddings().weight.device
         inputs = {"input_ids": torch.from_numpy(tokens_bs).to(device), "attention_mask": torch.from_numpy(mask_bs).to(device, torch.int64)}
@@ -395,9 +397,6 @@ class _Job:
             inputs["use_cache"] = False
         with torch.inference_mode():
             streams = self.taps.run(**inputs)
-        kept_bs = mask_bs.copy()
-        if not self._keep_first:
-            kept_bs[:, 0] = False
         batch_of, pos = np.nonzero(kept_bs)
         given = {"context_id": batch_of + first, "pos": pos, "doc_id": docs_bs[kept_bs], "token_id": tokens_bs[kept_bs]}
         columns = arrays(given, self._types)

@@ -23,7 +23,7 @@ pub struct Harvest {
     #[arg(long, required = true, num_args = 1..)]
     pub text: Vec<String>,
     /// Layers whose rows are written: into --out itself, or of several into a folder for each.
-    #[arg(long, required = true, value_name = "L,…", value_delimiter = ',')]
+    #[arg(long, required = true, value_name = "L,…", value_delimiter = ',', allow_hyphen_values = true, value_parser = layer)]
     pub layer: Vec<usize>,
     /// New folder or URL, or one in which the same command was begun.
     #[arg(long)]
@@ -32,7 +32,7 @@ pub struct Harvest {
     #[arg(long, value_parser = rows)]
     pub rows: Option<u64>,
     /// Tokens of a context.
-    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = batch)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = context)]
     pub context: usize,
     /// One document a context, and several contexts for a long one, instead of documents packed one after the other.
     #[arg(long)]
@@ -40,18 +40,23 @@ pub struct Harvest {
     /// The token in front of a context: auto (as the Python tokenizer has it), always or never.
     #[arg(long, default_value = "auto", value_name = "WHEN")]
     pub bos: Bos,
-    /// Keep the first row of each context, which carries a hundred times the norm of the others in many models.
+    /// Keep the rows of attention sinks, which are left out otherwise: the first of each context, and those of BOS before later
+    /// documents. In many models they carry a hundred times the norm of the others.
     #[arg(long)]
     pub keep_first: bool,
     /// Numbers of the rows: bf16, f16 or f32.
     #[arg(long, default_value = "bf16", value_parser = dtype)]
     pub dtype: Dtype,
-    /// The column of Parquet, and the key of JSON lines, that holds the text.
-    #[arg(long, default_value = "text")]
-    pub column: String,
-    /// What is a document in a plain file: file (all of it), lines or paragraphs.
-    #[arg(long, default_value = "file", value_name = "AT")]
-    pub split: Split,
+    /// The column of Parquet, and the key of JSON lines, that holds the text: text when absent.
+    #[arg(long)]
+    pub column: Option<String>,
+    /// What is a document in a plain file: file (all of it; when absent), lines or paragraphs.
+    #[arg(long, value_name = "AT")]
+    pub split: Option<Split>,
+    /// Leave out what cannot be read, and count it: a line or paragraph by itself, else the rest of its file. Without it
+    /// that ends the command, and the same command with it goes on.
+    #[arg(long)]
+    pub skip_unreadable: bool,
     /// A tokenizer.json in place of the model's own tokenizer.
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<String>,
@@ -71,6 +76,15 @@ pub struct Harvest {
     /// steps and Kubernetes' indexed jobs where absent.
     #[arg(long, value_name = "w/W")]
     pub worker: Option<Worker>,
+}
+
+fn layer(text: &str) -> Result<usize, &'static str> {
+    let problem = "a layer is a number from 0 (the embeddings) to the number of the model's blocks, and several are written 8,15,22";
+    text.trim().parse().map_err(|_| problem)
+}
+
+fn context(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|&tokens| tokens > 1).ok_or("a whole number above 1 is needed")
 }
 
 fn batch(text: &str) -> Result<usize, &'static str> {

@@ -18,7 +18,7 @@ pub fn run(args: &Harvest) -> Result<(), Failure> {
         name: args.model_name.clone(),
         tokenizer: args.tokenizer.clone(),
         text: args.text.clone(),
-        reading: TextOptions { column: args.column.clone(), split: args.split },
+        reading: TextOptions { column: args.column.clone(), split: args.split, skip_unreadable: args.skip_unreadable },
         layers: args.layer.clone(),
         out: args.out.clone(),
         context: args.context,
@@ -92,9 +92,9 @@ fn begin(event: &Event, args: &Harvest) {
         ([], []) => "nothing around a context".to_owned(),
         (before, behind) => format!("tokens {before:?} before a context and {behind:?} behind"),
     };
-    let first = if args.keep_first { "first rows kept" } else { "first rows left out" };
+    let sinks = if args.keep_first { "kept" } else { "left out" };
     tracing::info!(
-        "{architecture}: {} of {} blocks, width {width}; contexts of {} tokens, {around}, {first}; shards of about {} rows, {committed} there already",
+        "{architecture}: {} of {} blocks, width {width}; contexts of {} tokens, {around}, attention sinks {sinks}; shards of about {} rows, {committed} there already",
         blocks.0,
         blocks.1,
         args.context,
@@ -114,23 +114,24 @@ const TOO_MUCH: f64 = 0.2;
 
 /// Says which rows carry most of E‖x‖².
 fn warn(heavy: &Heavy, keep_first: bool) {
-    let Heavy { layer, rows, first, medians, top } = heavy;
+    let Heavy { layer, rows, sinks, medians, top } = heavy;
     let share = |share: f64| format!("{:.1} %", 100.0 * share);
-    if *first > TOO_MUCH {
+    if *sinks > TOO_MUCH {
         let what = format!(
-            "layer {layer}: the first rows of contexts carry {} of E‖x‖² (median norm {} beside {} of the others, over {rows} rows)",
-            share(*first),
+            "layer {layer}: attention sinks, the first rows of contexts and those of BOS, carry {} of E‖x‖² (median norm {} beside {} of the \
+             others, over {rows} rows)",
+            share(*sinks),
             table::number(medians.0),
             table::number(medians.1)
         );
         match keep_first {
             true => tracing::warn!(
-                "{what}, and are kept: leave them out without --keep-first, or train with data.filter.positions = [0]"
+                "{what}, and are kept: leave them out without --keep-first, or train without them (data.filter.positions and data.filter.token_ids)"
             ),
             false => tracing::info!("{what}, and are left out"),
         }
     }
-    if *top > TOO_MUCH && (!keep_first || *first <= TOO_MUCH) {
+    if *top > TOO_MUCH && (!keep_first || *sinks <= TOO_MUCH) {
         tracing::warn!(
             "layer {layer}: the largest hundredth of the rows that are kept carries {} of E‖x‖²: train with data.filter.norm_max = \"10x\", \
              and see what sae inspect says of all rows",
@@ -156,6 +157,9 @@ fn close(done: &Done, args: &Harvest) {
         .collect();
     if !norms.is_empty() {
         rows.push(("mean and largest norm of layer", norms.join(", ")));
+    }
+    if !done.skipped.is_none() {
+        rows.push(("left out, unreadable", done.skipped.to_string()));
     }
     if let Some((_, manifest)) = done.manifests.first() {
         rows.push(("rows of all", HumanCount(manifest.rows()).to_string()));

@@ -6,7 +6,8 @@
 //!
 //! What the tokenizer puts around a text stands around each context. Where that is a token in front (BOS) and the model attends one way, a
 //! document that begins inside of a packed context has it too, and begins the next context where nothing of it would fit behind it. No two
-//! stand between documents: what a text brings of its own at its beginning is taken away, and behind one at a text's end none is put.
+//! stand beside each other there: what a text brings of its own at its beginning, or where a context is cut, is taken away, and behind one at
+//! a text's end none is put.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,22 +23,59 @@ pub(crate) struct Context {
     pub(crate) documents: Vec<u64>,
 }
 
+/// Attention sinks: the rows of tokens that later ones look at whatever they say, which are the first of a context and, in a model that
+/// attends one way, BOS wherever it stands. In many models their norms are a hundred times those of others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sinks {
+    /// BOS, where it stands before documents inside of contexts too.
+    pub(crate) bos: Option<u32>,
+    /// Whether their rows are kept.
+    pub(crate) kept: bool,
+}
+
+impl Sinks {
+    /// Whether a token at a position of a context is one.
+    pub(crate) fn is(self, at: usize, token: u32) -> bool {
+        at == 0 || self.bos == Some(token)
+    }
+
+    /// Whether the row of a token at a position of a context is kept.
+    pub(crate) fn keeps(self, at: usize, token: u32) -> bool {
+        self.kept || !self.is(at, token)
+    }
+
+    /// Rows that are kept of a context.
+    pub(crate) fn rows(self, tokens: &[u32]) -> usize {
+        tokens.iter().enumerate().filter(|&(at, &token)| self.keeps(at, token)).count()
+    }
+}
+
 /// How contexts are made.
 #[derive(Clone, Debug)]
 pub(crate) struct Form {
     /// Tokens, all that is put around them included.
     pub(crate) length: usize,
     pub(crate) by_document: bool,
-    /// Whether the first row of a context is kept.
-    pub(crate) keep_first: bool,
-    /// Whether BOS stands before a document inside of a context.
-    pub(crate) marks_documents: bool,
+    /// Which rows are kept.
+    pub(crate) sinks: Sinks,
     /// Tokens that the model knows.
     pub(crate) vocabulary: usize,
     /// Contexts of a part.
     pub(crate) part: u64,
     /// Rows after which nothing is made.
     pub(crate) most_rows: Option<u64>,
+}
+
+/// Refuses contexts without room for text between what stands around it.
+pub(crate) fn check_length(length: usize, tokenizer: &Tokenizer) -> Result<()> {
+    let around = tokenizer.prefix().len() + tokenizer.suffix().len();
+    let least = (around + 1).max(2);
+    if length >= least {
+        return Ok(());
+    }
+    let around = if around == 0 { String::new() } else { format!(", of which {around} stand around the text") };
+    let problem = format!("contexts have at least {least} tokens{around}: {length} are too few");
+    Err(Error::arguments(problem).with(Help::Context))
 }
 
 /// Where a part begins.
@@ -83,15 +121,23 @@ struct Open {
     used: usize,
 }
 
+impl Open {
+    fn is_used_up(&self) -> bool {
+        self.used == self.tokens.len()
+    }
+
+    /// Passes over tokens that a context begins with anyway.
+    fn pass(&mut self, mark: Option<&u32>) {
+        while self.tokens.get(self.used).is_some_and(|token| Some(token) == mark) {
+            self.used += 1;
+        }
+    }
+}
+
 impl<'a> Contexts<'a> {
     /// # Errors
-    /// Where nothing fits between what stands around a context.
+    /// Where the model does not know what stands around a context.
     pub(crate) fn new(documents: Documents, tokenizer: &'a Tokenizer, form: Form) -> Result<Contexts<'a>> {
-        let around = tokenizer.prefix().len() + tokenizer.suffix().len();
-        if form.length <= around || form.length < 2 {
-            let problem = format!("contexts of {} tokens hold no text: {around} tokens stand around it", form.length);
-            return Err(Error::arguments(problem).with(Help::Context));
-        }
         let contexts = Contexts { documents, tokenizer, form, at: Start::default(), open: None };
         contexts.check(tokenizer.prefix())?;
         contexts.check(tokenizer.suffix())?;
@@ -133,9 +179,11 @@ impl<'a> Contexts<'a> {
             }
         }
         if made.contexts.is_empty() {
+            self.at.document = self.documents.at();
             return Ok(None);
         }
-        made.is_last |= !self.fill()?;
+        // What lies behind the rows that are asked for is not looked at: it need not be readable.
+        made.is_last = made.is_last || !self.fill()?;
         let (document, used) = match &self.open {
             Some(open) => (open.at, open.used as u64),
             None => (self.documents.at(), 0),
@@ -152,7 +200,7 @@ impl<'a> Contexts<'a> {
 
     /// Rows that a context gives.
     fn rows_of(&self, context: &Context) -> u64 {
-        (context.tokens.len() - usize::from(!self.form.keep_first)) as u64
+        self.form.sinks.rows(&context.tokens) as u64
     }
 
     /// The next context that gives rows.
@@ -165,18 +213,21 @@ impl<'a> Contexts<'a> {
                 let Some(open) = &mut self.open else { break };
                 let document = open.at.document;
                 if context.tokens.is_empty() {
+                    open.pass(prefix.last());
+                    if open.is_used_up() {
+                        continue;
+                    }
                     context.extend(prefix, document);
                 } else if self.form.by_document {
                     break;
-                } else if open.used == 0 && self.form.marks_documents {
-                    let mark = &prefix[prefix.len() - 1..];
-                    if context.tokens.last() != mark.first() {
-                        // With no room for text behind it the document begins the next context.
-                        if context.tokens.len() + 1 >= end {
-                            break;
-                        }
-                        context.extend(mark, document);
+                } else if open.used == 0
+                    && let Some(bos) = self.form.sinks.bos.filter(|bos| context.tokens.last() != Some(bos))
+                {
+                    // With no room for text behind it the document begins the next context.
+                    if context.tokens.len() + 1 >= end {
+                        break;
                     }
+                    context.extend(&[bos], document);
                 }
                 let take = (end - context.tokens.len()).min(open.tokens.len() - open.used);
                 context.extend(&open.tokens[open.used..open.used + take], document);
@@ -192,7 +243,7 @@ impl<'a> Contexts<'a> {
 
     /// Makes sure that the open document has tokens left; false where there are no more documents.
     fn fill(&mut self) -> Result<bool> {
-        while self.open.as_ref().is_none_or(|open| open.used == open.tokens.len()) {
+        while self.open.as_ref().is_none_or(Open::is_used_up) {
             self.open = None;
             let Some(document) = self.documents.read()? else { return Ok(false) };
             let mut tokens = self.tokenizer.encode(&document.text)?;

@@ -1,5 +1,5 @@
-//! What can go wrong, by what the caller can do about it. A caller's own setting that would help is in [`Error::help`]: only the caller
-//! knows what it is called.
+//! What can go wrong, by what the caller can do about it. The caller's own settings that would help are in [`Error::help`]: only the caller
+//! knows what they are called.
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -13,8 +13,14 @@ pub enum Help {
     NoBos,
     /// [`crate::TextOptions::column`].
     Column,
+    /// The same, left out.
+    NoColumn,
     /// [`crate::TextOptions::split`].
     Split,
+    /// The same, left out.
+    NoSplit,
+    /// [`crate::TextOptions::skip_unreadable`].
+    SkipUnreadable,
     /// Shorter contexts.
     Context,
     /// Fewer layers, or other ones.
@@ -32,7 +38,7 @@ pub enum Error {
         /// What is wrong with it and what to do.
         problem: String,
         /// What the caller can set.
-        help: Option<Help>,
+        help: Vec<Help>,
     },
     /// A model, a tokenizer or a text that cannot be used.
     #[error("{location}: {problem}")]
@@ -42,7 +48,7 @@ pub enum Error {
         /// What is wrong with it and what to do.
         problem: String,
         /// What the caller can set.
-        help: Option<Help>,
+        help: Vec<Help>,
     },
     /// The caller asked to stop: what was being made is left, and the next start makes it.
     #[error("stopped as asked")]
@@ -54,25 +60,25 @@ pub enum Error {
 
 impl Error {
     /// What the caller can set against it.
-    pub fn help(&self) -> Option<Help> {
+    pub fn help(&self) -> &[Help] {
         match self {
-            Error::Arguments { help, .. } | Error::Data { help, .. } => *help,
-            Error::Interrupted | Error::Loader(_) => None,
+            Error::Arguments { help, .. } | Error::Data { help, .. } => help,
+            Error::Interrupted | Error::Loader(_) => &[],
         }
     }
 
     pub(crate) fn arguments(problem: impl Into<String>) -> Self {
-        Error::Arguments { problem: problem.into(), help: None }
+        Error::Arguments { problem: problem.into(), help: Vec::new() }
     }
 
     pub(crate) fn data(location: impl Into<String>, problem: impl Into<String>) -> Self {
-        Error::Data { location: location.into(), problem: problem.into(), help: None }
+        Error::Data { location: location.into(), problem: problem.into(), help: Vec::new() }
     }
 
-    /// The same, with what the caller can set.
+    /// The same, with something more that the caller can set.
     pub(crate) fn with(mut self, with: Help) -> Self {
         if let Error::Arguments { help, .. } | Error::Data { help, .. } = &mut self {
-            *help = Some(with);
+            help.push(with);
         }
         self
     }

@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::contexts::{Contexts, Form, Part, Start};
+use crate::contexts::{Contexts, Form, Part, Sinks, Start, check_length};
 use crate::error::{Error, Help, Result};
 use crate::model::{Model, Place};
 use crate::rows::{Beside, Heavy, LayerNorms, Made, Maker, contexts_file};
-use crate::text::{Documents, Files, Position, TextOptions};
+use crate::text::{Documents, Files, Position, Skipped, TextOptions};
 use crate::tokens::{Bos, Tokenizer};
 
 /// What is to be harvested.
@@ -44,7 +44,7 @@ pub struct Options {
     pub by_document: bool,
     /// What stands in front of a context.
     pub bos: Bos,
-    /// Whether the first row of a context is kept.
+    /// Whether the rows of attention sinks are kept: the first of a context, and those of BOS inside of it.
     pub keep_first: bool,
     /// Format of the rows.
     pub dtype: Dtype,
@@ -114,6 +114,8 @@ pub struct Done {
     pub norms: Vec<(usize, LayerNorms)>,
     /// Parts that there are, all of them.
     pub total: u64,
+    /// Text that was left out of all of them.
+    pub skipped: Skipped,
     /// Parts of other workers that are missing.
     pub missing: u64,
     /// The manifests with their folders, if all parts are there.
@@ -143,15 +145,18 @@ pub fn harvest(options: &Options, stop: &AtomicBool, tell: &(dyn Fn(Event) + Syn
     check_apart(options)?;
     let place = Place::find(&options.model)?;
     let tokenizer = Tokenizer::read(&place, options.tokenizer.as_deref(), options.bos)?;
+    check_length(options.context, &tokenizer)?;
     let files = Files::find(&options.text)?;
+    files.check(&options.reading)?;
     let model = Model::read(place, &options.layers)?;
     model.check_context(options.context)?;
     let batch = options.batch.unwrap_or_else(|| (BATCH_TOKENS / options.context).max(1));
+    let sinks =
+        Sinks { bos: tokenizer.prefix().last().copied().filter(|_| !model.is_encoder()), kept: options.keep_first };
     let form = Form {
         length: options.context,
         by_document: options.by_document,
-        keep_first: options.keep_first,
-        marks_documents: !tokenizer.prefix().is_empty() && !model.is_encoder(),
+        sinks,
         vocabulary: model.vocabulary(),
         part: part_contexts(options, &model, batch),
         most_rows: options.rows,
@@ -168,9 +173,8 @@ pub fn harvest(options: &Options, stop: &AtomicBool, tell: &(dyn Fn(Event) + Syn
         part_rows: form.part * (options.context - usize::from(!options.keep_first)) as u64,
         committed,
     });
-    let (dtype, keep_first) = (options.dtype, options.keep_first);
-    let scratch = Mutex::default();
-    let maker = Maker { model: &model, dtype, keep_first, batch, threads: &threads, stop, scratch };
+    let (dtype, scratch) = (options.dtype, Mutex::default());
+    let maker = Maker { model: &model, dtype, sinks, batch, threads: &threads, stop, scratch };
     let documents = Documents::new(files.clone(), options.reading.clone(), Position::default());
     let contexts = Contexts::new(documents, &tokenizer, form)?;
     let norms = vec![LayerNorms::default(); model.layers().len()];
@@ -186,13 +190,13 @@ pub fn harvest(options: &Options, stop: &AtomicBool, tell: &(dyn Fn(Event) + Syn
         count: 0,
     };
     let started = Instant::now();
-    let total = work.run()?;
+    let Start { part: total, document: Position { skipped, .. }, .. } = work.run()?;
     let seconds = started.elapsed().as_secs_f64();
     let committed = parts.numbers()?;
     let missing = (0..total).filter(|part| !committed.contains(part)).count() as u64;
     let mut manifests = Vec::new();
     if missing == 0 {
-        let named = |folder: &str| Some(of_layer(&source, &model, folder));
+        let named = |folder: &str| Some(of_layer(&source, &model, folder, skipped));
         let written = parts.finish(total, named)?;
         manifests = plan.folders.keys().cloned().zip(written).collect();
     }
@@ -203,6 +207,7 @@ pub fn harvest(options: &Options, stop: &AtomicBool, tell: &(dyn Fn(Event) + Syn
         seconds,
         norms: model.layers().iter().copied().zip(work.norms).collect(),
         total,
+        skipped,
         missing,
         manifests,
     })
@@ -245,24 +250,35 @@ fn plan(
 ) -> Result<Plan> {
     /// The identities of more files stand in the plan by their hash.
     const NAMED: usize = 1000;
-    let identity = files.identity()?;
+    let identity: Vec<Json> = files
+        .identity()?
+        .into_iter()
+        .map(|(name, bytes, ends)| json!({"name": name, "bytes": bytes, "first_and_last_bytes": ends}))
+        .collect();
     let hash = format!("{:032x}", xxh3_128(serde_json::to_string(&identity).unwrap_or_default().as_bytes()));
     let text = if identity.len() > NAMED { json!({"files": identity.len(), "hash": hash}) } else { json!(identity) };
-    let what = json!({
+    // That unreadable text is left out decides nothing of what was made before it was met.
+    let more = json!({
         "command": "harvest",
-        "source": source,
         "layers": model.layers(),
         "text": text,
-        "column": options.reading.column,
-        "split": options.reading.split.name(),
-        "before": tokenizer.prefix(),
-        "behind": tokenizer.suffix(),
-        "keep_first": form.keep_first,
-        "contexts_of_a_part": form.part,
-        "contexts_of_a_batch": batch,
+        "column": options.reading.column(),
+        "split": options.reading.split().name(),
         "rows": form.most_rows,
+        "follows": {
+            "model_hash": model.hash(),
+            "tokenizer_hash": tokenizer.hash(),
+            "tokens_before_a_context": tokenizer.prefix(),
+            "tokens_behind_a_context": tokenizer.suffix(),
+            "shard_rows": form.part * options.context as u64,
+            "batch": batch,
+        },
     });
-    let what = if let Json::Object(what) = what { what } else { Source::new() };
+    let mut what = source.clone();
+    what.retain(|key, _| !["model_hash", "tokenizer_hash"].contains(&key.as_str()));
+    if let Json::Object(more) = more {
+        what.extend(more);
+    }
     let columns = [
         ("context_id", ColumnType::U64),
         ("pos", ColumnType::I32),
@@ -310,12 +326,15 @@ fn check_apart(options: &Options) -> Result<()> {
     }
 }
 
-/// The same of one layer.
-fn of_layer(source: &Source, model: &Model, of: &str) -> Source {
+/// The same of one layer, with what was left out.
+fn of_layer(source: &Source, model: &Model, of: &str, skipped: Skipped) -> Source {
     let layer = model.layers().iter().copied().find(|&layer| folder(model, layer) == of).unwrap_or(0);
     let mut source = source.clone();
     source.insert("layer".into(), layer.into());
     source.insert("hook_name".into(), model.hook(layer).into());
+    if !skipped.is_none() {
+        source.insert("skipped".into(), json!(skipped));
+    }
     source
 }
 
@@ -345,19 +364,18 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Makes this worker's parts; how many there are of all workers.
-    fn run(&mut self) -> Result<u64> {
+    /// Makes this worker's parts; where the part behind the last of all workers would begin.
+    fn run(&mut self) -> Result<Start> {
         let worker = self.options.worker;
         let mut own = worker.index();
         loop {
             let committed = self.parts.committed()?;
-            let last = committed.iter().find(|(_, marker)| Note::of(marker).is_some_and(|note| note.last));
-            let total = last.map(|(part, _)| part + 1);
+            let last = committed.values().filter_map(|marker| Note::of(marker)).find(|note| note.last);
             while committed.contains_key(&own) {
                 own += worker.count();
             }
-            if let Some(total) = total.filter(|&total| own >= total) {
-                return Ok(total);
+            if let Some(last) = last.filter(|last| own >= last.next.part) {
+                return Ok(last.next);
             }
             let newest = committed.range(..own).rev().find_map(|(_, marker)| Note::of(marker));
             if let Some(note) = newest.filter(|note| note.next.part > self.contexts.at().part) {
@@ -366,17 +384,16 @@ impl Work<'_> {
             while self.contexts.at().part < own {
                 self.check_stop()?;
                 match self.contexts.next()? {
-                    Some(part) if part.is_last => return Ok(part.number + 1),
+                    Some(part) if part.is_last => return self.end(),
                     Some(_) => {}
                     None => return self.end(),
                 }
             }
             match self.contexts.next()? {
                 Some(part) => {
-                    let is_last = part.is_last;
                     self.make(&part)?;
-                    if is_last {
-                        return Ok(part.number + 1);
+                    if part.is_last {
+                        return self.end();
                     }
                 }
                 None => return self.end(),
@@ -385,11 +402,17 @@ impl Work<'_> {
     }
 
     /// Behind the last part.
-    fn end(&self) -> Result<u64> {
-        match self.contexts.at().part {
-            0 => Err(Error::data(self.options.text.join(", "), "has no text that gives a row").with(Help::Column)),
-            parts => Ok(parts),
+    fn end(&self) -> Result<Start> {
+        let end = self.contexts.at();
+        if end.part > 0 {
+            return Ok(end);
         }
+        let skipped = match end.document.skipped {
+            skipped if skipped.is_none() => String::new(),
+            skipped => format!("; left out, because it cannot be read: {skipped}"),
+        };
+        let error = Error::data(self.options.text.join(", "), format!("has no text that gives a row{skipped}"));
+        Err(if self.files.are_plain() { error } else { error.with(Help::Column) })
     }
 
     fn check_stop(&self) -> Result<()> {
@@ -425,7 +448,7 @@ impl Work<'_> {
 
     /// Writes all files of a part, then its marker.
     fn write(&self, part: &Part, made: &[Made]) -> Result<()> {
-        let beside = Beside::of(part, self.options.keep_first);
+        let beside = Beside::of(part, self.maker.sinks);
         let row_bytes = self.maker.model.width() * self.options.dtype.size();
         let mut marker = Marker::default();
         for (index, &layer) in self.maker.model.layers().iter().enumerate() {

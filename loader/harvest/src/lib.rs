@@ -22,5 +22,5 @@ pub use error::{Error, Help, Result};
 pub use harvest::{Done, Event, Options, Progress, harvest};
 pub use model::Model;
 pub use rows::{Heavy, LayerNorms};
-pub use text::{Document, Documents, Files, Format, Position, Split, TextOptions};
+pub use text::{Document, Documents, Files, Format, Position, Skipped, Split, TextOptions};
 pub use tokens::{Bos, Tokenizer};

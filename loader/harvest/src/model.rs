@@ -108,7 +108,10 @@ impl Model {
             return Err(Error::arguments("no layer is asked for").with(Help::Layers));
         };
         if last > shape.blocks {
-            let problem = format!("{url} has {} blocks: layer {last} is beyond the last", shape.blocks);
+            let blocks = shape.blocks;
+            let problem = format!(
+                "{url} has {blocks} blocks, so layers 0 (the embeddings) to {blocks}: there is no layer {last}"
+            );
             return Err(Error::arguments(problem).with(Help::Layers));
         }
         Model::load(shape, weights, layers, segments)

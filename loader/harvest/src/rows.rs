@@ -12,7 +12,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use rayon::prelude::*;
 
-use crate::contexts::{Context, Part};
+use crate::contexts::{Context, Part, Sinks};
 use crate::error::{Error, Help, Result};
 use crate::model::Model;
 use crate::model::scratch::Scratch;
@@ -58,11 +58,11 @@ impl LayerNorms {
 pub struct Heavy {
     /// The layer.
     pub layer: usize,
-    /// Rows looked at, first ones of contexts included.
+    /// Rows looked at, those that are left out included.
     pub rows: u64,
-    /// Share of E‖x‖² in the first rows of contexts.
-    pub first: f64,
-    /// Median norm of the first rows, and of the others.
+    /// Share of E‖x‖² in attention sinks: the first rows of contexts, and those of BOS.
+    pub sinks: f64,
+    /// Median norm of the sinks, and of the others.
     pub medians: (f64, f64),
     /// Share in the largest hundredth of the rows that are kept.
     pub top: f64,
@@ -72,7 +72,7 @@ pub struct Heavy {
 pub(crate) struct Maker<'a> {
     pub(crate) model: &'a Model,
     pub(crate) dtype: Dtype,
-    pub(crate) keep_first: bool,
+    pub(crate) sinks: Sinks,
     /// Contexts of a batch.
     pub(crate) batch: usize,
     pub(crate) threads: &'a rayon::ThreadPool,
@@ -107,10 +107,11 @@ impl Maker<'_> {
     }
 
     fn batch(&self, contexts: &[Context]) -> Result<Made> {
-        let (width, skipped) = (self.model.width(), usize::from(!self.keep_first));
-        let tokens: Vec<u32> = contexts.iter().flat_map(|context| context.tokens.iter().copied()).collect();
-        let lengths: Vec<usize> = contexts.iter().map(|context| context.tokens.len()).collect();
-        let rows = tokens.len() - skipped * contexts.len();
+        let width = self.model.width();
+        let (tokens, lengths) = joined(contexts);
+        let keeps = |(at, &token): (usize, &u32)| self.sinks.keeps(at, token);
+        let kept: Vec<bool> = contexts.iter().flat_map(|c| c.tokens.iter().enumerate().map(keeps)).collect();
+        let rows = kept.iter().filter(|kept| **kept).count();
         let layers = self.model.layers();
         let mut made = Made {
             layers: Vec::with_capacity(layers.len()),
@@ -120,21 +121,17 @@ impl Maker<'_> {
         };
         let mut problem: Option<Error> = None;
         self.streams(&tokens, &lengths, &mut |index, x| {
-            let mut stored = vec![0; rows * width * self.dtype.size()];
-            let (mut from, mut to) = (0, stored.as_mut_slice());
-            for &length in &lengths {
-                let kept = &x[(from + skipped) * width..(from + length) * width];
-                let (own, rest) = std::mem::take(&mut to).split_at_mut(kept.len() * self.dtype.size());
-                self.dtype.from_f32(kept, own);
-                (from, to) = (from + length, rest);
-                for row in kept.chunks_exact(width) {
-                    made.norms[index].see(norm(row));
-                    if self.dtype == Dtype::F16 && row.iter().any(|value| value.abs() > 65504.0) {
-                        problem.get_or_insert_with(|| {
-                            let text = "has numbers beyond 65504, which f16 cannot hold";
-                            Error::arguments(format!("layer {} {text}", layers[index])).with(Help::Dtype)
-                        });
-                    }
+            let row_bytes = width * self.dtype.size();
+            let mut stored = vec![0; rows * row_bytes];
+            let kept_rows = x.chunks_exact(width).zip(&kept).filter(|(_, kept)| **kept).map(|(row, _)| row);
+            for (row, to) in kept_rows.zip(stored.chunks_exact_mut(row_bytes)) {
+                self.dtype.from_f32(row, to);
+                made.norms[index].see(norm(row));
+                if self.dtype == Dtype::F16 && row.iter().any(|value| value.abs() > 65504.0) {
+                    problem.get_or_insert_with(|| {
+                        let text = "has numbers beyond 65504, which f16 cannot hold";
+                        Error::arguments(format!("layer {} {text}", layers[index])).with(Help::Dtype)
+                    });
                 }
             }
             if !made.norms[index].squares.is_finite() {
@@ -163,20 +160,20 @@ impl Maker<'_> {
     /// What the largest rows of some contexts carry.
     pub(crate) fn heavy(&self, contexts: &[Context]) -> Vec<Heavy> {
         let contexts = &contexts[..contexts.len().min(self.batch)];
-        let tokens: Vec<u32> = contexts.iter().flat_map(|context| context.tokens.iter().copied()).collect();
-        let lengths: Vec<usize> = contexts.iter().map(|context| context.tokens.len()).collect();
+        let (tokens, lengths) = joined(contexts);
+        let is_sink = |(at, &token): (usize, &u32)| self.sinks.is(at, token);
+        let are_sinks: Vec<bool> = contexts.iter().flat_map(|c| c.tokens.iter().enumerate().map(is_sink)).collect();
         let (width, mut found) = (self.model.width(), Vec::new());
         self.streams(&tokens, &lengths, &mut |index, x| {
-            let (mut first, mut others, mut rows) = (Vec::new(), Vec::new(), x.chunks_exact(width));
-            for &length in &lengths {
-                let mut norms = rows.by_ref().take(length).map(norm);
-                first.extend(norms.next());
-                others.extend(norms);
+            let (mut sinks, mut others) = (Vec::new(), Vec::new());
+            for (row, &is_sink) in x.chunks_exact(width).zip(&are_sinks) {
+                let norms = if is_sink { &mut sinks } else { &mut others };
+                norms.push(norm(row));
             }
             let squares = |norms: &[f64]| norms.iter().map(|norm| norm * norm).sum::<f64>();
-            let all = squares(&first) + squares(&others);
-            let kept: Norms = if self.keep_first {
-                first.iter().chain(&others).copied().collect()
+            let all = squares(&sinks) + squares(&others);
+            let kept: Norms = if self.sinks.kept {
+                sinks.iter().chain(&others).copied().collect()
             } else {
                 others.iter().copied().collect()
             };
@@ -184,13 +181,19 @@ impl Maker<'_> {
             found.push(Heavy {
                 layer: self.model.layers()[index],
                 rows: tokens.len() as u64,
-                first: if all > 0.0 { squares(&first) / all } else { 0.0 },
-                medians: (median(&first), median(&others)),
+                sinks: if all > 0.0 { squares(&sinks) / all } else { 0.0 },
+                medians: (median(&sinks), median(&others)),
                 top: kept.top_share(TOP).unwrap_or(0.0),
             });
         });
         found
     }
+}
+
+/// The tokens of contexts one after the other, and how many each has.
+fn joined(contexts: &[Context]) -> (Vec<u32>, Vec<usize>) {
+    let tokens = contexts.iter().flat_map(|context| context.tokens.iter().copied()).collect();
+    (tokens, contexts.iter().map(|context| context.tokens.len()).collect())
 }
 
 fn norm(row: &[f32]) -> f64 {
@@ -207,14 +210,16 @@ pub(crate) struct Beside {
 }
 
 impl Beside {
-    pub(crate) fn of(part: &Part, keep_first: bool) -> Beside {
+    pub(crate) fn of(part: &Part, sinks: Sinks) -> Beside {
         let mut beside = Beside::default();
         for (context, number) in part.contexts.iter().zip(part.first..) {
-            for at in usize::from(!keep_first)..context.tokens.len() {
-                beside.context_id.push(number);
-                beside.pos.push(at as i32);
-                beside.doc_id.push(context.documents[at] as i64);
-                beside.token_id.push(context.tokens[at] as i32);
+            for (at, (&token, &document)) in context.tokens.iter().zip(&context.documents).enumerate() {
+                if sinks.keeps(at, token) {
+                    beside.context_id.push(number);
+                    beside.pos.push(at as i32);
+                    beside.doc_id.push(document as i64);
+                    beside.token_id.push(token as i32);
+                }
             }
         }
         let rows = part.rows as usize;

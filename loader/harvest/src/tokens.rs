@@ -81,7 +81,7 @@ impl Tokenizer {
             (None, Place::Folder(store)) => {
                 let url = store.url_of("tokenizer.json");
                 let json = small(store, "tokenizer.json")?.ok_or_else(|| {
-                    let problem = "not found: save the tokenizer in its fast form with save_pretrained of transformers, or name one";
+                    let problem = "not found: save the tokenizer in its fast form with save_pretrained of transformers";
                     Error::data(&url, problem).with(Help::Tokenizer)
                 })?;
                 let special = configured(store, &json)?;

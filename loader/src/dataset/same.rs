@@ -32,15 +32,16 @@ pub(super) fn twice(first: &str, second: &str, by: SameBy) -> Error {
     Error::data(second, format!("the same shard as {first} ({by}): its rows would come twice: keep one of them"))
 }
 
-/// Says where shards are, links resolved: what two paths to one file have in common.
+/// Says where files are, links resolved: what two paths to one file have in common.
 #[derive(Debug, Default)]
-pub(super) struct Resolver {
+pub struct Resolver {
     /// Folders of which many files are asked.
     folders: HashMap<PathBuf, PathBuf>,
 }
 
 impl Resolver {
-    pub(super) fn place(&mut self, store: &Store, key: &str) -> String {
+    /// Where a file of a store is: the same text for all its paths.
+    pub fn place(&mut self, store: &Store, key: &str) -> String {
         match store.local_path() {
             Some(root) => self.local(&root.join(key)),
             None => store.name_of(key),

@@ -50,6 +50,7 @@ use crate::dataset::is_shard_name;
 use crate::dataset::manifest::{self, Source};
 use crate::error::Flaw;
 use crate::make::columns::ColumnValues;
+use crate::make::differences::differences;
 use crate::make::layout::{COLUMN, Layout, WriteOptions};
 use crate::make::shard::ShardFile;
 use crate::parquet::footers;
@@ -68,7 +69,9 @@ pub const MOST_PARTS: u64 = 1 << 40;
 /// Everything that decides what is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// For the maker of the parts: its command, sources with their identity, options.
+    /// For the maker of the parts: its command, sources with their identity, options. Where something differs, its keys are said to users, as
+    /// words; in a list, things that have a `name` are called by it. What follows from the rest stands under `follows`, and is said where nothing
+    /// else differs.
     pub what: Map<String, Value>,
     /// The layout of the shards in each folder of the output; `""` is the output itself. None where parts have no shards.
     pub folders: BTreeMap<String, WriteOptions>,
@@ -80,7 +83,7 @@ struct Stored<'a> {
     format: &'static str,
     version: u32,
     /// Another version may write other bytes.
-    program: &'static str,
+    sae_version: &'static str,
     what: &'a Map<String, Value>,
     folders: &'a BTreeMap<String, WriteOptions>,
 }
@@ -228,7 +231,7 @@ impl Parts {
         let stored = Stored {
             format: FORMAT,
             version: VERSION,
-            program: env!("CARGO_PKG_VERSION"),
+            sae_version: env!("CARGO_PKG_VERSION"),
             what: &plan.what,
             folders: &plan.folders,
         };
@@ -243,7 +246,7 @@ impl Parts {
         }
         // Of workers that begin together the one that was first decides.
         let there = read(store, PLAN)?;
-        if let Err(differing) = compare(&there, &json, &store.url_of(PLAN)) {
+        if let Err(differing) = compare(&there, &json, store) {
             // A plan of which no part was ever committed binds nobody: mostly it could not be carried out, and was corrected. Markers name their
             // plan, so that another worker which goes by it nevertheless is found out.
             let is_begun = store.list(FOLDER)?.iter().any(|entry| part_of(&entry.key).is_some());
@@ -421,46 +424,21 @@ fn read(store: &Store, key: &str) -> Result<bytes::Bytes> {
 }
 
 /// Refuses a plan that differs from the one that is there.
-fn compare(there: &[u8], here: &[u8], url: &str) -> Result<()> {
+fn compare(there: &[u8], here: &[u8], store: &Store) -> Result<()> {
     if there == here {
         return Ok(());
     }
     let parsed = |json: &[u8]| serde_json::from_slice::<Value>(json);
-    let there = parsed(there).map_err(|e| Error::data(url, Flaw::of(format!("is no plan of parts: {e}"), e)))?;
-    let mut differences = Vec::new();
-    differ("", Some(&there), parsed(here).ok().as_ref(), &mut differences);
+    let flaw = |e: serde_json::Error| Error::data(store.url_of(PLAN), Flaw::of(format!("is no plan of parts: {e}"), e));
+    let differences = differences(&parsed(there).map_err(flaw)?, &parsed(here).map_err(flaw)?);
     let named = differences.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
     let more = differences.len().saturating_sub(NAMED);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
     Err(Error::Arguments(format!(
-        "{url}: the parts there are of another plan: {named}{more}: go on with what they were begun with, or name an empty folder"
+        "{} was begun with other options or data ({named}{more}): go on with those, or name an empty folder",
+        store.url()
     )))
 }
 
 /// Differences that a message names.
 const NAMED: usize = 5;
-
-fn differ(path: &str, there: Option<&Value>, here: Option<&Value>, found: &mut Vec<String>) {
-    match (there, here) {
-        (Some(Value::Object(a)), Some(Value::Object(b))) => {
-            for key in a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))) {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                differ(&path, a.get(key), b.get(key), found);
-            }
-        }
-        (Some(Value::Array(a)), Some(Value::Array(b))) if a.len() == b.len() => {
-            for (i, (a, b)) in a.iter().zip(b).enumerate() {
-                differ(&format!("{path}[{i}]"), Some(a), Some(b), found);
-            }
-        }
-        (a, b) if a == b => {}
-        (a, b) => found.push(format!("{path} is {} there and {} here", shown(a), shown(b))),
-    }
-}
-
-/// A value, shortened.
-fn shown(value: Option<&Value>) -> String {
-    const MOST: usize = 80;
-    let text = value.map_or("absent".to_string(), Value::to_string);
-    if text.chars().count() <= MOST { text } else { text.chars().take(MOST).chain(['…']).collect() }
-}

@@ -218,7 +218,11 @@ fn real_models_give_the_rows_of_transformers() {
         let words = ["harvest", model, "--text", &text, "--out", &out, "--layer", layers, "--rows", "700"];
         let done = sae::run(&[&words[..], &["--dtype", "f32"], more].concat()).exits(0);
         if at == 0 {
-            done.says(&["the first rows of contexts carry", "and are left out", "before the model's last norm"]);
+            done.says(&[
+                "the first rows of contexts and those of BOS, carry",
+                "and are left out",
+                "before the model's last norm",
+            ]);
         }
         asked.extend([(*model).clone(), out, (*layers).to_owned()]);
     }

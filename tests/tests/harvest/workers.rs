@@ -25,29 +25,50 @@ fn ended(words: &[String], signal: &str, delay: Duration) -> Option<i32> {
     child.wait().expect("a child").code()
 }
 
-/// All of `undisturbed` is there. What was being written when a process died is left beside, under a name of its own.
-#[track_caller]
-fn assert_whole(bench: &Bench, out: &str, undisturbed: &BTreeMap<String, Vec<u8>>) {
-    let left = tree(&bench.path(out));
-    for (name, bytes) in undisturbed {
-        assert!(left.get(name) == Some(bytes), "{out}/{name}");
+/// A harvest of two layers for several workers, made once by one of them that nothing disturbs.
+struct Shared {
+    bench: Bench,
+    text: String,
+    undisturbed: BTreeMap<String, Vec<u8>>,
+    /// What that took.
+    wall: Duration,
+}
+
+impl Shared {
+    fn new(seed: u64) -> Shared {
+        let bench = Bench::new(true);
+        let text = bench.write("text.jsonl", tiny::json_lines(&tiny::documents(1000, 60, seed)));
+        let mut shared = Shared { bench, text, undisturbed: BTreeMap::new(), wall: Duration::ZERO };
+        sae::binary();
+        let started = Instant::now();
+        sae::run(&shared.words("undisturbed", "0/1")).exits(0);
+        shared.wall = started.elapsed();
+        shared.undisturbed = tree(&shared.bench.path("undisturbed"));
+        shared
     }
-    let more: Vec<&String> = left.keys().filter(|name| !undisturbed.contains_key(*name)).collect();
-    assert!(more.iter().all(|name| name.rsplit('/').next().is_some_and(|name| name.starts_with('.'))), "{more:?}");
+
+    fn words(&self, out: &str, worker: &str) -> Vec<String> {
+        let more = ["--layer", "1,2", "--shard-rows", "600", "--threads", "1", "--worker", worker];
+        self.bench.words(&self.text, out, &more)
+    }
+
+    /// All of the undisturbed harvest is there. What was being written when a process died is left beside, under a name of its own.
+    #[track_caller]
+    fn assert_whole(&self, out: &str) {
+        let left = tree(&self.bench.path(out));
+        for (name, bytes) in &self.undisturbed {
+            assert!(left.get(name) == Some(bytes), "{out}/{name}");
+        }
+        let more: Vec<&String> = left.keys().filter(|name| !self.undisturbed.contains_key(*name)).collect();
+        let is_hidden = |name: &&String| name.rsplit('/').next().is_some_and(|name| name.starts_with('.'));
+        assert!(more.iter().all(is_hidden), "{more:?}");
+    }
 }
 
 #[test]
 fn workers_that_are_killed_leave_every_row_once() {
-    let bench = Bench::new(true);
-    let text = bench.write("text.jsonl", tiny::json_lines(&tiny::documents(1000, 60, 6)));
-    let words = |out: &str, worker: &str| {
-        bench.words(&text, out, &["--layer", "1,2", "--shard-rows", "600", "--threads", "1", "--worker", worker])
-    };
-    sae::binary();
-    let started = Instant::now();
-    sae::run(&words("undisturbed", "0/1")).exits(0);
-    let wall = started.elapsed();
-    let undisturbed = tree(&bench.path("undisturbed"));
+    let shared = Shared::new(6);
+    let wall = shared.wall;
     let (mut numbers, mut kills, mut rounds) = (Numbers::new(1), 0, 0);
     while kills < 20 {
         rounds += 1;
@@ -58,7 +79,7 @@ fn workers_that_are_killed_leave_every_row_once() {
         while done != [true; 2] {
             for (at, worker) in ["0/2", "1/2"].into_iter().enumerate() {
                 let delay = wall.mul_f64(0.6 * f64::from(numbers.unit().abs()));
-                match ended(&words(&out, worker), "KILL", delay) {
+                match ended(&shared.words(&out, worker), "KILL", delay) {
                     None => kills += 1,
                     Some(code) => {
                         assert_eq!(code, 0);
@@ -67,46 +88,37 @@ fn workers_that_are_killed_leave_every_row_once() {
                 }
             }
         }
-        sae::run(&words(&out, "0/2")).exits(0);
-        assert_whole(&bench, &out, &undisturbed);
+        sae::run(&shared.words(&out, "0/2")).exits(0);
+        shared.assert_whole(&out);
     }
 }
 
 /// Two workers at work at once, one of which is killed while the other goes on; and two that were given the same share.
 #[test]
 fn workers_at_once_leave_every_row_once() {
-    let bench = Bench::new(true);
-    let text = bench.write("text.jsonl", tiny::json_lines(&tiny::documents(1000, 60, 7)));
-    let words = |out: &str, worker: &str| {
-        bench.words(&text, out, &["--layer", "1,2", "--shard-rows", "600", "--threads", "1", "--worker", worker])
-    };
-    sae::binary();
-    let started = Instant::now();
-    sae::run(&words("undisturbed", "0/1")).exits(0);
-    let wall = started.elapsed();
-    let undisturbed = tree(&bench.path("undisturbed"));
-    let is_whole = |out: &str| assert_whole(&bench, out, &undisturbed);
+    let shared = Shared::new(7);
     let start =
         |words: &[String]| sae::sae(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sae starts");
     let (mut numbers, mut kills) = (Numbers::new(3), 0);
     for round in 0..20 {
         let out = format!("round-{round}");
-        let mut other = start(&words(&out, "1/2"));
-        let ended = ended(&words(&out, "0/2"), "KILL", wall.mul_f64(0.6 * f64::from(numbers.unit().abs())));
+        let mut other = start(&shared.words(&out, "1/2"));
+        let delay = shared.wall.mul_f64(0.6 * f64::from(numbers.unit().abs()));
+        let ended = ended(&shared.words(&out, "0/2"), "KILL", delay);
         kills += usize::from(ended.is_none());
         assert_eq!(other.wait().expect("a child").code(), Some(0), "the other goes on: {out}");
-        sae::run(&words(&out, "0/2")).exits(0);
-        is_whole(&out);
+        sae::run(&shared.words(&out, "0/2")).exits(0);
+        shared.assert_whole(&out);
         if kills >= 3 {
             break;
         }
     }
     assert!(kills > 0, "none was killed while at work");
-    let twins = ["0/1", "0/1"].map(|worker| start(&words("twins", worker)));
+    let twins = ["0/1", "0/1"].map(|worker| start(&shared.words("twins", worker)));
     for mut twin in twins {
         assert_eq!(twin.wait().expect("a child").code(), Some(0));
     }
-    is_whole("twins");
+    shared.assert_whole("twins");
 }
 
 #[test]

@@ -1,4 +1,8 @@
 //! The documents of some files, one after the other, from any position on.
+//!
+//! Text that cannot be read is left out, if that is asked for: the document alone where the next one's beginning is known (a line, a
+//! paragraph), else the rest of its file. What is left out follows from the files alone and is counted in each position behind it, so that who begins at a
+//! position sees what one sees who comes there from the front. A store that fails says nothing of the text, and always is an error.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -25,6 +29,8 @@ pub struct Documents {
     /// Where the next document begins.
     at: Position,
     open: Option<Open>,
+    /// The file of which it was said last that a document is left out.
+    said: Option<u64>,
 }
 
 impl std::fmt::Debug for Documents {
@@ -35,13 +41,31 @@ impl std::fmt::Debug for Documents {
 
 enum Open {
     Rows(Box<TextRows>),
-    Bytes(BufReader<Box<dyn Read + Send>>),
+    Bytes(Bytes),
+}
+
+type Bytes = BufReader<Box<dyn Read + Send>>;
+
+/// A text, and how far behind the position of its document the next one begins; nothing behind a file's last.
+type Found = std::result::Result<Option<(String, u64)>, Unreadable>;
+
+/// Why a document cannot be read.
+struct Unreadable {
+    error: Error,
+    /// How far behind its position the next one begins, where that is known.
+    length: Option<u64>,
+}
+
+impl From<Error> for Unreadable {
+    fn from(error: Error) -> Self {
+        Unreadable { error, length: None }
+    }
 }
 
 impl Documents {
     /// From a position on, which is that of a document or `Position::default()`.
     pub fn new(files: Files, options: TextOptions, at: Position) -> Documents {
-        Documents { files, options, at, open: None }
+        Documents { files, options, at, open: None, said: None }
     }
 
     /// Where the next document begins.
@@ -57,93 +81,118 @@ impl Documents {
     /// The next document; nothing behind the last.
     ///
     /// # Errors
-    /// Where a file is damaged, lacks the column, or a document is too long; and those of the store.
+    /// Where a file is damaged, lacks the column, or a document is too long, unless such are left out; and those of the store.
     pub fn read(&mut self) -> Result<Option<Document>> {
         while let Some(file) = self.files.files.get(self.at.file as usize) {
-            let mut open = match self.open.take() {
-                Some(open) => open,
-                None => open_at(file, &self.options, self.at.offset)?,
-            };
-            let found = match &mut open {
-                Open::Rows(rows) => rows.next_text()?.map(|text| (text, 1)),
-                Open::Bytes(bytes) => document(file, &self.options, self.at.offset, bytes)?,
-            };
-            match found {
-                Some((text, advance)) => {
+            match next(file, &self.options, self.at.offset, &mut self.open) {
+                Ok(Some((text, length))) => {
                     let document = Document { at: self.at, text };
-                    (self.at.offset, self.at.document) = (self.at.offset + advance, self.at.document + 1);
-                    self.open = Some(open);
+                    (self.at.offset, self.at.document) = (self.at.offset + length, self.at.document + 1);
                     return Ok(Some(document));
                 }
-                None => (self.at.file, self.at.offset) = (self.at.file + 1, 0),
+                Ok(None) => self.leave_file(),
+                Err(unreadable) => self.skip(unreadable)?,
             }
         }
         Ok(None)
     }
-}
 
-fn open_at(file: &File, options: &TextOptions, offset: u64) -> Result<Open> {
-    match file.format {
-        Format::Parquet => rows::open(file, &options.column, offset).map(|rows| Open::Rows(Box::new(rows))),
-        Format::JsonLines | Format::Plain => file.read_from(offset).map(Open::Bytes),
+    fn leave_file(&mut self) {
+        (self.at.file, self.at.offset, self.open) = (self.at.file + 1, 0, None);
     }
-}
 
-type Bytes = BufReader<Box<dyn Read + Send>>;
-
-/// A document of a file of lines or plain text, and the bytes that it took, what was skipped before it included.
-fn document(file: &File, options: &TextOptions, offset: u64, bytes: &mut Bytes) -> Result<Option<(String, u64)>> {
-    let mut taken = 0;
-    match (file.format, options.split) {
-        (Format::JsonLines, _) => loop {
-            let at = offset + taken;
-            let Some(line) = line(file, bytes, at)? else { return Ok(None) };
-            taken += line.len() as u64;
-            if !line.trim_ascii().is_empty() {
-                return Ok(Some((value(file, &options.column, at, &line)?, taken)));
-            }
-        },
-        (_, Split::File) => {
-            let mut whole = Vec::new();
-            bytes.take(MOST_BYTES + 1).read_to_end(&mut whole).map_err(|e| file.failed(e))?;
-            check_length(file, offset, whole.len())?;
-            let length = whole.len() as u64;
-            if length == 0 { Ok(None) } else { Ok(Some((utf8(file, offset, whole)?, length))) }
+    /// Leaves out a document, or the rest of its file.
+    fn skip(&mut self, Unreadable { error, length }: Unreadable) -> Result<()> {
+        if !matches!(error, Error::Data { .. }) {
+            return Err(error);
         }
-        (_, Split::Lines) => loop {
-            let Some(line) = line(file, bytes, offset + taken)? else { return Ok(None) };
-            let at = offset + taken;
-            taken += line.len() as u64;
-            let text = utf8(file, at, line)?;
-            if !text.trim().is_empty() {
-                return Ok(Some((text.trim_end_matches(['\r', '\n']).to_owned(), taken)));
-            }
-        },
-        (_, Split::Paragraphs) => {
-            let mut paragraph = String::new();
-            while let Some(line) = line(file, bytes, offset + taken)? {
-                let at = offset + taken;
-                taken += line.len() as u64;
-                let text = utf8(file, at, line)?;
-                if !text.trim().is_empty() {
-                    paragraph.push_str(&text);
-                    check_length(file, offset, paragraph.len())?;
-                } else if !paragraph.is_empty() {
-                    break;
+        if !self.options.skip_unreadable {
+            return Err(error.with(Help::SkipUnreadable));
+        }
+        self.at.document += 1;
+        match length {
+            Some(length) => {
+                self.at.offset += length;
+                self.at.skipped.documents += 1;
+                if self.said != Some(self.at.file) {
+                    self.said = Some(self.at.file);
+                    tracing::warn!(
+                        "{error}. This document is left out, and so are others of the file that cannot be read"
+                    );
                 }
             }
-            paragraph.truncate(paragraph.trim_end_matches(['\r', '\n']).len());
-            Ok((!paragraph.is_empty()).then_some((paragraph, taken)))
+            None => {
+                tracing::warn!("{error}. Nothing more of this file is read");
+                self.at.skipped.files += 1;
+                self.leave_file();
+            }
         }
+        Ok(())
     }
 }
 
-/// A line with its end; nothing behind the last.
-fn line(file: &File, bytes: &mut Bytes, at: u64) -> Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    bytes.take(MOST_BYTES + 1).read_until(b'\n', &mut line).map_err(|e| file.failed(e))?;
-    check_length(file, at, line.len())?;
-    Ok((!line.is_empty()).then_some(line))
+/// What stands at a position of a file, which is opened there unless it is open.
+fn next(file: &File, options: &TextOptions, offset: u64, open: &mut Option<Open>) -> Found {
+    let open = match open {
+        Some(open) => open,
+        None => open.insert(match file.format {
+            Format::Parquet => Open::Rows(Box::new(rows::open(file, options.column(), offset)?)),
+            Format::JsonLines | Format::Plain => Open::Bytes(file.read_from(offset)?),
+        }),
+    };
+    match open {
+        Open::Rows(rows) => Ok(rows::next(rows)?.map(|text| (text, 1))),
+        Open::Bytes(bytes) if file.format == Format::Plain && options.split() == Split::File => {
+            whole(file, offset, bytes)
+        }
+        Open::Bytes(bytes) => piece(file, options, offset, bytes),
+    }
+}
+
+/// All of a file, or what is left of it.
+fn whole(file: &File, offset: u64, bytes: &mut Bytes) -> Found {
+    let mut whole = Vec::new();
+    bytes.take(MOST_BYTES + 1).read_to_end(&mut whole).map_err(|e| file.failed(e))?;
+    let length = whole.len() as u64;
+    if length > MOST_BYTES {
+        return Err(too_long(file, offset).with(Help::Split).into());
+    }
+    Ok(if length == 0 { None } else { Some((utf8(file, offset, whole)?, length)) })
+}
+
+/// A document of several in a file: a line, or the lines up to an empty one. Empty lines before it are passed over.
+fn piece(file: &File, options: &TextOptions, offset: u64, bytes: &mut Bytes) -> Found {
+    let is_paragraph = file.format == Format::Plain && options.split() == Split::Paragraphs;
+    let (mut piece, mut begin, mut end) = (Vec::new(), offset, offset);
+    loop {
+        let mut line = Vec::new();
+        bytes.by_ref().take(MOST_BYTES + 1).read_until(b'\n', &mut line).map_err(|e| file.failed(e))?;
+        end += line.len() as u64;
+        let is_empty = std::str::from_utf8(&line).is_ok_and(|line| line.trim().is_empty());
+        if line.is_empty() || is_empty && !piece.is_empty() {
+            break;
+        }
+        if is_empty {
+            begin = end;
+            continue;
+        }
+        let ends = !is_paragraph && line.ends_with(b"\n");
+        if piece.len() as u64 <= MOST_BYTES {
+            piece.append(&mut line);
+        }
+        // The end of one that is too long is looked for by who goes on behind it.
+        if ends || piece.len() as u64 > MOST_BYTES && !options.skip_unreadable {
+            break;
+        }
+    }
+    let text = match file.format {
+        _ if piece.is_empty() => return Ok(None),
+        _ if piece.len() as u64 > MOST_BYTES => Err(too_long(file, begin)),
+        Format::JsonLines => value(file, options.column(), begin, piece.trim_ascii_end()),
+        _ => utf8(file, begin, piece).map(|text| text.trim_end_matches(['\r', '\n']).to_owned()),
+    };
+    let length = end - offset;
+    text.map(|text| Some((text, length))).map_err(|error| Unreadable { error, length: Some(length) })
 }
 
 /// The text of a line of JSON.
@@ -162,18 +211,110 @@ fn value(file: &File, column: &str, at: u64, line: &[u8]) -> Result<String> {
     }
 }
 
-fn check_length(file: &File, at: u64, length: usize) -> Result<()> {
-    if length as u64 <= MOST_BYTES {
-        return Ok(());
-    }
+fn too_long(file: &File, at: u64) -> Error {
     let problem = format!("the document at byte {at} has more than {} MiB: cut it into several", MOST_BYTES >> 20);
-    let error = Error::data(file.url(), problem);
-    Err(if file.format == Format::Plain { error.with(Help::Split) } else { error })
+    Error::data(file.url(), problem)
 }
 
 fn utf8(file: &File, at: u64, bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| {
         let at = at + e.utf8_error().valid_up_to() as u64;
-        Error::data(file.url(), format!("is not UTF-8 at byte {at}: convert it, or leave it out"))
+        Error::data(file.url(), format!("is not UTF-8 at byte {at}: convert it"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::path::Path;
+
+    use super::*;
+
+    const SKIP: TextOptions = TextOptions { column: None, split: None, skip_unreadable: true };
+
+    fn files(path: &Path) -> Files {
+        Files::find(&[path.display().to_string()]).unwrap()
+    }
+
+    fn rest(files: &Files, options: &TextOptions, at: Position) -> (Vec<Document>, Position) {
+        let mut documents = Documents::new(files.clone(), options.clone(), at);
+        let read = std::iter::from_fn(|| documents.read().unwrap()).collect();
+        (read, documents.at())
+    }
+
+    /// Lines that compress well: what a decoder is given at once becomes more than it is asked for.
+    fn lines(count: u64) -> Vec<u8> {
+        let word = |at: u64| format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&at.to_le_bytes())).repeat(6);
+        (0..count).flat_map(|at| format!("{{\"text\": \"{}\"}}\n", word(at)).into_bytes()).collect()
+    }
+
+    #[test]
+    fn documents_before_damage_are_the_same_from_wherever_they_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        // Behind what is whole a block follows of a kind that there is none.
+        let gz = |bytes: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(bytes).and_then(|()| encoder.flush()).unwrap();
+            [encoder.get_ref(), &[0xff; 100][..]].concat()
+        };
+        let zst = |bytes: &[u8]| {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.write_all(bytes).and_then(|()| encoder.flush()).unwrap();
+            [encoder.get_ref(), &[0xff; 100][..]].concat()
+        };
+        // What a decoder gives before damage depends on where in its steps it meets it.
+        for count in [10_000, 10_300, 10_600, 10_900] {
+            for (name, bytes) in [("a.jsonl.gz", gz(&lines(count))), ("a.jsonl.zst", zst(&lines(count)))] {
+                let path = folder.path().join(name);
+                std::fs::write(&path, bytes).unwrap();
+                let files = files(&path);
+                let (all, end) = rest(&files, &SKIP, Position::default());
+                assert!((5_000..=count as usize).contains(&all.len()), "{name}: {} of {count}", all.len());
+                assert_eq!((end.file, end.skipped.files), (1, 1), "{name}");
+                for at in [2_000, all.len() - 100] {
+                    let (found, found_end) = rest(&files, &SKIP, all[at].at);
+                    let counts = (found.len(), all.len() - at);
+                    assert!(found == all[at..] && found_end == end, "{name} of {count}, from {at}: {counts:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_document_that_is_too_long_is_left_out_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = vec![b'x'; MOST_BYTES as usize + 100];
+        for (name, split, bytes) in [
+            ("a.txt", Split::Lines, [b"a\n", &long[..], b"\nb\n"].concat()),
+            ("b.txt", Split::Paragraphs, [b"a\n\nc\n", &long[..], b"\nd\n\nb\n"].concat()),
+        ] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let options = TextOptions { split: Some(split), ..SKIP };
+            let (read, end) = rest(&files(&path), &options, Position::default());
+            let read: Vec<(&str, u64)> =
+                read.iter().map(|document| (&document.text[..], document.at.document)).collect();
+            assert_eq!(read, [("a", 0), ("b", 2)], "{name}");
+            assert_eq!((end.document, end.skipped.documents, end.skipped.files), (3, 1, 0), "{name}");
+            let mut strict =
+                Documents::new(files(&path), TextOptions { skip_unreadable: false, ..options }, Position::default());
+            strict.read().unwrap();
+            let error = strict.read().unwrap_err();
+            assert!(error.to_string().contains("32 MiB") && error.help() == [Help::SkipUnreadable], "{error}");
+        }
+    }
+
+    /// What a store does not give is not left out: it may come back.
+    #[test]
+    fn a_store_that_fails_is_no_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.txt", "a.jsonl.gz", "a.parquet"] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, [b"PAR1".as_slice(), &[0; 100], b"PAR1"].concat()).unwrap();
+            let files = files(&path);
+            std::fs::remove_file(&path).unwrap();
+            let error = Documents::new(files, SKIP, Position::default()).read().unwrap_err();
+            assert!(matches!(error, Error::Loader(loader::Error::NotFound { .. })), "{name}: {error}");
+        }
+    }
 }

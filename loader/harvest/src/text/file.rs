@@ -1,14 +1,15 @@
 //! Which files are text, in which format, and their bytes one after the other.
 
+use std::collections::HashMap;
 use std::io::{self, BufReader, Read};
 
 use flate2::read::MultiGzDecoder;
-use loader::{Location, Store};
+use loader::{Location, Resolver, Store};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::Position;
-use crate::error::{Error, Result};
+use super::{Position, TextOptions};
+use crate::error::{Error, Help, Result};
 
 /// Bytes of a document at most. Tokenizing takes fifty times as much memory.
 pub(super) const MOST_BYTES: u64 = 32 << 20;
@@ -54,9 +55,10 @@ impl Files {
     /// is plain text when it is none of these.
     ///
     /// # Errors
-    /// Where there are none, and those of the store.
+    /// Where there are none, or one comes twice, and those of the store.
     pub fn find(places: &[String]) -> Result<Files> {
-        let mut files = Vec::new();
+        let mut files: Vec<File> = Vec::new();
+        let (mut found, mut resolver) = (HashMap::new(), Resolver::default());
         for place in places {
             let location = Location::resolve(place)?;
             let before = files.len();
@@ -65,7 +67,11 @@ impl Files {
                 let hidden = entry.key.split('/').any(|part| part.starts_with(['.', '_']));
                 let kind = kind(&entry.key).or_else(|| is_named.then_some((Format::Plain, Codec::None)));
                 let Some((format, codec)) = kind.filter(|_| is_named || !hidden) else { continue };
-                files.push(File { store, key: entry.key, size: entry.size, format, codec });
+                let file = File { store, key: entry.key, size: entry.size, format, codec };
+                if let Some(first) = found.insert(resolver.place(&file.store, &file.key), files.len()) {
+                    return Err(twice(&files[first], &file));
+                }
+                files.push(file);
             }
             if files.len() == before {
                 return Err(Error::data(
@@ -75,6 +81,26 @@ impl Files {
             }
         }
         Ok(Files { files })
+    }
+
+    /// Whether none has columns or keys.
+    pub(crate) fn are_plain(&self) -> bool {
+        self.files.iter().all(|file| file.format == Format::Plain)
+    }
+
+    /// Refuses options that change nothing, because none of the files has a format that they are for.
+    ///
+    /// # Errors
+    /// Then.
+    pub fn check(&self, options: &TextOptions) -> Result<()> {
+        if options.column.is_some() && self.are_plain() {
+            return Err(Error::arguments("the text is plain and has neither columns nor keys").with(Help::NoColumn));
+        }
+        if options.split.is_some() && self.files.iter().all(|file| file.format != Format::Plain) {
+            let problem = "no file of the text is plain: a document is a row of Parquet or a line of JSON";
+            return Err(Error::arguments(problem).with(Help::NoSplit));
+        }
+        Ok(())
     }
 
     /// What decides the text: each file's name and size, and a hash of its beginning and end.
@@ -104,6 +130,15 @@ impl Files {
     }
 }
 
+fn twice(first: &File, second: &File) -> Error {
+    let (first, second) = (first.url(), second.url());
+    let problem = match first == second {
+        true => "is named twice, and would be read twice: name it once".to_owned(),
+        false => format!("is the same file as {first}, and would be read twice: name or keep one of them"),
+    };
+    Error::arguments(format!("{second} {problem}"))
+}
+
 /// Format and codec by a name's end.
 fn kind(key: &str) -> Option<(Format, Codec)> {
     let name = key.to_lowercase();
@@ -123,6 +158,9 @@ fn kind(key: &str) -> Option<(Format, Codec)> {
 
 /// Bytes that are fetched at once.
 const FETCHED: u64 = 4 << 20;
+
+/// Bytes that are decompressed at once. As much may be lost before damage.
+const STEP: usize = 64 << 10;
 
 /// An object, read from the front.
 struct Object {
@@ -156,14 +194,16 @@ impl File {
         let start = if self.codec == Codec::None { offset } else { 0 };
         let (store, key, size) = (self.store.clone(), self.key.clone(), self.size);
         let object = Object { store, key, size, at: start, block: bytes::Bytes::new() };
-        let mut bytes: Box<dyn Read + Send> = match self.codec {
+        let bytes: Box<dyn Read + Send> = match self.codec {
             Codec::None => Box::new(object),
             Codec::Gzip => Box::new(MultiGzDecoder::new(object)),
             Codec::Zstd => Box::new(zstd::stream::read::Decoder::new(object).map_err(|e| self.failed(e))?),
         };
-        // What is compressed has no other way to its middle.
-        io::copy(&mut (&mut bytes).take(offset - start), &mut io::sink()).map_err(|e| self.failed(e))?;
-        Ok(BufReader::with_capacity(1 << 18, bytes))
+        // How much a decoder gives before damage depends on how much it is asked for at a time: always this much, from the front on, for
+        // the same documents to be read from wherever one begins. What is compressed has no other way to its middle anyway.
+        let mut bytes = BufReader::with_capacity(STEP, bytes);
+        io::copy(&mut bytes.by_ref().take(offset - start), &mut io::sink()).map_err(|e| self.failed(e))?;
+        Ok(bytes)
     }
 
     /// What a failure of reading is: the store's, or damage.

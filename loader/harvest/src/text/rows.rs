@@ -7,15 +7,28 @@ use crate::error::{Error, Help, Result};
 
 /// The rows of a file from a row on.
 pub(super) fn open(file: &File, column: &str, row: u64) -> Result<TextRows> {
-    let texts = Texts::open(&file.store, &file.key, file.size)?;
+    let texts = Texts::open(&file.store, &file.key, file.size).map_err(of_text)?;
     let is_text = texts.columns().find(|(name, _)| *name == column).map(|(_, is_text)| is_text);
     match is_text {
-        Some(true) => Ok(texts.rows(column, row, MOST_BYTES as usize)?),
+        Some(true) => texts.rows(column, row, MOST_BYTES as usize).map_err(of_text),
         Some(false) => Err(Error::data(file.url(), format!("its column {column:?} is no text")).with(Help::Column)),
         None => {
             let names: Vec<&str> = texts.columns().take(20).map(|(name, _)| name).collect();
             let problem = format!("has no column {column:?} of text; it has {}", names.join(", "));
             Err(Error::data(file.url(), problem).with(Help::Column))
         }
+    }
+}
+
+/// The next row; nothing behind the last.
+pub(super) fn next(rows: &mut TextRows) -> Result<Option<String>> {
+    rows.next_text().map_err(of_text)
+}
+
+/// Damage is the text's, and everything else the store's.
+fn of_text(error: loader::Error) -> Error {
+    match error {
+        loader::Error::Data { location, problem, .. } => Error::data(location, problem),
+        error => Error::Loader(error),
     }
 }
