@@ -155,3 +155,4 @@ mod tests {
         assert_eq!(Failure::signalled(2).cause(), "signal");
     }
 }
+            (101, "internal"),
