@@ -41,8 +41,8 @@ pub struct Line {
     pub step: Option<u64>,
     /// Steps of the run.
     pub steps: Option<u64>,
-    /// Rows a second.
-    pub tokens_per_s: Option<f64>,
+    /// Rows a second by the clock: while it trains since it was last begun, at the end over all its starts.
+    pub tokens_per_s_wall: Option<f64>,
     /// Seconds until it is done.
     pub left_s: Option<f64>,
     /// At the end on held-out rows, before that of the last steps.
@@ -143,7 +143,7 @@ impl Report {
                     some(line.loss),
                     line.l0.map_or("–".to_owned(), |l0| format!("{l0:.1}")),
                     table::percent(line.explained_variance),
-                    line.tokens_per_s.map_or("–".to_owned(), |per_s| format!("{per_s:.0}/s")),
+                    line.tokens_per_s_wall.map_or("–".to_owned(), |per_s| format!("{per_s:.0}/s")),
                     match (line.wall_s, line.left_s) {
                         (Some(wall_s), _) => duration(wall_s),
                         (None, Some(left_s)) => format!("{} left", duration(left_s)),
@@ -193,7 +193,7 @@ impl Line {
             keys: BTreeMap::new(),
             step: None,
             steps: None,
-            tokens_per_s: None,
+            tokens_per_s_wall: None,
             left_s: None,
             loss: None,
             l0: None,
@@ -212,7 +212,7 @@ impl Line {
             (line.step, line.steps) = (Some(summary.steps), Some(summary.steps));
             (line.loss, line.l0) = (summary.loss, summary.l0);
             (line.explained_variance, line.wall_s) = (summary.explained_variance, Some(summary.wall_s));
-            line.tokens_per_s = Some(summary.tokens_per_s);
+            line.tokens_per_s_wall = Some(summary.tokens as f64 / summary.wall_s);
         } else if files.has_summary {
             line.cause = Some(
                 "files of its run folder are gone: delete the rest of it, and the sweep trains it again".to_owned(),
@@ -221,12 +221,12 @@ impl Line {
             line.state = State::Running;
             line.host = Some(beat.host.clone());
             let progress = beat.progress;
-            line.tokens_per_s = progress.tokens_per_s;
+            line.tokens_per_s_wall = progress.tokens_per_s_wall;
             (line.loss, line.l0) = (progress.loss, progress.l0);
             if progress.steps > 0 {
                 (line.step, line.steps) = (Some(progress.step), Some(progress.steps));
                 let rows = progress.rows.saturating_sub(progress.tokens) as f64;
-                line.left_s = progress.tokens_per_s.filter(|&per_s| per_s > 0.0).map(|per_s| rows / per_s);
+                line.left_s = progress.tokens_per_s_wall.filter(|&per_s| per_s > 0.0).map(|per_s| rows / per_s);
             }
         } else if let Some(note) = folder.note(id, files)? {
             line.state = state_of(&note);
