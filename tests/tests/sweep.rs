@@ -30,6 +30,20 @@ fn a_sweep_that_is_killed_is_done_once() {
     let again = sae::run(&sweeps::words(&sweep, &dir)).exits(0);
     assert!(!again.stderr.contains("begins: "), "{}", again.stderr);
     assert_eq!(sweeps::contents(&dir), before, "nothing was written");
+    // A process that is killed just before it lets go leaves a claim: nobody waits for it, and the next sweep takes it away.
+    let id = before.iter().find_map(|(key, _)| key.strip_prefix("done/")?.strip_suffix(".json")).expect("one is done");
+    let claim = serde_json::json!({
+        "owner": "gone", "host": "gone", "pid": 1, "taken": 1, "beat": 3, "every_s": 600.0,
+        "progress": { "step": 1, "steps": 2, "tokens": 3, "rows": 4 }
+    });
+    let left = fixture.path(format!("killed-{}/claims/{id}/gone.json", finished - 1));
+    std::fs::create_dir_all(left.parent().expect("a folder")).expect("a folder");
+    std::fs::write(&left, claim.to_string()).expect("written");
+    let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+    assert_eq!((&status["counts"]["done"], &status["counts"]["running"]), (&6.into(), &0.into()), "{status}");
+    assert!(status["configurations"].as_array().expect("a list").iter().all(|line| line["host"].is_null()), "{status}");
+    sae::run(&sweeps::words(&sweep, &dir)).exits(0);
+    assert_eq!(sweeps::contents(&dir), before, "the claim is gone");
     // One more point is one more run.
     let more = fixture.save_text("more", &sweeps::six(&fixture).replace("4e-3]", "4e-3, 8e-3]"));
     let more = sae::run(&sweeps::words(&more, &dir)).exits(0);

@@ -142,9 +142,11 @@ impl Held {
             if !self.claims().contains_key(id) {
                 owner.release(&folder.store, id)?;
             }
-        } else if let Some((claimed, _)) = self.claims().get(id)
-            && !claimed.stop.swap(true, Ordering::Relaxed)
-        {
+            return Ok(());
+        }
+        let Some(claimed) = self.claims().get(id).map(|(claimed, _)| claimed.clone()) else { return Ok(()) };
+        // Of a run that is done others tidy claims away.
+        if claimed.store.head("summary.json")?.is_none() && !claimed.stop.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "{}: another process has taken it over, since this one was not heard of: it saves and ends here",
                 claimed.label
@@ -290,6 +292,8 @@ impl<'a> Worker<'a> {
                     let summary = self.folder.run(id)?.get("summary.json")?;
                     self.folder.keep_summary(id, summary.to_vec())?;
                 }
+                // Nobody trains it, so what is left of claims is of processes that were killed.
+                files.claims.iter().try_for_each(|claim| self.folder.store.delete(&claim.key))?;
                 self.settled.insert(id.clone(), (State::Done, None));
             } else if let Some(life) = self.claimed(&files)? {
                 // Of the others it is not known yet.
