@@ -1,17 +1,17 @@
 //! Where a sweep stands, from anywhere: its folder says everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::claim::{Beat, Life, MISSED, Watch};
 use super::folder::{Configuration, Files, Folder, State, state_of, varying};
-use super::worker::label;
+use super::worker::{brief, label, last, short};
 use crate::failure::Failure;
 use crate::progress::duration;
 use crate::runs::{Run, at_once};
-use crate::table;
+use crate::table::{self, Column};
 
 /// A sweep: what is printed with `--json`.
 #[derive(Debug, Serialize)]
@@ -131,28 +131,27 @@ impl Report {
 
     /// Prints it for people.
     pub fn show(&self) {
-        let some = |value: Option<f64>| value.map_or("–".to_owned(), table::number);
-        let rows: Vec<_> = self
-            .configurations
-            .iter()
-            .map(|line| {
-                [
-                    line.label.clone(),
-                    line.state.name().to_owned(),
-                    line.done(),
-                    some(line.loss),
-                    line.l0.map_or("–".to_owned(), |l0| format!("{l0:.1}")),
-                    table::percent(line.explained_variance),
-                    line.tokens_per_s_wall.map_or("–".to_owned(), |per_s| format!("{per_s:.0}/s")),
-                    match (line.wall_s, line.left_s) {
-                        (Some(wall_s), _) => duration(wall_s),
-                        (None, Some(left_s)) => format!("{} left", duration(left_s)),
-                        (None, None) => "–".to_owned(),
-                    },
-                ]
-            })
-            .collect();
-        table::columns(&["configuration", "state", "steps", "loss", "L0", "EV", "rate", "time"], &rows);
+        let lines = || self.configurations.iter();
+        let cells = |title: &str, of: &dyn Fn(&Line) -> Option<String>| {
+            Column::of(title, lines().map(|line| of(line).unwrap_or_else(|| "–".to_owned())))
+        };
+        let keys: BTreeSet<&String> = lines().flat_map(|line| line.keys.keys()).collect();
+        let of_key = |key: &String| cells(last(key), &|line| line.keys.get(key).map(|value| brief(value)));
+        let mut columns = vec![cells("run", &|line| Some(short(&line.id).to_owned()))];
+        columns.extend(keys.into_iter().map(of_key));
+        columns.extend([
+            cells("state", &|line| Some(line.state.name().to_owned())),
+            cells("steps", &|line| Some(line.done())),
+            cells("loss", &|line| line.loss.map(table::number)),
+            cells("L0", &|line| line.l0.map(|l0| format!("{l0:.1}"))),
+            cells("EV", &|line| line.explained_variance.map(|share| table::percent(Some(share)))),
+            cells("rate", &|line| line.tokens_per_s_wall.map(|per_s| format!("{per_s:.0}/s"))),
+            cells("time", &|line| {
+                line.wall_s.map(duration).or_else(|| Some(format!("{} left", duration(line.left_s?))))
+            }),
+        ]);
+        // Of narrow terminals: steps tell tokens, and --json all.
+        table::in_room(columns, &["rate", "tokens", "EV", "L0"]);
         for line in self.configurations.iter().filter(|line| line.cause.is_some()) {
             table::say(format!("{}: {}", line.label, line.cause.as_deref().unwrap_or_default()));
         }

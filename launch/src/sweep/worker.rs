@@ -534,13 +534,22 @@ impl<'a> Worker<'a> {
 /// What a configuration has of its own, for people.
 pub fn label(configuration: &Configuration, varying: &[String]) -> String {
     let keys = configuration.recipe.keys();
-    let short = &configuration.id[..configuration.id.len().min(6)];
-    let parts = varying.iter().filter_map(|key| Some(format!("{}={}", key.rsplit('.').next()?, brief(keys.get(key)?))));
-    [short.to_owned()].into_iter().chain(parts).collect::<Vec<_>>().join(" ")
+    let parts = varying.iter().filter_map(|key| Some(format!("{}={}", last(key), brief(keys.get(key)?))));
+    [short(&configuration.id).to_owned()].into_iter().chain(parts).collect::<Vec<_>>().join(" ")
+}
+
+/// The beginning of an id, which tells those of a sweep apart.
+pub fn short(id: &str) -> &str {
+    id.get(..6).unwrap_or(id)
+}
+
+/// A key without its section.
+pub fn last(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
 }
 
 /// A value in few digits, where it has many.
-fn brief(value: &str) -> String {
+pub fn brief(value: &str) -> String {
     /// Characters that a column has room for.
     const MOST: usize = 12;
     match value.parse::<f64>() {
