@@ -92,7 +92,7 @@ fn show(laws: &Laws, name: &str) {
         ("k by IsoFLOP parabolas", laws.parabolas.features_opt.map_or("–".to_owned(), |law| estimate(law.exponent))),
         ("best steps = c·C^k: k", estimate(laws.steps_opt.exponent)),
         ("least loss = E + K·C^-γ: -γ", estimate(laws.frontier.exponent)),
-        ("-γ with E = 0", estimate(laws.frontier.without_e.exponent)),
+        ("-γ with E = 0", laws.frontier.without_e.map_or("–".to_owned(), |law| estimate(law.exponent))),
     ];
     lines.push(match &laws.lr_opt {
         Some(law) => ("best lr = c·C^k: k", estimate(law.exponent)),
