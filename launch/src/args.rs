@@ -139,6 +139,11 @@ impl RunArgs {
         words
     }
 
+    /// The words for a process to which it is still to be said whether it goes on.
+    pub fn starting(&self) -> Vec<String> {
+        RunArgs { resume: false, resume_or_start: false, ..self.clone() }.words()
+    }
+
     /// The words for a process that may find the run begun, or not: `--resume-or-start` fits both.
     pub fn resuming(&self) -> Vec<String> {
         RunArgs { resume: false, resume_or_start: true, ..self.clone() }.words()

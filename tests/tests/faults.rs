@@ -448,7 +448,8 @@ fn rows_with_nan_stop_the_run_before_they_do_harm() {
     let failure = fixture.json("run/error-0.json");
     assert_eq!(failure["exit_code"].as_u64(), Some(65));
     let error = failure["error"].as_str().expect("words");
-    assert!(error.contains("--resume --set 'data.skip="), "a launcher says from it how to go on: {error}");
+    let command = format!("sae train {path} --resume --set 'data.skip=");
+    assert!(error.contains(&command), "a launcher says from it how to go on: {error}");
 
     sae::run(&["train", &path, "--resume"]).exits(65);
     let skip = format!("data.skip=[\"{nan}\", \"{infinite}\"]");

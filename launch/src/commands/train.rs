@@ -38,6 +38,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         return Err(Failure::arguments(told));
     }
     let launched = parent::bind()?;
+    remedy::remember(&args.run.starting());
     let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
     let store = Store::open(&recipe.run.dir)?;
     let axes = job::join(&store, &world, args.run.mesh, &recipe, job::MEETING)?;
@@ -55,15 +56,14 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         if !failure.is_interruption() {
             told.abort(failure.of(told.index()));
         }
-    })
     });
     // Under a launcher a cause is said once: by the rank that failed, or by the launcher, which reads its note.
     done.map_err(|failure| match launched && (failure.is_of_peer || has_left_word(&store, world.rank, &failure)) {
         true => failure.told(),
         false => failure,
+    })
 }
 
-/// A dry run leaves nothing, not even where its ranks have met. None goes on before all have come, nor before all have tidied up.
 /// Whether a rank's note says how it failed. A store that does not answer is not asked again.
 fn has_left_word(run: &Store, rank: usize, failure: &Failure) -> bool {
     if failure.exit() == Some(Exit::Storage) {
@@ -73,6 +73,7 @@ fn has_left_word(run: &Store, rank: usize, failure: &Failure) -> bool {
     note.is_some_and(|note| note.error == failure.message())
 }
 
+/// A dry run leaves nothing, not even where its ranks have met. None goes on before all have come, nor before all have tidied up.
 fn leave_no_meeting(store: &Store, world: &World, axes: &Axes) -> Result<(), Failure> {
     axes.all.gather(&[])?;
     let forgotten = meeting::forget(store, &world.attempt, world.rank);
