@@ -246,8 +246,8 @@ fn wrong_recipes_and_arguments_are_explained() {
     let good = fixture.recipe("run");
     let path = fixture.save("good", &good);
     let set = |set: &str| sae::run(&["train", &path, "--set", set]).exits(64);
-    set("train.bacth=3").says(&["train.bacth", "did you mean batch"]);
-    set("sae.feature=3").says(&["sae.feature", "did you mean features"]);
+    set("train.bacth=3").says(&["train.bacth", "did you mean train.batch"]);
+    set("sae.feature=3").says(&["sae.feature", "did you mean sae.features"]);
     set("train.batch=0").says(&["train.batch must be at least 1"]);
     set("train.batch=many").says(&["train.batch", "many"]);
     set("train.lr=-1").says(&["train.lr must be a number above 0"]);

@@ -228,7 +228,7 @@ fn what_cannot_be_submitted_is_refused_by_its_name() {
     let run = |name: &str, text: &str| sae::run(&sweeps::words(&fixture.save_text(name, text), &dir));
     let small = six.replace("[1e-3, 2e-3, 4e-3]", "[1e-3]").replace("15360", "512").replace("7680", "512");
     for (name, text, said) in [
-        ("axis", small.replace("train.lr =", "train.lrr ="), "unknown key train.lrr: did you mean lr?"),
+        ("axis", small.replace("train.lr =", "train.lrr ="), "unknown key train.lrr: did you mean train.lr?"),
         ("empty", small.replace("[1e-3]", "[]"), "axes.train.lr is empty, so the product of the axes is too"),
         ("eval", small.replace("eval = ", "column = 'x' # "), "has no data.eval"),
         ("idle", small.replace("train.lr = [1e-3]", "log.every = [1, 2]"), "differ in log.every alone"),
