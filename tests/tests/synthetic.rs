@@ -191,6 +191,7 @@ fn a_dictionary_that_this_machine_cannot_hold_is_refused_everywhere() {
     // 12 · (2 · 32 + 1) bytes of weights and moments for each, at least, and not five times that, whatever the processor's screen keeps.
     assert!((1 << 30) / (5 * 780) < fitting && fitting < (1 << 30) / 780, "{fitting}");
     assert!(next.starts_with("next: sae plan ") && next.contains("--cpu"), "{next}");
+    assert_eq!(next.matches("sae.features=").count(), 1, "each key once: {next}");
 
     let doctor = set(&["doctor", &path], &[TOO_MANY]).exits(64).stdout;
     let words = doctor.split_whitespace().collect::<Vec<_>>().join(" ");
