@@ -225,6 +225,12 @@ fn a_dry_run_of_one_that_goes_on_plans_what_is_left() {
     sae::run(&["train", &path]).exits(0);
     let told = sae::run(&["train", &path, "--resume", "--dry-run"]).exits(0).stdout;
     assert!(told.contains("step 61, from checkpoints/step-0000000061") && told.contains("nothing is left"), "{told}");
+    let again = sae::run(&["train", &path, "--resume"]).exits(0);
+    assert!(
+        again.stderr.contains("nothing is left to train") && !again.stderr.contains("training begins"),
+        "{}",
+        again.stderr
+    );
     for step in ["60", "61"] {
         fs::remove_dir_all(fixture.path(format!("run/checkpoints/step-00000000{step}"))).expect("a checkpoint");
     }
