@@ -1,9 +1,10 @@
 //! Sweeps: each configuration is done once, whatever is killed and however many submit; what is wrong is said by its name and loses nothing.
 
+use std::path::Path;
 use std::process::{Child, Command};
 
 use tests::checkpoints;
-use tests::fixture::Fixture;
+use tests::fixture::{Fixture, json};
 use tests::processes::wait_for;
 use tests::s3::S3;
 use tests::slurm::Slurm;
@@ -50,6 +51,11 @@ fn a_sweep_that_is_killed_is_done_once() {
     assert_eq!(more.stderr.matches("begins: ").count(), 2, "{}", more.stderr);
     let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
     assert_eq!((&status["counts"]["done"], &status["counts"]["pending"]), (&8.into(), &0.into()), "{status}");
+    for line in status["configurations"].as_array().expect("a list") {
+        let summary = json(&Path::new(line["run"].as_str().expect("a folder")).join("summary.json"));
+        let [told, own] = [line, &summary].map(|of| of["tokens_per_s_wall"].as_f64().expect("a rate"));
+        assert!((told / own - 1.0).abs() < 1e-9, "by the clock, as while it trains: {told} {own}");
+    }
 }
 
 #[test]
