@@ -10,18 +10,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes asked for and not given back.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
+/// The most that were held at once.
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+fn hold(bytes: usize) {
+    let held = HELD.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    MOST.fetch_max(held, Ordering::Relaxed);
+}
+
 struct Counting;
 
 // SAFETY: the system's allocator does the work.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size(), Ordering::Relaxed);
+        hold(layout.size());
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size(), Ordering::Relaxed);
+        hold(layout.size());
         // SAFETY: the caller's promise.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -53,6 +61,11 @@ fn resident() -> Option<u64> {
 #[test]
 fn memory_is_taken_at_the_start_as_announced() {
     let device = Cpu::new(Some(2)).expect("threads");
+    // What is far too large is measured like anything else, and in no time.
+    let (before, beyond) =
+        (HELD.load(Ordering::Relaxed), Shape { width: 512, features: 1 << 31, batch: 64, dense_bytes: 0 });
+    assert!(device.bytes(beyond, Purpose::Training).weights > 12 << 40);
+    assert!(MOST.load(Ordering::Relaxed) < before + (1 << 20), "measuring takes memory");
     // The lists and the dense path's activations are far from 5 % of the rest, so that a buffer left out is noticed.
     let large = Shape { width: 512, features: 1 << 16, batch: 4096, dense_bytes: 1 << 30 };
     let again = Shape { dense_bytes: 0, ..large };

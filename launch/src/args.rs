@@ -38,7 +38,7 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("SAE_
 #[command(name = "sae", version = VERSION, propagate_version = true, max_term_width = 110)]
 #[command(
     after_help = "Start with:\n  sae train launch/recipes/quickstart.toml\n\nExit codes: 0 done, 64 recipe or arguments, \
-65 data, 69 storage unreachable,\n70 NaN or infinity, 71 hardware, 73 cannot write, 75 interrupted: start again\nwith --resume-or-start."
+65 data, 69 storage unreachable,\n70 NaN or infinity, 71 hardware, 73 cannot write, 75 interrupted: start again\nwith --resume-or-start, 101 a bug."
 )]
 pub struct Args {
     /// How messages are written to standard error.
@@ -137,6 +137,11 @@ impl RunArgs {
         words.extend(self.resume.then(|| "--resume".to_owned()));
         words.extend(self.resume_or_start.then(|| "--resume-or-start".to_owned()));
         words
+    }
+
+    /// The words for a process to which it is still to be said whether it goes on.
+    pub fn starting(&self) -> Vec<String> {
+        RunArgs { resume: false, resume_or_start: false, ..self.clone() }.words()
     }
 
     /// The words for a process that may find the run begun, or not: `--resume-or-start` fits both.

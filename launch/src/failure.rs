@@ -12,11 +12,14 @@ pub struct Failure {
     message: String,
     /// One of [`Exit`]; or what a rank ended with, which may be anything, or 128 and the number of a signal.
     code: u8,
+    /// Whether it is that of another rank, which says so itself.
+    pub is_of_peer: bool,
+    is_told: bool,
 }
 
 impl Failure {
     fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Failure { message: message.into(), code: exit.code() }
+        Failure::of_rank(message.into(), exit.code())
     }
 
     /// A wrong argument or recipe.
@@ -56,13 +59,18 @@ impl Failure {
 
     /// What a rank came to, with its exit code.
     pub fn of_rank(message: String, code: u8) -> Self {
-        Failure { message, code }
+        Failure { message, code, is_of_peer: false, is_told: false }
+    }
+
+    /// The same, which another process tells.
+    pub fn told(self) -> Self {
+        Failure { is_told: true, ..self }
     }
 
     /// The end by a second SIGINT, without a checkpoint: the code is a shell's.
     pub fn signalled(signal: i32) -> Self {
         let code = u8::try_from(128 + signal).unwrap_or(u8::MAX);
-        Failure { message: format!("ended at once by a second signal ({signal})"), code }
+        Failure::of_rank(format!("ended at once by a second signal ({signal})"), code)
     }
 
     /// Why, for launchers, where it is no signal.
@@ -89,9 +97,11 @@ impl Failure {
         }
     }
 
-    /// Prints the message and gives the exit code.
+    /// Prints the message, unless another process does, and gives the exit code.
     pub fn report(self) -> ExitCode {
-        if self.is_interruption() {
+        if self.is_told {
+            tracing::debug!(exit_code = self.code, cause = self.cause(), "{}", self.message);
+        } else if self.is_interruption() {
             tracing::warn!(exit_code = self.code, cause = self.cause(), "{}", self.message);
         } else {
             tracing::error!(exit_code = self.code, cause = self.cause(), "{}", self.message);
@@ -102,7 +112,8 @@ impl Failure {
 
 impl From<trainer::Error> for Failure {
     fn from(error: trainer::Error) -> Self {
-        Failure::new(error.exit(), remedy::words(&error))
+        let is_of_peer = matches!(error, trainer::Error::Device(kernels::Error::Peer { code: Some(_), .. }));
+        Failure { is_of_peer, ..Failure::new(error.exit(), remedy::words(&error)) }
     }
 }
 
@@ -147,6 +158,7 @@ mod tests {
             (71, "hardware"),
             (73, "cannot_write"),
             (75, "interrupted"),
+            (101, "internal"),
             (1, "other"),
             (128, "other"),
         ] {

@@ -40,7 +40,7 @@ pub fn start(log: Log, is_sweep: bool) {
 }
 
 /// Fields that say to programs what the message says to people.
-const FOR_PROGRAMS: [&str; 2] = ["exit_code", "cause"];
+const FOR_PROGRAMS: [&str; 3] = ["exit_code", "cause", "run"];
 
 /// A message and behind it its fields, numbers in the digits that a person wants to see.
 #[derive(Debug)]

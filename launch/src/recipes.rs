@@ -79,6 +79,8 @@ struct Set<'a> {
 fn resolve(path: &str, mut sets: Vec<Set<'_>>, mut given: Dict) -> Result<Recipe, Failure> {
     let mut problems = Vec::new();
     let mut refused = Vec::new();
+    // Keys that unknown ones were taken for.
+    let mut meant = Vec::new();
     // What was said of the first readings.
     let mut first: Vec<(String, figment::Error)> = Vec::new();
     loop {
@@ -110,6 +112,11 @@ fn resolve(path: &str, mut sets: Vec<Set<'_>>, mut given: Dict) -> Result<Recipe
             Some((_, error)) => (key_of(error).join("."), &error.kind),
             None => (name, &error.kind),
         };
+        // What is missing was written otherwise, of which was told.
+        if matches!(kind, Kind::MissingField(_)) && meant.contains(&name) {
+            break;
+        }
+        meant.extend(nearest(&name, kind));
         problems.push(format!("{}: {}", if is_set { "--set" } else { path }, explain(&name, kind)));
         // Without the key the others show what they are. For a required one nothing can stand in.
         if !remove(&mut given, &key) {
@@ -146,6 +153,16 @@ fn remove(given: &mut Dict, key: &[String]) -> bool {
     }
 }
 
+/// The known key, in full, that is most like an unknown one, if there is one that is like it.
+fn nearest(key: &str, kind: &Kind) -> Option<String> {
+    let Kind::UnknownField(field, known) = kind else { return None };
+    let distances = known.iter().map(|candidate| (strsim::damerau_levenshtein(field, candidate), candidate));
+    let (distance, candidate) = distances.min()?;
+    let is_like = distance <= candidate.len().max(field.len()) / 2;
+    let table = key.strip_suffix(field.as_str()).unwrap_or_default();
+    is_like.then(|| format!("{table}{candidate}"))
+}
+
 /// What is wrong with a key in words, with the nearest known one for an unknown one.
 fn explain(key: &str, kind: &Kind) -> String {
     match kind {
@@ -153,13 +170,8 @@ fn explain(key: &str, kind: &Kind) -> String {
             if let Some((whose, here)) = counterparts::of(field) {
                 return format!("unknown key {key}, which {whose} has: here it is {here}");
             }
-            let nearest = known
-                .iter()
-                .map(|candidate| (strsim::damerau_levenshtein(field, candidate), candidate))
-                .min()
-                .filter(|(distance, candidate)| *distance <= candidate.len().max(field.len()) / 2);
-            let hint = match nearest {
-                Some((_, candidate)) => format!("did you mean {candidate}?"),
+            let hint = match nearest(key, kind) {
+                Some(nearest) => format!("did you mean {nearest}?"),
                 None => format!("known here: {}", known.join(", ")),
             };
             format!("unknown key {key}: {hint}")
@@ -369,7 +381,14 @@ mod tests {
     fn an_unknown_key_names_the_nearest() {
         let text = MINIMAL.replace("[train]\n", "[train]\nbacth = 3\n");
         let message = message(&text, &[]);
-        assert!(message.contains("unknown key train.bacth: did you mean batch?"), "{message}");
+        assert!(message.contains("unknown key train.bacth: did you mean train.batch?"), "{message}");
+        // What is missing for want of it is not told again.
+        for (right, wrong, near) in
+            [("features", "feature", "sae.features"), ("[sae]", "[sea]", "sae"), ("train =", "trian =", "data.train")]
+        {
+            let message = self::message(&MINIMAL.replace(right, wrong), &[]);
+            assert!(message.contains(&format!("did you mean {near}?")) && !message.contains("missing"), "{message}");
+        }
         let message = self::message(MINIMAL, &["trian.batch=3"]);
         assert!(message.contains("--set: unknown key trian: did you mean train?"), "{message}");
     }

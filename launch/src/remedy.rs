@@ -1,7 +1,11 @@
 //! What the command line can do against errors of the crates below, which know of no flags. Mostly it stands behind their text.
 
+use std::sync::OnceLock;
+
 use loader::{Help, Unexpanded};
 use trainer::{Error, Exit, OR_FILTER};
+
+use crate::table;
 
 /// An error in the words that a user sees.
 pub fn words(error: &Error) -> String {
@@ -9,7 +13,7 @@ pub fn words(error: &Error) -> String {
         Error::BadRows { problem, skip } => {
             // As a shell takes it between quotes.
             let skip = skip.replace('\'', r"'\''");
-            format!("{problem}. Leave the rows out and go on: sae train … --resume --set '{skip}'; {OR_FILTER}")
+            format!("{problem}. Leave the rows out and go on: {} --resume --set '{skip}'; {OR_FILTER}", command())
         }
         Error::OtherHeldOut { problem, if_copied } => {
             format!("{problem}, or measure on other rows with `sae eval --data`{if_copied}")
@@ -18,6 +22,20 @@ pub fn words(error: &Error) -> String {
         Error::PartTooSmall { .. } => format!("--max-shard-size: {error}"),
         _ => format!("{error}{}", remedy(error)),
     }
+}
+
+/// The command that starts the run of this process, as a shell takes it.
+static COMMAND: OnceLock<String> = OnceLock::new();
+
+/// Remembers the words behind `sae train` that start the run of this process, for remedies that go on with it.
+pub fn remember(words: &[String]) {
+    let words: Vec<String> = words.iter().map(|word| table::quoted(word)).collect();
+    // A process has one run.
+    let _ = COMMAND.set(format!("sae train {}", words.join(" ")));
+}
+
+fn command() -> &'static str {
+    COMMAND.get().map_or("sae train …", String::as_str)
 }
 
 /// A path with a variable in it, in the words that a user sees.

@@ -43,19 +43,64 @@ const NARROWEST: u16 = 40;
 
 /// Prints rows under titles, wrapped where they are wider than a terminal; columns of numbers stand to the right.
 pub fn columns<const N: usize>(titles: &[&str; N], rows: &[[String; N]]) {
-    say(fitted(titles, rows));
+    let columns =
+        titles.iter().enumerate().map(|(at, title)| Column::of(title, rows.iter().map(|row| row[at].clone())));
+    say(fitted(&columns.collect::<Vec<_>>(), width()));
 }
 
-fn fitted<const N: usize>(titles: &[&str; N], rows: &[[String; N]]) -> Table {
-    let mut table = Table::new();
-    let terminal = table.width().filter(|&terminal| terminal >= NARROWEST);
-    let width = terminal.map_or(WIDEST, |terminal| terminal.min(WIDEST));
-    table.load_style(UTF8_BORDERS_ONLY).set_header(titles).add_rows(rows);
-    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-    for (at, column) in table.column_iter_mut().enumerate() {
-        if rows.iter().all(|row| row[at].starts_with(|first: char| first.is_ascii_digit())) {
-            column.set_cell_alignment(CellAlignment::Right);
+/// A column of a table.
+#[derive(Clone, Debug)]
+pub struct Column {
+    title: String,
+    cells: Vec<String>,
+}
+
+impl Column {
+    /// Cells under a title.
+    pub fn of(title: &str, cells: impl Iterator<Item = String>) -> Column {
+        Column { title: title.to_owned(), cells: cells.collect() }
+    }
+
+    fn width(&self) -> usize {
+        self.cells.iter().chain([&self.title]).map(|text| text.chars().count()).max().unwrap_or_default()
+    }
+
+    fn is_of_numbers(&self) -> bool {
+        self.cells.iter().all(|cell| cell.starts_with(|first: char| first.is_ascii_digit()))
+    }
+}
+
+/// Prints columns, of which those called like one of `spare` are left out, the first of these first, as long as there is no room for all.
+pub fn in_room(columns: Vec<Column>, spare: &[&str]) {
+    let width = width();
+    say(fitted(&with_room(columns, spare, usize::from(width)), width));
+}
+
+fn with_room(mut columns: Vec<Column>, spare: &[&str], width: usize) -> Vec<Column> {
+    for title in spare {
+        // A blank on either side, one between columns, and the frame.
+        if columns.iter().map(|column| column.width() + 3).sum::<usize>() < width {
+            break;
         }
+        columns.retain(|column| column.title != *title);
+    }
+    columns
+}
+
+/// Columns that a table may take.
+fn width() -> u16 {
+    let terminal = Table::new().width().filter(|&terminal| terminal >= NARROWEST);
+    terminal.map_or(WIDEST, |terminal| terminal.min(WIDEST))
+}
+
+fn fitted(columns: &[Column], width: u16) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(columns.iter().map(|column| &column.title));
+    let rows = columns.iter().map(|column| column.cells.len()).max().unwrap_or_default();
+    table.add_rows((0..rows).map(|row| columns.iter().filter_map(move |column| column.cells.get(row))));
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    for (column, _) in table.column_iter_mut().zip(columns).filter(|(_, own)| own.is_of_numbers()) {
+        column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
@@ -76,10 +121,26 @@ mod tests {
 
     #[test]
     fn columns_fit_and_short_ones_keep_their_lines() {
-        let rows = [["ranks", "ok", "rank 0 of 1"], ["data", "failed", &"missing ".repeat(40)]];
-        let shown = fitted(&["check", "", "found"], &rows.map(|row| row.map(str::to_owned))).to_string();
+        let columns =
+            [["check", "ranks", "data"], ["", "ok", "failed"], ["found", "rank 0 of 1", &"missing ".repeat(40)]];
+        let columns =
+            columns.map(|[title, first, second]| Column::of(title, [first, second].map(str::to_owned).into_iter()));
+        let shown = fitted(&columns, WIDEST).to_string();
         assert!(shown.lines().all(|line| line.chars().count() <= usize::from(WIDEST)), "{shown}");
         assert!(shown.contains("ranks   ok       rank 0 of 1 ") && shown.matches("missing").count() == 40, "{shown}");
+    }
+
+    #[test]
+    fn columns_that_can_be_spared_make_room() {
+        let column = |title: &str, width: usize| Column::of(title, ["9".repeat(width)].into_iter());
+        let all = || vec![column("run", 10), column("rate", 10), column("loss", 10)];
+        for (width, titles) in [(40, "run rate loss"), (39, "run loss"), (26, "run"), (5, "run")] {
+            let left = with_room(all(), &["rate", "loss"], width);
+            let shown = left.iter().map(|column| column.title.as_str()).collect::<Vec<_>>().join(" ");
+            assert_eq!(shown, titles, "{width}");
+            let widest = fitted(&left, width as u16).to_string().lines().map(|line| line.chars().count()).max();
+            assert!(width < 20 || widest <= Some(width), "{width}: {widest:?}");
+        }
     }
 
     #[test]

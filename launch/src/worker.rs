@@ -3,7 +3,7 @@
 use loader::parts::Worker;
 
 use crate::failure::Failure;
-use crate::world::{self, Variables};
+use crate::world::{self, OfMany, Variables};
 
 /// `--worker`, or else the task of a SLURM array, of a step of SLURM or of a step in each task of an array, or the pod of an indexed job of
 /// Kubernetes (with `JOB_COMPLETIONS` beside its index); else the only one.
@@ -14,36 +14,21 @@ pub fn of(flag: Option<Worker>, variables: &Variables) -> Result<Worker, Failure
     if let Some(worker) = flag {
         return Ok(worker);
     }
-    let number = |name: &str| match variables.get(name) {
-        None => Ok(None),
-        Some(text) => match text.trim().parse::<u64>() {
-            Ok(number) => Ok(Some(number)),
-            Err(_) => Err(Failure::arguments(format!("{name}={text} is no number: say --worker w/W"))),
-        },
-    };
-    let (task, tasks) = world::task_of_step(variables)?.map_or((0, 1), |(task, tasks)| (task as u64, tasks as u64));
-    let of_step = worker("SLURM_PROCID", task, tasks)?;
-    if let (Some(id), Some(count)) = (number("SLURM_ARRAY_TASK_ID")?, number("SLURM_ARRAY_TASK_COUNT")?) {
-        let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
-        let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
-        // Each task of the array may start a step of as many tasks.
-        let before = (id.saturating_sub(first) / step).saturating_mul(tasks);
-        return worker("SLURM_ARRAY_TASK_ID", before.saturating_add(task), count.saturating_mul(tasks));
-    }
-    if tasks > 1 {
-        return Ok(of_step);
-    }
-    match (number("JOB_COMPLETION_INDEX")?, number("JOB_COMPLETIONS")?) {
-        (Some(index), Some(count)) => worker("JOB_COMPLETION_INDEX", index, count),
-        (Some(_), None) => Err(Failure::arguments(
-            "JOB_COMPLETION_INDEX says which pod this is, and JOB_COMPLETIONS does not say of how many: set it, or say --worker w/W",
-        )),
-        _ => Ok(Worker::alone()),
+    // Each task of an array may start a step of as many tasks.
+    let (task, tasks) = world::task_of_step(variables)?.unwrap_or((0, 1));
+    match world::of_many(variables)? {
+        Some(OfMany { names: [name, _], index, count: Some(count) }) => {
+            worker(name, index.saturating_mul(tasks).saturating_add(task), count.saturating_mul(tasks))
+        }
+        Some(OfMany { names: [name, of], count: None, .. }) => Err(Failure::arguments(format!(
+            "{name} says which worker this is, and {of} does not say of how many: set it, or say --worker w/W"
+        ))),
+        None => worker("SLURM_PROCID", task, tasks),
     }
 }
 
-fn worker(name: &str, index: u64, count: u64) -> Result<Worker, Failure> {
-    Worker::new(index, count).map_err(|_| {
+fn worker(name: &str, index: usize, count: usize) -> Result<Worker, Failure> {
+    Worker::new(index as u64, count as u64).map_err(|_| {
         Failure::arguments(format!(
             "{name} makes this worker {index} of {count}: number tasks one after the other, or say --worker w/W"
         ))
@@ -80,7 +65,7 @@ mod tests {
             assert_eq!(told(variables).as_deref(), Ok(worker), "{variables}");
         }
         for (variables, part) in [
-            ("SLURM_ARRAY_TASK_ID=x SLURM_ARRAY_TASK_COUNT=4", "SLURM_ARRAY_TASK_ID=x is no number"),
+            ("SLURM_ARRAY_TASK_ID=x SLURM_ARRAY_TASK_COUNT=4", "SLURM_ARRAY_TASK_ID=x: a launcher sets it to a number"),
             ("SLURM_ARRAY_TASK_ID=9 SLURM_ARRAY_TASK_COUNT=4", "worker 9 of 4"),
             ("JOB_COMPLETION_INDEX=2", "JOB_COMPLETIONS does not say"),
             ("SLURM_STEP_ID=0 SLURM_NTASKS=8", "SLURM_PROCID is not"),

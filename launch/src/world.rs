@@ -28,7 +28,7 @@ use crate::args::WorldArgs;
 use crate::device::Local;
 use crate::failure::Failure;
 
-pub use launchers::{Launcher, OF_RANKS, Variables, task_of_step};
+pub use launchers::{Launcher, OF_RANKS, OfMany, Variables, of_many, task_of_step};
 
 use launchers::Place;
 

@@ -23,7 +23,7 @@ def main():
     pods = job["completions"]
     assert (job["completionMode"], job["parallelism"], job["backoffLimit"]) == ("Indexed", pods, 0)
     (policy,) = job["podFailurePolicy"]["rules"]
-    assert policy["action"] == "FailJob" and policy["onExitCodes"]["values"] == [64, 65, 70, 73]
+    assert policy["action"] == "FailJob" and policy["onExitCodes"]["values"] == [64, 65, 70, 73, 101]
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never", "a pod failure policy asks for it"
     (container,) = pod["containers"]

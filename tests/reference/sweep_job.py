@@ -20,7 +20,7 @@ def main():
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
     assert spec["backoffLimitPerIndex"] == 50, "one that fails is started again, and no other for it"
     (policy,) = spec["podFailurePolicy"]["rules"]
-    assert policy["action"] == "FailIndex" and policy["onExitCodes"]["values"] == [64, 65, 70, 73]
+    assert policy["action"] == "FailIndex" and policy["onExitCodes"]["values"] == [64, 65, 70, 73, 101]
     pod = spec["template"]["spec"]
     assert pod["restartPolicy"] == "Never", "a pod failure policy asks for it"
     (container,) = pod["containers"]

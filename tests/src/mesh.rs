@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kernels::cpu::{Cpu, Options};
@@ -13,7 +12,7 @@ use loader::Store;
 use trainer::checkpoint::{self, Found, Holds, Snapshot};
 use trainer::recipe::Recipe;
 use trainer::summary::Summary;
-use trainer::train::{Event, Start, train};
+use trainer::train::{Event, Member, Start, train_together};
 
 use crate::fixture::text;
 
@@ -35,36 +34,44 @@ pub fn on_mesh<T: Send>(mesh: Mesh, work: impl Fn(&Cpu) -> T + Sync) -> Vec<T> {
     })
 }
 
+/// What each rank has come to, in their order.
+pub type OfRanks<T> = Vec<T>;
+
 /// Trains on a mesh. With `stop_at`, the last rank is asked to stop when that many steps are done: all must hear of it.
 pub fn train_on(
     mesh: Mesh,
     recipe: &Recipe,
     resume: bool,
     stop_at: Option<u64>,
-) -> Vec<Result<Summary, trainer::Error>> {
+) -> OfRanks<Result<Summary, trainer::Error>> {
+    let ranks = train_together_on(mesh, &[(recipe, resume)], stop_at);
+    ranks.into_iter().map(|mut of_rank| of_rank.remove(0)).collect()
+}
+
+/// The same of recipes on one stream, each resumed or not; the last rank is asked to stop when one of them has made step `stop_at`.
+///
+/// # Panics
+/// When a folder cannot be opened.
+pub fn train_together_on(
+    mesh: Mesh,
+    recipes: &[(&Recipe, bool)],
+    stop_at: Option<u64>,
+) -> OfRanks<Vec<Result<Summary, trainer::Error>>> {
     on_mesh(mesh, |device| {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = &AtomicBool::new(false);
         let last = device.axes().place.rank + 1 == mesh.ranks();
-        let asked = stop.clone();
-        let watch = Box::new(move |event: Event<'_>| {
-            if matches!(event, Event::Step { step, .. } if last && Some(step) == stop_at) {
-                asked.store(true, Ordering::Relaxed);
-            }
+        let stores: Vec<Store> =
+            recipes.iter().map(|(recipe, _)| Store::open(&recipe.run.dir).expect("a folder")).collect();
+        let members = recipes.iter().zip(&stores).map(|(&(recipe, resume), store)| {
+            let watch = Box::new(move |event: Event<'_>| {
+                if matches!(event, Event::Step { step, .. } if last && Some(step) == stop_at) {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            });
+            let (host_ranks, words) = (mesh.ranks(), ToString::to_string);
+            Member { recipe, start: Start { store, resume, commit: "unknown", stop, host_ranks, words, watch } }
         });
-        let store = &Store::open(&recipe.run.dir)?;
-        train(
-            device,
-            recipe,
-            Start {
-                store,
-                resume,
-                commit: "unknown",
-                stop: &stop,
-                host_ranks: mesh.ranks(),
-                words: ToString::to_string,
-                watch,
-            },
-        )
+        train_together(device, members.collect())
     })
 }
 

@@ -246,8 +246,8 @@ fn wrong_recipes_and_arguments_are_explained() {
     let good = fixture.recipe("run");
     let path = fixture.save("good", &good);
     let set = |set: &str| sae::run(&["train", &path, "--set", set]).exits(64);
-    set("train.bacth=3").says(&["train.bacth", "did you mean batch"]);
-    set("sae.feature=3").says(&["sae.feature", "did you mean features"]);
+    set("train.bacth=3").says(&["train.bacth", "did you mean train.batch"]);
+    set("sae.feature=3").says(&["sae.feature", "did you mean sae.features"]);
     set("train.batch=0").says(&["train.batch must be at least 1"]);
     set("train.batch=many").says(&["train.batch", "many"]);
     set("train.lr=-1").says(&["train.lr must be a number above 0"]);
@@ -440,17 +440,18 @@ fn rows_with_nan_stop_the_run_before_they_do_harm() {
     let report = sae::run(&["inspect", &fixture.text("train"), "--json"]).exits(0).json();
     assert_eq!(report["non_finite"].as_u64(), Some(2));
 
-    let finished = sae::run(&["train", &path]).exits(70);
+    let finished = sae::run(&["train", &path]).exits(65);
     let (nan, infinite) = ("shard-00002.parquet:500", "shard-00002.parquet:510");
     assert!(finished.stderr.contains(nan) && finished.stderr.contains(infinite), "{}", finished.stderr);
     let newest = checkpoints::committed(&fixture.path("run")).pop().expect("a checkpoint");
     assert_eq!(json(&newest.join("manifest.json"))["step"].as_u64(), Some(9), "the weights before the step are saved");
     let failure = fixture.json("run/error-0.json");
-    assert_eq!(failure["exit_code"].as_u64(), Some(70));
+    assert_eq!(failure["exit_code"].as_u64(), Some(65));
     let error = failure["error"].as_str().expect("words");
-    assert!(error.contains("--resume --set 'data.skip="), "a launcher says from it how to go on: {error}");
+    let command = format!("sae train {path} --resume --set 'data.skip=");
+    assert!(error.contains(&command), "a launcher says from it how to go on: {error}");
 
-    sae::run(&["train", &path, "--resume"]).exits(70);
+    sae::run(&["train", &path, "--resume"]).exits(65);
     let skip = format!("data.skip=[\"{nan}\", \"{infinite}\"]");
     assert!(finished.stderr.contains("--resume"), "the message says how to go on: {}", finished.stderr);
     sae::run(&["train", &path, "--resume", "--set", &skip]).exits(0);

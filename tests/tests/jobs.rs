@@ -138,6 +138,8 @@ fn the_first_cause_is_told() {
     let last = said.lines().last().unwrap_or_default();
     let told = format!("rank {} ended with exit code 65: {}", first.rank, first.error);
     assert!(last.contains(&told) && told.contains(shard) && !said.contains("restart"), "{said}");
+    let errors = said.lines().filter(|line| line.contains("ERROR") && line.contains(&first.error));
+    assert_eq!(errors.count(), 1, "and tells it once: {said}");
 }
 
 /// Two machines, and the cable between them is cut: each names the other in time; with a whole cable the run goes on.

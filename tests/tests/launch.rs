@@ -330,6 +330,11 @@ fn what_a_restart_does_not_help_ends_at_once() {
     let finished = sae::run(&["launch", "local", &path, "--set", &missing]);
     assert!([64, 65].contains(&finished.code.unwrap_or(0)), "{finished:?}");
     assert!(finished.stderr.contains("missing") && !finished.stderr.contains("restart"), "{}", finished.stderr);
+    // What all ranks fail of together is said once.
+    sae::run(&["train", &path]).exits(0);
+    let said = sae::run(&["launch", "local", &path, "--ranks", "2"]).exits(64);
+    let said = said.says(&["rank 0 ended with exit code 64"]).stderr;
+    assert_eq!(said.matches("already holds a run").count(), 1, "{said}");
     sae::run(&["launch", "local", &path, "--resme"]).exits(64).says(&["--resume"]);
     sae::run(&["launch", "local", &fixture.text("no.toml")]).exits(64).says(&["no such recipe"]);
 }

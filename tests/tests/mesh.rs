@@ -156,7 +156,7 @@ fn a_row_that_is_not_finite_is_named_by_all_ranks() {
     for rank in train_on(mesh("2x2"), &recipe, false, None) {
         let error = rank.expect_err("a NaN");
         assert!(error.to_string().contains("data.skip=[\"shard-00001.parquet:377\"]"), "{error}");
-        assert_eq!(error.exit(), Exit::Divergence);
+        assert_eq!(error.exit(), Exit::Data);
     }
     recipe.data.skip = vec!["shard-00001.parquet:377".into()];
     for rank in train_on(mesh("4x1"), &recipe, true, None) {

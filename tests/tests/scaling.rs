@@ -142,13 +142,24 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     let id = json(&out.join("laws.json"))["identity"]["id"].as_str().expect("an id").to_owned();
     assert!(text.starts_with("# Recommended by sae scaling for 2048 tokens") && text.contains(&id), "{text}");
     sae::run(&["train", &recipe, "--device", "cpu"]).exits(0);
-    let summary = fixture.json("best/summary.json");
+    let run = small["run_dir"].as_str().expect("a folder");
+    assert!(run.starts_with(&format!("{}-f", fixture.text("best"))), "{run}");
+    let summary = json(&Path::new(run).join("summary.json"));
     assert_eq!((&summary["tokens"], &summary["features"]), (&2048.into(), &small["features"]));
+    // Another recommendation goes elsewhere, and over no file but the same.
+    with(&["--tokens", "2048", "--out", &recipe]).exits(0);
+    with(&["--tokens", "4096", "--out", &recipe]).exits(64).says(&["is there already", "choose another --out"]);
+    assert_eq!(fs::read_to_string(&recipe).expect("a recipe"), text);
+    let larger = with(&["--tokens", "4096"]).exits(0).json();
+    assert_ne!(larger["run_dir"], small["run_dir"]);
+    let set = with(&["--tokens", "4096", "--set", "run.dir=mine"]).exits(0).json();
+    assert_eq!(set["run_dir"], "mine");
 
     // Beyond its reach, only with a word, which stands in the recipe.
-    with(&["--flops", "1e30", "--force", "--out", &recipe]).exits(64);
-    with(&["--features", "34M", "--force", "--out", &recipe]).exits(0);
-    let text = fs::read_to_string(&recipe).expect("a recipe");
+    let far = folder.join("far.toml").display().to_string();
+    with(&["--flops", "1e30", "--force", "--out", &far]).exits(64);
+    with(&["--features", "34M", "--force", "--out", &far]).exits(0);
+    let text = fs::read_to_string(&far).expect("a recipe");
     assert!(text.contains("# FORCED: beyond 100 x the largest compute"), "{text}");
 
     // Other runs than the laws are of.
@@ -169,10 +180,12 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     let sweep = folder.join("next-sweep.toml").display().to_string();
     let said = recommend(&["--next", "4", "--out", &sweep, "--recipe", &base]).exits(0);
     said.says(&["data.train has 15,401: bring more"]);
+    recommend(&["--next", "3", "--out", &sweep, "--recipe", &base]).exits(64).says(&["choose another --out"]);
     let points: toml::Table = fs::read_to_string(&sweep).expect("a sweep").parse().expect("TOML");
     let seeds: Vec<_> =
         points["points"].as_array().expect("points").iter().map(|point| point["train"]["seed"].clone()).collect();
     assert_eq!(seeds, [2, 3, 4, 5].map(toml::Value::Integer), "none of the runs, and none twice");
+    assert_eq!(points["dir"].as_str(), Some(&*format!("sweeps/next-{}", &id[..8])));
     sae::run(&["sweep", &sweep, "--dry-run", "--gpu", "h200"])
         .exits(64)
         .says(&["bring more rows, or lower train.tokens"]);
@@ -251,4 +264,38 @@ fn bad_tables_and_laws_get_one_message() {
     let (finished, out) = fit(folder.path(), &path, "both", &[]);
     finished.exits(0);
     assert!(["l1-1", "l1-2"].iter().all(|name| out.join(name).join("laws.json").exists()));
+    // The same again, and nothing over others.
+    fit(folder.path(), &path, "both", &[]).0.exits(0);
+    let before = fs::read(out.join("l1-1/laws.json")).expect("laws");
+    fit(folder.path(), &path, "both", &["--seed", "1"]).0.exits(64).says(&["l1-1 already holds other laws"]);
+    assert_eq!(fs::read(out.join("l1-1/laws.json")).expect("laws"), before);
+}
+
+/// Losses that fall ever faster with ln F have no exponent: within the runs that makes little difference, and beyond them all of it.
+#[test]
+fn an_exponent_that_the_runs_do_not_tell_is_no_reason_to_go_beyond_them() {
+    let folder = TempDir::new().expect("a folder");
+    let bent = |line: &str| -> Option<String> {
+        let mut cells: Vec<String> = line.split(',').map(str::to_owned).collect();
+        let (features, steps): (f64, f64) = (cells[0].parse().ok()?, cells[1].parse().ok()?);
+        cells[2] = format!("{:?}", 60.0 - 0.02 * features.ln().powi(2) + 30.0 * steps.powf(-0.33));
+        Some(cells.join(",") + "\n")
+    };
+    let text = table(0.0, "batch=256,width=32");
+    let (names, lines) = text.split_once('\n').expect("a line of names");
+    let text: String = [format!("{names}\n")].into_iter().chain(lines.lines().filter_map(bent)).collect();
+    let (finished, out) = fit(folder.path(), &written(folder.path(), "bent.csv", &text), "bent", &[]);
+    let said = finished.exits(0).stdout;
+    assert!(said.contains("α = 0.02") && said.contains("bound") && said.contains("--next 5 says which"), "{said}");
+    let laws = out.join("laws.json").display().to_string();
+    let base = format!(
+        "[data]\ntrain = '{}'\n[sae]\nfeatures = 1\n[train]\nbatch = 256\n[run]\ndir = 'x'\n",
+        folder.path().display()
+    );
+    let base = written(folder.path(), "base.toml", &base);
+    let recommend = |more: &[&str]| sae::run(&[&["scaling", "recommend", &laws, "--recipe", &base], more].concat());
+    let beyond = ["--flops", "2e15"];
+    recommend(&beyond).exits(64).says(&["α = 0.02 stands at a bound", "--next", "--force"]);
+    recommend(&[&beyond[..], &["--force"]].concat()).exits(0);
+    recommend(&["--flops", "1e14"]).exits(0);
 }

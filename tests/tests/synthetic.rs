@@ -191,6 +191,7 @@ fn a_dictionary_that_this_machine_cannot_hold_is_refused_everywhere() {
     // 12 · (2 · 32 + 1) bytes of weights and moments for each, at least, and not five times that, whatever the processor's screen keeps.
     assert!((1 << 30) / (5 * 780) < fitting && fitting < (1 << 30) / 780, "{fitting}");
     assert!(next.starts_with("next: sae plan ") && next.contains("--cpu"), "{next}");
+    assert_eq!(next.matches("sae.features=").count(), 1, "each key once: {next}");
 
     let doctor = set(&["doctor", &path], &[TOO_MANY]).exits(64).stdout;
     let words = doctor.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -224,6 +225,12 @@ fn a_dry_run_of_one_that_goes_on_plans_what_is_left() {
     sae::run(&["train", &path]).exits(0);
     let told = sae::run(&["train", &path, "--resume", "--dry-run"]).exits(0).stdout;
     assert!(told.contains("step 61, from checkpoints/step-0000000061") && told.contains("nothing is left"), "{told}");
+    let again = sae::run(&["train", &path, "--resume"]).exits(0);
+    assert!(
+        again.stderr.contains("nothing is left to train") && !again.stderr.contains("training begins"),
+        "{}",
+        again.stderr
+    );
     for step in ["60", "61"] {
         fs::remove_dir_all(fixture.path(format!("run/checkpoints/step-00000000{step}"))).expect("a checkpoint");
     }

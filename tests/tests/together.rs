@@ -5,12 +5,13 @@ use loader::Dtype;
 use serde_json::Value;
 use tests::checkpoints;
 use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
+use tests::mesh::{tiles, train_on, train_together_on};
 use tests::runs::{Told, finish, stop, trained, trained_among, trained_together};
-use trainer::Error;
 use trainer::data::Data;
 use trainer::plan::{self, DataSize};
 use trainer::recipe::{Adam, BiasInit, Recipe};
 use trainer::train::share_a_stream;
+use trainer::{Error, Exit};
 
 /// Rows that the order is made for: 60 steps of 256, and a short one.
 const ORDER_ROWS: u64 = 15_401;
@@ -113,6 +114,57 @@ fn a_company_that_was_stopped_goes_on_to_the_same_bits() {
         result.expect("it goes on");
     }
     picked.iter().for_each(|&index| assert_same(&fixture, &company[index], &apart[index]));
+}
+
+/// On several ranks too, on either axis: one that diverges and one whose folder is taken stop no other.
+#[test]
+fn a_company_on_several_ranks_is_each_run_alone_on_them() {
+    for name in ["2x1", "1x2"] {
+        let (fixture, mesh) = (Fixture::with_data(), name.parse().expect("a mesh"));
+        let (apart, mut company) = (recipes(&fixture, "alone"), recipes(&fixture, "company"));
+        let picked = [0, 2, 4];
+        for &index in &picked {
+            train_on(mesh, &apart[index], false, None).into_iter().for_each(|rank| drop(rank.expect("it trains")));
+        }
+        let taken = apart[0].clone();
+        company[3].train.lr = 1e30;
+        let members = [&company[0], &taken, &company[2], &company[3], &company[4]].map(|recipe| (recipe, false));
+        for of_rank in train_together_on(mesh, &members, None) {
+            let [Ok(whole), Err(taken), Ok(_), Err(Error::Divergence(_)), Ok(_)] = &of_rank[..] else {
+                panic!("{name}: {of_rank:?}")
+            };
+            assert_eq!((whole.steps, taken.exit()), (61, Exit::Arguments), "{name}: {taken}");
+        }
+        picked.iter().for_each(|&index| assert_same(&fixture, &company[index], &apart[index]));
+        // One rank is asked to stop; resumed they come to the same weights.
+        let stopped = recipes(&fixture, "stopped");
+        let members =
+            |resume: [bool; 3]| picked.map(|index| &stopped[index]).into_iter().zip(resume).collect::<Vec<_>>();
+        for of_rank in train_together_on(mesh, &members([false; 3]), Some(40)) {
+            let steps: Vec<Option<u64>> = of_rank
+                .iter()
+                .map(|result| match result {
+                    Err(Error::Interrupted { step, .. }) => Some(*step),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(steps, [Some(40), None, Some(40)], "{name}: {of_rank:?}");
+        }
+        let left: Vec<(&Recipe, bool)> =
+            members([true; 3]).into_iter().filter(|(recipe, _)| recipe.train.tokens.is_none()).collect();
+        for of_rank in train_together_on(mesh, &left, None) {
+            of_rank.into_iter().for_each(|result| drop(result.expect("it goes on")));
+        }
+        for &index in &picked {
+            // Sums over ranks are added in another order where a run was stopped.
+            let learned = |recipe: &Recipe| {
+                let mut tiles = tiles(&fixture.path(&recipe.run.dir));
+                tiles.retain(|(holds, _), _| holds != "Shared");
+                tiles
+            };
+            assert_eq!(learned(&stopped[index]), learned(&apart[index]), "{name}: {}", stopped[index].run.dir);
+        }
+    }
 }
 
 /// As many of the first train as the memory holds; the others are told so, and nothing of them was begun.

@@ -90,7 +90,7 @@ pub enum Error {
     /// A checkpoint of another version of this program.
     #[error("{0}")]
     OtherFormat(String),
-    /// NaN or infinity: the update was refused, the weights are those before the step.
+    /// Training has come to NaN or infinity: the update was refused, the weights are those before the step.
     #[error("{0}")]
     Divergence(String),
     /// Rows that hold NaN or infinity: the update was refused, the weights are those before the step.
@@ -150,8 +150,9 @@ impl Error {
             | Error::PartTooSmall { .. }
             | Error::NotBegun(_)
             | Error::OtherFormat(_) => Exit::Arguments,
-            Error::Data(_) | Error::Checkpoint(_) => Exit::Data,
-            Error::Divergence(_) | Error::BadRows { .. } | Error::Internal(_) => Exit::Divergence,
+            Error::Data(_) | Error::Checkpoint(_) | Error::BadRows { .. } => Exit::Data,
+            Error::Divergence(_) => Exit::Divergence,
+            Error::Internal(_) => Exit::Internal,
             Error::CannotWrite { .. } => Exit::CannotWrite,
             Error::Interrupted { .. } => Exit::Interrupted,
             Error::OfAll(error) => error.exit(),
@@ -220,7 +221,7 @@ fn of_device(error: &kernels::Error) -> Exit {
         | Device::SharedGpu { .. }
         | Device::UnknownArch { .. }
         | Device::Listen { .. } => Exit::Arguments,
-        Device::Compile { .. } => Exit::Divergence,
+        Device::Compile { .. } => Exit::Internal,
         // A launcher may see one code only: what another start would not change is said by all ranks.
         Device::Peer { code, .. } => {
             code.and_then(Exit::of).filter(|exit| !exit.restart_helps()).unwrap_or(Exit::Hardware)
@@ -281,8 +282,8 @@ mod tests {
             (Error::Data(text()), 65),
             (Error::Checkpoint(text().into()), 65),
             (Error::Divergence(text()), 70),
-            (Error::BadRows { problem: text(), skip: text() }, 70),
-            (Error::Internal(text().into()), 70),
+            (Error::BadRows { problem: text(), skip: text() }, 65),
+            (Error::Internal(text().into()), 101),
             (Error::CannotWrite { path: text(), source: io() }, 73),
             (Error::Interrupted { step: 1, checkpoint: text() }, 75),
             (Error::OfAll(Arc::new(Error::Data(text()))), 65),
@@ -316,7 +317,7 @@ mod tests {
             (kernels::Error::SharedGpu { rank: 1, other: 2, name: text() }, 64),
             (kernels::Error::UnknownArch { arch: text(), known: text() }, 64),
             (kernels::Error::Listen { address, source: io().into() }, 64),
-            (kernels::Error::Compile { source_file: "x", arch: text(), nvrtc: text(), log: text() }, 70),
+            (kernels::Error::Compile { source_file: "x", arch: text(), nvrtc: text(), log: text() }, 101),
             (kernels::Error::Cuda { call, reason: text() }, 71),
             (kernels::Error::Nccl { call, reason: text() }, 71),
             (kernels::Error::Threads { purpose: "x", source: io().into() }, 71),
@@ -325,8 +326,8 @@ mod tests {
         }
         // What another rank failed of, where it said so and another start changes nothing.
         let peer = |code| Error::from(kernels::Error::Peer { rank: 3, operation: "x", reason: text(), code });
-        for code in 64..=75 {
-            let expected = if [64, 65, 70, 73].contains(&code) { code } else { 71 };
+        for code in (64..=75).chain([101]) {
+            let expected = if [64, 65, 70, 73, 101].contains(&code) { code } else { 71 };
             assert_eq!(peer(Some(code)).exit().code(), expected, "{code}");
         }
         assert_eq!(peer(None).exit().code(), 71);

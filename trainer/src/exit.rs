@@ -10,7 +10,7 @@ pub enum Exit {
     Data = 65,
     /// A store did not answer for longer than the patience with it: start again.
     Storage = 69,
-    /// NaN or infinity, or a bug of this program: the same start would come to the same end.
+    /// Training has come to NaN or infinity: the same start would come to the same end.
     Divergence = 70,
     /// The hardware or another rank failed: start again.
     Hardware = 71,
@@ -18,11 +18,13 @@ pub enum Exit {
     CannotWrite = 73,
     /// The run was asked to stop, and has saved: start again to go on.
     Interrupted = 75,
+    /// A bug of this program, which the same start would meet again. A panic ends a process with the same number.
+    Internal = 101,
 }
 
 impl Exit {
     /// All of them.
-    pub const ALL: [Exit; 7] = [
+    pub const ALL: [Exit; 8] = [
         Exit::Arguments,
         Exit::Data,
         Exit::Storage,
@@ -30,6 +32,7 @@ impl Exit {
         Exit::Hardware,
         Exit::CannotWrite,
         Exit::Interrupted,
+        Exit::Internal,
     ];
 
     /// The one of a process that ended with `code`, if it is one of these.
@@ -52,6 +55,7 @@ impl Exit {
             Exit::Hardware => "hardware",
             Exit::CannotWrite => "cannot_write",
             Exit::Interrupted => "interrupted",
+            Exit::Internal => "internal",
         }
     }
 
@@ -59,7 +63,7 @@ impl Exit {
     pub fn restart_helps(self) -> bool {
         match self {
             Exit::Storage | Exit::Hardware | Exit::Interrupted => true,
-            Exit::Arguments | Exit::Data | Exit::Divergence | Exit::CannotWrite => false,
+            Exit::Arguments | Exit::Data | Exit::Divergence | Exit::CannotWrite | Exit::Internal => false,
         }
     }
 }
@@ -80,6 +84,7 @@ mod tests {
             (71, "hardware", true),
             (73, "cannot_write", false),
             (75, "interrupted", true),
+            (101, "internal", false),
         ];
         assert_eq!(all, expected);
         let known = (0..=u8::MAX).filter_map(Exit::of).collect::<Vec<_>>();

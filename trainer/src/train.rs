@@ -51,7 +51,7 @@ pub fn train<D: Device>(device: &D, recipe: &Recipe, start: Start<'_>) -> Result
 }
 
 /// Trains several configurations on one stream, to the bits that each has alone; rows are read once. What came of each stands at its place:
-/// one that fails stops no other, unless what failed is needed by all. All work is done on the threads of the device, or where it has none on as
+/// one that fails stops no other, unless what failed is needed by all, or only one of several ranks has failed. All work is done on the threads of the device, or where it has none on as
 /// many as `train.threads` of the first says.
 ///
 /// Recipes have to [share a stream](share_a_stream). As many of the first are begun as fit into memory [together](crate::plan::how_many_fit); the

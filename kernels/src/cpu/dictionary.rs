@@ -60,7 +60,7 @@ impl Batch {
         let Shape { features, batch, .. } = *shape;
         Ok(Batch {
             path: Path::Sparse,
-            tiles: (0..features.div_ceil(TILE)).map(|_| TileCodes::default()).collect(),
+            tiles: memory.lists(features.div_ceil(TILE)),
             dense: Dense::new(shape, purpose, memory)?,
             first_d: memory.step(stride, what)?,
             x_hat_slices: memory.step(batch * stride.next_multiple_of(SLICE), what)?,

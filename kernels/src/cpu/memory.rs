@@ -48,6 +48,11 @@ impl HostMemory {
         self.buffer(len, what)
     }
 
+    /// `count` lists, which take their memory as they grow.
+    pub fn lists<T: Default>(&self, count: usize) -> Vec<T> {
+        std::iter::repeat_with(T::default).take(if self.measures { 0 } else { count }).collect()
+    }
+
     fn buffer<T: Pod>(&self, len: usize, what: &'static str) -> Result<Buffer<T>, Error> {
         Buffer::new(if self.measures { 0 } else { len }, what)
     }

@@ -60,7 +60,7 @@ pub struct Local {
     after_help = "Examples:\n  sae launch slurm my.toml --nodes 2 --gpus-per-node 8 --cpus-per-task 12 --time 1-00:00:00 --partition gpu\n  sae \
 launch slurm my.toml --ranks-per-node 4 --prologue modules.sh --sbatch qos=long --dry-run\n  sae launch slurm my-sweep.toml --sweep \
 --nodes 12 --gpus-per-node 8 --cpus-per-task 96\n\nBefore its time is over the job \
-saves, goes back into the queue and goes on; so it does after exit codes\n69 and 71. After 64, 65, 70 and 73 it fails."
+saves, goes back into the queue and goes on; so it does after exit codes\n69 and 71. After 64, 65, 70, 73 and 101 it fails."
 )]
 pub struct Slurm {
     #[command(flatten)]
@@ -120,9 +120,9 @@ pub struct Slurm {
 #[command(
     after_help = "Examples:\n  sae launch k8s my.toml --image registry/sae:0.1 --gpus-per-pod 1 --secret s3 | kubectl apply -f -\n  sae launch \
 k8s my.toml --pods 4 --gpus-per-pod 8 --cpu 96 --memory 800Gi --image registry/sae:0.1 > job.yaml\n\nThe recipe travels in the manifest with \
-what --set changes; data.train and run.dir must be reachable\nfrom the pods. launch/Dockerfile makes the image. Exit codes 64, 65, 70 and 73 \
-fail the JobSet, others start all\npods again. A pod that is taken away has --save-s to save; where its node is gone sooner, the run goes \
-on from\nthe checkpoint before."
+what --set changes; data.train and run.dir must be reachable\nfrom the pods. launch/Dockerfile makes the image. Exit codes 64, 65, 70, 73\nand 101 \
+fail the JobSet, others start all pods again. A pod that is taken away has --save-s to\nsave; where its node is gone sooner, the run goes \
+on from the checkpoint before."
 )]
 pub struct K8s {
     #[command(flatten)]

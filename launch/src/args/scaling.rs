@@ -33,7 +33,8 @@ pub struct Fit {
     /// A table of runs, as comma-separated values with a line of names.
     #[arg(long, value_name = "FILE.csv")]
     pub runs: Option<String>,
-    /// Folder or URL for laws.json, runs.parquet, report.html and plots. Several λ or batches have a folder in it for each.
+    /// Folder or URL for laws.json, runs.parquet, report.html and plots, which holds no other laws yet. Several λ or batches have a folder in it
+    /// for each.
     #[arg(long)]
     pub out: String,
     /// What is made least over the residuals: squares, or Huber's loss, which single bad runs pull less.
@@ -97,10 +98,10 @@ pub struct Recommend {
     /// How many there are; by default as few as the run fits on.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub gpus: Option<u32>,
-    /// Go on beyond 100 x the largest compute of the runs.
+    /// Go on beyond 100 x the largest compute of the runs, and beyond the largest where they do not tell an exponent.
     #[arg(long)]
     pub force: bool,
-    /// Where the recipe is written, or with --next a sweep of those runs.
+    /// A new file for the recipe, or with --next for a sweep of those runs.
     #[arg(long, value_name = "FILE.toml")]
     pub out: Option<String>,
     /// Print a JSON object to standard output.

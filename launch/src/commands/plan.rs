@@ -172,13 +172,16 @@ fn on_the_processor(args: &PlanArgs, recipe: &Recipe, Known { rows, eval_rows }:
         assumed: assumed(args, &terms, host),
         ..of_all(&terms, budget)
     };
-    let (path, set) = (table::quoted(&args.recipe), set_with_rows(args, recipe));
+    let path = table::quoted(&args.recipe);
     let (room, next) = match there.filter(|_| !fits).map(|there| there.smaller(&device, shape, false)) {
-        None => ("fits".to_owned(), format!("next: sae train {path}{set} --device cpu")),
+        None => {
+            ("fits".to_owned(), format!("next: sae train {path}{} --device cpu", set_with_rows(args, recipe, None)))
+        }
         Some(smaller) => match would_fit(smaller) {
-            Some(fitting) => {
-                (format!("does not fit: {fitting} would"), format!("next: sae plan {path}{set} --cpu --set {fitting}"))
-            }
+            Some(fitting) => (
+                format!("does not fit: {fitting} would"),
+                format!("next: sae plan {path} --cpu{}", set_with_rows(args, recipe, Some(fitting))),
+            ),
             None => (
                 "does not fit".to_owned(),
                 "next: the same with fewer sae.features and a smaller train.batch".to_owned(),
@@ -279,22 +282,22 @@ fn next_on_gpus(args: &PlanArgs, recipe: &Recipe, budget: &Budget) -> String {
         ),
     };
     let mesh = args.mesh.map_or(String::new(), |mesh| format!(" --mesh {mesh}"));
-    format!("next: sae launch {how} {}{mesh}{}", table::quoted(&args.recipe), set_with_rows(args, recipe))
+    format!("next: sae launch {how} {}{mesh}{}", table::quoted(&args.recipe), set_with_rows(args, recipe, None))
 }
 
-fn set(args: &PlanArgs) -> String {
-    args.set.iter().map(|set| format!(" --set {}", table::quoted(set))).collect()
-}
-
-/// The same for a run of the rows that were planned with, where training makes them: it knows no --width and --rows.
-fn set_with_rows(args: &PlanArgs, recipe: &Recipe) -> String {
-    let of_rows = match (&recipe.data.synth, args.width, args.rows) {
+/// `--set` for a run as it was planned: of the rows that were planned with, where training makes them, since it knows no --width and --rows; and with
+/// one change more. Each key once.
+fn set_with_rows(args: &PlanArgs, recipe: &Recipe, change: Option<String>) -> String {
+    let mut own = match (&recipe.data.synth, args.width, args.rows) {
         (Some(_), Some(width), Some(rows)) => {
-            format!(" --set data.synth.width={width} --set data.synth.rows={rows}")
+            vec![format!("data.synth.width={width}"), format!("data.synth.rows={rows}")]
         }
-        _ => String::new(),
+        _ => Vec::new(),
     };
-    set(args) + &of_rows
+    own.extend(change);
+    let key = |set: &str| set.split_once('=').map(|(key, _)| key.trim().to_owned());
+    let kept = args.set.iter().filter(|set| own.iter().all(|own| key(own) != key(set))).map(|set| table::quoted(set));
+    kept.collect::<Vec<_>>().iter().chain(&own).map(|set| format!(" --set {set}")).collect()
 }
 
 fn known(args: &PlanArgs, recipe: &Recipe) -> Result<Known, Failure> {

@@ -20,7 +20,7 @@ use crate::sweep::plan::{self, Where};
 use crate::sweep::spec::Spec;
 use crate::sweep::status::Report;
 use crate::sweep::worker::{self, Work, Worked, label};
-use crate::world::{self, World};
+use crate::world::{self, Launcher, Variables, World};
 use crate::{disk, parent, shards, signals, table};
 
 /// The claim on the making of synthetic shards.
@@ -119,12 +119,7 @@ fn end(args: &SweepArgs, worked: &Worked, configurations: &[Configuration]) -> R
 
 /// How much is trained at the same time, and where.
 fn work(args: &SweepArgs) -> Result<Work, Failure> {
-    let environment = world::environment();
-    let of_array = ["SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"];
-    let of_array = of_array.iter().find_map(|name| environment.get(*name)?.parse::<usize>().ok());
-    // Ranks of a launcher are workers like any others.
-    let (rank, ranks) =
-        World::new(&WorldArgs::default(), &environment).map_or((0, 1), |world| (world.rank, world.ranks));
+    let (index, started) = among(&world::environment())?;
     let gpus = match args.device {
         DeviceChoice::Cpu | DeviceChoice::Cuda(Some(_)) => 0,
         DeviceChoice::Auto | DeviceChoice::Cuda(None) => gpus(),
@@ -146,10 +141,22 @@ fn work(args: &SweepArgs) -> Result<Work, Failure> {
         device: args.device,
         mesh_from: args.mesh_from,
         threads: (cores / slots).max(1),
-        workers: args.workers.map_or(ranks, |workers| workers as usize),
-        index: of_array.unwrap_or(0) + rank,
+        workers: args.workers.map_or(started, |workers| workers as usize),
+        index,
         waits: !args.worker,
     })
+}
+
+/// Which of the processes that were started together this one is, and how many they are as far as the environment says it: each task of an
+/// array, and each pod, may start several.
+fn among(environment: &Variables) -> Result<(usize, usize), Failure> {
+    let many = world::of_many(environment)?;
+    // Ranks of a launcher are workers like any others; Kubernetes counts its pods as ranks too.
+    let world = World::new(&WorldArgs::default(), environment).ok();
+    let (rank, ranks) =
+        world.filter(|world| world.launcher != Launcher::Kubernetes).map_or((0, 1), |world| (world.rank, world.ranks));
+    let (index, count) = many.map_or((0, 1), |many| (many.index, many.count.unwrap_or(1)));
+    Ok((index.saturating_mul(ranks).saturating_add(rank), count.saturating_mul(ranks)))
 }
 
 /// GPUs that this process can see.
@@ -210,4 +217,31 @@ fn retry(folder: &Folder, configurations: &[Configuration]) -> Result<(), Failur
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_of_a_sweep_have_numbers_of_their_own() {
+        for (variables, expected) in [
+            ("", (0, 1)),
+            ("SLURM_ARRAY_TASK_ID=7 SLURM_ARRAY_TASK_COUNT=4 SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_STEP=2", (3, 4)),
+            // sae launch k8s says by --workers how many pods there are.
+            ("JOB_COMPLETION_INDEX=2", (2, 1)),
+            ("JOB_COMPLETION_INDEX=2 JOB_COMPLETIONS=3", (2, 3)),
+            ("RANK=1 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 TORCHELASTIC_RUN_ID=a", (1, 4)),
+            // srun -n 2 in each of four tasks of an array.
+            (
+                "SLURM_ARRAY_TASK_ID=3 SLURM_ARRAY_TASK_COUNT=4 SLURM_JOB_ID=9 SLURM_STEP_ID=0 SLURM_PROCID=1 SLURM_NTASKS=2 \
+                 SLURM_LOCALID=1 SLURM_NODEID=0 SLURM_STEP_TASKS_PER_NODE=2",
+                (7, 8),
+            ),
+        ] {
+            let pairs = variables.split_whitespace().filter_map(|pair| pair.split_once('='));
+            let environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            assert_eq!(among(&environment).expect("numbers"), expected, "{variables}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use loader::{Store, patience};
 use trainer::Exit;
 use trainer::meeting;
 use trainer::metrics::Metrics;
+use trainer::note::{self, Note};
 use trainer::recipe::Recipe;
 use trainer::run_dir;
 use trainer::summary::{EvaluatedOn, Summary};
@@ -37,6 +38,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         return Err(Failure::arguments(told));
     }
     let launched = parent::bind()?;
+    remedy::remember(&args.run.starting());
     let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
     let store = Store::open(&recipe.run.dir)?;
     let axes = job::join(&store, &world, args.run.mesh, &recipe, job::MEETING)?;
@@ -50,11 +52,25 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         Opened::Cuda(device) => run_on(&device, args, (&recipe, &store), (launched, world.local_ranks)),
     });
     // The others wait for this rank: they hear why it is gone. When one was asked to stop, all do.
-    done.inspect_err(|failure| {
+    let done = done.inspect_err(|failure| {
         if !failure.is_interruption() {
             told.abort(failure.of(told.index()));
         }
+    });
+    // Under a launcher a cause is said once: by the rank that failed, or by the launcher, which reads its note.
+    done.map_err(|failure| match launched && (failure.is_of_peer || has_left_word(&store, world.rank, &failure)) {
+        true => failure.told(),
+        false => failure,
     })
+}
+
+/// Whether a rank's note says how it failed. A store that does not answer is not asked again.
+fn has_left_word(run: &Store, rank: usize, failure: &Failure) -> bool {
+    if failure.exit() == Some(Exit::Storage) {
+        return false;
+    }
+    let note = run.get(&note::name(rank)).ok().and_then(|note| serde_json::from_slice::<Note>(&note).ok());
+    note.is_some_and(|note| note.error == failure.message())
 }
 
 /// A dry run leaves nothing, not even where its ranks have met. None goes on before all have come, nor before all have tidied up.

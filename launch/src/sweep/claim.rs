@@ -41,8 +41,8 @@ pub struct Progress {
     pub tokens: u64,
     /// Rows of the run.
     pub rows: u64,
-    /// Rows a second, by this start.
-    pub tokens_per_s: Option<f64>,
+    /// Rows a second by the clock, since this start.
+    pub tokens_per_s_wall: Option<f64>,
     /// Loss of the last steps.
     pub loss: Option<f64>,
     /// L0 of the last steps.

@@ -15,31 +15,47 @@ pub struct Shown {
     progress: Arc<Mutex<Progress>>,
     bar: Option<Bar>,
     evaluating: Option<Bar>,
-    /// Rows and the time at which this start began with them.
-    begun: Option<(u64, Instant)>,
+    rate: Option<Rate>,
+}
+
+/// Rows a second by the clock, since a process began with a run: what `tokens_per_s_wall` is of a run that is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    from: u64,
+    since: Instant,
+}
+
+impl Rate {
+    /// Of a run that has trained on so many rows and goes on now.
+    pub fn begin(tokens: u64) -> Rate {
+        Rate { from: tokens, since: Instant::now() }
+    }
+
+    /// When so many were trained on; nothing as long as that would be the clock's doing.
+    pub fn per_s(&self, tokens: u64) -> Option<f64> {
+        let seconds = self.since.elapsed().as_secs_f64();
+        (seconds > 0.1).then(|| tokens.saturating_sub(self.from) as f64 / seconds)
+    }
 }
 
 impl Shown {
     /// One that has not begun.
     pub fn new(label: String, progress: Arc<Mutex<Progress>>) -> Shown {
-        Shown { label, progress, bar: None, evaluating: None, begun: None }
+        Shown { label, progress, bar: None, evaluating: None, rate: None }
     }
 
     /// Takes note of what a run tells.
     pub fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Start { step, steps, tokens, rows, .. } => {
-                self.begun = Some((tokens, Instant::now()));
+                self.rate = Some(Rate::begin(tokens));
                 self.note(|progress| *progress = Progress { step, steps, tokens, rows, ..Progress::default() });
                 self.bar = Some(Bar::quiet(self.label.clone(), tokens, rows));
             }
             Event::Step { step, tokens, loss, l0 } => {
-                let per_s = self.begun.and_then(|(from, since)| {
-                    let seconds = since.elapsed().as_secs_f64();
-                    (seconds > 0.1).then(|| tokens.saturating_sub(from) as f64 / seconds)
-                });
+                let per_s = self.rate.and_then(|rate| rate.per_s(tokens));
                 self.note(|progress| {
-                    (progress.step, progress.tokens, progress.tokens_per_s) = (step, tokens, per_s);
+                    (progress.step, progress.tokens, progress.tokens_per_s_wall) = (step, tokens, per_s);
                     (progress.loss, progress.l0) = (Some(loss), Some(l0));
                 });
                 if let Some(bar) = &mut self.bar {

@@ -2,6 +2,7 @@
 //!
 //! Those of a group share a stream: rows are read, decoded and normalized once for all of them.
 
+use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,11 +78,21 @@ pub fn train_group(choice: DeviceChoice, slot: Local, threads: usize, members: &
         Ok(Opened::Cuda(device)) => group.train(&device, &recipes, slot.ranks),
         Err(failure) => (0..members.len()).for_each(|at| group.tell(at, || refused(&members[at], &failure))),
     };
-    // A bug in one run must not take the others with it.
-    if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
-        let internal = || Error::Internal("a thread of training has panicked, and said why above".into());
-        (0..members.len()).for_each(|at| group.tell(at, || failed(&members[at], &internal())));
+    // A bug in one group must not take the others with it.
+    if let Err(panicked) = panic::catch_unwind(AssertUnwindSafe(work)) {
+        let bug = bug(panicked.as_ref(), members.len());
+        let (exit, words) = (bug.exit(), remedy::words(&bug));
+        (0..members.len()).for_each(|at| group.tell(at, || unbegun(&members[at], exit, words.clone(), "training")));
     }
+}
+
+/// What ended a group of so many, by what a thread has panicked with.
+fn bug(panicked: &(dyn Any + Send), members: usize) -> Error {
+    let said =
+        panicked.downcast_ref::<String>().map(String::as_str).or_else(|| panicked.downcast_ref::<&str>().copied());
+    let together =
+        if members > 1 { format!(", while {members} configurations trained together") } else { String::new() };
+    Error::Internal(format!("a thread has panicked{together}: {}", said.unwrap_or("without a word")).into())
 }
 
 /// Hears what a configuration has come to.
@@ -164,11 +175,59 @@ fn refused(member: &Claimed, failure: &Failure) -> Outcome {
     unbegun(member, exit, failure.message().to_owned(), "opening the device")
 }
 
-/// A run that failed, mostly before it began: then it has left no note, and gets one.
+/// A run that failed, mostly before it began, or of a panic: then it has left no note, and gets one.
 pub fn unbegun(member: &Claimed, exit: Exit, words: String, operation: &str) -> Outcome {
     if !member.store.head(&note::name(0)).is_ok_and(|note| note.is_some()) {
-        let note = Note::new(0, 0, operation, &Error::Recipe(words.clone()));
+        let note = Note::new(0, member.progress().step, operation, &Error::Recipe(words.clone()));
         Note { exit_code: exit.code(), ..note }.leave(&member.store);
     }
     Outcome::Failed { exit, words }
+}
+
+#[cfg(test)]
+mod tests {
+    use loader::synth::{self, Spec};
+
+    use super::*;
+
+    /// One that panics is a bug of this program and no divergence: its folder, and those of the runs that it has ended, say what it panicked with.
+    #[test]
+    fn a_panic_fails_with_its_words() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().to_str().expect("a plain name");
+        let spec = Spec { features: 16, width: 8, rows: 600, shards: 1, active: 2.0, ..Spec::default() };
+        synth::write(&spec, &Store::open(place).expect("a folder"), 1, &mut |_| ()).expect("shards are written");
+        let member = |id: &str, tokens: u64| {
+            let dir = format!("{place}/{id}");
+            let text = format!(
+                "data = {{ train = '{place}', order_rows = 600 }}\nsae.features = 32\ntrain = {{ batch = 100, tokens = {tokens} }}\n\
+                 run.dir = '{dir}'\n"
+            );
+            Claimed {
+                id: id.to_owned(),
+                label: id.to_owned(),
+                recipe: toml::from_str(&text).expect("a recipe"),
+                store: Store::open(&dir).expect("a folder"),
+                stop: Arc::default(),
+                progress: Arc::default(),
+            }
+        };
+        let members = [member("short", 200), member("long", 600)];
+        let told = Mutex::new(Vec::new());
+        let tell = |member: &Claimed, outcome: Outcome| {
+            assert!(!matches!(outcome, Outcome::Done), "{} was told of", member.id);
+            told.lock().expect("no panic").push((member.id.clone(), outcome));
+        };
+        train_group(DeviceChoice::Cpu, Local::ALONE, 1, &members, &tell);
+        let told = told.into_inner().expect("no panic");
+        let [(id, Outcome::Failed { exit: Exit::Internal, words })] = &told[..] else { panic!("{told:?}") };
+        assert!(
+            id == "long" && words.contains("while 2 configurations trained together: short was told of"),
+            "{words}"
+        );
+        let note = members[1].store.get(&note::name(0)).expect("a note");
+        let note: Note = serde_json::from_slice(&note).expect("a note");
+        assert_eq!((note.exit_code, &note.error, note.operation.as_str()), (101, words, "training"));
+        assert_eq!(crate::sweep::folder::state_of(&note), crate::sweep::folder::State::Failed);
+    }
 }

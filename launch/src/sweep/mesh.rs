@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use trainer::Exit;
 
+use super::display::Rate;
 use super::group::{Claimed, Outcome, unbegun};
 use crate::device::DeviceChoice;
 use crate::failure::Failure;
@@ -100,7 +101,6 @@ struct Fields {
     message: Option<String>,
     rows: Option<u64>,
     total_rows: Option<u64>,
-    rows_per_s: Option<f64>,
     step: Option<u64>,
     steps: Option<u64>,
     loss: Option<f64>,
@@ -109,7 +109,7 @@ struct Fields {
 
 /// Takes over what the run says of its progress, hands its warnings on, and returns the last error.
 fn follow(member: &Claimed, stderr: ChildStderr) -> Option<String> {
-    let mut error = None;
+    let (mut error, mut rate) = (None, None);
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
         let Ok(Line { level, fields }) = serde_json::from_str(&line) else {
             tracing::warn!("{}: {line}", member.label);
@@ -121,11 +121,13 @@ fn follow(member: &Claimed, stderr: ChildStderr) -> Option<String> {
             _ => {}
         }
         let mut progress = member.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(steps) = fields.steps {
+        if let (Some(step), Some(steps)) = (fields.step, fields.steps) {
             progress.steps = steps;
+            rate = Some(Rate::begin(step.saturating_mul(member.recipe.train.batch as u64)));
         }
         if let (Some(rows), Some(total), Some(loss)) = (fields.rows, fields.total_rows, fields.loss) {
-            (progress.tokens, progress.rows, progress.tokens_per_s) = (rows, total, fields.rows_per_s);
+            (progress.tokens, progress.rows) = (rows, total);
+            progress.tokens_per_s_wall = rate.and_then(|rate| rate.per_s(rows));
             (progress.loss, progress.l0) = (Some(loss), fields.l0);
             progress.step = fields.step.map_or(progress.step, |step| step + 1);
         }

@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_by_its_name() {
         for (text, parts) in [
-            ("[axes]\ntrain.lrr = [1]", &["unknown key train.lrr: did you mean lr?"][..]),
+            ("[axes]\ntrain.lrr = [1]", &["unknown key train.lrr: did you mean train.lr?"][..]),
             ("[axes]\nlr = [1e-3]", &["unknown key lr"]),
             ("[axes]\ntrain.lr = [true]", &["train.lr must be a number, and is true", "with train.lr = true"]),
             ("[axes]\ntrain.lr = [-1.0]", &["train.lr must be a number above 0"]),

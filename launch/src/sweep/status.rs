@@ -1,17 +1,17 @@
 //! Where a sweep stands, from anywhere: its folder says everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::claim::{Beat, Life, MISSED, Watch};
 use super::folder::{Configuration, Files, Folder, State, state_of, varying};
-use super::worker::label;
+use super::worker::{brief, label, last, short};
 use crate::failure::Failure;
 use crate::progress::duration;
 use crate::runs::{Run, at_once};
-use crate::table;
+use crate::table::{self, Column};
 
 /// A sweep: what is printed with `--json`.
 #[derive(Debug, Serialize)]
@@ -41,8 +41,8 @@ pub struct Line {
     pub step: Option<u64>,
     /// Steps of the run.
     pub steps: Option<u64>,
-    /// Rows a second.
-    pub tokens_per_s: Option<f64>,
+    /// Rows a second by the clock: while it trains since it was last begun, at the end over all its starts.
+    pub tokens_per_s_wall: Option<f64>,
     /// Seconds until it is done.
     pub left_s: Option<f64>,
     /// At the end on held-out rows, before that of the last steps.
@@ -131,28 +131,27 @@ impl Report {
 
     /// Prints it for people.
     pub fn show(&self) {
-        let some = |value: Option<f64>| value.map_or("–".to_owned(), table::number);
-        let rows: Vec<_> = self
-            .configurations
-            .iter()
-            .map(|line| {
-                [
-                    line.label.clone(),
-                    line.state.name().to_owned(),
-                    line.done(),
-                    some(line.loss),
-                    line.l0.map_or("–".to_owned(), |l0| format!("{l0:.1}")),
-                    table::percent(line.explained_variance),
-                    line.tokens_per_s.map_or("–".to_owned(), |per_s| format!("{per_s:.0}/s")),
-                    match (line.wall_s, line.left_s) {
-                        (Some(wall_s), _) => duration(wall_s),
-                        (None, Some(left_s)) => format!("{} left", duration(left_s)),
-                        (None, None) => "–".to_owned(),
-                    },
-                ]
-            })
-            .collect();
-        table::columns(&["configuration", "state", "steps", "loss", "L0", "EV", "rate", "time"], &rows);
+        let lines = || self.configurations.iter();
+        let cells = |title: &str, of: &dyn Fn(&Line) -> Option<String>| {
+            Column::of(title, lines().map(|line| of(line).unwrap_or_else(|| "–".to_owned())))
+        };
+        let keys: BTreeSet<&String> = lines().flat_map(|line| line.keys.keys()).collect();
+        let of_key = |key: &String| cells(last(key), &|line| line.keys.get(key).map(|value| brief(value)));
+        let mut columns = vec![cells("run", &|line| Some(short(&line.id).to_owned()))];
+        columns.extend(keys.into_iter().map(of_key));
+        columns.extend([
+            cells("state", &|line| Some(line.state.name().to_owned())),
+            cells("steps", &|line| Some(line.done())),
+            cells("loss", &|line| line.loss.map(table::number)),
+            cells("L0", &|line| line.l0.map(|l0| format!("{l0:.1}"))),
+            cells("EV", &|line| line.explained_variance.map(|share| table::percent(Some(share)))),
+            cells("rate", &|line| line.tokens_per_s_wall.map(|per_s| format!("{per_s:.0}/s"))),
+            cells("time", &|line| {
+                line.wall_s.map(duration).or_else(|| Some(format!("{} left", duration(line.left_s?))))
+            }),
+        ]);
+        // Of narrow terminals: steps tell tokens, and --json all.
+        table::in_room(columns, &["rate", "tokens", "EV", "L0"]);
         for line in self.configurations.iter().filter(|line| line.cause.is_some()) {
             table::say(format!("{}: {}", line.label, line.cause.as_deref().unwrap_or_default()));
         }
@@ -193,7 +192,7 @@ impl Line {
             keys: BTreeMap::new(),
             step: None,
             steps: None,
-            tokens_per_s: None,
+            tokens_per_s_wall: None,
             left_s: None,
             loss: None,
             l0: None,
@@ -212,7 +211,7 @@ impl Line {
             (line.step, line.steps) = (Some(summary.steps), Some(summary.steps));
             (line.loss, line.l0) = (summary.loss, summary.l0);
             (line.explained_variance, line.wall_s) = (summary.explained_variance, Some(summary.wall_s));
-            line.tokens_per_s = Some(summary.tokens_per_s);
+            line.tokens_per_s_wall = Some(summary.tokens as f64 / summary.wall_s);
         } else if files.has_summary {
             line.cause = Some(
                 "files of its run folder are gone: delete the rest of it, and the sweep trains it again".to_owned(),
@@ -221,12 +220,12 @@ impl Line {
             line.state = State::Running;
             line.host = Some(beat.host.clone());
             let progress = beat.progress;
-            line.tokens_per_s = progress.tokens_per_s;
+            line.tokens_per_s_wall = progress.tokens_per_s_wall;
             (line.loss, line.l0) = (progress.loss, progress.l0);
             if progress.steps > 0 {
                 (line.step, line.steps) = (Some(progress.step), Some(progress.steps));
                 let rows = progress.rows.saturating_sub(progress.tokens) as f64;
-                line.left_s = progress.tokens_per_s.filter(|&per_s| per_s > 0.0).map(|per_s| rows / per_s);
+                line.left_s = progress.tokens_per_s_wall.filter(|&per_s| per_s > 0.0).map(|per_s| rows / per_s);
             }
         } else if let Some(note) = folder.note(id, files)? {
             line.state = state_of(&note);

@@ -142,9 +142,11 @@ impl Held {
             if !self.claims().contains_key(id) {
                 owner.release(&folder.store, id)?;
             }
-        } else if let Some((claimed, _)) = self.claims().get(id)
-            && !claimed.stop.swap(true, Ordering::Relaxed)
-        {
+            return Ok(());
+        }
+        let Some(claimed) = self.claims().get(id).map(|(claimed, _)| claimed.clone()) else { return Ok(()) };
+        // Of a run that is done others tidy claims away.
+        if claimed.store.head("summary.json")?.is_none() && !claimed.stop.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "{}: another process has taken it over, since this one was not heard of: it saves and ends here",
                 claimed.label
@@ -290,6 +292,8 @@ impl<'a> Worker<'a> {
                     let summary = self.folder.run(id)?.get("summary.json")?;
                     self.folder.keep_summary(id, summary.to_vec())?;
                 }
+                // Nobody trains it, so what is left of claims is of processes that were killed.
+                files.claims.iter().try_for_each(|claim| self.folder.store.delete(&claim.key))?;
                 self.settled.insert(id.clone(), (State::Done, None));
             } else if let Some(life) = self.claimed(&files)? {
                 // Of the others it is not known yet.
@@ -530,13 +534,22 @@ impl<'a> Worker<'a> {
 /// What a configuration has of its own, for people.
 pub fn label(configuration: &Configuration, varying: &[String]) -> String {
     let keys = configuration.recipe.keys();
-    let short = &configuration.id[..configuration.id.len().min(6)];
-    let parts = varying.iter().filter_map(|key| Some(format!("{}={}", key.rsplit('.').next()?, brief(keys.get(key)?))));
-    [short.to_owned()].into_iter().chain(parts).collect::<Vec<_>>().join(" ")
+    let parts = varying.iter().filter_map(|key| Some(format!("{}={}", last(key), brief(keys.get(key)?))));
+    [short(&configuration.id).to_owned()].into_iter().chain(parts).collect::<Vec<_>>().join(" ")
+}
+
+/// The beginning of an id, which tells those of a sweep apart.
+pub fn short(id: &str) -> &str {
+    id.get(..6).unwrap_or(id)
+}
+
+/// A key without its section.
+pub fn last(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
 }
 
 /// A value in few digits, where it has many.
-fn brief(value: &str) -> String {
+pub fn brief(value: &str) -> String {
     /// Characters that a column has room for.
     const MOST: usize = 12;
     match value.parse::<f64>() {

@@ -212,6 +212,33 @@ pub fn task_of_step(variables: &Variables) -> Result<Option<(usize, usize)>, Fai
     Ok(Some((of_step(variables, "SLURM_PROCID")?, tasks)))
 }
 
+/// One of many processes that a scheduler starts alike, each for itself: a task of a SLURM array, or a pod of an indexed Job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OfMany {
+    /// The variables that say which, and of how many.
+    pub names: [&'static str; 2],
+    /// Which, from 0 on.
+    pub index: usize,
+    /// Of how many, where that is known: Kubernetes does not say it.
+    pub count: Option<usize>,
+}
+
+/// Which of many a process is, by its environment; nothing of one that is started alone.
+///
+/// # Errors
+/// [`trainer::Exit::Arguments`] when a variable is no number.
+pub fn of_many(variables: &Variables) -> Result<Option<OfMany>, Failure> {
+    let names = ["SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"];
+    if let Some(id) = number(variables, names[0])? {
+        let first = number(variables, "SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
+        let step = number(variables, "SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
+        return Ok(Some(OfMany { names, index: id.saturating_sub(first) / step, count: number(variables, names[1])? }));
+    }
+    let names = ["JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"];
+    let Some(index) = number(variables, names[0])? else { return Ok(None) };
+    Ok(Some(OfMany { names, index, count: number(variables, names[1])? }))
+}
+
 fn of_step(variables: &Variables, name: &str) -> Result<usize, Failure> {
     number(variables, name)?.ok_or_else(|| incomplete("SLURM_STEP_ID", name))
 }

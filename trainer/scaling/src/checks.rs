@@ -62,7 +62,7 @@ pub fn leave_out(
         error: mean(|off| off * off).sqrt(),
         bias: mean(|off| off),
         runs: left,
-        features_ratio: if ratio.is_finite() { ratio } else { f64::MAX },
+        features_ratio: ratio.is_finite().then_some(ratio),
     })
 }
 

@@ -40,10 +40,8 @@ pub fn fit(runs: &[Run], options: &Options<'_>) -> Result<Laws, Error> {
 
     let points = Points::of(of_surface.iter().map(|run| (run.features, run.steps, run.loss)));
     let fit = surface::fit(&points, options.loss);
-    for (coefficient, name) in [(fit.at.linear[1], "features"), (fit.at.linear[2], "steps")] {
-        if coefficient <= 0.0 {
-            return Err(Error::NoOptimum(name));
-        }
+    if let Some(flat) = fit.parameters.flat() {
+        return Err(Error::NoOptimum(flat));
     }
     let without_e = surface::fit_without_e(&points, fit.objective);
     let draws = bootstrap::draw(&points, &fit, &without_e, &of_clusters, options.replicates, options.seed);
@@ -113,25 +111,18 @@ fn power_law(parameters: &Parameters, draws: &[Parameters], of: fn(&Parameters) 
 
 fn frontier(fit: &Fit, without_e: &Fit, draws: &Draws) -> Frontier {
     let with = power_law(&fit.parameters, &draws.with_e, Parameters::frontier);
-    let without = power_law(&without_e.parameters, &draws.without_e, Parameters::frontier);
     let rss = |fit: &Fit| fit.at.residuals.iter().map(|r| r * r).sum::<f64>();
-    // Runs without noise leave nothing to divide by.
-    let rss_ratio = (rss(without_e) / rss(fit).max(f64::MIN_POSITIVE)).min(f64::MAX);
-    let finite = |value: f64| if value.is_finite() { value } else { 0.0 };
-    let clean = |law: PowerLaw| {
-        let clean = |estimate: crate::laws::Estimate| crate::laws::Estimate {
-            value: finite(estimate.value),
-            low: finite(estimate.low),
-            high: finite(estimate.high),
-        };
-        (clean(law.coefficient), clean(law.exponent))
+    let plain = || {
+        let PowerLaw { coefficient, exponent } =
+            power_law(&without_e.parameters, &draws.without_e, Parameters::frontier);
+        // Runs without noise leave nothing to divide by.
+        WithoutE { coefficient, exponent, rss_ratio: (rss(without_e) / rss(fit).max(f64::MIN_POSITIVE)).min(f64::MAX) }
     };
-    let (coefficient, exponent) = clean(without);
     Frontier {
         e: interval(fit.parameters.e, &draws.with_e, |draw| draw.e),
         coefficient: with.coefficient,
         exponent: with.exponent,
-        without_e: WithoutE { coefficient, exponent, rss_ratio },
+        without_e: without_e.parameters.flat().is_none().then(plain),
     }
 }
 

@@ -90,9 +90,9 @@ pub struct Frontier {
     pub coefficient: Estimate,
     /// −γ.
     pub exponent: Estimate,
-    /// The same of a surface that is fitted with E = 0, as a plain power law.
+    /// The same of a surface that is fitted with E = 0, as a plain power law; null where one of its terms is 0, so that it has no best size.
     #[serde(rename = "without_E")]
-    pub without_e: WithoutE,
+    pub without_e: Option<WithoutE>,
 }
 
 /// coefficient · C^exponent, and how much worse the runs are met.
@@ -237,8 +237,8 @@ pub struct LeaveOut {
     pub error: f64,
     /// Mean of measured minus predicted, in units of loss.
     pub bias: f64,
-    /// Best F at that budget by the fit without it, over that of the whole fit.
-    pub features_ratio: f64,
+    /// Best F at that budget by the fit without it, over that of the whole fit; null where a term of the fit without it is 0.
+    pub features_ratio: Option<f64>,
 }
 
 /// A run that was predicted from smaller budgets.
@@ -336,7 +336,7 @@ pub struct Point {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Warning {
     /// One word for programs: `edge`, `off_centre`, `few_configurations`, `unequal_exponents`, `dead_rises`, `curvature`, `starts`,
-    /// `leave_out`, `few_clusters`, `bound`, `learning_rates`.
+    /// `leave_out`, `few_clusters`, `bound`, `zero_term`, `learning_rates`.
     pub kind: String,
     /// A sentence with the figures behind it and what to do.
     pub text: String,
@@ -372,7 +372,7 @@ pub struct Laws {
     pub loss: Loss,
     /// L(F, S).
     pub surface: Surface,
-    /// The same runs under the other loss; far from `surface` where single runs decide.
+    /// The same runs under the other loss; far from `surface` where single runs decide. Its A or B may be 0, and then there is a warning.
     pub other_loss: Parameters,
     /// L(C).
     pub frontier: Frontier,
@@ -412,9 +412,20 @@ impl Parameters {
         self.e + self.a * features.powf(-self.alpha) + self.b * steps.powf(-self.beta)
     }
 
-    /// G = (αA/βB)^(1/(α+β)).
+    /// What the loss does not fall with, where A or B is 0: then no allocation is best.
+    pub fn flat(&self) -> Option<&'static str> {
+        match (self.a > 0.0, self.b > 0.0) {
+            (true, true) => None,
+            (false, true) => Some("features"),
+            (true, false) => Some("steps"),
+            (false, false) => Some("features or steps"),
+        }
+    }
+
+    /// G = (αA/βB)^(1/(α+β)); NaN, and all that follows from it, where no allocation is best.
     fn ratio(&self) -> f64 {
-        (self.alpha * self.a / (self.beta * self.b)).powf(1.0 / (self.alpha + self.beta))
+        let ratio = (self.alpha * self.a / (self.beta * self.b)).powf(1.0 / (self.alpha + self.beta));
+        if self.flat().is_none() { ratio } else { f64::NAN }
     }
 
     /// Coefficient and exponent of F_opt(C).

@@ -2,6 +2,7 @@
 
 use crate::bootstrap::quantile;
 use crate::laws::{Estimate, Laws, Parameters, Point};
+use crate::surface::{LEAST, MOST};
 
 /// A size, its compute, and the loss that is expected of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,7 +19,8 @@ pub struct Optimum {
     pub one_run: Estimate,
 }
 
-/// The 95 % interval of what follows from the parameters. Replicates in which it is not finite, those of a term that is 0, are left out.
+/// The 95 % interval of what follows from the parameters. Replicates in which it is not finite, those of a term that is 0, are left out: of many of
+/// them [`crate::laws::Warning`] tells.
 pub fn interval(value: f64, draws: &[Parameters], of: impl Fn(&Parameters) -> f64) -> Estimate {
     ends(value, draws.iter().map(of))
 }
@@ -85,6 +87,14 @@ impl Laws {
     /// The compute at which so many steps are best.
     pub fn compute_of_steps(&self, steps: f64) -> f64 {
         inverse(self.surface.parameters().steps_opt(), steps)
+    }
+
+    /// Exponents that stand at a bound of the fit, as `α = 0.02`: the runs do not tell them, nor what lies beyond the runs.
+    pub fn exponents_at_bounds(&self) -> Vec<String> {
+        let at_bound = |exponent: f64| exponent <= LEAST * 1.001 || exponent >= MOST * 0.999;
+        let exponents = [("α", self.surface.alpha.value), ("β", self.surface.beta.value)];
+        let at_bounds = exponents.into_iter().filter(|(_, exponent)| at_bound(*exponent));
+        at_bounds.map(|(name, exponent)| format!("{name} = {exponent}")).collect()
     }
 
     /// The largest compute of a run behind the surface, in F × steps.

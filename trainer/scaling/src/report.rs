@@ -7,7 +7,7 @@ mod numbers;
 
 use page::{Axis, Block, Chart, Colour, Fact, Hover, Marks, Page, Point as Mark, Series, compact, scientific};
 
-use crate::laws::{Estimate, Laws, LrLaw, Point, PowerLaw, Trend};
+use crate::laws::{Estimate, Laws, LrLaw, Point, PowerLaw, Trend, WithoutE};
 
 /// Points of a computed curve.
 const SAMPLES: usize = 48;
@@ -223,19 +223,23 @@ fn frontier(laws: &Laws) -> Chart {
     let points = in_surface(laws).map(|run| mark(run, run.compute, run.loss)).collect();
     let one_run = laws.bands.iter().map(|band| (band.compute, band.one_run.low, band.one_run.high)).collect();
     let mean = laws.bands.iter().map(|band| (band.compute, band.loss.low, band.loss.high)).collect();
-    let without = &laws.frontier.without_e;
-    let plain = |compute: f64| without.coefficient.value * compute.powf(without.exponent.value);
-    let plain = laws.bands.iter().map(|band| (band.compute, plain(band.compute))).collect();
-    let series = vec![
+    let mut series = vec![
         Series::new("one run, 95 %", Colour::Muted, Marks::Band(one_run)),
         Series::new("mean, 95 %", Colour::Kind(0), Marks::Band(mean)),
-        Series::new("without E", Colour::Kind(1), Marks::Dashed(plain)),
+    ];
+    let mut note = "The least loss that a budget reaches, up to 100 × the largest that was tried.".to_owned();
+    if let Some(WithoutE { coefficient, exponent, .. }) = &laws.frontier.without_e {
+        let plain = |compute: f64| coefficient.value * compute.powf(exponent.value);
+        let plain = laws.bands.iter().map(|band| (band.compute, plain(band.compute))).collect();
+        series.push(Series::new("without E", Colour::Kind(1), Marks::Dashed(plain)));
+        note += " Dashed is the fit of a plain power law.";
+    }
+    series.extend([
         Series::new("least loss", Colour::Kind(0), Marks::Line(curve(|band| band.loss.value))),
         Series::new("runs", Colour::Muted, Marks::Points(points)),
         tried(laws, |band| band.loss),
-    ];
-    let note = "The least loss that a budget reaches, up to 100 × the largest that was tried. Dashed is the fit of a plain power law.";
-    chart("frontier", "Frontier", note, (Axis::logarithmic(COMPUTE), Axis::logarithmic(LOSS)), series)
+    ]);
+    chart("frontier", "Frontier", &note, (Axis::logarithmic(COMPUTE), Axis::logarithmic(LOSS)), series)
 }
 
 fn features_opt(laws: &Laws) -> Chart {

@@ -1,7 +1,6 @@
 //! What a reader should know before trusting laws.
 
-use crate::laws::{Laws, Warning};
-use crate::surface::{LEAST, MOST};
+use crate::laws::{Laws, Loss, Warning};
 
 /// Fewer configurations than this tell five parameters badly.
 const FEW_CONFIGURATIONS: usize = 15;
@@ -11,6 +10,8 @@ const FEW_BUDGETS: usize = 4;
 const FEW_CLUSTERS: usize = 10;
 /// The share of a grid, in ln F, that its optimum should keep from either end.
 const MARGIN: f64 = 0.25;
+/// The share of replicates without a best size above which the ends of intervals are no longer what they are called.
+const MOST_WITHOUT: f64 = 0.025;
 /// α/β or β/α from which parabolas mislead: at 3 their extrapolated optima were up to 23 % off without noise (arXiv 2603.22339).
 const UNEQUAL: f64 = 2.0;
 
@@ -18,6 +19,7 @@ const UNEQUAL: f64 = 2.0;
 pub fn of(laws: &Laws, several_rates: Option<usize>) -> Vec<Warning> {
     let found = [
         bound(laws),
+        zero_term(laws),
         leave_out(laws),
         edge(laws),
         few_configurations(laws),
@@ -38,16 +40,9 @@ fn warning(kind: &str, text: String) -> Warning {
 }
 
 fn bound(laws: &Laws) -> Option<Warning> {
-    let at_end = |exponent: f64| exponent <= LEAST * 1.001 || exponent >= MOST * 0.999;
-    let surface = &laws.surface;
-    let mut at_bounds = Vec::new();
-    if surface.e.value <= 0.0 {
-        at_bounds.push("E = 0".to_owned());
-    }
-    for (name, exponent) in [("α", surface.alpha.value), ("β", surface.beta.value)] {
-        if at_end(exponent) {
-            at_bounds.push(format!("{name} = {exponent}"));
-        }
+    let mut at_bounds = laws.exponents_at_bounds();
+    if laws.surface.e.value <= 0.0 {
+        at_bounds.insert(0, "E = 0".to_owned());
     }
     (!at_bounds.is_empty()).then(|| {
         let text = format!(
@@ -56,6 +51,37 @@ fn bound(laws: &Laws) -> Option<Warning> {
             at_bounds.join(", ")
         );
         warning("bound", text)
+    })
+}
+
+/// Fits beside the surface that have no best size, and replicates that have none.
+fn zero_term(laws: &Laws) -> Option<Warning> {
+    let mut found = Vec::new();
+    let replicates = laws.draws.len().max(1) as f64;
+    let without = laws.draws.iter().filter(|draw| draw.flat().is_some()).count() as f64 / replicates;
+    if without > MOST_WITHOUT {
+        found.push(format!(
+            "in {:.0} % of the replicates it does not fall with features or not with steps: these have no best size, and intervals of best sizes and \
+             of the frontier, which leave them out, are too narrow",
+            100.0 * without
+        ));
+    }
+    if let Some(flat) = laws.leave_out.as_ref().and_then(|left| left.surface.flat()) {
+        found.push(format!("without the largest budget it does not fall with {flat}"));
+    }
+    if let Some(flat) = laws.other_loss.flat() {
+        let name = if laws.loss == Loss::Huber { "least squares" } else { "Huber's loss" };
+        found.push(format!("under {name} it does not fall with {flat}, so single runs decide"));
+    }
+    if laws.frontier.without_e.is_none() {
+        found.push("with E = 0 it does not fall with one of the two, so there is no plain power law".to_owned());
+    }
+    (!found.is_empty()).then(|| {
+        let text = format!(
+            "these runs hardly tell how the loss falls with features and steps: {}. Run sizes further apart",
+            found.join("; ")
+        );
+        warning("zero_term", text)
     })
 }
 

@@ -5,6 +5,9 @@
 //! (`data.order_rows`). One that fails leaves the others alone. A run that was resumed further on than another waits for it: rows between are
 //! read again, for those that have not seen them.
 //!
+//! On several ranks all of this holds on each of them, and they make every step of every run in the same order. What one rank alone fails of once runs
+//! have been claimed ends them all.
+//!
 //! A run alone is a company of one.
 
 use std::rc::Rc;
@@ -68,7 +71,7 @@ pub(super) fn train<D: Device>(device: &D, mut members: Vec<Member<'_>>) -> Vec<
     for (place, member) in members.iter().enumerate() {
         let opened = claims.iter().flatten().map(|(data, _)| data).find(|data| data.is_that_of(member.recipe));
         let claimed = claim(device, member, opened);
-        claims.push(claimed.map_err(|error| company.refuse(place, error)).ok());
+        claims.push(claimed.map_err(|error| company.refuse_heard(place, error)).ok());
     }
     let begun = room(device, &members, &claims).and_then(|room| {
         let claimed = (0..claims.len()).filter(|&place| claims[place].is_some()).skip(room).collect::<Vec<_>>();
@@ -106,7 +109,7 @@ pub(super) fn train<D: Device>(device: &D, mut members: Vec<Member<'_>>) -> Vec<
     company.results()
 }
 
-/// The run's data, and for the first rank the claim on its folder: made last, so that a start that fails leaves it free. `opened` are the data
+/// The run's data, and for the first rank the claim on its folder, or why there is none, of which all ranks hear: made last, so that a start that fails leaves it free. `opened` are the data
 /// of another run, with the same rows.
 fn claim(device: &impl Device, Member { recipe, start }: &Member<'_>, opened: Option<&Data>) -> Result<Claimed, Error> {
     recipe.validate()?;
@@ -169,6 +172,14 @@ impl<'a, D: Device> Company<'a, D> {
     fn refuse(&mut self, place: usize, error: Error) {
         self.tell_ranks(&error);
         self.results[place] = Some(Err(error));
+    }
+
+    /// A member has failed of what all ranks have heard of by now: those of several go on without it.
+    fn refuse_heard(&mut self, place: usize, error: Error) {
+        match self.results.len() {
+            1 => self.refuse(place, error),
+            _ => self.results[place] = Some(Err(error)),
+        }
     }
 
     /// All have failed of the same.

@@ -84,7 +84,9 @@ impl<'a, D: Device> Run<'a, D> {
         if scribe.is_some() {
             warn_of_few_steps(recipe, data.extent());
             let (device, mesh) = (device.describe(), axes.place.mesh);
-            tracing::info!(step, steps, total_rows = rows, from, device, %mesh, "training begins");
+            let begins =
+                if step < steps { "training begins" } else { "nothing is left to train: the run is measured again" };
+            tracing::info!(step, steps, total_rows = rows, from, device, %mesh, "{begins}");
         }
         (start.watch)(Event::Start { step, steps, tokens: state.tokens, rows, from });
         Ok(Run {

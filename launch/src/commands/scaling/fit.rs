@@ -9,7 +9,7 @@ use super::rows::{self, Rows};
 use super::{cost, written};
 use crate::args::{Fit, Objective};
 use crate::failure::Failure;
-use crate::table;
+use crate::{laws, table};
 
 /// Fits, writes, and says what was found.
 pub fn run(args: &Fit) -> Result<(), Failure> {
@@ -20,18 +20,37 @@ pub fn run(args: &Fit) -> Result<(), Failure> {
     let out = Store::open(&args.out)?;
     let groups = groups(runs);
     let several = groups.len() > 1;
+    let mut fitted = Vec::new();
     for group in &groups {
         let mut laws = law(args, group)?;
         laws.identity.recipe.extend(places.clone());
         let folder = if several { out.join(&group.name)? } else { out.clone() };
+        check_free(&folder, &laws)?;
+        fitted.push((group, folder, laws));
+    }
+    for (group, folder, laws) in fitted {
         for (name, bytes) in written::files(&laws)? {
             folder.put(&name, bytes)?;
         }
         show(&laws, &group.name);
         let at = table::quoted(&folder.url_of("laws.json"));
-        table::say(format!("next: sae scaling recommend {at} {}--out recipe.toml, or --next 5", budget(&laws)));
+        table::say(match laws.exponents_at_bounds().is_empty() {
+            true => format!("next: sae scaling recommend {at} {}--out recipe.toml, or --next 5", budget(&laws)),
+            false => format!("next: sae scaling recommend {at} --next 5 says which further runs would tell more"),
+        });
     }
     Ok(())
+}
+
+/// Refuses a folder that holds laws of other runs: the same ones, fitted in the same way, may be written again.
+fn check_free(folder: &Store, laws: &Laws) -> Result<(), Failure> {
+    let name = "laws.json";
+    let holds_others = folder.head(name)?.is_some()
+        && laws::read(&folder.url_of(name)).map_or(true, |there| there.identity.id != laws.identity.id);
+    match holds_others {
+        true => Err(Failure::arguments(format!("{} already holds other laws: choose another --out", folder.url()))),
+        false => Ok(()),
+    }
 }
 
 /// What these laws may be asked for: ten times the largest run, and where they know no recipe one to fill in.
@@ -92,7 +111,7 @@ fn show(laws: &Laws, name: &str) {
         ("k by IsoFLOP parabolas", laws.parabolas.features_opt.map_or("–".to_owned(), |law| estimate(law.exponent))),
         ("best steps = c·C^k: k", estimate(laws.steps_opt.exponent)),
         ("least loss = E + K·C^-γ: -γ", estimate(laws.frontier.exponent)),
-        ("-γ with E = 0", estimate(laws.frontier.without_e.exponent)),
+        ("-γ with E = 0", laws.frontier.without_e.map_or("–".to_owned(), |law| estimate(law.exponent))),
     ];
     lines.push(match &laws.lr_opt {
         Some(law) => ("best lr = c·C^k: k", estimate(law.exponent)),

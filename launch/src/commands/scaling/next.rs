@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::fit::significant;
-use super::recommend::{base, in_tiles, learning_rate, write};
+use super::recommend::{base, in_tiles, learning_rate, short_id, write};
 use crate::args::Recommend;
 use crate::failure::Failure;
 use crate::{laws, table};
@@ -118,7 +118,7 @@ fn sweep(args: &Recommend, laws: &Laws, found: &[Candidate]) -> Result<String, F
         );
     }
     let mut whole = Table::new();
-    whole.insert("dir".to_owned(), Value::String("sweeps/next".to_owned()));
+    whole.insert("dir".to_owned(), Value::String(format!("sweeps/next-{}", short_id(laws))));
     whole.insert("points".to_owned(), Value::Array(points.collect()));
     whole.insert("base".to_owned(), Value::Table(base));
     let text = toml::to_string_pretty(&whole).map_err(|error| internal(error.to_string()))?;

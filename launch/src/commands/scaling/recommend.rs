@@ -1,6 +1,8 @@
 //! `sae scaling recommend`: the best run of a budget as a recipe.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 
 use indicatif::{HumanBytes, HumanCount};
 use loader::{Dataset, OpenOptions};
@@ -41,6 +43,8 @@ struct Recommended {
     /// Intervals of the best size at this compute.
     features_opt: Estimate,
     steps_opt: Estimate,
+    /// Where the recipe has its run.
+    run_dir: String,
     /// F × steps.
     compute: f64,
     /// Over the largest compute of the runs.
@@ -83,13 +87,37 @@ pub fn run(args: &Recommend) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes what was asked for to a local file.
+/// Writes what was asked for to a local file, and over none that says something else.
 pub fn write(out: &str, text: &str) -> Result<(), Failure> {
     loader::check_expanded(out).map_err(loader::Error::from)?;
     if out.contains("://") {
         return Err(Failure::arguments(format!("--out {out}: a local file is needed")));
     }
-    std::fs::write(out, text).map_err(|error| Failure::cannot_write(format!("{out}: {error}")))
+    let written = File::create_new(out).and_then(|mut file| file.write_all(text.as_bytes()));
+    match written {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => match fs::read(out) {
+            Ok(there) if there == text.as_bytes() => Ok(()),
+            _ => Err(Failure::arguments(format!(
+                "{out} is there already, with something else in it: choose another --out"
+            ))),
+        },
+        written => written.map_err(|error| Failure::cannot_write(format!("{out}: {error}"))),
+    }
+}
+
+/// The beginning of the id of laws, for names of what follows from them.
+pub fn short_id(laws: &Laws) -> String {
+    laws.identity.id.chars().take(8).collect()
+}
+
+/// The folder of a recommended run: one of its own beside that of the recipe, unless `--set` has named it.
+fn run_dir(args: &Recommend, laws: &Laws, recipe: &Recipe, tokens: u64) -> String {
+    let dir = recipe.run.dir.trim_end_matches('/');
+    let is_set = |set: &String| set.split_once('=').is_some_and(|(key, _)| key.trim() == "run.dir");
+    match args.set.iter().any(is_set) {
+        true => dir.to_owned(),
+        false => format!("{dir}-f{}-t{tokens}-{}", recipe.sae.features, short_id(laws)),
+    }
 }
 
 /// The recipe that is filled in: the one that was given, if its runs would be of the same law, or what the laws' runs have in common. With the rows of
@@ -207,6 +235,14 @@ fn recommend(
             significant(times_largest)
         )));
     }
+    let at_bounds = laws.exponents_at_bounds();
+    if times_largest > 1.0 && !at_bounds.is_empty() && !args.force {
+        return Err(Failure::arguments(format!(
+            "{} stands at a bound of the fit, so what these laws say beyond their largest run is a guess: run sizes further apart (--next says \
+             which), or go on with --force",
+            at_bounds.join(", ")
+        )));
+    }
     let best = laws.optimum(compute);
     let features = args.features.map_or_else(|| in_tiles(best.features.value), |features| features as f64);
     if features >= f64::from(1_u32 << 31) {
@@ -230,6 +266,7 @@ fn recommend(
     recipe.data.order_rows = recipe.data.order_rows.filter(|rows| tokens as u64 <= *rows);
     recipe.train.lr = lr.value;
     recipe.train.l1 = laws.identity.l1.unwrap_or(recipe.train.l1);
+    recipe.run.dir = run_dir(args, laws, &recipe, tokens as u64);
     recipe.validate()?;
     let on_gpus = cost::on_gpus(&recipe, width, l0, &args.gpu, args.gpus)?;
     let times = features * steps / largest;
@@ -246,6 +283,7 @@ fn recommend(
         loss_of_one_run,
         features_opt: best.features,
         steps_opt: best.steps,
+        run_dir: recipe.run.dir.clone(),
         compute: features * steps,
         times_largest: times,
         flops_sparse: flops_sparse(width as f64, batch, l0, features, steps),
@@ -392,6 +430,7 @@ fn show(found: &Recommended) {
             ("time", format!("{}, {} GPU-hours", duration(3600.0 * on_gpus.hours), significant(on_gpus.gpu_hours))),
             ("read from storage", HumanBytes(on_gpus.read_bytes).to_string()),
             ("a checkpoint", HumanBytes(on_gpus.checkpoint_bytes).to_string()),
+            ("run.dir", found.run_dir.clone()),
         ],
     );
     print_fewest(on_gpus.gpu, &on_gpus.memory_modes);
