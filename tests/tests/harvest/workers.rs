@@ -25,6 +25,22 @@ fn ended(words: &[String], signal: &str, delay: Duration) -> Option<i32> {
     child.wait().expect("a child").code()
 }
 
+/// Kills processes after delays of its own. How long work takes depends on what else the machine does, so that the longest delay follows what
+/// happens: it grows with a process that was killed, and falls with one that was done before.
+struct Killer {
+    numbers: Numbers,
+    longest: Duration,
+}
+
+impl Killer {
+    fn kill(&mut self, words: &[String]) -> Option<i32> {
+        let delay = self.longest.mul_f64(f64::from(self.numbers.unit().abs()));
+        let code = ended(words, "KILL", delay);
+        self.longest = self.longest.mul_f64(if code.is_none() { 1.1 } else { 0.8 });
+        code
+    }
+}
+
 /// A harvest of two layers for several workers, made once by one of them that nothing disturbs.
 struct Shared {
     bench: Bench,
@@ -68,18 +84,17 @@ impl Shared {
 #[test]
 fn workers_that_are_killed_leave_every_row_once() {
     let shared = Shared::new(6);
-    let wall = shared.wall;
-    let (mut numbers, mut kills, mut rounds) = (Numbers::new(1), 0, 0);
+    let mut killer = Killer { numbers: Numbers::new(1), longest: shared.wall.mul_f64(0.6) };
+    let (mut kills, mut rounds) = (0, 0);
     while kills < 20 {
         rounds += 1;
-        assert!(rounds < 20, "{kills} kills in {rounds} rounds of {wall:?}");
+        assert!(rounds < 20, "{kills} kills in {rounds} rounds");
         let out = format!("killed-{rounds}");
         // Two workers in turn, each killed while it is at work or not yet begun.
         let mut done = [false; 2];
         while done != [true; 2] {
             for (at, worker) in ["0/2", "1/2"].into_iter().enumerate() {
-                let delay = wall.mul_f64(0.6 * f64::from(numbers.unit().abs()));
-                match ended(&shared.words(&out, worker), "KILL", delay) {
+                match killer.kill(&shared.words(&out, worker)) {
                     None => kills += 1,
                     Some(code) => {
                         assert_eq!(code, 0);
@@ -99,13 +114,12 @@ fn workers_at_once_leave_every_row_once() {
     let shared = Shared::new(7);
     let start =
         |words: &[String]| sae::sae(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sae starts");
-    let (mut numbers, mut kills) = (Numbers::new(3), 0);
+    let mut killer = Killer { numbers: Numbers::new(3), longest: shared.wall.mul_f64(0.6) };
+    let mut kills = 0;
     for round in 0..20 {
         let out = format!("round-{round}");
         let mut other = start(&shared.words(&out, "1/2"));
-        let delay = shared.wall.mul_f64(0.6 * f64::from(numbers.unit().abs()));
-        let ended = ended(&shared.words(&out, "0/2"), "KILL", delay);
-        kills += usize::from(ended.is_none());
+        kills += usize::from(killer.kill(&shared.words(&out, "0/2")).is_none());
         assert_eq!(other.wait().expect("a child").code(), Some(0), "the other goes on: {out}");
         sae::run(&shared.words(&out, "0/2")).exits(0);
         shared.assert_whole(&out);
