@@ -5,15 +5,15 @@ use std::sync::OnceLock;
 use loader::{Help, Unexpanded};
 use trainer::{Error, Exit, OR_FILTER};
 
-use crate::table;
+use crate::{recipes, table};
 
 /// An error in the words that a user sees.
 pub fn words(error: &Error) -> String {
     match error {
         Error::BadRows { problem, skip } => {
             // As a shell takes it between quotes.
-            let skip = skip.replace('\'', r"'\''");
-            format!("{problem}. Leave the rows out and go on: {} --resume --set '{skip}'; {OR_FILTER}", command())
+            let quoted = skip.replace('\'', r"'\''");
+            format!("{problem}. Leave the rows out and go on: {} --resume --set '{quoted}'; {OR_FILTER}", command(skip))
         }
         Error::OtherHeldOut { problem, if_copied } => {
             format!("{problem}, or measure on other rows with `sae eval --data`{if_copied}")
@@ -24,18 +24,28 @@ pub fn words(error: &Error) -> String {
     }
 }
 
-/// The command that starts the run of this process, as a shell takes it.
-static COMMAND: OnceLock<String> = OnceLock::new();
+/// The words behind `sae train` that start the run of this process.
+static WORDS: OnceLock<Vec<String>> = OnceLock::new();
 
 /// Remembers the words behind `sae train` that start the run of this process, for remedies that go on with it.
-pub fn remember(words: &[String]) {
-    let words: Vec<String> = words.iter().map(|word| table::quoted(word)).collect();
+pub fn remember(words: Vec<String>) {
     // A process has one run.
-    let _ = COMMAND.set(format!("sae train {}", words.join(" ")));
+    let _ = WORDS.set(words);
 }
 
-fn command() -> &'static str {
-    COMMAND.get().map_or("sae train …", String::as_str)
+/// The command that starts the run of this process, as a shell takes it, without what sets the key that `setting` sets.
+fn command(setting: &str) -> String {
+    let Some(words) = WORDS.get() else { return "sae train …".into() };
+    let mut command = String::from("sae train");
+    let mut words = words.iter().peekable();
+    while let Some(word) = words.next() {
+        if word == "--set" && words.next_if(|set| recipes::set_key(set) == recipes::set_key(setting)).is_some() {
+            continue;
+        }
+        command.push(' ');
+        command.push_str(&table::quoted(word));
+    }
+    command
 }
 
 /// A path with a variable in it, in the words that a user sees.

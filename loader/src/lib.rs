@@ -58,7 +58,7 @@ pub use make::table::{Cells, TableColumn, TableWriter, WrittenTable};
 pub use make::writer::ShardWriter;
 pub use make::{parts, synth};
 pub use parquet::records::{RecordRows, Records};
-pub use parquet::texts::{TextRows, Texts};
+pub use parquet::texts::{Text, TextRows, Texts};
 pub use store::Store;
 pub use store::address::has_query;
 pub use store::entry::Entry;

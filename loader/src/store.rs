@@ -107,6 +107,18 @@ impl Store {
         }
     }
 
+    /// Whether this folder is another one or lies below it, links resolved as far as there are such folders.
+    pub fn lies_in(&self, folder: &Store) -> bool {
+        match (self.local_path(), folder.local_path()) {
+            (Some(inner), Some(outer)) => local::resolved(inner).starts_with(local::resolved(outer)),
+            (None, None) => {
+                let below = self.url().strip_prefix(folder.url().trim_end_matches('/'));
+                below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+            }
+            _ => false,
+        }
+    }
+
     /// What all URLs of an object have in common, where its store can say so; its URL otherwise.
     pub(crate) fn name_of(&self, key: &str) -> String {
         match self.at(key) {

@@ -530,7 +530,8 @@ fn float64_becomes_float32() {
         told.lock().unwrap().iter().filter(|w| w.contains(&url) || w.contains("a.parquet")).cloned().collect();
     let count = |what: &str| told.iter().filter(|warning| warning.contains(what)).count();
     assert_eq!(count(&format!("{url}: numbers are stored as float64 and are rounded to float32")), 1, "{told:?}");
-    assert_eq!(count("a.parquet:0: 1e39 is more than float32 holds and becomes infinite"), 1, "{told:?}");
+    // It is said once, of the row group that was decoded first.
+    assert_eq!(count(": 1e39 is more than float32 holds and becomes infinite"), 1, "{told:?}");
     assert_eq!((row[0], row[1], row[2], row[4], row[5]), (1.0, f32::INFINITY, f32::NEG_INFINITY, 0.0, 3.0));
     assert!(row[3].is_nan());
     assert_eq!(inspect(&[url], InspectOptions::default()).unwrap().non_finite, ROWS as u64);

@@ -227,7 +227,7 @@ def columns(folder):
         "context_id": (np.array([(1 << 64) - 1] * 6, np.uint64), "uint64"),
         "large": ([(1 << 64) - 1, 0, 0, 0, 0, 0], "uint64"),
         "small": (np.arange(-3, 3, dtype=">i2"), "int16"),
-        "word": (np.array(["ü", "b", "", "d", "e", "f"], object), "string"),
+        "word": (np.array(["ü", "b", "ends with \0", "d", "e", "f"], object), "string"),
         "flag": ([True, False] * 3, "bool"),
         "score": (torch.arange(6, dtype=torch.bfloat16), "float"),
         "wide": (7, "double"),

@@ -423,7 +423,7 @@ fn what_cannot_be_started_from_is_explained() {
     refused("wrong.safetensors", &[normalized], &["decoder.weight", "[160, 16]", "transposed", "[16, 160]"]);
     let doubles = vec![0; 8 * FEATURES * WIDTH];
     write(&[("W_enc", Stored::F64, &[WIDTH, FEATURES], &doubles), all[1], all[2], all[3]]);
-    refused("wrong.safetensors", &[normalized], &["W_enc in float64", "float32, float16 and bfloat16 are read"]);
+    refused("wrong.safetensors", &[normalized], &["W_enc in float64", "it has to be float32, float16 or bfloat16"]);
     let mut with_nan = weights.clone();
     with_nan.w_dec_fd[7 * WIDTH + 3] = f32::NAN;
     with_nan.write(&fixture.path("nan.safetensors"));

@@ -64,7 +64,7 @@ def _given(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     _check_name(name)
     found = to_numpy(value) if hasattr(value, "dtype") else value
     array = found if getattr(found, "dtype", object) != object else _of_objects(name, found)
-    if array.dtype.kind not in "iufbU":
+    if array.dtype.kind not in "iufbUO":
         raise ValueError(f"column {name} is {array.dtype}: integers, floats, booleans and strings are written")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     rows = int(np.prod(shape))
@@ -95,7 +95,8 @@ def _of_objects(name: str, value: Any) -> Array:
         if least < -(1 << 63) or most >= 1 << (64 if least >= 0 else 63):
             raise ValueError(f"column {name} holds {most if most >= 1 << 63 else least}, and whole numbers have 64 bits at most")
         return np.array(objects.tolist(), np.int64 if most < 1 << 63 else np.uint64)
-    return np.array(objects.tolist())
+    # An array of numpy's own texts gives each the room of the longest.
+    return objects if kinds == {str} else np.array(objects.tolist())
 
 
 def types_of(columns: Mapping[str, Array], types: Mapping[str, str]) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def types_of(columns: Mapping[str, Array], types: Mapping[str, str]) -> dict[str
 
 
 def _type_of(name: str, array: Array) -> Any:
-    if array.dtype.kind == "U":
+    if array.dtype.kind in "UO":
         return pa.string()
     try:
         return parsed_type(name, str(pa.from_numpy_dtype(array.dtype)))
@@ -133,13 +134,13 @@ def arrays(columns: Mapping[str, Array], types: Mapping[str, Any]) -> dict[str, 
 
 
 def _array(name: str, array: Array, kind: Any) -> Any:
-    fitting = "iu" if pa.types.is_integer(kind) else "b" if pa.types.is_boolean(kind) else "U" if pa.types.is_string(kind) else "iuf"
+    fitting = "iu" if pa.types.is_integer(kind) else "b" if pa.types.is_boolean(kind) else "UO" if pa.types.is_string(kind) else "iuf"
     if array.dtype.kind not in fitting:
         raise ValueError(f"column {name} is {array.dtype}, and has to be {kind}")
     if pa.types.is_integer(kind) and array.size:
         _check_range(name, int(array.min()), int(array.max()), kind)
     try:
-        made = pa.array(array.tolist() if array.dtype.kind == "U" else array)
+        made = pa.array(array.tolist() if array.dtype.kind in "UO" else array)
         return made if made.type == kind else made.cast(kind, safe=False)
     except pa.ArrowException as error:
         raise ValueError(f"column {name} does not fit its type, {kind}: {error}") from error
@@ -152,4 +153,6 @@ def _check_range(name: str, least: int, most: int, kind: Any) -> None:
     bounds = np.iinfo(kind.to_pandas_dtype())
     if least < bounds.min or most > bounds.max:
         wrong = most if most > bounds.max else least
-        raise ValueError(f'column {name} holds {wrong}, and {kind} goes from {bounds.min} to {bounds.max}: declare a wider type, columns={{"{name}": "int64"}}')
+        wider = next((of for of in ("int64", "uint64") if np.iinfo(of).min <= least and most <= np.iinfo(of).max and name not in KNOWN), None)
+        remedy = f': declare a wider type, columns={{"{name}": "{wider}"}}' if wider else ""
+        raise ValueError(f"column {name} holds {wrong}, and {kind} goes from {bounds.min} to {bounds.max}{remedy}")

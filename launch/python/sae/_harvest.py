@@ -309,7 +309,7 @@ def _source(
         "context_size": form.length,
         "packed": form.packed,
         "prepend_bos": bool(form.special.before),
-        "first_rows": form.keep_first,
+        "keep_first": form.keep_first,
         "tokenizer": getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__,
     }
     return checked_source({name: value for name, value in known.items() if value is not None} | dict(metadata or {}))

@@ -53,8 +53,8 @@ pub struct Harvest {
     /// What is a document in a plain file: file (all of it; when absent), lines or paragraphs.
     #[arg(long, value_name = "AT")]
     pub split: Option<Split>,
-    /// Leave out what cannot be read, and count it: a line or paragraph by itself, else the rest of its file. Without it
-    /// that ends the command, and the same command with it goes on.
+    /// Leave out what cannot be read, and count it: a line, paragraph or row by itself, of a damaged file the rest. Without
+    /// it that ends the command, and the same command with it goes on.
     #[arg(long)]
     pub skip_unreadable: bool,
     /// A tokenizer.json in place of the model's own tokenizer.

@@ -295,8 +295,8 @@ fn set_with_rows(args: &PlanArgs, recipe: &Recipe, change: Option<String>) -> St
         _ => Vec::new(),
     };
     own.extend(change);
-    let key = |set: &str| set.split_once('=').map(|(key, _)| key.trim().to_owned());
-    let kept = args.set.iter().filter(|set| own.iter().all(|own| key(own) != key(set))).map(|set| table::quoted(set));
+    let is_kept = |set: &&String| own.iter().all(|own| recipes::set_key(own) != recipes::set_key(set));
+    let kept = args.set.iter().filter(is_kept).map(|set| table::quoted(set));
     kept.collect::<Vec<_>>().iter().chain(&own).map(|set| format!(" --set {set}")).collect()
 }
 

@@ -38,7 +38,10 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         return Err(Failure::arguments(told));
     }
     let launched = parent::bind()?;
-    remedy::remember(&args.run.starting());
+    // What starts a job's ranks is not what this process was started by.
+    if world.ranks == 1 && !launched {
+        remedy::remember(args.run.starting());
+    }
     let recipe = recipes::read(&args.run.recipe, &args.run.set)?;
     let store = Store::open(&recipe.run.dir)?;
     let axes = job::join(&store, &world, args.run.mesh, &recipe, job::MEETING)?;
@@ -66,7 +69,8 @@ pub fn run(args: &Train) -> Result<(), Failure> {
 
 /// Whether a rank's note says how it failed. A store that does not answer is not asked again.
 fn has_left_word(run: &Store, rank: usize, failure: &Failure) -> bool {
-    if failure.exit() == Some(Exit::Storage) {
+    // Where nothing can be written, a note with the same words is of an earlier start.
+    if matches!(failure.exit(), Some(Exit::Storage | Exit::CannotWrite)) {
         return false;
     }
     let note = run.get(&note::name(rank)).ok().and_then(|note| serde_json::from_slice::<Note>(&note).ok());

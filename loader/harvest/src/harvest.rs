@@ -306,7 +306,7 @@ fn source(options: &Options, model: &Model, tokenizer: &Tokenizer) -> Source {
         "context_size": options.context,
         "packed": !options.by_document,
         "prepend_bos": !tokenizer.prefix().is_empty(),
-        "first_rows": options.keep_first,
+        "keep_first": options.keep_first,
         "tokenizer": last(tokenizer.url()),
         "tokenizer_hash": tokenizer.hash(),
         "dataset": options.text.iter().map(|text| text.trim_end_matches('/')).collect::<Vec<_>>().join(", "),
@@ -316,9 +316,9 @@ fn source(options: &Options, model: &Model, tokenizer: &Tokenizer) -> Source {
 
 /// Refuses to write into the text: what is written there would be text when the same command goes on.
 fn check_apart(options: &Options) -> Result<()> {
-    let plain = |url: &str| format!("{}/", url.trim_start_matches("./").trim_end_matches('/'));
-    let out = plain(&options.out);
-    match options.text.iter().find(|text| out.starts_with(&plain(text)) || plain(text).starts_with(&out)) {
+    let out = Store::open(&options.out)?;
+    let overlaps = |text: &&String| Store::open(text).is_ok_and(|text| out.lies_in(&text) || text.lies_in(&out));
+    match options.text.iter().find(overlaps) {
         Some(text) => {
             Err(Error::arguments(format!("{} and the text {text} lie in each other: name another folder", options.out)))
         }

@@ -13,7 +13,7 @@ const MAX_WIDTH: u64 = 1 << 20;
 
 type Outcome<T> = std::result::Result<T, String>;
 
-fn is_activations(tensor: &Tensor) -> bool {
+pub(crate) fn is_activations(tensor: &Tensor) -> bool {
     (2..=3).contains(&tensor.shape.len()) && tensor.number.as_ref().is_ok_and(|&number| kept_as(number).is_some())
 }
 

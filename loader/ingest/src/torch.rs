@@ -1,19 +1,19 @@
 //! PyTorch's archives: a tensor, or a list of tensors that are rows one after the other.
 
 use loader::Result;
-use tensors::{File, Format, Tensor};
+use tensors::{File, Format};
 
-use crate::numbers::kept_as;
 use crate::tensor::{self, Three};
 use crate::unit::Contents;
 
 pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
     let mut tensors = Format::Torch.read(file)?.named;
     let in_list = tensors.iter().enumerate().all(|(i, (name, _))| *name == i.to_string());
-    let fits = |tensor: &Tensor| {
-        (2..=3).contains(&tensor.shape.len()) && tensor.number.as_ref().is_ok_and(|&number| kept_as(number).is_some())
-    };
-    if wanted.is_some() || !in_list || tensors.len() < 2 || !tensors.iter().all(|(_, tensor)| fits(tensor)) {
+    if wanted.is_some()
+        || !in_list
+        || tensors.len() < 2
+        || !tensors.iter().all(|(_, tensor)| tensor::is_activations(tensor))
+    {
         if in_list && tensors.len() == 1 && wanted.is_none() {
             tensors[0].0.clear();
         }

@@ -20,6 +20,8 @@ pub(super) fn is_longer(page: &Page, data: &[u8], codec: Compression) -> bool {
     let compressed = &data[levels..];
     let said = u64::try_from(page.uncompressed).unwrap_or(0).saturating_sub(levels as u64);
     match codec {
+        // It may be anything, of other lengths by the codec.
+        _ if page.is_stored => false,
         Compression::GZIP(_) => gives_more(MultiGzDecoder::new(compressed), said),
         Compression::BROTLI(_) => gives_more(brotli::Decompressor::new(compressed, BUFFER), said),
         // The reader tries Hadoop's blocks first, which are bounded, and then frames.
@@ -63,6 +65,8 @@ mod tests {
                 assert!(!is_longer(levels, levels + LENGTH), "{codec}");
                 assert!(is_longer(levels, levels + LENGTH - 1), "{codec}");
             }
+            let stored = Page { uncompressed: data.len() as i64, is_stored: true, ..Page::default() };
+            assert!(!super::is_longer(&stored, &data, codec), "{codec}");
             // What cannot be decompressed is the reader's to say.
             assert!(!super::is_longer(&Page { uncompressed: 1, ..Page::default() }, b"damaged", codec), "{codec}");
         }

@@ -22,6 +22,8 @@ pub(crate) struct Page {
     pub(crate) encoding: i64,
     /// Bytes of levels in front of v2 data.
     pub(crate) levels: i64,
+    /// Whether v2 data were left as they are, where compressing them gained nothing.
+    pub(crate) is_stored: bool,
 }
 
 impl Page {
@@ -104,6 +106,7 @@ fn data_header(r: &mut Reader<'_>, v2: bool, page: &mut Page) -> Outcome<()> {
         match (id, kind, v2) {
             (1, kind::I32, _) => page.values = r.int()?,
             (2, kind::I32, false) | (4, kind::I32, true) => page.encoding = r.int()?,
+            (7, kind::TRUE | kind::FALSE, true) => page.is_stored = kind == kind::FALSE,
             (5 | 6, kind::I32, true) => page.levels = page.levels.saturating_add(r.int()?),
             _ => r.skip(kind, 1)?,
         }

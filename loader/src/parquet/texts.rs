@@ -69,7 +69,7 @@ impl Texts {
         self.columns.iter().map(|(name, is_text)| (name.as_str(), *is_text))
     }
 
-    /// The rows of a column of text from a row on. A text of more than `most` bytes is an error.
+    /// The rows of a column of text from a row on. A text of more than `most` bytes is not handed over.
     ///
     /// # Errors
     /// [`Error::Data`] where there is no such column or it is damaged; those of the store.
@@ -124,6 +124,15 @@ impl Texts {
     }
 }
 
+/// What a row of a column of text holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// A text.
+    Whole(String),
+    /// One with more bytes than were asked for at most.
+    TooLong,
+}
+
 /// The texts of a column, one after the other.
 pub struct TextRows {
     object: Object,
@@ -142,26 +151,22 @@ impl TextRows {
     /// The text of the next row: empty where it is null, and nothing behind the last.
     ///
     /// # Errors
-    /// [`Error::Data`] where it is damaged or too long; those of the store, as they are.
-    pub fn next_text(&mut self) -> Result<Option<String>> {
+    /// [`Error::Data`] where it is damaged; those of the store, as they are.
+    pub fn next_text(&mut self) -> Result<Option<Text>> {
         let (reader, row, most) = (&mut self.reader, self.row, self.most);
         let text = guarded(|| {
             let Some(batch) = reader.next() else { return Ok(None) };
             let batch = batch.map_err(broken)?;
             let values = batch.column(0);
             if values.is_empty() || values.is_null(0) {
-                return Ok(Some(String::new()));
+                return Ok(Some(Text::Whole(String::new())));
             }
             let text = match values.data_type() {
                 DataType::Utf8 => values.as_string::<i32>().value(0),
                 DataType::LargeUtf8 => values.as_string::<i64>().value(0),
                 _ => values.as_string_view().value(0),
             };
-            if text.len() > most {
-                let text = format!("the text has {} bytes, and {} MiB are the most: cut it", text.len(), most >> 20);
-                return Err(text.into());
-            }
-            Ok(Some(text.to_owned()))
+            Ok(Some(if text.len() > most { Text::TooLong } else { Text::Whole(text.to_owned()) }))
         });
         let text = text.map_err(|flaw| self.object.failure(row, flaw))?;
         self.row += 1;
@@ -363,11 +368,21 @@ mod tests {
             for from in [0, 1, 1500, 2999, 3000] {
                 let mut rows = rows(folder.path(), from).unwrap();
                 for text in &texts[from as usize..] {
-                    assert_eq!(rows.next_text().unwrap().as_ref(), Some(text));
+                    assert_eq!(rows.next_text().unwrap(), Some(Text::Whole(text.clone())));
                 }
                 assert_eq!(rows.next_text().unwrap(), None);
             }
         }
+    }
+
+    #[test]
+    fn what_is_too_long_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        file(folder.path(), &["a".repeat(2 << 20), "b".into()], Compression::SNAPPY);
+        let mut rows = rows(folder.path(), 0).unwrap();
+        assert_eq!(rows.next_text().unwrap(), Some(Text::TooLong));
+        assert_eq!(rows.next_text().unwrap(), Some(Text::Whole("b".into())));
+        assert_eq!(rows.next_text().unwrap(), None);
     }
 
     #[test]

@@ -27,9 +27,16 @@ pub(crate) fn read_error(url: &str, e: object_store::Error) -> Error {
         }
         // The answer to a HEAD has no body that could say why.
         _ if text.trim_end().ends_with("status code: 400 Bad Request:") => {
-            let problem = "the store refuses and gives no reason, as it does where the credentials in the environment have expired or are of another \
-                           region: put new ones there, or set AWS_REGION"
-                .into();
+            let problem = match url.starts_with("s3") {
+                true => {
+                    "the store refuses and gives no reason, as it does where the credentials in the environment have expired or are of \
+                     another region: put new ones there, or set AWS_REGION"
+                }
+                false => {
+                    "the store refuses and gives no reason: check the address, and the credentials in the environment"
+                }
+            };
+            let problem = problem.to_owned();
             Error::Denied { location, problem, source: Some(e.into()) }
         }
         E::NotFound { .. } => Error::NotFound { location, hint: String::new(), source: Some(e.into()) },
@@ -97,5 +104,18 @@ mod tests {
         assert_eq!(brief(xml), "AccessDenied: Access Denied");
         assert_eq!(brief("status code: 403 Forbidden:\n no"), "status code: 403 Forbidden: no");
         assert_eq!(brief(&"x".repeat(500)).chars().count(), 401);
+    }
+
+    #[test]
+    fn a_refusal_without_a_reason_is_no_outage() {
+        let mute = "Server returned non-2xx status code: 400 Bad Request: ";
+        let of = |url: &str, text: &str| {
+            read_error(url, object_store::Error::Generic { store: "S3", source: text.to_owned().into() })
+        };
+        let refused = of("s3://bucket/x", mute);
+        assert!(matches!(refused, Error::Denied { .. }) && refused.to_string().contains("have expired"), "{refused}");
+        let refused = of("gs://bucket/x", mute);
+        assert!(matches!(refused, Error::Denied { .. }) && !refused.to_string().contains("AWS_REGION"), "{refused}");
+        assert!(matches!(of("s3://bucket/x", &format!("{mute}no")), Error::Unreachable { .. }));
     }
 }

@@ -236,6 +236,12 @@ pub(crate) fn tag(m: &fs::Metadata) -> String {
     format!("{:x}-{:x}-{:x}", m.ino(), m.mtime().wrapping_mul(1_000_000_000).wrapping_add(m.mtime_nsec()), m.len())
 }
 
+/// A path without links, as far as it is there.
+pub(crate) fn resolved(path: &Path) -> PathBuf {
+    let there = |above: &Path| Some(above.canonicalize().ok()?.join(path.strip_prefix(above).ok()?));
+    path.ancestors().find_map(there).unwrap_or_else(|| path.to_path_buf())
+}
+
 /// All files below a folder, with keys relative to `root`, sorted; where there are more than `most`, those of the folders that were looked into
 /// until then. An absent folder is empty.
 pub(crate) fn list(root: &Path, folder: &str, most: usize) -> Result<Vec<Entry>> {

@@ -14,7 +14,8 @@ pub enum Format {
 }
 
 impl Format {
-    /// Looks at a file's head. A tensor with known numbers lies inside of the file with all of its bytes.
+    /// Looks at a file's head. A tensor whose bytes are known, a transposed one among them, lies inside of the
+    /// file with all of them.
     ///
     /// # Errors
     /// [`loader::Error::Data`] where the file is none of this format, is damaged or cut off; those of the store.

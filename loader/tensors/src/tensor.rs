@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::Number;
 
-/// A tensor whose values lie in a file as they are, in the order of its rows.
+/// A tensor whose values lie in a file as they are: in the order of its rows, unless it says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensor {
     /// Where it begins in the file.
@@ -19,9 +19,9 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Its bytes, where its numbers are known.
+    /// Its bytes, which lie beside each other, where its numbers are known.
     pub fn bytes(&self) -> Option<u64> {
-        let size = self.number.as_ref().ok()?.size();
+        let size = self.number.as_ref().ok().or(self.transposed.as_ref())?.size();
         self.shape.iter().try_fold(size, |bytes, &n| bytes.checked_mul(n))
     }
 

@@ -4,6 +4,7 @@
 //! if it lies in the file as it is: stored, not compressed nor encrypted.
 
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::rc::Rc;
 
@@ -44,6 +45,7 @@ pub(crate) fn tensors(file: &File) -> Result<Tensors> {
     Ok(Tensors { named, head: pickle })
 }
 
+#[derive(Clone, Copy)]
 struct Place {
     offset: u64,
     length: u64,
@@ -55,6 +57,8 @@ struct Archive<'a> {
     failed: Failed,
     /// The folder that all lies in.
     root: String,
+    /// Where storages lie: many tensors may have one.
+    storages: HashMap<Rc<str>, Place>,
 }
 
 impl<'a> Archive<'a> {
@@ -74,7 +78,7 @@ impl<'a> Archive<'a> {
             }
         }
         let root = root.ok_or_else(|| file.flaw("is no archive of PyTorch's: it has no data.pkl"))?;
-        Ok(Archive { file, zip, failed, root })
+        Ok(Archive { file, zip, failed, root, storages: HashMap::new() })
     }
 
     /// Where an entry lies in the file, if there is one.
@@ -101,6 +105,18 @@ impl<'a> Archive<'a> {
         }
     }
 
+    fn storage(&mut self, key: &Rc<str>) -> Result<Place> {
+        if let Some(place) = self.storages.get(key) {
+            return Ok(*place);
+        }
+        let name = format!("data/{key}");
+        let file = self.file;
+        let absent = || file.flaw(format!("damaged: it lacks {name:?}, where a tensor lies"));
+        let place = self.place(&name)?.ok_or_else(absent)?;
+        self.storages.insert(Rc::clone(key), place);
+        Ok(place)
+    }
+
     fn tensor(&mut self, of: &Described) -> Result<Tensor> {
         let number = match of.number {
             Ok(number) => number,
@@ -108,18 +124,15 @@ impl<'a> Archive<'a> {
                 return Ok(Tensor { offset: 0, number: Err(name.into()), transposed: None, shape: of.shape.clone() });
             }
         };
-        let name = format!("data/{}", of.storage);
-        let place = self
-            .place(&name)?
-            .ok_or_else(|| self.file.flaw(format!("damaged: it lacks {name:?}, where a tensor lies")))?;
+        let place = self.storage(&of.storage)?;
         let size = number.size();
         let (held, count) = (place.length / size, of.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(n)));
         let end = count.and_then(|count| count.checked_add(of.offset));
         let is_dense = of.is_contiguous() || of.is_transposed();
         if of.numel > held || (is_dense && end.is_none_or(|end| end > held)) {
             return Err(self.file.flaw(format!(
-                "damaged: a tensor of shape {:?} claims more than the {held} numbers of {name:?}",
-                of.shape
+                "damaged: a tensor of shape {:?} claims more than the {held} numbers of \"data/{}\"",
+                of.shape, of.storage
             )));
         }
         let transposed = of.is_transposed().then_some(number);

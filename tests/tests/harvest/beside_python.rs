@@ -1,5 +1,6 @@
 //! Rows beside those of transformers, and tokens beside those of Python's tokenizers.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -70,7 +71,8 @@ for folder in one, two:
     for name in 'config.json', 'tokenizer.json', 'tokenizer_config.json':
         if (model / name).exists():
             (folder / name).write_bytes((model / name).read_bytes())
-torch.save(weights, one / 'pytorch_model.bin')
+turned = {name: weight.T.contiguous().T if weight.dim() == 2 else weight for name, weight in weights.items()}
+torch.save(turned, one / 'pytorch_model.bin')
 parts = {f'pytorch_model-0000{at + 1}-of-00002.bin': list(weights)[at::2] for at in range(2)}
 for part, names in parts.items():
     torch.save({name: weights[name] for name in names}, two / part)
@@ -91,7 +93,10 @@ index = {'weight_map': {name: part for part, names in parts.items() for name in 
     };
     let wanted = rows(&model);
     assert!(wanted.keys().any(|name| name.ends_with(".parquet")), "{:?}", wanted.keys());
-    assert!(rows(&one) == wanted && rows(&two) == wanted, "other bytes");
+    assert!(rows(&two) == wanted, "other bytes");
+    // What lies there as its transpose is sampled elsewhere, and has another hash.
+    let shards = |tree: BTreeMap<String, Vec<u8>>| tree.into_iter().filter(|(name, _)| name.ends_with(".parquet"));
+    assert!(shards(rows(&one)).eq(shards(wanted)), "other rows");
     // Nothing of a pickle is executed.
     let archive = std::fs::read(bench.path("one/pytorch_model.bin")).expect("the archive");
     let at = archive.windows(12).position(|bytes| bytes == b"torch._utils").expect("a name");

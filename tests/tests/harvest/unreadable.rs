@@ -158,6 +158,15 @@ fn a_text_of_which_nothing_is_left_is_refused_and_one_behind_the_rows_is_not_loo
     let refused = sae::run(&bench.words(&latin, "latin", &words)).exits(65);
     let refused = refused.says(&[&format!("{left}all or the rest of 1 file")]);
     assert!(!refused.stderr.contains("--column"), "{}", refused.stderr);
+    // A column that is not there is no damage, beside text that has one either.
+    let body: ArrayRef = Arc::new(StringArray::from(vec!["w1"]));
+    let batch = RecordBatch::try_from_iter([("body", body)]).expect("a batch");
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).expect("a writer");
+    writer.write(&batch).expect("rows");
+    let other = bench.write("other.parquet", writer.into_inner().expect("Parquet"));
+    let refused = sae::run(&bench.words(&other, "other", &words)).exits(65);
+    let refused = refused.says(&["has no column \"text\"", "it has body", "--column"]);
+    assert!(!refused.stderr.contains(SKIP), "{}", refused.stderr);
     let late = bench.write("late.jsonl", tiny::json_lines(&tiny::documents(30, 20, 41)) + "{\n");
     sae::run(&bench.words(&late, "late", &["--layer", "1", "--rows", "100"])).exits(0);
     sae::run(&bench.words(&late, "all", &["--layer", "1"])).exits(65).says(&["is no line of JSON"]);

@@ -292,8 +292,9 @@ impl Part {
                     stored.shape
                 )));
             }
-            let refused =
-                |number: &str| refuse(format!("has {name} in {number}: float32, float16 and bfloat16 are read"));
+            let refused = |number: &str| {
+                refuse(format!("has {name} in {number}: it has to be float32, float16 or bfloat16, in one piece"))
+            };
             let number =
                 stored.transposed.as_ref().map_or(stored.number.as_ref(), Ok).map_err(|number| refused(number))?;
             Ok(Tensor { from: stored.offset, dtype: number.dtype().ok_or_else(|| refused(number.name()))? })

@@ -4,6 +4,7 @@ use loader::Store;
 use scaling::laws::{Estimate, Loss};
 use scaling::run::{Group, groups};
 use scaling::{FAR, Laws, Options};
+use trainer::Exit;
 
 use super::rows::{self, Rows};
 use super::{cost, written};
@@ -45,12 +46,16 @@ pub fn run(args: &Fit) -> Result<(), Failure> {
 /// Refuses a folder that holds laws of other runs: the same ones, fitted in the same way, may be written again.
 fn check_free(folder: &Store, laws: &Laws) -> Result<(), Failure> {
     let name = "laws.json";
-    let holds_others = folder.head(name)?.is_some()
-        && laws::read(&folder.url_of(name)).map_or(true, |there| there.identity.id != laws.identity.id);
-    match holds_others {
-        true => Err(Failure::arguments(format!("{} already holds other laws: choose another --out", folder.url()))),
-        false => Ok(()),
+    if folder.head(name)?.is_none() {
+        return Ok(());
     }
+    let holds = match laws::read(&folder.url_of(name)) {
+        Ok(there) if there.identity.id == laws.identity.id => return Ok(()),
+        Ok(_) => "other laws",
+        Err(failure) if failure.exit() == Some(Exit::Storage) => return Err(failure),
+        Err(_) => "a laws.json that cannot be read",
+    };
+    Err(Failure::arguments(format!("{} already holds {holds}: choose another --out", folder.url())))
 }
 
 /// What these laws may be asked for: ten times the largest run, and where they know no recipe one to fill in.

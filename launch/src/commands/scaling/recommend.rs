@@ -101,7 +101,11 @@ pub fn write(out: &str, text: &str) -> Result<(), Failure> {
                 "{out} is there already, with something else in it: choose another --out"
             ))),
         },
-        written => written.map_err(|error| Failure::cannot_write(format!("{out}: {error}"))),
+        written => written.map_err(|error| {
+            // The beginning of a recipe would be in the way of the next.
+            let _ = fs::remove_file(out);
+            Failure::cannot_write(format!("{out}: {error}"))
+        }),
     }
 }
 

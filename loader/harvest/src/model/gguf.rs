@@ -36,6 +36,8 @@ pub(crate) enum Value {
 pub(crate) struct Place {
     pub(crate) shape: Vec<usize>,
     pub(crate) kind: Kind,
+    /// Whether what lies there is the transpose of the matrix.
+    pub(crate) is_transposed: bool,
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
 }
@@ -232,7 +234,7 @@ impl Head<'_> {
             format!("numbers of type {kind} cannot be read: F32, F16, BF16, Q4_0 to Q8_1 and Q2_K to Q8_K can")
         })?;
         let bytes = kind.bytes(count, shape.last().copied().unwrap_or(1)).ok_or("its rows are no whole blocks")?;
-        Ok(Place { shape, kind, offset: self.u64()?, bytes })
+        Ok(Place { shape, kind, is_transposed: false, offset: self.u64()?, bytes })
     }
 
     fn value(&mut self, kind: u32) -> Parsed<Value> {

@@ -96,7 +96,9 @@ impl Weights {
     pub(crate) fn append(&self, name: &str, shape: &[usize], to: &mut Vec<f32>) -> Result<()> {
         let Some((store, file, place)) = self.find(name) else {
             let problem = match self.other(name) {
-                Some(described) => format!("tensor {name} is {described}: float32, float16 and bfloat16 are read"),
+                Some(described) => {
+                    format!("tensor {name} is {described}: it has to be float32, float16 or bfloat16, in one piece")
+                }
                 None => format!("lacks the tensor {name}"),
             };
             return Err(Error::data(self.url(), problem));
@@ -106,7 +108,11 @@ impl Weights {
             return Err(Error::data(store.url_of(file), problem));
         }
         let stored = store.get_range(file, place.offset..place.offset + place.bytes)?;
-        to.extend(place.kind.to_f32(&stored));
+        let values = place.kind.to_f32(&stored);
+        match (place.is_transposed, shape) {
+            (true, &[rows, columns]) => to.extend(transposed(&values, columns, rows)),
+            _ => to.extend(values),
+        }
         Ok(())
     }
 
@@ -242,14 +248,15 @@ fn of_index(json: &[u8]) -> std::result::Result<Vec<String>, String> {
 impl Place {
     /// That of a tensor, where it is read.
     fn of(tensor: &Tensor) -> Option<Place> {
-        let kind = match tensor.number {
-            Ok(Number::F32) => Kind::F32,
-            Ok(Number::F16) => Kind::F16,
-            Ok(Number::Bf16) => Kind::Bf16,
+        let kind = match tensor.number.as_ref().ok().copied().or(tensor.transposed)? {
+            Number::F32 => Kind::F32,
+            Number::F16 => Kind::F16,
+            Number::Bf16 => Kind::Bf16,
             _ => return None,
         };
         let shape =
             tensor.shape.iter().map(|&length| usize::try_from(length)).collect::<std::result::Result<_, _>>().ok()?;
-        Some(Place { shape, kind, offset: tensor.offset, bytes: tensor.bytes()? })
+        let is_transposed = tensor.transposed.is_some();
+        Some(Place { shape, kind, is_transposed, offset: tensor.offset, bytes: tensor.bytes()? })
     }
 }

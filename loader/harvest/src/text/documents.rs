@@ -6,7 +6,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 
-use loader::TextRows;
+use loader::{Text, TextRows};
 use serde_json::Value as Json;
 
 use super::file::{File, Files, Format, MOST_BYTES};
@@ -103,7 +103,10 @@ impl Documents {
 
     /// Leaves out a document, or the rest of its file.
     fn skip(&mut self, Unreadable { error, length }: Unreadable) -> Result<()> {
-        if !matches!(error, Error::Data { .. }) {
+        // A column that is not there is a matter of what was asked for.
+        let is_damage =
+            matches!(error, Error::Data { .. }) && (length.is_some() || !error.help().contains(&Help::Column));
+        if !is_damage {
             return Err(error);
         }
         if !self.options.skip_unreadable {
@@ -141,7 +144,11 @@ fn next(file: &File, options: &TextOptions, offset: u64, open: &mut Option<Open>
         }),
     };
     match open {
-        Open::Rows(rows) => Ok(rows::next(rows)?.map(|text| (text, 1))),
+        Open::Rows(rows) => match rows::next(rows)? {
+            Some(Text::Whole(text)) => Ok(Some((text, 1))),
+            Some(Text::TooLong) => Err(Unreadable { error: too_long(file, offset), length: Some(1) }),
+            None => Ok(None),
+        },
         Open::Bytes(bytes) if file.format == Format::Plain && options.split() == Split::File => {
             whole(file, offset, bytes)
         }
@@ -212,7 +219,8 @@ fn value(file: &File, column: &str, at: u64, line: &[u8]) -> Result<String> {
 }
 
 fn too_long(file: &File, at: u64) -> Error {
-    let problem = format!("the document at byte {at} has more than {} MiB: cut it into several", MOST_BYTES >> 20);
+    let unit = if file.format == Format::Parquet { "row" } else { "byte" };
+    let problem = format!("the document at {unit} {at} has more than {} MiB: cut it into several", MOST_BYTES >> 20);
     Error::data(file.url(), problem)
 }
 

@@ -1,6 +1,6 @@
 //! Text from a column of Parquet, row by row.
 
-use loader::{TextRows, Texts};
+use loader::{Text, TextRows, Texts};
 
 use super::file::{File, MOST_BYTES};
 use crate::error::{Error, Help, Result};
@@ -21,7 +21,7 @@ pub(super) fn open(file: &File, column: &str, row: u64) -> Result<TextRows> {
 }
 
 /// The next row; nothing behind the last.
-pub(super) fn next(rows: &mut TextRows) -> Result<Option<String>> {
+pub(super) fn next(rows: &mut TextRows) -> Result<Option<Text>> {
     rows.next_text().map_err(of_text)
 }
 
