@@ -12,11 +12,6 @@ use trainer::recipe::Recipe;
 use crate::counterparts;
 use crate::failure::Failure;
 
-/// The key that a `KEY=VALUE` of `--set` sets.
-pub fn set_key(set: &str) -> Option<&str> {
-    set.split_once('=').map(|(key, _)| key.trim())
-}
-
 /// Reads a recipe; later `sets` win over earlier ones and over the file.
 pub fn read(path: &str, sets: &[String]) -> Result<Recipe, Failure> {
     let none = || Failure::arguments(format!("{path}: no such recipe; launch/recipes/ has some to start from"));

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use loader::{Help, Unexpanded};
 use trainer::{Error, Exit, OR_FILTER};
 
-use crate::{recipes, table};
+use crate::table;
 
 /// An error in the words that a user sees.
 pub fn words(error: &Error) -> String {
@@ -39,13 +39,18 @@ fn command(setting: &str) -> String {
     let mut command = String::from("sae train");
     let mut words = words.iter().peekable();
     while let Some(word) = words.next() {
-        if word == "--set" && words.next_if(|set| recipes::set_key(set) == recipes::set_key(setting)).is_some() {
+        if word == "--set" && words.next_if(|set| set_key(set) == set_key(setting)).is_some() {
             continue;
         }
         command.push(' ');
         command.push_str(&table::quoted(word));
     }
     command
+}
+
+/// The key that a `KEY=VALUE` of `--set` sets.
+pub fn set_key(set: &str) -> Option<&str> {
+    set.split_once('=').map(|(key, _)| key.trim())
 }
 
 /// A path with a variable in it, in the words that a user sees.

@@ -179,6 +179,12 @@ fn another_plan_is_refused_with_its_difference() {
     let mut sources = plan(1);
     sources.what["sources"][0]["size"] = 8.into();
     assert!(refused(Parts::open(&store, &sources)).contains("(sources 1 size: 7 there, 8 here)"));
+    // What is whole stays so without its markers: the manifests are there.
+    for part in 0..PARTS {
+        store.delete(&format!("parts/{part:06}.json")).unwrap();
+    }
+    assert!(refused(Parts::open(&store, &plan(2))).contains("seed: 1 there, 2 here"));
+    assert!(Parts::open(&store, &plan(1)).unwrap().numbers().unwrap().is_empty());
     store.put("parts/plan.json", &b"{"[..]).unwrap();
     assert!(matches!(Parts::open(&store, &plan(1)), Err(Error::Data { .. })));
 }
@@ -202,10 +208,15 @@ fn only_what_is_whole_is_finished() {
     let (shard, marker) = ("layer-1/shard-000003.parquet", "parts/000003.json");
     let (bytes, json) = (store.get(shard).unwrap(), store.get(marker).unwrap());
     store.delete(shard).unwrap();
+    let last = "layer-1/shard-000005.parquet";
+    let of_last = store.get(last).unwrap();
+    store.delete(last).unwrap();
     let error = refused(open().finish(PARTS, source));
-    assert!(error.contains("is gone") && error.contains(marker), "{error}");
+    let both = format!("{marker}, parts/000005.json");
+    assert!(error.contains("is gone") && error.contains(&both), "{error}");
+    store.put(last, of_last).unwrap();
     store.put(shard, bytes.slice(1..)).unwrap();
-    assert!(refused(open().finish(PARTS, source)).contains("bytes, and"));
+    assert!(refused(open().finish(PARTS, source)).contains("bytes, and its part"));
     store.put(shard, bytes).unwrap();
     // Markers that are damaged, of another part or plan, of other shards.
     let edited = |edit: fn(&mut Value)| {

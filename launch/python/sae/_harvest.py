@@ -186,6 +186,8 @@ def harvest(
         DamagedError: (a ValueError) when a shard that was committed is gone or of another size. No manifest is written then.
         StoreError: when the store does not answer.
     """
+    if not hasattr(model, "config"):
+        raise ValueError(f"model is a {type(model).__name__}: a model of transformers is needed, such as AutoModelForCausalLM.from_pretrained makes")
     blocks = _blocks_of(model) if blocks is None else blocks
     layers, worker = _checked_layers(layer, len(blocks)), _checked_worker(worker)
     context, batch, part_bytes = integer("context", context, 2), integer("batch", batch, 1), integer("part_bytes", part_bytes, 1)

@@ -69,6 +69,8 @@ class Parts:
         self.markers: dict[int, Marker] = {}
         if self.plan is None:
             self._refuse_others(there)
+        elif "format" in self.plan:
+            raise ValueError(f"{self.store.url} was begun by a command of the program sae: name an empty folder")
         else:
             self.markers = self._read_markers()
         if plan is not None:
@@ -137,7 +139,7 @@ class Parts:
                 if found != shard["size"]:
                     place, marker = self.store.below(folder).url_of(shard["path"]), self.store.url_of(_marker_name(part))
                     there = "is gone" if found is None else f"has {found} bytes"
-                    raise DamagedError(f"{place} {there}, and {marker} says {shard['size']}: delete that and run again")
+                    raise DamagedError(f"{place} {there}, and its part was committed with {shard['size']} bytes: delete {marker}, and the part is made again")
             known = {shard_name(part) for part in range(count)}
             if others := sorted(name for name in sizes[folder] if _OF_PART.fullmatch(name) and name not in known):
                 place = self.store.below(folder).url_of(others[0])

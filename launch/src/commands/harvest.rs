@@ -88,10 +88,11 @@ impl Shown {
 /// Says what is about to be done.
 fn begin(event: &Event, args: &Harvest) {
     let Event::Read { architecture, blocks, width, around, part_rows, committed } = event else { return };
-    let around = match (around.0.as_slice(), around.1.as_slice()) {
-        ([], []) => "nothing around a context".to_owned(),
-        (before, behind) => format!("tokens {before:?} before a context and {behind:?} behind"),
+    let tokens = |of: &[u32]| match of {
+        [] => "nothing".to_owned(),
+        of => format!("token {}", of.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")),
     };
+    let around = format!("{} before each and {} behind", tokens(&around.0), tokens(&around.1));
     let sinks = if args.keep_first { "kept" } else { "left out" };
     tracing::info!(
         "{architecture}: {} of {} blocks, width {width}; contexts of {} tokens, {around}, attention sinks {sinks}; shards of about {} rows, {committed} there already",

@@ -295,7 +295,7 @@ fn set_with_rows(args: &PlanArgs, recipe: &Recipe, change: Option<String>) -> St
         _ => Vec::new(),
     };
     own.extend(change);
-    let is_kept = |set: &&String| own.iter().all(|own| recipes::set_key(own) != recipes::set_key(set));
+    let is_kept = |set: &&String| own.iter().all(|own| remedy::set_key(own) != remedy::set_key(set));
     let kept = args.set.iter().filter(is_kept).map(|set| table::quoted(set));
     kept.collect::<Vec<_>>().iter().chain(&own).map(|set| format!(" --set {set}")).collect()
 }

@@ -237,7 +237,8 @@ impl Parts {
         };
         let json = serde_json::to_vec_pretty(&stored).map_err(|e| Error::Arguments(format!("the plan: {e}")))?;
         // Shards that are seen here were there before the plan is looked for: another worker writes that first.
-        let taken = store.list("")?.iter().any(|e| is_shard_name(&e.key) || e.key == manifest::FILE_NAME);
+        let before = store.list("")?;
+        let taken = before.iter().any(|e| is_shard_name(&e.key) || e.key == manifest::FILE_NAME);
         if store.head(PLAN)?.is_none() {
             if taken {
                 return Err(Error::Arguments(format!("{} already holds shards: name an empty folder", store.url())));
@@ -248,8 +249,9 @@ impl Parts {
         let there = read(store, PLAN)?;
         if let Err(differing) = compare(&there, &json, store) {
             // A plan of which no part was ever committed binds nobody: mostly it could not be carried out, and was corrected. Markers name their
-            // plan, so that another worker which goes by it nevertheless is found out.
-            let is_begun = store.list(FOLDER)?.iter().any(|entry| part_of(&entry.key).is_some());
+            // plan, so that another worker which goes by it nevertheless is found out. A manifest says that all was there, whatever became of markers.
+            let is_whole = before.iter().any(|entry| entry.key.rsplit('/').next() == Some(manifest::FILE_NAME));
+            let is_begun = is_whole || store.list(FOLDER)?.iter().any(|entry| part_of(&entry.key).is_some());
             if is_begun || !matches!(differing, Error::Arguments(_)) {
                 return Err(differing);
             }
@@ -354,14 +356,21 @@ impl Parts {
         for (name, (folder, layout)) in &self.folders {
             let sizes: BTreeMap<String, u64> = folder.list("")?.into_iter().map(|e| (e.key, e.size)).collect();
             let shards: Vec<Shard> = markers.values().map(|marker| marker.shards[name].clone()).collect();
-            for (part, shard) in shards.iter().enumerate() {
-                let there = sizes.get(&shard.path).copied();
-                if there != Some(shard.size) {
-                    let there = there.map_or("is gone".to_string(), |size| format!("has {size} bytes"));
-                    let marker = self.store.url_of(&marker_name(part as u64));
-                    let problem = format!("{there}, and {marker} says {}: delete that and run again", shard.size);
-                    return Err(Error::data(folder.url_of(&shard.path), problem));
-                }
+            let is_other = |(_, shard): &(usize, &Shard)| sizes.get(&shard.path) != Some(&shard.size);
+            let others: Vec<(usize, &Shard)> = shards.iter().enumerate().filter(is_other).collect();
+            if let Some((_, shard)) = others.first() {
+                let there = sizes.get(&shard.path).map_or("is gone".into(), |size| format!("has {size} bytes"));
+                let markers: Vec<String> =
+                    others.iter().take(NAMED).map(|&(part, _)| marker_name(part as u64)).collect();
+                let more = if others.len() > NAMED { " and others" } else { "" };
+                let problem = format!(
+                    "{there}, and its part was committed with {} bytes: delete what commits it, and the same command makes it again; in {} this \
+                     concerns {}{more}",
+                    shard.size,
+                    self.store.url(),
+                    markers.join(", ")
+                );
+                return Err(Error::data(folder.url_of(&shard.path), problem));
             }
             let WriteOptions { width, dtype, prepared, .. } = layout.options;
             let manifest = Manifest::new(width, dtype, prepared, true, shards);

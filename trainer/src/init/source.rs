@@ -274,7 +274,7 @@ fn weights_of_folder(url: &str, fits: Fits) -> Result<Option<Source>, Error> {
             Err(loader::Error::NotFound { .. }) => vec![WEIGHTS.to_owned()],
             Err(other) => return Err(other.into()),
         };
-        let fits = Fits { width: fits.width.or(config.width), ..fits };
+        let fits = Fits { width: fits.width.or(config.width), features: fits.features.or(config.features) };
         let holds = Holds::Weights(Weights::open(&store, &files, fits)?);
         let subtracts_decoder_bias = config.subtracts_decoder_bias;
         return Ok(Some(Source { name, holds, scale: Some(1.0), subtracts_decoder_bias, threads: None }));
@@ -296,6 +296,7 @@ fn weights_of_folder(url: &str, fits: Fits) -> Result<Option<Source>, Error> {
             ));
         }
     };
+    let fits = Fits { width: fits.width.or(config.width), features: fits.features.or(config.features) };
     let weights = Weights::open(&store, &[file.to_owned()], fits)?;
     let subtracts_decoder_bias = weights.subtracts_decoder_bias();
     if subtracts_decoder_bias != config.subtracts_decoder_bias {

@@ -205,6 +205,10 @@ fn piece(file: &File, options: &TextOptions, offset: u64, bytes: &mut Bytes) -> 
 /// The text of a line of JSON.
 fn value(file: &File, column: &str, at: u64, line: &[u8]) -> Result<String> {
     let fail = |problem: String| Error::data(format!("{}, byte {at}", file.url()), problem);
+    if line.trim_ascii_start().starts_with(b"[") {
+        let problem = "is a JSON array, and a line is one object: jq -c '.[]' writes the objects of an array so";
+        return Err(fail(problem.into()));
+    }
     let json: Json = serde_json::from_slice(line).map_err(|e| fail(format!("is no line of JSON: {e}")))?;
     match json.get(column) {
         Some(Json::String(text)) => Ok(text.clone()),
