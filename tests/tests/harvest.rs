@@ -306,7 +306,7 @@ fn several_layers_and_several_workers_give_the_same_bytes() {
         let given: Vec<&str> = given.split(' ').collect();
         sae::run(&given).exits(64).says(&["other options or data", says, "or name an empty folder"]);
     };
-    other("--rows", "--keep-first --rows", "(first rows: no there, yes here)");
+    other("--rows", "--keep-first --rows", "(keep first: no there, yes here)");
     other("2_345", "9", "(rows: 2345 there, 9 here)");
     other("1,3", "2", "(layers: [1,3] there, [2] here)");
     other("f32", "bf16", "(dtype: f32 there, bf16 here)");
