@@ -736,7 +736,7 @@ def tokens_of(contexts, table, tokens, options):
 
 def special_tokens(folder):
     """What tokenizers put around texts, and `bos` that is asked for."""
-    from sae._contexts import Form, Special, contexts
+    from sae._contexts import Form, Special, Texts, contexts
 
     assert Special.of(tokenizer(), "auto") == ([0], []) and Special.of(tokenizer(), "always") == ([0], [])
     assert Special.of(tokenizer(None), "auto") == ([], []) and Special.of(tokenizer(None), "always") == ([0], [])
@@ -748,7 +748,7 @@ def special_tokens(folder):
     refuses(ValueError, ["bos 'yes'"], Special.of, without, "yes")
     # A text that is cut before a BOS of its own, and one of which nothing else is left then.
     form = Form(6, Special([0], []), packed=True, marks_texts=True, keep_first=False)
-    cut = list(contexts(tokenizer(), ["abcde<s>f", "ghi<s>", "j"], form))
+    cut = list(contexts(tokenizer(), Texts(["abcde<s>f", "ghi<s>", "j"], {}, 0), form))
     assert [of.tokens for of in cut] == [[0, 4, 5, 6, 7, 8], [0, 9, 0, 10, 11, 12], [0, 13]] and cut[2].docs == [2, 2]
     assert form.keeps(cut[1].tokens) == [False, True, False, True, True, True]
     # An encoder, whose contexts end with a token too; its attention sees padding unless it is masked.
@@ -825,6 +825,19 @@ def harvest_again(folder):
     for wrong in ("a text", b"a text", None, 3):
         refuses(ValueError, [f"texts is a {type(wrong).__name__}"], sae.harvest, model, tokens, wrong, 1, f"{folder}/v")
     assert not pathlib.Path(folder, "v").exists(), "nothing was begun"
+    # Other texts: in front, behind what is whole, more of them or fewer, for a harvest that is whole and for one that is not.
+    sae.harvest(model, tokens, TEXTS, [1, 3], f"{folder}/begun", worker=(1, 2), **options)
+    others = "texts are not those that the folder was begun with"
+    for out, texts, words in (
+        ("whole", ["other", *TEXTS], others),
+        ("whole", [*TEXTS[:-1], "other"], others),
+        ("whole", [*TEXTS, "other"], "text 30 goes on behind the last"),
+        ("whole", TEXTS[:-3], "there are 27 texts, and the folder was begun with at least 30"),
+        ("begun", ["other", *TEXTS], others),
+        ("begun", TEXTS[:3], "there are 3 texts, and the folder was begun with at least "),
+    ):
+        refuses(ValueError, [words, "or name an empty folder"], sae.harvest, model, tokens, texts, [1, 3], f"{folder}/{out}", **options)
+    assert done == sae.harvest(model, tokens, [*TEXTS, "", "<s>"], [1, 3], f"{folder}/whole", **options), "texts without tokens"
     # Other weights under the same names, and another tokenizer of the same class.
     with torch.no_grad():
         model.model.layers[3].mlp.up_proj.weight.mul_(1.01)
@@ -889,6 +902,23 @@ def shared_parts(folder):
         for manifest in pathlib.Path(folder, "left").rglob("manifest.json"):
             manifest.unlink()
     same_files(f"{folder}/left", f"{folder}/whole")
+    # Of two writers of one folder the first to begin is stopped before it publishes anything, and one that began before the folder was finished too.
+    rows = np.ones((12, 4), np.float32)
+    new = lambda: sae.ShardWriter(f"{folder}/two", 4, "f16", shard_rows=5)
+    first, second, third = new(), new(), new()
+    first.write(rows[:4])
+    second.write(rows[:6])
+    refuses(ValueError, ["another writer has begun to write to", "one at a time"], first.write, rows[:4])
+    refuses(ValueError, ["has failed"], first.finish)
+    refuses(ValueError, ["was written to by another writer since"], third.write, rows)
+    fourth = new()
+    second.write(rows[:6])
+    refuses(ValueError, ["another writer has begun"], lambda: (new().write(rows[:1]), second.finish()))
+    refuses(ValueError, ["was written to by another writer since"], fourth.write, rows)
+    last = new()
+    assert last.rows_committed == 10
+    last.write(rows[:2])
+    assert last.finish() == 12 and len(shards(f"{folder}/two")) == 12 and not pathlib.Path(folder, "two/parts/writer").exists()
     with_gap = sae.ShardWriter(f"{folder}/writer", 4, "f16", shard_rows=5)
     with_gap.write(np.ones((12, 4), np.float32))
     pathlib.Path(folder, "writer/shard-000001.parquet").unlink()

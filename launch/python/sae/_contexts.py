@@ -9,12 +9,16 @@ often, loses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
+import xxhash
+
 # Texts that are handed to a tokenizer at once.
 _TEXTS = 64
+# Where texts are not those of before.
+_REMEDY = "hand over the same texts in the same order, or name an empty folder"
 
 
 class Context(NamedTuple):
@@ -27,6 +31,49 @@ class Context(NamedTuple):
     """Where the next context begins: in this text,"""
     offset: int
     """behind so many of its tokens."""
+
+
+class Texts:
+    """Texts in their order, with a hash of all of them up to each, which is held against what is remembered of an earlier pass."""
+
+    def __init__(self, texts: Iterable[str], known: Mapping[int, str], first: int) -> None:
+        """`known`: hashes by the number of the last text that they are of. Those from text `first` on may be asked for."""
+        self._texts, self._known, self._first = texts, known, first
+        self._digest = xxhash.xxh3_64()
+        self._hashes: dict[int, str] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        """
+        Raises:
+            ValueError: when a text is no string, and at the first that is known by another hash.
+        """
+        number = -1
+        for number, text in enumerate(self._texts):
+            if not isinstance(text, str):
+                raise ValueError(f"text {number} is a {type(text).__name__}: texts are strings")
+            # A lone surrogate is for the tokenizer to refuse.
+            data = text.encode(errors="surrogatepass")
+            self._digest.update(len(data).to_bytes(8, "little") + data)
+            if number >= self._first:
+                self._hashes[number] = self._digest.hexdigest()
+            if number in self._known and self._known[number] != self._digest.hexdigest():
+                raise ValueError(f"the first {number + 1} texts are not those that the folder was begun with: {_REMEDY}")
+            yield text
+        if any(last > number for last in self._known):
+            raise ValueError(f"there are {number + 1} texts, and the folder was begun with at least {max(self._known) + 1}: {_REMEDY}")
+
+    def refuse_more(self, number: int) -> None:
+        """
+        Raises:
+            ValueError: for a text behind the last that has tokens.
+        """
+        raise ValueError(f"text {number} goes on behind the last that the folder was begun with: {_REMEDY}")
+
+    def hash_through(self, number: int) -> str:
+        """Of all texts up to this one, which was read; numbers rise from call to call."""
+        for earlier in [of for of in self._hashes if of < number]:
+            del self._hashes[earlier]
+        return self._hashes[number]
 
 
 class Special(NamedTuple):
@@ -98,9 +145,6 @@ def _documents(tokenizer: Any, texts: Iterator[str], first: int, special: Specia
     """Texts from number `first` on, as tokens; those without any are left out."""
     number = first
     while some := list(islice(texts, _TEXTS)):
-        for place, text in enumerate(some, number):
-            if not isinstance(text, str):
-                raise ValueError(f"text {place} is a {type(text).__name__}: texts are strings")
         for ids in _ids(tokenizer, some, False):
             # A text that begins with the token that stands in front of it anyway.
             while ids and ids[:1] == special.before[-1:]:
@@ -110,12 +154,12 @@ def _documents(tokenizer: Any, texts: Iterator[str], first: int, special: Specia
             number += 1
 
 
-def contexts(tokenizer: Any, texts: Iterable[str], form: Form, start: tuple[int, int] = (0, 0)) -> Iterator[Context]:
+def contexts(tokenizer: Any, texts: Texts, form: Form, start: tuple[int, int] = (0, 0)) -> Iterator[Context]:
     """Contexts from a place in the texts on. The last one, and without `packed` the last of each text, may be shorter; one that ends where BOS
     would be its last token is shorter by that.
 
     Raises:
-        ValueError: when a text is no string.
+        ValueError: those of `Texts`.
     """
     before, behind = form.special
     end = form.length - len(behind)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ import xxhash
 from ._arguments import boolean, integer
 from ._arrays import SIZES, dtype_name, stored
 from ._columns import KNOWN, arrays
-from ._contexts import Context, Form, Special, contexts, with_last
+from ._contexts import Context, Form, Special, Texts, contexts, with_last
 from ._parts import Marker, Parts, shard_name
 from ._shard import Layout
 from ._store import Store
@@ -158,13 +158,13 @@ def harvest(
     (the number of the text) and `token_id`; `_contexts/part-*.parquet` holds the tokens of every context.
 
     Rows are made in parts, each committed by a marker: called again with the same arguments after a crash, it makes what is missing and
-    nothing twice. Texts have to come in the same order each time; other weights or another tokenizer are refused. Several processes share the parts
+    nothing twice. Other texts or another order of them, other weights and another tokenizer are refused. Several processes share the parts
     where each has its own `worker`, and nothing else; two of one number do the same work twice and harm nothing.
 
     Args:
         model: a causal LM or an encoder of `transformers`, or any model whose config has `num_hidden_layers`.
         tokenizer: its tokenizer.
-        texts: strings, in an order that is always the same; an iterator will do.
+        texts: strings, in an order that is always the same; an iterator will do. All of them are read, those of a finished harvest too.
         layer: one layer, or several: each has a folder `layer-L` below `out` then.
         out: a folder by its path or URL, empty or begun by this function.
         context: tokens that the model sees at once, special ones included.
@@ -206,7 +206,7 @@ def harvest(
     sources = {folder: _source(model, tokenizer, of, form, metadata) for of, folder in folders.items()}
     plan = {
         "command": "harvest",
-        "version": 3,
+        "version": 4,
         "weights": _weights_hash(model),
         "vocabulary": _vocabulary_hash(tokenizer),
         "folders": list(folders.values()),
@@ -223,13 +223,13 @@ def harvest(
     was_training = model.training
     model.eval()
     try:
-        count = _make_parts(job, _from_parts(parts, tokenizer, texts, form), in_part, worker)
+        count = _make_parts(job, tokenizer, texts, in_part, worker)
     finally:
         job.taps.remove()
         model.train(was_training)
     done = parts.renew()
-    is_finished = count is not None and count > 0 and all(part in done for part in range(count))
-    if is_finished and count is not None:
+    is_finished = count > 0 and all(part in done for part in range(count))
+    if is_finished:
         parts.finish(count, layout, sources)
     elif count == 0:
         raise ValueError("the texts hold no tokens")
@@ -317,34 +317,30 @@ def _source(
     return checked_source({name: value for name, value in known.items() if value is not None} | dict(metadata or {}))
 
 
-class _Of(NamedTuple):
-    """A part to be made: its number, its contexts, the first one's id, and whether it is the last."""
+def _make_parts(job: _Job, tokenizer: Any, texts: Iterable[str], in_part: int, worker: tuple[int, int]) -> int:
+    """Makes the parts of a worker that are missing. Returns how many there are in all. Texts of the leading parts that are there are passed over without
+    being tokenised.
 
-    part: int
-    contexts: list[Context]
-    is_last: bool
-
-
-def _from_parts(
-    parts: Parts, tokenizer: Any, texts: Iterable[str], form: Form
-) -> tuple[int, Iterator[tuple[Context, bool]]]:
-    """The first part that may be missing, and the contexts from there on. Texts before it are passed over without being tokenised."""
-    leading = parts.leading()
-    if leading and leading[-1].note.get("last"):
-        return len(leading), iter(())
-    start = (int(leading[-1].note["text"]), int(leading[-1].note["offset"])) if leading else (0, 0)
-    return len(leading), with_last(contexts(tokenizer, texts, form, start))
-
-
-def _make_parts(job: _Job, source: tuple[int, Iterator[tuple[Context, bool]]], in_part: int, worker: tuple[int, int]) -> int | None:
-    """Makes the parts of a worker that are missing. Returns how many there are in all."""
-    part, stream = source
+    Raises:
+        ValueError: when the texts are not those of the parts that are there.
+    """
+    leading, notes = job.parts.leading(), {part: marker.note for part, marker in job.parts.markers.items()}
+    part, start = len(leading), (int(leading[-1].note["text"]), int(leading[-1].note["offset"])) if leading else (0, 0)
+    known = {int(note["through"]): str(note["texts"]) for note in notes.values()}
+    read = Texts(texts, known, start[0])
     held: list[Context] = []
-    for context, is_last in stream:
+    for context, is_last in with_last(contexts(tokenizer, read, job.form, start)):
+        if notes.get(part - 1, {}).get("last"):
+            read.refuse_more(context.docs[0])
         held.append(context)
         if len(held) == in_part or is_last:
-            if part % worker[1] == worker[0] and part not in job.parts.markers:
-                job.make(_Of(part, held, is_last), part * in_part)
+            through = context.docs[-1]
+            texts_hash = read.hash_through(through)
+            if part in notes and (notes[part]["through"], notes[part]["last"]) != (through, is_last):
+                read.refuse_more(through)
+            if part % worker[1] == worker[0] and part not in notes:
+                note = {"text": context.text, "offset": context.offset, "through": through, "texts": texts_hash, "last": is_last}
+                job.make(part, held, part * in_part, note)
             held, part = [], part + 1
     return part
 
@@ -355,31 +351,29 @@ class _Job:
     def __init__(
         self, parts: Parts, taps: _Taps, folders: dict[int, str], layout: Layout, form: Form, batch: int, padding: int
     ) -> None:
-        self.parts, self.taps, self._folders, self._layout = parts, taps, folders, layout
-        self._form, self._batch, self._padding = form, batch, padding
+        self.parts, self.taps, self.form = parts, taps, form
+        self._folders, self._layout, self._batch, self._padding = folders, layout, batch, padding
         self._types = {name: KNOWN[name] for name in ("context_id", "pos", "doc_id", "token_id")}
         self._has_looked = False
 
-    def make(self, of: _Of, first: int) -> None:
-        """Makes a part and commits it; `first` is the id of its first context."""
+    def make(self, part: int, some: list[Context], first: int, note: dict[str, Any]) -> None:
+        """Makes a part of these contexts and commits it; `first` is the id of the first, `note` what is remembered of it."""
         began = time.monotonic()
-        name = shard_name(of.part)
+        name = shard_name(part)
         shards = {layer: Buffered(self.parts.store.below(folder), name, self._layout, self._types) for layer, folder in self._folders.items()}
         try:
-            for at in range(0, len(of.contexts), self._batch):
-                self._forward(of.contexts[at : at + self._batch], first + at, shards)
-            self.parts.store.put(f"_contexts/part-{of.part:06}.parquet", _contexts_file(of.contexts, first))
+            for at in range(0, len(some), self._batch):
+                self._forward(some[at : at + self._batch], first + at, shards)
+            self.parts.store.put(f"_contexts/part-{part:06}.parquet", _contexts_file(some, first))
             entries = {self._folders[layer]: shard.finish() for layer, shard in shards.items()}
         except BaseException:
             for shard in shards.values():
                 shard.abort()
             raise
-        last = of.contexts[-1]
-        note = {"contexts": len(of.contexts), "text": last.text, "offset": last.offset, "last": of.is_last}
-        self.parts.commit(of.part, Marker(entries, note))
-        tokens = sum(len(context.tokens) for context in of.contexts)
+        self.parts.commit(part, Marker(entries, note | {"contexts": len(some)}))
+        tokens = sum(len(context.tokens) for context in some)
         seconds = time.monotonic() - began
-        _LOG.info("part %d: %d contexts, %d tokens, %.0f tokens/s", of.part, len(of.contexts), tokens, tokens / seconds)
+        _LOG.info("part %d: %d contexts, %d tokens, %.0f tokens/s", part, len(some), tokens, tokens / seconds)
 
     def _forward(self, some: list[Context], first: int, shards: dict[int, Buffered]) -> None:
         import torch
@@ -391,7 +385,7 @@ class _Job:
         for row, context in enumerate(some):
             count = len(context.tokens)
             tokens_bs[row, :count], docs_bs[row, :count], mask_bs[row, :count] = context.tokens, context.docs, True
-            kept_bs[row, :count] = self._form.keeps(context.tokens)
+            kept_bs[row, :count] = self.form.keeps(context.tokens)
         model = self.taps._model
         device = model.get_input_embeddings().weight.device
         inputs = {"input_ids": torch.from_numpy(tokens_bs).to(device), "attention_mask": torch.from_numpy(mask_bs).to(device, torch.int64)}

@@ -4,12 +4,16 @@ A part is a shard in each output folder and whatever else belongs to it. Its fil
 committed by one small file, `parts/000012.json`, which holds the shards' entries in the manifest. What lies there without a marker does
 not count and is written again. `parts/plan.json` says what decides the bytes: a writer with another plan is refused, and so are markers of
 another, which name their plan by its hash.
+
+Where parts follow from what was written before, one writer at a time has a folder: `parts/writer` holds a token of the last that began, and one
+that finds another's there stops before its next part.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ from ._shard import Layout
 from ._store import Store
 
 PLAN = "parts/plan.json"
+_WRITER = "parts/writer"
 _MARKER = re.compile(r"parts/(\d{6,})\.json")
 _OF_PART = re.compile(r"shard-\d{6,}\.parquet")
 _SHARD = re.compile(r"(?:.*/)?[^/]+\.(?:parquet|pq)", re.IGNORECASE)
@@ -67,6 +72,7 @@ class Parts:
         there = store.list()
         self.plan = self._read_plan()
         self.markers: dict[int, Marker] = {}
+        self._token: bytes | None = None
         if self.plan is None:
             self._refuse_others(there)
         elif "format" in self.plan:
@@ -116,6 +122,33 @@ class Parts:
         self.markers = self._read_markers()
         return self.markers
 
+    def claim(self) -> None:
+        """Makes this the only writer of the folder, if it is not yet.
+
+        Raises:
+            ValueError: when parts were committed since this looked.
+        """
+        if self._token is not None:
+            return
+        token = secrets.token_hex(16).encode()
+        # Before the token is written, so that one that is refused stops nobody, and behind it, since until then another writer may commit.
+        self._refuse_more_parts()
+        self.store.put(_WRITER, token)
+        self._refuse_more_parts()
+        self._token = token
+
+    def check_claim(self) -> None:
+        """
+        Raises:
+            ValueError: when another writer has claimed the folder since this one did, or has finished it.
+        """
+        try:
+            holds = self._token is None or self.store.get(_WRITER, 1 << 10) == self._token
+        except FileNotFoundError:
+            holds = False
+        if not holds:
+            raise ValueError(f"another writer has begun to write to {self.store.url}: one at a time writes a folder, so give each a folder of its own")
+
     def commit(self, part: int, marker: Marker) -> None:
         """Makes a part count. Its files are complete."""
         content = {"plan": self.hash, "shards": marker.shards, "note": marker.note}
@@ -148,6 +181,11 @@ class Parts:
             store = self.store.below(folder)
             shards = [self.markers[part].shards[folder] for part in range(count)]
             store.put(FILE_NAME, to_json(layout.width, layout.dtype, layout.shuffled, shards, sources.get(folder)))
+        self.store.delete(_WRITER)
+
+    def _refuse_more_parts(self) -> None:
+        if self._read_markers().keys() != self.markers.keys() or self.is_finished:
+            raise ValueError(f"{self.store.url} was written to by another writer since this one began: make a new one, which goes on behind that")
 
     def _read_plan(self) -> dict[str, Any] | None:
         try:

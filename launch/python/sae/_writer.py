@@ -105,7 +105,8 @@ class ShardWriter:
     Rows are cut into shards of `shard_rows`, each committed by a marker once it is complete. A writer that is killed loses the shard that
     it was filling: made again with the same arguments it goes on after `rows_committed` rows, and the caller hands over what comes
     behind them. Left by an exception (Ctrl-C too) it is the same; left without one it writes the rest and the manifest.
-    One writer at a time writes a folder; several processes write a folder each, and `data.train` lists them.
+    One writer at a time writes a folder: of two the one that began first stops with an error. Several processes write a folder each, and
+    `data.train` lists them.
 
     Memory: about 140 MiB, whatever is written. In object storage a shard is complete in a temporary file (`TMPDIR`) before it is sent, and is held in
     memory while it is.
@@ -198,6 +199,7 @@ class ShardWriter:
         Raises:
             ValueError: for another width, rows that are not finite (training would be refused at them) or that the format does not hold,
                 other columns than in earlier calls, and values that do not fit. Nothing of such a call is written.
+            ValueError: also when another writer has begun to write to the folder since. This writer takes nothing more then.
             StoreError: when the store refuses. This writer takes nothing more then; a new one goes on after `rows_committed`.
         """
         self._refuse_if_over()
@@ -211,6 +213,7 @@ class ShardWriter:
         if self._types is None:
             self._types = types
             self._parts.begin(self._plan())
+        self._parts.claim()
         try:
             self._append(bits, values, types)
         except BaseException:
@@ -236,6 +239,7 @@ class ShardWriter:
 
     def _commit(self) -> None:
         """Ends the open shard."""
+        self._parts.check_claim()
         if self._open is not None:
             shard = self._open.finish()
             self._parts.commit(self._done, Marker({"": shard}, {}))
@@ -246,11 +250,16 @@ class ShardWriter:
         """Writes the last shard and the manifest, with which the data set is complete. Returns its rows.
 
         Raises:
-            ValueError: when no rows were written.
+            ValueError: when no rows were written, and when another writer has begun to write to the folder.
         """
         self._refuse_if_over()
         if not self._is_finished:
-            self._commit()
+            try:
+                self._commit()
+            except BaseException:
+                self._is_over = True
+                self.abort()
+                raise
             if self._done == 0:
                 raise ValueError(f"no rows were written to {self._parts.store.url}")
             self._parts.finish(self._done, self._layout, {"": self._source})
