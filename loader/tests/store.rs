@@ -66,6 +66,28 @@ fn a_failed_write_leaves_nothing_behind() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+/// Ranks of one job come and go in one folder, and each takes away what it finds empty.
+#[test]
+fn a_folder_that_others_remove_as_empty_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("run");
+    std::thread::scope(|scope| {
+        for rank in 0..4 {
+            let root = &root;
+            scope.spawn(move || {
+                let store = Store::open(root.to_str().unwrap()).unwrap();
+                let key = format!("meeting/one/rank-{rank}.json");
+                for _ in 0..500 {
+                    assert!(store.put_new(&key, &b"x"[..]).unwrap());
+                    store.delete(&key).unwrap();
+                    let _ = std::fs::remove_dir(root);
+                }
+            });
+        }
+    });
+    assert!(!root.exists());
+}
+
 #[test]
 fn leftovers_of_killed_writers_are_hidden_and_removed() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! Local files: atomic writes that survive a power cut, ranged reads into buffers that are reused.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -18,8 +18,8 @@ const TEMPORARY: &str = ".loader-tmp-";
 /// A temporary file that nobody wrote to for so long belongs to a writer that was killed.
 const LEFTOVER: Duration = Duration::from_secs(3600);
 
-/// How often a folder is made again that another process removes, as empty, before a file is in it.
-const REMADE: usize = 8;
+/// How often a folder is made that another process removes, as empty, before a file is in it.
+const REMADE: usize = 100;
 
 pub(crate) fn read_error(path: &Path, e: std::io::Error) -> Error {
     let location = path.display().to_string();
@@ -60,14 +60,16 @@ impl Pending {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let path = root.join(key);
         let folder = path.parent().unwrap_or(root);
-        fs::create_dir_all(folder).map_err(|e| write_error(folder, e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // A folder below may be a link to another disk, and renaming stays on one.
-        let place = if is_same_disk(root, folder) { root } else { folder };
-        remove_leftovers(place);
         let unique = format!("{TEMPORARY}{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let temporary = place.join(unique);
-        let file = File::create(&temporary).map_err(|e| write_error(&path, e))?;
+        let (file, temporary) = in_folder(folder, || {
+            // A folder below may be a link to another disk, and renaming stays on one.
+            let place = if is_same_disk(root, folder) { root } else { folder };
+            remove_leftovers(place);
+            let temporary = place.join(&unique);
+            Ok((File::create(&temporary)?, temporary))
+        })
+        .map_err(|e| write_error(folder, e))?;
         Ok(Pending { file, temporary, path, committed: false })
     }
 
@@ -84,16 +86,7 @@ impl Pending {
             // A hard link fails if the name exists: the atomic form of create-if-absent.
             if exclusive { fs::hard_link(&self.temporary, &self.path) } else { fs::rename(&self.temporary, &self.path) }
         };
-        let mut result = named();
-        // Another process may remove a folder that is empty, at any moment until the file is in it.
-        for _ in 0..REMADE {
-            if !matches!(&result, Err(e) if e.kind() == ErrorKind::NotFound) {
-                break;
-            }
-            fs::create_dir_all(&folder).map_err(|e| write_error(&folder, e))?;
-            result = named();
-        }
-        match result {
+        match in_folder(&folder, named) {
             Ok(()) => self.committed = !exclusive,
             Err(e) if exclusive && e.kind() == ErrorKind::AlreadyExists => return Ok(false),
             Err(e) => return Err(fail(e)),
@@ -104,6 +97,22 @@ impl Pending {
             synced => synced.map_err(|e| write_error(&folder, e))?,
         }
         Ok(true)
+    }
+}
+
+/// What `make` gives where `folder` is there, which is made first. Another process may remove a folder that is empty, with those above it,
+/// at any moment until a file is in it: both are tried again then.
+fn in_folder<T>(folder: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let attempt = || make_folder(folder).and_then(|()| make());
+    let removed = |made: &io::Result<T>| matches!(made, Err(e) if e.kind() == ErrorKind::NotFound);
+    (0..REMADE).map(|_| attempt()).find(|made| !removed(made)).unwrap_or_else(attempt)
+}
+
+/// Of a folder that is removed meanwhile the standard library says that its name is taken, as of a file by this name: reading it tells.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    match fs::create_dir_all(folder) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => fs::read_dir(folder).map(drop),
+        made => made,
     }
 }
 
