@@ -193,6 +193,11 @@ def make_torch(cases):
     cases.expect("torch-tensor", bits(y[10:60]), "f32")
     torch.save([y[:30].clone(), torch.nn.Parameter(y[30:].clone())], cases.path("torch-list") + "/a.pt")
     cases.expect("torch-list", bits(y), "f32")
+    parts = [y[:30].clone(), y[30:].clone()]
+    torch.save({"meta": {"layer": 3}, "acts": parts, "ids": ids}, cases.path("torch-list-named") + "/a.pt")
+    cases.expect("torch-list-named", bits(y), "f32", ["--tensor", "acts"])
+    torch.save({"hidden_states": tuple(parts)}, cases.path("torch-tuple") + "/a.pt")
+    cases.expect("torch-tuple", bits(parts[1]), "f32", ["--tensor", "hidden_states.1"])
 
 
 def archive(path, pickled, storage=b"\0" * 480, compression=zipfile.ZIP_STORED):
@@ -258,6 +263,8 @@ def make_hostile(folder):
     torch_file("escapes", "it lacks", tensor_pickle().replace(b"X\x01\0\0\x000", b"X\x06\0\0\x00../../"))
     torch.save(torch.ones(10, 12), f"{folder}/legacy.pt", _use_new_zipfile_serialization=False)
     said["legacy.pt"] = "save it again"
+    torch.save(tuple(torch.ones(1, 10, 12) for _ in range(3)), f"{folder}/hidden-states.pt")
+    said["hidden-states.pt"] = 'tensors "0" to "2" are a tuple'
     torch.save({"x": torch.ones(10, 12), "y": torch.float32}, f"{folder}/dtype.pt")
     said["dtype.pt"] = "torch.float32"
     np.save(f"{folder}/fortran.npy", np.asfortranarray(np.ones((30, 12), np.float32)))

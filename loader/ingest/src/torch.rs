@@ -1,28 +1,40 @@
-//! PyTorch's archives: a tensor, or a list of tensors that are rows one after the other.
+//! PyTorch's archives: a tensor, or a list of tensors that are rows one after the other, which may stand in a dictionary.
 
-use loader::Result;
-use tensors::{File, Format};
+use loader::{Error, Help, Result};
+use tensors::{File, Format, Tensor, Tensors};
 
 use crate::tensor::{self, Three};
 use crate::unit::Contents;
 
 pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
-    let mut tensors = Format::Torch.read(file)?.named;
-    let in_list = tensors.iter().enumerate().all(|(i, (name, _))| *name == i.to_string());
-    if wanted.is_some()
-        || !in_list
-        || tensors.len() < 2
-        || !tensors.iter().all(|(_, tensor)| tensor::is_activations(tensor))
-    {
-        if in_list && tensors.len() == 1 && wanted.is_none() {
-            tensors[0].0.clear();
+    let Tensors { named: mut tensors, tuples, .. } = Format::Torch.read(file)?;
+    let Some(list) = list_of_activations(&tensors, wanted) else {
+        // A tensor by itself, or the only one of a list.
+        if let ([(name, _)], None) = (&mut tensors[..], wanted)
+            && name == "0"
+        {
+            name.clear();
         }
         return tensor::contents(file, tensors, wanted, Three::Contexts);
+    };
+    if tuples.contains(&list) {
+        // Rows of all layers, one layer after the other, would look like those of one.
+        let elements: Vec<_> = tensors.iter().filter(|(name, _)| in_list(name, &list).is_some()).collect();
+        let (first, last) = (&elements[0].0, &elements[elements.len() - 1].0);
+        return Err(Error::Data {
+            location: file.url(),
+            problem: format!(
+                "tensors {first:?} to {last:?} are a tuple, as transformers hands out those of all layers; what is to be read one after the other \
+                 is saved as a list"
+            ),
+            source: None,
+            help: Some(Help::Column),
+        });
     }
-    // A list of tensors is their rows, one after the other.
+    let (rows, beside): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|(name, _)| in_list(name, &list).is_some());
     let mut all = Contents { shape: None, units: Vec::new() };
-    for (i, (_, tensor)) in tensors.into_iter().enumerate() {
-        let one = tensor::contents(file, vec![(String::new(), tensor)], None, Three::Contexts)?;
+    for (i, (_, tensor)) in rows.into_iter().enumerate() {
+        let one = tensor::contents(file, vec![(list.clone(), tensor)], None, Three::Contexts)?;
         match (&all.shape, &one.shape) {
             (Some(first), Some(shape)) if first != shape => {
                 return Err(file.flaw(format!(
@@ -33,5 +45,29 @@ pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
         }
         all.units.extend(one.units);
     }
+    if let Some(shape) = &mut all.shape {
+        shape.left_out.extend(beside.iter().map(|(name, tensor)| format!("{name} ({})", tensor.described())));
+    }
     Ok(all)
+}
+
+/// The name of the list whose tensors are rows one after the other: that which is wanted, or the file itself, which has no name.
+fn list_of_activations(tensors: &[(String, Tensor)], wanted: Option<&str>) -> Option<String> {
+    let list = match wanted {
+        Some(wanted) if tensors.iter().any(|(name, _)| name == wanted) => return None,
+        Some(wanted) => wanted,
+        None => "",
+    };
+    let elements: Vec<_> = tensors.iter().filter(|(name, _)| in_list(name, list).is_some()).collect();
+    let is_whole = elements.iter().enumerate().all(|(i, (name, _))| in_list(name, list) == Some(&i.to_string()));
+    let are_activations = elements.iter().all(|(_, tensor)| tensor::is_activations(tensor));
+    // A file that is a list holds nothing else.
+    let is_list = elements.len() > 1 && (wanted.is_some() || elements.len() == tensors.len());
+    (is_list && is_whole && are_activations).then(|| list.to_owned())
+}
+
+/// What an element is called in a list of this name.
+fn in_list<'a>(name: &'a str, list: &str) -> Option<&'a str> {
+    let element = if list.is_empty() { name } else { name.strip_prefix(list)?.strip_prefix('.')? };
+    (!element.contains('.')).then_some(element)
 }

@@ -118,8 +118,17 @@ fn shown(name: &str) -> String {
     name.chars().take(100).flat_map(char::escape_debug).collect()
 }
 
-/// The tensors of a pickle with their names: those of nested containers are joined by dots, and elements of lists are numbered.
-pub(crate) fn tensors(pickle: &[u8]) -> Outcome<Vec<(String, Rc<Described>)>> {
+/// What is found in a pickle.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Tensors with their names: those of nested containers are joined by dots, and elements of lists are numbered.
+    pub(crate) tensors: Vec<(String, Rc<Described>)>,
+    /// Names of the tuples that tensors are elements of.
+    pub(crate) tuples: Vec<String>,
+}
+
+/// The tensors of a pickle.
+pub(crate) fn tensors(pickle: &[u8]) -> Outcome<Found> {
     let mut machine = Machine {
         bytes: pickle,
         at: 0,
@@ -131,7 +140,7 @@ pub(crate) fn tensors(pickle: &[u8]) -> Outcome<Vec<(String, Rc<Described>)>> {
         bytes_made: Cell::new(0),
     };
     let top = machine.run()?;
-    let mut found = Vec::new();
+    let mut found = Found::default();
     machine.collect(top, &mut Vec::new(), &mut found)?;
     Ok(found)
 }
@@ -460,9 +469,9 @@ impl Machine<'_> {
     }
 
     /// Finds the tensors below a value. A value that is inside itself ends at the depth that containers may have.
-    fn collect(&self, id: Id, path: &mut Vec<Rc<str>>, found: &mut Vec<(String, Rc<Described>)>) -> Outcome<()> {
+    fn collect(&self, id: Id, path: &mut Vec<Rc<str>>, found: &mut Found) -> Outcome<()> {
         self.visits.set(self.visits.get() + 1);
-        if path.len() > MAX_DEPTH || found.len() > MAX_TENSORS || self.visits.get() > MAX_VALUES {
+        if path.len() > MAX_DEPTH || found.tensors.len() > MAX_TENSORS || self.visits.get() > MAX_VALUES {
             return Err(format!(
                 "its pickle has more than {MAX_TENSORS} tensors, or containers more than {MAX_DEPTH} deep"
             ));
@@ -471,9 +480,15 @@ impl Machine<'_> {
             Value::Tensor(tensor) => {
                 let name = path.join(".");
                 self.makes(name.len() + size_of_val(&*tensor.shape))?;
-                found.push((name, Rc::clone(tensor)));
+                found.tensors.push((name, Rc::clone(tensor)));
             }
             Value::List(items) | Value::Tuple(items) => {
+                let has_tensors = items.iter().any(|&item| matches!(self.values[item], Value::Tensor(_)));
+                if has_tensors && matches!(self.values[id], Value::Tuple(_)) {
+                    let name = path.join(".");
+                    self.makes(name.len())?;
+                    found.tuples.push(name);
+                }
                 for (i, &item) in items.iter().enumerate() {
                     self.below(item, i.to_string().into(), path, found)?;
                 }
@@ -493,13 +508,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn below(
-        &self,
-        id: Id,
-        name: Rc<str>,
-        path: &mut Vec<Rc<str>>,
-        found: &mut Vec<(String, Rc<Described>)>,
-    ) -> Outcome<()> {
+    fn below(&self, id: Id, name: Rc<str>, path: &mut Vec<Rc<str>>, found: &mut Found) -> Outcome<()> {
         path.push(name);
         let collected = self.collect(id, path, found);
         path.pop();

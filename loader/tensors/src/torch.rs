@@ -39,10 +39,10 @@ pub(crate) fn tensors(file: &File) -> Result<Tensors> {
     {
         return Err(file.flaw("is big-endian: load it, and save it again on another machine"));
     }
-    let described = pickle::tensors(&pickle).map_err(|problem| file.flaw(problem))?;
-    let named =
-        described.into_iter().map(|(name, tensor)| Ok((name, archive.tensor(&tensor)?))).collect::<Result<_>>()?;
-    Ok(Tensors { named, head: pickle })
+    let found = pickle::tensors(&pickle).map_err(|problem| file.flaw(problem))?;
+    let tensors = found.tensors.into_iter();
+    let named = tensors.map(|(name, tensor)| Ok((name, archive.tensor(&tensor)?))).collect::<Result<_>>()?;
+    Ok(Tensors { named, tuples: found.tuples, head: pickle })
 }
 
 #[derive(Clone, Copy)]

@@ -6,6 +6,10 @@ use super::*;
 const TENSOR: &[u8] = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nHalfStorage\nX\x01\0\0\x007X\x03\0\0\0cpuK\x08tQK\x02K\x02K\x03\x86K\x03K\x01\x86\x89ccollections\nOrderedDict\n)RtR";
 
 fn read(program: &[&[u8]]) -> Outcome<Vec<(String, Rc<Described>)>> {
+    found(program).map(|found| found.tensors)
+}
+
+fn found(program: &[&[u8]]) -> Outcome<Found> {
     tensors(&[&[&b"\x80\x02"[..]], program, &[&b"."[..]]].concat().concat())
 }
 
@@ -32,6 +36,10 @@ fn tensors_are_found_with_their_names() {
     assert_eq!(list.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["0", "1"]);
     let dict = read(&[b"}(X\x01\0\0\0a", TENSOR, b"X\x01\0\0\0b}(K\x05", TENSOR, b"\x8c\x01cNuu"]).unwrap();
     assert_eq!(dict.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a", "b.5"]);
+    // Tuples are told from lists, where tensors are their elements.
+    assert_eq!(found(&[b"}X\x01\0\0\0a(", TENSOR, TENSOR, b"ts"]).unwrap().tuples, ["a"]);
+    assert_eq!(found(&[b"](", TENSOR, TENSOR, b"e"]).unwrap().tuples, [""; 0]);
+    assert_eq!(found(&[b"}X\x01\0\0\0aK\x01K\x02\x86s"]).unwrap().tuples, [""; 0]);
     // A value that is put aside is the same value.
     assert_eq!(read(&[b"](", TENSOR, b"q\x00h\x00e"]).unwrap().len(), 2);
     // A long integer, and one of a parameter.
