@@ -311,6 +311,16 @@ fn a_folder_of_several_dictionaries_names_them() {
         let said = sae::run(&[&[command, &hub, "--data", &eval], more].concat()).exits(65);
         said.says(&["2 dictionaries below it", "blocks.3.hook_resid_post, blocks.7.hook_resid_post"]);
     }
+    // Those of dictionary_learning, in safetensors and in its own archive.
+    for name in ["trainer_0", "trainer_1", "unnamed"] {
+        let out = fixture.text(&format!("theirs/{name}"));
+        sae::run(&["export", &recipe.run.dir, "--out", &out, "--format", "dictionary-learning"]).exits(0);
+    }
+    let theirs = fixture.path("theirs");
+    fs::rename(theirs.join("trainer_1/ae.safetensors"), theirs.join("trainer_1/ae.pt")).expect("renamed");
+    fs::remove_file(theirs.join("unnamed/config.json")).expect("removed");
+    let said = sae::run(&["eval", &fixture.text("theirs"), "--data", &eval]).exits(65);
+    said.says(&["2 dictionaries below it", "trainer_0, trainer_1"]);
     let one = format!("{hub}/blocks.7.hook_resid_post");
     let of_run = sae::run(&["eval", &recipe.run.dir, "--data", &eval, "--json"]).exits(0).json();
     let of_export = sae::run(&["eval", &one, "--data", &eval, "--json"]).exits(0).json();

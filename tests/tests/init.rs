@@ -388,7 +388,7 @@ fn what_cannot_be_started_from_is_explained() {
     refused("ae.pt", &[normalized], &["ae.pt", "is no zip archive of PyTorch's", "save it again"]);
     fs::write(fixture.path("ae.ckpt"), "pickle").expect("written");
     refused("ae.ckpt", &[normalized], &[".safetensors files", "torch.save"]);
-    refused("train", &[], &["holds no committed checkpoint", "cfg.json"]);
+    refused("train", &[], &["holds no committed checkpoint", "cfg.json", "dictionary_learning a config.json"]);
 
     let turn = |matrix: &[f32], columns| Weights { w_enc_df: turned(matrix, columns), ..weights.clone() };
     let wrong = turn(&weights.w_enc_df, FEATURES);

@@ -249,7 +249,8 @@ fn of_folder(url: &str, fits: Fits) -> Result<Source, Error> {
     let (store, found) = checkpoint::named(url, Which::Last).map_err(|error| match error {
         Error::Checkpoint(message) => Error::Weights(message.said(|text| {
             format!(
-                "{text}; a SAELens folder would have a {CONFIG}, and a file of weights ends with .safetensors{}",
+                "{text}; a SAELens folder would have a {CONFIG}, one of dictionary_learning a {CONFIG_OF_DICTIONARY_LEARNING} that names its class, \
+                 and a file of weights ends with .safetensors or .pt{}",
                 several(&store)
             )
         })),
@@ -257,7 +258,7 @@ fn of_folder(url: &str, fits: Fits) -> Result<Source, Error> {
     })?;
     let manifest = &found.manifest;
     let name = store.url_of(&found.folder);
-    fits.check_config(&format!("{name}/manifest.json"), Some(manifest.width), Some(manifest.features))?;
+    fits.and(&format!("{name}/manifest.json"), Some(manifest.width), Some(manifest.features))?;
     let scale = Some(f64::from(manifest.scale));
     let holds = Holds::Checkpoint(store, Box::new(found));
     Ok(Source { name, holds, scale, subtracts_decoder_bias: false, threads: None })
@@ -268,20 +269,19 @@ fn weights_of_folder(url: &str, fits: Fits) -> Result<Option<Source>, Error> {
     let store = Store::open(url)?;
     let name = url.to_owned();
     if let Some(config) = read_config(&store)? {
-        fits.check_config(&store.url_of(CONFIG), config.width, config.features)?;
+        let fits = fits.and(&store.url_of(CONFIG), config.width, config.features)?;
         let files = match store.get(INDEX) {
             Ok(index) => parts(&index, &store.url_of(INDEX))?,
             Err(loader::Error::NotFound { .. }) => vec![WEIGHTS.to_owned()],
             Err(other) => return Err(other.into()),
         };
-        let fits = Fits { width: fits.width.or(config.width), features: fits.features.or(config.features) };
         let holds = Holds::Weights(Weights::open(&store, &files, fits)?);
         let subtracts_decoder_bias = config.subtracts_decoder_bias;
         return Ok(Some(Source { name, holds, scale: Some(1.0), subtracts_decoder_bias, threads: None }));
     }
     let Some(config) = read_config_of_dictionary_learning(&store)? else { return Ok(None) };
     let place = store.url_of(CONFIG_OF_DICTIONARY_LEARNING);
-    fits.check_config(&place, config.width, config.features)?;
+    let fits = fits.and(&place, config.width, config.features)?;
     let is_there = |file: &str| store.head(file).map(|entry| entry.is_some());
     let file = match is_there(WEIGHTS_OF_DICTIONARY_LEARNING)? {
         true => WEIGHTS_OF_DICTIONARY_LEARNING,
@@ -296,7 +296,6 @@ fn weights_of_folder(url: &str, fits: Fits) -> Result<Option<Source>, Error> {
             ));
         }
     };
-    let fits = Fits { width: fits.width.or(config.width), features: fits.features.or(config.features) };
     let weights = Weights::open(&store, &[file.to_owned()], fits)?;
     let subtracts_decoder_bias = weights.subtracts_decoder_bias();
     if subtracts_decoder_bias != config.subtracts_decoder_bias {
@@ -324,8 +323,18 @@ pub(crate) fn several(store: &Store) -> String {
     const NAMED: usize = 10;
     let entries = store.list_some("", MOST).unwrap_or_default();
     let keys: BTreeSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
-    let folders = keys.iter().filter_map(|key| key.strip_suffix(CONFIG)?.strip_suffix('/'));
-    let found: Vec<&str> = folders.filter(|folder| keys.contains(format!("{folder}/{WEIGHTS}").as_str())).collect();
+    let beside = |folder: &str, file: &str| keys.contains(format!("{folder}/{file}").as_str());
+    let is_dictionary = |folder: &&str, file: &str| match file {
+        WEIGHTS => beside(folder, CONFIG),
+        WEIGHTS_OF_DICTIONARY_LEARNING | ARCHIVE_OF_DICTIONARY_LEARNING => {
+            beside(folder, CONFIG_OF_DICTIONARY_LEARNING)
+        }
+        _ => false,
+    };
+    let files = keys.iter().filter_map(|key| key.rsplit_once('/'));
+    let found: BTreeSet<&str> =
+        files.filter(|(folder, file)| is_dictionary(folder, file)).map(|(folder, _)| folder).collect();
+    let found: Vec<&str> = found.into_iter().collect();
     match found.len() {
         0 => String::new(),
         count => {

@@ -41,13 +41,17 @@ pub(super) struct Fits {
 }
 
 impl Fits {
-    /// Refuses what a file at `place` says of its shape, as far as it does.
-    pub(super) fn check_config(&self, place: &str, width: Option<usize>, features: Option<usize>) -> Result<(), Error> {
+    /// With what a file at `place` says of its shape, as far as it does.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when it says something else.
+    pub(super) fn and(self, place: &str, width: Option<usize>, features: Option<usize>) -> Result<Fits, Error> {
+        let all = Fits { width: self.width.or(width), features: self.features.or(features) };
         let wanted = |own: Option<usize>, there: Option<usize>| own.or(there).unwrap_or_default();
         let (data, wanted) = (wanted(self.width, width), wanted(self.features, features));
         let (width, features) = (width.unwrap_or(data), features.unwrap_or(wanted));
         if (width, features) == (data, wanted) {
-            return Ok(());
+            return Ok(all);
         }
         let remedy = match width == data {
             true => format!("set sae.features = {features}"),
@@ -134,7 +138,7 @@ impl Weights {
             parts.push(part);
         }
         let features = parts.last().map_or(0, |part| part.features.end);
-        fits.check_config(store.url(), None, Some(features))?;
+        fits.and(store.url(), None, Some(features))?;
         Ok(Weights { width: width.unwrap_or_default(), parts })
     }
 
@@ -351,7 +355,7 @@ impl File {
             source: None,
         })?;
         let format = if key.ends_with(SAFETENSORS) { Format::Safetensors } else { Format::Torch };
-        let Tensors { named, head } = format.read(&file).map_err(|error| match error {
+        let Tensors { named, head, .. } = format.read(&file).map_err(|error| match error {
             loader::Error::Data { .. } => Error::Weights(Message::of(error.to_string(), error)),
             of_store => of_store.into(),
         })?;
