@@ -24,6 +24,17 @@ pub fn words(error: &Error) -> String {
     }
 }
 
+/// The same of a configuration of a sweep, whose recipe is the sweep's.
+pub fn words_in_sweep(error: &Error) -> String {
+    match error {
+        Error::BadRows { problem, skip } => format!(
+            "{problem}. Leave the rows out of all and go on: set {skip} in the sweep's recipe, then sae sweep … --retry; {OR_FILTER}"
+        ),
+        Error::OfAll(error) => words_in_sweep(error),
+        _ => words(error),
+    }
+}
+
 /// The words behind `sae train` that start the run of this process.
 static WORDS: OnceLock<Vec<String>> = OnceLock::new();
 

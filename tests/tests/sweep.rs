@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::{Child, Command};
 
+use loader::Dtype;
 use tests::checkpoints;
-use tests::fixture::{Fixture, json};
+use tests::fixture::{Fixture, json, plain_rows, write_shards};
 use tests::processes::wait_for;
 use tests::s3::S3;
 use tests::slurm::Slurm;
@@ -224,6 +225,33 @@ fn what_fails_stops_no_other_and_says_why() {
     std::fs::remove_dir_all(done["run"].as_str().expect("a folder")).expect("it is removed");
     let again = sae::run(&words).exits(70).says(&["it was done, and its run folder", "is gone: it is trained again"]);
     assert_eq!(again.stderr.matches("begins: ").count(), 1, "{}", again.stderr);
+}
+
+/// Rows that are not finite end the configurations that meet them, and what they say to do lets these go on.
+#[test]
+fn bad_rows_are_left_out_of_a_sweep_as_it_says() {
+    let fixture = Fixture::new();
+    for (set, seed, rows) in [("train", 3, 15_401), ("eval", 4, 1024)] {
+        let mut rows = plain_rows(rows, 16, seed);
+        if set == "train" {
+            rows[9000 * 16] = f32::NAN;
+        }
+        write_shards(&fixture.path(set), 16, &rows, Dtype::F32, 4000);
+    }
+    let text = sweeps::six(&fixture).replace("[1e-3, 2e-3, 4e-3]", "[1e-3]");
+    let dir = fixture.text("sweep");
+    let words = |sweep: &'_ str| sae::run(&[&sweeps::words(sweep, &dir)[..], &["--retry"]].concat());
+    words(&fixture.save_text("sweep", &text)).exits(65);
+    let failed = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+    let lines = failed["configurations"].as_array().expect("a list");
+    let cause = lines.iter().find_map(|line| line["cause"].as_str()).expect("one meets the row");
+    let (_, remedy) = cause.split_once("set data.skip=").unwrap_or_else(|| panic!("{cause}"));
+    let (skip, more) = remedy.split_once(" in the sweep's recipe, then ").unwrap_or_else(|| panic!("{cause}"));
+    assert!(more.starts_with("sae sweep … --retry; a new run with data.filter.finite"), "{cause}");
+    let mended = text.replace("[base.data]\n", &format!("[base.data]\nskip = {skip}\n"));
+    words(&fixture.save_text("mended", &mended)).exits(0);
+    let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+    assert_eq!(status["counts"]["done"], 2, "{status}");
 }
 
 #[test]

@@ -81,7 +81,7 @@ pub fn train_group(choice: DeviceChoice, slot: Local, threads: usize, members: &
     // A bug in one group must not take the others with it.
     if let Err(panicked) = panic::catch_unwind(AssertUnwindSafe(work)) {
         let bug = bug(panicked.as_ref(), members.len());
-        let (exit, words) = (bug.exit(), remedy::words(&bug));
+        let (exit, words) = (bug.exit(), remedy::words_in_sweep(&bug));
         (0..members.len()).for_each(|at| group.tell(at, || unbegun(&members[at], exit, words.clone(), "training")));
     }
 }
@@ -146,7 +146,7 @@ impl Group<'_> {
                 }
                 shown.show(event);
             });
-            let (store, words) = (&member.store, remedy::words as fn(&Error) -> String);
+            let (store, words) = (&member.store, remedy::words_in_sweep as fn(&Error) -> String);
             let start = Start { store, resume, commit: COMMIT, stop: &member.stop, host_ranks, words, watch };
             Member { recipe, start }
         });
@@ -166,7 +166,7 @@ impl Group<'_> {
 
 /// A run that failed. One that failed before it began has left no note.
 fn failed(member: &Claimed, error: &Error) -> Outcome {
-    unbegun(member, error.exit(), remedy::words(error), "starting")
+    unbegun(member, error.exit(), remedy::words_in_sweep(error), "starting")
 }
 
 /// A run whose device could not be opened.
