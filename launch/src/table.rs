@@ -66,7 +66,8 @@ impl Column {
     }
 
     fn is_of_numbers(&self) -> bool {
-        self.cells.iter().all(|cell| cell.starts_with(|first: char| first.is_ascii_digit()))
+        // Some may not be known.
+        self.cells.iter().all(|cell| cell == "–" || cell.starts_with(|first: char| first.is_ascii_digit()))
     }
 }
 

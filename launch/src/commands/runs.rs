@@ -5,7 +5,7 @@ use indicatif::HumanCount;
 use crate::args::Runs;
 use crate::failure::Failure;
 use crate::runs::{self, Line};
-use crate::table;
+use crate::table::{self, Column};
 
 /// Prints a table of run folders.
 pub fn run(args: &Runs) -> Result<(), Failure> {
@@ -55,7 +55,7 @@ fn show(lines: &[Line]) {
         let exact = format!("{lr:e}");
         if exact.len() > 8 { format!("{lr:.2e}") } else { exact }
     };
-    let rows: Vec<_> = lines
+    let rows: Vec<[String; 11]> = lines
         .iter()
         .map(|line| {
             [
@@ -74,7 +74,8 @@ fn show(lines: &[Line]) {
         })
         .collect();
     let titles = ["run", "state", "features", "steps", "lr", "λ", "loss", "L0", "EV", "FLOP", "time"];
-    table::columns(&titles, &rows);
+    let columns = titles.iter().enumerate().map(|(at, title)| Column::of(title, rows.iter().map(|row| row[at].clone())));
+    table::in_room(columns.collect(), &["time", "FLOP", "EV", "L0"]);
     if let Some(parent) = &common {
         table::say(format!("runs in {parent}"));
     }
