@@ -101,6 +101,11 @@ impl Bar {
         }
     }
 
+    /// Replaces the number of rows, where it was a guess.
+    pub fn set_total(&mut self, total: u64) {
+        self.shown.total = total;
+    }
+
     /// Replaces what is shown besides rows.
     pub fn measured(&mut self, measured: Measured) {
         self.shown.measured = Some(measured);

@@ -269,7 +269,14 @@ fn what_cannot_be_encoded_is_explained() {
     encode(&[run, "--data", &train, "--out", &out])
         .exits(64)
         .says(&["other options or data", "part rows: 200 there, 65536 here"]);
-    encode(&[run, "--data", &train, "--out", &train]).exits(64).says(&["already holds shards"]);
+    for (data, inside) in
+        [("train", "train"), ("train", "train/encoded"), ("train/*.parquet", "train"), ("tr*/*.parquet", "train/x")]
+    {
+        let out = fixture.text(inside);
+        encode(&[run, "--data", &fixture.text(data), "--out", &out])
+            .exits(64)
+            .says(&["lies in --data", "outside of it"]);
+    }
     let of_fresh = [run, "--data", &train, "--out", &fresh];
     encode(&[&of_fresh[..], &["--columns", "token_id"]].concat())
         .exits(64)

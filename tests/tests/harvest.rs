@@ -449,6 +449,14 @@ fn what_cannot_be_used_is_refused_with_what_to_do() {
     twice(&bench.text("*.jsonl"), &bench.text("t*.jsonl"), &["text.jsonl is named twice"]);
     twice(&bench.text("folder"), &bench.text("folder/linked.jsonl"), &["linked.jsonl is named twice"]);
     twice(&text, &bench.text("folder"), &["linked.jsonl is the same file as ", "text.jsonl"]);
+    // What is written in the text would be text, by a pattern too.
+    for (text, out) in
+        [("folder", "folder/out"), ("**/*.jsonl", "folder/out"), ("folder/*.jsonl", "folder"), ("folder", "")]
+    {
+        let [text, out] = [text, out].map(|name| bench.text(name));
+        let said = sae::run(&["harvest", &tiny, "--layer", "1", "--text", &text, "--out", out.trim_end_matches('/')]);
+        said.exits(64).says(&["lie in each other", "another folder"]);
+    }
     refused(&tiny, &bench.text("absent"), &layer, 65, &["no text there"]);
     refused(&tiny, &text, &["--layer", "1", "--column", "body"], 65, &["byte 0", "it has text", "--column"]);
     let broken = bench.write("broken.jsonl", "{\"text\": \"w1\"}\n{\"text\n");

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{HumanBytes, HumanCount};
 use kernels::{Device, Purpose, Shape};
 use loader::parts::{Marker, Parts, Plan, Worker};
-use loader::{Dataset, GroupOfRows, Help, OpenOptions, RowFilter, Scalar, Store};
+use loader::{Dataset, GroupOfRows, Help, Location, OpenOptions, RowFilter, Scalar, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use trainer::data::{NamedRows, named_rows, skip_list_of};
@@ -67,12 +67,26 @@ pub fn run(args: &Encode) -> Result<(), Failure> {
     };
     let job = Job::new(args, &trained, &dataset, &on)?;
     let out = Store::open(&args.out)?;
+    refuse_inside(&out, &args.data)?;
     let parts = Parts::open(&out, &job.plan)?;
     match opened {
         Opened::Cpu(device) => job.work(&device, &parts, worker, &stop),
         Opened::Cuda(device) => job.work(&device, &parts, worker, &stop),
     }?;
     job.close(&parts, worker, args)
+}
+
+/// Refuses an output in the data: opened again they would hold pairs among their shards.
+fn refuse_inside(out: &Store, data: &[String]) -> Result<(), Failure> {
+    for data in data {
+        if Location::resolve(data)?.reaches(out) {
+            return Err(Failure::arguments(format!(
+                "--out {} lies in --data {data}, which would then hold it as well: name a folder outside of it",
+                out.url()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// `[train]` of the run as it concerns numbers, or what was asked for.

@@ -39,7 +39,12 @@ pub fn run(args: &Harvest) -> Result<(), Failure> {
         Event::Heavy(layers) => layers.iter().for_each(|heavy| warn(heavy, args.keep_first)),
         Event::Progress(progress) => {
             let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
-            shown.get_or_insert_with(|| Shown::new(&progress)).set(&progress);
+            if shown.is_none() {
+                *shown = progress.total.map(|total| Shown::new(progress.reached, total));
+            }
+            if let Some(shown) = &mut *shown {
+                shown.set(&progress);
+            }
         }
     };
     let done = harvest::harvest(&options, &stop, &tell)?;
@@ -53,24 +58,18 @@ pub fn run(args: &Harvest) -> Result<(), Failure> {
 /// The bar, once it is known how many rows there will be.
 struct Shown {
     bar: Bar,
-    total: u64,
     /// When the norm was last said.
     norm_at: u64,
 }
 
 impl Shown {
-    fn new(progress: &Progress) -> Shown {
-        let total = progress.total.unwrap_or(progress.reached).max(progress.reached);
-        Shown { bar: Bar::new("harvesting", progress.reached, total), total, norm_at: 0 }
+    fn new(reached: u64, total: u64) -> Shown {
+        Shown { bar: Bar::new("harvesting", reached, total), norm_at: 0 }
     }
 
     fn set(&mut self, progress: &Progress) {
-        let total = progress.total.unwrap_or(progress.reached).max(progress.reached);
-        // A guess by how much of the text is behind gets better: a bar that is a tenth off is worth another.
-        if total.abs_diff(self.total) > self.total / 10 {
-            self.bar.clear();
-            (self.bar, self.total) = (Bar::new("harvesting", progress.reached, total), total);
-        }
+        // A guess by how much of the text is behind, which gets better.
+        self.bar.set_total(progress.total.unwrap_or_default().max(progress.reached));
         self.bar.set(progress.reached);
         if progress.rows > 10 * self.norm_at.max(1000) {
             self.norm_at = progress.rows;

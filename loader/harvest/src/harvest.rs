@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use loader::parts::{Marker, Parts, Plan, Worker};
-use loader::{ColumnType, Dtype, ExtraColumn, Manifest, Source, Store, WriteOptions};
+use loader::{ColumnType, Dtype, ExtraColumn, Location, Manifest, Source, Store, WriteOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 use xxhash_rust::xxh3::xxh3_128;
@@ -317,7 +317,8 @@ fn source(options: &Options, model: &Model, tokenizer: &Tokenizer) -> Source {
 /// Refuses to write into the text: what is written there would be text when the same command goes on.
 fn check_apart(options: &Options) -> Result<()> {
     let out = Store::open(&options.out)?;
-    let overlaps = |text: &&String| Store::open(text).is_ok_and(|text| out.lies_in(&text) || text.lies_in(&out));
+    let overlaps =
+        |text: &&String| Location::resolve(text).is_ok_and(|text| text.reaches(&out) || text.store().lies_in(&out));
     match options.text.iter().find(overlaps) {
         Some(text) => {
             Err(Error::arguments(format!("{} and the text {text} lie in each other: name another folder", options.out)))

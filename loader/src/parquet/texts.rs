@@ -69,6 +69,11 @@ impl Texts {
         self.columns.iter().map(|(name, is_text)| (name.as_str(), *is_text))
     }
 
+    /// Rows of the file, as its footer says.
+    pub fn row_count(&self) -> u64 {
+        u64::try_from(self.metadata.file_metadata().num_rows()).unwrap_or_default()
+    }
+
     /// The rows of a column of text from a row on. A text of more than `most` bytes is not handed over.
     ///
     /// # Errors

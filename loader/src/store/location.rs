@@ -102,6 +102,16 @@ impl Location {
         }
     }
 
+    /// Whether files that are written below a folder may be among those here when this is looked at again.
+    pub fn reaches(&self, folder: &Store) -> bool {
+        let is_of_one_folder =
+            |pattern: &glob::Pattern| !pattern.as_str().contains('/') && !pattern.as_str().contains("**");
+        match &self.pattern {
+            Some(pattern) if is_of_one_folder(pattern) => folder.lies_in(&self.store) && self.store.lies_in(folder),
+            _ => folder.lies_in(&self.store),
+        }
+    }
+
     /// All files here, whatever they are, in the order of their names: the file that is named, what a pattern matches, or what lies below a
     /// folder. None where there is nothing.
     ///
@@ -297,6 +307,30 @@ mod tests {
         // What is encoded in a URL is meant as it is.
         let location = Location::resolve(&format!("file://{path}/r%5B0%5D%C3%BC*")).unwrap();
         assert_eq!(location.pattern.unwrap().as_str(), "r[[]0[]]ü*");
+    }
+
+    #[test]
+    fn what_is_written_may_be_found_by_the_next_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        for root in [path, "memory://reaches/x"] {
+            for (text, below, reaches) in [
+                ("a", "a", true),
+                ("a", "a/out", true),
+                ("a", "ab", false),
+                ("a/b", "a", false),
+                ("a/*.parquet", "a", true),
+                ("a/*.parquet", "a/out", false),
+                ("a/**/*.parquet", "a/out", true),
+                ("a/*/x.parquet", "a/out", true),
+                ("a/**", "a/out", true),
+                ("a/b*/x.parquet", "b", false),
+            ] {
+                let out = Store::open(&format!("{root}/{below}")).unwrap();
+                let location = Location::resolve(&format!("{root}/{text}")).unwrap();
+                assert_eq!(location.reaches(&out), reaches, "{text} and {below}");
+            }
+        }
     }
 
     #[test]

@@ -202,8 +202,12 @@ fn piece(file: &File, options: &TextOptions, offset: u64, bytes: &mut Bytes) -> 
     text.map(|text| Some((text, length))).map_err(|error| Unreadable { error, length: Some(length) })
 }
 
+/// What some editors and spreadsheets put in front of a file of UTF-8; JSON has none.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// The text of a line of JSON.
 fn value(file: &File, column: &str, at: u64, line: &[u8]) -> Result<String> {
+    let line = line.strip_prefix(BYTE_ORDER_MARK).filter(|_| at == 0).unwrap_or(line);
     let fail = |problem: String| Error::data(format!("{}, byte {at}", file.url()), problem);
     if line.trim_ascii_start().starts_with(b"[") {
         let problem = "is a JSON array, and a line is one object: jq -c '.[]' writes the objects of an array so";
@@ -239,6 +243,10 @@ fn utf8(file: &File, at: u64, bytes: Vec<u8>) -> Result<String> {
 mod tests {
     use std::io::Write;
     use std::path::Path;
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, RecordBatch, StringArray};
+    use parquet::arrow::ArrowWriter;
 
     use super::*;
 
@@ -288,6 +296,46 @@ mod tests {
                     let counts = (found.len(), all.len() - at);
                     assert!(found == all[at..] && found_end == end, "{name} of {count}, from {at}: {counts:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_json() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        let line = "{\"text\": \"w\"}\n";
+        std::fs::write(&path, format!("\u{feff}{line}{line}\u{feff}{line}")).unwrap();
+        let (read, end) = rest(&files(&path), &SKIP, Position::default());
+        assert_eq!((read.len(), end.skipped.documents), (2, 1), "only in front of the file");
+    }
+
+    /// How much of the text is behind is known about, in whatever file it lies.
+    #[test]
+    fn the_share_that_is_behind_is_guessed_inside_of_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = lines(40_000);
+        let texts = StringArray::from_iter_values((0..40_000).map(|at| format!("{at} of 40,000")));
+        let batch = RecordBatch::try_from_iter([("text", Arc::new(texts) as ArrayRef)]).unwrap();
+        let mut table = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+        table.write(&batch).unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&lines).unwrap();
+        for (name, bytes) in [
+            ("a.jsonl.gz", gz.finish().unwrap()),
+            ("a.jsonl.zst", zstd::encode_all(&lines[..], 1).unwrap()),
+            ("a.parquet", table.into_inner().unwrap()),
+            ("a.jsonl", lines),
+        ] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let files = files(&path);
+            let mut documents = Documents::new(files.clone(), SKIP, Position::default());
+            for quarter in 1..4 {
+                (0..10_000).for_each(|_| drop(documents.read().unwrap()));
+                let (share, expected) = (files.share(documents.at()).unwrap(), f64::from(quarter) / 4.0);
+                // Decoders take 128 KiB at once, a good part of these files.
+                assert!((share - expected).abs() < 0.2, "{name}: {share} where {expected} is behind");
             }
         }
     }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::read::MultiGzDecoder;
 use loader::{Location, Resolver, Store};
@@ -41,6 +43,22 @@ pub(super) struct File {
     pub(super) size: u64,
     pub(super) format: Format,
     codec: Codec,
+    pub(super) length: Length,
+}
+
+/// Where a file ends, as offsets of a [`Position`] have it, as far as that is known: of Parquet once it is open, of a compressed file by how much what was
+/// read of it has given.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Length(Arc<AtomicU64>);
+
+impl Length {
+    pub(super) fn set(&self, length: u64) {
+        self.0.store(length, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&length| length > 0)
+    }
 }
 
 /// The files of a text, in the order in which they are read: as they were named, those of a folder by their paths.
@@ -67,7 +85,11 @@ impl Files {
                 let hidden = entry.key.split('/').any(|part| part.starts_with(['.', '_']));
                 let kind = kind(&entry.key).or_else(|| is_named.then_some((Format::Plain, Codec::None)));
                 let Some((format, codec)) = kind.filter(|_| is_named || !hidden) else { continue };
-                let file = File { store, key: entry.key, size: entry.size, format, codec };
+                let length = Length::default();
+                if codec == Codec::None && format != Format::Parquet {
+                    length.set(entry.size);
+                }
+                let file = File { store, key: entry.key, size: entry.size, format, codec, length };
                 if let Some(first) = found.insert(resolver.place(&file.store, &file.key), files.len()) {
                     return Err(twice(&files[first], &file));
                 }
@@ -118,15 +140,16 @@ impl Files {
         self.files.par_iter().map(of).collect()
     }
 
-    /// What share of the bytes lies before a position, as far as that is known: inside of compressed files and of Parquet it is not.
+    /// What share of the bytes lies before a position, about: inside of a compressed file, as if all of it were compressed alike, and inside of Parquet as if
+    /// all rows were alike.
     pub fn share(&self, at: Position) -> Option<f64> {
         let all: u64 = self.files.iter().map(|file| file.size).sum();
         let before: u64 = self.files.iter().take(at.file as usize).map(|file| file.size).sum();
-        let within = match self.files.get(at.file as usize) {
-            Some(file) if file.codec == Codec::None && file.format != Format::Parquet => at.offset.min(file.size),
-            _ => 0,
-        };
-        (all > 0).then(|| (before + within) as f64 / all as f64)
+        let within = self.files.get(at.file as usize).and_then(|file| {
+            let length = file.length.get()?;
+            Some(at.offset.min(length) as f64 / length as f64 * file.size as f64)
+        });
+        (all > 0).then(|| (before as f64 + within.unwrap_or_default()) / all as f64)
     }
 }
 
@@ -162,6 +185,26 @@ const FETCHED: u64 = 4 << 20;
 /// Bytes that are decompressed at once. As much may be lost before damage.
 const STEP: usize = 64 << 10;
 
+/// What is decompressed, with an eye on how much it is of how much.
+struct Decompressed<R> {
+    bytes: R,
+    given: u64,
+    /// Compressed bytes that were taken for it, of `size`.
+    taken: Arc<AtomicU64>,
+    size: u64,
+    length: Length,
+}
+
+impl<R: Read> Read for Decompressed<R> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let count = self.bytes.read(to)?;
+        self.given += count as u64;
+        let taken = self.taken.load(Ordering::Relaxed).max(1);
+        self.length.set((self.given as f64 * self.size as f64 / taken as f64) as u64);
+        Ok(count)
+    }
+}
+
 /// An object, read from the front.
 struct Object {
     store: Store,
@@ -169,6 +212,8 @@ struct Object {
     size: u64,
     at: u64,
     block: bytes::Bytes,
+    /// Bytes that were handed over.
+    taken: Arc<AtomicU64>,
 }
 
 impl Read for Object {
@@ -180,6 +225,7 @@ impl Read for Object {
         }
         let count = self.block.len().min(to.len());
         to[..count].copy_from_slice(&self.block.split_to(count));
+        self.taken.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
     }
 }
@@ -193,11 +239,17 @@ impl File {
     pub(super) fn read_from(&self, offset: u64) -> Result<BufReader<Box<dyn Read + Send>>> {
         let start = if self.codec == Codec::None { offset } else { 0 };
         let (store, key, size) = (self.store.clone(), self.key.clone(), self.size);
-        let object = Object { store, key, size, at: start, block: bytes::Bytes::new() };
+        let taken = Arc::<AtomicU64>::default();
+        let object = Object { store, key, size, at: start, block: bytes::Bytes::new(), taken: Arc::clone(&taken) };
+        let decompressed = |bytes: Box<dyn Read + Send>| {
+            Box::new(Decompressed { bytes, given: 0, taken, size, length: self.length.clone() })
+        };
         let bytes: Box<dyn Read + Send> = match self.codec {
             Codec::None => Box::new(object),
-            Codec::Gzip => Box::new(MultiGzDecoder::new(object)),
-            Codec::Zstd => Box::new(zstd::stream::read::Decoder::new(object).map_err(|e| self.failed(e))?),
+            Codec::Gzip => decompressed(Box::new(MultiGzDecoder::new(object))),
+            Codec::Zstd => {
+                decompressed(Box::new(zstd::stream::read::Decoder::new(object).map_err(|e| self.failed(e))?))
+            }
         };
         // How much a decoder gives before damage depends on how much it is asked for at a time: always this much, from the front on, for
         // the same documents to be read from wherever one begins. What is compressed has no other way to its middle anyway.

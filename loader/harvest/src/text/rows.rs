@@ -8,6 +8,7 @@ use crate::error::{Error, Help, Result};
 /// The rows of a file from a row on.
 pub(super) fn open(file: &File, column: &str, row: u64) -> Result<TextRows> {
     let texts = Texts::open(&file.store, &file.key, file.size).map_err(of_text)?;
+    file.length.set(texts.row_count());
     let is_text = texts.columns().find(|(name, _)| *name == column).map(|(_, is_text)| is_text);
     match is_text {
         Some(true) => texts.rows(column, row, MOST_BYTES as usize).map_err(of_text),
