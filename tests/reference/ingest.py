@@ -152,6 +152,27 @@ def make_datasets(cases):
         cases.expect(name, bits(rows), "f32", word=np.array([f"ü{i}" for i in range(90)]), p=np.arange(90))
 
 
+def make_columns(cases):
+    """Columns that are chosen, of which others have nulls; masks of one bool for each position."""
+    rows = values(40)
+    of = {"v": pa.array(rows.tolist(), pa.list_(pa.float32())), "tokens": range(40), "source": ["a", None] * 20, "n": [None, 1] * 20}
+    table = pa.table(of)
+    with pa.ipc.new_stream(cases.path("arrow-nulls") + "/a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    pq.write_table(table, cases.path("parquet-nulls") + "/a.parquet")
+    for name, arguments in (("arrow-nulls", ["--columns", "tokens"]), ("parquet-nulls", ["--columns", "token_id"])):
+        cases.expect(name, bits(rows), "f32", arguments, token_id=np.arange(40))
+    x, mask = torch.tensor(values(10, 5)), torch.arange(50).reshape(10, 5) % 3 == 0
+    tensors = {"acts": x, "attention_mask": mask, "input_ids": torch.arange(50).reshape(10, 5)}
+    safetensors.torch.save_file(tensors, cases.path("safetensors-mask") + "/a.safetensors")
+    torch.save(tensors, cases.path("torch-mask") + "/a.pt")
+    torch.save(tensors, cases.path("torch-alone") + "/a.pt")
+    for name in ("safetensors-mask", "torch-mask"):
+        columns = {"attention_mask": mask.reshape(-1).numpy().astype(np.uint32), "token_id": np.arange(50)}
+        cases.expect(name, bits(x), "f32", lengths=[5] * 10, **columns)
+    cases.expect("torch-alone", bits(x), "f32", ["--no-columns"], lengths=[5] * 10)
+
+
 def make_saelens(cases):
     """What SAELens' runner does once a model has given activations: make a shard of each buffer, put them together."""
     runner = object.__new__(CacheActivationsRunner)
@@ -291,7 +312,7 @@ def make_hostile(folder):
 
 def make(folder):
     cases = Cases(folder)
-    makers = (make_npy, make_safetensors, make_vllm, make_datasets, make_saelens, make_bionemo, make_torch)
+    makers = (make_npy, make_safetensors, make_vllm, make_datasets, make_columns, make_saelens, make_bionemo, make_torch)
     for maker in makers:
         maker(cases)
     with open(os.path.join(folder, "cases.json"), "w") as file:

@@ -109,7 +109,7 @@ fn every_format_comes_over_as_its_own_tool_wrote_it(Made { fixture, cases }: &Ma
     assert_eq!((&inspected["rows"], &inspected["manifest"]), (&Value::from(144), &Value::from("verified")));
     let source = &json(&fixture.path("shards/saelens/manifest.json"))["source"];
     assert_eq!(
-        (&source["hook_name"], &source["context_length"]),
+        (&source["hook_name"], &source["context_size"]),
         (&Value::from("blocks.3.hook_resid_post"), &Value::from(8))
     );
     assert!(source["non_finite_rows"].as_u64() > Some(0) && source["non_finite_rows"] == inspected["non_finite"]);
@@ -129,6 +129,13 @@ fn every_format_comes_over_as_its_own_tool_wrote_it(Made { fixture, cases }: &Ma
     refused(&[&fixture.text("sources/npy"), "--from", "torch"], 65, &["no files of the format torch"]);
     refused(&[&fixture.text("sources")], 64, &["several formats", "--from"]);
     refused(&[&fixture.text("absent")], 65, &["not found"]);
+    for format in ["arrow", "parquet"] {
+        let source = fixture.text(&format!("sources/{format}-nulls"));
+        let nulls = [format, "source", "null values", "column"];
+        sae::run(&["ingest", &source, "--out", &fixture.text("nulls")]).exits(65).says(&nulls);
+        fs::remove_dir_all(fixture.path("nulls")).ok();
+        refused(&[&source, "--columns", "tokens,label"], 64, &["no column label comes along", "[token_id]"]);
+    }
     refused(&[&fixture.text("sources/npy"), "--dtype", "f8"], 64, &["'f8' for '--dtype", "write bf16, f16 or f32"]);
     // A store that lost a shard.
     fs::remove_file(fixture.path("sources/bionemo/shard_00001.parquet")).expect("a shard goes");

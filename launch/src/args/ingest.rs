@@ -28,6 +28,12 @@ pub struct Ingest {
     /// The tensor or column of activations, where several could be meant.
     #[arg(long, visible_alias = "column", value_name = "NAME")]
     pub tensor: Option<String>,
+    /// Columns beside the rows that go along, by name: all of one value a row when absent.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "no_columns")]
+    pub columns: Vec<String>,
+    /// Leave out the columns beside the rows.
+    #[arg(long)]
+    pub no_columns: bool,
     /// Of vLLM's hidden states, which hold several layers: the place of one among them, from 0 on.
     #[arg(long, value_name = "PLACE")]
     pub layer: Option<u64>,

@@ -18,6 +18,10 @@ pub fn run(args: &Ingest) -> Result<(), Failure> {
     let options = Options {
         from: args.from,
         name: args.tensor.clone(),
+        columns: match args.no_columns {
+            true => Some(Vec::new()),
+            false => (!args.columns.is_empty()).then(|| args.columns.clone()),
+        },
         layer: args.layer,
         dtype: args.dtype,
         part_bytes: args.part_size << 20,

@@ -74,7 +74,8 @@ fn show(lines: &[Line]) {
         })
         .collect();
     let titles = ["run", "state", "features", "steps", "lr", "λ", "loss", "L0", "EV", "FLOP", "time"];
-    let columns = titles.iter().enumerate().map(|(at, title)| Column::of(title, rows.iter().map(|row| row[at].clone())));
+    let columns =
+        titles.iter().enumerate().map(|(at, title)| Column::of(title, rows.iter().map(|row| row[at].clone())));
     table::in_room(columns.collect(), &["time", "FLOP", "EV", "L0"]);
     if let Some(parent) = &common {
         table::say(format!("runs in {parent}"));

@@ -17,7 +17,7 @@ use crate::arrow::batch::{Batch, Place, stored};
 use crate::arrow::column::{Column, Leaf, form, span};
 use crate::files::Found;
 use crate::numbers::{column_type, kept_as};
-use crate::unit::{Contents, Shape, Unit, renamed};
+use crate::unit::{Choice, Contents, Shape, Unit, renamed};
 
 /// Longest message that is believed, without its buffers.
 const MAX_MESSAGE: u64 = 16 << 20;
@@ -56,7 +56,7 @@ pub(crate) fn data_files(found: &Found) -> Result<Option<Vec<String>>> {
 }
 
 /// Finds all batches of a file, by its messages.
-pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
+pub(crate) fn contents(file: &File, choice: Choice<'_>) -> Result<Contents> {
     let head = file.head(8)?;
     let mut at = if head.starts_with(b"ARROW1") { 8 } else { 0 };
     let mut schema: Option<(Schema, Option<Shape>)> = None;
@@ -100,7 +100,7 @@ pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
         match message.header_type() {
             MessageHeader::Schema => {
                 let fields = message.header_as_schema().ok_or_else(|| file.flaw("damaged: a schema that is none"))?;
-                schema = Some((Schema::of(file, &fields, wanted)?, None));
+                schema = Some((Schema::of(file, &fields, choice)?, None));
             }
             MessageHeader::RecordBatch => {
                 let Some((schema, shape)) = &mut schema else {
@@ -129,7 +129,7 @@ struct Schema {
 }
 
 impl Schema {
-    fn of(file: &File, schema: &arrow_ipc::Schema<'_>, wanted: Option<&str>) -> Result<Self> {
+    fn of(file: &File, schema: &arrow_ipc::Schema<'_>, choice: Choice<'_>) -> Result<Self> {
         if schema.endianness() != Endianness::Little {
             return Err(file.flaw("is big-endian: save it on another machine"));
         }
@@ -143,11 +143,13 @@ impl Schema {
             })?;
             (nodes, buffers) = (nodes + of_nodes, buffers + of_buffers);
         }
-        let (at, number) = choose(file, &columns, wanted)?;
+        let (at, number) = choose(file, &columns, choice.name)?;
         let activations = columns.remove(at);
         let nested = activations.lists.len() == 2;
-        let (beside, others): (Vec<Column>, Vec<Column>) =
-            columns.into_iter().partition(|column| match (column.leaf, column.lists.len()) {
+        let (beside, others): (Vec<Column>, Vec<Column>) = columns
+            .into_iter()
+            .filter(|column| choice.takes(&column.name))
+            .partition(|column| match (column.leaf, column.lists.len()) {
                 (Leaf::Numbers(_), 0) => true,
                 (Leaf::Numbers(_), 1) => nested,
                 (Leaf::Text(_), 0) => !nested,

@@ -6,13 +6,13 @@ use loader::Result;
 use tensors::{File, Number, Tensor};
 
 use crate::tensor::{self, Three};
-use crate::unit::Contents;
+use crate::unit::{Choice, Contents};
 
 /// Longest header that is believed.
 const MAX_HEADER: u64 = 1 << 20;
 
 pub(crate) fn contents(file: &File) -> Result<Contents> {
-    tensor::contents(file, vec![(String::new(), header(file)?)], None, Three::Contexts)
+    tensor::contents(file, vec![(String::new(), header(file)?)], Choice::default(), Three::Contexts)
 }
 
 /// Reads the header and holds it against the size of the file.

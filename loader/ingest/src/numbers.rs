@@ -16,7 +16,7 @@ pub(crate) fn column_type(number: Number) -> ColumnType {
     match number {
         Number::I8 | Number::I16 | Number::I32 => ColumnType::I32,
         Number::I64 => ColumnType::I64,
-        Number::U8 | Number::U16 | Number::U32 => ColumnType::U32,
+        Number::Bool | Number::U8 | Number::U16 | Number::U32 => ColumnType::U32,
         Number::U64 => ColumnType::U64,
         Number::F16 | Number::Bf16 | Number::F32 => ColumnType::F32,
         Number::F64 => ColumnType::F64,
@@ -34,6 +34,7 @@ pub(crate) fn values(number: Number, bytes: &[u8]) -> ColumnValues<'static> {
         Number::I16 => each(bytes, |b| i32::from(i16::from_le_bytes(b))).into(),
         Number::I32 => each(bytes, i32::from_le_bytes).into(),
         Number::I64 => each(bytes, i64::from_le_bytes).into(),
+        Number::Bool => each(bytes, |b: [u8; 1]| u32::from(b[0] != 0)).into(),
         Number::U8 => each(bytes, |b: [u8; 1]| u32::from(b[0])).into(),
         Number::U16 => each(bytes, |b| u32::from(u16::from_le_bytes(b))).into(),
         Number::U32 => each(bytes, u32::from_le_bytes).into(),

@@ -12,10 +12,12 @@ use serde::Deserialize;
 use tensors::{File, Number, flaw};
 
 use crate::files::Found;
-use crate::unit::{Contents, Places, Records, Rows, Shape, Take, Unit, renamed};
+use crate::unit::{Choice, Contents, Places, Records, Rows, Shape, Take, Unit, renamed};
 
-pub(crate) fn contents(file: &File, column: Option<&str>) -> Result<Contents> {
-    let records = Arc::new(loader::Records::open(file.store(), file.key(), file.size(), column)?);
+pub(crate) fn contents(file: &File, choice: Choice<'_>) -> Result<Contents> {
+    let mut records = loader::Records::open(file.store(), file.key(), file.size(), choice.name)?;
+    records.keep_columns(|name| choice.takes(name));
+    let records = Arc::new(records);
     let groups = records.groups().enumerate();
     let of = |group| Group { records: Arc::clone(&records), group };
     let units =

@@ -7,20 +7,21 @@ use loader::Result;
 use tensors::{File, Format, Tensor};
 
 use crate::tensor::{self, Three};
-use crate::unit::Contents;
+use crate::unit::{Choice, Contents};
 
-pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
-    tensor::contents(file, tensors(file)?, wanted, Three::Contexts)
+pub(crate) fn contents(file: &File, choice: Choice<'_>) -> Result<Contents> {
+    tensor::contents(file, tensors(file)?, choice, Three::Contexts)
 }
 
-pub(crate) fn contents_of_vllm(file: &File, wanted: Option<&str>, layer: Option<u64>) -> Result<Contents> {
+pub(crate) fn contents_of_vllm(file: &File, choice: Choice<'_>, layer: Option<u64>) -> Result<Contents> {
     let tensors = tensors(file)?;
-    if wanted.is_none() && !is_vllm(&tensors) {
+    if choice.name.is_none() && !is_vllm(&tensors) {
         return Err(file.flaw(
             "does not hold hidden_states and token_ids, as vLLM's extracted hidden states do: name its tensor, or take it as safetensors",
         ));
     }
-    tensor::contents(file, tensors, wanted.or(Some("hidden_states")), Three::Layers(layer))
+    let choice = Choice { name: choice.name.or(Some("hidden_states")), ..choice };
+    tensor::contents(file, tensors, choice, Three::Layers(layer))
 }
 
 /// Whether a file is one that vLLM's connector writes.

@@ -15,7 +15,7 @@ use crate::files::{self, Found};
 use crate::finite::NonFinite;
 use crate::format::{self, Format};
 use crate::numbers::kept_as;
-use crate::unit::{Contents, Shape, Unit};
+use crate::unit::{Choice, Contents, Shape, Unit, column_name};
 use crate::{apart, arrow, npy, parquet, safetensors, torch};
 
 /// Files that are looked into at the same time.
@@ -30,6 +30,8 @@ pub struct Options {
     pub from: Option<Format>,
     /// The tensor or column of activations, where several could be meant.
     pub name: Option<String>,
+    /// What comes along with the rows, by name; all that can when absent.
+    pub columns: Option<Vec<String>>,
     /// Of vLLM's hidden states of several layers the place of one among them, from 0 on.
     pub layer: Option<u64>,
     /// The format of the shards; that of the source when absent (f64 becomes f32).
@@ -40,7 +42,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { from: None, name: None, layer: None, dtype: None, part_bytes: 256 << 20 }
+        Options { from: None, name: None, columns: None, layer: None, dtype: None, part_bytes: 256 << 20 }
     }
 }
 
@@ -157,6 +159,16 @@ impl Survey {
         let Some((_, shape)) = first.filter(|_| units.iter().any(|unit| unit.rows > 0)) else {
             return Err(flaw(&url, format!("no rows in {} files", files.len())));
         };
+        for wanted in options.columns.iter().flatten() {
+            let known = |column: &&ExtraColumn| column.name == *wanted || column.name == column_name(wanted);
+            if shape.columns.iter().find(known).is_none() {
+                let names: Vec<&str> = shape.columns.iter().map(|column| column.name.as_str()).collect();
+                return Err(Error::Arguments(format!(
+                    "{url}: no column {wanted} comes along with its rows; of those that were chosen there are [{}]",
+                    names.join(", ")
+                )));
+            }
+        }
         let kept = kept_as(shape.number).unwrap_or(Dtype::F32);
         let dtype = options.dtype.unwrap_or(kept);
         let parts = cut(&units, shape.width * dtype.size() as u64, options.part_bytes.max(1));
@@ -298,7 +310,7 @@ impl Survey {
             if rows.is_multiple_of(contexts.max(1))
                 && self.units.iter().all(|unit| Some(unit.rows) == unit.records.checked_mul(rows / contexts.max(1)))
             {
-                say("context_length", (rows / contexts.max(1)).into());
+                say("context_size", (rows / contexts.max(1)).into());
             }
         }
         if let Some(layer) = self.options.layer {
@@ -335,14 +347,14 @@ fn of_format(found: Found, format: Format, url: &str) -> Result<Vec<File>> {
 }
 
 fn contents(file: &File, format: Format, options: &Options) -> Result<Contents> {
-    let name = options.name.as_deref();
+    let choice = Choice { name: options.name.as_deref(), columns: options.columns.as_deref() };
     match format {
         Format::Npy => npy::contents(file),
-        Format::Safetensors => safetensors::contents(file, name),
-        Format::Vllm => safetensors::contents_of_vllm(file, name, options.layer),
-        Format::Arrow => arrow::contents(file, name),
-        Format::Parquet | Format::Bionemo => parquet::contents(file, name),
-        Format::Torch => torch::contents(file, name),
+        Format::Safetensors => safetensors::contents(file, choice),
+        Format::Vllm => safetensors::contents_of_vllm(file, choice, options.layer),
+        Format::Arrow => arrow::contents(file, choice),
+        Format::Parquet | Format::Bionemo => parquet::contents(file, choice),
+        Format::Torch => torch::contents(file, choice),
     }
 }
 

@@ -6,7 +6,7 @@ use loader::{ColumnValues, Error, ExtraColumn, Help, Result};
 use tensors::{File, Number, Tensor};
 
 use crate::numbers::{column_type, kept_as, values};
-use crate::unit::{BLOCK, Contents, Places, Records, Rows, Shape, Take, Unit, renamed};
+use crate::unit::{BLOCK, Choice, Contents, Places, Records, Rows, Shape, Take, Unit, renamed};
 
 /// Widest rows that are believed.
 const MAX_WIDTH: u64 = 1 << 20;
@@ -53,10 +53,10 @@ const USUAL: [&str; 8] =
 pub(crate) fn contents(
     file: &File,
     tensors: Vec<(String, Tensor)>,
-    wanted: Option<&str>,
+    choice: Choice<'_>,
     three: Three,
 ) -> Result<Contents> {
-    let at = choose(file, &tensors, wanted)?;
+    let at = choose(file, &tensors, choice.name)?;
     let (name, tensor) = (tensors[at].0.clone(), tensors[at].1.clone());
     let fail = |problem: String| file.flaw(format!("tensor {name:?}: {problem}"));
     let number = match &tensor.number {
@@ -81,7 +81,8 @@ pub(crate) fn contents(
     } else {
         tensor.shape[..tensor.shape.len() - 1].to_vec()
     };
-    for (name, other) in tensors.into_iter().enumerate().filter(|(i, _)| *i != at).map(|(_, other)| other) {
+    let others = tensors.into_iter().enumerate().filter(|(i, _)| *i != at).map(|(_, other)| other);
+    for (name, other) in others.filter(|(name, _)| choice.takes(name)) {
         let per_row = other.shape == leading;
         let per_record = contexts && other.shape == [records] && !per_row;
         match other.number {

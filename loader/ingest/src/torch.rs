@@ -4,18 +4,18 @@ use loader::{Error, Help, Result};
 use tensors::{File, Format, Tensor, Tensors};
 
 use crate::tensor::{self, Three};
-use crate::unit::Contents;
+use crate::unit::{Choice, Contents};
 
-pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
+pub(crate) fn contents(file: &File, choice: Choice<'_>) -> Result<Contents> {
     let Tensors { named: mut tensors, tuples, .. } = Format::Torch.read(file)?;
-    let Some(list) = list_of_activations(&tensors, wanted) else {
+    let Some(list) = list_of_activations(&tensors, choice.name) else {
         // A tensor by itself, or the only one of a list.
-        if let ([(name, _)], None) = (&mut tensors[..], wanted)
+        if let ([(name, _)], None) = (&mut tensors[..], choice.name)
             && name == "0"
         {
             name.clear();
         }
-        return tensor::contents(file, tensors, wanted, Three::Contexts);
+        return tensor::contents(file, tensors, choice, Three::Contexts);
     };
     if tuples.contains(&list) {
         // Rows of all layers, one layer after the other, would look like those of one.
@@ -34,7 +34,7 @@ pub(crate) fn contents(file: &File, wanted: Option<&str>) -> Result<Contents> {
     let (rows, beside): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|(name, _)| in_list(name, &list).is_some());
     let mut all = Contents { shape: None, units: Vec::new() };
     for (i, (_, tensor)) in rows.into_iter().enumerate() {
-        let one = tensor::contents(file, vec![(list.clone(), tensor)], None, Three::Contexts)?;
+        let one = tensor::contents(file, vec![(list.clone(), tensor)], Choice::default(), Three::Contexts)?;
         match (&all.shape, &one.shape) {
             (Some(first), Some(shape)) if first != shape => {
                 return Err(file.flaw(format!(

@@ -29,6 +29,22 @@ pub(crate) trait Records: std::fmt::Debug + Send + Sync {
     }
 }
 
+/// What was chosen of a file.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Choice<'a> {
+    /// The tensor or column of activations; nothing where it is to be found.
+    pub(crate) name: Option<&'a str>,
+    /// What comes along with the rows, by its name there or here; nothing where all that can does.
+    pub(crate) columns: Option<&'a [String]>,
+}
+
+impl Choice<'_> {
+    /// Whether a column may come along.
+    pub(crate) fn takes(&self, column: &str) -> bool {
+        self.columns.is_none_or(|some| some.iter().any(|name| name == column || name == column_name(column)))
+    }
+}
+
 /// What all units of a file have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Shape {

@@ -109,6 +109,12 @@ impl Records {
         self.extras.iter().map(|extra| &extra.column)
     }
 
+    /// Leaves out all columns but those of such names: they are not read.
+    pub fn keep_columns(&mut self, takes: impl Fn(&str) -> bool) {
+        self.extras.retain(|extra| takes(&extra.column.name));
+        self.left_out.retain(|name| takes(name));
+    }
+
     /// Columns that are not one number or text for each row, by name.
     pub fn left_out(&self) -> &[String] {
         &self.left_out
@@ -303,7 +309,7 @@ fn append(array: &ArrayRef, values: &mut ColumnValues<'static>) -> Outcome<()> {
         to.extend(array.as_primitive::<T>().values().iter().map(|&value| as_stored(value)));
     }
     if array.null_count() > 0 {
-        return Err("null values: every row needs one".to_string().into());
+        return Err("null values: every row needs one: leave such rows or this column out".to_string().into());
     }
     match (values, array.data_type()) {
         (ColumnValues::I32(to), DataType::Int8) => numbers::<Int8Type, _>(array, to.to_mut(), i32::from),

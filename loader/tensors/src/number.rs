@@ -5,6 +5,8 @@ use loader::Dtype;
 /// How a number is stored; the least significant byte comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Number {
+    /// A byte that is 0 or 1.
+    Bool,
     /// A signed integer of 8 bits.
     I8,
     /// A signed integer of 16 bits.
@@ -35,7 +37,7 @@ impl Number {
     /// Bytes.
     pub fn size(self) -> u64 {
         match self {
-            Number::I8 | Number::U8 => 1,
+            Number::Bool | Number::I8 | Number::U8 => 1,
             Number::I16 | Number::U16 | Number::F16 | Number::Bf16 => 2,
             Number::I32 | Number::U32 | Number::F32 => 4,
             Number::I64 | Number::U64 | Number::F64 => 8,
@@ -45,6 +47,7 @@ impl Number {
     /// Its name in messages, as NumPy and PyTorch have it.
     pub fn name(self) -> &'static str {
         match self {
+            Number::Bool => "bool",
             Number::I8 => "int8",
             Number::I16 => "int16",
             Number::I32 => "int32",

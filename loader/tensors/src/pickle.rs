@@ -104,7 +104,7 @@ fn global(module: &str, name: &str) -> Outcome<Global> {
         ("torch", "IntStorage") => storage(Ok(Number::I32)),
         ("torch", "LongStorage") => storage(Ok(Number::I64)),
         ("torch", "ByteStorage") => storage(Ok(Number::U8)),
-        ("torch", "BoolStorage") => storage(Err("bool")),
+        ("torch", "BoolStorage") => storage(Ok(Number::Bool)),
         _ => Err(format!(
             "its pickle names {}.{}, and only tensors are read, in dictionaries and lists of them: nothing of a pickle is executed. Load it where \
              you trust it, and save its tensors alone, or as safetensors",

@@ -51,6 +51,7 @@ pub(crate) fn tensors(file: &File) -> Result<Tensors> {
 
 fn number(dtype: Dtype) -> std::result::Result<Number, String> {
     Ok(match dtype {
+        Dtype::BOOL => Number::Bool,
         Dtype::F16 => Number::F16,
         Dtype::BF16 => Number::Bf16,
         Dtype::F32 => Number::F32,

@@ -52,7 +52,10 @@ pub(crate) fn stored(column: &Column, batch: &RecordBatch<'_>, records: u64, bod
         }
         let node = nodes.get(node);
         if node.null_count() != 0 {
-            return Err("null values: every row needs all its numbers: leave such records out".into());
+            return Err(
+                "null values: every row needs all of it: leave such records out, or the column if it only comes along"
+                    .into(),
+            );
         }
         u64::try_from(node.length()).map_err(|_| "damaged: a negative length".to_string())
     };
