@@ -24,7 +24,7 @@ use loader::Store;
 use self::config::{Class, Shape};
 use self::gguf::Gguf;
 use self::scratch::{Scratch, sized};
-use self::weights::{Weights, small};
+use self::weights::{ROTARY_DIVISORS, Weights, small};
 use crate::error::{Error, Help, Result};
 
 /// Where a model lies.
@@ -93,12 +93,13 @@ impl Model {
                 (shape, Weights::of_folder(store)?, segments as usize, url)
             }
             Place::Gguf(gguf) => {
-                let (shape, url) = (Shape::of_gguf(&gguf)?, gguf.url());
-                if gguf.tensors.contains_key("rope_freqs.weight") {
-                    let problem = "has tables of rotary angles (rope_freqs), which are not read here: name the model's own folder";
-                    return Err(Error::data(url, problem));
+                let (mut shape, url) = (Shape::of_gguf(&gguf)?, gguf.url());
+                let weights = Weights::Gguf(gguf);
+                // Llama 3.1 and later.
+                if let Some(divisors) = weights.optional(ROTARY_DIVISORS, &[shape.head_width / 2])? {
+                    shape.divide_frequencies(&divisors, &url)?;
                 }
-                (shape, Weights::Gguf(gguf), 0, url)
+                (shape, weights, 0, url)
             }
         };
         let mut layers = layers.to_vec();
@@ -174,7 +175,7 @@ impl Model {
     /// The hook by which TransformerLens knows a layer's stream.
     pub fn hook(&self, layer: usize) -> String {
         match (layer, self.shape.class) {
-            (0, Class::Decoder) => "hook_embed".into(),
+            (0, Class::Decoder) => "blocks.0.hook_resid_pre".into(),
             (0, Class::Encoder) => "hook_full_embed".into(),
             (layer, Class::Decoder) => format!("blocks.{}.hook_resid_post", layer - 1),
             // Behind the norm, which is in the block.

@@ -40,6 +40,7 @@ fn rows_are_those_of_transformers_for_every_class() {
         ("qwen3", &["--context", "80", "--bos", "always"]),
         ("bert", &["--context", "70"]),
         ("quantised.gguf", &["--context", "90"]),
+        ("divided.gguf", &["--context", "90"]),
     ];
     let mut asked = vec!["compare".to_owned()];
     for (model, more) in models {

@@ -58,6 +58,15 @@ impl Shape {
         }
     }
 
+    /// Slows rotary positions down, each pair by a divisor of its own, as GGUF files tell scaling that depends on the pair.
+    pub(crate) fn divide_frequencies(&mut self, divisors: &[f32], url: &str) -> Result<()> {
+        if let Some(divisor) = divisors.iter().find(|divisor| !(divisor.is_finite() && **divisor > 0.0)) {
+            return Err(Error::data(url, format!("divides rotary angles by {divisor}: it is damaged")));
+        }
+        self.frequencies.iter_mut().zip(divisors).for_each(|(frequency, divisor)| *frequency /= divisor);
+        Ok(())
+    }
+
     /// From the head of a GGUF file.
     pub(crate) fn of_gguf(gguf: &Gguf) -> Result<Shape> {
         let fail = |problem: String| Error::data(gguf.url(), problem);

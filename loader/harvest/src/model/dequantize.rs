@@ -209,3 +209,22 @@ fn six_k(block: &[u8], out: &mut [f32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No tool writes weights in these two: they hold what others are multiplied with. Blocks by hand, of a scale and bytes with signs.
+    #[test]
+    fn bytes_with_a_scale_are_numbers() {
+        let bytes = |count: usize| (0..count).map(|at| (at as i8).wrapping_mul(3).wrapping_sub(100) as u8);
+        let scaled = |d: f32, count: usize| bytes(count).map(|q| d * f32::from(q as i8)).collect::<Vec<f32>>();
+        // The sum of its numbers stands between.
+        let block: Vec<u8> =
+            [f16::from_f32(0.25).to_le_bytes(), [7, 7]].concat().into_iter().chain(bytes(32)).collect();
+        assert_eq!(Kind::Q8_1.to_f32(&block), scaled(0.25, 32));
+        // Sums of each 16 numbers follow.
+        let block: Vec<u8> = 0.5f32.to_le_bytes().into_iter().chain(bytes(256)).chain([9; 32]).collect();
+        assert_eq!(Kind::Q8K.to_f32(&block), scaled(0.5, 256));
+    }
+}

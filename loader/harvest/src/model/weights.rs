@@ -177,10 +177,15 @@ pub(crate) fn transposed(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32
     out
 }
 
+/// The divisors of rotary angles, which GGUF files alone have.
+pub(crate) const ROTARY_DIVISORS: &str = "rotary_divisors";
+
 /// What GGUF calls a tensor of a decoder.
 fn in_gguf(name: &str) -> Option<String> {
-    if name == "embed_tokens.weight" {
-        return Some("token_embd.weight".into());
+    match name {
+        "embed_tokens.weight" => return Some("token_embd.weight".into()),
+        ROTARY_DIVISORS => return Some("rope_freqs.weight".into()),
+        _ => {}
     }
     let (block, rest) = name.strip_prefix("layers.")?.split_once('.')?;
     let (part, kind) = rest.rsplit_once('.')?;
