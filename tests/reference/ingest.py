@@ -170,6 +170,18 @@ def make_columns(cases):
     for name in ("safetensors-mask", "torch-mask"):
         columns = {"attention_mask": mask.reshape(-1).numpy().astype(np.uint32), "token_id": np.arange(50)}
         cases.expect(name, bits(x), "f32", lengths=[5] * 10, **columns)
+    # Contexts of 3 to 5 positions, in batches whose masks begin within a byte.
+    lengths = np.array([3, 5, 4] * 20)
+    flat, ends = values(int(lengths.sum())), np.concatenate([[0], np.cumsum(lengths)])
+    lists = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), WIDTH))
+    bools, flags = random.integers(0, 2, len(flat)).astype(bool), random.integers(0, 2, len(lengths)).astype(bool)
+    masks = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(bools))
+    table = pa.table({"acts": lists, "mask": masks, "flag": pa.array(flags)})
+    with pa.ipc.new_stream(cases.path("arrow-mask") + "/a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    pq.write_table(table, cases.path("parquet-mask") + "/a.parquet", row_group_size=13)
+    for name in ("arrow-mask", "parquet-mask"):
+        cases.expect(name, bits(flat), "f32", lengths=lengths, mask=bools.astype(np.uint32), flag=np.repeat(flags, lengths).astype(np.uint32))
     cases.expect("torch-alone", bits(x), "f32", ["--no-columns"], lengths=[5] * 10)
 
 

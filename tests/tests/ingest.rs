@@ -245,6 +245,19 @@ fn rows_that_are_not_finite_are_counted_and_the_first_is_named() {
         assert_eq!(inspected["non_finite"], Value::from(count));
         assert_eq!(json(&Path::new(&out).join("manifest.json"))["source"]["non_finite_rows"], inspected["non_finite"]);
     }
+    // Files come by their names.
+    for (folder, names, says) in [
+        ("numbered", ["part-2.npy", "part-10.npy"], Some("part-10.npy before part-2.npy")),
+        ("padded", ["part-02.npy", "part-10.npy"], None),
+        ("named", ["10-b.npy", "2-a.npy"], None),
+    ] {
+        fs::create_dir_all(fixture.path(folder)).expect("a folder");
+        names.map(|name| rows_of_two(&fixture.path(&format!("{folder}/{name}")), "<f4", &[[0; 4]; 4]));
+        let out = fixture.text(&format!("{folder}-shards"));
+        let ended = sae::run(&["ingest", &fixture.text(folder), "--out", &out]).exits(0);
+        assert_eq!(ended.stderr.contains("in the order of their names"), says.is_some(), "{}", ended.stderr);
+        ended.says(&[says.unwrap_or_default()]);
+    }
     // All are finite, and nothing is said.
     let whole = fixture.text("plain/a.npy");
     let ended = sae::run(&["ingest", &whole, "--out", &fixture.text("whole")]).exits(0);

@@ -112,6 +112,11 @@ fn tell(args: &Ingest, survey: &Survey) {
         let shown = survey.left_out().iter().take(20).cloned().collect::<Vec<_>>().join(", ");
         tracing::warn!("left out, because it is not one number or text for each row: {shown}");
     }
+    if let Some((first, second)) = survey.out_of_number() {
+        tracing::warn!(
+            "files are read in the order of their names, {first} before {second}: where their rows have to come by number, write numbers with as many digits"
+        );
+    }
     if survey.ignored() > 0 {
         tracing::info!("{} other files there are not read", survey.ignored());
     }

@@ -150,8 +150,8 @@ impl Schema {
             .into_iter()
             .filter(|column| choice.takes(&column.name))
             .partition(|column| match (column.leaf, column.lists.len()) {
-                (Leaf::Numbers(_), 0) => true,
-                (Leaf::Numbers(_), 1) => nested,
+                (Leaf::Numbers(_) | Leaf::Bools, 0) => true,
+                (Leaf::Numbers(_) | Leaf::Bools, 1) => nested,
                 (Leaf::Text(_), 0) => !nested,
                 _ => false,
             });
@@ -163,6 +163,7 @@ impl Schema {
     fn shape(&self, width: u64) -> Shape {
         let kind = |column: &Column| match column.leaf {
             Leaf::Numbers(number) => column_type(number),
+            Leaf::Bools => column_type(Number::Bool),
             _ => ColumnType::Text,
         };
         Shape {

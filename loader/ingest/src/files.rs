@@ -21,6 +21,18 @@ pub(crate) fn identify(file: &File, hash: &mut Xxh3) -> Result<()> {
     Ok(())
 }
 
+/// Two files of which the first has the higher number in its name, as 10.npy and 2.npy: their order is that of names.
+pub(crate) fn out_of_number(files: &[File]) -> Option<(&str, &str)> {
+    let numbers = |key: &str| -> Vec<u64> {
+        let digits = key.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+        digits.map(|digits| digits.parse().unwrap_or(u64::MAX)).collect()
+    };
+    let words = |key: &str| key.split(|c: char| c.is_ascii_digit()).filter(|word| !word.is_empty()).collect::<String>();
+    let pairs = files.windows(2).map(|pair| (pair[0].key(), pair[1].key()));
+    let mut alike = pairs.filter(|(first, second)| words(first) == words(second));
+    alike.find(|(first, second)| numbers(first) > numbers(second))
+}
+
 /// What a source consists of.
 #[derive(Debug)]
 pub(crate) struct Found {

@@ -191,6 +191,11 @@ impl Survey {
         self.ignored
     }
 
+    /// Two files of which the first is read before the second, though the number in its name is higher.
+    pub fn out_of_number(&self) -> Option<(&str, &str)> {
+        files::out_of_number(&self.files)
+    }
+
     /// Rows in all.
     pub fn rows(&self) -> u64 {
         self.units.iter().map(|unit| unit.rows).sum()

@@ -275,6 +275,8 @@ fn extras(footer: &Footer) -> (Vec<Extra>, Vec<String>) {
             Some(kind) if alone && (lists == 0 || lists == activations.outer) => {
                 extras.push(Extra { leaf, column: ExtraColumn::new(name, kind), in_lists: lists > 0 });
             }
+            // Of the field that has the activations too it is another part.
+            _ if activations.name.split('.').next() == Some(&name) => left_out.push(descriptor.path().string()),
             _ if left_out.last() != Some(&name) => left_out.push(name),
             _ => {}
         }
@@ -298,6 +300,8 @@ fn kind(column: &ColumnDescriptor) -> Option<ColumnType> {
         (Type::INT64, None | Some(LogicalType::Integer(_))) => Some(ColumnType::I64),
         (Type::FLOAT, None) | (Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Float16)) => Some(ColumnType::F32),
         (Type::DOUBLE, None) => Some(ColumnType::F64),
+        // A mask, as 0 and 1.
+        (Type::BOOLEAN, None) => Some(ColumnType::U32),
         (Type::BYTE_ARRAY, Some(LogicalType::String)) => Some(ColumnType::Text),
         _ => None,
     }
@@ -315,6 +319,9 @@ fn append(array: &ArrayRef, values: &mut ColumnValues<'static>) -> Outcome<()> {
         (ColumnValues::I32(to), DataType::Int8) => numbers::<Int8Type, _>(array, to.to_mut(), i32::from),
         (ColumnValues::I32(to), DataType::Int16) => numbers::<Int16Type, _>(array, to.to_mut(), i32::from),
         (ColumnValues::I32(to), DataType::Int32) => numbers::<Int32Type, _>(array, to.to_mut(), |value| value),
+        (ColumnValues::U32(to), DataType::Boolean) => {
+            to.to_mut().extend(array.as_boolean().values().iter().map(u32::from))
+        }
         (ColumnValues::U32(to), DataType::UInt8) => numbers::<UInt8Type, _>(array, to.to_mut(), u32::from),
         (ColumnValues::U32(to), DataType::UInt16) => numbers::<UInt16Type, _>(array, to.to_mut(), u32::from),
         (ColumnValues::U32(to), DataType::UInt32) => numbers::<UInt32Type, _>(array, to.to_mut(), |value| value),

@@ -100,6 +100,7 @@ pub(crate) fn stored(column: &Column, batch: &RecordBatch<'_>, records: u64, bod
     }
     let data = match column.leaf {
         Leaf::Numbers(number) => buffer(at.1 + 1, length.checked_mul(number.size()))?,
+        Leaf::Bools => buffer(at.1 + 1, Some(length.div_ceil(8)))?,
         Leaf::Text(size) => {
             let needed = if length == 0 { Some(0) } else { length.checked_add(1).and_then(|n| n.checked_mul(size)) };
             let place = buffer(at.1 + 1, needed)?;
@@ -150,6 +151,20 @@ impl Stored {
             return Err(file.flaw(format!("damaged: values at byte {} end too early", self.data.at)));
         }
         file.read(self.data.at + start..self.data.at + end)
+    }
+
+    /// The same as values of a column.
+    fn values(&self, file: &File, elements: Range<u64>) -> Result<ColumnValues<'static>> {
+        if self.leaf != Leaf::Bools {
+            return Ok(values(self.number(), &self.data(file, elements)?));
+        }
+        // Eight to a byte, the lowest bit first.
+        let bytes = elements.start / 8..elements.end.div_ceil(8);
+        let first = 8 * bytes.start;
+        let bytes = self.data(file, bytes)?;
+        let bit = |at: u64| bytes[((at - first) / 8) as usize] >> ((at - first) % 8) & 1;
+        let bools: Vec<u8> = elements.map(bit).collect();
+        Ok(values(Number::Bool, &bools))
     }
 
     /// Numbers of the row of this place.
@@ -252,11 +267,11 @@ fn beside(
         all
     };
     match (column.leaf, column.levels.as_slice()) {
-        (Leaf::Numbers(number), []) => {
-            let of_records = values(number, &column.data(file, records)?);
+        (Leaf::Numbers(_) | Leaf::Bools, []) => {
+            let of_records = column.values(file, records)?;
             Ok(owned(&of_records.repeated(0, lengths, rows)))
         }
-        (Leaf::Numbers(number), [lists]) => {
+        (Leaf::Numbers(_) | Leaf::Bools, [lists]) => {
             let bounds = lists.bounds(file, records.clone())?;
             let differs = |(pair, length): (&[u64], &u32)| pair[1] - pair[0] != u64::from(*length);
             if let Some(i) = bounds.windows(2).zip(lengths.unwrap_or_default()).position(differs) {
@@ -266,7 +281,7 @@ fn beside(
                     records.start + i as u64
                 )));
             }
-            Ok(values(number, &column.data(file, bounds[0]..bounds[bounds.len() - 1])?))
+            column.values(file, bounds[0]..bounds[bounds.len() - 1])
         }
         (Leaf::Text(_), [offsets]) => {
             let bounds = offsets.bounds(file, records)?;

@@ -15,6 +15,8 @@ pub(crate) enum List {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leaf {
     Numbers(Number),
+    /// One bit each.
+    Bools,
     /// With offsets of so many bytes.
     Text(u64),
     Other,
@@ -67,6 +69,7 @@ pub(crate) fn form(field: &Field<'_>) -> (Vec<List>, Leaf) {
             Some((64, false)) => number(Number::U64),
             _ => (Vec::new(), Leaf::Other),
         },
+        Type::Bool => (Vec::new(), Leaf::Bools),
         Type::Utf8 => (Vec::new(), Leaf::Text(4)),
         Type::LargeUtf8 => (Vec::new(), Leaf::Text(8)),
         _ => (Vec::new(), Leaf::Other),
