@@ -227,6 +227,30 @@ fn what_fails_stops_no_other_and_says_why() {
     assert_eq!(again.stderr.matches("begins: ").count(), 1, "{}", again.stderr);
 }
 
+/// A configuration is trained in the formats that it asks for or not at all, whichever was claimed beside it.
+#[test]
+fn formats_are_those_of_each_configuration() {
+    let fixture = Fixture::with_data();
+    let six = sweeps::six(&fixture).replace("15360", "512").replace("7680", "512");
+    for (name, axis) in [
+        ("narrow", "train.precision = ['f32', 'mixed']"),
+        ("wide", "train.precision = ['mixed', 'f32']"),
+        ("moments", "train.moments = ['f32', 'int8']"),
+    ] {
+        let text = six.replace("train.lr = [1e-3, 2e-3, 4e-3]", axis);
+        let (sweep, dir) = (fixture.save_text(name, &text), fixture.text(&format!("of-{name}")));
+        sae::run(&["sweep", &sweep, "--dir", &dir, "--slots", "1", "--device", "cpu"]).exits(64);
+        let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+        for line in status["configurations"].as_array().expect("a list") {
+            let asks = line["keys"].as_object().expect("keys").values().any(|value| value == "\"f32\"");
+            assert_eq!(line["state"], if asks { "done" } else { "failed" }, "{name}: {line}");
+            let cause = line["cause"].as_str().unwrap_or_default();
+            assert_eq!(cause.contains("needs a GPU"), !asks, "{name}: {line}");
+        }
+        assert_eq!((&status["counts"]["done"], &status["counts"]["failed"]), (&2.into(), &2.into()), "{name}");
+    }
+}
+
 /// Rows that are not finite end the configurations that meet them, and what they say to do lets these go on.
 #[test]
 fn bad_rows_are_left_out_of_a_sweep_as_it_says() {

@@ -9,7 +9,7 @@ use tests::mesh::{tiles, train_on, train_together_on};
 use tests::runs::{Told, finish, stop, trained, trained_among, trained_together};
 use trainer::data::Data;
 use trainer::plan::{self, DataSize};
-use trainer::recipe::{Adam, BiasInit, Recipe};
+use trainer::recipe::{Adam, BiasInit, Moments, Precision, Recipe};
 use trainer::train::share_a_stream;
 use trainer::{Error, Exit};
 
@@ -298,6 +298,8 @@ fn what_cannot_share_a_stream_is_refused() {
         changed(&|recipe| recipe.train.batch = 128),
         changed(&|recipe| recipe.data.seed = 1),
         changed(&|recipe| recipe.data.order_rows = None),
+        changed(&|recipe| recipe.train.precision = Precision::Mixed),
+        changed(&|recipe| recipe.train.moments = Moments::Bf16),
     ];
     assert!(others.iter().all(|other| !share_a_stream(other, &all[0])));
     for (result, _) in trained_together(&[(&all[0], false), (&others[1], false)], None) {

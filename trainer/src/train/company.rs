@@ -39,16 +39,18 @@ pub struct Member<'a> {
     pub start: Start<'a>,
 }
 
-/// Whether runs of these recipes may share a stream: they see the same rows in the same order, whichever of them ends first.
+/// Whether runs of these recipes may share a stream: they see the same rows in the same order, whichever of them ends first, and ask the same
+/// formats of the device that they share.
 pub fn share_a_stream(one: &Recipe, other: &Recipe) -> bool {
     let prefix = one.data.order_rows.is_some() || one.train.tokens == other.train.tokens;
-    one.data == other.data && one.train.batch == other.train.batch && prefix
+    let formats = |recipe: &Recipe| (recipe.train.precision, recipe.train.moments);
+    one.data == other.data && one.train.batch == other.train.batch && prefix && formats(one) == formats(other)
 }
 
 /// Runs that were to be trained together cannot be.
 fn other_stream() -> Error {
-    let problem = "configurations that are trained together differ in [data], in train.batch or, without data.order_rows, in train.tokens: \
-                   train them apart";
+    let problem = "configurations that are trained together differ in [data], in train.batch, in train.precision, in train.moments or, without \
+                   data.order_rows, in train.tokens: train them apart";
     Error::Recipe(problem.to_owned())
 }
 
