@@ -152,7 +152,8 @@ fn own_gpu(local: Local) -> Result<Gpu, Failure> {
     }
 }
 
-fn gpu_if_usable(local_rank: usize) -> Option<Gpu> {
+/// The same where the processor does as well.
+pub fn gpu_if_usable(local_rank: usize) -> Option<Gpu> {
     match visible_gpu(local_rank) {
         Ok(gpu) => Some(gpu),
         // Most machines without a GPU: nothing to wonder about.

@@ -4,8 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tests::fixture::Fixture;
 use tests::root;
 use tests::sae::{self, Finished};
+use tests::sweeps;
 
 /// What `STANDIN` says is wrong with it; nothing is.
 const DRIVER: &str = r#"
@@ -88,6 +90,30 @@ fn auto_and_cpu_need_no_gpu() {
     plan("auto", &folder.path().join("absent.so"), "").exits(0);
     let finished = plan("cpu", &driver, "broken").exits(0);
     assert!(!finished.stderr.contains("driver"), "nobody asked for a GPU:\n{}", finished.stderr);
+}
+
+/// Before anything is claimed: a slot without a GPU would fail what it takes, or train it in other numbers.
+#[test]
+fn slots_of_a_sweep_have_a_gpu_each() {
+    let fixture = Fixture::new();
+    let driver = library(&fixture.path(""), DRIVER);
+    let (sweep, dir) = (fixture.save_text("six", &sweeps::six(&fixture)), fixture.text("sweep"));
+    let run = |more: &[&str], environment: &[(&str, &str)]| {
+        let driver = [("SAE_CUDA_DRIVER", driver.to_str().expect("UTF-8"))];
+        sae::run_with(&[&["sweep", &sweep, "--dir", &dir], more].concat(), &[&driver, environment].concat())
+    };
+    for device in ["auto", "cuda"] {
+        run(&["--slots", "3", "--device", device], &[])
+            .exits(64)
+            .says(&["each slot trains on a GPU of its own", "has 2"]);
+        let torchrun = [("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3"), ("LOCAL_WORLD_SIZE", "4")];
+        run(&["--device", device], &torchrun).exits(64).says(&["4 processes are on this machine", "fewer GPUs"]);
+        let two = [("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")];
+        run(&["--slots", "2", "--device", device], &two)
+            .exits(64)
+            .says(&["each slot trains on a GPU of its own", "has 1"]);
+    }
+    assert!(!fixture.path("sweep").exists());
 }
 
 #[test]

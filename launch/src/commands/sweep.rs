@@ -1,5 +1,6 @@
 //! `sae sweep`.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use trainer::recipe::Recipe;
 use trainer::synthesis;
 
 use crate::args::{Sweep, SweepArgs, SweepCommand, SweepStatus, WorldArgs};
-use crate::device::DeviceChoice;
+use crate::device::{self, DeviceChoice, Local};
 use crate::failure::Failure;
 use crate::sweep::claim::{Owner, Watch};
 use crate::sweep::folder::{Configuration, Folder, State, state_of, varying};
@@ -55,10 +56,6 @@ fn train(args: &SweepArgs) -> Result<(), Failure> {
     let work = work(args)?;
     if args.dry_run {
         return dry_run(&spec, args, work.slots);
-    }
-    if let DeviceChoice::Cuda(gpu) = args.device {
-        // Before anything is claimed: a machine without its GPU would fail all configurations.
-        Gpu::open(gpu.unwrap_or(0), Options::from_environment())?;
     }
     let stop = signals::stop_on_signals(parent::bind()?)?;
     let owner = Owner::new(Duration::from_secs_f64(args.heartbeat));
@@ -119,12 +116,16 @@ fn end(args: &SweepArgs, worked: &Worked, configurations: &[Configuration]) -> R
 
 /// How much is trained at the same time, and where.
 fn work(args: &SweepArgs) -> Result<Work, Failure> {
-    let (index, started) = among(&world::environment())?;
-    let gpus = match args.device {
+    let environment = world::environment();
+    let (index, started) = among(&environment)?;
+    let world = of_launcher(&environment);
+    let beside = world.as_ref().map_or(Local::ALONE, World::local);
+    let seen = match args.device {
         DeviceChoice::Cpu | DeviceChoice::Cuda(Some(_)) => 0,
         DeviceChoice::Auto | DeviceChoice::Cuda(None) => gpus(),
     };
-    let slots = args.slots.map_or(gpus.max(1), |slots| slots as usize);
+    let own = own_gpus(seen, world.as_ref(), &environment);
+    let slots = args.slots.map_or(own.len().max(1), |slots| slots as usize);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if args.mesh_from.is_some() && slots == 1 {
         return Err(Failure::arguments(
@@ -136,9 +137,18 @@ fn work(args: &SweepArgs) -> Result<Work, Failure> {
             "--mesh-from: ranks of a mesh need a GPU each, and --device cuda:{gpu} is one: write --device cuda"
         )));
     }
+    if args.mesh_from.is_some() && own.len() < seen {
+        return Err(Failure::arguments(format!(
+            "--mesh-from: a mesh takes the first GPUs of a machine, and {} processes share those of this one: start one on each machine",
+            beside.ranks
+        )));
+    }
     Ok(Work {
         slots,
-        device: args.device,
+        first: own.start,
+        of_machine: slots.saturating_mul(beside.ranks),
+        // A plan may be of GPUs that are elsewhere.
+        device: if args.dry_run { args.device } else { device_of_all(args.device, slots, own, beside)? },
         mesh_from: args.mesh_from,
         threads: (cores / slots).max(1),
         workers: args.workers.map_or(started, |workers| workers as usize),
@@ -147,14 +157,17 @@ fn work(args: &SweepArgs) -> Result<Work, Failure> {
     })
 }
 
+/// This process among those of a launcher. Its ranks are workers like any others, which never meet; Kubernetes counts its pods as ranks too.
+fn of_launcher(environment: &Variables) -> Option<World> {
+    let flags = WorldArgs { attempt: Some("sweep".to_owned()), ..WorldArgs::default() };
+    World::new(&flags, environment).ok().filter(|world| world.launcher != Launcher::Kubernetes)
+}
+
 /// Which of the processes that were started together this one is, and how many they are as far as the environment says it: each task of an
 /// array, and each pod, may start several.
 fn among(environment: &Variables) -> Result<(usize, usize), Failure> {
     let many = world::of_many(environment)?;
-    // Ranks of a launcher are workers like any others; Kubernetes counts its pods as ranks too.
-    let world = World::new(&WorldArgs::default(), environment).ok();
-    let (rank, ranks) =
-        world.filter(|world| world.launcher != Launcher::Kubernetes).map_or((0, 1), |world| (world.rank, world.ranks));
+    let (rank, ranks) = of_launcher(environment).map_or((0, 1), |world| (world.rank, world.ranks));
     let (index, count) = many.map_or((0, 1), |many| (many.index, many.count.unwrap_or(1)));
     Ok((index.saturating_mul(ranks).saturating_add(rank), count.saturating_mul(ranks)))
 }
@@ -165,6 +178,53 @@ fn gpus() -> usize {
         Err(Error::NoSuchGpu { count, .. }) => count,
         _ => 0,
     }
+}
+
+/// Of the GPUs that this process can `see`, those that it may use: processes that a launcher has started on one machine share them out.
+fn own_gpus(seen: usize, world: Option<&World>, environment: &Variables) -> Range<usize> {
+    let Some(world) = world.filter(|world| world.local_ranks > 1) else { return 0..seen };
+    // What a launcher lets each of them see is its own: one, or as many as SLURM was asked for by task.
+    if seen == 1 || (world.launcher == Launcher::Slurm && environment.contains_key("SLURM_GPUS_PER_TASK")) {
+        return 0..seen;
+    }
+    let each = seen / world.local_ranks;
+    world.local_rank * each..(world.local_rank + 1) * each
+}
+
+/// Where all slots compute, before anything is claimed: a slot without its GPU would fail all configurations that it takes, or train them in
+/// other numbers than the slots beside it.
+fn device_of_all(
+    choice: DeviceChoice,
+    slots: usize,
+    own: Range<usize>,
+    beside: Local,
+) -> Result<DeviceChoice, Failure> {
+    match choice {
+        DeviceChoice::Cpu => return Ok(choice),
+        DeviceChoice::Cuda(Some(gpu)) => {
+            Gpu::open(gpu, Options::from_environment())?;
+            return Ok(choice);
+        }
+        DeviceChoice::Auto if device::gpu_if_usable(own.start).is_none() => return Ok(DeviceChoice::Cpu),
+        DeviceChoice::Auto | DeviceChoice::Cuda(None) => drop(device::visible_gpu(own.start)?),
+    }
+    if own.is_empty() {
+        return Err(Failure::arguments(format!(
+            "{} processes are on this machine, which has fewer GPUs that this one can see: start at most as many as GPUs, or compute \
+             with --device cpu",
+            beside.ranks
+        )));
+    }
+    if slots > own.len() {
+        return Err(Failure::arguments(format!(
+            "--slots {slots}: each slot trains on a GPU of its own, and this process has {}: leave --slots out, or compute with --device cpu",
+            own.len()
+        )));
+    }
+    for gpu in own.take(slots) {
+        device::visible_gpu(gpu)?;
+    }
+    Ok(DeviceChoice::Cuda(None))
 }
 
 fn dry_run(spec: &Spec, args: &SweepArgs, slots: usize) -> Result<(), Failure> {
@@ -242,6 +302,31 @@ mod tests {
             let pairs = variables.split_whitespace().filter_map(|pair| pair.split_once('='));
             let environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
             assert_eq!(among(&environment).expect("numbers"), expected, "{variables}");
+        }
+    }
+
+    #[test]
+    fn processes_of_one_machine_share_its_gpus_out() {
+        let torchrun = "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 TORCHELASTIC_RUN_ID=a";
+        let srun = "SLURM_JOB_ID=9 SLURM_STEP_ID=0 SLURM_PROCID=1 SLURM_NTASKS=2 SLURM_LOCALID=1 SLURM_NODEID=0 \
+                    SLURM_STEP_TASKS_PER_NODE=2";
+        let of_task = format!("{srun} SLURM_GPUS_PER_TASK=4");
+        for (seen, variables, expected) in [
+            (0, "", 0..0),
+            (8, "", 0..8),
+            (0, torchrun, 0..0),
+            (4, torchrun, 1..2),
+            (8, torchrun, 2..4),
+            (1, torchrun, 0..1),
+            // More processes than GPUs: none has its own.
+            (2, torchrun, 0..0),
+            (4, srun, 2..4),
+            (4, &of_task, 0..4),
+        ] {
+            let pairs = variables.split_whitespace().filter_map(|pair| pair.split_once('='));
+            let environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            let own = own_gpus(seen, of_launcher(&environment).as_ref(), &environment);
+            assert_eq!(own, expected, "{seen} {variables}");
         }
     }
 }

@@ -37,6 +37,10 @@ const TRIES: u32 = 3;
 pub struct Work {
     /// Configurations that train at the same time.
     pub slots: usize,
+    /// The GPU of the first of them, where they use GPUs: the others have the next ones.
+    pub first: usize,
+    /// Slots of all processes that a launcher has started on this machine, whose memory they share.
+    pub of_machine: usize,
     /// Where.
     pub device: DeviceChoice,
     /// From so many features on, all slots train a configuration together.
@@ -441,13 +445,13 @@ impl<'a> Worker<'a> {
         for member in &members {
             tracing::info!(run = member.recipe.run.dir, "begins: {}{on}", member.label);
         }
-        let Work { device, threads, slots: ranks, .. } = self.work;
+        let Work { device, threads, first, of_machine: ranks, .. } = self.work;
         let name = slots.iter().map(|slot| format!("-{slot}")).collect::<String>();
         let train = move || {
             // Nobody listens where the worker has panicked meanwhile.
             let tell = |member: &Claimed, outcome| drop(teller.send(Told::Outcome(Box::new(member.clone()), outcome)));
             match slots[..] {
-                [rank] => train_group(device, Local { rank, ranks }, threads, &members, &tell),
+                [slot] => train_group(device, Local { rank: first + slot, ranks }, threads, &members, &tell),
                 _ => members.iter().for_each(|member| tell(member, train_on_mesh(device, slots.len(), member))),
             }
             drop(teller.send(Told::Free(slots)));
