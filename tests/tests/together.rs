@@ -1,7 +1,8 @@
 //! Runs on one stream: each is the run that it is alone, whatever becomes of the others.
 
 use kernels::cpu::Cpu;
-use loader::Dtype;
+use kernels::{Device, Purpose};
+use loader::{Dtype, memory};
 use serde_json::Value;
 use tests::checkpoints;
 use tests::fixture::{Fixture, json, json_lines, plain_rows, write_shards};
@@ -182,10 +183,15 @@ fn those_that_find_no_room_are_not_begun() {
     let two = (0..200)
         .map(|power| 1.1_f64.powi(power) as usize)
         .find(|&ranks| plan::how_many_fit(&device, &sizes, ranks) == 2);
+    let two = two.expect("some share of this memory holds two");
+    // Their gradients and batches too, or they would swap. What is free changes from one moment to the next.
+    let shape = plan::shape(&company[0], data.extent(), device.axes().place);
+    let needed = 2 * device.bytes(shape, Purpose::Training).total();
+    let free = memory::available().expect("Linux says it") / two as u64;
+    assert!(needed <= free + free / 4, "{needed} {free}");
     let members: Vec<(&Recipe, bool)> = company.iter().map(|recipe| (recipe, false)).collect();
-    let results = trained_among(&members, None, two.expect("some share of this memory holds two"));
+    let results = trained_among(&members, None, two);
     let done = results.iter().take_while(|(result, _)| result.is_ok()).count();
-    // What is free changes from one moment to the next.
     assert!((1..4).contains(&done), "{results:?}");
     for (recipe, (result, told)) in company.iter().zip(&results).skip(done) {
         assert!(matches!(result, Err(Error::NotBegun(_))) && told.lines.is_empty(), "{result:?}");

@@ -191,14 +191,15 @@ pub(crate) fn settles(recipe: &Recipe, looks: bool) -> bool {
     recipe.train.adam == Adam::Catchup && looks
 }
 
-/// How many of these runs, the first ones, fit into memory together on a host that so many ranks share.
+/// How many of these runs, the first ones, fit into memory together on a host that so many ranks share. One may be begun by itself where
+/// it is none, if [`check_fits`] lets it.
 pub fn how_many_fit(device: &impl Device, runs: &[(&Recipe, DataSize)], host_ranks: usize) -> usize {
     let place = device.axes().place;
     let shapes =
         runs.iter().map(|(recipe, rows)| (shape(recipe, rows.extent, place), settles(recipe, rows.looked_at())));
     let shapes: Vec<(Shape, bool)> = shapes.collect();
     let fit = |room: &Room| room.how_many(device, &shapes);
-    Room::of(device, host_ranks).iter().map(fit).min().unwrap_or(runs.len())
+    Room::of_several(device, host_ranks).iter().map(fit).min().unwrap_or(runs.len())
 }
 
 /// Refuses a mesh that leaves ranks without features or rows, and a dictionary that does not fit into the memory of the device, or of this

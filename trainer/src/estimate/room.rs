@@ -47,6 +47,16 @@ impl Room {
         memory::obtainable().map(shared).into_iter().chain(memory::addresses().map(own)).collect()
     }
 
+    /// The bounds of dictionaries that are trained together. Of the processor's memory all that they take counts then, against what is
+    /// available: one that surely has room is better than several that swap.
+    pub fn of_several(device: &impl Device, host_ranks: usize) -> Vec<Room> {
+        let mut rooms = Room::of(device, host_ranks);
+        if device.room().is_none() {
+            rooms.extend(memory::available().map(|bytes| Room::given(bytes / host_ranks.max(1) as u64)));
+        }
+        rooms
+    }
+
     /// So many bytes of a machine for all that a dictionary takes.
     pub fn given(bytes: u64) -> Room {
         Room { bytes, whose: "the memory of this machine".to_owned(), counted: Bytes::total }
