@@ -6,6 +6,9 @@ use trainer::Exit;
 
 use crate::remedy;
 
+/// The cause of a failure, for programs, where another process uses the run's folder or has just begun the run in it.
+pub const TAKEN: &str = "taken";
+
 /// A message and its exit code.
 #[derive(Debug)]
 pub struct Failure {
@@ -15,6 +18,8 @@ pub struct Failure {
     /// Whether it is that of another rank, which says so itself.
     pub is_of_peer: bool,
     is_told: bool,
+    /// Whether the run's folder belongs to another process.
+    is_taken: bool,
 }
 
 impl Failure {
@@ -59,7 +64,7 @@ impl Failure {
 
     /// What a rank came to, with its exit code.
     pub fn of_rank(message: String, code: u8) -> Self {
-        Failure { message, code, is_of_peer: false, is_told: false }
+        Failure { message, code, is_of_peer: false, is_told: false, is_taken: false }
     }
 
     /// The same, which another process tells.
@@ -91,6 +96,7 @@ impl Failure {
     /// The kind of failure, in a word for programs.
     fn cause(&self) -> &'static str {
         match Exit::of(self.code) {
+            Some(_) if self.is_taken => TAKEN,
             Some(exit) => exit.cause(),
             None if self.code > 128 => "signal",
             None => "other",
@@ -113,7 +119,8 @@ impl Failure {
 impl From<trainer::Error> for Failure {
     fn from(error: trainer::Error) -> Self {
         let is_of_peer = matches!(error, trainer::Error::Device(kernels::Error::Peer { code: Some(_), .. }));
-        Failure { is_of_peer, ..Failure::new(error.exit(), remedy::words(&error)) }
+        let is_taken = matches!(error, trainer::Error::InUse { .. } | trainer::Error::HoldsRun { .. });
+        Failure { is_of_peer, is_taken, ..Failure::new(error.exit(), remedy::words(&error)) }
     }
 }
 
@@ -165,5 +172,6 @@ mod tests {
             assert_eq!(failure(code).cause(), cause, "{code}");
         }
         assert_eq!(Failure::signalled(2).cause(), "signal");
+        assert_eq!(Failure::from(trainer::Error::InUse { place: "x".to_owned() }).cause(), TAKEN);
     }
 }

@@ -18,7 +18,7 @@ use trainer::Exit;
 use super::display::Rate;
 use super::group::{Claimed, Outcome, unbegun};
 use crate::device::DeviceChoice;
-use crate::failure::Failure;
+use crate::failure::{Failure, TAKEN};
 use crate::world::OF_RANKS;
 use crate::{parent, ranks};
 
@@ -29,12 +29,13 @@ const POLL: Duration = Duration::from_millis(20);
 pub fn train_on_mesh(choice: DeviceChoice, ranks: usize, member: &Claimed) -> Outcome {
     match launched(choice, ranks, member) {
         Ok((status, _)) if status.success() => Outcome::Done,
-        Ok((status, said)) => {
+        Ok((_, Said { is_taken: true, .. })) => Outcome::Elsewhere,
+        Ok((status, Said { error, .. })) => {
             let exit = status.code().and_then(|code| Exit::of(u8::try_from(code).ok()?)).unwrap_or(Exit::Hardware);
             if exit == Exit::Interrupted {
                 return Outcome::Stopped;
             }
-            let words = said.unwrap_or_else(|| format!("sae launch local {}", ranks::words(status)));
+            let words = error.unwrap_or_else(|| format!("sae launch local {}", ranks::words(status)));
             unbegun(member, exit, words, "starting ranks")
         }
         Err(failure) => {
@@ -44,8 +45,17 @@ pub fn train_on_mesh(choice: DeviceChoice, ranks: usize, member: &Claimed) -> Ou
     }
 }
 
-/// How the launcher of the ranks ended, and the last error that it told of.
-fn launched(choice: DeviceChoice, ranks: usize, member: &Claimed) -> Result<(ExitStatus, Option<String>), Failure> {
+/// What the launcher of the ranks and they themselves have told of their failure.
+#[derive(Default)]
+struct Said {
+    /// The last error.
+    error: Option<String>,
+    /// Whether another process has the run's folder.
+    is_taken: bool,
+}
+
+/// How the launcher of the ranks ended, and what was told.
+fn launched(choice: DeviceChoice, ranks: usize, member: &Claimed) -> Result<(ExitStatus, Said), Failure> {
     let cannot = |error| Failure::hardware(format!("ranks cannot be started: {error}"));
     let mut recipe = tempfile::Builder::new().prefix("sae-").suffix(".toml").tempfile().map_err(cannot)?;
     recipe.write_all(member.recipe.to_toml().as_bytes()).map_err(cannot)?;
@@ -69,7 +79,7 @@ fn launched(choice: DeviceChoice, ranks: usize, member: &Claimed) -> Result<(Exi
     thread::scope(|scope| {
         let reader = stderr.map(|stderr| scope.spawn(|| follow(member, stderr)));
         let status = wait(&mut child, member).map_err(cannot)?;
-        Ok((status, reader.and_then(|reader| reader.join().ok().flatten())))
+        Ok((status, reader.and_then(|reader| reader.join().ok()).unwrap_or_default()))
     })
 }
 
@@ -99,6 +109,7 @@ struct Line {
 #[derive(Default, Deserialize)]
 struct Fields {
     message: Option<String>,
+    cause: Option<String>,
     rows: Option<u64>,
     total_rows: Option<u64>,
     step: Option<u64>,
@@ -107,16 +118,19 @@ struct Fields {
     l0: Option<f64>,
 }
 
-/// Takes over what the run says of its progress, hands its warnings on, and returns the last error.
-fn follow(member: &Claimed, stderr: ChildStderr) -> Option<String> {
-    let (mut error, mut rate) = (None, None);
+/// Takes over what the run says of its progress, hands its warnings on, and returns what is said of its failure.
+fn follow(member: &Claimed, stderr: ChildStderr) -> Said {
+    let (mut said, mut rate) = (Said::default(), None);
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
         let Ok(Line { level, fields }) = serde_json::from_str(&line) else {
             tracing::warn!("{}: {line}", member.label);
             continue;
         };
         match (level.as_str(), fields.message) {
-            ("ERROR", Some(message)) => error = Some(message),
+            ("ERROR", message) => {
+                said.is_taken |= fields.cause.as_deref() == Some(TAKEN);
+                said.error = message.or(said.error);
+            }
             ("WARN", Some(message)) => tracing::warn!("{}: {message}", member.label),
             _ => {}
         }
@@ -132,5 +146,5 @@ fn follow(member: &Claimed, stderr: ChildStderr) -> Option<String> {
             progress.step = fields.step.map_or(progress.step, |step| step + 1);
         }
     }
-    error
+    said
 }
