@@ -45,7 +45,9 @@ pub struct Configuration {
 impl Configuration {
     /// What it takes, up to a factor that is the same for all of one width: features times rows.
     pub fn work(&self) -> f64 {
-        self.recipe.sae.features as f64 * self.recipe.train.tokens.unwrap_or(0) as f64
+        // One without tokens of its own is trained on all rows of the order, which each configuration has.
+        let rows = self.recipe.train.tokens.or(self.recipe.data.order_rows);
+        self.recipe.sae.features as f64 * rows.unwrap_or(0) as f64
     }
 }
 
@@ -369,4 +371,20 @@ pub fn with_one_order(recipe: &Recipe, rows: u64) -> Recipe {
         recipe.data.order_rows.get_or_insert(rows);
     }
     recipe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those that are trained on all rows have a size too: by it the largest begins, and the time is known that is left.
+    #[test]
+    fn work_is_features_times_rows() {
+        let text = "data = { train = 'a' }\nsae.features = 100\nrun.dir = 'x'\n[train]\nbatch = 10\n";
+        for (tokens, work) in [("", 90_000.0), ("tokens = 50", 5000.0)] {
+            let recipe: Recipe = toml::from_str(&format!("{text}{tokens}")).expect("a recipe");
+            let one = Configuration { id: String::new(), recipe: with_one_order(&recipe, 900) };
+            assert_eq!(one.work(), work, "{tokens}");
+        }
+    }
 }

@@ -328,7 +328,8 @@ impl<'a> Worker<'a> {
             let first = self.work.index % pending.len();
             pending.rotate_left(first);
         }
-        self.left_then.get_or_insert_with(|| pending.iter().map(|&at| all[at].work()).sum());
+        let open = all.iter().filter(|one| !self.settled.contains_key(&one.id));
+        self.left_then.get_or_insert_with(|| open.map(Configuration::work).sum());
         Ok(pending)
     }
 
