@@ -230,6 +230,28 @@ fn what_fails_stops_no_other_and_says_why() {
     assert_eq!(third.stderr.matches("begins: ").count(), 2, "{}", third.stderr);
     // As one of several workers it has done its work.
     sae::run(&[&words[..], &["--worker"]].concat()).exits(0);
+    // A file that is damaged is a line with a cause, and hides no other.
+    let of = |state: &str| lines.iter().find(|line| line["state"] == state).expect("there is one")["id"].clone();
+    let (done, failed) = (of("done"), of("failed"));
+    let [done, failed] = [&done, &failed].map(|id| id.as_str().expect("an id"));
+    for (file, state) in [
+        (format!("{done}/summary.json"), "done"),
+        (format!("{done}/config.toml"), "done"),
+        (format!("configurations/{done}.toml"), "done"),
+        (format!("configurations/{failed}.toml"), "failed"),
+    ] {
+        let path = fixture.path("sweep").join(&file);
+        let text = std::fs::read(&path).expect("a file");
+        std::fs::write(&path, "[").expect("written");
+        let told = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+        assert_eq!((&told["counts"], told["configurations"].as_array().map(Vec::len)), (&status["counts"], Some(4)));
+        let id = if state == "done" { done } else { failed };
+        let line = told["configurations"].as_array().expect("a list").iter().find(|line| line["id"] == id);
+        let cause = line.expect("its line")["cause"].as_str().expect("a cause");
+        assert!(state == "failed" || cause.contains(&file), "{file}: {cause}");
+        sae::run(&["sweep", "status", &dir]).exits(0);
+        std::fs::write(&path, &text).expect("written");
+    }
     // The folder of one that is done is deleted by hand.
     let done = lines.iter().find(|line| line["state"] == "done").expect("there is one");
     std::fs::remove_dir_all(done["run"].as_str().expect("a folder")).expect("it is removed");

@@ -99,27 +99,37 @@ impl Report {
                 folder.store.url()
             )));
         }
-        let read = at_once(&ids, |id| -> Result<Option<(Configuration, Line)>, Failure> {
-            let Some(configuration) = folder.configuration(id)? else { return Ok(None) };
+        let read = at_once(&ids, |id| -> Result<Option<(Option<Configuration>, Line)>, Failure> {
+            // What cannot be read of one hides no other.
+            let (configuration, cause) = match folder.configuration(id) {
+                Ok(None) => return Ok(None),
+                Ok(configuration) => (configuration, None),
+                Err(failure) if failure.is_of_data() => (None, Some(failure.message().to_owned())),
+                Err(other) => return Err(other),
+            };
             let beat = alive.get(*id).and_then(|key| watch.beat(key));
-            let line = Line::of(folder, &configuration, &files[*id], beat)?;
-            Ok(Some((configuration, line)))
+            let line = Line::of(folder, id, &files[*id], beat)?;
+            Ok(Some((configuration, Line { cause: line.cause.or(cause), ..line })))
         })?;
-        let read: Vec<Option<(Configuration, Line)>> = read.into_iter().collect::<Result<_, _>>()?;
-        let (configurations, mut lines): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
+        let read: Vec<Option<(Option<Configuration>, Line)>> = read.into_iter().collect::<Result<_, _>>()?;
+        let mut read: Vec<(Option<Configuration>, Line)> = read.into_iter().flatten().collect();
+        let configurations: Vec<Configuration> = read.iter().filter_map(|(one, _)| one.clone()).collect();
         let keys = varying(&configurations);
-        for (configuration, line) in configurations.iter().zip(&mut lines) {
+        for (configuration, line) in &mut read {
+            let Some(configuration) = configuration else { continue };
             let own = configuration.recipe.keys();
             line.keys = keys.iter().filter_map(|key| Some((key.clone(), own.get(key)?.clone()))).collect();
             line.label = label(configuration, &keys);
         }
-        let order = |one: &Configuration| {
-            let train = &one.recipe.train;
-            (one.recipe.sae.features, train.tokens, train.lr.to_bits(), train.l1.to_bits(), train.seed, one.id.clone())
+        let order = |(one, line): &(Option<Configuration>, Line)| {
+            let of = |one: &Configuration| {
+                let train = &one.recipe.train;
+                (one.recipe.sae.features, train.tokens, train.lr.to_bits(), train.l1.to_bits(), train.seed)
+            };
+            (one.is_none(), one.as_ref().map(of), line.id.clone())
         };
-        let mut sorted: Vec<_> = configurations.iter().map(order).zip(lines).collect();
-        sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let lines: Vec<Line> = sorted.into_iter().map(|(_, line)| line).collect();
+        read.sort_by_cached_key(order);
+        let lines: Vec<Line> = read.into_iter().map(|(_, line)| line).collect();
         let count = |state: State| (state.name(), lines.iter().filter(|line| line.state == state).count());
         Ok(Report {
             dir: folder.store.url().to_owned(),
@@ -183,11 +193,11 @@ impl Report {
 }
 
 impl Line {
-    fn of(folder: &Folder, configuration: &Configuration, files: &Files, beat: Option<&Beat>) -> Result<Line, Failure> {
-        let id = &configuration.id;
-        let mut line = Line {
-            id: id.clone(),
-            run: folder.store.url_of(id),
+    /// One that nobody trains.
+    fn pending(id: &str, run: String) -> Line {
+        Line {
+            id: id.to_owned(),
+            run,
             state: State::Pending,
             keys: BTreeMap::new(),
             step: None,
@@ -200,14 +210,25 @@ impl Line {
             wall_s: None,
             host: None,
             cause: None,
-            label: String::new(),
-        };
+            label: short(id).to_owned(),
+        }
+    }
+
+    fn of(folder: &Folder, id: &str, files: &Files, beat: Option<&Beat>) -> Result<Line, Failure> {
+        let mut line = Line::pending(id, folder.store.url_of(id));
         if files.has_summary {
             line.state = State::Done;
         }
         // Of a run folder from which files were deleted there may be no more than that it was done.
-        let summary = if files.has_summary { Run::read(&folder.run(id)?)?.and_then(|run| run.summary) } else { None };
-        if let Some(summary) = summary {
+        let run = if files.has_summary { Run::read(&folder.run(id)?) } else { Ok(None) };
+        let run = match run {
+            Err(failure) if failure.is_of_data() => {
+                line.cause = Some(failure.message().to_owned());
+                return Ok(line);
+            }
+            run => run?,
+        };
+        if let Some(summary) = run.and_then(|run| run.summary) {
             (line.step, line.steps) = (Some(summary.steps), Some(summary.steps));
             (line.loss, line.l0) = (summary.loss, summary.l0);
             (line.explained_variance, line.wall_s) = (summary.explained_variance, Some(summary.wall_s));
