@@ -20,7 +20,7 @@ pub struct Report {
     pub dir: String,
     /// How many configurations are in each state.
     pub counts: BTreeMap<&'static str, usize>,
-    /// Seconds until those that train now are done.
+    /// Seconds until those that train now are done and what is pending after them, by as many at a time; nothing where none trains.
     pub left_s: Option<f64>,
     /// All that were ever submitted.
     pub configurations: Vec<Line>,
@@ -129,12 +129,13 @@ impl Report {
             (one.is_none(), one.as_ref().map(of), line.id.clone())
         };
         read.sort_by_cached_key(order);
+        let left_s = left_s(&read);
         let lines: Vec<Line> = read.into_iter().map(|(_, line)| line).collect();
         let count = |state: State| (state.name(), lines.iter().filter(|line| line.state == state).count());
         Ok(Report {
             dir: folder.store.url().to_owned(),
             counts: State::ALL.map(count).into(),
-            left_s: lines.iter().filter_map(|line| line.left_s).reduce(f64::max),
+            left_s,
             configurations: lines,
         })
     }
@@ -171,7 +172,8 @@ impl Report {
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| format!("{count} {name}"))
             .collect();
-        table::say(format!("{}: {}", self.dir, counts.join(", ")));
+        let left = self.left_s.map_or(String::new(), |seconds| format!("; about {} left", duration(seconds)));
+        table::say(format!("{}: {}{left}", self.dir, counts.join(", ")));
     }
 
     /// What to do next.
@@ -266,6 +268,33 @@ impl Line {
     }
 }
 
+/// Seconds until all are done that train or are pending, where some train: work goes by features times rows, at the pace of those that train
+/// now. One that has just begun goes at the mean pace of the others, or of those that are done.
+fn left_s(read: &[(Option<Configuration>, Line)]) -> Option<f64> {
+    let of = |state: State| {
+        let known = read.iter().filter_map(|(one, line)| Some((one.as_ref()?, line)));
+        known.filter(move |(_, line)| line.state == state)
+    };
+    let pace = |(one, line): (&Configuration, &Line)| {
+        let per_s = line.tokens_per_s_wall.filter(|&per_s| per_s > 0.0)?;
+        Some(one.recipe.sae.features as f64 * per_s)
+    };
+    let mean = |state: State| {
+        let paces: Vec<f64> = of(state).filter_map(pace).collect();
+        (!paces.is_empty()).then(|| paces.iter().sum::<f64>() / paces.len() as f64)
+    };
+    let usual = mean(State::Running).or_else(|| mean(State::Done));
+    let mut left: f64 = of(State::Pending).map(|(one, _)| one.work()).sum();
+    let (mut paces, mut longest) = (0.0, 0.0_f64);
+    for (one, line) in of(State::Running) {
+        let pace = pace((one, line)).or(usual)?;
+        let made = line.step.zip(line.steps).map_or(0.0, |(step, steps)| step as f64 / steps.max(1) as f64);
+        let own = one.work() * (1.0 - made).max(0.0);
+        (left, paces, longest) = (left + own, paces + pace, longest.max(own / pace));
+    }
+    (paces > 0.0).then(|| longest.max(left / paces))
+}
+
 /// What is known of claims.
 #[derive(Default)]
 struct Lives {
@@ -289,4 +318,42 @@ fn lives(folder: &Folder, files: &BTreeMap<String, Files>, watch: &mut Watch) ->
         }
     }
     Ok(lives)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pending_takes_its_time_too() {
+        let one = |features: usize, state: State, of: &dyn Fn(&mut Line)| {
+            let recipe = format!(
+                "data = {{ train = 'a' }}\nsae.features = {features}\ntrain = {{ tokens = 1000, batch = 10 }}\nrun.dir = 'x'"
+            );
+            let recipe = toml::from_str(&recipe).expect("a recipe");
+            let mut line = Line { state, ..Line::pending("0123456789abcdef", String::new()) };
+            of(&mut line);
+            (Some(Configuration { id: line.id.clone(), recipe }), line)
+        };
+        let begun = |step: u64, per_s: Option<f64>| {
+            move |line: &mut Line| {
+                (line.step, line.steps, line.tokens_per_s_wall) = (Some(step), Some(100), per_s);
+            }
+        };
+        let pending = || one(30, State::Pending, &|_| ());
+        assert_eq!(left_s(&[pending()]), None, "nobody trains");
+        let running = || one(20, State::Running, &begun(50, Some(10.0)));
+        assert_eq!(left_s(&[running()]), Some(50.0));
+        // 10,000 are left of the one and 30,000 of the other, at 200 a second.
+        assert_eq!(left_s(&[running(), pending()]), Some(200.0));
+        // A second one that has just begun, as quick as the first; or by itself, as quick as those that are done.
+        let new = || one(20, State::Running, &begun(0, None));
+        assert_eq!(left_s(&[running(), pending(), new()]), Some(150.0));
+        assert_eq!(left_s(&[new()]), None);
+        assert_eq!(left_s(&[new(), one(20, State::Done, &begun(100, Some(5.0)))]), Some(200.0));
+        // The slowest of few, however quick the others are.
+        assert_eq!(left_s(&[running(), one(20, State::Running, &begun(50, Some(1000.0)))]), Some(50.0));
+        // One whose recipe cannot be read counts with none.
+        assert_eq!(left_s(&[running(), (None, Line::pending("0123456789abcdef", String::new()))]), Some(50.0));
+    }
 }
