@@ -188,7 +188,7 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     assert_eq!(points["dir"].as_str(), Some(&*format!("sweeps/next-{}", &id[..8])));
     sae::run(&["sweep", &sweep, "--dry-run", "--gpu", "h200"])
         .exits(64)
-        .says(&["bring more rows, or lower train.tokens"]);
+        .says(&["bring more rows, or take smaller budgets"]);
 }
 
 /// Real runs, swept by hand: six sizes of a tiny dictionary.

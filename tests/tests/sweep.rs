@@ -334,6 +334,21 @@ fn what_cannot_be_submitted_is_refused_by_its_name() {
     assert_eq!(sweeps::contents(&dir), before);
     // Where a run is and how it computes may change.
     run("threads", &small.replace("batch = 256", "batch = 256\nthreads = 1")).exits(0);
+    // A plan is of what is left, and refuses what would be refused.
+    let before = sweeps::contents(&dir);
+    let plan = |name: &str, text: &str| {
+        let sweep = fixture.save_text(name, text);
+        sae::run(&["sweep", &sweep, "--dir", &dir, "--dry-run", "--device", "cpu"])
+    };
+    let all = plan("small", &small).exits(0);
+    assert!(all.stdout.contains("2 of 2 configurations are done, and left out here"), "{}", all.stdout);
+    let more = plan("more", &small.replace("[1e-3]", "[1e-3, 2e-3]")).exits(0);
+    let tells = |said: &str| {
+        more.stdout.lines().any(|line| line.replace('│', " ").split_whitespace().eq(said.split_whitespace()))
+    };
+    assert!(more.stdout.contains("2 of 4 configurations are done") && tells("configurations 2"), "{}", more.stdout);
+    plan("changed", &changed).exits(64).says(&["train.batch: it has 256, the recipe says 128"]);
+    plan("other", &small.replace("eval'", "train'")).exits(64).says(&["data.eval is not what the sweep was begun on"]);
     // A plan begins nothing.
     let plan = sae::run(&[
         "sweep",
@@ -351,6 +366,7 @@ fn what_cannot_be_submitted_is_refused_by_its_name() {
     let gpu = ["sweep", &fixture.text("small.toml"), "--dir", &fixture.text("planned"), "--dry-run", "--gpu", "h200"];
     assert!(sae::run(&gpu).exits(0).stdout.contains("Estimated for h200"));
     assert!(!fixture.path("planned").exists());
+    assert_eq!(sweeps::contents(&dir), before);
 }
 
 /// Workers of an array share a sweep of twelve; one that is asked to stop goes back into the queue.

@@ -55,7 +55,7 @@ fn train(args: &SweepArgs) -> Result<(), Failure> {
     folder.check(&spec)?;
     let work = work(args)?;
     if args.dry_run {
-        return dry_run(&spec, args, work.slots);
+        return dry_run(&folder, &spec, args, work.slots);
     }
     let stop = signals::stop_on_signals(parent::bind()?)?;
     let owner = Owner::new(Duration::from_secs_f64(args.heartbeat));
@@ -227,13 +227,37 @@ fn device_of_all(
     Ok(DeviceChoice::Cuda(None))
 }
 
-fn dry_run(spec: &Spec, args: &SweepArgs, slots: usize) -> Result<(), Failure> {
+fn dry_run(folder: &Folder, spec: &Spec, args: &SweepArgs, slots: usize) -> Result<(), Failure> {
     let named = |recipe: &Recipe| Configuration { id: String::new(), recipe: recipe.clone() };
     let configurations: Vec<Configuration> = spec.configurations.iter().map(named).collect();
     let keys = varying(&configurations);
-    let labelled =
-        configurations.iter().map(|one| (label(one, &keys).trim().to_owned(), one.recipe.clone())).collect::<Vec<_>>();
+    let done = done(folder, spec)?;
+    let left = configurations.iter().zip(&done).filter(|(_, is_done)| !**is_done);
+    let labelled: Vec<_> = left.map(|(one, _)| (label(one, &keys).trim().to_owned(), one.recipe.clone())).collect();
+    let is_done = done.len() - labelled.len();
+    if is_done > 0 {
+        table::say(format!("{is_done} of {} configurations are done, and left out here", done.len()));
+    }
+    if labelled.is_empty() {
+        return Ok(());
+    }
     plan::run(&labelled, Where { device: args.device, gpu: args.gpu, slots, price: args.price })
+}
+
+/// Of each configuration, whether it is done. None is whose data are yet to be made.
+fn done(folder: &Folder, spec: &Spec) -> Result<Vec<bool>, Failure> {
+    for recipe in spec.configurations.iter().filter(|recipe| recipe.data.synth.is_some()) {
+        if !synthesis::to_make(recipe)?.is_empty() {
+            return Ok(vec![false; spec.configurations.len()]);
+        }
+    }
+    let mut data = Identities::default();
+    let configurations = folder.configurations(spec, &mut data)?;
+    if let Some(first) = configurations.first() {
+        folder.check_data(&data.of(&first.recipe)?)?;
+    }
+    let files = folder.look()?;
+    Ok(configurations.iter().map(|one| files.get(&one.id).is_some_and(|files| files.has_summary)).collect())
 }
 
 /// Makes the synthetic shards that recipes ask for, once, however many have begun the same sweep.

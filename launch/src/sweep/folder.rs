@@ -114,6 +114,12 @@ struct Kept {
     eval: String,
 }
 
+impl Kept {
+    fn of(data: &Identity) -> Kept {
+        Kept { train: data.train.clone(), eval: data.eval.clone() }
+    }
+}
+
 impl Folder {
     /// The folder at a path or URL.
     ///
@@ -194,6 +200,8 @@ impl Folder {
         self.store.put_new(SWEEP, spec.to_toml().into_bytes())?;
         // Another may have been faster.
         self.check(spec)?;
+        let kept = serde_json::to_vec_pretty(&Kept::of(data));
+        self.store.put_new(DATA, kept.map_err(|error| trainer::Error::Internal(error.into()))?)?;
         self.check_data(data)?;
         let there = self.look()?;
         let is_new =
@@ -204,12 +212,12 @@ impl Folder {
         Ok(())
     }
 
-    fn check_data(&self, data: &Identity) -> Result<(), Failure> {
-        let now = Kept { train: data.train.clone(), eval: data.eval.clone() };
-        let json = serde_json::to_vec_pretty(&now).map_err(|error| trainer::Error::Internal(error.into()))?;
-        if self.store.put_new(DATA, json)? {
-            return Ok(());
-        }
+    /// That the sweep which lies here, if there is one, was begun on the same data.
+    ///
+    /// # Errors
+    /// [`Exit::Arguments`] that shows what differs.
+    pub fn check_data(&self, data: &Identity) -> Result<(), Failure> {
+        let now = Kept::of(data);
         let Some(kept) = self.get(DATA)?.and_then(|text| serde_json::from_str::<Kept>(&text).ok()) else {
             return Ok(());
         };
