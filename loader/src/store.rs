@@ -5,6 +5,7 @@
 //! is matched in this file alone.
 
 pub(crate) mod address;
+pub(crate) mod content_type;
 pub(crate) mod entry;
 pub(crate) mod environment;
 pub(crate) mod failure;

@@ -89,6 +89,21 @@ impl S3 {
         assert_eq!(self.request("DELETE", &format!("bucket/{}", encoded(key)), b"").0, 204, "{key} is removed");
     }
 
+    /// What the server says an object is.
+    ///
+    /// # Panics
+    /// When it is not there, or the server says nothing.
+    #[track_caller]
+    pub fn content_type(&self, key: &str) -> String {
+        let (status, head, _) = self.answer("HEAD", &format!("bucket/{}", encoded(key)), b"");
+        assert_eq!(status, 200, "{key} is there");
+        let field = |line: &str| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("content-type").then(|| value.trim().to_owned())
+        };
+        head.lines().find_map(field).expect("it has a type")
+    }
+
     /// Stores an object without our own client, by any key.
     ///
     /// # Panics
@@ -109,6 +124,12 @@ impl S3 {
     }
 
     fn request(&self, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
+        let (status, _, body) = self.answer(method, path, body);
+        (status, body)
+    }
+
+    /// The status, the head and the body of an answer.
+    fn answer(&self, method: &str, path: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
         let mut stream = TcpStream::connect(&self.address).expect("moto listens");
         // moto lets anybody make a bucket but not read an object, and takes any signature for a good one.
         let signed = "Authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
@@ -121,7 +142,8 @@ impl S3 {
         let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head ends") + 4;
         let head = String::from_utf8_lossy(&answer[..end]).into_owned();
         let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).expect("a status");
-        (status, answer.split_off(end))
+        let body = answer.split_off(end);
+        (status, head, body)
     }
 }
 

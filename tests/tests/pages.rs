@@ -9,7 +9,8 @@ use std::path::Path;
 use serde_json::Value;
 use tests::browser::{Browser, DARK, PHONE, WIDE};
 use tests::fixture::{Fixture, json, json_lines};
-use tests::sae;
+use tests::s3::S3;
+use tests::{need, sae};
 
 /// A run with evaluations, whose folder has a name that only an escape makes harmless.
 const RUN: &str = "a <b>&'run";
@@ -69,6 +70,25 @@ fn numbers_on_the_page_of_a_run_are_those_of_its_files() {
         }
     }
     assert!(lines.len() > 8 && html.contains("Run a &lt;b&gt;&amp;'run</title>"));
+}
+
+/// A browser that is given the URL of an object shows what the store says is a page, and downloads anything else.
+#[test]
+fn pages_in_a_bucket_are_stored_as_pages() {
+    let Some(python) = need::python() else { return };
+    let (fixture, s3) = (Fixture::with_data(), S3::start(&python));
+    let mut recipe = fixture.recipe("run");
+    recipe.run.dir = "s3://bucket/run".into();
+    let environment = s3.environment();
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    sae::run_with(&["train", &fixture.save("recipe", &recipe)], &environment).exits(0);
+    for (key, expected) in [
+        ("run/report.html", "text/html; charset=utf-8"),
+        ("run/summary.json", "application/json"),
+        ("run/config.toml", "text/plain; charset=utf-8"),
+    ] {
+        assert_eq!(s3.content_type(key), expected, "{key}");
+    }
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::path::Path as Key;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{MultipartUpload, ObjectStore, PutPayload};
 use tokio::task::JoinHandle;
 
+use crate::store::content_type;
 use crate::store::failure::write_error;
 use crate::store::io;
 use crate::{Error, Result};
@@ -51,8 +52,10 @@ impl Multipart {
     fn put(&mut self, part: Bytes) -> Result<()> {
         if self.upload.is_none() {
             let (client, key, url) = (self.client.clone(), self.key.clone(), self.url.clone());
-            self.upload =
-                Some(io::wait(async move { client.put_multipart(&key).await.map_err(|e| write_error(&url, e)) })?);
+            let attributes = content_type::attributes(&key);
+            self.upload = Some(io::wait(async move {
+                client.put_multipart_opts(&key, attributes.into()).await.map_err(|e| write_error(&url, e))
+            })?);
         }
         if let Some(upload) = &mut self.upload {
             let sending = upload.put_part(PutPayload::from_bytes(part));
@@ -84,8 +87,10 @@ impl Multipart {
         let url = self.url.clone();
         if self.upload.is_none() {
             let (client, key) = (self.client.clone(), self.key.clone());
-            let put =
-                async move { client.put(&key, PutPayload::from_bytes(last)).await.map_err(|e| write_error(&url, e)) };
+            let options = content_type::attributes(&key).into();
+            let put = async move {
+                client.put_opts(&key, PutPayload::from_bytes(last), options).await.map_err(|e| write_error(&url, e))
+            };
             return io::wait(put).map(|_| ());
         }
         if !last.is_empty() {

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::list::PaginatedListStore;
 use object_store::path::Path as Key;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
+use crate::store::content_type;
 use crate::store::entry::Entry;
 use crate::store::failure::{read_error, write_error};
 use crate::store::key;
@@ -83,7 +84,8 @@ impl Remote {
 
     /// Stores an object; false if it exists and the mode is to create it.
     pub(crate) async fn put(self, bytes: Bytes, mode: PutMode, url: String) -> Result<bool> {
-        match self.client.put_opts(&self.key, PutPayload::from_bytes(bytes), mode.into()).await {
+        let options = PutOptions { mode, attributes: content_type::attributes(&self.key), ..PutOptions::default() };
+        match self.client.put_opts(&self.key, PutPayload::from_bytes(bytes), options).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
             Err(e) => Err(write_error(&url, e)),
