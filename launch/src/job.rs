@@ -12,7 +12,6 @@ use trainer::{checkpoint, communication, synthesis};
 use crate::args::{LEAST_SAVE_S, SaveTime};
 use crate::failure::Failure;
 use crate::remedy;
-use crate::sweep::spec::Spec;
 use crate::sweep::worker::TOGETHER;
 use crate::world::World;
 
@@ -114,8 +113,10 @@ pub fn save_time(asked: SaveTime, recipe: &Recipe) -> Result<u32, Failure> {
 ///
 /// # Errors
 /// Those of [`save_time`].
-pub fn save_time_of_sweep(asked: SaveTime, spec: &Spec, slots: u32) -> Result<u32, Failure> {
-    let of_one = save_time(asked, spec.largest())?;
-    let at_once = spec.configurations.len().min(slots as usize * TOGETHER);
+pub fn save_time_of_sweep(asked: SaveTime, recipes: &[Recipe], slots: u32) -> Result<u32, Failure> {
+    // Its checkpoints are the largest.
+    let largest = recipes.iter().max_by_key(|recipe| recipe.sae.features);
+    let of_one = save_time(asked, largest.expect("a sweep without configurations is refused"))?;
+    let at_once = recipes.len().min(slots as usize * TOGETHER);
     Ok(if asked.save_s.is_some() { of_one } else { of_one.saturating_mul(at_once as u32) })
 }

@@ -1,6 +1,6 @@
 //! `sae sweep`: many runs of one recipe with other values of some keys, each done once, by as many workers as there are.
 //!
-//! `spec.rs` says which configurations a sweep has, `values.rs` which values an axis, `presets.rs` which a grid for scaling laws, `id.rs` by what two of them are the same. `folder.rs`
+//! `spec.rs` says which configurations a sweep has, `values.rs` which values an axis, `presets.rs` which a grid for scaling laws, `id.rs` by what two of them are the same, `named.rs` what a command line may name. `folder.rs`
 //! is where they lie and what has become of each, `claim.rs` who trains which. `worker.rs` trains them, `group.rs` some of them on one
 //! device, `mesh.rs` one of them on several, `display.rs` shows that. `status.rs` looks from anywhere, `plan.rs` before anything begins.
 //!
@@ -15,6 +15,7 @@ pub mod folder;
 pub mod group;
 pub mod id;
 pub mod mesh;
+pub mod named;
 pub mod plan;
 pub mod presets;
 pub mod spec;

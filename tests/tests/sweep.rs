@@ -310,6 +310,91 @@ fn bad_rows_are_left_out_of_a_sweep_as_it_says() {
     assert_eq!(status["counts"]["done"], 2, "{status}");
 }
 
+/// What is said to do next is done by that command, wherever the sweep lies, when its files and their laws are gone.
+#[test]
+fn what_a_sweep_says_to_do_next_goes_on() {
+    what_it_says_goes_on(&Place::Local);
+}
+
+#[test]
+fn what_a_sweep_on_an_object_store_says_to_do_next_goes_on() {
+    let Some(python) = need::python() else { return };
+    what_it_says_goes_on(&Place::S3(&S3::start(&python)));
+}
+
+fn what_it_says_goes_on(place: &Place<'_>) {
+    let fixture = Fixture::with_data();
+    let dir = place.dir(&fixture, "sweep");
+    // F_opt = 1.024·√C.
+    let mut runs = "features,steps,loss\n".to_owned();
+    for compute in [1e3, 1e4, 1e5, 1e6_f64] {
+        for by in [0.5, 1.0, 2.0] {
+            let (features, steps) = ((by * compute.sqrt()).round(), (compute.sqrt() / by).round());
+            runs += &format!("{features},{steps},{}\n", 1.0 + 1.024 / features.sqrt() + 1.0 / steps.sqrt());
+        }
+    }
+    std::fs::write(fixture.path("runs.csv"), runs).expect("written");
+    std::fs::create_dir(fixture.path("files")).expect("a folder");
+    let laws = fixture.text("files/laws");
+    sae::run(&["scaling", "fit", "--runs", &fixture.text("runs.csv"), "--out", &laws, "--replicates", "100"]).exits(0);
+    let presets = format!(
+        "[base.data]\ntrain = '{}'\neval = '{}'\n[base.train]\nbatch = 64\nl1 = 2\n[isoflop]\nbudgets = [1.2e4]\nlaws = 'laws/laws.json'\n\
+         points = 3\nmultiple = 64\n[lr]\nbudgets = [1.2e4]\nlaws = 'laws/laws.json'\npoints = 2\n",
+        fixture.text("train"),
+        fixture.text("eval")
+    );
+    let sweep = fixture.save_text("files/presets", &presets);
+    place.run(&fixture, &sweeps::words(&sweep, &dir)).exits(0);
+    let pod = format!("dir = 's3://bucket/pods'\n{presets}");
+    let pod = fixture.save_text("files/pods", &pod);
+    let words = ["launch", "k8s", &pod, "--sweep", "--image", "registry/sae:0.1"];
+    let manifest = place.run(&fixture, &words).exits(0).stdout;
+    assert!(!manifest.contains("laws.json") && manifest.contains("[[points]]"), "pods have no laws: {manifest}");
+
+    let more = "[[points]]\nsae.features = 128\ntrain.clip = 1e300\ntrain.tokens = 7680\ntrain.l1 = 1e300\n";
+    let more = fixture.save_text("files/more", &format!("{presets}{more}"));
+    let failed = place.run(&fixture, &sweeps::words(&more, &dir)).exits(70);
+    std::fs::remove_dir_all(fixture.path("files")).expect("they are removed");
+    let next = |said: &str| {
+        let (_, command) = said.rsplit_once("sae sweep ").expect("a command");
+        format!("sweep {}", command.trim()).split(' ').map(str::to_owned).collect::<Vec<_>>()
+    };
+    let command = next(&failed.stdout);
+    assert_eq!(command, ["sweep", &dir, "--retry"]);
+    let run = |command: &[String]| place.run(&fixture, &command.iter().map(String::as_str).collect::<Vec<_>>());
+    let again = run(&command).exits(70);
+    assert_eq!(again.stderr.matches("begins: ").count(), 1, "the one that was added: {}", again.stderr);
+
+    let status = place.run(&fixture, &["sweep", "status", &dir, "--json"]).exits(0).json();
+    let line = status["configurations"].as_array().and_then(|lines| lines.iter().find(|line| line["state"] == "done"));
+    let id = line.and_then(|line| line["id"].as_str()).expect("one is done");
+    for key in [format!("{id}/summary.json"), format!("done/{id}.json")] {
+        match place {
+            Place::Local => std::fs::remove_file(fixture.path("sweep").join(key)).expect("it is removed"),
+            Place::S3(s3) => s3.delete(&format!("sweep/{key}")),
+        }
+    }
+    let status = place.run(&fixture, &["sweep", "status", &dir]).exits(0);
+    let command = next(&status.stdout);
+    assert_eq!(command, ["sweep", &dir]);
+    let again = run(&command).exits(70);
+    assert_eq!(again.stderr.matches("begins: ").count(), 1, "{}", again.stderr);
+    let status = place.run(&fixture, &["sweep", "status", &dir, "--json"]).exits(0).json();
+    assert_eq!((&status["counts"]["done"], &status["counts"]["diverged"]), (&5.into(), &1.into()), "{status}");
+
+    let launched = |how: &[&str]| place.run(&fixture, &[&["launch"], how, &[&dir, "--sweep"]].concat());
+    let script = launched(&["slurm", "--dry-run", "--cpus-per-task", "2", "--out", &fixture.text("job.sh")]).exits(0);
+    assert!(script.stdout.contains(&format!("sweep {dir} --worker")), "{}", script.stdout);
+    launched(&["k8s", "--image", "registry/sae:0.1"]).exits(64).says(&["a manifest carries a file"]);
+    let with = |more: &[&str]| place.run(&fixture, &[&["sweep", &dir], more].concat());
+    with(&["--set", "train.lr=1"]).exits(64).says(&["configurations are as they were submitted"]);
+    // Rows that are others belong to another sweep.
+    std::fs::remove_dir_all(fixture.path("eval")).expect("it is removed");
+    write_shards(&fixture.path("eval"), 32, &plain_rows(512, 32, 1), Dtype::F32, 512);
+    with(&["--retry"]).exits(64).says(&["its data, or the version of this program, are not those of"]);
+    sae::run(&["sweep", &fixture.text("train")]).exits(65).says(&["no sweep is there"]);
+}
+
 #[test]
 fn what_cannot_be_submitted_is_refused_by_its_name() {
     let fixture = Fixture::with_data();

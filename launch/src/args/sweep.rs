@@ -11,7 +11,7 @@ use crate::device::DeviceChoice;
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     after_help = "Examples:\n  sae sweep launch/recipes/sweep-quickstart.toml\n  sae sweep my.toml --dir s3://bucket/sweeps/a --slots 4\n  sae \
-sweep my.toml --dry-run\n  sae sweep status s3://bucket/sweeps/a\n\nlaunch/recipes/README.md#sweeps says how a sweep is written. What is \
+sweep my.toml --dry-run\n  sae sweep s3://bucket/sweeps/a --retry\n  sae sweep status s3://bucket/sweeps/a\n\nlaunch/recipes/README.md#sweeps says how a sweep is written. What is \
 submitted again does\nnothing twice; more points are added. sae launch slurm and sae launch k8s start workers elsewhere.\n\nExit codes: 0 all \
 done, 75 interrupted, 69 and 71 where another start may help, 70 where configurations\ndiverged, else that of the first that failed."
 )]
@@ -45,7 +45,7 @@ pub struct SweepStatus {
 /// What is trained, and where.
 #[derive(clap::Args, Clone, Debug)]
 pub struct SweepArgs {
-    /// The sweep, a TOML file.
+    /// The sweep: a TOML file, or the folder or URL of one that was submitted, whose configurations are gone on with.
     #[arg(required = true)]
     pub sweep: Option<String>,
     /// The sweep's folder, a path or URL, over `dir` of the file.

@@ -17,8 +17,8 @@ use crate::failure::Failure;
 use crate::sweep::claim::{Owner, Watch};
 use crate::sweep::folder::{Configuration, Folder, State, state_of, varying};
 use crate::sweep::id::Identities;
+use crate::sweep::named::Named;
 use crate::sweep::plan::{self, Where};
-use crate::sweep::spec::Spec;
 use crate::sweep::status::Report;
 use crate::sweep::worker::{self, Work, Worked, label};
 use crate::world::{self, Launcher, Variables, World};
@@ -49,29 +49,24 @@ fn status(args: &SweepStatus) -> Result<(), Failure> {
 
 fn train(args: &SweepArgs) -> Result<(), Failure> {
     let path = args.sweep.as_deref().unwrap_or_default();
-    let spec = Spec::read(path, args.dir.as_deref(), &args.set)?;
-    let folder = Folder::open(&spec.dir)?;
-    // Before anything is made or read.
-    folder.check(&spec)?;
+    // Before anything is made.
+    let sweep = Named::read(path, args.dir.as_deref(), &args.set)?;
     let work = work(args)?;
     if args.dry_run {
-        return dry_run(&folder, &spec, args, work.slots);
+        return dry_run(&sweep, args, work.slots);
     }
     let stop = signals::stop_on_signals(parent::bind()?)?;
     let owner = Owner::new(Duration::from_secs_f64(args.heartbeat));
-    make_data(&folder, &spec, &owner, &stop)?;
-    let mut data = Identities::default();
-    let configurations = folder.configurations(&spec, &mut data)?;
-    if let Some(first) = configurations.first() {
-        folder.submit(&spec, &configurations, &data.of(&first.recipe)?)?;
-    }
+    make_data(&sweep, &owner, &stop)?;
+    let (folder, configurations) = sweep.submit(&mut Identities::default())?;
+    let dir = folder.store.url();
     if args.retry {
         retry(&folder, &configurations)?;
     }
     tracing::info!(
         configurations = configurations.len(),
         slots = work.slots,
-        dir = spec.dir,
+        dir,
         "sweep: {} configurations",
         configurations.len()
     );
@@ -79,7 +74,7 @@ fn train(args: &SweepArgs) -> Result<(), Failure> {
     if worked.is_stopped {
         return Err(Failure::interrupted(format!(
             "stopped after saving what was being trained: the same command goes on, and sae sweep status {} shows where it stands",
-            table::quoted(&spec.dir)
+            table::quoted(dir)
         )));
     }
     let report = Report::of(&folder)?;
@@ -227,11 +222,11 @@ fn device_of_all(
     Ok(DeviceChoice::Cuda(None))
 }
 
-fn dry_run(folder: &Folder, spec: &Spec, args: &SweepArgs, slots: usize) -> Result<(), Failure> {
+fn dry_run(sweep: &Named, args: &SweepArgs, slots: usize) -> Result<(), Failure> {
     let named = |recipe: &Recipe| Configuration { id: String::new(), recipe: recipe.clone() };
-    let configurations: Vec<Configuration> = spec.configurations.iter().map(named).collect();
+    let configurations: Vec<Configuration> = sweep.recipes.iter().map(named).collect();
     let keys = varying(&configurations);
-    let done = done(folder, spec)?;
+    let done = sweep.done(&mut Identities::default())?;
     let left = configurations.iter().zip(&done).filter(|(_, is_done)| !**is_done);
     let labelled: Vec<_> = left.map(|(one, _)| (label(one, &keys).trim().to_owned(), one.recipe.clone())).collect();
     let is_done = done.len() - labelled.len();
@@ -244,27 +239,12 @@ fn dry_run(folder: &Folder, spec: &Spec, args: &SweepArgs, slots: usize) -> Resu
     plan::run(&labelled, Where { device: args.device, gpu: args.gpu, slots, price: args.price })
 }
 
-/// Of each configuration, whether it is done. None is whose data are yet to be made.
-fn done(folder: &Folder, spec: &Spec) -> Result<Vec<bool>, Failure> {
-    for recipe in spec.configurations.iter().filter(|recipe| recipe.data.synth.is_some()) {
-        if !synthesis::to_make(recipe)?.is_empty() {
-            return Ok(vec![false; spec.configurations.len()]);
-        }
-    }
-    let mut data = Identities::default();
-    let configurations = folder.configurations(spec, &mut data)?;
-    if let Some(first) = configurations.first() {
-        folder.check_data(&data.of(&first.recipe)?)?;
-    }
-    let files = folder.look()?;
-    Ok(configurations.iter().map(|one| files.get(&one.id).is_some_and(|files| files.has_summary)).collect())
-}
-
 /// Makes the synthetic shards that recipes ask for, once, however many have begun the same sweep.
-fn make_data(folder: &Folder, spec: &Spec, owner: &Owner, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
+fn make_data(sweep: &Named, owner: &Owner, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
     let mut watch = Watch::default();
     let mut made: Vec<&Recipe> = Vec::new();
-    for recipe in &spec.configurations {
+    let store = &sweep.folder.store;
+    for recipe in &sweep.recipes {
         if made.iter().any(|other| other.data == recipe.data) {
             continue;
         }
@@ -275,11 +255,11 @@ fn make_data(folder: &Folder, spec: &Spec, owner: &Owner, stop: &Arc<AtomicBool>
                     "stopped before synthetic shards were made: the same command goes on",
                 ));
             }
-            if !owner.take(&folder.store, DATA, &mut watch)? {
+            if !owner.take(store, DATA, &mut watch)? {
                 std::thread::sleep(owner.every.min(Duration::from_secs(1)));
                 continue;
             }
-            owner.hold(&folder.store, DATA, || -> Result<(), Failure> {
+            owner.hold(store, DATA, || -> Result<(), Failure> {
                 // Another may have made them since.
                 let making = synthesis::to_make(recipe)?;
                 disk::check_room(&making)?;

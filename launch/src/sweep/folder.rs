@@ -2,7 +2,7 @@
 //!
 //! | key | what it is |
 //! |---|---|
-//! | `sweep.toml` | the sweep as it was first submitted, the base recipe with it |
+//! | `sweep.toml` | the sweep as it was first submitted, with its base recipe, and points in place of presets |
 //! | `data.json` | the identity of its data |
 //! | `configurations/ID.toml` | the recipe of each configuration that was ever submitted |
 //! | `ID/` | its run folder, from its start on |
@@ -24,6 +24,7 @@ use super::claim::{self, CLAIMS};
 use super::id::{self, Identities, Identity};
 use super::spec::Spec;
 use crate::failure::Failure;
+use crate::runs::at_once;
 
 const SWEEP: &str = "sweep.toml";
 const DATA: &str = "data.json";
@@ -192,17 +193,61 @@ impl Folder {
         Ok(configurations)
     }
 
+    /// All configurations that were ever submitted here.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] where there are none, or one cannot be read; those of the store.
+    pub fn submitted(&self) -> Result<Vec<Configuration>, Failure> {
+        let files = self.look()?;
+        let ids: Vec<&String> = files.iter().filter(|(_, files)| files.is_submitted).map(|(id, _)| id).collect();
+        if ids.is_empty() {
+            return Err(self.has_no_sweep());
+        }
+        let read: Result<Vec<_>, Failure> = at_once(&ids, |id| self.configuration(id))?.into_iter().collect();
+        Ok(read?.into_iter().flatten().collect())
+    }
+
+    /// What to say where nothing was submitted.
+    pub fn has_no_sweep(&self) -> Failure {
+        Failure::data(format!(
+            "{}: no sweep is there: sae sweep SWEEP.toml begins one, in the folder that it names",
+            self.store.url()
+        ))
+    }
+
+    /// That configurations which are not done would be trained on what they were submitted for.
+    ///
+    /// # Errors
+    /// [`Exit::Arguments`] that names one which would not; those of opening the data and of the store.
+    pub fn check_submitted(&self, submitted: &[Configuration], data: &mut Identities) -> Result<(), Failure> {
+        let files = self.look()?;
+        let is_left = |one: &&Configuration| files.get(&one.id).is_none_or(|files| !files.has_summary);
+        for Configuration { id, recipe } in submitted.iter().filter(is_left) {
+            if id::id(recipe, &data.of(recipe)?) != *id {
+                return Err(Failure::arguments(format!(
+                    "{}: its data, or the version of this program, are not those of {id} when it was submitted: put back what was there, or \
+                     submit the sweep's file again, with another dir. Nothing was changed",
+                    self.store.url()
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Leaves the sweep in its folder: what is there already stays as it is.
     ///
     /// # Errors
     /// [`Exit::Arguments`] where the folder has a sweep of another base recipe or on other data; those of the store.
-    pub fn submit(&self, spec: &Spec, configurations: &[Configuration], data: &Identity) -> Result<(), Failure> {
+    pub fn submit(&self, spec: &Spec, configurations: &[Configuration], data: &mut Identities) -> Result<(), Failure> {
         self.store.put_new(SWEEP, spec.to_toml().into_bytes())?;
         // Another may have been faster.
         self.check(spec)?;
-        let kept = serde_json::to_vec_pretty(&Kept::of(data));
-        self.store.put_new(DATA, kept.map_err(|error| trainer::Error::Internal(error.into()))?)?;
-        self.check_data(data)?;
+        if let Some(first) = configurations.first() {
+            let data = data.of(&first.recipe)?;
+            let kept = serde_json::to_vec_pretty(&Kept::of(&data));
+            self.store.put_new(DATA, kept.map_err(|error| trainer::Error::Internal(error.into()))?)?;
+            self.check_data(&data)?;
+        }
         let there = self.look()?;
         let is_new =
             |configuration: &&Configuration| there.get(&configuration.id).is_none_or(|files| !files.is_submitted);
@@ -270,13 +315,15 @@ impl Folder {
     pub fn configuration(&self, id: &str) -> Result<Option<Configuration>, Failure> {
         let key = format!("{CONFIGURATIONS}/{id}.toml");
         let Some(text) = self.get(&key)? else { return Ok(None) };
-        let recipe: Recipe = toml::from_str(&text).map_err(|error| {
+        let mut recipe: Recipe = toml::from_str(&text).map_err(|error| {
             Failure::data(format!(
                 "{}: cannot be read, by this version at least: {}",
                 self.store.url_of(&key),
                 error.message()
             ))
         })?;
+        // The folder may be named from elsewhere, or have been moved.
+        recipe.run.dir = self.store.url_of(id);
         Ok(Some(Configuration { id: id.to_owned(), recipe }))
     }
 

@@ -87,18 +87,13 @@ impl Spec {
             settings.iter().map(|setting| configuration(path, &base, setting)).collect::<Result<Vec<_>, _>>()?;
         check_eval(path, &configurations)?;
         let dir = base.run.dir.clone();
-        let (configurations, base) = (distinct(configurations), base_table(&base, &given, sets));
-        let whole = whole(&table, &base, &near);
+        let base = base_table(&base, &given, sets);
+        let whole = whole(&table, &base, &settings, &configurations);
+        let configurations = distinct(configurations);
         Ok(Spec { dir, configurations, base, set_by_all: set_by_all(&settings), whole })
     }
 
-    /// The configuration with the most features: its checkpoints are the largest.
-    pub fn largest(&self) -> &Recipe {
-        let largest = self.configurations.iter().max_by_key(|recipe| recipe.sae.features);
-        largest.expect("a sweep without configurations is refused")
-    }
-
-    /// As the sweep's folder keeps it: with the base recipe in it.
+    /// As the sweep's folder keeps it: with all in it that the file names.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(&self.whole).unwrap_or_default()
     }
@@ -211,6 +206,18 @@ impl Setting {
 
     fn value(&self, key: &str) -> Option<&Value> {
         self.keys.iter().find(|(own, _)| own == key).map(|(_, value)| value)
+    }
+
+    /// As one of `[[points]]`; the recipe is the configuration of it.
+    fn point(&self, recipe: &Recipe) -> Table {
+        let mut point = Table::new();
+        for (key, value) in &self.keys {
+            values::set(&mut point, key, value.clone());
+        }
+        if let Some(tokens) = recipe.train.tokens.filter(|_| self.steps.is_some()) {
+            values::set(&mut point, "train.tokens", Value::Integer(i64::try_from(tokens).unwrap_or(i64::MAX)));
+        }
+        point
     }
 
     /// For messages.
@@ -331,16 +338,20 @@ fn base_table(base: &Recipe, given: &Table, sets: &[String]) -> Table {
     table
 }
 
-/// The file with all that it names in it.
-fn whole(file: &Table, base: &Table, near: &dyn Fn(&str) -> String) -> Table {
+/// The file with all that it names in it. Presets are written as the points that they came to: what their laws say may change, and they lie
+/// where others do not see them.
+fn whole(file: &Table, base: &Table, settings: &[Setting], configurations: &[Recipe]) -> Table {
     let mut whole = file.clone();
-    whole.remove("recipe");
-    whole.remove("dir");
-    for preset in ["isoflop", "lr"] {
-        let laws = whole.get_mut(preset).and_then(Value::as_table_mut).and_then(|preset| preset.get_mut("laws"));
-        if let Some(Value::String(laws)) = laws {
-            *laws = near(laws);
+    for named in ["recipe", "dir"] {
+        whole.remove(named);
+    }
+    if settings.iter().any(|setting| setting.steps.is_some()) {
+        // Tokens follow from the batch, which may be an axis, so each point has its own values of the axes.
+        for made in ["isoflop", "lr", "points", "axes"] {
+            whole.remove(made);
         }
+        let points = settings.iter().zip(configurations).map(|(setting, recipe)| setting.point(recipe));
+        whole.insert("points".to_owned(), Value::Array(points.map(Value::Table).collect()));
     }
     whole.insert("base".to_owned(), Value::Table(base.clone()));
     whole
@@ -445,11 +456,16 @@ mod tests {
     /// What the folder keeps is a sweep by itself, with the same configurations.
     #[test]
     fn what_is_kept_can_be_submitted_again() {
-        for text in ["[axes]\ntrain.lr = [1e-3, 2e-3]", "[isoflop]\nbudgets = [1e5]\ncentre = 512"] {
+        for text in [
+            "[axes]\ntrain.lr = [1e-3, 2e-3]",
+            "[isoflop]\nbudgets = [1e5]\ncentre = 512",
+            "[isoflop]\nbudgets = [1e5]\ncentre = 512\n[axes]\ntrain.batch = [10, 20]\n[[points]]\nsae.features = 64",
+        ] {
             let base = if text.contains("isoflop") { BASE.replace("features = 64", "") } else { BASE.to_owned() };
             let first = read_with(&base, text, &["train.l1=3"]).expect("a sweep");
             let folder = tempfile::tempdir().expect("a folder");
             let path = folder.path().join("sweep.toml");
+            assert!(!first.to_toml().contains("isoflop"), "{}", first.to_toml());
             std::fs::write(&path, first.to_toml()).expect("written");
             let again = Spec::read(path.to_str().expect("UTF-8"), Some("sweeps/a"), &[]).expect("a sweep");
             assert_eq!(again.configurations, first.configurations);

@@ -94,10 +94,7 @@ impl Report {
     ) -> Result<Report, Failure> {
         let ids: Vec<&String> = files.iter().filter(|(_, files)| files.is_submitted).map(|(id, _)| id).collect();
         if ids.is_empty() {
-            return Err(Failure::data(format!(
-                "{}: no sweep is there: sae sweep SWEEP.toml begins one, in the folder that it names",
-                folder.store.url()
-            )));
+            return Err(folder.has_no_sweep());
         }
         let read = at_once(&ids, |id| -> Result<Option<(Option<Configuration>, Line)>, Failure> {
             // What cannot be read of one hides no other.
@@ -185,10 +182,10 @@ impl Report {
             return format!("next: sae scaling fit {dir} --out {laws}");
         }
         if count(State::Pending) + count(State::Running) == 0 {
-            return format!("next: see the causes above, then sae sweep {dir}/sweep.toml --dir {dir} --retry");
+            return format!("next: see the causes above, then sae sweep {dir} --retry");
         }
         match count(State::Running) {
-            0 => format!("next: sae sweep {dir}/sweep.toml --dir {dir}"),
+            0 => format!("next: sae sweep {dir}"),
             _ => format!("next: sae sweep status {dir}"),
         }
     }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::args::{K8s, Log, Toleration, handed_on};
 use crate::device::DeviceChoice;
 use crate::failure::Failure;
+use crate::sweep::named::is_folder;
 use crate::sweep::spec::Spec;
 use crate::template::fill;
 use crate::{job, recipes, table};
@@ -23,9 +24,15 @@ pub fn run(args: &K8s, log: Log) -> Result<(), Failure> {
     let ranks_per_pod = args.gpus_per_pod.or(args.ranks_per_pod).unwrap_or(1);
     let (template, file, command, save_s) = match args.sweep {
         true => {
+            if is_folder(&args.run.recipe) {
+                return Err(Failure::arguments(format!(
+                    "{} is the folder of a sweep, and a manifest carries a file: name the sweep's own",
+                    args.run.recipe
+                )));
+            }
             let spec = Spec::read(&args.run.recipe, None, &args.run.set)?;
             warn_of_folder("the sweep's dir", &spec.dir)?;
-            let save_s = job::save_time_of_sweep(args.save, &spec, ranks_per_pod)?;
+            let save_s = job::save_time_of_sweep(args.save, &spec.configurations, ranks_per_pod)?;
             let command = worker(args, log, &spec.dir, ranks_per_pod);
             (include_str!("../../../templates/sweep.yaml"), spec.to_toml(), command, save_s)
         }

@@ -9,8 +9,7 @@ use loader::Store;
 
 use crate::args::{Log, Slurm, handed_on};
 use crate::failure::Failure;
-use crate::sweep::folder::Folder;
-use crate::sweep::spec::Spec;
+use crate::sweep::named::Named;
 use crate::template::fill;
 use crate::{job, recipes, table};
 
@@ -88,15 +87,14 @@ impl Job {
 
     /// Workers of a sweep, each alone on its machine.
     fn of_sweep(args: &Slurm) -> Result<Job, Failure> {
-        let spec = Spec::read(&args.run.recipe, None, &args.run.set)?;
-        Folder::open(&spec.dir)?.check(&spec)?;
+        let sweep = Named::read(&args.run.recipe, None, &args.run.set)?;
         let (slots, workers) = (ranks_per_node(args), args.nodes);
         let words = ["--worker", "--workers", &workers.to_string(), "--slots", &slots.to_string()].map(str::to_owned);
         Ok(Job {
-            dir: spec.dir.clone(),
+            dir: sweep.folder.store.url().to_owned(),
             command: "sweep",
             words: [args.run.words(), words.into()].concat(),
-            save_s: job::save_time_of_sweep(args.save, &spec, slots)?,
+            save_s: job::save_time_of_sweep(args.save, &sweep.recipes, slots)?,
             nodes: 1,
             tasks_per_node: 1,
             array: Some(args.nodes),
