@@ -395,6 +395,33 @@ fn what_it_says_goes_on(place: &Place<'_>) {
     sae::run(&["sweep", &fixture.text("train")]).exits(65).says(&["no sweep is there"]);
 }
 
+/// Data may be an axis, whose values come in any order and become more; what all configurations have in common stays the same.
+#[test]
+fn data_may_be_an_axis_that_grows() {
+    let fixture = Fixture::with_data();
+    for (name, seed) in [("second", 1), ("third", 2)] {
+        write_shards(&fixture.path(name), 32, &plain_rows(1024, 32, seed), Dtype::F32, 1024);
+    }
+    let dir = fixture.text("sweep");
+    let run = |names: &[&str]| {
+        let train: Vec<String> = names.iter().map(|name| format!("'{}'", fixture.text(name))).collect();
+        let text = format!(
+            "[base.data]\neval = '{}'\n[base.sae]\nfeatures = 128\n[base.train]\nbatch = 256\ntokens = 512\n[axes]\ndata.train = [{}]\n",
+            fixture.text("eval"),
+            train.join(", ")
+        );
+        sae::run(&sweeps::words(&fixture.save_text("data", &text), &dir))
+    };
+    for (names, begun) in [(&["train", "second"][..], 2), (&["second", "train"], 0), (&["third", "second", "train"], 1)]
+    {
+        let said = run(names).exits(0).stderr;
+        assert_eq!(said.matches("begins: ").count(), begun, "{names:?}: {said}");
+    }
+    std::fs::remove_dir_all(fixture.path("eval")).expect("it is removed");
+    write_shards(&fixture.path("eval"), 32, &plain_rows(512, 32, 3), Dtype::F32, 512);
+    run(&["train"]).exits(64).says(&["data.eval is not what the sweep was begun on"]);
+}
+
 #[test]
 fn what_cannot_be_submitted_is_refused_by_its_name() {
     let fixture = Fixture::with_data();

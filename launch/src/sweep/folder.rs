@@ -3,7 +3,7 @@
 //! | key | what it is |
 //! |---|---|
 //! | `sweep.toml` | the sweep as it was first submitted, with its base recipe, and points in place of presets |
-//! | `data.json` | the identity of its data |
+//! | `data.json` | the identity of its data, where they are those of the base recipe |
 //! | `configurations/ID.toml` | the recipe of each configuration that was ever submitted |
 //! | `ID/` | its run folder, from its start on |
 //! | `claims/ID/OWNER.json` | who trains it: see `claim.rs` |
@@ -21,7 +21,7 @@ use trainer::note::{self, Note};
 use trainer::recipe::Recipe;
 
 use super::claim::{self, CLAIMS};
-use super::id::{self, Identities, Identity};
+use super::id::{self, Identities};
 use super::spec::Spec;
 use crate::failure::Failure;
 use crate::runs::at_once;
@@ -108,16 +108,19 @@ pub struct Folder {
     pub store: Store,
 }
 
-/// Content of data.json.
+/// Content of data.json: the identities of what the base recipe names. What
+/// configurations set for themselves is in their ids.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Kept {
-    train: String,
-    eval: String,
+    train: Option<String>,
+    eval: Option<String>,
 }
 
 impl Kept {
-    fn of(data: &Identity) -> Kept {
-        Kept { train: data.train.clone(), eval: data.eval.clone() }
+    fn of(spec: &Spec, data: &mut Identities) -> Result<Kept, Failure> {
+        let mut of = |recipe: &Option<Recipe>| recipe.as_ref().map(|recipe| data.of(recipe)).transpose();
+        let (train, eval) = (of(&spec.on_base_train)?, of(&spec.on_base_eval)?);
+        Ok(Kept { train: train.map(|data| data.train), eval: eval.map(|data| data.eval) })
     }
 }
 
@@ -242,12 +245,9 @@ impl Folder {
         self.store.put_new(SWEEP, spec.to_toml().into_bytes())?;
         // Another may have been faster.
         self.check(spec)?;
-        if let Some(first) = configurations.first() {
-            let data = data.of(&first.recipe)?;
-            let kept = serde_json::to_vec_pretty(&Kept::of(&data));
-            self.store.put_new(DATA, kept.map_err(|error| trainer::Error::Internal(error.into()))?)?;
-            self.check_data(&data)?;
-        }
+        let kept = serde_json::to_vec_pretty(&Kept::of(spec, data)?);
+        self.store.put_new(DATA, kept.map_err(|error| trainer::Error::Internal(error.into()))?)?;
+        self.check_data(spec, data)?;
         let there = self.look()?;
         let is_new =
             |configuration: &&Configuration| there.get(&configuration.id).is_none_or(|files| !files.is_submitted);
@@ -260,14 +260,16 @@ impl Folder {
     /// That the sweep which lies here, if there is one, was begun on the same data.
     ///
     /// # Errors
-    /// [`Exit::Arguments`] that shows what differs.
-    pub fn check_data(&self, data: &Identity) -> Result<(), Failure> {
-        let now = Kept::of(data);
+    /// [`Exit::Arguments`] that shows what differs; those of opening the data.
+    pub fn check_data(&self, spec: &Spec, data: &mut Identities) -> Result<(), Failure> {
+        let now = Kept::of(spec, data)?;
         let Some(kept) = self.get(DATA)?.and_then(|text| serde_json::from_str::<Kept>(&text).ok()) else {
             return Ok(());
         };
-        for (key, then, now) in [("data.train", kept.train, now.train), ("data.eval", kept.eval, now.eval)] {
-            if then != now {
+        for (key, then, now) in [("data.train", kept.train, &now.train), ("data.eval", kept.eval, &now.eval)] {
+            if let (Some(then), Some(now)) = (then, now)
+                && then != *now
+            {
                 return Err(Failure::arguments(format!(
                     "{}: {key} is not what the sweep was begun on: it had the identity {then} and has {now} (a manifest that sae inspect \
                      has written since adds checksums to it): put back what was there, or name another dir. Nothing was changed",

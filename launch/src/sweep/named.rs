@@ -84,9 +84,7 @@ impl Named {
         let configurations = match &self.by {
             By::File(spec) => {
                 let configurations = self.folder.configurations(spec, data)?;
-                if let Some(first) = configurations.first() {
-                    self.folder.check_data(&data.of(&first.recipe)?)?;
-                }
+                self.folder.check_data(spec, data)?;
                 configurations
             }
             By::Folder(submitted) => {

@@ -43,6 +43,10 @@ pub struct Spec {
     pub dir: String,
     /// Each with `run.dir` at the sweep's folder, which is not yet its own.
     pub configurations: Vec<Recipe>,
+    /// A configuration that sets neither `data.train` nor `data.column` for itself, if there is one.
+    pub on_base_train: Option<Recipe>,
+    /// The same of `data.eval`.
+    pub on_base_eval: Option<Recipe>,
     /// What all configurations have in common, as far as it was given.
     base: Table,
     /// Keys that every configuration sets for itself.
@@ -89,8 +93,21 @@ impl Spec {
         let dir = base.run.dir.clone();
         let base = base_table(&base, &given, sets);
         let whole = whole(&table, &base, &settings, &configurations);
-        let configurations = distinct(configurations);
-        Ok(Spec { dir, configurations, base, set_by_all: set_by_all(&settings), whole })
+        let on_base = |key: &str| {
+            let is_own = |setting: &Setting| [key, "data.column"].iter().any(|key| setting.value(key).is_some());
+            let mut all = settings.iter().zip(&configurations);
+            all.find(|(setting, _)| !is_own(setting)).map(|(_, recipe)| recipe.clone())
+        };
+        let (on_base_train, on_base_eval) = (on_base("data.train"), on_base("data.eval"));
+        Ok(Spec {
+            dir,
+            configurations: distinct(configurations),
+            on_base_train,
+            on_base_eval,
+            base,
+            set_by_all: set_by_all(&settings),
+            whole,
+        })
     }
 
     /// As the sweep's folder keeps it: with all in it that the file names.
