@@ -182,6 +182,12 @@ fn settings(file: &File, path: &str, base: &Table, near: &dyn Fn(&str) -> String
     if let Some(lr) = &file.lr {
         points.extend(lr.points(base_lr(base), near)?.iter().map(Setting::of));
     }
+    let has_presets = points.iter().any(|point| point.steps.is_some());
+    if has_presets && file.points.is_empty() && values::get(&file.base, "train.tokens").is_some() {
+        return Err(Failure::arguments(format!(
+            "{path}: base.train.tokens is set by [isoflop] or [lr], from budget and features: leave it out"
+        )));
+    }
     let axes = values::axes(&file.axes, &takes_whole_numbers)?;
     if points.is_empty() && axes.is_empty() {
         return Err(Failure::arguments(format!(
@@ -189,9 +195,7 @@ fn settings(file: &File, path: &str, base: &Table, near: &dyn Fn(&str) -> String
         )));
     }
     for (key, _) in &axes {
-        let is_set = |point: &Setting| point.keys.iter().any(|(own, _)| own == key);
-        let is_tokens = key == "train.tokens" && points.iter().any(|point| point.steps.is_some());
-        if is_tokens || points.iter().any(is_set) {
+        if points.iter().any(|point| point.sets().any(|own| own == key)) {
             return Err(Failure::arguments(format!(
                 "{path}: axes.{key} is set by [[points]], [isoflop] or [lr] too: leave it out of one of them"
             )));
@@ -219,6 +223,11 @@ impl Setting {
         let mut keys = vec![("sae.features".to_owned(), Value::Integer(features))];
         keys.extend(point.lr.map(|lr| ("train.lr".to_owned(), Value::Float(lr))));
         Setting { keys, steps: Some(point.steps) }
+    }
+
+    /// The keys that it sets.
+    fn sets(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().map(|(key, _)| key.as_str()).chain(self.steps.map(|_| "train.tokens"))
     }
 
     fn value(&self, key: &str) -> Option<&Value> {
@@ -286,8 +295,8 @@ fn resolve_base(
         }
         values::set(&mut given, key, first.clone());
     }
-    if let Some(set) = settings.iter().flat_map(|setting| &setting.keys).find(|(key, _)| set_by(key)) {
-        return Err(Failure::arguments(format!("--set {}: {path} has values of its own for this key", set.0)));
+    if let Some(key) = settings.iter().flat_map(Setting::sets).find(|key| set_by(key)) {
+        return Err(Failure::arguments(format!("--set {key}: {path} has values of its own for this key")));
     }
     values::set(&mut given, "run.dir", Value::String(dir.to_owned()));
     recipes::of_table(path, given, sets)
@@ -330,10 +339,7 @@ fn distinct(configurations: Vec<Recipe>) -> Vec<Recipe> {
 
 /// The keys that every setting has.
 fn set_by_all(settings: &[Setting]) -> BTreeSet<String> {
-    let keys = |setting: &Setting| -> BTreeSet<String> {
-        let tokens = setting.steps.map(|_| "train.tokens".to_owned());
-        setting.keys.iter().map(|(key, _)| key.clone()).chain(tokens).collect()
-    };
+    let keys = |setting: &Setting| -> BTreeSet<String> { setting.sets().map(str::to_owned).collect() };
     let all = settings.iter().map(keys).reduce(|all, keys| all.intersection(&keys).cloned().collect());
     all.unwrap_or_default()
 }
@@ -447,6 +453,11 @@ mod tests {
         }
         let failure = read_with(BASE, "[axes]\ntrain.lr = [1]", &["train.lr=2"]).expect_err("both");
         assert!(failure.message().contains("--set train.lr"), "{}", failure.message());
+        let preset = "[isoflop]\nbudgets = [1e6]\ncentre = 512\n";
+        let failure = read_with(BASE, preset, &["train.tokens=100"]).expect_err("both");
+        assert!(failure.message().contains("--set train.tokens"), "{}", failure.message());
+        let said = said(&format!("{preset}[base.train]\ntokens = 100"));
+        assert!(said.contains("base.train.tokens is set by [isoflop]"), "{said}");
         let failure = read_with(&BASE.replace("eval = 'held-out'", ""), "[axes]\ntrain.lr = [1]", &[]);
         assert!(failure.expect_err("no eval").message().contains("has no data.eval"));
         let failure = read_with(&BASE.replace("features = 64", ""), "[axes]\ntrain.lr = [1]", &[]).expect_err("no F");
