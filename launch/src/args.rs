@@ -22,9 +22,9 @@ pub use self::export::{Export, Format};
 pub use self::harvest::Harvest;
 pub use self::ingest::Ingest;
 pub use self::launch::{How, K8s, LEAST_SAVE_S, Launch, Local, SaveTime, Slurm, Toleration, handed_on};
-pub use self::plan::{L0, MTBF, PlanArgs};
+pub use self::plan::{L0, MTBF, PlanArgs, STORAGE};
 pub use self::scaling::{Fit, Objective, Recommend, Scaling, What};
-pub use self::sweep::{Sweep, SweepArgs, SweepCommand, SweepStatus};
+pub use self::sweep::{Sweep, SweepArgs, SweepCommand, SweepStatus, Taking};
 use crate::device::DeviceChoice;
 use crate::remedy;
 

@@ -9,7 +9,7 @@ use trainer::meeting::{Member, meet};
 use trainer::recipe::Recipe;
 use trainer::{checkpoint, communication, synthesis};
 
-use crate::args::{LEAST_SAVE_S, SaveTime};
+use crate::args::{LEAST_SAVE_S, STORAGE, SaveTime, Taking};
 use crate::failure::Failure;
 use crate::remedy;
 use crate::sweep::worker::TOGETHER;
@@ -71,8 +71,18 @@ pub fn mesh_of(wanted: Option<Mesh>, ranks: usize, recipe: &Recipe) -> Result<Me
     }
 }
 
-/// What all machines together store a second where nobody says, in GB/s.
-pub const STORAGE: f64 = 5.0;
+/// Refuses a mesh of slots where there is one; `more` says how there would be several.
+///
+/// # Errors
+/// [`trainer::Exit::Arguments`].
+pub fn check_mesh_of_slots(taking: Taking, slots: usize, more: &str) -> Result<(), Failure> {
+    if taking.mesh_from.is_some() && slots == 1 {
+        return Err(Failure::arguments(format!(
+            "--mesh-from: a mesh is made of all slots, and there is one: say how many with {more}"
+        )));
+    }
+    Ok(())
+}
 
 /// Seconds that a run should have to save when storing a checkpoint takes `stored_s`: one may be on its way, and the one behind it
 /// begins when that is stored.

@@ -479,6 +479,37 @@ fn what_cannot_be_submitted_is_refused_by_its_name() {
     assert!(sae::run(&gpu).exits(0).stdout.contains("Estimated for h200"));
     assert!(!fixture.path("planned").exists());
     assert_eq!(sweeps::contents(&dir), before);
+    // With the mesh that a large configuration would train on.
+    let large = fixture.save_text("large", &small.replace("features = 256", "features = 400000000"));
+    let words = ["sweep", &large, "--dir", &fixture.text("planned"), "--dry-run", "--gpu", "h200", "--slots", "8"];
+    sae::run(&words).exits(0).says(&["do not fit on one h200: take a mesh of several with --mesh-from"]);
+    let meshed = sae::run(&[&words[..], &["--mesh-from", "1M"]].concat()).exits(0);
+    assert!(!meshed.stderr.contains("do not fit"), "{}", meshed.stderr);
+    let line = meshed.stdout.lines().find(|line| line.contains("configurations on a mesh of all slots"));
+    assert!(line.is_some_and(|line| line.trim_end_matches([' ', '│']).ends_with(" 1")), "{}", meshed.stdout);
+    let words = ["sweep", &fixture.text("small.toml"), "--dir", &fixture.text("planned"), "--dry-run"];
+    sae::run(&[&words[..], &["--device", "cpu", "--slots", "2", "--mesh-from", "256"]].concat()).exits(0);
+}
+
+/// What launchers start takes a mesh and beats as they are told to.
+#[test]
+fn launchers_hand_on_how_configurations_are_taken() {
+    let fixture = Fixture::with_data();
+    let text = format!("dir = '{}'\n{}", fixture.text("sweep"), sweeps::six(&fixture));
+    let sweep = fixture.save_text("six", &text);
+    let taking = ["--mesh-from", "4M", "--heartbeat", "0.5"];
+    let slurm = ["launch", "slurm", &sweep, "--sweep", "--dry-run", "--cpus-per-task", "2"];
+    let k8s = ["launch", "k8s", &sweep, "--sweep", "--image", "registry/sae:0.1"];
+    for (launch, per, said) in [
+        (&slurm[..], "--gpus-per-node", "--mesh-from 4194304 --heartbeat 0.5"),
+        (&k8s, "--gpus-per-pod", r#""--mesh-from","4194304","--heartbeat","0.5""#),
+    ] {
+        let printed = sae::run(&[launch, &[per, "8"], &taking].concat()).exits(0).stdout;
+        assert!(printed.contains(said), "{said}: {printed}");
+        sae::run(&[launch, &taking].concat()).exits(64).says(&["there is one: say how many with", per]);
+    }
+    let run = fixture.save("run", &fixture.recipe("run"));
+    sae::run(&["launch", "k8s", &run, "--image", "registry/sae:0.1", "--mesh-from", "4M"]).exits(64).says(&["--sweep"]);
 }
 
 /// Workers of an array share a sweep of twelve; one that is asked to stop goes back into the queue.
@@ -508,7 +539,7 @@ fn an_array_of_slurm_trains_a_sweep() {
     assert_eq!(begun[0] + begun[1], 12, "{logs:?}");
 }
 
-/// Synthetic shards of the base recipe are made once, by the example that a reader starts with.
+/// The example that a reader starts with, with synthetic shards that are not there yet.
 #[test]
 fn the_example_is_a_sweep() {
     let example = tests::root().join("launch/recipes/sweep-quickstart.toml");

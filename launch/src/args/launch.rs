@@ -6,7 +6,7 @@ use clap::Subcommand;
 use clap::builder::RangedI64ValueParser;
 use loader::patience;
 
-use super::{Log, RunArgs};
+use super::{Log, RunArgs, Taking};
 
 /// Start a run on several ranks: on this machine, by SLURM, or on Kubernetes.
 #[derive(clap::Args, Debug)]
@@ -59,7 +59,7 @@ pub struct Local {
 #[command(
     after_help = "Examples:\n  sae launch slurm my.toml --nodes 2 --gpus-per-node 8 --cpus-per-task 12 --time 1-00:00:00 --partition gpu\n  sae \
 launch slurm my.toml --ranks-per-node 4 --prologue modules.sh --sbatch qos=long --dry-run\n  sae launch slurm my-sweep.toml --sweep \
---nodes 12 --gpus-per-node 8 --cpus-per-task 96\n\nBefore its time is over the job \
+--nodes 12 --gpus-per-node 8 --cpus-per-task 96 --mesh-from 4M\n\nBefore its time is over the job \
 saves, goes back into the queue and goes on; so it does after exit codes\n69 and 71. After 64, 65, 70, 73 and 101 it fails."
 )]
 pub struct Slurm {
@@ -69,6 +69,8 @@ pub struct Slurm {
     /// GPUs, or --ranks-per-node slots.
     #[arg(long, conflicts_with_all = ["mesh", "resume", "resume_or_start"])]
     pub sweep: bool,
+    #[command(flatten)]
+    pub taking: Taking,
     /// Machines.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub nodes: u32,
@@ -131,6 +133,8 @@ pub struct K8s {
     /// --ranks-per-pod slots.
     #[arg(long, conflicts_with_all = ["mesh", "resume", "resume_or_start"])]
     pub sweep: bool,
+    #[command(flatten)]
+    pub taking: Taking,
     /// Pods.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub pods: u32,

@@ -5,10 +5,12 @@ use loader::number;
 use trainer::forecast::{GPUS, Gpu};
 
 use super::rows;
-use crate::job::STORAGE;
 
 /// Active features of a row once training has settled, where nobody says.
 pub const L0: f64 = 100.0;
+
+/// What all machines together store a second where nobody says, in GB/s.
+pub const STORAGE: f64 = 5.0;
 
 /// Hours between failures of a device, where nobody says.
 pub const MTBF: f64 = 50_000.0;

@@ -57,10 +57,8 @@ pub struct SweepArgs {
     /// Configurations to train at the same time: by default one for each GPU, and one on the processor, whose cores they share.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: Option<u32>,
-    /// Configurations with at least so many features are too large for one slot: all slots of this process train each of them together, as the ranks
-    /// of a mesh.
-    #[arg(long, value_name = "FEATURES", value_parser = super::scaling::count)]
-    pub mesh_from: Option<u64>,
+    #[command(flatten)]
+    pub taking: Taking,
     /// Where to compute: auto (GPUs that can be used, else the processor), cpu, cuda, or cuda:N for GPU N alone.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
@@ -74,9 +72,6 @@ pub struct SweepArgs {
     /// How many were started together: each begins its share of what is left. By default the tasks of srun, torchrun or mpirun.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub workers: Option<u32>,
-    /// Seconds between two signs of life. Others take over after six that are missing.
-    #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = heartbeat)]
-    pub heartbeat: f64,
     /// Print the configurations with their time, memory and bytes on this machine; then stop.
     #[arg(long, conflicts_with_all = ["retry", "worker"])]
     pub dry_run: bool,
@@ -86,6 +81,33 @@ pub struct SweepArgs {
     /// With --dry-run: what a GPU, or this machine, costs an hour, in any currency.
     #[arg(long, value_name = "PRICE", requires = "dry_run", value_parser = super::plan::positive)]
     pub price: Option<f64>,
+}
+
+/// `--heartbeat` where nobody says.
+const HEARTBEAT: f64 = 5.0;
+
+/// How a worker takes configurations: what `sae sweep` and launchers of a sweep both take.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Taking {
+    /// Configurations of a sweep with at least so many features are too large for one slot: all slots of a process train each of them together, as
+    /// the ranks of a mesh.
+    #[arg(long, value_name = "FEATURES", requires = "sweep", value_parser = super::scaling::count)]
+    pub mesh_from: Option<u64>,
+    /// Seconds between two signs of life of a worker of a sweep. Others take over after six that are missing.
+    #[arg(long, default_value_t = HEARTBEAT, value_name = "SECONDS", requires = "sweep", value_parser = heartbeat)]
+    pub heartbeat: f64,
+}
+
+impl Taking {
+    /// The words behind `sae sweep` that say the same.
+    pub fn words(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        words.extend(self.mesh_from.iter().flat_map(|from| ["--mesh-from".to_owned(), from.to_string()]));
+        if self.heartbeat != HEARTBEAT {
+            words.extend(["--heartbeat".to_owned(), self.heartbeat.to_string()]);
+        }
+        words
+    }
 }
 
 fn heartbeat(text: &str) -> Result<f64, &'static str> {

@@ -22,7 +22,7 @@ use crate::sweep::plan::{self, Where};
 use crate::sweep::status::Report;
 use crate::sweep::worker::{self, Work, Worked, label};
 use crate::world::{self, Launcher, Variables, World};
-use crate::{disk, parent, shards, signals, table};
+use crate::{disk, job, parent, shards, signals, table};
 
 /// The claim on the making of synthetic shards.
 const DATA: &str = "data";
@@ -53,10 +53,10 @@ fn train(args: &SweepArgs) -> Result<(), Failure> {
     let sweep = Named::read(path, args.dir.as_deref(), &args.set)?;
     let work = work(args)?;
     if args.dry_run {
-        return dry_run(&sweep, args, work.slots);
+        return dry_run(&sweep, args, &work);
     }
     let stop = signals::stop_on_signals(parent::bind()?)?;
-    let owner = Owner::new(Duration::from_secs_f64(args.heartbeat));
+    let owner = Owner::new(Duration::from_secs_f64(args.taking.heartbeat));
     make_data(&sweep, &owner, &stop)?;
     let (folder, configurations) = sweep.submit(&mut Identities::default())?;
     let dir = folder.store.url();
@@ -122,17 +122,14 @@ fn work(args: &SweepArgs) -> Result<Work, Failure> {
     let own = own_gpus(seen, world.as_ref(), &environment);
     let slots = args.slots.map_or(own.len().max(1), |slots| slots as usize);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if args.mesh_from.is_some() && slots == 1 {
-        return Err(Failure::arguments(
-            "--mesh-from: a mesh is made of all slots, and there is one: say how many with --slots",
-        ));
-    }
-    if let (Some(_), DeviceChoice::Cuda(Some(gpu))) = (args.mesh_from, args.device) {
+    let mesh_from = args.taking.mesh_from;
+    job::check_mesh_of_slots(args.taking, slots, "--slots")?;
+    if let (Some(_), DeviceChoice::Cuda(Some(gpu))) = (mesh_from, args.device) {
         return Err(Failure::arguments(format!(
             "--mesh-from: ranks of a mesh need a GPU each, and --device cuda:{gpu} is one: write --device cuda"
         )));
     }
-    if args.mesh_from.is_some() && own.len() < seen {
+    if mesh_from.is_some() && own.len() < seen {
         return Err(Failure::arguments(format!(
             "--mesh-from: a mesh takes the first GPUs of a machine, and {} processes share those of this one: start one on each machine",
             beside.ranks
@@ -144,7 +141,7 @@ fn work(args: &SweepArgs) -> Result<Work, Failure> {
         of_machine: slots.saturating_mul(beside.ranks),
         // A plan may be of GPUs that are elsewhere.
         device: if args.dry_run { args.device } else { device_of_all(args.device, slots, own, beside)? },
-        mesh_from: args.mesh_from,
+        mesh_from,
         threads: (cores / slots).max(1),
         workers: args.workers.map_or(started, |workers| workers as usize),
         index,
@@ -222,7 +219,7 @@ fn device_of_all(
     Ok(DeviceChoice::Cuda(None))
 }
 
-fn dry_run(sweep: &Named, args: &SweepArgs, slots: usize) -> Result<(), Failure> {
+fn dry_run(sweep: &Named, args: &SweepArgs, work: &Work) -> Result<(), Failure> {
     let named = |recipe: &Recipe| Configuration { id: String::new(), recipe: recipe.clone() };
     let configurations: Vec<Configuration> = sweep.recipes.iter().map(named).collect();
     let keys = varying(&configurations);
@@ -236,7 +233,8 @@ fn dry_run(sweep: &Named, args: &SweepArgs, slots: usize) -> Result<(), Failure>
     if labelled.is_empty() {
         return Ok(());
     }
-    plan::run(&labelled, Where { device: args.device, gpu: args.gpu, slots, price: args.price })
+    let Work { slots, mesh_from, .. } = *work;
+    plan::run(&labelled, Where { device: args.device, gpu: args.gpu, slots, mesh_from, price: args.price })
 }
 
 /// Makes the synthetic shards that recipes ask for, once, however many have begun the same sweep.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use indicatif::{HumanBytes, HumanCount};
-use kernels::mesh::{Axes, Mesh};
+use kernels::mesh::{Axes, Mesh, Place};
 use kernels::{Device, Purpose};
 use trainer::data::Data;
 use trainer::forecast::{EXPECTED, Floor, Gpu, RankMemory, Workload};
@@ -19,12 +19,11 @@ use trainer::synthesis;
 use trainer::train::share_a_stream;
 
 use super::folder::with_one_order;
-use crate::args::{L0, MTBF};
+use crate::args::{L0, MTBF, STORAGE};
 use crate::budget::{Budget, Terms, duration};
 use crate::device::{self, DeviceChoice, Local, Opened, on_a_gpu};
 use crate::failure::Failure;
-use crate::job::STORAGE;
-use crate::{remedy, table};
+use crate::{job, remedy, table};
 
 /// On what a sweep would be trained.
 #[derive(Clone, Copy, Debug)]
@@ -35,13 +34,25 @@ pub struct Where {
     pub gpu: Option<Gpu>,
     /// How many train at the same time.
     pub slots: usize,
+    /// From so many features on, all slots train a configuration together.
+    pub mesh_from: Option<u64>,
     /// Price of a GPU, or of this machine, an hour.
     pub price: Option<f64>,
 }
 
+impl Where {
+    /// The mesh that a configuration trains on.
+    fn mesh(&self, recipe: &Recipe) -> Result<Mesh, Failure> {
+        let is_large = self.mesh_from.is_some_and(|from| recipe.sae.features as u64 >= from);
+        if is_large && self.slots > 1 { job::mesh_of(None, self.slots, recipe) } else { Ok(Mesh::ONE) }
+    }
+}
+
 /// What a configuration would take.
 struct Taken {
+    mesh: Mesh,
     rows: u64,
+    /// Of each GPU, or of this machine.
     memory_bytes: u64,
     read_bytes: u64,
     written_bytes: u64,
@@ -61,7 +72,7 @@ pub fn run(configurations: &[(String, Recipe)], at: Where) -> Result<(), Failure
     match at.gpu {
         Some(gpu) => {
             for (_, recipe) in configurations {
-                taken.push(on_gpu(recipe, &sizes.of(recipe)?, &gpu));
+                taken.push(on_gpu(recipe, &sizes.of(recipe)?, &gpu, at.mesh(recipe)?));
             }
         }
         None => {
@@ -69,7 +80,7 @@ pub fn run(configurations: &[(String, Recipe)], at: Where) -> Result<(), Failure
             for (_, recipe) in configurations {
                 let size = sizes.of(recipe)?;
                 taken.push(match device::open(at.device, &recipe.train, Axes::alone(), Local::ALONE)? {
-                    Opened::Cpu(device) => here(&device, recipe, &size, at.slots, &mut timed)?,
+                    Opened::Cpu(device) => here(&device, recipe, &size, (at.slots, at.mesh(recipe)?), &mut timed)?,
                     Opened::Cuda(_) => {
                         return Err(Failure::arguments(
                             "a dry run times steps on the processor, and estimates GPUs: say which with --gpu, such as --gpu h200",
@@ -79,17 +90,21 @@ pub fn run(configurations: &[(String, Recipe)], at: Where) -> Result<(), Failure
             }
         }
     }
-    let streams = streams(configurations, taken.iter().map(|taken| taken.rows).max().unwrap_or(0));
+    let streams = streams(configurations, &taken);
     show(configurations, &taken, &streams, at);
     Ok(())
 }
 
-/// The places of configurations that share a stream, in an order for `rows`, as the sweep will have one.
-fn streams(configurations: &[(String, Recipe)], rows: u64) -> Vec<Vec<usize>> {
+/// The places of configurations that share a stream, in an order for the most rows, as the sweep will have one. One on a mesh has its own.
+fn streams(configurations: &[(String, Recipe)], taken: &[Taken]) -> Vec<Vec<usize>> {
+    let rows = taken.iter().map(|taken| taken.rows).max().unwrap_or(0);
+    let is_on_mesh = |at: usize| taken[at].mesh != Mesh::ONE;
     let ordered: Vec<Recipe> = configurations.iter().map(|(_, recipe)| with_one_order(recipe, rows)).collect();
     let mut streams: Vec<Vec<usize>> = Vec::new();
     for at in 0..ordered.len() {
-        match streams.iter_mut().find(|stream| share_a_stream(&ordered[stream[0]], &ordered[at])) {
+        let shares =
+            |first: usize| !is_on_mesh(first) && !is_on_mesh(at) && share_a_stream(&ordered[first], &ordered[at]);
+        match streams.iter_mut().find(|stream| shares(stream[0])) {
             Some(stream) => stream.push(at),
             None => streams.push(vec![at]),
         }
@@ -125,12 +140,13 @@ fn here<D: Device>(
     device: &D,
     recipe: &Recipe,
     size: &DataSize,
-    slots: usize,
+    (slots, mesh): (usize, Mesh),
     timed: &mut BTreeMap<String, Measured>,
 ) -> Result<Taken, Failure> {
-    let place = device.axes().place;
-    let shape = plan::shape(recipe, size.extent, place);
-    let problem = plan::check_fits(device, recipe, size, place, slots).err().map(|error| remedy::words(&error));
+    let of_rank = Place { mesh, rank: 0 };
+    let problem = plan::check_fits(device, recipe, size, of_rank, slots).err().map(|error| remedy::words(&error));
+    // Ranks here share the cores, so that together they take what one would.
+    let shape = plan::shape(recipe, size.extent, Place { mesh: Mesh::ONE, rank: 0 });
     let Train { adam, threads, .. } = recipe.train;
     let kind = format!("{} {} {adam:?} {threads:?} {}", shape.features, shape.batch, recipe.sae.decoder_norm);
     let measured = match timed.get(&kind) {
@@ -141,33 +157,41 @@ fn here<D: Device>(
             measured
         }
     };
-    let memory_bytes = device.bytes(shape, Purpose::Training).total() + size.stream_bytes;
+    let of_each = device.bytes(plan::shape(recipe, size.extent, of_rank), Purpose::Training).total();
+    let memory_bytes = of_each * mesh.ranks() as u64 + size.stream_bytes;
     let pace = (measured.step_s, measured.forward_s, measured.copy);
-    Ok(Taken { problem, ..taken(recipe, size, memory_bytes, pace) })
+    Ok(Taken { problem, ..taken(recipe, size, mesh, memory_bytes, pace) })
 }
 
-fn on_gpu(recipe: &Recipe, size: &DataSize, gpu: &Gpu) -> Taken {
+fn on_gpu(recipe: &Recipe, size: &DataSize, gpu: &Gpu, mesh: Mesh) -> Taken {
     let extent = size.extent;
     let rows = Workload { rows: extent.rows, width: extent.width, stored: extent.dtype.size(), l0: L0 };
     let precision = on_a_gpu(&recipe.train);
-    let memory = RankMemory::of(recipe, Mesh::ONE, rows.width, precision);
-    let floor = Floor::of(recipe, Mesh::ONE, &rows, precision, gpu);
+    let memory = RankMemory::of(recipe, mesh, rows.width, precision);
+    let floor = Floor::of(recipe, mesh, &rows, precision, gpu);
     let problem = (!memory.fits(gpu)).then(|| {
-        format!(
-            "{} of memory do not fit on one {}: lower sae.features or train.batch",
-            HumanBytes(memory.total()),
-            gpu.name
-        )
+        let (on, or) = match mesh.ranks() {
+            1 => ("one".to_owned(), "take a mesh of several with --mesh-from and --slots, or "),
+            ranks => (format!("each of {ranks}"), ""),
+        };
+        let memory = HumanBytes(memory.total());
+        format!("{memory} of memory do not fit on {on} {}: {or}lower sae.features or train.batch", gpu.name)
     });
-    let pace = (floor.total() / EXPECTED, (floor.encode + floor.decode) / EXPECTED, COPY);
-    Taken { problem, ..taken(recipe, size, memory.total(), pace) }
+    let pace = (floor.total() / EXPECTED, (floor.encode + floor.decode + floor.exchange) / EXPECTED, COPY);
+    Taken { problem, ..taken(recipe, size, mesh, memory.total(), pace) }
 }
 
-fn taken(recipe: &Recipe, size: &DataSize, memory_bytes: u64, (step_s, forward_s, copy): (f64, f64, f64)) -> Taken {
+fn taken(
+    recipe: &Recipe,
+    size: &DataSize,
+    mesh: Mesh,
+    memory_bytes: u64,
+    (step_s, forward_s, copy): (f64, f64, f64),
+) -> Taken {
     let extent = size.extent;
     let budget = Budget::of(&Terms {
         recipe,
-        mesh: Mesh::ONE,
+        mesh,
         width: extent.width,
         row_bytes: extent.row_bytes() as f64,
         steps_done: 0,
@@ -182,6 +206,7 @@ fn taken(recipe: &Recipe, size: &DataSize, memory_bytes: u64, (step_s, forward_s
         price: None,
     });
     Taken {
+        mesh,
         rows: extent.rows,
         memory_bytes,
         read_bytes: extent.rows.saturating_mul(extent.row_bytes() as u64),
@@ -219,9 +244,11 @@ fn show(configurations: &[(String, Recipe)], taken: &[Taken], streams: &[Vec<usi
     }
     let sum = |of: fn(&Taken) -> u64| HumanBytes(taken.iter().map(of).sum()).to_string();
     let all_s: f64 = taken.iter().map(|taken| taken.seconds).sum();
-    let longest = taken.iter().map(|taken| taken.seconds).fold(0.0, f64::max);
-    // Steps are timed with all cores, which slots of the processor share.
-    let wall_s = if at.gpu.is_some() { longest.max(all_s / at.slots as f64) } else { all_s };
+    let (on_mesh, alone): (Vec<&Taken>, Vec<&Taken>) = taken.iter().partition(|taken| taken.mesh != Mesh::ONE);
+    let mesh_s: f64 = on_mesh.iter().map(|taken| taken.seconds).sum();
+    let longest = alone.iter().map(|taken| taken.seconds).fold(0.0, f64::max);
+    // A mesh takes all slots. Steps are timed with all cores, which slots of the processor share.
+    let wall_s = if at.gpu.is_some() { mesh_s + longest.max((all_s - mesh_s) / at.slots as f64) } else { all_s };
     let of_stream =
         |of: fn(&Taken) -> u64| move |stream: &Vec<usize>| stream.iter().map(|&at| of(&taken[at])).collect::<Vec<_>>();
     let memory = streams.iter().map(of_stream(|taken| taken.memory_bytes));
@@ -231,6 +258,7 @@ fn show(configurations: &[(String, Recipe)], taken: &[Taken], streams: &[Vec<usi
     let mut lines = vec![
         ("configurations", configurations.len().to_string()),
         ("slots", at.slots.to_string()),
+        ("configurations on a mesh of all slots", on_mesh.len().to_string()),
         ("streams of rows, each read once", streams.len().to_string()),
         ("time, one after the other", duration(all_s)),
         ("time by the clock", duration(wall_s)),
@@ -244,13 +272,14 @@ fn show(configurations: &[(String, Recipe)], taken: &[Taken], streams: &[Vec<usi
         ("kept in the sweep's folder", sum(|taken| taken.kept_bytes)),
     ];
     if let Some(price) = at.price {
-        let hours = if at.gpu.is_some() { all_s } else { wall_s } / 3600.0;
+        let gpu_s: f64 = taken.iter().map(|taken| taken.seconds * taken.mesh.ranks() as f64).sum();
+        let hours = if at.gpu.is_some() { gpu_s } else { wall_s } / 3600.0;
         lines.push(("cost", format!("{:.2}", price * hours)));
     }
     table::print("the sweep", &lines);
     table::say(match at.gpu {
         Some(gpu) => format!(
-            "Estimated for {}, one for each configuration that trains, from data sheets and counts of bytes.",
+            "Estimated for {}, one for each slot, from data sheets and counts of bytes; memory is that of each.",
             gpu.name
         ),
         None => format!("With steps as measured here once {L0} features fire on a row; before that they take longer."),

@@ -31,6 +31,8 @@ pub fn run(args: &K8s, log: Log) -> Result<(), Failure> {
                 )));
             }
             let spec = Spec::read(&args.run.recipe, None, &args.run.set)?;
+            let more = "--gpus-per-pod or --ranks-per-pod";
+            job::check_mesh_of_slots(args.taking, ranks_per_pod as usize, more)?;
             warn_of_folder("the sweep's dir", &spec.dir)?;
             let save_s = job::save_time_of_sweep(args.save, &spec.configurations, ranks_per_pod)?;
             let command = worker(args, log, &spec.dir, ranks_per_pod);
@@ -84,7 +86,7 @@ fn worker(args: &K8s, log: Log, dir: &str, slots: u32) -> Vec<String> {
     let words =
         ["/etc/sae/sweep.toml", "--dir", dir, "--worker", "--workers", &workers, "--slots", &slots, "--device", device];
     let launch = ["sae", "sweep"].map(str::to_owned).into_iter().chain(handed_on(log));
-    launch.chain(words.map(str::to_owned)).collect()
+    launch.chain(words.map(str::to_owned)).chain(args.taking.words()).collect()
 }
 
 fn metadata(args: &K8s) -> Value {

@@ -89,11 +89,12 @@ impl Job {
     fn of_sweep(args: &Slurm) -> Result<Job, Failure> {
         let sweep = Named::read(&args.run.recipe, None, &args.run.set)?;
         let (slots, workers) = (ranks_per_node(args), args.nodes);
+        job::check_mesh_of_slots(args.taking, slots as usize, "--gpus-per-node or --ranks-per-node")?;
         let words = ["--worker", "--workers", &workers.to_string(), "--slots", &slots.to_string()].map(str::to_owned);
         Ok(Job {
             dir: sweep.folder.store.url().to_owned(),
             command: "sweep",
-            words: [args.run.words(), words.into()].concat(),
+            words: [args.run.words(), words.into(), args.taking.words()].concat(),
             save_s: job::save_time_of_sweep(args.save, &sweep.recipes, slots)?,
             nodes: 1,
             tasks_per_node: 1,

@@ -7,12 +7,12 @@ use trainer::forecast::{EXPECTED, Floor, Gpu, IN_A_MACHINE, Workload, fewest};
 use trainer::overhead::COPY;
 use trainer::recipe::Recipe;
 
-use crate::args::{L0, MTBF};
+use crate::args::{L0, MTBF, STORAGE};
 use crate::budget::{Budget, Terms};
 use crate::device::on_a_gpu;
 use crate::failure::Failure;
 use crate::gpus::{Fewest, HOST_BYTES_A_GPU, fewest_by_mode};
-use crate::job::{self, STORAGE};
+use crate::job;
 
 /// Bytes of a value of stored rows: they are f16 or bf16.
 const STORED: usize = 2;

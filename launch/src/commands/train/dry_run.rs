@@ -16,10 +16,9 @@ use trainer::synthesis::{self, Making};
 use trainer::train::{self, Beginning};
 use trainer::{run_dir, survey::Survey};
 
-use crate::args::{L0, MTBF};
+use crate::args::{L0, MTBF, STORAGE};
 use crate::budget::{self, Budget, Terms};
 use crate::failure::Failure;
-use crate::job::STORAGE;
 use crate::{contents, disk, recipes, shards, table};
 
 /// Looks at everything and prints.
