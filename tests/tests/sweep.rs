@@ -512,6 +512,30 @@ fn launchers_hand_on_how_configurations_are_taken() {
     sae::run(&["launch", "k8s", &run, "--image", "registry/sae:0.1", "--mesh-from", "4M"]).exits(64).says(&["--sweep"]);
 }
 
+/// Synthetic shards of a sweep that two submit at once are made by one of them, and both train on them.
+#[test]
+fn synthetic_shards_are_made_once_for_two_that_submit() {
+    let fixture = Fixture::new();
+    let (made, held_out, dir) = (fixture.text("made"), fixture.text("made-eval"), fixture.text("sweep"));
+    let text = format!(
+        "[base.data]\ntrain = '{made}'\neval = '{held_out}'\nsynth_eval_rows = 512\n[base.data.synth]\nfeatures = 64\nwidth = 32\nrows = 400000\n\
+         shards = 2\nactive = 4.0\n[base.sae]\nfeatures = 128\n[base.train]\nbatch = 256\ntokens = 2560\n[axes]\ntrain.seed = [0, 1, 2, 3]\n"
+    );
+    let sweep = fixture.save_text("synthetic", &text);
+    let both = [(); 2].map(|()| sweeps::spawn(&Place::Local, &fixture, &sweeps::words(&sweep, &dir)));
+    let said = both.map(|child: Child| {
+        let output = child.wait_with_output().expect("it ends");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{}: {stderr}", output.status);
+        stderr
+    });
+    let count = |part: &str| said.iter().map(|said| said.matches(part).count()).sum::<usize>();
+    assert_eq!((count("making shards"), count("making held-out shards"), count("begins: ")), (1, 1, 4), "{said:?}");
+    let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
+    assert_eq!(status["counts"]["done"], 4, "{status}");
+    assert!(sweeps::contents(&dir).iter().all(|(key, _)| !key.starts_with("claims/")), "no claim is left");
+}
+
 /// Workers of an array share a sweep of twelve; one that is asked to stop goes back into the queue.
 #[test]
 fn an_array_of_slurm_trains_a_sweep() {
