@@ -747,7 +747,7 @@ def special_tokens(folder):
     refuses(ValueError, ["no BOS"], Special.of, without, "always")
     refuses(ValueError, ["bos 'yes'"], Special.of, without, "yes")
     # A text that is cut before a BOS of its own, and one of which nothing else is left then.
-    form = Form(6, Special([0], []), packed=True, marks_texts=True, keep_first=False)
+    form = Form(6, Special([0], []), packed=True, marks_texts=True, keep_first=False, vocabulary=40)
     cut = list(contexts(tokenizer(), Texts(["abcde<s>f", "ghi<s>", "j"], {}, 0), form))
     assert [of.tokens for of in cut] == [[0, 4, 5, 6, 7, 8], [0, 9, 0, 10, 11, 12], [0, 13]] and cut[2].docs == [2, 2]
     assert form.keeps(cut[1].tokens) == [False, True, False, True, True, True]
@@ -771,6 +771,27 @@ def special_tokens(folder):
     assert json.loads(pathlib.Path(f"{folder}-0", "manifest.json").read_text())["source"]["hook_name"] == "hook_full_embed"
     assert done.rows == len(rows) and len({len(ids) for ids in contexts.values()}) > 3
     assert np.abs(rows - np.concatenate(expected)).max() < 1e-5
+
+
+def other_tokens(folder):
+    """Padding behind the model's vocabulary changes no row; text and special tokens behind it are refused."""
+    model, tokens, padded = llama(), tokenizer(), tokenizer()
+    # Of 31 tokens the tokenizer knows, the model has rows for nine more.
+    padded.add_tokens([f"<{number}>" for number in range(9)])
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    assert padded.pad_token_id == 40
+    options = {"context": 12, "packed": False, "dtype": "f32"}
+    for name, of in {"own": tokens, "padded": padded}.items():
+        sae.harvest(model, of, TEXTS, 2, f"{folder}/{name}", **options)
+    assert shards(f"{folder}/own").equals(shards(f"{folder}/padded"))
+    words = ["text 2 has token 40, and the model has 40", "tokenizer of another model"]
+    refuses(ValueError, words, sae.harvest, model, padded, ["ab", "<8>", "a[PAD]b"], 2, f"{folder}/text", **options)
+    from tokenizers import processors
+
+    padded.backend_tokenizer.post_processor = processors.TemplateProcessing(single="[PAD] $A", special_tokens=[("[PAD]", 40)])
+    words = ["puts around a text token 40, and the model has 40"]
+    refuses(ValueError, words, sae.harvest, model, padded, ["ab"], 2, f"{folder}/special", **options)
+    assert not pathlib.Path(folder, "special").exists(), "nothing was begun"
 
 
 def harvest_again(folder):

@@ -124,6 +124,8 @@ class Form(NamedTuple):
     """Whether BOS stands before a text inside of a context, too."""
     keep_first: bool
     """Whether the rows of attention sinks are kept; a context without any other is left out otherwise."""
+    vocabulary: int
+    """Tokens that the model knows."""
 
     def keeps(self, tokens: list[int]) -> list[bool]:
         """Which tokens of a context have a row that is kept: all, or those that are no attention sinks, which are the first of a context and, where
@@ -134,20 +136,37 @@ class Form(NamedTuple):
     def check(self) -> None:
         """
         Raises:
-            ValueError: when special tokens leave no room for those of texts.
+            ValueError: when special tokens leave no room for those of texts, or are none of the model's.
         """
+        self.check_tokens("the tokenizer puts around a text", [*self.special.before, *self.special.behind])
         around = len(self.special.before) + len(self.special.behind)
         if self.length <= around or self.length < 2:
             raise ValueError(f"contexts of {self.length} tokens have no room: {around} special ones stand around those of texts")
 
+    def check_tokens(self, said: str, tokens: list[int]) -> None:
+        """
+        Raises:
+            ValueError: for a token that the model does not know; `said` begins what is said of it.
+        """
+        if tokens and max(tokens) >= self.vocabulary:
+            raise ValueError(
+                f"{said} token {max(tokens)}, and the model has {self.vocabulary}: it is the tokenizer of another model, or has more tokens since: "
+                "hand over the model's own"
+            )
 
-def _documents(tokenizer: Any, texts: Iterator[str], first: int, special: Special) -> Iterator[tuple[int, list[int]]]:
-    """Texts from number `first` on, as tokens; those without any are left out."""
+
+def _documents(tokenizer: Any, texts: Iterator[str], first: int, form: Form) -> Iterator[tuple[int, list[int]]]:
+    """Texts from number `first` on, as tokens; those without any are left out.
+
+    Raises:
+        ValueError: for a token that the model does not know.
+    """
     number = first
     while some := list(islice(texts, _TEXTS)):
         for ids in _ids(tokenizer, some, False):
+            form.check_tokens(f"text {number} has", ids)
             # A text that begins with the token that stands in front of it anyway.
-            while ids and ids[:1] == special.before[-1:]:
+            while ids and ids[:1] == form.special.before[-1:]:
                 ids = ids[1:]
             if ids:
                 yield number, ids
@@ -159,14 +178,14 @@ def contexts(tokenizer: Any, texts: Texts, form: Form, start: tuple[int, int] = 
     would be its last token is shorter by that.
 
     Raises:
-        ValueError: those of `Texts`.
+        ValueError: those of `Texts`, and for a token that the model does not know.
     """
     before, behind = form.special
     end = form.length - len(behind)
     remaining = iter(texts)
     for _ in islice(remaining, start[0]):
         pass
-    documents = _documents(tokenizer, remaining, start[0], form.special)
+    documents = _documents(tokenizer, remaining, start[0], form)
     number, used = start[0], 0
     ids: list[int] = []
     is_first = True

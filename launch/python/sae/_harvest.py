@@ -182,7 +182,8 @@ def harvest(
         worker: (w, W) makes the parts w, w + W, w + 2W, …
 
     Raises:
-        ValueError: for arguments that are none, a folder that was begun with others, and streams that are not finite.
+        ValueError: for arguments that are none, a folder that was begun with others, tokens that the model does not know, and streams that are not
+            finite.
         DamagedError: (a ValueError) when a shard that was committed is gone or of another size. No manifest is written then.
         StoreError: when the store does not answer.
     """
@@ -198,7 +199,8 @@ def harvest(
     layout = Layout(checked_width(int(config.hidden_size)), dtype_name(dtype))
     special = Special.of(tokenizer, bos)
     marks_texts = bool(special.before) and config.model_type not in _ENCODERS
-    form = Form(context, special, packed, marks_texts, keep_first)
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    form = Form(context, special, packed, marks_texts, keep_first, vocabulary)
     form.check()
     rows_each = context - (0 if keep_first else 1)
     in_part = max(part_bytes // (layout.width * SIZES[layout.dtype] * rows_each), 1)
@@ -219,7 +221,9 @@ def harvest(
         "sources": sources,
     }
     parts = Parts(Store.of(out), plan)
-    job = _Job(parts, _Taps(model, blocks, layers), folders, layout, form, batch, getattr(tokenizer, "pad_token_id", None) or 0)
+    # A tokenizer may pad with a token that was added behind the model's own. Padding is masked, so any other will do.
+    padding = getattr(tokenizer, "pad_token_id", None) or 0
+    job = _Job(parts, _Taps(model, blocks, layers), folders, layout, form, batch, padding if padding < vocabulary else 0)
     was_training = model.training
     model.eval()
     try:
