@@ -773,6 +773,64 @@ def special_tokens(folder):
     assert np.abs(rows - np.concatenate(expected)).max() < 1e-5
 
 
+# Each class that the README names: what its config calls its sizes where that is not as in Llama's, and its last norm.
+GPT2 = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}
+CLASSES = {
+    "Llama": ({}, {}, "model.norm"),
+    "Qwen2": ({}, {}, "model.norm"),
+    "Gemma2": ({}, {"head_dim": 8}, "model.norm"),
+    "Mixtral": ({}, {"num_local_experts": 4}, "model.norm"),
+    "GPT2": (GPT2, {}, "transformer.ln_f"),
+    "GPTNeoX": ({}, {}, "gpt_neox.final_layer_norm"),
+    "OPT": ({"intermediate_size": "ffn_dim"}, {"word_embed_proj_dim": 32}, "model.decoder.final_layer_norm"),
+    "Bert": ({}, {}, None),
+}
+
+
+def tiny(name, auto="AutoModelForCausalLM", called=None, **more):
+    """A random model of a class of `transformers`, of three blocks."""
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    known = {(called or {}).get(key, key): value for key, value in sizes.items()}
+    torch.manual_seed(4)
+    config = getattr(transformers, f"{name}Config")(vocab_size=40, pad_token_id=2, bos_token_id=0, eos_token_id=1, **known, **more)
+    return getattr(transformers, auto).from_config(config).eval()
+
+
+def classes(folder):
+    """Every layer of every class that the README names is what output_hidden_states says; others are refused before anything is begun."""
+    import torch
+
+    for name, (called, more, norm) in CLASSES.items():
+        model, out = tiny(name, "AutoModel" if name == "Bert" else "AutoModelForCausalLM", called, **more), f"{folder}/{name}"
+        sae.harvest(model, tokenizer(), TEXTS[:6], [0, 1, 2, 3], out, context=12, packed=False, dtype="f32", keep_first=True)
+        for layer in range(4):
+            table, contexts = harvested(out, layer, True)
+            expected = []
+            for _, ids in sorted(contexts.items()):
+                with torch.no_grad():
+                    expected.append(model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0])
+            rows = torch.from_numpy(numbers(table).copy())
+            if layer == 3 and norm:
+                with torch.no_grad():
+                    rows = model.get_submodule(norm)(rows)  # behind the last block transformers has the norm, too
+            assert (rows - torch.cat(expected)).abs().max() < 1e-5, (name, layer)
+            hook = json.loads(pathlib.Path(out, f"layer-{layer}/manifest.json").read_text())["source"]["hook_name"]
+            assert name == "Bert" or hook == (f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"), (name, hook)
+    begin = lambda model, **more: sae.harvest(model, tokenizer(), TEXTS[:6], 1, f"{folder}/refused", context=12, **more)
+    mamba = tiny("Mamba", state_size=4)
+    refuses(ValueError, ["after 1 blocks of MambaForCausalLM is not its hidden_states[1]", "blocks="], begin, mamba)
+    refuses(ValueError, ["after 1 blocks of RwkvForCausalLM is not its hidden_states[1]"], begin, tiny("Rwkv", attention_hidden_size=32))
+    several = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 40, "laurel_rank": 4, "num_kv_shared_layers": 0, "altup_num_inputs": 3, "head_dim": 8}
+    gemma = tiny("Gemma3nText", "AutoModel", activation_sparsity_pattern=None, layer_types=["full_attention"] * 3, **several)
+    for blocks in (None, gemma.layers):
+        refuses(ValueError, ["layer 1 of Gemma3nTextModel is [3, 1, 8, 32] where [batch, seq, D]"], begin, gemma, blocks=blocks)
+    assert not pathlib.Path(folder, "refused").exists(), "nothing was begun"
+    assert begin(mamba, blocks=mamba.backbone.layers).is_finished
+
+
 def other_tokens(folder):
     """Padding behind the model's vocabulary changes no row; text and special tokens behind it are refused."""
     model, tokens, padded = llama(), tokenizer(), tokenizer()
@@ -816,8 +874,8 @@ def harvest_again(folder):
     hook = model.model.layers[0].register_forward_hook(strike)
     struck = 0
     while True:
-        # Two passes make a part: every other one goes on by one, at least.
-        left = 2 + struck % 5
+        # One pass looks at the streams, and two make a part: every other one goes on by one, at least.
+        left = 3 + struck % 5
         try:
             done = sae.harvest(model, tokens, iter(TEXTS), [1, 3], f"{folder}/struck", **options)
             break

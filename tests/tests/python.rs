@@ -196,12 +196,13 @@ fn a_run_is_read_as_it_is_exported() {
 fn a_harvest_is_the_hidden_states_of_transformers() {
     let Some(interpreter) = need::python() else { return };
     let fixture = Fixture::new();
-    let [llama, bert, again, shared, others] =
-        ["llama", "bert", "again", "shared", "others"].map(|name| fixture.text(name));
+    let [llama, bert, again, shared, others, classes] =
+        ["llama", "bert", "again", "shared", "others", "classes"].map(|name| fixture.text(name));
     let checks = ["harvests", &llama, "--", "special_tokens", &bert, "--", "harvest_again", &again];
     checked(
         &interpreter,
-        &[&checks[..], &["--", "shared_parts", &shared, "--", "other_tokens", &others]].concat(),
+        &[&checks[..], &["--", "shared_parts", &shared, "--", "other_tokens", &others, "--", "classes", &classes]]
+            .concat(),
         &[("TRANSFORMERS_OFFLINE".into(), "1".into())],
     );
     for folder in ["again/whole/layer-1", "again/whole/layer-3", "llama/0"] {

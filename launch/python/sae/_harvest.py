@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,8 @@ _ENCODERS = {
 _NORM_IN_FRONT = {"esm", "modernbert"}
 # Values of a tensor that tell its model from others.
 _SAMPLE = 64
+# Tokens of the context by which streams are looked at beforehand.
+_FEW = 8
 
 
 class Harvested(NamedTuple):
@@ -67,13 +69,14 @@ class _Enough(BaseException):
 
 
 class _Taps:
-    """Hooks that keep the residual streams after some blocks, and leave the rest of the model out."""
+    """Hooks that keep the residual streams after some blocks, and leave the rest of the model out unless it `is_whole`."""
 
-    def __init__(self, model: Any, blocks: Any, layers: Sequence[int]) -> None:
+    def __init__(self, model: Any, blocks: Any, layers: Sequence[int], is_whole: bool = False) -> None:
         self._model = model
         self.streams: dict[int, Any] = {}
+        self.output: Any = None
         self._handles = []
-        last = max(layers)
+        last = None if is_whole else max(layers)
         for layer in layers:
             if layer == 0:
                 self._handles.append(blocks[0].register_forward_pre_hook(self._before(last == 0), with_kwargs=True))
@@ -98,17 +101,38 @@ class _Taps:
         return hook
 
     def run(self, **inputs: Any) -> dict[int, Any]:
-        """The streams `[batch, seq, D]` of a forward pass, by layer."""
+        """The streams `[batch, seq, D]` of a forward pass, by layer.
+
+        Raises:
+            ValueError: when they have another shape.
+        """
         self.streams.clear()
+        if "use_cache" in inspect.signature(self._model.forward).parameters:
+            inputs["use_cache"] = False
         with contextlib.suppress(_Enough):
-            self._model(**inputs)
+            self.output = self._model(**inputs)
         if sorted(self.streams) != sorted(self._layers):
             raise RuntimeError("the model does not go through its blocks: name their list with blocks=")
+        for layer, stream in self.streams.items():
+            shape = list(getattr(stream, "shape", []))
+            if len(shape) != 3 or shape[:2] != list(inputs["input_ids"].shape):
+                kind = type(self._model).__name__
+                raise ValueError(f"layer {layer} of {kind} is {shape or type(stream).__name__} where [batch, seq, D] is needed: it cannot be harvested")
         return dict(self.streams)
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _blocks_of(model: Any) -> Any:
@@ -126,6 +150,37 @@ def _blocks_of(model: Any) -> Any:
     if len(outermost) != 1:
         raise ValueError(f"the model has {len(outermost)} lists of {count} blocks: name the one that is meant with blocks=")
     return outermost[0]
+
+
+def _check_streams(model: Any, blocks: Any, layers: Sequence[int], is_found: bool, length: int) -> None:
+    """Holds the streams of a few tokens to what `transformers` calls them, where `blocks` were found and not named.
+
+    Raises:
+        ValueError: where they are others: the blocks of some models take more than one stream, and some count them from behind the first block.
+    """
+    import torch
+
+    # Behind the last block transformers gives the stream with the last norm.
+    below = sorted({min(layer, len(blocks) - 1) for layer in layers})
+    embedding = model.get_input_embeddings().weight
+    tokens_bs = (torch.arange(length, device=embedding.device) % len(embedding))[None]
+    is_known = is_found and any(of.__module__.startswith("transformers.") for of in type(model).__mro__)
+    taps = _Taps(model, blocks, below, is_whole=is_known)
+    asked = {"output_hidden_states": True} if is_known else {}
+    try:
+        with torch.inference_mode():
+            streams = taps.run(input_ids=tokens_bs, attention_mask=torch.ones_like(tokens_bs), **asked)
+            # Those of an encoder with a decoder have other names.
+            named = getattr(taps.output, "hidden_states", None) or []
+            for layer, stream in streams.items() if named else []:
+                said = named[layer].to(stream.device, torch.float32)
+                if said.shape != stream.shape or not torch.allclose(stream.float(), said, rtol=1e-3, equal_nan=True):
+                    raise ValueError(
+                        f"the stream after {layer} blocks of {type(model).__name__} is not its hidden_states[{layer}]: name the blocks with blocks= "
+                        "to take what comes out of them all the same"
+                    )
+    finally:
+        taps.remove()
 
 
 def harvest(
@@ -154,7 +209,7 @@ def harvest(
     ```
 
     Layer L is `hidden_states[L]` of `transformers`, the stream after L blocks and before the final norm, `blocks.{L-1}.hook_resid_post`
-    elsewhere. The pass ends behind the last block that is needed. Rows carry `context_id`, `pos` (in the context, counted from 0), `doc_id`
+    elsewhere. Models whose streams are others (Mamba and RWKV count them from behind the first block) are refused by a look at a few tokens. The pass ends behind the last block that is needed. Rows carry `context_id`, `pos` (in the context, counted from 0), `doc_id`
     (the number of the text) and `token_id`; `_contexts/part-*.parquet` holds the tokens of every context.
 
     Rows are made in parts, each committed by a marker: called again with the same arguments after a crash, it makes what is missing and
@@ -177,18 +232,19 @@ def harvest(
         batch: contexts in a forward pass. Shorter ones are padded on the right and masked; padding makes no rows.
         dtype: how rows are stored, as of `sae.ShardWriter`.
         metadata: what is said of the rows in the manifest beside what is known (model, layer, context length, tokenizer): the data set, say.
-        blocks: the `ModuleList` of the model's blocks, where it is not found.
+        blocks: the `ModuleList` of the model's blocks, where it is not found, or where what comes out of them is meant whatever `hidden_states` are.
         part_bytes: bytes of a part's shard, about: as much is made again after a crash.
         worker: (w, W) makes the parts w, w + W, w + 2W, …
 
     Raises:
-        ValueError: for arguments that are none, a folder that was begun with others, tokens that the model does not know, and streams that are not
-            finite.
+        ValueError: for arguments that are none, a folder that was begun with others, tokens that the model does not know, streams that are not
+            finite, and models that have several at a time or call others by the number of the layer.
         DamagedError: (a ValueError) when a shard that was committed is gone or of another size. No manifest is written then.
         StoreError: when the store does not answer.
     """
     if not hasattr(model, "config"):
         raise ValueError(f"model is a {type(model).__name__}: a model of transformers is needed, such as AutoModelForCausalLM.from_pretrained makes")
+    is_found = blocks is None
     blocks = _blocks_of(model) if blocks is None else blocks
     layers, worker = _checked_layers(layer, len(blocks)), _checked_worker(worker)
     context, batch, part_bytes = integer("context", context, 2), integer("batch", batch, 1), integer("part_bytes", part_bytes, 1)
@@ -220,17 +276,17 @@ def harvest(
         "behind": special.behind,
         "sources": sources,
     }
+    with _evaluating(model):
+        _check_streams(model, blocks, layers, is_found, min(_FEW, context))
     parts = Parts(Store.of(out), plan)
     # A tokenizer may pad with a token that was added behind the model's own. Padding is masked, so any other will do.
     padding = getattr(tokenizer, "pad_token_id", None) or 0
     job = _Job(parts, _Taps(model, blocks, layers), folders, layout, form, batch, padding if padding < vocabulary else 0)
-    was_training = model.training
-    model.eval()
     try:
-        count = _make_parts(job, tokenizer, texts, in_part, worker)
+        with _evaluating(model):
+            count = _make_parts(job, tokenizer, texts, in_part, worker)
     finally:
         job.taps.remove()
-        model.train(was_training)
     done = parts.renew()
     is_finished = count > 0 and all(part in done for part in range(count))
     if is_finished:
@@ -292,7 +348,8 @@ def _vocabulary_hash(tokenizer: Any) -> str | None:
 def _hook(model_type: str, layer: int) -> str:
     """The hook by which TransformerLens knows a layer's stream, as in loader/harvest/src/model.rs."""
     if model_type not in _ENCODERS:
-        return f"blocks.{layer - 1}.hook_resid_post" if layer else "hook_embed"
+        # What goes into the first block: its hook_embed lacks learned positions.
+        return f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"
     if layer == 0:
         return "hook_full_embed"
     # Behind the norm, which is in the block.
@@ -393,8 +450,6 @@ class _Job:
         model = self.taps._model
         device = model.get_input_embeddings().weight.device
         inputs = {"input_ids": torch.from_numpy(tokens_bs).to(device), "attention_mask": torch.from_numpy(mask_bs).to(device, torch.int64)}
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            inputs["use_cache"] = False
         with torch.inference_mode():
             streams = self.taps.run(**inputs)
         batch_of, pos = np.nonzero(kept_bs)
