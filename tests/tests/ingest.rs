@@ -252,7 +252,9 @@ fn rows_that_are_not_finite_are_counted_and_the_first_is_named() {
         ("named", ["10-b.npy", "2-a.npy"], None),
     ] {
         fs::create_dir_all(fixture.path(folder)).expect("a folder");
-        names.map(|name| rows_of_two(&fixture.path(&format!("{folder}/{name}")), "<f4", &[[0; 4]; 4]));
+        for name in names {
+            rows_of_two(&fixture.path(format!("{folder}/{name}")), "<f4", &[[0; 4]; 4]);
+        }
         let out = fixture.text(&format!("{folder}-shards"));
         let ended = sae::run(&["ingest", &fixture.text(folder), "--out", &out]).exits(0);
         assert_eq!(ended.stderr.contains("in the order of their names"), says.is_some(), "{}", ended.stderr);
