@@ -106,6 +106,27 @@ def formats(folder):
     assert np.array_equal(numbers(shards(f"{folder}/ties"), np.int16), torch.from_numpy(ties).bfloat16().view(torch.int16).numpy())
 
 
+def bfloat16(folder):
+    """numpy's bf16, which is that of ml_dtypes."""
+    import ml_dtypes
+    import torch
+
+    torch.manual_seed(3)
+    x = torch.randn(300, 24) * 10.0 ** torch.randint(-6, 4, (300, 1))
+    rows = x.numpy().astype(ml_dtypes.bfloat16)
+    given = {"whole": rows, "batches": rows.reshape(3, 100, 24), "strided": np.stack([rows, rows], axis=2)[:, :, 0], "fortran": np.asfortranarray(rows)}
+    for dtype, of in {"f16": torch.float16, "f32": torch.float32, ml_dtypes.bfloat16: torch.bfloat16}.items():
+        for name, some in given.items():
+            out = f"{folder}/{name}-{of}"
+            with sae.ShardWriter(out, 24, dtype, shard_rows=200) as writer:
+                writer.write(some, score=np.ones(some.shape[:-1], ml_dtypes.bfloat16))
+            table = shards(out)
+            assert np.array_equal(numbers(table, np.uint8), x.bfloat16().to(of).view(torch.uint8).numpy()), (name, of)
+            assert {*table["score"].to_pylist()} == {1.0}
+    rows[3, 2] = np.nan
+    refuses(ValueError, ["row 3", "not finite"], sae.ShardWriter(f"{folder}/nan", 24).write, rows)
+
+
 def refusals(folder):
     """What a writer does not take, and that nothing of it is written."""
     import torch

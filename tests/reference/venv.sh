@@ -55,7 +55,7 @@ on_top() {
     local packages='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$base/bin/python" -c "$packages" > "$("$1" -c "$packages")/reference.pth"
     install "$1" --no-deps -r "$models"
-    "$1" -c 'import torch, transformers, gguf, mypy.api'
+    "$1" -c 'import torch, transformers, gguf, ml_dtypes, mypy.api'
 }
 
 add_nvrtc() {

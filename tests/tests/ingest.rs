@@ -22,7 +22,7 @@ struct Made {
 /// Two looks at the same files, which take Python long to make.
 #[test]
 fn files_of_other_tools() {
-    let Some(interpreter) = need::python() else { return };
+    let Some(interpreter) = need::models_python() else { return };
     let fixture = Fixture::new();
     python(&interpreter, &["make", &fixture.text("sources")]);
     let cases = json(&fixture.path("sources/cases.json"));

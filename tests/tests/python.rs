@@ -33,6 +33,15 @@ fn the_package_is_typed() {
     assert!(output.status.success(), "{said}");
 }
 
+/// numpy's bf16, of a package that numpy knows nothing of.
+#[test]
+fn a_writer_takes_bf16_of_numpy() {
+    let Some(interpreter) = need::models_python() else { return };
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.path("bfloat16")).expect("a folder");
+    checked(&interpreter, &["bfloat16", &fixture.text("bfloat16")], &[]);
+}
+
 /// Rows of every format, those that are refused, and each once however often its writer was killed.
 #[test]
 fn a_writer_takes_what_there_is_and_refuses_the_rest() {

@@ -46,9 +46,10 @@ def is_torch(value: Any) -> bool:
 def to_numpy(value: Any) -> npt.NDArray[Any]:
     """A copy in ordinary memory, of a tensor of integers or floats."""
     if hasattr(value, "detach"):
-        # numpy has no bf16 of its own: as f32 its numbers are the same.
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).detach().cpu().numpy()
-    return np.array(value, copy=True)
+    array = np.array(value, copy=True)
+    # numpy has no bf16 of its own: as f32 its numbers are the same.
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def as_array(rows: Any) -> Any:
