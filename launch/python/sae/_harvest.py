@@ -231,7 +231,8 @@ def harvest(
             those of others in later layers, and what is trained with them learns little else.
         batch: contexts in a forward pass. Shorter ones are padded on the right and masked; padding makes no rows.
         dtype: how rows are stored, as of `sae.ShardWriter`.
-        metadata: what is said of the rows in the manifest beside what is known (model, layer, context length, tokenizer): the data set, say.
+        metadata: what is said of the rows in the manifest beside what is known (model, hook, context length, tokenizer): the data set, say,
+            as `{"dataset": "…"}`, which `sae export` reads.
         blocks: the `ModuleList` of the model's blocks, where it is not found, or where what comes out of them is meant whatever `hidden_states` are.
         part_bytes: bytes of a part's shard, about: as much is made again after a crash.
         worker: (w, W) makes the parts w, w + W, w + 2W, …

@@ -97,7 +97,8 @@ class ShardWriter:
     """Streams rows into a folder of shards that `sae train` reads fastest, and ends with a manifest.
 
     ```python
-    with sae.ShardWriter("s3://bucket/layer12", width=4096, dtype="bf16", metadata={"model": "…", "layer": 12}) as writer:
+    about = {"model": "…", "hook_name": "blocks.11.hook_resid_post", "dataset": "…", "context_size": 512, "prepend_bos": True}
+    with sae.ShardWriter("s3://bucket/layer12", width=4096, dtype="bf16", metadata=about) as writer:
         for tokens, hidden in batches:                       # hidden [batch, seq, 4096], on any device
             writer.write(hidden, token_id=tokens)            # any columns, the same in every call
     ```
@@ -116,7 +117,8 @@ class ShardWriter:
         width: numbers in a row, 1 to 2^20.
         dtype: how they are stored: `"bf16"`, `"f16"` or `"f32"`, or such a dtype of numpy or torch. Numbers that come in another format are
             rounded to the nearest.
-        metadata: where the rows came from (model, layer, tokenizer, data set, …), as JSON; goes into the manifest. At most 64 KiB.
+        metadata: where the rows came from, as JSON of any keys; goes into the manifest. At most 64 KiB. `sae export` tells other tools what it finds under
+            `model`, `hook_name`, `dataset` (texts), `context_size` (a whole number) and `prepend_bos` (`True` or `False`), where its flags say nothing.
         columns: types of columns by name, as Arrow calls them (`"int64"`, `"string"`); `token_id` and `pos` are int32, `doc_id`
             is int64 and `context_id` uint64 where nothing else is said, and all others what they are in the first `write`.
         shard_rows: rows in a shard; about 256 MiB by default.
