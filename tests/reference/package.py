@@ -765,7 +765,16 @@ def special_tokens(folder):
     assert Special.of(tokenizer("<s> $A </s>"), "auto") == ([0], [1]) and Special.of(tokenizer("<s> $A </s>"), "never") == ([], [])
     without = tokenizer(None)
     without.bos_token = None
-    refuses(ValueError, ["no BOS"], Special.of, without, "always")
+    other = llama()
+    config = other.config
+    config.bos_token_id = 3
+    sae.harvest(other, without, TEXTS[:3], 1, f"{folder}-bos", context=12, bos="always")
+    assert {ids[0] for ids in harvested(f"{folder}-bos", 1, False)[1].values()} == {3}
+    assert Special.of(without, "always", config) == ([3], []) and Special.of(without, "auto", config) == ([], [])
+    without.cls_token = "</s>"
+    assert Special.of(without, "always", config) == ([1], [])
+    without.cls_token = config.bos_token_id = None
+    refuses(ValueError, ["neither the tokenizer nor the model has a BOS"], Special.of, without, "always", config)
     refuses(ValueError, ["bos 'yes'"], Special.of, without, "yes")
     # A text that is cut before a BOS of its own, and one of which nothing else is left then.
     form = Form(6, Special([0], []), packed=True, marks_texts=True, keep_first=False, vocabulary=40)

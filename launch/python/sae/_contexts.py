@@ -83,11 +83,12 @@ class Special(NamedTuple):
     behind: list[int]
 
     @classmethod
-    def of(cls, tokenizer: Any, bos: str) -> Special:
-        """What a tokenizer does (`"auto"`), BOS also where it puts nothing in front (`"always"`), or nothing (`"never"`).
+    def of(cls, tokenizer: Any, bos: str, config: Any = None) -> Special:
+        """What a tokenizer does (`"auto"`), BOS also where it puts nothing in front (`"always"`), or nothing (`"never"`). BOS is the tokenizer's, else its
+        [CLS], else that of the model's config, as in loader/harvest/src/tokens/special.rs.
 
         Raises:
-            ValueError: for another word, and for BOS of a tokenizer that has none.
+            ValueError: for another word, and for BOS where there is none.
         """
         if bos not in ("auto", "always", "never"):
             raise ValueError(f"bos {bos!r}: choose \"auto\", \"always\" or \"never\"")
@@ -98,12 +99,13 @@ class Special(NamedTuple):
         if at is None or not bare:
             raise ValueError("the tokenizer changes a text's tokens where it adds special ones: choose bos=\"never\"")
         before, behind = whole[:at], whole[at + len(bare) :]
-        if bos == "always":
-            first = tokenizer.bos_token_id
+        if bos == "always" and not before:
+            named = [(tokenizer, "bos_token_id"), (tokenizer, "cls_token_id"), (config, "bos_token_id")]
             # The id 0 is one like any other.
+            first = next((token for of, name in named if isinstance(token := getattr(of, name, None), int)), None)
             if first is None:
-                raise ValueError("the tokenizer has no BOS: choose bos=\"auto\" or \"never\"")
-            before = before or [first]
+                raise ValueError("neither the tokenizer nor the model has a BOS: choose bos=\"auto\" or \"never\"")
+            before = [first]
         return cls(before, behind)
 
 

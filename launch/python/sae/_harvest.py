@@ -223,8 +223,8 @@ def harvest(
         layer: one layer, or several: each has a folder `layer-L` below `out` then.
         out: a folder by its path or URL, empty or begun by this function.
         context: tokens that the model sees at once, special ones included.
-        bos: `"auto"`: special tokens around contexts as the tokenizer adds them to a text; `"always"`: BOS also where it adds nothing in front;
-            `"never"`: none. Two BOS never stand beside each other.
+        bos: `"auto"`: special tokens around contexts as the tokenizer adds them to a text; `"always"`: BOS (that of the tokenizer, else its [CLS], else that of the
+            model's config) also where it adds nothing in front; `"never"`: none. Two BOS never stand beside each other.
         packed: contexts run on from one text to the next, with BOS between them where contexts have it; otherwise each is of one text, and the
             last of a text is shorter.
         keep_first: keep the rows of attention sinks: position 0, and BOS before later texts of a packed context. Their norms are up to 100 times
@@ -254,7 +254,7 @@ def harvest(
         raise ValueError(f"texts is a {type(texts).__name__}: strings one after the other are needed, such as a list of them")
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     layout = Layout(checked_width(int(config.hidden_size)), dtype_name(dtype))
-    special = Special.of(tokenizer, bos)
+    special = Special.of(tokenizer, bos, config)
     marks_texts = bool(special.before) and config.model_type not in _ENCODERS
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     form = Form(context, special, packed, marks_texts, keep_first, vocabulary)
