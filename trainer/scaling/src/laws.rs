@@ -336,7 +336,7 @@ pub struct Point {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Warning {
     /// One word for programs: `edge`, `off_centre`, `few_configurations`, `unequal_exponents`, `dead_rises`, `curvature`, `starts`,
-    /// `leave_out`, `few_clusters`, `bound`, `zero_term`, `learning_rates`.
+    /// `leave_out`, `few_clusters`, `bound`, `zero_term`, `learning_rates`, `other_rates`.
     pub kind: String,
     /// A sentence with the figures behind it and what to do.
     pub text: String,

@@ -1,5 +1,7 @@
 //! What a reader should know before trusting laws.
 
+use std::collections::BTreeSet;
+
 use crate::laws::{Laws, Loss, Warning};
 
 /// Fewer configurations than this tell five parameters badly.
@@ -25,6 +27,7 @@ pub fn of(laws: &Laws, several_rates: Option<usize>) -> Vec<Warning> {
         few_configurations(laws),
         few_clusters(laws),
         several_rates.map(learning_rates),
+        other_rates(laws),
         lr_edge(laws),
         starts(laws),
         curvature(laws),
@@ -160,6 +163,24 @@ fn learning_rates(rates: usize) -> Warning {
          each, so sizes with more rates look better than they are"
     );
     warning("learning_rates", text)
+}
+
+/// Sizes of which no run is behind the surface, nor behind the law of the learning rate: they had other rates than the one that nearly all had.
+fn other_rates(laws: &Laws) -> Option<Warning> {
+    let size = |features: f64, steps: f64| (features.to_bits(), steps.to_bits());
+    let of_surface = laws.runs.iter().filter(|run| run.in_surface).map(|run| size(run.features, run.steps));
+    let of_rates = laws.lr_opt.iter().flat_map(|law| &law.points).map(|point| size(point.features, point.steps));
+    let used: BTreeSet<_> = of_surface.chain(of_rates).collect();
+    let out: Vec<_> = laws.runs.iter().filter(|run| !used.contains(&size(run.features, run.steps))).collect();
+    let sizes = out.iter().map(|run| size(run.features, run.steps)).collect::<BTreeSet<_>>().len();
+    let rate = laws.runs.iter().find(|run| run.in_surface)?.lr.map_or("none".to_owned(), |lr| format!("{lr:e}"));
+    let largest = out.iter().map(|run| run.compute).reduce(f64::max)?;
+    let text = format!(
+        "{} runs of {sizes} sizes are left out of the surface, the largest at C = {largest:.3e}: nearly all sizes were run with the learning rate \
+         {rate}, and these were not. Run them with that one too, or fit without the runs of it",
+        out.len()
+    );
+    Some(warning("other_rates", text))
 }
 
 fn lr_edge(laws: &Laws) -> Option<Warning> {

@@ -346,6 +346,24 @@ fn the_best_learning_rate_falls_as_it_was_made_to() {
     // The sweep of rates is no part of the surface, which is still exact.
     near("alpha", laws.surface.alpha.value, oracle.alpha, 1e-9);
     assert_eq!(laws.runs.iter().filter(|run| run.in_surface).count(), 120);
+    assert!(laws.warnings.iter().all(|warning| warning.kind != "other_rates"), "they are used");
+}
+
+/// The largest budget at a better rate than all others: the surface leaves it out, and says so.
+#[test]
+fn sizes_of_another_learning_rate_are_not_left_out_without_a_word() {
+    let mut runs = SWEEP.runs(&oracle());
+    let largest = LEAST * 3.0_f64.powi(7);
+    let is_largest = |run: &Run| run.features * run.steps > 0.9 * largest;
+    runs.iter_mut().for_each(|run| run.lr = Some(if is_largest(run) { 5e-5 } else { 1e-4 }));
+    let laws = law_of(runs.clone(), &quick());
+    assert!(laws.largest_compute() < 0.5 * largest);
+    let warning = laws.warnings.iter().find(|warning| warning.kind == "other_rates").expect("a warning");
+    for part in ["15 runs of 5 sizes are left out", "the learning rate 1e-4", "the largest at C = 6.56"] {
+        assert!(warning.text.contains(part), "{part}: {}", warning.text);
+    }
+    runs.iter_mut().for_each(|run| run.lr = Some(1e-4));
+    assert!(law_of(runs, &quick()).warnings.iter().all(|warning| warning.kind != "other_rates"));
 }
 
 /// A run where little is known narrows more than one more where much is.
