@@ -191,6 +191,62 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
         .says(&["bring more rows, or take smaller budgets"]);
 }
 
+/// A table with a learning rate for each line, by its F × steps.
+fn with_rates(text: &str, rate: impl Fn(f64) -> f64) -> String {
+    let mut lines = text.lines();
+    let names = lines.next().expect("names");
+    let rated = lines.map(|line| {
+        let numbers: Vec<f64> = line.split(',').take(2).map(|cell| cell.parse().expect("a number")).collect();
+        format!("{line},{:?}\n", rate(numbers[0] * numbers[1]))
+    });
+    format!("{names},lr\n{}", rated.collect::<String>())
+}
+
+#[test]
+fn learning_rates_that_follow_compute_are_followed() {
+    let fixture = Fixture::with_data();
+    let folder = fixture.path("");
+    // One rate for each budget, of which the table has those that are a power of 3.
+    let budget = |compute: f64| 1e8 * 3.0_f64.powf((compute / 1e8).log(3.0).round());
+    let law = |compute: f64| 0.5 * compute.powf(-0.3);
+    let text = table(0.01, "batch=256,width=32,l1=1");
+    let mut base = fixture.recipe("best");
+    (base.train.batch, base.train.l1) = (256, 1.0);
+    let base = fixture.save("base", &base);
+    let of = |name: &str, rate: &dyn Fn(f64) -> f64| {
+        let (finished, out) =
+            fit(&folder, &written(&folder, &format!("{name}.csv"), &with_rates(&text, rate)), name, &[]);
+        finished.exits(0);
+        out.join("laws.json").display().to_string()
+    };
+    let recommend =
+        |laws: &str, more: &[&str]| sae::run(&[&["scaling", "recommend", laws, "--recipe", &base], more].concat());
+    let asked = ["--features", "30000", "--json"];
+    let followed = of("followed", &|compute| law(budget(compute)));
+    let found = recommend(&followed, &asked).exits(0).json();
+    let compute = number(&found["compute"]);
+    assert_eq!(found["lr_from"], "runs_along_compute");
+    assert!((number(&found["lr"]["value"]) / law(compute) - 1.0).abs() < 0.01, "{found}");
+    let said = recommend(&followed, &asked[..2]).exits(0).stdout;
+    assert!(said.contains("of the runs, followed along C, not swept"), "{said}");
+    let set = recommend(&followed, &[&asked[..], &["--set", "train.lr=0.25"]].concat()).exits(0).json();
+    assert_eq!((&set["lr_from"], number(&set["lr"]["value"])), (&"set".into(), 0.25));
+    // Further runs have the rates of those before them.
+    let sweep = folder.join("next.toml").display().to_string();
+    recommend(&followed, &["--next", "2", "--out", &sweep]).exits(0);
+    let sweep: toml::Table = fs::read_to_string(&sweep).expect("a sweep").parse().expect("TOML");
+    for point in sweep["points"].as_array().expect("points") {
+        let of = |section: &str, key: &str| point[section][key].as_integer().expect("a count") as f64;
+        let compute = of("sae", "features") * of("train", "tokens") / 256.0;
+        let lr = point["train"]["lr"].as_float().expect("a rate");
+        assert!((lr / law(compute) - 1.0).abs() < 0.01, "{point}");
+    }
+    // Where they follow nothing, it is that of the recipe.
+    let scattered = of("scattered", &|compute| if (compute as u64).is_multiple_of(2) { 1e-3 } else { 2e-3 });
+    let found = recommend(&scattered, &asked).exits(0).json();
+    assert_eq!((&found["lr_from"], number(&found["lr"]["value"])), (&"recipe".into(), 1e-3));
+}
+
 /// Real runs, swept by hand: six sizes of a tiny dictionary.
 #[test]
 fn run_folders_become_laws_of_their_own_recipe() {

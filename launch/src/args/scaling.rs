@@ -89,8 +89,8 @@ pub struct Recommend {
     /// A recipe to fill in, in place of what the runs had in common. It must agree with them.
     #[arg(long, value_name = "RECIPE.toml")]
     pub recipe: Option<String>,
-    /// Set a key over the recipe's value. May be repeated.
-    #[arg(long, value_name = "KEY=VALUE", requires = "recipe")]
+    /// Set a key over the value of the recipe, or of what the runs had in common. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// What the GPUs are: a100, h100, h200 or b200.
     #[arg(long, default_value = "h200", value_parser = gpu)]

@@ -3,6 +3,7 @@
 mod cost;
 mod fit;
 mod next;
+mod rate;
 mod recommend;
 mod rows;
 mod written;

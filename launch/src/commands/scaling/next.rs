@@ -6,7 +6,8 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use super::fit::significant;
-use super::recommend::{base, in_tiles, learning_rate, short_id, write};
+use super::rate::{Wanted, learning_rate};
+use super::recommend::{base, in_tiles, short_id, write};
 use crate::args::Recommend;
 use crate::failure::Failure;
 use crate::{laws, table};
@@ -94,7 +95,7 @@ fn sweep(args: &Recommend, laws: &Laws, found: &[Candidate]) -> Result<String, F
     // Two runs of one size tell more than one where their seeds differ, from those of the laws' runs too.
     let first_seed =
         laws.runs.iter().filter_map(|run| run.seed).max().map_or(recipe.train.seed, |seed| seed.saturating_add(1));
-    let points = found.iter().enumerate().map(|(at, run)| {
+    let point = |(at, run): (usize, &Candidate)| {
         let features = in_tiles(run.features);
         let steps = (run.features * run.steps / features).floor().max(1.0) as u64;
         let seed = first_seed.saturating_add(at as u64);
@@ -106,9 +107,11 @@ fn sweep(args: &Recommend, laws: &Laws, found: &[Candidate]) -> Result<String, F
         set("sae", "features", Value::Integer(features as i64));
         set("train", "tokens", Value::Integer(steps.saturating_mul(batch) as i64));
         set("train", "seed", Value::Integer(seed as i64));
-        set("train", "lr", Value::Float(learning_rate(laws, &recipe, run.features * run.steps).0.value));
-        Value::Table(point)
-    });
+        let (lr, _) = learning_rate(args, laws, recipe.train.lr, run.features * run.steps, Wanted::OfTheSurface)?;
+        set("train", "lr", Value::Float(lr.value));
+        Ok(Value::Table(point))
+    };
+    let points = found.iter().enumerate().map(point).collect::<Result<Vec<Value>, Failure>>()?;
     let most = found.iter().map(|run| run.steps).fold(0.0, f64::max) * batch as f64;
     if let Some(rows) = rows.filter(|rows| most > *rows as f64) {
         tracing::warn!(
@@ -119,7 +122,7 @@ fn sweep(args: &Recommend, laws: &Laws, found: &[Candidate]) -> Result<String, F
     }
     let mut whole = Table::new();
     whole.insert("dir".to_owned(), Value::String(format!("sweeps/next-{}", short_id(laws))));
-    whole.insert("points".to_owned(), Value::Array(points.collect()));
+    whole.insert("points".to_owned(), Value::Array(points));
     whole.insert("base".to_owned(), Value::Table(base));
     let text = toml::to_string_pretty(&whole).map_err(|error| internal(error.to_string()))?;
     Ok(format!(

@@ -13,6 +13,7 @@ use trainer::recipe::Recipe;
 
 use super::cost::{self, OnGpus};
 use super::fit::{estimate, significant};
+use super::rate::{self, Wanted, learning_rate};
 use crate::args::Recommend;
 use crate::budget::duration;
 use crate::failure::Failure;
@@ -32,8 +33,8 @@ struct Recommended {
     steps: u64,
     batch: u64,
     lr: Estimate,
-    /// Whether it is from the law of the learning rate, and not what all runs had.
-    lr_from_law: bool,
+    /// What that is.
+    lr_from: rate::From,
     /// λ.
     l1: Option<f64>,
     /// Mean over seeds.
@@ -130,7 +131,7 @@ pub fn base(args: &Recommend, laws: &Laws) -> Result<(Recipe, Option<u64>), Fail
     let identity = &laws.identity;
     let (place, recipe) = match &args.recipe {
         Some(path) => (path.as_str(), recipes::read(path, &args.set)?),
-        None => (args.laws.as_str(), from_identity(identity)?),
+        None => (args.laws.as_str(), from_identity(args, identity)?),
     };
     let differs = |name: &str, theirs: String, own: String| {
         Failure::arguments(format!(
@@ -173,8 +174,8 @@ pub fn base(args: &Recommend, laws: &Laws) -> Result<(Recipe, Option<u64>), Fail
     Ok((recipe, rows))
 }
 
-/// The recipe that the laws' runs have in common.
-fn from_identity(identity: &Identity) -> Result<Recipe, Failure> {
+/// The recipe that the laws' runs have in common, with what `--set` says.
+fn from_identity(args: &Recommend, identity: &Identity) -> Result<Recipe, Failure> {
     let mut sections: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let add = |key: &str, value: &str, sections: &mut BTreeMap<&str, Vec<String>>| {
         let (section, _) = key.split_once('.').unwrap_or((key, ""));
@@ -201,12 +202,17 @@ fn from_identity(identity: &Identity) -> Result<Recipe, Failure> {
     add("sae.features", "1", &mut sections);
     add("run.dir", "'runs/recommended'", &mut sections);
     let text: String = sections.iter().map(|(name, keys)| format!("[{name}]\n{}\n", keys.join("\n"))).collect();
-    toml::from_str(&text).map_err(|error| {
+    let other = |error: toml::de::Error| {
         Failure::data(format!(
             "the recipe in the laws is none of this version: {}: name one with --recipe",
             error.message()
         ))
-    })
+    };
+    let recipe = toml::from_str(&text).map_err(other)?;
+    if args.set.is_empty() {
+        return Ok(recipe);
+    }
+    recipes::of_table(&args.laws, text.parse().map_err(other)?, &args.set)
 }
 
 fn recommend(
@@ -262,7 +268,7 @@ fn recommend(
         None => (compute / features).floor().max(1.0) * batch,
     };
     let steps = (tokens / batch).ceil();
-    let (lr, lr_from_law) = learning_rate(laws, &recipe, compute);
+    let (lr, lr_from) = learning_rate(args, laws, recipe.train.lr, compute, Wanted::Best)?;
     let (loss, loss_of_one_run) = laws.loss_of(features, steps);
     recipe.sae.features = features as usize;
     recipe.train.tokens = Some(tokens as u64);
@@ -281,7 +287,7 @@ fn recommend(
         steps: steps as u64,
         batch: recipe.train.batch as u64,
         lr,
-        lr_from_law,
+        lr_from,
         l1: Some(recipe.train.l1),
         loss,
         loss_of_one_run,
@@ -366,17 +372,6 @@ fn rising(asked: f64, cost: impl Fn(f64) -> Option<f64>) -> f64 {
     low.exp()
 }
 
-/// The learning rate by its law, or that of the runs.
-pub fn learning_rate(laws: &Laws, recipe: &Recipe, compute: f64) -> (Estimate, bool) {
-    let fixed = |value: f64| Estimate { value, low: value, high: value };
-    let Some(law) = &laws.lr_opt else {
-        let rates: Vec<f64> = laws.runs.iter().filter(|run| run.in_surface).filter_map(|run| run.lr).collect();
-        let shared = rates.first().copied().filter(|first| rates.iter().all(|rate| rate == first));
-        return (fixed(shared.unwrap_or(recipe.train.lr)), false);
-    };
-    (law.at(compute), true)
-}
-
 /// What stands above a recommended recipe, as comments.
 fn head(args: &Recommend, laws: &Laws, found: &Recommended) -> String {
     let asked = match (args.flops, args.gpu_hours, args.tokens, args.features) {
@@ -403,20 +398,17 @@ fn head(args: &Recommend, laws: &Laws, found: &Recommended) -> String {
             "FORCED: beyond {FAR} x the largest compute that was run nothing supports this prediction, nor its interval."
         ));
     }
-    if !found.lr_from_law {
-        lines.push(
-            "The learning rate is that of the runs: it was not swept, and a larger run usually wants a lower one."
-                .to_owned(),
-        );
-    }
+    lines.extend(found.lr_from.comment().map(str::to_owned));
     lines.extend(found.warnings.iter().map(|warning| format!("Warning: {warning}.")));
     lines.iter().map(|line| format!("# {line}\n")).collect::<String>() + "\n"
 }
 
 fn show(found: &Recommended) {
     let on_gpus = &found.on_gpus;
-    let lr =
-        if found.lr_from_law { estimate(found.lr) } else { format!("{} (of the runs, not swept)", found.lr.value) };
+    let lr = match found.lr_from.words() {
+        None => estimate(found.lr),
+        Some(words) => format!("{} ({words})", found.lr.value),
+    };
     table::print(
         "the best run of this budget",
         &[
