@@ -155,6 +155,12 @@ fn a_table_becomes_laws_and_laws_become_recipes_that_train() {
     let set = with(&["--tokens", "4096", "--set", "run.dir=mine"]).exits(0).json();
     assert_eq!(set["run_dir"], "mine");
 
+    // In an order of more rows only whole batches are trained on.
+    let ordered = folder.join("ordered.toml").display().to_string();
+    let short = with(&["--tokens", "5000", "--set", "data.order_rows=15401", "--out", &ordered]).exits(0).json();
+    assert_eq!((&short["tokens"], &short["steps"]), (&4864.into(), &19.into()));
+    sae::run(&["train", &ordered, "--dry-run", "--device", "cpu"]).exits(0);
+
     // Beyond its reach, only with a word, which stands in the recipe.
     let far = folder.join("far.toml").display().to_string();
     with(&["--flops", "1e30", "--force", "--out", &far]).exits(64);

@@ -262,12 +262,12 @@ fn recommend(
         )));
     }
     let tokens = match args.tokens {
-        Some(tokens) => tokens as f64,
+        Some(tokens) => whole_batches(tokens, batch),
         None if args.features.is_some() => best.steps.value.round().max(1.0) * batch,
         // What rounding has added to the features is taken from the steps.
         None => (compute / features).floor().max(1.0) * batch,
     };
-    let steps = (tokens / batch).ceil();
+    let steps = tokens / batch;
     let (lr, lr_from) = learning_rate(args, laws, recipe.train.lr, compute, Wanted::Best)?;
     let (loss, loss_of_one_run) = laws.loss_of(features, steps);
     recipe.sae.features = features as usize;
@@ -328,6 +328,11 @@ pub fn in_tiles(features: f64) -> f64 {
     if features >= 16.0 * TILE { (features / TILE).round() * TILE } else { features.round().max(1.0) }
 }
 
+/// Of so many tokens those that fill whole batches, one at least: with `data.order_rows` a run that sees fewer rows takes no others.
+fn whole_batches(tokens: u64, batch: f64) -> f64 {
+    (tokens as f64 / batch).floor().max(1.0) * batch
+}
+
 /// F × steps of what was asked.
 fn compute(args: &Recommend, laws: &Laws, recipe: &Recipe, width: usize, l0: f64) -> Result<f64, Failure> {
     let batch = recipe.train.batch as f64;
@@ -335,7 +340,7 @@ fn compute(args: &Recommend, laws: &Laws, recipe: &Recipe, width: usize, l0: f64
         return Ok(laws.compute_of_features(features as f64));
     }
     if let Some(tokens) = args.tokens {
-        return Ok(laws.compute_of_steps((tokens as f64 / batch).ceil()));
+        return Ok(laws.compute_of_steps(whole_batches(tokens, batch) / batch));
     }
     let parameters = laws.surface.parameters();
     let size = |compute: f64| {
@@ -414,7 +419,7 @@ fn show(found: &Recommended) {
         &[
             ("features F", HumanCount(found.features).to_string()),
             ("best F at this compute", estimate(found.features_opt)),
-            ("tokens", HumanCount(found.tokens).to_string()),
+            ("tokens, in whole batches", HumanCount(found.tokens).to_string()),
             ("steps", format!("{} of {} rows", HumanCount(found.steps), HumanCount(found.batch))),
             ("lr", lr),
             ("λ", found.l1.map_or("–".to_owned(), |l1| l1.to_string())),
