@@ -253,8 +253,11 @@ pub trait Device: Sync {
     /// A dictionary on the device, to be trained.
     type Training: Training<Rows = Self::Rows, Tally = Self::Tally, Settled = Self::Dictionary>;
 
-    /// Name and what matters of it, for people: `cpu, 2 threads, avx512f + avx512_bf16`.
+    /// Name and what matters of it, for people: `cpu, 2 threads, avx512f + avx512_bf16`. Up to the first comma it says which kind it is.
     fn describe(&self) -> String;
+
+    /// In which formats it multiplies and keeps weights and moments: `f32`, `bf16 GEMMs, 8-bit moments`. Numbers of two of them differ.
+    fn precision(&self) -> String;
 
     /// The ranks among which its operations are made. Operations on a device of several ranks are made by all of them, in the
     /// same order; those that exchange something say so.

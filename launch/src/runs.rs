@@ -1,7 +1,7 @@
 //! Run folders, read back: what was trained, what came of it, and what it took. Tables of runs are made of this, and points for fits.
 //!
-//! A run folder is one that has a config.toml. What it came to stands in summary.json, on which data in the manifest of its last checkpoint;
-//! why it ended before, in error-RANK.json. Nothing is written, and files that no run has left are not read at any length.
+//! A run folder is one that has a config.toml. What it came to, and on which data, stands in summary.json (in an older one not the data: then
+//! the manifest of its last checkpoint has it); why it ended before, in error-RANK.json. Nothing is written, and files that no run has left are not read at any length.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -64,7 +64,7 @@ pub struct Run {
     pub recipe: Recipe,
     /// What summary.json says, of a run that is done.
     pub summary: Option<Summary>,
-    /// Identity of the training data, where the last checkpoint of a run that is done is still there.
+    /// Identity of the training data: of an older run that is done where its last checkpoint is still there.
     pub data: Option<String>,
     /// Identity of the held-out data, likewise.
     pub eval: Option<String>,
@@ -105,6 +105,14 @@ pub struct Summary {
     pub scale: f64,
     /// Commit of the program.
     pub commit: String,
+    /// [`trainer::NUMBERS`] of the program; older summaries do not say it, nor what follows but for the checkpoint.
+    pub numbers: Option<u32>,
+    /// Formats of GEMMs, weights and moments.
+    pub precision: Option<String>,
+    /// Identity of the training data.
+    data: Option<String>,
+    /// Identity of the held-out data.
+    eval: Option<String>,
     /// Folder of the last checkpoint.
     checkpoint: String,
 }
@@ -160,6 +168,10 @@ pub struct Line {
     pub data: Option<String>,
     /// Identity of the held-out data.
     pub eval: Option<String>,
+    /// [`trainer::NUMBERS`] of the program.
+    pub numbers: Option<u32>,
+    /// Formats of GEMMs, weights and moments.
+    pub precision: Option<String>,
     /// Commit of the program.
     pub commit: Option<String>,
     /// Why it ended before its end.
@@ -194,6 +206,8 @@ impl From<&Run> for Line {
             scale: summary.map(|summary| summary.scale),
             data: run.data.clone(),
             eval: run.eval.clone(),
+            numbers: summary.and_then(|summary| summary.numbers),
+            precision: summary.and_then(|summary| summary.precision.clone()),
             commit: summary.map(|summary| summary.commit.clone()),
             cause: run.cause.clone(),
         }
@@ -237,7 +251,9 @@ impl Run {
         }
         self.state = State::Done;
         let manifest = format!("{}/manifest.json", summary.checkpoint);
-        if let Some(Kept { cursor, eval }) = json(store, &manifest, MOST_MANIFEST_BYTES)? {
+        if summary.data.is_some() {
+            (self.data, self.eval) = (summary.data.clone(), summary.eval.clone());
+        } else if let Some(Kept { cursor, eval }) = json(store, &manifest, MOST_MANIFEST_BYTES)? {
             self.data = cursor.origin.map(|origin| origin.identity);
             self.eval = eval;
         }
@@ -404,6 +420,16 @@ mod tests {
         assert!(e.contains("e/config.toml: cannot be read"), "{e}");
         assert!(f.contains("f/summary.json: cannot be read"), "{f}");
         assert!(g.contains("g: no run folder is there"), "{g}");
+    }
+
+    #[test]
+    fn a_summary_says_its_data_where_the_checkpoints_are_gone() {
+        let more = r#""data": "abc", "eval": "def", "numbers": 1, "precision": "f32", "checkpoint""#;
+        let summary = SUMMARY.replace(r#""checkpoint""#, more);
+        let (_folder, url) = folder(&[("config.toml", RECIPE), ("summary.json", &summary)]);
+        let line = Line::from(&read_all(&[url]).expect("read").runs[0]);
+        assert_eq!((line.data.as_deref(), line.eval.as_deref()), (Some("abc"), Some("def")));
+        assert_eq!((line.numbers, line.precision.as_deref()), (Some(1), Some("f32")));
     }
 
     #[test]

@@ -59,7 +59,7 @@ fn recipe(fixture: &Fixture, data: &str, run: &str) -> Recipe {
 fn timeless(mut of: Value) -> Value {
     let object = of.as_object_mut().expect("an object");
     let clock = |name: &str| name.ends_with("_s") || name.contains("_s_") || name.starts_with("stall");
-    object.retain(|name, _| !clock(name) && !["time", "checkpoint", "data"].contains(&name.as_str()));
+    object.retain(|name, _| !clock(name) && !["time", "checkpoint", "data", "eval"].contains(&name.as_str()));
     of
 }
 

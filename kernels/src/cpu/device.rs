@@ -89,6 +89,10 @@ impl Device for Cpu {
         format!("cpu, {} threads, {}, {} screen", self.engine.threads(), isa.name(), screen.name())
     }
 
+    fn precision(&self) -> String {
+        "f32".to_owned()
+    }
+
     fn axes(&self) -> &Axes {
         &self.engine.axes
     }

@@ -140,6 +140,10 @@ impl Device for Cuda {
         self.description.clone()
     }
 
+    fn precision(&self) -> String {
+        self.engine.precision.describe()
+    }
+
     fn axes(&self) -> &Axes {
         &self.engine.axes
     }

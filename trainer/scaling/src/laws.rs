@@ -357,6 +357,10 @@ pub struct Identity {
     pub batch: Option<u64>,
     /// λ.
     pub l1: Option<f64>,
+    /// The version of what decides numbers in the program; laws that are older do not say it.
+    pub numbers: Option<u64>,
+    /// Formats that the runs were computed in, likewise.
+    pub precision: Option<String>,
     /// Every other key of the recipe that all runs share, as TOML writes its value.
     pub recipe: BTreeMap<String, String>,
 }

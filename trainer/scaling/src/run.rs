@@ -51,6 +51,10 @@ pub struct Run {
     pub data: Option<String>,
     /// Identity of the held-out rows.
     pub eval: Option<String>,
+    /// The version of what decides numbers in the program.
+    pub numbers: Option<u64>,
+    /// Formats that it computed in.
+    pub precision: Option<String>,
     /// Keys of the recipe that are no axes of a sweep, as TOML writes their values.
     pub recipe: BTreeMap<String, String>,
 }
@@ -113,6 +117,9 @@ pub fn identity(runs: &[Run]) -> Result<Identity, Error> {
         width: common(runs, "the width of rows", number(|run| run.width))?.and_then(|width| width.parse().ok()),
         batch: common(runs, "the batch", number(|run| run.batch))?.and_then(|batch| batch.parse().ok()),
         l1: common(runs, "λ", |run| run.l1.map(|l1| l1.to_string()))?.and_then(|l1| l1.parse().ok()),
+        numbers: common(runs, "the version of the program's numbers", number(|run| run.numbers))?
+            .and_then(|numbers| numbers.parse().ok()),
+        precision: common(runs, "precision", |run| run.precision.clone())?,
         recipe: recipe(runs)?,
     })
 }
@@ -249,6 +256,8 @@ mod tests {
             ("width of rows", Run { width: Some(2), ..run("b", 8.0, 9.0) }),
             ("the batch", Run { batch: Some(2), ..run("b", 8.0, 9.0) }),
             ("λ", Run { l1: Some(2.0), ..run("b", 8.0, 9.0) }),
+            ("program's numbers", Run { numbers: Some(2), ..run("b", 8.0, 9.0) }),
+            ("precision", Run { precision: Some("2".into()), ..run("b", 8.0, 9.0) }),
         ] {
             let first = Run {
                 eval: Some("1".into()),
@@ -256,6 +265,8 @@ mod tests {
                 width: Some(1),
                 batch: Some(1),
                 l1: Some(1.0),
+                numbers: Some(1),
+                precision: Some("1".into()),
                 ..run("a", 8.0, 9.0)
             };
             let said = identity(&[first.clone(), other]).expect_err(name).to_string();

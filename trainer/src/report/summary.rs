@@ -55,6 +55,16 @@ pub struct Summary {
     pub scale: f32,
     /// Median norm of stored rows, where `data.filter` counts in it.
     pub norm_median: Option<f32>,
+    /// Identity of the training rows, as their manifest has it.
+    pub data: String,
+    /// That of `data.eval`.
+    pub eval: Option<String>,
+    /// [`crate::NUMBERS`] of the program that made the last step.
+    pub numbers: u32,
+    /// [`kernels::Device::precision`] there.
+    pub precision: String,
+    /// The kind of device there, such as `cpu`.
+    pub device: String,
     /// Folder of the last checkpoint, relative to the run's.
     pub checkpoint: String,
 }

@@ -3,7 +3,6 @@
 use kernels::{Device, Dictionary, Training};
 
 use super::run::{Run, Scribe};
-use crate::Error;
 use crate::buffers::Seen;
 use crate::checkpoint::LeftOut;
 use crate::ranks::together;
@@ -11,6 +10,7 @@ use crate::report::html::Progress;
 use crate::report::metrics::{DensityHistogram, Metrics};
 use crate::report::summary::{EvaluatedOn, Summary};
 use crate::step::with_room;
+use crate::{Error, NUMBERS};
 
 impl<D: Device> Run<'_, D> {
     /// When the closing evaluation begins in this batch, the rows before it are measured by themselves and the tally is
@@ -96,6 +96,11 @@ impl<D: Device> Run<'_, D> {
             mmcs: recovery.map(|recovery| recovery.mmcs),
             scale: self.state.scale,
             norm_median: self.state.norm_median,
+            data: self.data.train.identity(),
+            eval: self.data.eval_identity(),
+            numbers: NUMBERS,
+            precision: self.device.precision(),
+            device: self.device.describe().split(',').next().unwrap_or_default().to_owned(),
             checkpoint,
         };
         if let Some(Scribe { run_dir, journal }) = &mut self.scribe {

@@ -9,6 +9,7 @@ use loader::{Dataset, OpenOptions};
 use scaling::laws::{Estimate, Identity};
 use scaling::{FAR, Laws, flops_dense, flops_sparse};
 use serde::Serialize;
+use trainer::NUMBERS;
 use trainer::recipe::Recipe;
 
 use super::cost::{self, OnGpus};
@@ -317,6 +318,11 @@ fn warnings(laws: &Laws, tokens: f64, times_largest: f64, rows: Option<u64>) -> 
     if times_largest > FAR * (1.0 + 1e-9) {
         found.push(format!(
             "beyond {FAR} × the largest compute that was run nothing supports this prediction, nor its interval"
+        ));
+    }
+    if let Some(numbers) = laws.identity.numbers.filter(|numbers| *numbers != u64::from(NUMBERS)) {
+        found.push(format!(
+            "the laws are of runs of version {numbers} of the program's numbers, and this is version {NUMBERS}: a run of it comes to another loss"
         ));
     }
     found.extend(laws.warnings.iter().map(|warning| format!("the laws ({}): {}", warning.kind, warning.text)));

@@ -104,6 +104,8 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
             width: Some(summary.width as u64),
             data: run.data.clone(),
             eval: run.eval.clone(),
+            numbers: summary.numbers.map(u64::from),
+            precision: summary.precision.clone(),
             recipe: facts,
         });
     }
@@ -112,6 +114,7 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
     }
     check_scales(&scales)?;
     rows.runs = once(rows.runs);
+    warn_of_unknown(&rows.runs);
     rows.places = places.unwrap_or_default();
     Ok(rows)
 }
@@ -136,6 +139,18 @@ fn once(runs: Vec<Run>) -> Vec<Run> {
     runs
 }
 
+/// Losses on other rows make no law, and of these runs nobody knows.
+fn warn_of_unknown(runs: &[Run]) {
+    let without = runs.iter().filter(|run| run.eval.is_none()).count();
+    if without > 0 {
+        tracing::warn!(
+            "{without} of {} runs do not say which held-out rows they were measured on, so these are not compared: older runs say it in their last \
+             checkpoint, tables in a column eval",
+            runs.len()
+        );
+    }
+}
+
 /// A line of a table.
 #[derive(Deserialize)]
 struct Line {
@@ -157,6 +172,8 @@ struct Line {
     width: Option<u64>,
     data: Option<String>,
     eval: Option<String>,
+    numbers: Option<u64>,
+    precision: Option<String>,
     evaluated_on: Option<String>,
     scale: Option<f64>,
     state: Option<String>,
@@ -243,6 +260,8 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
             width: line.width,
             data: line.data,
             eval: line.eval,
+            numbers: line.numbers,
+            precision: line.precision,
             recipe: BTreeMap::new(),
         });
     }
@@ -251,5 +270,6 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
     }
     check_scales(&scales)?;
     let runs = once(runs);
+    warn_of_unknown(&runs);
     Ok(Rows { runs, places: BTreeMap::new() })
 }
