@@ -5,6 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use loader::synth;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::Value;
@@ -253,51 +256,96 @@ fn learning_rates_that_follow_compute_are_followed() {
     assert_eq!((&found["lr_from"], number(&found["lr"]["value"])), (&"recipe".into(), 1e-3));
 }
 
-/// Real runs, swept by hand: six sizes of a tiny dictionary.
+/// A sweep of tiny dictionaries, its laws, and what they lead to: a recipe, and a further sweep that is fitted with the first.
 #[test]
-fn run_folders_become_laws_of_their_own_recipe() {
-    let fixture = Fixture::with_data();
-    let mut names = Vec::new();
-    for (features, tokens) in
-        [(16, 1024), (32, 512), (64, 256), (32, 2048), (64, 1024), (128, 512), (64, 2048), (32, 4096)]
-    {
-        let name = format!("sweep/{features}-{tokens}");
-        let mut recipe = fixture.recipe(&name);
-        (recipe.sae.features, recipe.train.tokens, recipe.train.batch) = (features, Some(tokens), 64);
-        recipe.data.eval = vec![fixture.text("eval")];
-        let path = fixture.save(&name.replace('/', "-"), &recipe);
-        sae::run(&["train", &path, "--device", "cpu"]).exits(0);
-        names.push(name);
+fn a_sweep_becomes_laws_of_its_own_recipe_and_these_a_further_sweep() {
+    let fixture = Fixture::new();
+    let spec = synth::Spec { features: 128, width: 32, rows: 300_000, shards: 3, active: 4.0, ..Default::default() };
+    fixture.synth("train", &spec);
+    fixture.synth("eval", &synth::Spec { rows: 1024, shards: 1, set: 1, ..spec });
+    fixture.synth("other", &synth::Spec { rows: 512, shards: 1, set: 1, ..spec });
+    let [train, eval, other, folder] = ["train", "eval", "other", "sweep"].map(|name| fixture.text(name));
+    let sweep = format!(
+        "dir = '{folder}'\n[isoflop]\nbudgets = [500, 1000, 2000, 4000]\ncentre = {{ coefficient = 0.45, exponent = 0.5 }}\n\
+         lr = {{ coefficient = 0.1, exponent = -0.25 }}\npoints = 3\nwithin = 2\nmultiple = 2\n\
+         [base.data]\ntrain = '{train}'\neval = '{eval}'\n[base.train]\nbatch = 64\nl1 = 0.5\nthreads = 1\n"
+    );
+    sae::run(&["sweep", &fixture.save_text("isoflop", &sweep), "--device", "cpu"]).exits(0);
+    let fit = |folders: &[&str], name: &str| {
+        let out = fixture.path(name);
+        let to = ["--out", out.to_str().expect("a name"), "--replicates", "100"];
+        (sae::run(&[&["scaling", "fit"], folders, &to].concat()), out)
+    };
+    let (finished, out) = fit(&[&folder], "laws");
+    finished.exits(0);
+    let laws = json(&out.join("laws.json"));
+    let identity = &laws["identity"];
+    assert_eq!((&identity["batch"], laws["runs"].as_array().map(Vec::len)), (&64.into(), Some(12)));
+    assert!(identity["data"].is_string() && identity["eval"].is_string(), "{identity}");
+    assert_eq!((&identity["precision"], &identity["numbers"]), (&"f32".into(), &trainer::NUMBERS.into()));
+    assert_eq!(identity["recipe"]["data.train"], format!("[\"{train}\"]"));
+    same_columns(&out.join("runs.parquet"), &laws["runs"]);
+    // Which rows they were measured on is known without their checkpoints.
+    for run in laws["runs"].as_array().expect("runs") {
+        fs::remove_dir_all(Path::new(run["id"].as_str().expect("a folder")).join("checkpoints")).expect("gone");
     }
-    let sweep = fixture.path("sweep").display().to_string();
-    let out = fixture.path("laws");
-    let to = out.display().to_string();
-    let fit =
-        |more: &[&str]| sae::run(&[&["scaling", "fit", &sweep, "--out", &to, "--replicates", "100"], more].concat());
-    let finished = fit(&[]);
-    // So small runs may tell no optimum; then that is said.
-    if finished.code == Some(65) {
-        finished.says(&["no allocation is best"]);
-    } else {
-        finished.exits(0);
-        let laws = json(&out.join("laws.json"));
-        assert_eq!((&laws["identity"]["batch"], laws["runs"].as_array().map(Vec::len)), (&64.into(), Some(8)));
-        assert!(laws["identity"]["data"].is_string() && laws["identity"]["eval"].is_string(), "{}", laws["identity"]);
-        assert!(laws["identity"]["recipe"]["data.train"].is_string());
-        // What the runs have in common is a recipe.
-        let laws = out.join("laws.json").display().to_string();
-        let recipe = fixture.path("next.toml").display().to_string();
-        let finished = sae::run(&["scaling", "recommend", &laws, "--tokens", "1024", "--force", "--out", &recipe]);
-        finished.exits(0);
-        sae::run(&["train", &recipe, "--dry-run", "--device", "cpu"]).exits(0);
-    }
+    fit(&[&folder], "laws").0.exits(0);
+    assert_eq!(json(&out.join("laws.json"))["identity"], *identity);
+
+    // What the runs have in common is a recipe, for their rows alone.
+    let path = out.join("laws.json").display().to_string();
+    let recommend = |more: &[&str]| sae::run(&[&["scaling", "recommend", &path], more].concat());
+    let recipe = fixture.text("best.toml");
+    let found = recommend(&["--tokens", "5000", "--json", "--out", &recipe]).exits(0).json();
+    assert_eq!((&found["lr_from"], &found["tokens"]), (&"runs_along_compute".into(), &4992.into()));
+    sae::run(&["train", &recipe, "--dry-run", "--device", "cpu"]).exits(0);
+    let elsewhere = format!("data.eval={other}");
+    recommend(&["--tokens", "5000", "--set", &elsewhere]).exits(64).says(&["data.eval of identity"]);
+
+    // Further runs belong to the same law.
+    let next = fixture.text("next.toml");
+    recommend(&["--next", "2", "--out", &next]).exits(0);
+    let further = fixture.text("further");
+    sae::run(&["sweep", &next, "--dir", &further, "--device", "cpu"]).exits(0);
+    let (finished, out) = fit(&[&folder, &further], "both");
+    finished.exits(0);
+    let both = json(&out.join("laws.json"));
+    let runs = both["runs"].as_array().expect("runs");
+    assert!(runs.len() == 14 && runs.iter().all(|run| run["in_surface"] == true), "{runs:?}");
+
     // A run on other rows, or with another key, has no place among them.
-    let mut other = fixture.recipe("sweep/other");
-    (other.sae.features, other.train.tokens, other.train.batch, other.train.clip) = (16, Some(512), 64, 0.5);
-    other.data.eval = vec![fixture.text("eval")];
-    let path = fixture.save("other", &other);
-    sae::run(&["train", &path, "--device", "cpu"]).exits(0);
-    fit(&[]).exits(65).says(&["differ in train.clip", "0.5"]);
+    for (set, says) in [(&*elsewhere, "differ in the held-out rows"), ("train.clip=0.5", "differ in train.clip")] {
+        let run = fixture.text(&set[..9].replace('.', "-"));
+        let dir = format!("run.dir={run}");
+        sae::run(&["train", &recipe, "--device", "cpu", "--set", set, "--set", &dir]).exits(0);
+        fs::remove_dir_all(Path::new(&run).join("checkpoints")).expect("gone");
+        fit(&[&folder, &run], "refused").0.exits(65).says(&[says]);
+    }
+}
+
+/// The table has the numbers of laws.json under their names, and nothing else.
+fn same_columns(path: &Path, runs: &Value) {
+    let file = fs::File::open(path).expect("a table");
+    let reader = SerializedFileReader::new(file).expect("Parquet");
+    let runs = runs.as_array().expect("runs");
+    let mut rows = 0;
+    for (row, run) in reader.get_row_iter(None).expect("rows").zip(runs) {
+        let row = row.expect("a row");
+        for (name, cell) in row.get_column_iter() {
+            let same = match cell {
+                Field::Null => run[name].is_null(),
+                Field::Bool(is) => run[name] == *is,
+                Field::Double(number) => run[name].as_f64() == Some(*number),
+                Field::ULong(number) => run[name].as_u64() == Some(*number),
+                Field::Str(text) => run[name] == text.as_str(),
+                other => panic!("{name}: {other}"),
+            };
+            assert!(same, "{name}: {cell} in the table, {} in laws.json", run[name]);
+        }
+        assert_eq!(row.len(), run.as_object().expect("a run").len());
+        rows += 1;
+    }
+    assert_eq!(rows, runs.len());
 }
 
 #[test]
