@@ -3,7 +3,7 @@
 //! A run folder is one that has a config.toml. What it came to, and on which data, stands in summary.json (in an older one not the data: then
 //! the manifest of its last checkpoint has it); why it ended before, in error-RANK.json. Nothing is written, and files that no run has left are not read at any length.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
 use loader::{Cursor, Store};
@@ -26,6 +26,13 @@ const AT_ONCE: usize = 16;
 
 /// The recipe of a run.
 const CONFIG: &str = "config.toml";
+
+/// Keys of a recipe that tables of runs have under a name of their own.
+const NAMED: [&str; 7] =
+    ["sae.features", "train.tokens", "train.lr", "train.l1", "train.batch", "train.seed", "data.seed"];
+
+/// Keys that decide no result, or none by themselves, and that a further run like these takes over.
+pub const PLACES: [&str; 5] = ["data.train", "data.eval", "data.order_rows", "data.skip", "checkpoint.every"];
 
 /// What became of a run, as its folder says. Whether somebody trains it now is not in there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -176,6 +183,9 @@ pub struct Line {
     pub commit: Option<String>,
     /// Why it ended before its end.
     pub cause: Option<String>,
+    /// Further keys of the recipe: see [`Run::keys`].
+    #[serde(skip)]
+    pub keys: BTreeMap<String, String>,
 }
 
 impl From<&Run> for Line {
@@ -210,11 +220,19 @@ impl From<&Run> for Line {
             precision: summary.and_then(|summary| summary.precision.clone()),
             commit: summary.map(|summary| summary.commit.clone()),
             cause: run.cause.clone(),
+            keys: run.keys(),
         }
     }
 }
 
 impl Run {
+    /// `section.key → value`, as TOML writes it, of what decides the result and has no name of its own in a [`Line`], and of [`PLACES`].
+    pub fn keys(&self) -> BTreeMap<String, String> {
+        let places = self.recipe.keys().into_iter().filter(|(key, _)| PLACES.contains(&key.as_str()));
+        let all = self.recipe.keys_of_a_new_run().into_iter().chain(places);
+        all.filter(|(key, value)| value != "[]" && !NAMED.contains(&key.as_str())).collect()
+    }
+
     /// Reads a run folder; nothing where there is none.
     ///
     /// # Errors

@@ -268,7 +268,7 @@ fn a_sweep_becomes_laws_of_its_own_recipe_and_these_a_further_sweep() {
     let sweep = format!(
         "dir = '{folder}'\n[isoflop]\nbudgets = [500, 1000, 2000, 4000]\ncentre = {{ coefficient = 0.45, exponent = 0.5 }}\n\
          lr = {{ coefficient = 0.1, exponent = -0.25 }}\npoints = 3\nwithin = 2\nmultiple = 2\n\
-         [base.data]\ntrain = '{train}'\neval = '{eval}'\n[base.train]\nbatch = 64\nl1 = 0.5\nthreads = 1\n"
+         [base.data]\ntrain = '{train}'\neval = '{eval}'\nskip = ['shard-00001.parquet:7']\n[base.train]\nbatch = 64\nl1 = 0.5\nthreads = 1\n"
     );
     sae::run(&["sweep", &fixture.save_text("isoflop", &sweep), "--device", "cpu"]).exits(0);
     let fit = |folders: &[&str], name: &str| {
@@ -299,6 +299,8 @@ fn a_sweep_becomes_laws_of_its_own_recipe_and_these_a_further_sweep() {
     let found = recommend(&["--tokens", "5000", "--json", "--out", &recipe]).exits(0).json();
     assert_eq!((&found["lr_from"], &found["tokens"]), (&"runs_along_compute".into(), &4992.into()));
     sae::run(&["train", &recipe, "--dry-run", "--device", "cpu"]).exits(0);
+    let text = fs::read_to_string(&recipe).expect("a recipe");
+    assert!(text.contains("shard-00001.parquet:7"), "a bad row stays left out: {text}");
     let elsewhere = format!("data.eval={other}");
     recommend(&["--tokens", "5000", "--set", &elsewhere]).exits(64).says(&["data.eval of identity"]);
 
@@ -313,6 +315,12 @@ fn a_sweep_becomes_laws_of_its_own_recipe_and_these_a_further_sweep() {
     let runs = both["runs"].as_array().expect("runs");
     assert!(runs.len() == 14 && runs.iter().all(|run| run["in_surface"] == true), "{runs:?}");
 
+    // A table of the same runs is the same law, by which a recipe can be made as well.
+    let table = sae::run(&["runs", &folder, "--csv"]).exits(0).stdout;
+    let (finished, out) = fit(&["--runs", &written(&fixture.path(""), "runs.csv", &table)], "of-table");
+    finished.exits(0);
+    assert_eq!(json(&out.join("laws.json"))["identity"], *identity);
+
     // A run on other rows, or with another key, has no place among them.
     for (set, says) in [(&*elsewhere, "differ in the held-out rows"), ("train.clip=0.5", "differ in train.clip")] {
         let run = fixture.text(&set[..9].replace('.', "-"));
@@ -320,6 +328,8 @@ fn a_sweep_becomes_laws_of_its_own_recipe_and_these_a_further_sweep() {
         sae::run(&["train", &recipe, "--device", "cpu", "--set", set, "--set", &dir]).exits(0);
         fs::remove_dir_all(Path::new(&run).join("checkpoints")).expect("gone");
         fit(&[&folder, &run], "refused").0.exits(65).says(&[says]);
+        let table = sae::run(&["runs", &folder, &run, "--csv"]).exits(0).stdout;
+        fit(&["--runs", &written(&fixture.path(""), "mixed.csv", &table)], "refused").0.exits(65).says(&[says]);
     }
 }
 
@@ -359,6 +369,7 @@ fn bad_tables_and_laws_get_one_message() {
     refused("b.csv", "features,steps,loss\n1,x,2\n", 64, &["b.csv", "line 2: steps cannot be \"x\""]);
     refused("c.csv", "features,steps,loss\n10,20,-1\n", 65, &["line 2", "loss must be a number above 0"]);
     refused("d.csv", "features,steps,loss\n10,20,1\n", 65, &["1 configurations over 1 budgets", "Run more sizes"]);
+    refused("c.csv", "features,steps,loss,train.clip\n8,9,2,1.0\n8,8,2,0.5\n", 65, &["train.clip", "1.0", "0.5"]);
     refused("e.csv", "features,steps,loss\n", 65, &["no run in it"]);
     let two = table(0.01, "eval=a") + "5000,9000,1.0,0,b\n";
     refused("f.csv", &two, 65, &["the held-out rows", "has a", "has b"]);

@@ -19,6 +19,7 @@ use crate::args::Recommend;
 use crate::budget::duration;
 use crate::failure::Failure;
 use crate::gpus::print_fewest;
+use crate::runs::PLACES;
 use crate::{laws, recipes, table};
 
 /// Features come in whole tiles, where there are many: ranks share them so.
@@ -147,7 +148,7 @@ pub fn base(args: &Recommend, laws: &Laws) -> Result<(Recipe, Option<u64>), Fail
         return Err(differs("train.l1", l1.to_string(), recipe.train.l1.to_string()));
     }
     let own = recipe.keys_of_a_new_run();
-    for (key, theirs) in identity.recipe.iter().filter(|(key, _)| !super::rows::PLACES.contains(&key.as_str())) {
+    for (key, theirs) in identity.recipe.iter().filter(|(key, _)| !PLACES.contains(&key.as_str())) {
         let own = own.get(key).map_or("nothing", String::as_str);
         if own != theirs {
             return Err(differs(key, theirs.clone(), own.to_owned()));

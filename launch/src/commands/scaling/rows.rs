@@ -1,6 +1,6 @@
 //! Runs to fit: from folders, or from a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use csv::StringRecord;
 use loader::number;
@@ -9,31 +9,16 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
-use crate::runs::{self, State};
-
-/// Keys of a recipe that a law has as quantities of its own.
-const QUANTITIES: [&str; 8] = [
-    "sae.features",
-    "train.tokens",
-    "train.lr",
-    "train.l1",
-    "train.batch",
-    "train.seed",
-    "data.seed",
-    "data.order_rows",
-];
+use crate::runs::{self, PLACES, State};
 
 /// Bytes of a table, at most: some hundred thousand runs.
 const MOST_BYTES: u64 = 64 << 20;
-
-/// Keys that may differ and are handed on to recommended recipes where all runs have them alike.
-pub const PLACES: [&str; 4] = ["data.train", "data.eval", "data.order_rows", "checkpoint.every"];
 
 /// Runs, and for each of them the keys of its recipe that say where things are.
 pub struct Rows {
     /// What is fitted.
     pub runs: Vec<Run>,
-    /// [`PLACES`] that all runs share.
+    /// [`PLACES`] that all runs share, and every row that one of them left out.
     pub places: BTreeMap<String, String>,
 }
 
@@ -59,9 +44,7 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
     for why in &found.left_out {
         tracing::warn!("left out: {why}");
     }
-    let mut rows = Rows { runs: Vec::new(), places: BTreeMap::new() };
-    let mut places: Option<BTreeMap<String, String>> = None;
-    let mut scales = Vec::new();
+    let (mut all, mut places, mut scales) = (Vec::new(), Vec::new(), Vec::new());
     for run in &found.runs {
         let loss = run.summary.as_ref().and_then(|summary| Some((summary, summary.loss?)));
         let Some((summary, loss)) = loss else {
@@ -76,17 +59,11 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
                 run.url
             )));
         }
-        let (recipe, keys) = (&run.recipe, run.recipe.keys());
-        let own: BTreeMap<String, String> =
-            PLACES.iter().filter_map(|key| Some(((*key).to_owned(), keys.get(*key)?.clone()))).collect();
-        match &mut places {
-            None => places = Some(own),
-            Some(places) => places.retain(|key, value| own.get(key) == Some(value)),
-        }
+        let recipe = &run.recipe;
+        let (own, facts) = split(run.keys());
+        places.push(own);
         scales.push((run.url.clone(), summary.scale));
-        let mut facts = recipe.keys_of_a_new_run();
-        facts.retain(|key, _| !QUANTITIES.contains(&key.as_str()));
-        rows.runs.push(Run {
+        all.push(Run {
             id: run.url.clone(),
             features: recipe.sae.features as f64,
             steps: summary.steps as f64,
@@ -109,14 +86,32 @@ pub fn of_folders(folders: &[String]) -> Result<Rows, Failure> {
             recipe: facts,
         });
     }
-    if rows.runs.is_empty() {
+    if all.is_empty() {
         return Err(Failure::data(format!("no finished run in {}", folders.join(", "))));
     }
     check_scales(&scales)?;
-    rows.runs = once(rows.runs);
-    warn_of_unknown(&rows.runs);
-    rows.places = places.unwrap_or_default();
-    Ok(rows)
+    let runs = once(all);
+    warn_of_unknown(&runs);
+    Ok(Rows { runs, places: shared(&places) })
+}
+
+/// Keys of a recipe: [`PLACES`], and those that all runs of a law have alike.
+fn split(keys: BTreeMap<String, String>) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+    keys.into_iter().partition(|(key, _)| PLACES.contains(&key.as_str()))
+}
+
+/// What all have alike. Of `data.skip` it is what any of them says: a further run would meet the bad rows again.
+fn shared(places: &[BTreeMap<String, String>]) -> BTreeMap<String, String> {
+    let mut found = places.first().cloned().unwrap_or_default();
+    found.retain(|key, value| places.iter().all(|own| own.get(key) == Some(value)));
+    let lists = places.iter().filter_map(|own| format!("skip = {}", own.get("data.skip")?).parse::<toml::Table>().ok());
+    let skip: BTreeSet<String> =
+        lists.filter_map(|table| table.get("skip")?.clone().try_into::<Vec<String>>().ok()).flatten().collect();
+    if !skip.is_empty() {
+        let list = skip.into_iter().map(toml::Value::String).collect();
+        found.insert("data.skip".to_owned(), toml::Value::Array(list).to_string());
+    }
+    found
 }
 
 /// Each run once: the same number at the same size, seed and rate is the same run under another name, and would count as noise that is not there.
@@ -196,7 +191,7 @@ fn wrong_field(names: &StringRecord, record: &StringRecord, number: usize, error
     }
 }
 
-/// Reads a table with a line of names, such as `sae runs --csv` prints. Lines without a loss are left out, with a word.
+/// Reads a table with a line of names, such as `sae runs --csv` prints; a name with a point is a key of the recipe. Lines without a loss are left out, with a word.
 pub fn of_table(path: &str) -> Result<Rows, Failure> {
     let failed = |why: String| Failure::arguments(format!("{path}: {why}"));
     loader::check_expanded(path).map_err(loader::Error::from)?;
@@ -215,7 +210,7 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
             )));
         }
     }
-    let (mut runs, mut scales) = (Vec::new(), Vec::new());
+    let (mut runs, mut places, mut scales) = (Vec::new(), Vec::new(), Vec::new());
     for (at, record) in reader.records().enumerate() {
         let number = at + 2;
         let record = record.map_err(|error| failed(error.to_string()))?;
@@ -242,6 +237,9 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
             )));
         }
         scales.extend(line.scale.map(|scale| (id.clone(), scale)));
+        let keys = names.iter().zip(&record).filter(|(name, value)| name.contains('.') && !value.is_empty());
+        let (own, facts) = split(keys.map(|(key, value)| (key.to_owned(), value.to_owned())).collect());
+        places.push(own);
         runs.push(Run {
             id,
             features: line.features,
@@ -262,7 +260,7 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
             eval: line.eval,
             numbers: line.numbers,
             precision: line.precision,
-            recipe: BTreeMap::new(),
+            recipe: facts,
         });
     }
     if runs.is_empty() {
@@ -271,5 +269,23 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
     check_scales(&scales)?;
     let runs = once(runs);
     warn_of_unknown(&runs);
-    Ok(Rows { runs, places: BTreeMap::new() })
+    Ok(Rows { runs, places: shared(&places) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_one_run_left_out_is_left_out_of_those_that_follow() {
+        let of = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let found = shared(&[
+            of(&[("data.train", "['a']"), ("data.eval", "['b']"), ("data.skip", "['x:1', 'y:2']")]),
+            of(&[("data.train", "['a']"), ("data.eval", "['c']"), ("data.skip", "['z#3', 'x:1']")]),
+            of(&[("data.train", "['a']")]),
+        ]);
+        assert_eq!(found, of(&[("data.train", "['a']"), ("data.skip", r#"["x:1", "y:2", "z#3"]"#)]));
+    }
 }
