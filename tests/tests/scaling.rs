@@ -369,6 +369,10 @@ fn bad_tables_and_laws_get_one_message() {
     refused("b.csv", "features,steps,loss\n1,x,2\n", 64, &["b.csv", "line 2: steps cannot be \"x\""]);
     refused("c.csv", "features,steps,loss\n10,20,-1\n", 65, &["line 2", "loss must be a number above 0"]);
     refused("d.csv", "features,steps,loss\n10,20,1\n", 65, &["1 configurations over 1 budgets", "Run more sizes"]);
+    for (name, value) in [("l0", "NaN"), ("explained_variance", "inf"), ("dead_fraction", "nan")] {
+        let text = format!("features,steps,loss,{name}\n10,20,1,\n10,30,1,{value}\n");
+        refused("n.csv", &text, 64, &[&format!("line 3: {name} is NaN or infinite")]);
+    }
     refused("c.csv", "features,steps,loss,train.clip\n8,9,2,1.0\n8,8,2,0.5\n", 65, &["train.clip", "1.0", "0.5"]);
     refused("e.csv", "features,steps,loss\n", 65, &["no run in it"]);
     let two = table(0.01, "eval=a") + "5000,9000,1.0,0,b\n";

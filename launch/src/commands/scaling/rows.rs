@@ -174,6 +174,26 @@ struct Line {
     state: Option<String>,
 }
 
+impl Line {
+    /// The first column with a number that is none: it would spread to all that follows from it.
+    fn not_finite(&self) -> Option<&'static str> {
+        let numbers = [
+            ("features", Some(self.features)),
+            ("steps", self.steps),
+            ("loss", self.loss),
+            ("lr", self.lr),
+            ("budget", self.budget),
+            ("l1", self.l1),
+            ("l0", self.l0),
+            ("explained_variance", self.explained_variance),
+            ("dead_fraction", self.dead_fraction),
+            ("flops", self.flops),
+            ("scale", self.scale),
+        ];
+        numbers.into_iter().find(|(_, number)| number.is_some_and(|number| !number.is_finite())).map(|(name, _)| name)
+    }
+}
+
 /// A number, or a count by its name, such as 34M.
 fn features<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     let text = String::deserialize(deserializer)?;
@@ -220,6 +240,11 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
         if let Some(state) = line.state.as_ref().filter(|state| *state != State::Done.name()) {
             tracing::warn!("left out: {path}, line {number} ({id}) is {state}");
             continue;
+        }
+        if let Some(column) = line.not_finite() {
+            return Err(failed(format!(
+                "line {number}: {column} is NaN or infinite: correct it, or leave it empty where it is not known"
+            )));
         }
         if line.features.fract() != 0.0 || line.features >= f64::from(1_u32 << 31) {
             return Err(failed(format!(
