@@ -171,6 +171,12 @@ pub struct WorldArgs {
     pub attempt: Option<String>,
 }
 
+/// A number of features, as a recipe takes it.
+fn features(text: &str) -> Result<usize, String> {
+    let count = number::parse_count(text).and_then(|count| usize::try_from(count).ok());
+    count.ok_or_else(|| format!("{} is needed", number::COUNT))
+}
+
 /// A number of rows, as a recipe takes it.
 fn rows(text: &str) -> Result<u64, &'static str> {
     number::parse_count(text)
@@ -223,7 +229,7 @@ pub struct Synth {
     #[arg(long)]
     pub out: String,
     /// True directions.
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 1024, value_parser = features)]
     pub features: usize,
     /// Values in a row.
     #[arg(long, default_value_t = 128)]

@@ -373,6 +373,8 @@ fn bad_tables_and_laws_get_one_message() {
         let text = format!("features,steps,loss,{name}\n10,20,1,\n10,30,1,{value}\n");
         refused("n.csv", &text, 64, &[&format!("line 3: {name} is NaN or infinite")]);
     }
+    refused("s.csv", "features,steps,loss\n1M,4Mi,2\n", 64, &["line 2: steps cannot be \"4Mi\""]);
+    refused("m.csv", "features,steps,loss,batch\n1M,34M,2,2M\n", 64, &["line 2: batch cannot be \"2M\""]);
     refused("c.csv", "features,steps,loss,train.clip\n8,9,2,1.0\n8,8,2,0.5\n", 65, &["train.clip", "1.0", "0.5"]);
     refused("e.csv", "features,steps,loss\n", 65, &["no run in it"]);
     let two = table(0.01, "eval=a") + "5000,9000,1.0,0,b\n";

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use csv::StringRecord;
 use loader::number;
 use scaling::Run;
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use crate::failure::Failure;
 use crate::runs::{self, PLACES, State};
@@ -150,7 +149,6 @@ fn warn_of_unknown(runs: &[Run]) {
 #[derive(Deserialize)]
 struct Line {
     run: Option<String>,
-    #[serde(deserialize_with = "features")]
     features: f64,
     steps: Option<f64>,
     loss: Option<f64>,
@@ -194,11 +192,13 @@ impl Line {
     }
 }
 
-/// A number, or a count by its name, such as 34M.
-fn features<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let named = || number::parse_count(text.as_str()).map(|count| count as f64);
-    text.parse().ok().or_else(named).ok_or_else(|| D::Error::custom("a number is needed"))
+/// The record with counts that have a name, such as 34M, in digits.
+fn in_digits(names: &StringRecord, record: &StringRecord) -> StringRecord {
+    let cell = |(name, text): (&str, &str)| match name {
+        "features" | "steps" | "batch" => number::parse_count(text).map_or(text.to_owned(), |count| count.to_string()),
+        _ => text.to_owned(),
+    };
+    names.iter().zip(record).map(cell).collect()
 }
 
 /// Which value of a line is none of its column.
@@ -234,6 +234,7 @@ pub fn of_table(path: &str) -> Result<Rows, Failure> {
     for (at, record) in reader.records().enumerate() {
         let number = at + 2;
         let record = record.map_err(|error| failed(error.to_string()))?;
+        let record = in_digits(&names, &record);
         let line: Line =
             record.deserialize(Some(&names)).map_err(|error| failed(wrong_field(&names, &record, number, &error)))?;
         let id = line.run.clone().unwrap_or_else(|| format!("line {number}"));
