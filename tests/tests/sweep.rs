@@ -1,16 +1,18 @@
 //! Sweeps: each configuration is done once, whatever is killed and however many submit; what is wrong is said by its name and loses nothing.
 
+#[path = "sweep/launched.rs"]
+mod launched;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Child;
 
 use loader::Dtype;
 use tests::checkpoints;
 use tests::fixture::{Fixture, json, plain_rows, write_shards};
 use tests::processes::wait_for;
 use tests::s3::S3;
-use tests::slurm::Slurm;
 use tests::sweeps::{self, Place};
 use tests::{need, sae};
 
@@ -491,27 +493,6 @@ fn what_cannot_be_submitted_is_refused_by_its_name() {
     sae::run(&[&words[..], &["--device", "cpu", "--slots", "2", "--mesh-from", "256"]].concat()).exits(0);
 }
 
-/// What launchers start takes a mesh and beats as they are told to.
-#[test]
-fn launchers_hand_on_how_configurations_are_taken() {
-    let fixture = Fixture::with_data();
-    let text = format!("dir = '{}'\n{}", fixture.text("sweep"), sweeps::six(&fixture));
-    let sweep = fixture.save_text("six", &text);
-    let taking = ["--mesh-from", "4M", "--heartbeat", "0.5"];
-    let slurm = ["launch", "slurm", &sweep, "--sweep", "--dry-run", "--cpus-per-task", "2"];
-    let k8s = ["launch", "k8s", &sweep, "--sweep", "--image", "registry/sae:0.1"];
-    for (launch, per, said) in [
-        (&slurm[..], "--gpus-per-node", "--mesh-from 4194304 --heartbeat 0.5"),
-        (&k8s, "--gpus-per-pod", r#""--mesh-from","4194304","--heartbeat","0.5""#),
-    ] {
-        let printed = sae::run(&[launch, &[per, "8"], &taking].concat()).exits(0).stdout;
-        assert!(printed.contains(said), "{said}: {printed}");
-        sae::run(&[launch, &taking].concat()).exits(64).says(&["there is one: say how many with", per]);
-    }
-    let run = fixture.save("run", &fixture.recipe("run"));
-    sae::run(&["launch", "k8s", &run, "--image", "registry/sae:0.1", "--mesh-from", "4M"]).exits(64).says(&["--sweep"]);
-}
-
 /// Synthetic shards of a sweep that two submit at once are made by one of them, and both train on them.
 #[test]
 fn synthetic_shards_are_made_once_for_two_that_submit() {
@@ -536,33 +517,6 @@ fn synthetic_shards_are_made_once_for_two_that_submit() {
     assert!(sweeps::contents(&dir).iter().all(|(key, _)| !key.starts_with("claims/")), "no claim is left");
 }
 
-/// Workers of an array share a sweep of twelve; one that is asked to stop goes back into the queue.
-#[test]
-fn an_array_of_slurm_trains_a_sweep() {
-    if !need::programs(&["slurmctld", "slurmd", "sbatch"], "slurmctld slurmd slurm-client") {
-        return;
-    }
-    let (fixture, slurm) = (Fixture::with_data(), Slurm::start());
-    let dir = fixture.text("sweep");
-    let axes = "[axes]\ntrain.seed = [0, 1]\n";
-    let text = format!("dir = '{dir}'\n{}", sweeps::six(&fixture).replace("[axes]\n", axes));
-    let sweep = fixture.save_text("twelve", &text);
-    let said =
-        slurm.sae(&["launch", "slurm", &sweep, "--sweep", "--nodes", "2", "--cpus-per-task", "2", "--device", "cpu"]);
-    let job = said.strip_prefix("job ").and_then(|rest| rest.split_once(',')).expect("a job").0.to_owned();
-    for task in 0..2 {
-        let state = slurm.end(&format!("{job}_{task}"));
-        let log = std::fs::read_to_string(fixture.path(format!("sweep/slurm-{job}_{task}.out"))).unwrap_or_default();
-        assert_eq!(state, "COMPLETED 0:0", "{log}");
-    }
-    let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
-    assert_eq!(status["counts"]["done"], 12, "{status}");
-    let logs = [0, 1]
-        .map(|task| std::fs::read_to_string(fixture.path(format!("sweep/slurm-{job}_{task}.out"))).expect("a log"));
-    let begun = logs.each_ref().map(|log| log.matches("begins: ").count());
-    assert_eq!(begun[0] + begun[1], 12, "{logs:?}");
-}
-
 /// The example that a reader starts with, with synthetic shards that are not there yet.
 #[test]
 fn the_example_is_a_sweep() {
@@ -582,21 +536,4 @@ fn the_example_is_a_sweep() {
     ];
     let plan = sae::run(&[&words[..], &["--dry-run", "--gpu", "h200"]].concat()).exits(0);
     assert!(plan.stdout.contains("configurations") && plan.stdout.contains("12"), "{}", plan.stdout);
-}
-
-/// The manifest carries the sweep, says what exit codes mean, and has no field that a Job has not.
-#[test]
-fn the_job_of_a_sweep_is_what_kubernetes_takes() {
-    let Some(python) = need::python() else { return };
-    let fixture = Fixture::with_data();
-    let sweep = fixture.save_text("six", &format!("dir = 's3://bucket/sweep'\n{}", sweeps::six(&fixture)));
-    let words =
-        ["launch", "k8s", &sweep, "--sweep", "--pods", "3", "--gpus-per-pod", "2", "--image", "registry/sae:0.1"];
-    let credentials = [("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "c4n4ry-never-print-me")];
-    let manifest = sae::run_with(&words, &credentials).exits(0).stdout;
-    let file = fixture.path("job.yaml");
-    std::fs::write(&file, &manifest).expect("written");
-    let script = tests::root().join("tests/reference/sweep_job.py");
-    let output = Command::new(python).args([script.as_path(), &file]).output().expect("Python runs");
-    assert!(output.status.success(), "{}\n{manifest}", String::from_utf8_lossy(&output.stderr));
 }
