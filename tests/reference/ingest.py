@@ -230,6 +230,8 @@ def make_torch(cases):
     parts = [y[:30].clone(), y[30:].clone()]
     torch.save({"meta": {"layer": 3}, "acts": parts, "ids": ids}, cases.path("torch-list-named") + "/a.pt")
     cases.expect("torch-list-named", bits(y), "f32", ["--tensor", "acts"])
+    torch.save({"acts": [y]}, cases.path("torch-list-of-one") + "/a.pt")
+    cases.expect("torch-list-of-one", bits(y), "f32", ["--tensor", "acts"])
     torch.save({"hidden_states": tuple(parts)}, cases.path("torch-tuple") + "/a.pt")
     cases.expect("torch-tuple", bits(parts[1]), "f32", ["--tensor", "hidden_states.1"])
 
@@ -298,7 +300,9 @@ def make_hostile(folder):
     torch.save(torch.ones(10, 12), f"{folder}/legacy.pt", _use_new_zipfile_serialization=False)
     said["legacy.pt"] = "save it again"
     torch.save(tuple(torch.ones(1, 10, 12) for _ in range(3)), f"{folder}/hidden-states.pt")
-    said["hidden-states.pt"] = 'tensors "0" to "2" are a tuple'
+    said["hidden-states.pt"] = 'tensors "0" to "2" are those of a tuple or a dictionary'
+    torch.save({layer: torch.ones(1, 10, 12) for layer in range(3)}, f"{folder}/layers.pt")
+    said["layers.pt"] = 'tensors "0" to "2" are those of a tuple or a dictionary'
     torch.save({"x": torch.ones(10, 12), "y": torch.float32}, f"{folder}/dtype.pt")
     said["dtype.pt"] = "torch.float32"
     np.save(f"{folder}/fortran.npy", np.asfortranarray(np.ones((30, 12), np.float32)))

@@ -7,8 +7,8 @@ use crate::tensor::{self, Three};
 use crate::unit::{Choice, Contents};
 
 pub(crate) fn contents(file: &File, choice: Choice<'_>) -> Result<Contents> {
-    let Tensors { named: mut tensors, tuples, .. } = Format::Torch.read(file)?;
-    let Some(list) = list_of_activations(&tensors, choice.name) else {
+    let Tensors { named: mut tensors, lists, .. } = Format::Torch.read(file)?;
+    let Some(list) = numbered_activations(&tensors, choice.name) else {
         // A tensor by itself, or the only one of a list.
         if let ([(name, _)], None) = (&mut tensors[..], choice.name)
             && name == "0"
@@ -17,15 +17,15 @@ pub(crate) fn contents(file: &File, choice: Choice<'_>) -> Result<Contents> {
         }
         return tensor::contents(file, tensors, choice, Three::Contexts);
     };
-    if tuples.contains(&list) {
+    if !lists.contains(&list) {
         // Rows of all layers, one layer after the other, would look like those of one.
-        let elements: Vec<_> = tensors.iter().filter(|(name, _)| in_list(name, &list).is_some()).collect();
-        let (first, last) = (&elements[0].0, &elements[elements.len() - 1].0);
+        let numbered: Vec<_> = tensors.iter().filter(|(name, _)| in_list(name, &list).is_some()).collect();
+        let (first, last) = (&numbered[0].0, &numbered[numbered.len() - 1].0);
         return Err(Error::Data {
             location: file.url(),
             problem: format!(
-                "tensors {first:?} to {last:?} are a tuple, as transformers hands out those of all layers; what is to be read one after the other \
-                 is saved as a list"
+                "tensors {first:?} to {last:?} are those of a tuple or a dictionary, as those of all layers are handed out and kept; what is to be read \
+                 one after the other is saved as a list"
             ),
             source: None,
             help: Some(Help::Column),
@@ -46,24 +46,25 @@ pub(crate) fn contents(file: &File, choice: Choice<'_>) -> Result<Contents> {
         all.units.extend(one.units);
     }
     if let Some(shape) = &mut all.shape {
-        shape.left_out.extend(beside.iter().map(|(name, tensor)| format!("{name} ({})", tensor.described())));
+        let beside = beside.iter().filter(|(name, _)| choice.takes(name));
+        shape.left_out.extend(beside.map(|(name, tensor)| format!("{name} ({})", tensor.described())));
     }
     Ok(all)
 }
 
-/// The name of the list whose tensors are rows one after the other: that which is wanted, or the file itself, which has no name.
-fn list_of_activations(tensors: &[(String, Tensor)], wanted: Option<&str>) -> Option<String> {
+/// What holds activations that are numbered: what is wanted, or the file itself, which has no name. Of a list they are rows one after the other.
+fn numbered_activations(tensors: &[(String, Tensor)], wanted: Option<&str>) -> Option<String> {
     let list = match wanted {
         Some(wanted) if tensors.iter().any(|(name, _)| name == wanted) => return None,
         Some(wanted) => wanted,
         None => "",
     };
     let elements: Vec<_> = tensors.iter().filter(|(name, _)| in_list(name, list).is_some()).collect();
-    let is_whole = elements.iter().enumerate().all(|(i, (name, _))| in_list(name, list) == Some(&i.to_string()));
+    let are_numbered = elements.iter().enumerate().all(|(i, (name, _))| in_list(name, list) == Some(&i.to_string()));
     let are_activations = elements.iter().all(|(_, tensor)| tensor::is_activations(tensor));
     // A file that is a list holds nothing else.
-    let is_list = elements.len() > 1 && (wanted.is_some() || elements.len() == tensors.len());
-    (is_list && is_whole && are_activations).then(|| list.to_owned())
+    let are_several = if wanted.is_some() { !elements.is_empty() } else { elements.len() == tensors.len().max(2) };
+    (are_several && are_numbered && are_activations).then(|| list.to_owned())
 }
 
 /// What an element is called in a list of this name.

@@ -123,8 +123,8 @@ fn shown(name: &str) -> String {
 pub(crate) struct Found {
     /// Tensors with their names: those of nested containers are joined by dots, and elements of lists are numbered.
     pub(crate) tensors: Vec<(String, Rc<Described>)>,
-    /// Names of the tuples that tensors are elements of.
-    pub(crate) tuples: Vec<String>,
+    /// Names of the lists that tensors are elements of.
+    pub(crate) lists: Vec<String>,
 }
 
 /// The tensors of a pickle.
@@ -484,10 +484,10 @@ impl Machine<'_> {
             }
             Value::List(items) | Value::Tuple(items) => {
                 let has_tensors = items.iter().any(|&item| matches!(self.values[item], Value::Tensor(_)));
-                if has_tensors && matches!(self.values[id], Value::Tuple(_)) {
+                if has_tensors && matches!(self.values[id], Value::List(_)) {
                     let name = path.join(".");
                     self.makes(name.len())?;
-                    found.tuples.push(name);
+                    found.lists.push(name);
                 }
                 for (i, &item) in items.iter().enumerate() {
                     self.below(item, i.to_string().into(), path, found)?;

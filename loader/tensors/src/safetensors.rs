@@ -46,7 +46,7 @@ pub(crate) fn tensors(file: &File) -> Result<Tensors> {
         return Err(file.flaw(problem));
     }
     named.sort_by(|(a, _), (b, _)| a.cmp(b));
-    Ok(Tensors { named, tuples: Vec::new(), head: header })
+    Ok(Tensors { named, lists: Vec::new(), head: header })
 }
 
 fn number(dtype: Dtype) -> std::result::Result<Number, String> {

@@ -38,8 +38,8 @@ pub struct Tensors {
     /// By name: safetensors by the order of their names, those of an archive as they stand in it, with names of nested containers joined by dots and
     /// elements of lists numbered.
     pub named: Vec<(String, Tensor)>,
-    /// Names of the tuples among those containers that tensors are elements of, where the file tells them from lists.
-    pub tuples: Vec<String>,
+    /// Names of those among these containers that are lists with tensors for elements: no tuples and no dictionaries.
+    pub lists: Vec<String>,
     /// What says where they lie, as it stands in the file: safetensors' header, or the archive's pickle.
     pub head: Bytes,
 }

@@ -42,7 +42,7 @@ pub(crate) fn tensors(file: &File) -> Result<Tensors> {
     let found = pickle::tensors(&pickle).map_err(|problem| file.flaw(problem))?;
     let tensors = found.tensors.into_iter();
     let named = tensors.map(|(name, tensor)| Ok((name, archive.tensor(&tensor)?))).collect::<Result<_>>()?;
-    Ok(Tensors { named, tuples: found.tuples, head: pickle })
+    Ok(Tensors { named, lists: found.lists, head: pickle })
 }
 
 #[derive(Clone, Copy)]

@@ -36,10 +36,13 @@ fn tensors_are_found_with_their_names() {
     assert_eq!(list.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["0", "1"]);
     let dict = read(&[b"}(X\x01\0\0\0a", TENSOR, b"X\x01\0\0\0b}(K\x05", TENSOR, b"\x8c\x01cNuu"]).unwrap();
     assert_eq!(dict.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a", "b.5"]);
-    // Tuples are told from lists, where tensors are their elements.
-    assert_eq!(found(&[b"}X\x01\0\0\0a(", TENSOR, TENSOR, b"ts"]).unwrap().tuples, ["a"]);
-    assert_eq!(found(&[b"](", TENSOR, TENSOR, b"e"]).unwrap().tuples, [""; 0]);
-    assert_eq!(found(&[b"}X\x01\0\0\0aK\x01K\x02\x86s"]).unwrap().tuples, [""; 0]);
+    // Lists are told from tuples and dictionaries, where tensors are their elements.
+    assert_eq!(found(&[b"}X\x01\0\0\0a](", TENSOR, TENSOR, b"es"]).unwrap().lists, ["a"]);
+    assert_eq!(found(&[b"](", TENSOR, TENSOR, b"e"]).unwrap().lists, [""]);
+    for other in [&[b"(", TENSOR, TENSOR, b"t"][..], &[b"}(K\x00", TENSOR, b"K\x01", TENSOR, b"u"], &[b"](K\x01K\x02e"]]
+    {
+        assert_eq!(found(other).unwrap().lists, [""; 0]);
+    }
     // A value that is put aside is the same value.
     assert_eq!(read(&[b"](", TENSOR, b"q\x00h\x00e"]).unwrap().len(), 2);
     // A long integer, and one of a parameter.
