@@ -1024,6 +1024,16 @@ def shared_parts(folder):
     second.write(rows[:6])
     refuses(ValueError, ["another writer has begun"], lambda: (new().write(rows[:1]), second.finish()))
     refuses(ValueError, ["was written to by another writer since"], fourth.write, rows)
+    idle = new()
+    busy = new()
+    busy.write(rows[:1])
+    assert idle.rows_committed == 10
+    busy.write(rows[:4])
+    refuses(ValueError, ["was written to by another writer since"], idle.finish)
+    assert not pathlib.Path(folder, "two/manifest.json").exists()
+    busy.abort()
+    pathlib.Path(folder, "two/parts/000002.json").unlink()
+    pathlib.Path(folder, "two/shard-000002.parquet").unlink()
     last = new()
     assert last.rows_committed == 10
     last.write(rows[:2])

@@ -57,10 +57,17 @@ class Texts:
             if number >= self._first:
                 self._hashes[number] = self._digest.hexdigest()
             if number in self._known and self._known[number] != self._digest.hexdigest():
-                raise ValueError(f"the first {number + 1} texts are not those that the folder was begun with: {_REMEDY}")
+                self.refuse_others(number)
             yield text
         if any(last > number for last in self._known):
             raise ValueError(f"there are {number + 1} texts, and the folder was begun with at least {max(self._known) + 1}: {_REMEDY}")
+
+    def refuse_others(self, number: int) -> None:
+        """
+        Raises:
+            ValueError: for texts up to this one, which make other contexts.
+        """
+        raise ValueError(f"the first {number + 1} texts are not those that the folder was begun with: {_REMEDY}")
 
     def refuse_more(self, number: int) -> None:
         """

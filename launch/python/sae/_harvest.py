@@ -209,7 +209,8 @@ def harvest(
     ```
 
     Layer L is `hidden_states[L]` of `transformers`, the stream after L blocks and before the final norm, `blocks.{L-1}.hook_resid_post`
-    elsewhere. Models whose streams are others (Mamba and RWKV count them from behind the first block) are refused by a look at a few tokens. The pass ends behind the last block that is needed. Rows carry `context_id`, `pos` (in the context, counted from 0), `doc_id`
+    elsewhere. Models whose streams are others (Mamba and RWKV count them from behind the first block) are refused by a look at a few tokens.
+    The pass ends behind the last block that is needed. Rows carry `context_id`, `pos` (in the context, counted from 0), `doc_id`
     (the number of the text) and `token_id`; `_contexts/part-*.parquet` holds the tokens of every context.
 
     Rows are made in parts, each committed by a marker: called again with the same arguments after a crash, it makes what is missing and
@@ -399,7 +400,7 @@ def _make_parts(job: _Job, tokenizer: Any, texts: Iterable[str], in_part: int, w
             through = context.docs[-1]
             texts_hash = read.hash_through(through)
             if part in notes and (notes[part]["through"], notes[part]["last"]) != (through, is_last):
-                read.refuse_more(through)
+                read.refuse_others(through)
             if part % worker[1] == worker[0] and part not in notes:
                 note = {"text": context.text, "offset": context.offset, "through": through, "texts": texts_hash, "last": is_last}
                 job.make(part, held, part * in_part, note)

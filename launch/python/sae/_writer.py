@@ -241,9 +241,11 @@ class ShardWriter:
 
     def _commit(self) -> None:
         """Ends the open shard."""
-        self._parts.check_claim()
         if self._open is not None:
+            self._parts.check_claim()
             shard = self._open.finish()
+            # Another may have begun while the shard was sent.
+            self._parts.check_claim()
             self._parts.commit(self._done, Marker({"": shard}, {}))
             self._done, self._rows_committed = self._done + 1, self._rows_committed + int(shard["rows"])
             self._open = None
@@ -257,6 +259,10 @@ class ShardWriter:
         self._refuse_if_over()
         if not self._is_finished:
             try:
+                if self._open is not None or self._done > 0:
+                    # A writer that has written nothing ends no folder that another is writing.
+                    self._parts.claim()
+                    self._parts.check_claim()
                 self._commit()
             except BaseException:
                 self._is_over = True
