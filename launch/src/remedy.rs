@@ -7,9 +7,13 @@ use trainer::{Error, Exit, OR_FILTER};
 
 use crate::table;
 
+/// Set where a run of several ranks is a configuration of a sweep, whose recipe is the sweep's.
+pub const OF_SWEEP: &str = "SAE_OF_SWEEP";
+
 /// An error in the words that a user sees.
 pub fn words(error: &Error) -> String {
     match error {
+        Error::BadRows { .. } if std::env::var_os(OF_SWEEP).is_some() => words_in_sweep(error),
         Error::BadRows { problem, skip } => {
             // As a shell takes it between quotes.
             let quoted = skip.replace('\'', r"'\''");

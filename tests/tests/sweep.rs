@@ -310,6 +310,11 @@ fn bad_rows_are_left_out_of_a_sweep_as_it_says() {
     words(&fixture.save_text("mended", &mended)).exits(0);
     let status = sae::run(&["sweep", "status", &dir, "--json"]).exits(0).json();
     assert_eq!(status["counts"]["done"], 2, "{status}");
+    // What goes on from the folder leaves them out too.
+    for line in status["configurations"].as_array().expect("a list") {
+        let kept = fixture.path(format!("sweep/configurations/{}.toml", line["id"].as_str().expect("an id")));
+        assert!(std::fs::read_to_string(kept).expect("a recipe").contains(&format!("skip = {skip}")), "{line}");
+    }
 }
 
 /// What is said to do next is done by that command, wherever the sweep lies, when its files and their laws are gone.

@@ -65,8 +65,8 @@ saves, goes back into the queue and goes on; so it does after exit codes\n69 and
 pub struct Slurm {
     #[command(flatten)]
     pub run: RunArgs,
-    /// The file is a sweep, or it is a sweep's folder: an array of --nodes jobs of one machine each, which share its configurations out. Each has a slot for each of its
-    /// GPUs, or --ranks-per-node slots.
+    /// The file is a sweep, or it is a sweep's folder: an array of --nodes jobs of one machine each, which share its configurations out. Each
+    /// has a slot for each of its GPUs, or --ranks-per-node slots.
     #[arg(long, conflicts_with_all = ["mesh", "resume", "resume_or_start"])]
     pub sweep: bool,
     #[command(flatten)]

@@ -23,8 +23,8 @@ pub enum What {
 #[command(
     after_help = "Examples:\n  sae scaling fit sweeps/isoflop --out laws\n  sae scaling fit runs/a runs/b s3://bucket/sweep --out laws \
 --loss huber\n  sae scaling fit --runs runs.csv --out laws\n\nA table has the columns features, steps and loss; lr, seed, budget (F x steps), \
-l1, batch, width, l0,\nexplained_variance, dead_fraction, flops, data, eval and run are taken where they are there, as in `sae runs \
---csv`; so are keys of the recipe, as train.clip."
+l1, batch, width, l0,\nexplained_variance, dead_fraction, flops, data, eval, run and the others of `sae runs --csv` are taken \
+where they are there; so\nare keys of the recipe, as train.clip."
 )]
 pub struct Fit {
     /// Run folders, or folders that hold some; paths or URLs.

@@ -206,8 +206,18 @@ impl Folder {
         if ids.is_empty() {
             return Err(self.has_no_sweep());
         }
-        let read: Result<Vec<_>, Failure> = at_once(&ids, |id| self.configuration(id))?.into_iter().collect();
-        Ok(read?.into_iter().flatten().collect())
+        let (mut found, mut unread) = (Vec::new(), None);
+        for read in at_once(&ids, |id| self.configuration(id))? {
+            match read {
+                Ok(configuration) => found.extend(configuration),
+                Err(failure) if failure.is_of_data() => {
+                    tracing::warn!("left out: {}", failure.message());
+                    unread = Some(failure);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        unread.filter(|_| found.is_empty()).map_or(Ok(found), Err)
     }
 
     /// What to say where nothing was submitted.
@@ -249,12 +259,25 @@ impl Folder {
         self.store.put_new(DATA, kept.map_err(|error| trainer::Error::Internal(error.into()))?)?;
         self.check_data(spec, data)?;
         let there = self.look()?;
-        let is_new =
-            |configuration: &&Configuration| there.get(&configuration.id).is_none_or(|files| !files.is_submitted);
-        for Configuration { id, recipe } in configurations.iter().filter(is_new) {
+        for Configuration { id, recipe } in configurations {
+            // Rows that are left out are no part of an id, and become more.
+            let is_kept = there.get(id).is_some_and(|files| files.is_submitted)
+                && (recipe.data.skip.is_empty() || self.keeps_skip(id, recipe)?);
+            if is_kept {
+                continue;
+            }
             self.store.put(&format!("{CONFIGURATIONS}/{id}.toml"), recipe.to_toml().into_bytes())?;
         }
         Ok(())
+    }
+
+    /// Whether a configuration was submitted with the rows that are left out now. What cannot be read is written again.
+    fn keeps_skip(&self, id: &str, recipe: &Recipe) -> Result<bool, Failure> {
+        match self.configuration(id) {
+            Ok(kept) => Ok(kept.is_some_and(|kept| kept.recipe.data.skip == recipe.data.skip)),
+            Err(failure) if failure.is_of_data() => Ok(false),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// That the sweep which lies here, if there is one, was begun on the same data.

@@ -20,7 +20,7 @@ use super::group::{Claimed, Outcome, unbegun};
 use crate::device::DeviceChoice;
 use crate::failure::{Failure, TAKEN};
 use crate::world::OF_RANKS;
-use crate::{parent, ranks};
+use crate::{parent, ranks, remedy};
 
 /// How often the process is looked at.
 const POLL: Duration = Duration::from_millis(20);
@@ -65,6 +65,7 @@ fn launched(choice: DeviceChoice, ranks: usize, member: &Claimed) -> Result<(Exi
         .args(["--device", &choice.to_string(), "--ranks", &ranks.to_string()])
         .arg(recipe.path())
         .env(parent::LAUNCHER, std::process::id().to_string())
+        .env(remedy::OF_SWEEP, "1")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -185,7 +185,7 @@ fn settings(file: &File, path: &str, base: &Table, near: &dyn Fn(&str) -> String
     let has_presets = points.iter().any(|point| point.steps.is_some());
     if has_presets && file.points.is_empty() && values::get(&file.base, "train.tokens").is_some() {
         return Err(Failure::arguments(format!(
-            "{path}: base.train.tokens is set by [isoflop] or [lr], from budget and features: leave it out"
+            "{path}: base.train.tokens is set by [isoflop] or [lr], from budget and features: leave it out, or go on with a sweep by the name of its folder"
         )));
     }
     let axes = values::axes(&file.axes, &takes_whole_numbers)?;

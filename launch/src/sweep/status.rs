@@ -106,7 +106,7 @@ impl Report {
             };
             let beat = alive.get(*id).and_then(|key| watch.beat(key));
             let line = Line::of(folder, id, &files[*id], beat)?;
-            Ok(Some((configuration, Line { cause: line.cause.or(cause), ..line })))
+            Ok(Some((configuration, Line { cause: cause.or(line.cause), ..line })))
         })?;
         let read: Vec<Option<(Option<Configuration>, Line)>> = read.into_iter().collect::<Result<_, _>>()?;
         let mut read: Vec<(Option<Configuration>, Line)> = read.into_iter().flatten().collect();
