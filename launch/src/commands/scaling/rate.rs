@@ -122,7 +122,9 @@ fn followed(points: &[(f64, f64)], at: f64) -> Option<f64> {
     let spread: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
     let slope = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum::<f64>() / spread;
     let line = |at: f64| y + slope * (at - x);
-    if points.iter().all(|point| (point.1 - line(point.0)).abs() <= FOLLOWS) {
+    // A line goes through any two.
+    let budgets = 1 + points.windows(2).filter(|pair| pair[0].0 < pair[1].0).count();
+    if budgets > 2 && points.iter().all(|point| (point.1 - line(point.0)).abs() <= FOLLOWS) {
         return Some(line(at));
     }
     if points.windows(2).any(|pair| pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1) {
@@ -146,6 +148,9 @@ mod tests {
         let list = [(10.0, -5.0), (10.0, -5.0), (12.0, -7.0), (14.0, -6.0)];
         assert_eq!(followed(&list, 11.0), Some(-6.0));
         assert_eq!((followed(&list, 15.0), followed(&list, 9.0)), (None, None));
+        // Two budgets tell no law.
+        let two = [(10.0, -5.0), (10.0, -5.0), (12.0, -7.0)];
+        assert_eq!([9.0, 11.0, 13.0].map(|at| followed(&two, at)), [None, Some(-6.0), None]);
         // Several rates at one budget.
         assert_eq!(followed(&[(10.0, -5.0), (10.0, -6.0), (12.0, -7.0)], 11.0), None);
         assert_eq!(followed(&[(10.0, -5.0), (10.0, -6.0)], 10.0), None);
