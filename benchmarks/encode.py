@@ -63,6 +63,20 @@ def check(given, pairs):
     return float(np.abs(found - expected).max())
 
 
+def measured(given, shards):
+    """An encoding's figures. A process counts the memory of the one that starts it as its own peak: nothing large may be loaded here before."""
+    out = os.path.join(given.out, f"encoded-{shards}")
+    command = [given.sae, "encode", os.path.join(given.out, "dictionary"), "--data", os.path.join(given.out, "rows"), "--out", out, "--feature-shards", str(shards)]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    assert status == 0, command
+    figures = {"features": given.features, "width": given.width, "rows": given.rows, "feature_shards": shards, "wall_s": round(seconds, 2)}
+    cpu_s = used.ru_utime + used.ru_stime
+    return figures | {"cpu_s": round(cpu_s, 2), "rows_per_s": round(given.rows / seconds), "peak_mib": round(used.ru_maxrss / 1024)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sae")
@@ -72,28 +86,19 @@ def main():
     parser.add_argument("--rows", type=int, default=1 << 15)
     parser.add_argument("--l0", type=float, default=32)
     parser.add_argument("--sample", type=int, default=64)
-    parser.add_argument("--shards", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--make", action="store_true", help="only dictionary/ and rows/")
     given = parser.parse_args()
-    make(given)
-    first = None
-    for shards in given.shards:
-        out = os.path.join(given.out, f"encoded-{shards}")
-        command = [given.sae, "encode", os.path.join(given.out, "dictionary"), "--data", os.path.join(given.out, "rows"), "--out", out, "--feature-shards", str(shards)]
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
-        assert status == 0, command
-        pairs = pairs_of(out)
+    if given.make:
+        return make(given)
+    subprocess.run([sys.executable, *sys.argv, "--make"], check=True)
+    figures, first = [measured(given, shards) for shards in given.shards], None
+    for of in figures:
+        pairs = pairs_of(os.path.join(given.out, f"encoded-{of['feature_shards']}"))
         first = first or pairs
         assert all(np.array_equal(one, other) for one, other in zip(first, pairs)), "other pairs"
-        figures = {
-            "features": given.features, "width": given.width, "rows": given.rows, "feature_shards": shards, "l0": round(len(pairs[0]) / given.rows, 3),
-            "wall_s": round(seconds, 2), "cpu_s": round(used.ru_utime + used.ru_stime, 2), "rows_per_s": round(given.rows / seconds, 1),
-            "pairs_per_s": round(len(pairs[0]) / seconds), "peak_mib": round(used.ru_maxrss / 1024), "weights_mib": round(8 * given.features * given.width / (1 << 20)),
-            "worst_beside_numpy": check(given, pairs),
-        }  # fmt: skip
-        print(json.dumps(figures), flush=True)
+        beside = {"l0": round(len(pairs[0]) / given.rows, 3), "weights_mib": 8 * given.features * given.width >> 20, "worst_beside_numpy": check(given, pairs)}
+        print(json.dumps(of | beside), flush=True)
 
 
 if __name__ == "__main__":
