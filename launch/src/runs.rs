@@ -1,7 +1,8 @@
 //! Run folders, read back: what was trained, what came of it, and what it took. Tables of runs are made of this, and points for fits.
 //!
 //! A run folder is one that has a config.toml. What it came to, and on which data, stands in summary.json (in an older one not the data: then
-//! the manifest of its last checkpoint has it); why it ended before, in error-RANK.json. Nothing is written, and files that no run has left are not read at any length.
+//! the manifest of its last checkpoint has it); why it ended before, in error-RANK.json. Nothing is written, and files that no run has left
+//! are not read at any length.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;

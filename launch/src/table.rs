@@ -43,9 +43,13 @@ const NARROWEST: u16 = 40;
 
 /// Prints rows under titles, wrapped where they are wider than a terminal; columns of numbers stand to the right.
 pub fn columns<const N: usize>(titles: &[&str; N], rows: &[[String; N]]) {
-    let columns =
-        titles.iter().enumerate().map(|(at, title)| Column::of(title, rows.iter().map(|row| row[at].clone())));
-    say(fitted(&columns.collect::<Vec<_>>(), width()));
+    say(fitted(&columns_of(titles, rows), width()));
+}
+
+/// The columns of rows under titles.
+pub fn columns_of<const N: usize>(titles: &[&str; N], rows: &[[String; N]]) -> Vec<Column> {
+    let columns = titles.iter().enumerate();
+    columns.map(|(at, title)| Column::of(title, rows.iter().map(|row| row[at].clone()))).collect()
 }
 
 /// A column of a table.

@@ -114,14 +114,13 @@ fn show(lines: &[Line]) {
         })
         .collect();
     let titles = ["run", "state", "features", "steps", "lr", "λ", "loss", "L0", "EV", "FLOP", "time"];
-    let columns =
-        titles.iter().enumerate().map(|(at, title)| Column::of(title, rows.iter().map(|row| row[at].clone())));
+    let mut columns = table::columns_of(&titles, &rows);
     let differing = differing(lines);
     let mut spare = vec!["time", "FLOP"];
     spare.extend(differing.iter().rev().map(|(title, _)| title.as_str()));
     spare.extend(["EV", "L0"]);
-    let of_keys = differing.iter().map(|(title, cells)| Column::of(title, cells.iter().cloned()));
-    table::in_room(columns.chain(of_keys).collect(), &spare);
+    columns.extend(differing.iter().map(|(title, cells)| Column::of(title, cells.iter().cloned())));
+    table::in_room(columns, &spare);
     if let Some(parent) = &common {
         table::say(format!("runs in {parent}"));
     }

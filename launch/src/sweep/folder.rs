@@ -108,8 +108,7 @@ pub struct Folder {
     pub store: Store,
 }
 
-/// Content of data.json: the identities of what the base recipe names. What
-/// configurations set for themselves is in their ids.
+/// Content of data.json: the identities of what the base recipe names. What configurations set for themselves is in their ids.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Kept {
     train: Option<String>,
@@ -199,7 +198,7 @@ impl Folder {
     /// All configurations that were ever submitted here.
     ///
     /// # Errors
-    /// [`Exit::Data`] where there are none, or one cannot be read; those of the store.
+    /// [`Exit::Data`] where there are none, or none can be read; those of the store.
     pub fn submitted(&self) -> Result<Vec<Configuration>, Failure> {
         let files = self.look()?;
         let ids: Vec<&String> = files.iter().filter(|(_, files)| files.is_submitted).map(|(id, _)| id).collect();

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::args::Recommend;
 use crate::failure::Failure;
+use crate::remedy;
 
 /// Rates of runs follow compute where a power law of it misses none of them by more than this share.
 const FOLLOWS: f64 = 0.05;
@@ -76,8 +77,7 @@ pub fn learning_rate(
     wanted: Wanted,
 ) -> Result<(Estimate, From), Failure> {
     let fixed = |value: f64, from: From| (Estimate { value, low: value, high: value }, from);
-    let is_set = |set: &String| set.split_once('=').is_some_and(|(key, _)| key.trim() == "train.lr");
-    if args.set.iter().any(is_set) {
+    if args.set.iter().any(|set| remedy::set_key(set) == Some("train.lr")) {
         return Ok(fixed(own, From::Set));
     }
     let law = || laws.lr_opt.as_ref().map(|law| (law.at(compute), From::Law));
